@@ -1,0 +1,27 @@
+"""What a pass has to say to the user, as data: one :class:`Diagnostic` each, collected and never printed."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Severity = Literal["note", "warning", "error"]
+
+
+class Diagnostic(BaseModel):
+    """One remark about a model or a plan.
+
+    Attributes:
+        code: A stable kebab-case name, e.g. ``opaque-node``; search the README for it.
+        severity: ``note`` (good to know), ``warning`` (the result may not be what you want), ``error``.
+        where: The node path, file or plan field that it is about.
+        why: What was found.
+        hint: What can be done about it; empty where nothing needs doing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: str
+    severity: Severity
+    where: str
+    why: str
+    hint: str = ""

@@ -1,0 +1,82 @@
+"""The exceptions, and what each means for the caller.
+
+    FxdistillError                  exit code 1: the work failed
+    ├── InputError                  exit code 2: what was given is wrong
+    │   ├── ModelError              a model file, a factory or a state dict
+    │   ├── PlanError               a plan that cannot be read, or that does not fit its models
+    │   ├── DataError               a data spec, or the data behind it
+    │   ├── PairingError            a pin, a forbidden pair or a width that cannot be had
+    │   └── RunDirError             a run directory that holds something else
+    ├── PassError                   a pass failed; the cause is chained
+    ├── InvariantError              a promise that the product makes about itself did not hold
+    ├── ParityError                 the exported model and the trained one disagree
+    └── TrainingError               training diverged
+
+Every error says what is wrong, where, and what to do about it.
+"""
+
+
+class FxdistillError(Exception):
+    """Base of all errors raised on purpose by fxdistill.
+
+    Args:
+        what: What is wrong, one sentence.
+        where: The file, node, option or line of the plan that it is about.
+        hint: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.hint:
+            lines.append(f"  to do: {self.hint}")
+        return "\n".join(lines)
+
+
+class InputError(FxdistillError):
+    """What the user gave is wrong; nothing was written."""
+
+    exit_code = 2
+
+
+class ModelError(InputError):
+    """A model file, a factory or a state dict cannot be used."""
+
+
+class PlanError(InputError):
+    """A plan cannot be read, or does not fit its models."""
+
+
+class DataError(InputError):
+    """A data spec is unknown, or the data behind it is not what it should be."""
+
+
+class PairingError(InputError):
+    """A pin, a forbidden pair or a width that cannot be had."""
+
+
+class RunDirError(InputError):
+    """A run directory holds another run, or not what it should."""
+
+
+class PassError(FxdistillError):
+    """A pass failed. The exception that it raised is the ``__cause__``."""
+
+
+class InvariantError(FxdistillError):
+    """A promise that fxdistill makes about its own results did not hold."""
+
+
+class ParityError(FxdistillError):
+    """The exported model and the trained one disagree."""
+
+
+class TrainingError(FxdistillError):
+    """Training produced a loss that is not a number."""
