@@ -1,0 +1,355 @@
+"""The plan: everything that a run does, as reviewable data.
+
+A plan is JSON: versioned, validated, without tensors and without code. ``run`` does what it says and nothing that it does
+not say; there are no hidden defaults, because writing a plan spells every default out. The same inputs and seed
+give the same bytes. Both models are bound by the sha256 of their files.
+
+    plan = models + input + data + pairs (with evidence) + kept channels + stages (+ control stages) + export
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import PlanError
+
+VERSION = 1
+Align = Literal["slice", "project"]
+Layout = Literal["nchw", "nhwc", "tokens", "features"]
+PositiveInt = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelRef(_Data):
+    """Where a model comes from.
+
+    Attributes:
+        path: The file, relative to the plan; None for a factory alone (random weights under the plan's seed).
+        sha256: Hash of that file.
+        factory: ``module:function`` that builds the architecture; None for a ``.pt2`` or a trusted pickle.
+        kwargs: Keyword arguments of the factory.
+        entry: The entry of a checkpoint that the weights were taken from; '' for the whole file.
+        trusted: Whether the user allowed the file to be unpickled.
+        rung: How the model was traced.
+    """
+
+    path: str | None
+    sha256: str | None
+    factory: str | None
+    kwargs: dict[str, Any] = {}
+    entry: str = ""
+    trusted: bool = False
+    rung: Literal["symbolic", "leaves", "export"] = "symbolic"
+    parameters: Count = 0
+    macs: Count = 0
+
+
+class InputSpec(_Data):
+    """What both models read: shape of one batch (the first entry is the batch size used for planning)."""
+
+    shape: list[PositiveInt]
+
+
+class DataPlan(_Data):
+    """The data, its augmentation and normalisation.
+
+    Attributes:
+        spec: ``digits``, ``cifar10:ROOT`` …; None for a structural plan, which cannot be run.
+        batch_size: Images a training step.
+        augmentation: Names of augmentations, applied in order: ``flip``, ``crop:PADDING``.
+        mean: Subtracted per input channel, pixels in 0 … 1.
+        std: Divided by, per input channel.
+        classes: Class names in label order.
+    """
+
+    spec: str | None
+    batch_size: PositiveInt = 128
+    augmentation: list[str] = []
+    mean: list[float] = []
+    std: list[Annotated[float, Field(gt=0)]] = []
+    classes: list[str] = []
+
+
+class Tap(_Data):
+    """A node whose value is compared: path, shape, channel dimension and layout."""
+
+    path: str
+    shape: list[PositiveInt]
+    channel_dim: Count
+    width: PositiveInt
+    layout: Layout
+    class_token: bool = False
+
+
+class RunnerUp(_Data):
+    """The second-best teacher node for a student node."""
+
+    teacher: str
+    score: float
+
+
+class Pair(_Data):
+    """A teacher node and a student node that are brought together, with the evidence for it."""
+
+    name: str
+    teacher: Tap
+    student: Tap
+    score: float
+    runner_up: RunnerUp | None
+    why: list[str]
+    align: Align
+
+
+class Kept(_Data):
+    """The teacher channels that a pair keeps (sorted), of how many, by which criterion, coupled with what."""
+
+    pair: str
+    path: str
+    channels: list[Count]
+    width: PositiveInt
+    criterion: str
+    coupled: list[str]
+
+
+class Optimizer(_Data):
+    """A torch optimiser by name, with its arguments."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0)] = 0.0
+
+
+class LossTerm(_Data):
+    """One loss of a stage.
+
+    Attributes:
+        loss: Name in the registry of losses.
+        pair: The pair whose taps it compares; None for the logits.
+        weight: Factor in the sum.
+        args: Further arguments, e.g. ``temperature``.
+    """
+
+    loss: str
+    pair: str | None
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    args: dict[str, float] = {}
+
+    @property
+    def name(self) -> str:
+        """The term's name in metrics: ``mse[pair]``, ``kd``."""
+        return f"{self.loss}[{self.pair}]" if self.pair is not None else self.loss
+
+
+class Stage(_Data):
+    """Some epochs under one set of losses, with an optimiser that starts fresh.
+
+    Attributes:
+        schedule: Learning rate over the stage: ``constant``, or ``cosine`` to zero.
+        cost: MACs of the stage's program for one image, as a share of teacher and student in full.
+    """
+
+    name: str
+    epochs: PositiveInt
+    losses: Annotated[list[LossTerm], Field(min_length=1)]
+    optimizer: Optimizer
+    schedule: Literal["constant", "cosine"] = "constant"
+    cost: Annotated[float, Field(ge=0)] = 1.0
+
+
+class ExportPlan(_Data):
+    """The ONNX file and its gate."""
+
+    opset: PositiveInt = 18
+    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+
+
+class Plan(_Data):
+    """A whole plan. See the module docstring."""
+
+    version: Literal[1]
+    method: str
+    seed: Count
+    teacher: ModelRef
+    student: ModelRef
+    input: InputSpec
+    data: DataPlan
+    pairs: list[Pair]
+    kept: list[Kept]
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    control: list[Stage] = []
+    seeds: Annotated[list[Count], Field(min_length=1)]
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    export: ExportPlan = ExportPlan()
+    diagnostics: list[Diagnostic] = []
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Self:
+        names = [pair.name for pair in self.pairs]
+        _unique(names, "pair")
+        for stages in (self.stages, self.control):
+            _unique([stage.name for stage in stages], "stage")
+        by_name = {pair.name: pair for pair in self.pairs}
+        for stage in (*self.stages, *self.control):
+            for term in stage.losses:
+                if term.pair is not None and term.pair not in by_name:
+                    raise ValueError(f"stage '{stage.name}' names the pair '{term.pair}', which the plan has not")
+        for kept in self.kept:
+            _kept_holds(kept, by_name)
+        missing = [p.name for p in self.pairs if p.align == "slice"]
+        absent = set(missing) - {kept.pair for kept in self.kept}
+        if absent:
+            raise ValueError(f"no kept channels for the sliced pair '{sorted(absent)[0]}'")
+        return self
+
+    def kept_for(self, pair: str) -> Kept | None:
+        """The kept channels of a pair, None where it is not sliced."""
+        return next((kept for kept in self.kept if kept.pair == pair), None)
+
+    def to_json(self) -> str:
+        """The plan's text: stable, every default spelled out, lists of numbers on one line."""
+        return _dump(self.model_dump(mode="json")) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the plan's text."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _unique(names: list[str], kind: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two {kind}s are named '{name}'")
+
+
+def _kept_holds(kept: Kept, pairs: dict[str, Pair]) -> None:
+    if kept.pair not in pairs:
+        raise ValueError(f"kept channels name the pair '{kept.pair}', which the plan has not")
+    pair = pairs[kept.pair]
+    if pair.align != "slice":
+        raise ValueError(f"the pair '{kept.pair}' has kept channels but its align is '{pair.align}'")
+    if kept.width != pair.teacher.width or kept.path != pair.teacher.path:
+        raise ValueError(f"the kept channels of '{kept.pair}' are not about its teacher tap")
+    if kept.channels != sorted(set(kept.channels)):
+        raise ValueError(f"the kept channels of '{kept.pair}' are not sorted and distinct")
+    if kept.channels and kept.channels[-1] >= kept.width:
+        raise ValueError(
+            f"the kept channel {kept.channels[-1]} of '{kept.pair}' is out of range: '{kept.path}' has "
+            f"{kept.width} channels, 0 to {kept.width - 1}"
+        )
+    if len(kept.channels) != pair.student.width:
+        raise ValueError(
+            f"'{kept.pair}' keeps {len(kept.channels)} channels; the student's tap has {pair.student.width}"
+        )
+
+
+def load(path: Path) -> Plan:
+    """Read and validate a plan.
+
+    Raises:
+        PlanError: Missing, not JSON, of a newer version, or not a valid plan; names the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        reason = cause.strerror if isinstance(cause, OSError) else "it is not a text file"
+        raise PlanError(f"the plan cannot be read: {reason}", where=str(path), hint="write one with `fxdistill plan`") from cause
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as cause:
+        raise PlanError(
+            f"the plan is not JSON: {cause.msg}", where=f"{path}, line {cause.lineno}, column {cause.colno}",
+            hint="correct that line, or write the plan anew with `fxdistill plan`",
+        ) from cause  # fmt: skip
+    return parse(data, where=str(path))
+
+
+def parse(data: object, *, where: str) -> Plan:
+    """Validate a plan's data.
+
+    Raises:
+        PlanError: As for :func:`load`.
+    """
+    if not isinstance(data, dict):
+        raise PlanError("the plan is not a JSON object", where=where, hint="write one with `fxdistill plan`")
+    version = data.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise PlanError(
+            f"the plan has version {version}; this fxdistill reads versions up to {VERSION}",
+            where=f"{where}, version", hint="update fxdistill, or write the plan anew",
+        )  # fmt: skip
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the plan"
+        more = f" (and {cause.error_count() - 1} more)" if cause.error_count() > 1 else ""
+        raise PlanError(
+            f"the plan is not valid: {first['msg'].removeprefix('Value error, ')}{more}",
+            where=f"{where}, {field}", hint="correct that field, or write the plan anew with `fxdistill plan`",
+        ) from cause  # fmt: skip
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a plan."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Plan.model_json_schema()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        PlanError: The place cannot be written to.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary file beside it, synced, then renamed.
+
+    Raises:
+        PlanError: The place cannot be written to (missing folder, no permission, full disk).
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as cause:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise PlanError(
+            f"cannot write: {cause.strerror or cause}", where=str(path), hint="choose another place, or free some space"
+        ) from cause
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _dump(value: object, indent: int = 0) -> str:
+    """JSON with one entry a line, except that a list of plain values stays on one line: made for diffs."""
+    pad, inner = "  " * indent, "  " * (indent + 1)
+    if isinstance(value, dict) and value:
+        rows = (f"{inner}{json.dumps(key)}: {_dump(item, indent + 1)}" for key, item in value.items())
+        return "{\n" + ",\n".join(rows) + f"\n{pad}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(f"{inner}{_dump(item, indent + 1)}" for item in value) + f"\n{pad}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
