@@ -1,0 +1,290 @@
+"""What models are measured by: accuracy, retrieval, size and ONNX latency.
+
+Retrieval ranks the database for every query. With rel(k) = 1 where rank k has the query's class, R the number
+of such items in the database and P(k) the share of them among the first k ranks:
+
+    mean_ap      mean over queries of  (1 / R) Σ_k rel(k) P(k), the usual mean average precision
+    mean_ap_11   mean over queries of  (1 / 11) Σ_r P(k_r) over r = 0, 0.1 … 1, where k_r is the first rank
+                 whose recall is nearest to r, and P is not interpolated
+    top_100      mean over queries of  P(100)
+
+The two averages differ: 11-point figures, which the papers on PKT and InDistill report, compare with each
+other only.
+
+Latencies of several files are taken round robin, one run of each in turn: a machine's slow moments then hit
+all of them, and their ratio holds where single figures do not.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from torch import Tensor, nn
+
+from fxdistill.errors import DataError, InputError, ModelError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Metric = Literal["cosine", "l2"]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Retrieval scores, each from 0 to 1. See the module docstring."""
+
+    mean_ap: float
+    mean_ap_11: float
+    top_100: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a run: median, 10th and 90th percentile; and the execution provider that ran it."""
+
+    median_ms: float
+    p10: float
+    p90: float
+    provider: str
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """Eval and inference mode; afterwards every submodule is back in the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield module
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def prediction(output: Any) -> Tensor:
+    """The prediction in a model's output: the tensor itself, the entry ``out`` or ``logits``, else the first.
+
+    Raises:
+        ModelError: There is no tensor in it.
+    """
+    while not isinstance(output, Tensor):
+        if isinstance(output, Mapping) and output:
+            output = output.get("out", output.get("logits", next(iter(output.values()))))
+        elif isinstance(output, tuple | list) and output:
+            output = output[0]
+        else:
+            raise ModelError(
+                "the model's output holds no tensor", where=f"an output of type {type(output).__name__}"
+            )
+    return output
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def accuracy(module: nn.Module, batches: Batches) -> float:
+    """Top-1 accuracy, 0 to 1, in eval mode; the module's modes are restored.
+
+    Args:
+        module: Takes images, gives logits (N, C).
+        batches: Images (N, ...) and labels (N,); moved to the module's device.
+
+    Raises:
+        DataError: There are no images.
+    """
+    device = device_of(module)
+    correct = torch.zeros(
+        (), dtype=torch.long, device=device
+    )  # stays there: one wait at the end, not one a batch
+    images = 0
+    with evaluating(module):
+        for image, label in batches:
+            logits = prediction(module(image.to(device, non_blocking=True)))
+            correct += (logits.argmax(1) == label.to(device, non_blocking=True)).sum()
+            images += len(label)
+    if not images:
+        raise DataError("there are no images to evaluate on", hint="the split is empty; check the data spec")
+    return int(correct) / images
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's tensors are; the CPU where it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+@torch.inference_mode()
+def retrieval(
+    database_features: Tensor, database_labels: Tensor, query_features: Tensor, query_labels: Tensor,
+    *, metric: Metric, chunk: int = 256,
+) -> Retrieval:  # fmt: skip
+    """Rank the database for each query and score the ranks. See the module docstring.
+
+    Args:
+        database_features: (N, D), or (N, ...), flattened.
+        database_labels: (N,) class indices.
+        query_features: (Q, D), on the database's device.
+        query_labels: (Q,). A query whose class the database has not scores 0.
+        metric: ``cosine`` similarity or ``l2`` distance; items equally near keep the database's order.
+        chunk: Queries ranked at once; takes about 40 bytes x chunk x N.
+
+    Raises:
+        DataError: Nothing to search, no queries, or features and labels that do not go together.
+    """
+    database, queries = database_features.flatten(1).float(), query_features.flatten(1).float()
+    _check_retrieval(database, database_labels, queries, query_labels)
+    if metric == "cosine":
+        database, queries = F.normalize(database), F.normalize(queries)
+    totals = torch.zeros(3, dtype=torch.double, device=database.device)
+    for start in range(0, len(queries), chunk):
+        features, labels = queries[start : start + chunk], query_labels[start : start + chunk]
+        distance = -(features @ database.t()) if metric == "cosine" else torch.cdist(features, database)
+        ranked = database_labels[distance.argsort(dim=1, stable=True)]
+        totals += _scores(ranked == labels.unsqueeze(1)).sum(0)
+    return Retrieval(*(totals / len(queries)).tolist())
+
+
+def _check_retrieval(
+    database: Tensor, database_labels: Tensor, queries: Tensor, query_labels: Tensor
+) -> None:
+    for name, features, labels in (
+        ("database", database, database_labels),
+        ("queries", queries, query_labels),
+    ):
+        if not len(features) or labels.shape != (len(features),):
+            raise DataError(
+                f"retrieval needs one label for each feature, and at least one feature: got features "
+                f"{tuple(features.shape)} and labels {tuple(labels.shape)}",
+                where=f"retrieval, {name}",
+            )
+    if database.shape[1] != queries.shape[1]:
+        raise DataError(
+            f"the database's features have {database.shape[1]} entries, the queries' {queries.shape[1]}",
+            where="retrieval",
+            hint="take both from the same layer of the same model",
+        )
+
+
+def _scores(relevant: Tensor) -> Tensor:
+    """Average precision, 11-point precision and top-100 precision, (q, 3), of ranked relevances (q, N)."""
+    hits = relevant.cumsum(1)
+    total = hits[:, -1:]
+    precision = hits / torch.arange(1, relevant.shape[1] + 1, device=hits.device, dtype=torch.double)
+    average = (precision * relevant).sum(1) / total.squeeze(1).clamp_min(1)
+    # the hits at which recall is nearest to i / 10: i R / 10, rounded with halves down, in integers
+    wanted = (torch.arange(11, device=hits.device) * total + 4) // 10
+    ranks = torch.searchsorted(hits, wanted)
+    eleven = precision.gather(1, ranks).mean(1)
+    return torch.stack([average, eleven, precision[:, min(100, relevant.shape[1]) - 1]], dim=1)
+
+
+def open_session(
+    path: Path, *, provider: str = "CPUExecutionProvider", threads: int | None = None
+) -> "InferenceSession":
+    """An ONNX Runtime session that runs on this provider (operators that it lacks fall to the CPU's).
+
+    Args:
+        path: The ONNX file.
+        provider: ONNX Runtime's name of the execution provider.
+        threads: Threads within an operator; None for ONNX Runtime's choice.
+
+    Raises:
+        ModelError: The file is missing or ONNX Runtime refuses it.
+        InputError: The provider does not come up on this machine.
+    """
+    import onnxruntime  # noqa: PLC0415 - slow
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or 0
+    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+    if provider not in onnxruntime.get_available_providers():
+        raise _provider_error(provider, onnxruntime.get_available_providers())
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as cause:  # ONNX Runtime's errors share no base class
+        raise ModelError(
+            f"ONNX Runtime cannot load the model: {_first_line(cause)}",
+            where=str(path),
+            hint="export it anew",
+        ) from cause
+    if provider not in session.get_providers():  # it was built for it, but the device or a library is missing
+        raise _provider_error(provider, session.get_providers())
+    return session
+
+
+def _provider_error(provider: str, running: list[str]) -> InputError:
+    return InputError(
+        f"ONNX Runtime has no working {provider} here",
+        where="provider",
+        hint=f"choose one of: {', '.join(running)}; or install the driver and libraries that it needs",
+    )
+
+
+def _first_line(cause: Exception) -> str:
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+def onnx_latency(
+    path: Path, input_shape: tuple[int, ...], *, provider: str = "CPUExecutionProvider",
+    repeats: int = 50, warmup: int = 5, threads: int | None = 1,
+) -> Latency:  # fmt: skip
+    """Latency of one ONNX file; see :func:`interleaved_latency`."""
+    return interleaved_latency(
+        {"model": path}, input_shape, provider=provider, repeats=repeats, warmup=warmup, threads=threads
+    )["model"]
+
+
+def interleaved_latency(
+    paths: Mapping[str, Path], input_shape: tuple[int, ...], *, provider: str = "CPUExecutionProvider",
+    repeats: int = 50, warmup: int = 5, threads: int | None = 1,
+) -> dict[str, Latency]:  # fmt: skip
+    """Latencies of several ONNX files with one float32 input of this shape, measured side by side.
+
+    Args:
+        paths: Files by name.
+        input_shape: Shape of the input, batch included; filled with fixed normal noise.
+        provider: See :func:`open_session`.
+        repeats: Timed runs of each file; the time is that of ``session.run``, copies to the device included.
+        warmup: Runs of each file before those.
+        threads: Threads within an operator; None for ONNX Runtime's choice.
+
+    Raises:
+        ModelError: A file cannot be loaded or does not take this input.
+        InputError: The provider does not come up, or there are no repeats.
+    """
+    if repeats < 1:
+        raise InputError("a latency needs at least one timed run", where=f"repeats = {repeats}")
+    image = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
+    sessions = {name: open_session(path, provider=provider, threads=threads) for name, path in paths.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(warmup + repeats):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            _run(session, image, where=str(paths[name]))
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _latency(times, provider) for name, times in seconds.items()}
+
+
+def _run(session: "InferenceSession", image: np.ndarray[Any, Any], *, where: str) -> None:
+    try:
+        session.run(None, {session.get_inputs()[0].name: image})
+    except Exception as cause:  # ONNX Runtime's errors share no base class
+        raise ModelError(
+            f"the model does not run on an input of shape {image.shape}: {_first_line(cause)}", where=where
+        ) from cause
+
+
+def _latency(seconds: list[float], provider: str) -> Latency:
+    p10, median, p90 = (float(value) * 1000 for value in np.percentile(seconds, (10, 50, 90)))
+    return Latency(median_ms=median, p10=p10, p90=p90, provider=provider)
