@@ -10,7 +10,7 @@ With s the student's and t the teacher's logits or taps, z / T a division by the
 
 PKT compares how the samples of one batch lie to each other, so that widths need not agree. Per sample pair it
 takes the cosine kernel (cos(x_i, x_j) + 1) / 2 and the Student-t kernel 1 / (1 + ‖x_i - x_j‖), divides each
-row by its sum to get probabilities P; J(p, q) = (p - q)(log p - log q) is an entry of the Jeffreys divergence.
+row by its sum to get probabilities P; J(p, q) = (p - q)(log p - log q) is an entry of their Jeffreys divergence.
 
 The functions hold no state, no branches on data and no in-place writes: they are nodes of FX graphs and
 compile without breaks. All work in float32 at least, whatever autocast says; PKT's Gram matrices are taken in
@@ -19,7 +19,7 @@ float64, because distances cancel and because autocast and TF32 would round floa
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -150,8 +150,8 @@ class Loss:
     name: str
     function: Callable[..., Tensor]
     reads: Reads
-    arguments: Mapping[str, float] = MappingProxyType({})
-    bounds: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    arguments: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 _SHARE, _TEMPERATURE, _EPS = (0.0, 1.0), (0.01, 1000.0), (1e-12, 1e-2)
