@@ -1,0 +1,185 @@
+"""State dicts: finding one in a checkpoint, making its names plain, fitting it to a module.
+
+Names are made plain by dropping ``_orig_mod.`` (``torch.compile``) and ``module.`` (DDP, averaged models). A
+prefix that all names share (``model.`` of a Lightning module) is dropped where the names fit only without it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import ModelError
+
+ENTRIES = (
+    "state_dict", "model_state_dict", "model", "net", "network", "module", "weights",
+    "ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model",
+)  # fmt: skip
+_SHOWN = 3
+
+
+def portable(module: nn.Module) -> dict[str, Any]:
+    """The module's state dict with tensors detached, on the CPU, contiguous, without spare storage."""
+    state: dict[str, Any] = module.state_dict()
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensor = value.detach().cpu().contiguous()
+            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            state[name] = tensor if whole else tensor.clone()
+    return state
+
+
+def is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value maps names to tensors, and holds nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and any(isinstance(v, Tensor) for v in value.values())
+        and all(
+            isinstance(k, str) and (isinstance(v, Tensor) or "_extra_state" in k) for k, v in value.items()
+        )
+    )
+
+
+def find(content: object, *, where: str) -> tuple[Any, str]:
+    """The state dict (or module) in a file, and the entry that holds it: '' for the whole file.
+
+    Raises:
+        ModelError: There is none; names what there is.
+    """
+    if isinstance(content, nn.Module) or is_state_dict(content):
+        return content, ""
+    if isinstance(content, Mapping):
+        for name in ENTRIES:
+            value = content.get(name)
+            if isinstance(value, nn.Module) or is_state_dict(value):
+                return value, name
+            for inner in ENTRIES if isinstance(value, Mapping) else ():
+                nested = value.get(inner) if isinstance(value, Mapping) else None
+                if is_state_dict(nested):
+                    return nested, f"{name}.{inner}"
+        entries = ", ".join(str(key) for key in list(content)[:12]) or "none"
+        raise ModelError(
+            f"the file holds no state dict; its entries are: {entries}",
+            where=where, hint=f"save the weights under one of the names {', '.join(ENTRIES[:4])}",
+        )  # fmt: skip
+    raise ModelError(
+        f"the file holds {type(content).__name__}, not a state dict",
+        where=where, hint="save the model with torch.save(model.state_dict(), PATH)",
+    )  # fmt: skip
+
+
+def entry_remark(content: object, entry: str, *, where: str) -> tuple[Diagnostic, ...]:
+    """A note on which entry was taken, where there was a choice to make."""
+    if not entry or not isinstance(content, Mapping):
+        return ()
+    others = [name for name in ENTRIES if name != entry.partition(".")[0] and name in content]
+    also = f"; the file also holds {', '.join(others)}" if others else ""
+    return (
+        Diagnostic(
+            code="checkpoint-entry", severity="note", where=where,
+            why=f"the weights were taken from the entry '{entry}'{also}",
+            hint="save the entry that you want as a file of its own to use another" if others else "",
+        ),
+    )  # fmt: skip
+
+
+def fit(module: nn.Module, state: Mapping[str, Any], *, factory: str, where: str) -> tuple[Diagnostic, ...]:
+    """Load a state dict into a module, all of it and nothing else.
+
+    Args:
+        module: The module whose parameters and buffers are set.
+        state: The state dict.
+        factory: What built the module, for the message.
+        where: The file.
+
+    Returns:
+        Remarks, e.g. on weights that are not finite.
+
+    Raises:
+        ModelError: It does not fit; counts and names what is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    state = _plain_names(state, own)
+    for name, value in own.items():
+        if name.endswith("num_batches_tracked") and name not in state:
+            state[name] = value  # not kept by old versions of torch; counts, and changes no output
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        name for name, value in own.items()
+        if name in state and isinstance(value, Tensor) and value.shape != getattr(state[name], "shape", None)
+    ]  # fmt: skip
+    if missing or unexpected or shapes:
+        described = [f"{n} is {_size(state[n])} in the file, {_size(own[n])} in the model" for n in shapes]
+        faults = [
+            f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
+            for kind, names in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", described),
+            )
+            if names
+        ]
+        raise ModelError(
+            f"the state dict does not fit the model of '{factory}': {'; '.join(faults)}",
+            where=where,
+            hint=_advice(state, own, shapes, factory),
+        )
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as cause:
+        raise ModelError(
+            f"the state dict does not fit: {cause}", where=where, hint="check the factory"
+        ) from cause
+    return _not_finite(state, where)
+
+
+def _plain_names(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    if "n_averaged" in plain and "n_averaged" not in own:
+        del plain["n_averaged"]
+    while plain and all(name.startswith("module.") for name in plain) and not plain.keys() <= own.keys():
+        plain = {name.removeprefix("module."): value for name, value in plain.items()}
+    prefixes = {name.partition(".")[0] for name in plain}
+    if len(prefixes) == 1:
+        shorter = {name.partition(".")[2]: value for name, value in plain.items()}
+        if shorter.keys() <= own.keys() and not plain.keys() <= own.keys():
+            return shorter
+    return plain
+
+
+def _advice(state: Mapping[str, Any], own: Mapping[str, Any], shapes: list[str], factory: str) -> str:
+    if 2 * len(state.keys() & own.keys()) < len(own):
+        return "few names agree or none: this is another architecture, or its names were changed"
+    heads = {name.rpartition(".")[0] for name in shapes}
+    last = [name for name in own if name.endswith(".weight")][-1:]
+    if state.keys() == own.keys() and heads == {name.rpartition(".")[0] for name in last}:
+        found, built = state[last[0]].shape, own[last[0]].shape
+        if found[1:] == built[1:]:
+            argument = "classes" if factory.startswith("fxdistill.models:") else "num_classes"
+            return f"only the classifier differs: give the factory {argument}={found[0]}"
+    return "check the factory and its arguments"
+
+
+def _size(value: object) -> str:
+    return (
+        "x".join(map(str, value.shape)) or "one number" if isinstance(value, Tensor) else type(value).__name__
+    )
+
+
+def _not_finite(state: Mapping[str, Any], where: str) -> tuple[Diagnostic, ...]:
+    bad = [
+        name for name, value in state.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]  # fmt: skip
+    if not bad:
+        return ()
+    return (
+        Diagnostic(
+            code="weights-not-finite", severity="warning", where=f"{where}, {bad[0]}",
+            why=f"{len(bad)} tensors hold values that are infinite or not a number",
+            hint="the training that wrote the file diverged; use an earlier checkpoint",
+        ),
+    )  # fmt: skip
