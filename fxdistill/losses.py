@@ -10,7 +10,7 @@ With s the student's and t the teacher's logits or taps, z / T a division by the
 
 PKT compares how the samples of one batch lie to each other, so that widths need not agree. Per sample pair it
 takes the cosine kernel (cos(x_i, x_j) + 1) / 2 and the Student-t kernel 1 / (1 + ‖x_i - x_j‖), divides each
-row by its sum to get probabilities P; J(p, q) = (p - q)(log p - log q) is an entry of their Jeffreys divergence.
+row by its sum to get probabilities P. J(p, q) = (p - q)(log p - log q) is an entry of Jeffreys divergence.
 
 The functions hold no state, no branches on data and no in-place writes: they are nodes of FX graphs and
 compile without breaks. All work in float32 at least, whatever autocast says; PKT's Gram matrices are taken in
