@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
 
-VERSION = 1
+VERSION: Literal[1] = 1
 Align = Literal["slice", "project"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Layout = Literal["nchw", "nhwc", "tokens", "features"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -189,7 +190,7 @@ class Plan(_Data):
     stages: Annotated[list[Stage], Field(min_length=1)]
     control: list[Stage] = []
     seeds: Annotated[list[Count], Field(min_length=1)]
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     export: ExportPlan = ExportPlan()
     diagnostics: list[Diagnostic] = []
     versions: dict[str, str] = {}

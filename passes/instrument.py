@@ -58,8 +58,6 @@ class Instrument(Pass[Joint, Program]):
     def requires(self, source: Joint) -> None:
         """The teacher is traced in eval mode; both have as many classes as each other."""
         if source.teacher is None:
-            if self.plan.pairs:
-                raise PlanError("a plan with pairs needs a teacher", where="pairs")
             return
         if source.teacher.training:
             raise InvariantError("the teacher was traced in training mode")
@@ -146,7 +144,10 @@ class _Builder:
                 self.sides[role] = (traced, self._inline(role, traced))
 
     def program(self, stages: tuple[Stage, ...]) -> Program:
-        taps = {pair.name: self._adapted(pair) for pair in self.plan.pairs}
+        used = {loss.pair for stage in stages for loss in stage.losses}
+        if used != {None} and "teacher" not in self.sides:
+            raise PlanError("a stage compares taps, and there is no teacher", where="stages")
+        taps = {pair.name: self._adapted(pair) for pair in self.plan.pairs if pair.name in used}
         values: dict[str, fx.Node] = {}
         terms: list[Term] = []
         for term in _distinct(stages):

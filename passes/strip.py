@@ -1,0 +1,43 @@
+"""Strip: the student alone, as its user made it, with new weights.
+
+The program trains the user's own parameters, so there is nothing to extract: stripping moves a copy of the user's module
+to the CPU in eval mode, and proves that it is what was trained. Taps, adapters and losses stay behind with the program.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fxdistill.errors import InvariantError
+from fxdistill.passbase import Pass, PassResult
+from fxdistill.program import Program
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A program, and the user's module that is its student."""
+
+    program: Program
+    student: nn.Module
+
+
+@dataclass(frozen=True)
+class Strip(Pass[Trained, nn.Module]):
+    """Take the trained student out of a program."""
+
+    def run(self, source: Trained) -> PassResult[nn.Module]:
+        """A copy of the user's module on the CPU, in eval mode."""
+        return PassResult(copy.deepcopy(source.student).cpu().eval(), modified=True)
+
+    def ensures(self, source: Trained, value: nn.Module) -> None:
+        """Every tensor that the program trained is in the result, and nothing of this package is."""
+        state = value.state_dict()
+        inside = getattr(source.program, "student", nn.Module())
+        for name, tensor in inside.state_dict().items():
+            if name in state and not torch.equal(state[name], tensor.cpu()):
+                raise InvariantError(f"'{name}' of the stripped student is not what was trained")
+        ours = [type(m).__name__ for m in value.modules() if type(m).__module__.startswith("fxdistill.program")]
+        if ours:
+            raise InvariantError(f"the stripped student still holds a {ours[0]}")
