@@ -24,8 +24,8 @@ class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
-        nn.init.uniform_(self.norm.running_mean)
-        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+        self.norm.get_buffer("running_mean").uniform_()
+        self.norm.get_buffer("running_var").uniform_(0.5, 2)
 
     def forward(self, x: Tensor) -> Any:
         x = F.dropout(F.relu(self.norm(self.conv(x))), 0.5, training=self.training).mean((2, 3))
@@ -66,7 +66,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Small, Path]:
     return module, path
 
 
-def test_what_is_in_the_file(small: tuple[Small, Path]):
+def test_what_is_in_the_file(small: tuple[Small, Path]) -> None:
     model = onnx.load(small[1])
     (image,), (logits,) = model.graph.input, model.graph.output
     assert (image.name, logits.name) == ("input", "logits")
@@ -85,7 +85,7 @@ def test_what_is_in_the_file(small: tuple[Small, Path]):
 
 def test_export_is_quiet_and_leaves_the_module_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-):
+) -> None:
     module = build()
     module.norm.eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -98,13 +98,13 @@ def test_export_is_quiet_and_leaves_the_module_alone(
     assert not [record for record in caplog.records if record.levelname != "DEBUG"]
 
 
-def test_the_same_module_gives_the_same_bytes(small: tuple[Small, Path], tmp_path: Path):
+def test_the_same_module_gives_the_same_bytes(small: tuple[Small, Path], tmp_path: Path) -> None:
     metadata = {"classes": '["a", "b"]', "plan": "ab12"}
     export.export_onnx(small[0], tmp_path / "again.onnx", input_shape=SHAPE, metadata=metadata)
     assert (tmp_path / "again.onnx").read_bytes() == small[1].read_bytes()
 
 
-def test_parity_at_any_batch_size(small: tuple[Small, Path]):
+def test_parity_at_any_batch_size(small: tuple[Small, Path]) -> None:
     module, path = small
     measured = export.parity(module, path, batches(1, 3, 7))
     assert measured.images == 11
@@ -114,7 +114,7 @@ def test_parity_at_any_batch_size(small: tuple[Small, Path]):
     export.gate(measured)
 
 
-def test_parity_of_a_resnet(tmp_path: Path):
+def test_parity_of_a_resnet(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = resnet18(num_classes=10)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_parity_of_a_resnet(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", [Structured, WritesIntoItsInput])
-def test_other_modules(tmp_path: Path, kind: type[nn.Module]):
+def test_other_modules(tmp_path: Path, kind: type[nn.Module]) -> None:
     module = build(kind)
     export.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
     (logits,) = open_session(tmp_path / "x.onnx").get_outputs()
@@ -134,7 +134,7 @@ def test_other_modules(tmp_path: Path, kind: type[nn.Module]):
     export.gate(export.parity(module, tmp_path / "x.onnx", batches(4)))
 
 
-def test_the_second_exporter_is_named(tmp_path: Path):
+def test_the_second_exporter_is_named(tmp_path: Path) -> None:
     module = build(Branching)
     made = export.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
     assert made.exporter == "torchscript"
@@ -144,7 +144,7 @@ def test_the_second_exporter_is_named(tmp_path: Path):
     export.gate(export.parity(module, tmp_path / "x.onnx", batches(1, 3, 7)))
 
 
-def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]):
+def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]) -> None:
     module = build()
     module.load_state_dict(small[0].state_dict())
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]):
     assert ParityError.exit_code == 1
 
 
-def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]):
+def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]) -> None:
     module = build()
     module.load_state_dict(small[0].state_dict())
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]):
         (Parity(0.0, 0.9, 10, widest_flip=float("nan")), False),
     ],
 )
-def test_gate(measured: Parity, passes: bool):
+def test_gate(measured: Parity, passes: bool) -> None:
     if passes:
         export.gate(measured, 1e-4)
     else:
@@ -186,12 +186,12 @@ def test_gate(measured: Parity, passes: bool):
             export.gate(measured, 1e-4)
 
 
-def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]):
+def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]) -> None:
     class Shifted(nn.Module):
         """The module with its two best logits exchanged: every prediction flips, over a known gap."""
 
         def forward(self, x: Tensor) -> Tensor:
-            logits = small[0].eval()(x)
+            logits: Tensor = small[0].eval()(x)
             best, where = logits.topk(2)
             return logits.scatter(1, where, best.flip(1))
 
@@ -203,7 +203,7 @@ def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]):
     assert measured.widest_flip == pytest.approx((top[:, 0] - top[:, 1]).max().item(), abs=1e-5)
 
 
-def test_a_nan_is_seen_wherever_it_is(small: tuple[Small, Path]):
+def test_a_nan_is_seen_wherever_it_is(small: tuple[Small, Path]) -> None:
     (first, label), second = batches(2, 2)
     first[0, 0, 0, 0] = float("nan")
     measured = export.parity(small[0], small[1], [(first, label), second])
@@ -211,12 +211,12 @@ def test_a_nan_is_seen_wherever_it_is(small: tuple[Small, Path]):
         export.gate(measured)
 
 
-def test_no_images_is_an_error(small: tuple[Small, Path]):
+def test_no_images_is_an_error(small: tuple[Small, Path]) -> None:
     with pytest.raises(DataError, match="no images"):
         export.parity(small[0], small[1], [])
 
 
-def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_LARGEST_FILE", 100)
     module = build()
     module.head = nn.Linear(8, 64)  # small tensors stay in the graph
@@ -247,20 +247,20 @@ class Opaque(Branching):
 )
 def test_what_cannot_be_exported_leaves_nothing(
     tmp_path: Path, kind: Any, shape: tuple[int, ...], message: str
-):
+) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         export.export_onnx(build(kind), tmp_path / "x.onnx", input_shape=shape)
     assert caught.value.hint
     assert not list(tmp_path.iterdir())
 
 
-def test_an_old_file_survives_a_failed_export(tmp_path: Path):
+def test_an_old_file_survives_a_failed_export(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"old")
     with pytest.raises(ModelError):
         export.export_onnx(build(Opaque), tmp_path / "x.onnx", input_shape=SHAPE)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x.onnx", b"old")]
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path):
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot write: No such file(.|\n)*x\.onnx"):
         export.export_onnx(build(), tmp_path / "missing" / "x.onnx", input_shape=SHAPE)
