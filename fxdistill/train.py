@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from fxdistill.data import Dataset
+from fxdistill.data import Dataset, batches, steps_per_epoch
 from fxdistill.errors import TrainingError
 from fxdistill.plan import DataPlan, Optimizer, Stage
 from fxdistill.program import Program
@@ -108,13 +108,13 @@ class Loop:
         optimizer: torch.optim.Optimizer, position: Position, *, run_epoch: int,
     ) -> None:  # fmt: skip
         size = self.data.batch_size
-        steps = self.dataset.steps(size)
+        steps = steps_per_epoch(self.dataset.train, size)
         means = _Means(stage, program, every=1 if self.fabric.device.type == "cpu" else _ACCELERATOR_CHECKS)
-        batches = self.dataset.training_batches(
-            size, seed=self.seed, epoch=run_epoch, start=position.step,
-            augmentation=tuple(self.data.augmentation), device=self.fabric.device,
+        found = batches(
+            self.dataset.train, size, mean=self.dataset.mean, std=self.dataset.std, seed=self.seed, epoch=run_epoch,
+            start=position.step, shuffle=True, augment=self.data.augmentation, device=self.fabric.device,
         )  # fmt: skip
-        for step, (images, labels) in enumerate(batches, start=position.step):
+        for step, (images, labels) in enumerate(found, start=position.step):
             _set_rate(optimizer, stage, (position.epoch * steps + step) / (stage.epochs * steps))
             with seeded(self.seed, run_epoch, step):
                 losses = forward(images, labels)
