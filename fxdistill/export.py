@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Exporter = Literal["dynamo", "torchscript"]
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+_OLDEST_OPSET = 11  # before it, operators lack what current models use
 _EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 _LARGEST_FILE = 2**31 - 2**24  # protobuf's limit of 2 GiB, less room for the graph
 _TRIAL_BATCHES = (1, 3)
@@ -99,8 +100,9 @@ def export_onnx(
 
     Raises:
         ModelError: The module does not run on this shape, or no exporter gives a file that works.
-        PlanError: The place cannot be written to.
+        PlanError: The place cannot be written to, or there is no such opset.
     """
+    _check_opset(opset)
     source = _deployable(module, input_shape)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -188,6 +190,18 @@ class _Prediction(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return prediction(self.model(image))
+
+
+def _check_opset(opset: int) -> None:
+    import onnx  # noqa: PLC0415 - slow
+
+    newest = onnx.defs.onnx_opset_version()
+    if not _OLDEST_OPSET <= opset <= newest:
+        raise PlanError(
+            f"opset {opset} cannot be written",
+            where="opset",
+            hint=f"use one from {_OLDEST_OPSET} to {newest}; 18 is usual",
+        )
 
 
 def _copy(module: nn.Module) -> nn.Module:

@@ -264,3 +264,15 @@ def test_an_old_file_survives_a_failed_export(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot write: No such file(.|\n)*x\.onnx"):
         export.export_onnx(build(), tmp_path / "missing" / "x.onnx", input_shape=SHAPE)
+
+
+def test_an_opset_that_is_not(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"opset 99 cannot be written(.|\n)*use one from 11 to \d+"):
+        export.export_onnx(build(), tmp_path / "x.onnx", input_shape=SHAPE, opset=99)
+
+
+def test_another_opset(tmp_path: Path) -> None:
+    module = build()
+    assert export.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE, opset=20).opset == 20
+    assert onnx.load(tmp_path / "x.onnx").opset_import[0].version == 20
+    export.gate(export.parity(module, tmp_path / "x.onnx", batches(3)))
