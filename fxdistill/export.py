@@ -88,8 +88,7 @@ def export_onnx(
     """Write a module as ONNX: input ``input`` (batch, ...), output ``logits``, for any batch size.
 
     A copy is exported, in eval mode; the module stays as it is. Of a structured output only the prediction is
-    kept.
-    Weights lie inside the file, unless they pass 2 GiB: then in ``<file name>.data`` beside it.
+    kept. Weights lie inside the file, unless they pass 2 GiB: then in ``<file name>.data`` beside it.
 
     Args:
         module: Takes one float32 tensor.
@@ -108,9 +107,8 @@ def export_onnx(
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             exporter, refused = _draft(source, draft, input_shape, opset, metadata or {})
-            for file in sorted(
-                draft.parent.iterdir(), reverse=True
-            ):  # the weights before the graph that names them
+            # the weights (x.onnx.data) before the graph that names them
+            for file in sorted(draft.parent.iterdir(), reverse=True):
                 file.chmod(0o644)
                 file.replace(path.parent / file.name)
     except OSError as cause:
