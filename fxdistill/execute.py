@@ -328,11 +328,10 @@ def _finish(run: _Run, teacher_accuracy: float) -> dict[str, Any]:
     student = run.student.cpu()
     student.load_state_dict(torch.load(run.rundir.student_path, map_location="cpu", weights_only=True))
     shape = tuple(run.plan.input.shape)
-    written = export.export_onnx(
-        student, run.rundir.onnx_path, input_shape=shape, opset=run.plan.export.opset, metadata=provenance(run.plan)
-    )
-    parity = export.parity(student, run.rundir.onnx_path, test_batches(run.dataset, run.plan))
-    export.gate(parity, run.plan.export.tolerance)
+    written, parity = export.export_checked(
+        student, run.rundir.onnx_path, test_batches(run.dataset, run.plan), input_shape=shape,
+        opset=run.plan.export.opset, tolerance=run.plan.export.tolerance, metadata=provenance(run.plan),
+    )  # fmt: skip
     run.observer.on_phase("latency")
     result = {
         "plan": run.plan.sha256, "teacher": {"accuracy": teacher_accuracy},

@@ -21,7 +21,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -157,6 +157,35 @@ def parity(module: nn.Module, path: Path, batches: Batches) -> Parity:
     return Parity(worst, agreeing / predictions, images, widest)
 
 
+def export_checked(
+    module: nn.Module, path: Path, batches: Batches, *, input_shape: tuple[int, ...], opset: int = 18,
+    tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None,
+) -> tuple[Exported, Parity]:  # fmt: skip
+    """Write a module as ONNX only if the file passes the gate; an earlier file stays where it does not.
+
+    Args:
+        module: See :func:`export_onnx`.
+        path: The file to write.
+        batches: Images to compare on, see :func:`parity`.
+        input_shape: Shape of one batch.
+        opset: Version of ONNX's operators.
+        tolerance: Largest absolute difference of two logits.
+        metadata: Provenance.
+
+    Raises:
+        ParityError: The file would not be the model; nothing was written.
+        ModelError, PlanError: As for :func:`export_onnx`.
+    """
+    _check_folder(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Path(folder) / path.name
+        written = export_onnx(module, draft, input_shape=input_shape, opset=opset, metadata=metadata)
+        measured = parity(module, draft, batches)
+        gate(measured, tolerance)
+        _publish(draft, path)
+    return replace(written, path=path), measured
+
+
 def gate(measured: Parity, tolerance: float = 1e-4) -> None:
     """Let a file pass, or not. The conditions are in the module docstring.
 
@@ -177,6 +206,18 @@ def gate(measured: Parity, tolerance: float = 1e-4) -> None:
         where=f"{measured.images} images compared",
         hint="export the weights that were evaluated; if it was those, the exporter errs: try another opset",
     )
+
+
+def _publish(draft: Path, path: Path) -> None:
+    """Move a finished file, and its weights if they lie beside it, to their place: the weights first."""
+    for file in sorted(draft.parent.glob(f"{draft.name}*"), reverse=True):
+        file.chmod(0o644)
+        file.replace(path.parent / file.name)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise PlanError("cannot write: the folder does not exist", where=str(path), hint="make it, or give another place")
 
 
 class _Prediction(nn.Module):

@@ -1,0 +1,5 @@
+"""``python -m fxdistill``."""
+
+from fxdistill.cli import main
+
+main()
