@@ -29,9 +29,15 @@ out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
 _MODEL = "A .pt file, or a factory such as torchvision.models:resnet18?num_classes=10."
 _DATA = "digits, cifar10:ROOT, cifar100:ROOT, fashion-mnist:ROOT, imagefolder:DIR, npz:FILE or my.module:factory."
-Allow = Annotated[list[str], typer.Option("--allow-factory", help="A module of your own whose factories may be called; repeatable.")]
+Allow = Annotated[
+    list[str],
+    typer.Option("--allow-factory", help="A module of your own whose factories may be called; repeatable."),
+]
 Trust = Annotated[bool, typer.Option("--trust-pickle", help="Unpickle model files: they can run any code.")]
-Input = Annotated[str, typer.Option("--input", help="Shape of one batch, e.g. 1x3x224x224. Default: from the data, the file, else that.")]
+Input = Annotated[
+    str,
+    typer.Option("--input", help="Shape of one batch, e.g. 1x3x224x224. Default: from the data, the file, else that."),
+]
 Device = StrEnum("Device", ["auto", "cpu", "cuda"])
 Method = StrEnum("Method", ["indistill", "kd"])
 Align = StrEnum("Align", ["slice", "project"])
@@ -56,32 +62,40 @@ def plan(
     teacher: Annotated[str, typer.Argument(help=_MODEL)],
     student: Annotated[str, typer.Argument(help=_MODEL)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")] = Path("plan.json"),
-    data: Annotated[str | None, typer.Option(help=f"{_DATA} Without it the plan is structural: reviewable, not runnable.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help=f"{_DATA} Without it the plan is structural: reviewable, not runnable.")
+    ] = None,
     input_shape: Input = "",
     method: Annotated[Method, typer.Option(help="indistill: warm-up layer by layer, then kd.")] = Method.indistill,
-    pair: Annotated[list[str], typer.Option(help="T=S: this pair must be; node or module paths; repeatable.")] = [],  # noqa: B006
-    forbid: Annotated[list[str], typer.Option(help="T=S: this pair must not be; repeatable.")] = [],  # noqa: B006
-    align: Annotated[Align, typer.Option(help="slice: prune the teacher's taps; project: a learned encoder.")] = Align.slice,
+    pair: Annotated[list[str], typer.Option(help="T=S: this pair must be; node or module paths; repeatable.")] = [],
+    forbid: Annotated[list[str], typer.Option(help="T=S: this pair must not be; repeatable.")] = [],
+    align: Annotated[
+        Align, typer.Option(help="slice: prune the teacher's taps; project: a learned encoder.")
+    ] = Align.slice,
     criterion: Annotated[str, typer.Option(help="Importance of a channel: l1 or l2 norm of its filters.")] = "l1",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the main stage.")] = 60,
     batch_size: Annotated[int, typer.Option(min=2, help="Images a training step.")] = 128,
     lr: Annotated[float, typer.Option(min=1e-9, help="Learning rate of Adam.")] = 1e-3,
     seed: Annotated[int, typer.Option(min=0, help="Everything random comes from it.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="How many seeds to run.")] = 1,
-    control: Annotated[bool, typer.Option(help="Also train the student for as long without distillation.")] = True,  # noqa: FBT002
+    control: Annotated[bool, typer.Option(help="Also train the student for as long without distillation.")] = True,
     precision: Annotated[Precision, typer.Option(help="Training precision.")] = Precision["32-true"],
-    teacher_factory: Annotated[str | None, typer.Option(help="Factory for a teacher file that is a state dict.")] = None,
-    teacher_arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],  # noqa: B006
-    student_factory: Annotated[str | None, typer.Option(help="Factory for a student file that is a state dict.")] = None,
-    student_arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],  # noqa: B006
-    allow_factory: Allow = [],  # noqa: B006
-    trust_pickle: Trust = False,  # noqa: FBT002
+    teacher_factory: Annotated[
+        str | None, typer.Option(help="Factory for a teacher file that is a state dict.")
+    ] = None,
+    teacher_arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],
+    student_factory: Annotated[
+        str | None, typer.Option(help="Factory for a student file that is a state dict.")
+    ] = None,
+    student_arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],
+    allow_factory: Allow = [],
+    trust_pickle: Trust = False,
 ) -> None:
     """Pair the layers, choose the channels, write a plan to review."""
     with _reported():
-        from fxdistill import pipeline, report  # noqa: PLC0415
-        from fxdistill.passbase import PassManager  # noqa: PLC0415
-        from fxdistill.plan import DataPlan, write_text  # noqa: PLC0415
+        from fxdistill import pipeline, report
+        from fxdistill.passbase import PassManager
+        from fxdistill.plan import DataPlan, write_text
 
         _writable(output)
         models = [
@@ -113,18 +127,19 @@ def run(
     output: Annotated[Path, typer.Option("--output", "-o", help="The run directory.")] = Path("run"),
     device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
     precision: Annotated[Precision | None, typer.Option(help="Instead of the plan's training precision.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,  # noqa: FBT002
-    compile_programs: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,  # noqa: FBT002
-    allow_factory: Allow = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
+    compile_programs: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
+    allow_factory: Allow = [],
+    trust_pickle: Trust = False,
 ) -> None:
     """Train as a plan says, evaluate, export, check the exported student."""
     with _reported():
-        from fxdistill import execute, report  # noqa: PLC0415
-        from fxdistill.plan import load  # noqa: PLC0415
+        from fxdistill import execute, report
+        from fxdistill.plan import load
 
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,  # type: ignore[arg-type]
-            compile=compile_programs, allow=tuple(allow_factory),
+            compile=compile_programs, allow=tuple(allow_factory), trust_pickle=trust_pickle,
         )  # fmt: skip
         try:
             with report.RunView(err if not out.is_terminal else out) as view:
@@ -139,15 +154,13 @@ def run(
 @app.command()
 def show(
     path: Annotated[Path, typer.Argument(metavar="PLAN|RUN_DIR", help="A plan, or a run directory.")],
-    nodes: Annotated[bool, typer.Option("--nodes", help="List the nodes that can be paired.")] = False,  # noqa: FBT002
 ) -> None:
     """Print a plan, or a run's plan and result."""
     with _reported():
-        from fxdistill import report  # noqa: PLC0415
-        from fxdistill.plan import load  # noqa: PLC0415
-        from fxdistill.resume import RunDir  # noqa: PLC0415
+        from fxdistill import report
+        from fxdistill.plan import load
+        from fxdistill.resume import RunDir
 
-        del nodes
         if not path.is_dir():
             out.print(report.plan_view(load(path)))
             return
@@ -155,7 +168,11 @@ def show(
         out.print(report.plan_view(rundir.plan()))
         result = rundir.result()
         out.print()
-        out.print(report.result_view(rundir.plan(), result) if result else "this run is not complete: continue it with --resume")
+        out.print(
+            report.result_view(rundir.plan(), result)
+            if result
+            else "this run is not complete: continue it with --resume"
+        )
 
 
 @app.command()
@@ -165,21 +182,25 @@ def export(
     data: Annotated[str | None, typer.Option(help=f"{_DATA} For the parity gate; without it, noise.")] = None,
     input_shape: Input = "",
     factory: Annotated[str | None, typer.Option(help="Factory for a file that is a state dict.")] = None,
-    arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],  # noqa: B006
+    arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],
     opset: Annotated[int, typer.Option(min=16, help="Version of ONNX's operators.")] = 18,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest absolute error of a logit.")] = 1e-4,
-    allow_factory: Allow = [],  # noqa: B006
-    trust_pickle: Trust = False,  # noqa: FBT002
+    allow_factory: Allow = [],
+    trust_pickle: Trust = False,
 ) -> None:
     """Write a model as ONNX with a dynamic batch, and compare the file with the model."""
     with _reported():
-        from fxdistill import deploy  # noqa: PLC0415
+        from fxdistill import deploy
 
         _writable(output)
         found = deploy.find(model, factory=factory, args=arg, data=data, allow=allow_factory, trust_pickle=trust_pickle)
         shape = _input_shape(input_shape, found.image_shape, [])
         parity = deploy.export_checked(found, output, input_shape=shape, opset=opset, tolerance=tolerance)
-        kind = f"{parity.images} test images" if found.dataset else f"{parity.images} images of noise (give --data for real ones)"
+        kind = (
+            f"{parity.images} test images"
+            if found.dataset
+            else f"{parity.images} images of noise (give --data for real ones)"
+        )
         out.print(
             f"wrote {output}: largest error {parity.max_abs_error:.1e}, top-1 agreement {parity.top1_agreement:.2%} on {kind}"
         )
@@ -190,13 +211,13 @@ def evaluate_model(
     model: Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=f"A run directory. {_MODEL}")],
     data: Annotated[str | None, typer.Option(help=_DATA)] = None,
     factory: Annotated[str | None, typer.Option(help="Factory for a file that is a state dict.")] = None,
-    arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],  # noqa: B006
-    allow_factory: Allow = [],  # noqa: B006
-    trust_pickle: Trust = False,  # noqa: FBT002
+    arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],
+    allow_factory: Allow = [],
+    trust_pickle: Trust = False,
 ) -> None:
     """Measure a model's accuracy on test images."""
     with _reported():
-        from fxdistill import deploy  # noqa: PLC0415
+        from fxdistill import deploy
 
         found = deploy.find(model, factory=factory, args=arg, data=data, allow=allow_factory, trust_pickle=trust_pickle)
         if found.dataset is None:
@@ -211,7 +232,7 @@ def demo(
 ) -> None:
     """The main job on bundled data: train a teacher, plan, run, compare."""
     with _reported():
-        from fxdistill import demo as job  # noqa: PLC0415
+        from fxdistill import demo as job
 
         job.run(output, repeats=repeats, say=lambda line: out.print(Text(line), soft_wrap=True))
 
@@ -219,7 +240,7 @@ def demo(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a plan."""
-    from fxdistill.plan import schema as plan_schema  # noqa: PLC0415
+    from fxdistill.plan import schema as plan_schema
 
     typer.echo(json.dumps(plan_schema(), indent=2))
 
@@ -227,31 +248,40 @@ def schema() -> None:
 def _load(
     text: str, factory: str | None, args: Sequence[str], *, seed: int, allow: Sequence[str], trust: bool
 ) -> "LoadedModel":
-    from fxdistill import checkpoint  # noqa: PLC0415
+    from fxdistill import checkpoint
 
     source = checkpoint.parse_source(text, factory=factory, args=args, trust_pickle=trust, allow=allow)
     return checkpoint.load(source, seed=seed)
 
 
 def _reference(model: "LoadedModel", output: Path) -> "ModelRef":
-    import os  # noqa: PLC0415
+    import os
 
-    from fxdistill.plan import ModelRef  # noqa: PLC0415
+    from fxdistill.plan import ModelRef
 
-    path = None if model.path is None else Path(os.path.relpath(model.path.resolve(), output.resolve().parent)).as_posix()
+    path = (
+        None if model.path is None else Path(os.path.relpath(model.path.resolve(), output.resolve().parent)).as_posix()
+    )
     return ModelRef(
-        path=path, sha256=model.sha256, factory=model.factory, kwargs=model.kwargs, entry=model.entry, trusted=model.trusted
+        path=path,
+        sha256=model.sha256,
+        factory=model.factory,
+        kwargs=model.kwargs,
+        entry=model.entry,
+        trusted=model.trusted,
     )
 
 
 def _remarks(models: Sequence["LoadedModel"]) -> list[Any]:
-    from fxdistill.diagnostics import Diagnostic  # noqa: PLC0415
+    from fxdistill.diagnostics import Diagnostic
 
     remarks = [remark for model in models for remark in model.diagnostics]
     if models[0].random_weights:
         remarks.append(
             Diagnostic(
-                code="random-teacher", severity="warning", where="teacher",
+                code="random-teacher",
+                severity="warning",
+                where="teacher",
                 why="the teacher has random weights: this plan can be reviewed, not run",
                 hint="give a file that holds a trained teacher",
             )  # fmt: skip
@@ -265,7 +295,7 @@ def _data(
     """The data's part of a plan and the shape of one of its batches of one."""
     if spec is None:
         return None, None
-    from fxdistill import data  # noqa: PLC0415
+    from fxdistill import data
 
     wanted = _parse_shape(input_shape) if input_shape else None
     dataset = data.load(spec, input_shape=wanted, allow=allow)

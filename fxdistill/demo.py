@@ -15,7 +15,7 @@ from fxdistill import checkpoint, data, evaluate, pipeline
 from fxdistill.errors import FxdistillError, RunDirError
 from fxdistill.factory import build
 from fxdistill.passes.schedule import control
-from fxdistill.plan import VERSION, InputSpec, LossTerm, ModelRef, Optimizer, Plan, Stage
+from fxdistill.plan import VERSION, DataPlan, InputSpec, LossTerm, ModelRef, Optimizer, Plan, Stage
 from fxdistill.train import Loop, Position
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [32, 64, 128], "blocks": 1})
@@ -36,7 +36,9 @@ def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
         FxdistillError: A command failed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunDirError("the demo's folder is not empty", where=str(folder), hint="remove it, or choose another with -o")
+        raise RunDirError(
+            "the demo's folder is not empty", where=str(folder), hint="remove it, or choose another with -o"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     say(f"training a teacher on digits, {_EPOCHS} epochs")
     accuracy = train_teacher(folder / "teacher.pt")
@@ -67,10 +69,16 @@ def train_teacher(path: Path) -> float:
     return evaluate.accuracy(teacher, data.batches(dataset.test, 64, mean=dataset.mean, std=dataset.std))
 
 
-def supervised_plan(data_plan: data.DataPlan, input_shape: tuple[int, ...], *, epochs: int) -> Plan:
+def supervised_plan(data_plan: DataPlan, input_shape: tuple[int, ...], *, epochs: int) -> Plan:
     """A plan without a teacher: cross-entropy, Adam at 1e-3, cosine to zero."""
     loss = LossTerm(loss="cross_entropy", pair=None)
-    stage = Stage(name="supervised", epochs=epochs, losses=[loss], optimizer=Optimizer(name="adam", lr=1e-3), schedule="cosine")
+    stage = Stage(
+        name="supervised",
+        epochs=epochs,
+        losses=[loss],
+        optimizer=Optimizer(name="adam", lr=1e-3),
+        schedule="cosine",
+    )
     nothing = ModelRef(path=None, sha256=None, factory=None, kwargs={})
     return Plan(
         version=VERSION, method="supervised", seed=_SEED, teacher=nothing, student=nothing,

@@ -60,7 +60,9 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
     rundir = RunDir.existing(path)
     plan = rundir.plan()
     if not rundir.student_path.exists():
-        raise RunDirError("this run has no student yet", where=str(path), hint="complete it with `fxdistill run … --resume`")
+        raise RunDirError(
+            "this run has no student yet", where=str(path), hint="complete it with `fxdistill run … --resume`"
+        )
     ref = plan.student
     if ref.factory is None:
         raise RunDirError(
@@ -93,7 +95,13 @@ def export_checked(
     """
     batches = _batches(found, input_shape)
     _, parity = export.export_checked(
-        found.module, path, batches, input_shape=input_shape, opset=opset, tolerance=tolerance, metadata=found.metadata
+        found.module,
+        path,
+        batches,
+        input_shape=input_shape,
+        opset=opset,
+        tolerance=tolerance,
+        metadata=found.metadata,
     )
     return parity
 

@@ -51,6 +51,7 @@ class Settings:
         resume: Whether to take up the run that the directory holds.
         compile: Whether to train through ``torch.compile``.
         allow: Modules whose factories may be called.
+        trust_pickle: Whether a model file that the plan says to unpickle may be: it can run any code.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -58,16 +59,17 @@ class Settings:
     resume: bool = False
     compile: bool = False
     allow: tuple[str, ...] = ()
+    trust_pickle: bool = False
 
 
 @dataclass
 class Observer:
     """Who watches a run; each callback does nothing unless it is given."""
 
-    on_begin: Callable[[Plan, list[Arm]], None] = lambda plan, arms: None
-    on_diagnostic: Callable[[Diagnostic], None] = lambda remark: None
-    on_progress: Callable[[Arm, Progress, float | None], None] = lambda arm, progress, accuracy: None
-    on_phase: Callable[[str], None] = lambda phase: None
+    on_begin: Callable[[Plan, list[Arm]], None] = lambda _plan, _arms: None
+    on_diagnostic: Callable[[Diagnostic], None] = lambda _remark: None
+    on_progress: Callable[[Arm, Progress, float | None], None] = lambda _arm, _progress, _accuracy: None
+    on_phase: Callable[[str], None] = lambda _phase: None
 
 
 @dataclass
@@ -146,7 +148,9 @@ def arms_of(plan: Plan) -> list[Arm]:
     return [Arm(seed, name) for seed in plan.seeds for name in names]
 
 
-def load_model(ref: ModelRef, base: Path, *, seed: int, allow: tuple[str, ...]) -> nn.Module:
+def load_model(
+    ref: ModelRef, base: Path, *, seed: int, allow: tuple[str, ...], trust_pickle: bool = False
+) -> nn.Module:
     """Load a plan's model and check that its file is the one that was planned.
 
     Raises:
@@ -155,7 +159,11 @@ def load_model(ref: ModelRef, base: Path, *, seed: int, allow: tuple[str, ...]) 
     """
     path = None if ref.path is None else (base / ref.path)
     source = checkpoint.ModelSource(
-        path=path, factory=ref.factory, kwargs=dict(ref.kwargs), trust_pickle=ref.trusted, allow=allow
+        path=path,
+        factory=ref.factory,
+        kwargs=dict(ref.kwargs),
+        trust_pickle=ref.trusted and trust_pickle,
+        allow=allow,
     )
     if path is not None:
         _same_file(path, ref)
@@ -166,7 +174,9 @@ def _same_file(path: Path, ref: ModelRef) -> None:
     from fxdistill.plan import file_sha256  # noqa: PLC0415
 
     if not path.is_file():
-        raise ModelError("the plan's model file is missing", where=str(path), hint="put it back, or write the plan anew")
+        raise ModelError(
+            "the plan's model file is missing", where=str(path), hint="put it back, or write the plan anew"
+        )
     found = file_sha256(path)
     if found != ref.sha256:
         raise PlanError(
@@ -177,15 +187,20 @@ def _same_file(path: Path, ref: ModelRef) -> None:
 
 def _prepare(plan: Plan, plan_path: Path, out: Path, settings: Settings, observer: Observer) -> _Run:
     base = plan_path.resolve().parent
-    teacher = load_model(plan.teacher, base, seed=plan.seed, allow=settings.allow)
-    student = load_model(plan.student, base, seed=plan.seed, allow=settings.allow)
+
+    def loaded(ref: ModelRef, seed: int) -> nn.Module:
+        return load_model(ref, base, seed=seed, allow=settings.allow, trust_pickle=settings.trust_pickle)
+
+    teacher, student = loaded(plan.teacher, plan.seed), loaded(plan.student, plan.seed)
     dataset = data.load(plan.data, input_shape=tuple(plan.input.shape), allow=settings.allow)
     data.check_input(dataset, plan.input.shape)
     _classes_fit(plan, student, dataset)
-    fabric = Fabric(accelerator=_accelerator(settings.device), devices=1, precision=settings.precision or plan.precision)  # type: ignore[arg-type]
+    fabric = Fabric(
+        accelerator=_accelerator(settings.device), devices=1, precision=settings.precision or plan.precision
+    )  # type: ignore[arg-type]
 
     def fresh(seed: int) -> dict[str, Any]:
-        module = student if seed == plan.seed else load_model(plan.student, base, seed=seed, allow=settings.allow)
+        module = student if seed == plan.seed else loaded(plan.student, seed)
         return copy.deepcopy({name: tensor.cpu() for name, tensor in module.state_dict().items()})
 
     initial = fresh(plan.seed)
@@ -238,17 +253,17 @@ def _train_arm(run: _Run, index: int, arm: Arm) -> None:
             accuracy = _log_epoch(run, arm, progress)
         run.observer.on_progress(arm, progress, accuracy)
 
-    loop = Loop(
-        run.fabric, program, run.dataset, run.plan.data, arm.seed, run.settings.compile, on_progress, saved
-    )
+    loop = Loop(run.fabric, program, run.dataset, run.plan.data, arm.seed, run.settings.compile, on_progress, saved)
     loop.run(at.position, at.optimizer)
     Strip()(Trained(program, run.student))
     if arm == arms_of(run.plan)[0]:
         write_bytes(run.rundir.student_path, checkpoint.state_dict_bytes(run.student))
-    record = {**asdict(arm), "accuracy": _accuracy(run, run.student), "seconds": round(time.perf_counter() - started, 1)}
-    run.checkpoint = Checkpoint(
-        arm=index + 1, metrics_size=run.rundir.metrics_size(), finished=[*at.finished, record]
-    )
+    record = {
+        **asdict(arm),
+        "accuracy": _accuracy(run, run.student),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    run.checkpoint = Checkpoint(arm=index + 1, metrics_size=run.rundir.metrics_size(), finished=[*at.finished, record])
     run.rundir.save(run.checkpoint)
 
 
@@ -265,9 +280,12 @@ class _Saver:
             return
         self.run.rundir.save(
             Checkpoint(
-                arm=self.arm, position=position, state=trainable_state(self.program),
+                arm=self.arm,
+                position=position,
+                state=trainable_state(self.program),
                 optimizer=optimizer.state_dict() if optimizer is not None else None,
-                metrics_size=self.run.rundir.metrics_size(), finished=self.finished,
+                metrics_size=self.run.rundir.metrics_size(),
+                finished=self.finished,
             )  # fmt: skip
         )
         self.last = time.monotonic()
@@ -293,9 +311,12 @@ def _log_epoch(run: _Run, arm: Arm, progress: Progress) -> float | None:
     accuracy = _accuracy(run, run.student) if has_logits else None
     run.rundir.log(
         {
-            **asdict(arm), "stage": progress.stage.name, "epoch": progress.position.epoch,
+            **asdict(arm),
+            "stage": progress.stage.name,
+            "epoch": progress.position.epoch,
             "losses": {key: round(value, 6) for key, value in progress.losses.items()},
-            "accuracy": accuracy, "images_per_second": round(progress.images_per_second, 1),
+            "accuracy": accuracy,
+            "images_per_second": round(progress.images_per_second, 1),
         }  # fmt: skip
     )
     return accuracy
@@ -306,7 +327,9 @@ def _accuracy(run: _Run, module: nn.Module) -> float:
     return evaluate.accuracy(module, test_batches(run.dataset, run.plan, run.fabric.device))
 
 
-def test_batches(dataset: Dataset, plan: Plan, device: data.Device = "cpu") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def test_batches(
+    dataset: Dataset, plan: Plan, device: data.Device = "cpu"
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The test images as the plan normalises them."""
     return data.batches(dataset.test, plan.data.batch_size, mean=dataset.mean, std=dataset.std, device=device)
 
@@ -316,7 +339,9 @@ def _preflight(run: _Run, accuracy: float) -> None:
     if accuracy < 2 * chance:
         run.observer.on_diagnostic(
             Diagnostic(
-                code="teacher-near-chance", severity="warning", where="teacher",
+                code="teacher-near-chance",
+                severity="warning",
+                where="teacher",
                 why=f"the teacher's accuracy on this data is {accuracy:.1%}, near chance ({chance:.1%})",
                 hint="check label order, normalisation (data.mean, data.std in the plan) and the checkpoint",
             )  # fmt: skip
@@ -361,7 +386,10 @@ def summary(arms: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     for arm in arms:
         by_name.setdefault(arm["name"], []).append(arm["accuracy"])
     return {
-        name: {"mean": statistics.fmean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0}
+        name: {
+            "mean": statistics.fmean(values),
+            "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+        }
         for name, values in by_name.items()
     }
 
@@ -371,6 +399,8 @@ def provenance(plan: Plan) -> dict[str, str]:
     return {
         "fxdistill.plan_sha256": plan.sha256,
         "fxdistill.versions": json.dumps(pipeline.versions()),
-        "fxdistill.normalization": json.dumps({"mean": plan.data.mean, "std": plan.data.std, "scale": "pixels in 0 to 1"}),
+        "fxdistill.normalization": json.dumps(
+            {"mean": plan.data.mean, "std": plan.data.std, "scale": "pixels in 0 to 1"}
+        ),
         "fxdistill.classes": json.dumps(plan.data.classes),
     }

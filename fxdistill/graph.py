@@ -20,7 +20,6 @@ from fxdistill.errors import PairingError
 Rung = Literal["symbolic", "leaves", "export"]
 Shape = tuple[int, ...]
 
-_MODULE_NAMES = {"relu6": "relu6", "mishactivation": "mish"}
 _IN_PLACE_OPERATORS = {
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.iand, operator.ior,
 }  # fmt: skip
@@ -130,7 +129,7 @@ def find(traced: Traced, path: str) -> fx.Node:
     raise PairingError(
         f"no node or module has the path '{path}'",
         where=path,
-        hint=f"did you mean {', '.join(near)}?" if near else "`fxdistill show` lists the nodes",
+        hint=f"did you mean {', '.join(near)}?" if near else "use a module path of the model",
     )
 
 

@@ -1,8 +1,8 @@
 """The compiler on one screen: two models in, a plan out; a plan and its models in, a program out.
 
-    teacher ─ trace ─ couple ─┐
-                              ├─ match ─ prune ─ schedule ──▶ plan ──▶ instrument ──▶ program ─ specialize ─▶ stages
-    student ─ trace ─ couple ─┘
+teacher ─ trace ─ couple ─┐
+                          ├─ match ─ prune ─ schedule ──▶ plan ──▶ instrument ──▶ program ─ specialize ─▶ stages
+student ─ trace ─ couple ─┘
 """
 
 import importlib.metadata

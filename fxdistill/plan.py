@@ -265,7 +265,9 @@ def load(path: Path) -> Plan:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) else "it is not a text file"
-        raise PlanError(f"the plan cannot be read: {reason}", where=str(path), hint="write one with `fxdistill plan`") from cause
+        raise PlanError(
+            f"the plan cannot be read: {reason}", where=str(path), hint="write one with `fxdistill plan`"
+        ) from cause
     try:
         data = json.loads(text)
     except json.JSONDecodeError as cause:
@@ -335,7 +337,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise PlanError(
-            f"cannot write: {cause.strerror or cause}", where=str(path), hint="choose another place, or free some space"
+            f"cannot write: {cause.strerror or cause}",
+            where=str(path),
+            hint="choose another place, or free some space",
         ) from cause
 
 

@@ -28,13 +28,26 @@ def plan_view(plan: Plan, *, base: Path | None = None) -> RenderableType:
     parts: list[RenderableType] = [
         _model_line("teacher", plan.teacher),
         _model_line("student", plan.student),
-        Text.assemble(("input    ", "bold"), size(plan.input.shape), ("   data  ", "bold"), plan.data.spec or "none (structural plan)"),
+        Text.assemble(
+            ("input    ", "bold"),
+            size(plan.input.shape),
+            ("   data  ", "bold"),
+            plan.data.spec or "none (structural plan)",
+        ),
         Text(),
-        Text.assemble((f"pairs ({len(plan.pairs)})", "bold"), f", widths by {', '.join(sorted({p.align for p in plan.pairs})) or '-'}"),
+        Text.assemble(
+            (f"pairs ({len(plan.pairs)})", "bold"),
+            f", widths by {', '.join(sorted({p.align for p in plan.pairs})) or '-'}",
+        ),
     ]
     for pair in plan.pairs:
         parts.extend(_pair_lines(plan, pair))
-    parts.extend([Text(), Text.assemble((f"stages ({plan.method})", "bold"), ", cost as a share of teacher and student in full")])
+    parts.extend(
+        [
+            Text(),
+            Text.assemble((f"stages ({plan.method})", "bold"), ", cost as a share of teacher and student in full"),
+        ]
+    )
     parts.extend(_stage_line(stage) for stage in plan.stages)
     if plan.control:
         parts.append(Text("control arm, without distillation", style="bold"))
@@ -54,7 +67,11 @@ def _model_line(role: str, ref: ModelRef) -> Text:
 
 def _pair_lines(plan: Plan, pair: Pair) -> Iterator[Text]:
     kept = plan.kept_for(pair.name)
-    widths = f"keeps {len(kept.channels)} of {kept.width} channels" if kept else f"projects {pair.student.width} to {pair.teacher.width} channels"
+    widths = (
+        f"keeps {len(kept.channels)} of {kept.width} channels"
+        if kept
+        else f"projects {pair.student.width} to {pair.teacher.width} channels"
+    )
     yield Text.assemble("  ", (pair.name, "bold cyan"), f"  score {pair.score:.2f}  {widths}")
     yield _tap_line("teacher", pair.teacher)
     yield _tap_line("student", pair.student)
@@ -93,7 +110,13 @@ def diagnostics_view(remarks: Iterable[Diagnostic]) -> list[Text]:
     for remark in remarks:
         colour = _COLOURS[remark.severity]
         hint = f" ({remark.hint})" if remark.hint else ""
-        lines.append(Text.assemble((f"{remark.severity} ", f"bold {colour}"), (f"{remark.code} ", colour), f"{remark.where}: {remark.why}{hint}"))
+        lines.append(
+            Text.assemble(
+                (f"{remark.severity} ", f"bold {colour}"),
+                (f"{remark.code} ", colour),
+                f"{remark.where}: {remark.why}{hint}",
+            )
+        )
     return lines
 
 
@@ -104,11 +127,23 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
     for name in ("accuracy", "parameters", "MACs", "ONNX latency"):
         table.add_column(name, justify="right")
     latency = result["latency"]
-    table.add_row("teacher", f"{result['teacher']['accuracy']:.2%}", count(plan.teacher.parameters), count(plan.teacher.macs), _ms(latency["teacher"]))
+    table.add_row(
+        "teacher",
+        f"{result['teacher']['accuracy']:.2%}",
+        count(plan.teacher.parameters),
+        count(plan.teacher.macs),
+        _ms(latency["teacher"]),
+    )
     labels = {"control": "student, no distillation", "distilled": "student, distilled"}
     for name, label in labels.items():
         if name in result["summary"]:
-            table.add_row(label, _accuracy(result, name), count(plan.student.parameters), count(plan.student.macs), _ms(latency["student"]))
+            table.add_row(
+                label,
+                _accuracy(result, name),
+                count(plan.student.parameters),
+                count(plan.student.macs),
+                _ms(latency["student"]),
+            )
     parity = result["parity"]
     seeds = len(plan.seeds)
     return Group(
@@ -168,7 +203,10 @@ class RunView(Observer):
         self._live.stop()
 
     def _begin(self, plan: Plan, arms: list[Arm]) -> None:
-        self._epochs = {"distilled": [s.epochs for s in plan.stages], "control": [s.epochs for s in plan.control]}
+        self._epochs = {
+            "distilled": [s.epochs for s in plan.stages],
+            "control": [s.epochs for s in plan.control],
+        }
         self._order = arms
         total = sum(sum(self._epochs[arm.name]) for arm in arms)
         self._bar.update(self._task, total=total)
@@ -195,7 +233,10 @@ class RunView(Observer):
         self._refresh()
         if at.step == 0 and at.epoch == progress.stage.epochs:
             reached = f"  accuracy {accuracy:.2%}" if accuracy is not None else ""
-            self.console.print(f"{arm.name}, seed {arm.seed}: [bold cyan]{progress.stage.name}[/]  {losses}{reached}", highlight=False)
+            self.console.print(
+                f"{arm.name}, seed {arm.seed}: [bold cyan]{progress.stage.name}[/]  {losses}{reached}",
+                highlight=False,
+            )
 
     def _refresh(self) -> None:
         now = time.monotonic()

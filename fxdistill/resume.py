@@ -77,7 +77,9 @@ class RunDir:
                 )  # fmt: skip
             return run
         if path.exists() and any(path.iterdir()):
-            raise RunDirError("the directory is not empty and holds no run", where=str(path), hint="choose another with -o")
+            raise RunDirError(
+                "the directory is not empty and holds no run", where=str(path), hint="choose another with -o"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
@@ -94,7 +96,11 @@ class RunDir:
         """
         run = cls(path)
         if not run.plan_path.exists():
-            raise RunDirError("this directory holds no run", where=str(path), hint="start one with `fxdistill run PLAN -o DIR`")
+            raise RunDirError(
+                "this directory holds no run",
+                where=str(path),
+                hint="start one with `fxdistill run PLAN -o DIR`",
+            )
         return run
 
     @property
@@ -178,7 +184,9 @@ class RunDir:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as cause:
-            raise PlanError(f"cannot write: {cause.strerror}", where=str(self.metrics_path), hint="free some space") from cause
+            raise PlanError(
+                f"cannot write: {cause.strerror}", where=str(self.metrics_path), hint="free some space"
+            ) from cause
 
     def _same_plan(self, plan: Plan) -> None:
         theirs = self.plan().sha256

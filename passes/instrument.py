@@ -27,7 +27,18 @@ from fxdistill.passes.trace import buffers_kept
 from fxdistill.plan import LossTerm, Pair, Plan, Stage, Tap
 from fxdistill.program import Program, Term, inline, tap, tap_copy
 
-_VIEWS = {"view", "reshape", "flatten", "permute", "transpose", "getitem", "chunk", "split", "squeeze", "unsqueeze"}
+_VIEWS = {
+    "view",
+    "reshape",
+    "flatten",
+    "permute",
+    "transpose",
+    "getitem",
+    "chunk",
+    "split",
+    "squeeze",
+    "unsqueeze",
+}
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,12 @@ class _Builder:
         images = self.images
         if _overwritten(traced.input, traced.module):
             images = self._call("adapter", torch.clone, self.images, of=role)
-        nodes = inline(self.graph, traced.graph, {traced.input: images}, role="teacher" if role == "teacher" else "student")
+        nodes = inline(
+            self.graph,
+            traced.graph,
+            {traced.input: images},
+            role="teacher" if role == "teacher" else "student",
+        )
         nodes[traced.output].meta["prediction"] = True
         return nodes
 
@@ -312,5 +328,7 @@ def _spatial(tap_: Tap) -> list[int]:
         return positions
     side = math.isqrt(positions[0] - tap_.class_token)
     if side * side != positions[0] - tap_.class_token:
-        raise PairingError(f"{positions[0]} tokens are not a square", where=tap_.path, hint="pair it with a token sequence")
+        raise PairingError(
+            f"{positions[0]} tokens are not a square", where=tap_.path, hint="pair it with a token sequence"
+        )
     return [side, side]

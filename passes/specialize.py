@@ -34,7 +34,14 @@ _POINTWISE = {
     "hardswish", "hardsigmoid", "softplus", "identity", "dropout", "contiguous", "clone", "neg", "abs", "sqrt", "pow",
     "stochastic_depth", "tap", "tap_copy",
 }  # fmt: skip
-_POOLING = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "upsample"}
+_POOLING = {
+    "max_pool2d",
+    "avg_pool2d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "interpolate",
+    "upsample",
+}
 _BINARY = {"add", "sub", "mul", "truediv", "div", "maximum", "minimum"}
 
 
@@ -83,7 +90,9 @@ def restricted(source: Program, stage: Stage) -> Program:
         if node.op != "output":
             new[node] = graph.node_copy(node, new.__getitem__)
     by_key = {node.meta["key"]: new[node] for node in source.nodes("loss") if "key" in node.meta}
-    terms = tuple(Term(_key(source, wanted.name, wanted.model_copy(update={"weight": 1.0})), wanted) for wanted in stage.losses)
+    terms = tuple(
+        Term(_key(source, wanted.name, wanted.model_copy(update={"weight": 1.0})), wanted) for wanted in stage.losses
+    )
     graph.output({term.key: by_key[term.key] for term in terms})
     _remove_dead(graph)
     program = Program.assemble(source, graph, stages=(stage,), terms=terms)
@@ -260,7 +269,10 @@ class _Sinker:
             target += "_"
         self.program.add_submodule(target, narrowed(module, keep))
         value.target = target
-        value.meta = {**value.meta, "macs": int(value.meta.get("macs", 0)) * len(keep) // max(1, _width(module))}
+        value.meta = {
+            **value.meta,
+            "macs": int(value.meta.get("macs", 0)) * len(keep) // max(1, _width(module)),
+        }
         return self._through(node, value, [value.args[0]]) if per_channel else self._replace(node, value, {})
 
     def _indices(self, node: fx.Node) -> Tensor:
@@ -315,7 +327,11 @@ def narrowed(module: nn.Module, keep: Tensor) -> nn.Module:
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if tensor.dim() > 0:
             sliced = tensor.detach().index_select(0, keep.to(tensor.device))
-            setattr(copy, name, nn.Parameter(sliced, requires_grad=False) if isinstance(tensor, nn.Parameter) else sliced)
+            setattr(
+                copy,
+                name,
+                nn.Parameter(sliced, requires_grad=False) if isinstance(tensor, nn.Parameter) else sliced,
+            )
     sizes = {"out_channels": len(keep), "out_features": len(keep), "num_features": len(keep)}
     if _is_depthwise(module):
         sizes |= {"in_channels": len(keep), "groups": len(keep)}
@@ -327,7 +343,11 @@ def narrowed(module: nn.Module, keep: Tensor) -> nn.Module:
 
 def _shallow(module: nn.Module) -> nn.Module:
     copy = type(module).__new__(type(module))
-    copy.__dict__ = {**module.__dict__, "_parameters": dict(module._parameters), "_buffers": dict(module._buffers)}  # noqa: SLF001
+    copy.__dict__ = {
+        **module.__dict__,
+        "_parameters": dict(module._parameters),
+        "_buffers": dict(module._buffers),
+    }  # noqa: SLF001
     return copy
 
 

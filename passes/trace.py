@@ -11,7 +11,6 @@ traced. A trace freezes that mode (functional dropout, stochastic depth, auxilia
 is traced in both. Parameters and buffers of the graph are the module's own, not copies.
 """
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -158,7 +157,9 @@ def _quiet() -> Iterator[None]:
 class _PathTracer(fx.Tracer):
     """A tracer that can take more modules as leaves than ``torch.nn``'s own, and functions as single nodes."""
 
-    def __init__(self, leaves: tuple[type[nn.Module], ...] = (), functions: tuple[Callable[..., Any], ...] = ()) -> None:
+    def __init__(
+        self, leaves: tuple[type[nn.Module], ...] = (), functions: tuple[Callable[..., Any], ...] = ()
+    ) -> None:
         super().__init__(autowrap_functions=functions, param_shapes_constant=True)
         self._leaves = leaves
 
@@ -168,8 +169,16 @@ class _PathTracer(fx.Tracer):
 
 
 def _symbolic(module: nn.Module, _: Tensor, tracer: fx.Tracer | None = None) -> fx.GraphModule:
+    if isinstance(module, fx.GraphModule):  # a graph already; tracing it again would lose where its nodes come from
+        return fx.GraphModule(module, _copied(module.graph), type(module).__name__)
     tracer = tracer or _PathTracer()
     return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied
 
 
 def _leaves(module: nn.Module, images: Tensor) -> fx.GraphModule:
@@ -177,7 +186,9 @@ def _leaves(module: nn.Module, images: Tensor) -> fx.GraphModule:
 
     leaves = set(feature_extraction._get_leaf_modules_for_ops())  # noqa: SLF001  # the registry has no public name
     functions: set[Callable[..., Any]] = {len}
-    if type(module).__module__.startswith("timm") or any(type(m).__module__.startswith("timm") for m in module.modules()):
+    if type(module).__module__.startswith("timm") or any(
+        type(m).__module__.startswith("timm") for m in module.modules()
+    ):
         from timm.models import _features_fx  # noqa: PLC0415  # only where timm is at work
 
         leaves |= set(_features_fx.get_notrace_modules())
@@ -197,7 +208,10 @@ def _export(module: nn.Module, images: Tensor) -> fx.GraphModule:
     graph.set_codegen(fx.graph.CodeGen())
     _restore_structure(graph, program)
     root = nn.Module()
-    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
         _attach(root, name, tensor)
     for node in graph.nodes:
         if node.op == "get_attr":

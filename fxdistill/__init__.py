@@ -1,0 +1,46 @@
+"""fxdistill: a graph-level compression compiler for PyTorch vision models.
+
+    plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(1, 3, 224, 224)))
+    program = fxdistill.build(plan, teacher, student)
+    losses = program.stage("warm-up-1")(images, labels)
+
+Names are imported when they are first used, so that ``import fxdistill`` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxdistill.checkpoint import LoadedModel as LoadedModel
+    from fxdistill.checkpoint import load as load
+    from fxdistill.checkpoint import parse_source as parse_source
+    from fxdistill.checkpoint import save as save
+    from fxdistill.diagnostics import Diagnostic as Diagnostic
+    from fxdistill.errors import FxdistillError as FxdistillError
+    from fxdistill.errors import InputError as InputError
+    from fxdistill.execute import Settings as Settings
+    from fxdistill.execute import execute as run
+    from fxdistill.pipeline import Options as Options
+    from fxdistill.pipeline import build as build
+    from fxdistill.pipeline import compile as compile  # noqa: A004
+    from fxdistill.plan import Plan as Plan
+    from fxdistill.plan import load as load_plan
+    from fxdistill.program import Program as Program
+
+_HOMES = {
+    "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors", "LoadedModel": "checkpoint",
+    "Options": "pipeline", "Plan": "plan", "Program": "program", "build": "pipeline", "compile": "pipeline",
+    "Settings": "execute", "run": "execute.execute", "load": "checkpoint", "load_plan": "plan.load", "parse_source": "checkpoint", "save": "checkpoint",
+}  # fmt: skip
+
+__all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
+    "compile", "build", "run", "load", "save", "parse_source", "load_plan",
+    "Options", "Settings", "Plan", "Program", "LoadedModel", "Diagnostic", "FxdistillError", "InputError",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fxdistill' has no attribute '{name}'")
+    module, _, other = _HOMES[name].partition(".")
+    return getattr(importlib.import_module(f"fxdistill.{module}"), other or name)
