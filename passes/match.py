@@ -1,0 +1,303 @@
+"""Match: pair teacher and student nodes of two different architectures.
+
+Both models' :mod:`~fxdistill.passes.candidates` come in stages. The pairs are the monotone alignment of
+stages with the largest sum of scores, found by dynamic programming:
+
+    best(i, j) = score(i, j) + max { best(k, m) : k < i, m < j, and something is computed in between }
+    score      = 0.35 resolution + 0.15 depth + 0.10 cost + 0.35 preference + 0.05 kind            in 0 … 1
+    resolution = exp(-1.2 log2(stride ratio)^2);  depth, cost = 1 - difference of the shares
+    preference = mean of 1 / (1 + place in the stage's order of preference)
+
+A stage is represented by its first choice, or by the next that is not forbidden. A model of one resolution (a
+vision transformer) has no stages to go by: ``limit`` of its blocks, spread evenly and ending with the last,
+stand for them. What is left alone is said.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxdistill.coupling import Coupling
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import InvariantError, PairingError
+from fxdistill.graph import Traced, find, path_of
+from fxdistill.passbase import Pass, PassResult
+from fxdistill.passes.candidates import Candidate, Survey
+from fxdistill.plan import Align, Pair, RunnerUp
+
+Pairing = tuple[Candidate, Candidate]
+Stages = list[list[Candidate]]
+
+_SHARPNESS = (
+    1.2  # a factor of two in size costs as much as a whole stage of depth; unpadded convolutions cost little
+)
+_LEAST_SCORE = 0.35
+_NEAR = 0.68  # log2(1.6): sizes that belong to one stage
+
+
+@dataclass(frozen=True)
+class MatchSource:
+    """Two traced models and which of their channels are coupled."""
+
+    teacher: Traced
+    student: Traced
+    teacher_coupling: Coupling
+    student_coupling: Coupling
+
+
+@dataclass(frozen=True)
+class Match(Pass[MatchSource, tuple[Pair, ...]]):
+    """Pair the two models' nodes, shallow pairs first.
+
+    Attributes:
+        pins: Pairs (teacher path, student path) that must be; a module's path stands for its output.
+        forbid: Pairs that must not be.
+        align: How the teacher's width is brought to the student's; where the teacher is the narrower one a
+            slice is impossible and the pair gets ``project`` with a diagnostic.
+        limit: Number of pairs for a student of one resolution.
+    """
+
+    pins: tuple[tuple[str, str], ...] = ()
+    forbid: tuple[tuple[str, str], ...] = ()
+    align: Align = "slice"
+    limit: int = 4
+
+    def requires(self, source: MatchSource) -> None:
+        """Both models must read the same images.
+
+        Raises:
+            PairingError: They do not, or no pair may be made.
+        """
+        shapes = source.teacher.input_shape[1:], source.student.input_shape[1:]
+        if shapes[0] != shapes[1]:
+            told = [" x ".join(map(str, shape)) for shape in shapes]
+            raise PairingError(
+                f"the teacher reads {told[0]}, the student {told[1]}", where="input shape",
+                hint="give both models the same input, e.g. --input 1x3x224x224",
+            )  # fmt: skip
+        if self.limit < 1:
+            raise PairingError(f"the limit of pairs is {self.limit}", where="limit", hint="give at least 1")
+
+    def run(self, source: MatchSource) -> PassResult[tuple[Pair, ...]]:
+        """Align the stages.
+
+        Raises:
+            PairingError: A pinned or forbidden path does not exist, pins contradict each other, or nothing
+                can be paired.
+        """
+        teacher = Survey(source.teacher, source.teacher_coupling)
+        student = Survey(source.student, source.student_coupling)
+        forbidden = {(path_of(a), path_of(b)) for a, b in self._resolved(source, self.forbid)}
+        pins = self._pinned(source, teacher, student, forbidden)
+        rows = _free_stages(teacher, [t for t, _ in pins])
+        columns = _free_stages(student, [s for _, s in pins], limit=self.limit)
+        chosen = _align(rows, columns, lambda t, s: (t.path, s.path) not in forbidden and _fits(t, s, pins))
+        pairings = sorted([*pins, *chosen], key=lambda pair: pair[0].index)
+        if not pairings:
+            raise PairingError(
+                "no teacher node can be paired with a student node", where=_first_choices(teacher, student),
+                hint="pin a pair with --pair TEACHER=STUDENT",
+            )  # fmt: skip
+        pinned = {s.path for _, s in pins}
+        supply = [c for stage in teacher.stages for c in stage]
+        pairs = [
+            self._pair(t, s, _runner_up(number, pairings, supply, forbidden), pinned=s.path in pinned)
+            for number, (t, s) in enumerate(pairings)
+        ]
+        remarks = [*_narrower(pairs, self.align), *_unpaired("teacher", teacher, rows, pairings),
+                   *_unpaired("student", student, columns, pairings)]  # fmt: skip
+        return PassResult(_named(pairs, pairings), modified=True, diagnostics=tuple(remarks))
+
+    def ensures(self, source: MatchSource, value: tuple[Pair, ...]) -> None:
+        """Pairs are in the order of both graphs, and their names are unique.
+
+        Raises:
+            InvariantError: They are not.
+        """
+        for traced, ends in (
+            (source.teacher, [p.teacher for p in value]),
+            (source.student, [p.student for p in value]),
+        ):
+            position = {path_of(node): index for index, node in enumerate(traced.graph.nodes)}
+            order = [position[tap.path] for tap in ends]
+            if order != sorted(set(order)):
+                raise InvariantError("the pairs are not in the order of both models")
+        if len({pair.name for pair in value}) != len(value):
+            raise InvariantError("two pairs have the same name")
+
+    def _resolved(
+        self, source: MatchSource, named: tuple[tuple[str, str], ...]
+    ) -> list[tuple[fx.Node, fx.Node]]:
+        return [(find(source.teacher, a), find(source.student, b)) for a, b in named]
+
+    def _pinned(
+        self, source: MatchSource, teacher: Survey, student: Survey, forbidden: set[tuple[str, str]]
+    ) -> list[Pairing]:
+        nodes = self._resolved(source, self.pins)
+        pins = [(teacher.describe(a), student.describe(b)) for a, b in nodes]
+        for t, s in pins:
+            if (t.path, s.path) in forbidden:
+                raise PairingError(
+                    "this pair is pinned and forbidden",
+                    where=f"{t.path}={s.path}",
+                    hint="take one of the two back",
+                )
+        for number, (t, s) in enumerate(pins):
+            for u, v in pins[:number]:
+                if (t.index - u.index) * (s.index - v.index) <= 0:
+                    raise PairingError(
+                        "two pinned pairs cross: what is deeper in the teacher must be deeper in the student",
+                        where=f"{u.path}={v.path} and {t.path}={s.path}", hint="change or drop one of them",
+                    )  # fmt: skip
+        return pins
+
+    def _pair(
+        self, teacher: Candidate, student: Candidate, runner_up: RunnerUp | None, *, pinned: bool
+    ) -> Pair:
+        why = [*(["pinned by the user"] if pinned else []), *_reasons(teacher, student)]
+        align: Align = "project" if teacher.tap.width < student.tap.width else self.align
+        return Pair(
+            name=student.block or student.path, teacher=teacher.tap, student=student.tap,
+            score=_score(teacher, student), runner_up=runner_up, why=why, align=align,
+        )  # fmt: skip
+
+
+def _free_stages(survey: Survey, pinned: list[Candidate], *, limit: int | None = None) -> Stages:
+    """The stages that no pin takes; of a model of one resolution ``limit`` that are evenly spread."""
+    stages = survey.stages
+    if not survey.single_resolution:
+        return [s for s in stages if not any(_same_stage(s[0], pin) for pin in pinned)]
+    count = len(stages)
+    if limit is not None and limit < count:
+        stages = [stages[math.ceil((k + 1) * count / limit) - 1] for k in range(limit)]
+    for pin in pinned if limit is not None else ():
+        if stages and _same_stage(stages[0][0], pin):
+            stages = sorted(stages, key=lambda s: abs(s[0].depth - pin.depth))[1:]
+    return sorted(stages, key=lambda s: s[0].index)
+
+
+def _same_stage(one: Candidate, other: Candidate) -> bool:
+    if (one.tap.layout == "features") != (other.tap.layout == "features"):
+        return False
+    return abs(math.log2(one.side / other.side)) < _NEAR
+
+
+def _fits(teacher: Candidate, student: Candidate, pins: list[Pairing]) -> bool:
+    """Whether a pair keeps the order of all pins, and says something that no pin says."""
+    return all(
+        (teacher.index - t.index) * (student.index - s.index) > 0
+        and not _same_layers((teacher, student), (t, s))
+        for t, s in pins
+    )
+
+
+def _same_layers(one: Pairing, other: Pairing) -> bool:
+    """Whether nothing is computed between two pairs in either model: an activation and its pooling."""
+    return one[0].layers == other[0].layers and one[1].layers == other[1].layers
+
+
+def _align(rows: Stages, columns: Stages, allowed: Callable[[Candidate, Candidate], bool]) -> list[Pairing]:
+    """The monotone alignment of largest total score; the shallower one among equals."""
+    best: dict[tuple[int, int], tuple[float, list[Pairing]]] = {}
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            pairing = _representatives(row, column, allowed)
+            if pairing is None:
+                continue
+            before: tuple[float, list[Pairing]] = (0.0, [])
+            for (k, m), way in best.items():
+                if k < i and m < j and way[0] > before[0] and not _same_layers(way[1][-1], pairing):
+                    before = way
+            best[i, j] = (before[0] + _score(*pairing), [*before[1], pairing])
+    return max(best.values(), key=lambda way: way[0], default=(0.0, []))[1]
+
+
+def _representatives(
+    row: list[Candidate], column: list[Candidate], allowed: Callable[[Candidate, Candidate], bool]
+) -> Pairing | None:
+    """The pair of two stages: first choices, or the next ones that are allowed."""
+    pairings = [(t, s) for t in row for s in column if allowed(t, s) and _score(t, s) >= _LEAST_SCORE]
+    return min(pairings, key=lambda c: (c[0].rank + c[1].rank, -_score(*c)), default=None)
+
+
+def _score(teacher: Candidate, student: Candidate) -> float:
+    octaves = math.log2(teacher.stride / student.stride)
+    score = (
+        0.35 * math.exp(-_SHARPNESS * octaves**2)
+        + 0.15 * (1 - abs(teacher.depth - student.depth))
+        + 0.1 * (1 - abs(teacher.cost - student.cost))
+        + 0.35 * (1 / (1 + teacher.rank) + 1 / (1 + student.rank)) / 2
+        + 0.05 * (teacher.kind == student.kind)
+    )
+    return round(score, 4)
+
+
+def _runner_up(
+    number: int, pairings: list[Pairing], supply: list[Candidate], forbidden: set[tuple[str, str]]
+) -> RunnerUp | None:
+    """The best teacher node that could take a pair's place and leave the other pairs as they are."""
+    teacher, student = pairings[number]
+    low = pairings[number - 1][0].index if number else -1
+    high = pairings[number + 1][0].index if number + 1 < len(pairings) else math.inf
+    others = [
+        c for c in supply
+        if low < c.index < high and c.path != teacher.path and (c.path, student.path) not in forbidden
+    ]  # fmt: skip
+    best = max(others, key=lambda c: _score(c, student), default=None)
+    return RunnerUp(teacher=best.path, score=_score(best, student)) if best is not None else None
+
+
+def _reasons(teacher: Candidate, student: Candidate) -> Iterator[str]:
+    size = f"at {teacher.size}" if teacher.size == student.size else f"at {teacher.size} and {student.size}"
+    first = teacher.rank == student.rank == 0
+    yield f"both end a stage {size}" if first else size
+    if teacher.block and student.block:
+        yield f"outputs of the blocks '{teacher.block}' and '{student.block}'"
+    yield f"share of depth {teacher.depth:.2f} and {student.depth:.2f}"
+    yield f"share of cost {teacher.cost:.2f} and {student.cost:.2f}"
+    same = teacher.kind == student.kind
+    yield f"both after {teacher.kind}" if same else f"after {teacher.kind} and after {student.kind}"
+
+
+def _named(pairs: list[Pair], pairings: list[Pairing]) -> tuple[Pair, ...]:
+    """Pairs are named after the student's block; after its node where two would share that name."""
+    names = [pair.name for pair in pairs]
+    return tuple(
+        pair if names.count(pair.name) == 1 else pair.model_copy(update={"name": student.path})
+        for pair, (_, student) in zip(pairs, pairings, strict=True)
+    )
+
+
+def _narrower(pairs: list[Pair], align: Align) -> Iterator[Diagnostic]:
+    for pair in pairs:
+        if pair.align != align:
+            yield Diagnostic(
+                code="teacher-narrower", severity="warning", where=pair.name,
+                why=f"the teacher's '{pair.teacher.path}' has {pair.teacher.width} channels, the student's "
+                f"'{pair.student.path}' has {pair.student.width}: no slice is possible, so it is 'project'",
+                hint="pin another pair with --pair, or forbid this one with --forbid",
+            )  # fmt: skip
+
+
+def _unpaired(role: str, survey: Survey, free: Stages, pairings: list[Pairing]) -> Iterator[Diagnostic]:
+    """One remark for each stage that could have been paired and was not."""
+    used = [pairing[role == "student"] for pairing in pairings]
+    if survey.single_resolution and role == "teacher":
+        return  # its blocks are a supply to choose from, not stages
+    for stage in free:
+        paths = {c.path for c in stage}
+        if not any(c.path in paths or c.layers == stage[0].layers for c in used):
+            other = "student" if role == "teacher" else "teacher"
+            yield Diagnostic(
+                code="unpaired-stage", severity="note", where=stage[0].path,
+                why=f"the {role}'s stage at {stage[0].size}, ending in '{stage[0].path}', "
+                f"has no counterpart in the {other}",
+                hint="pin one with --pair TEACHER=STUDENT if it should be learnt",
+            )  # fmt: skip
+
+
+def _first_choices(teacher: Survey, student: Survey) -> str:
+    told = [", ".join(stage[0].path for stage in survey.stages) or "none" for survey in (teacher, student)]
+    return f"candidates of the teacher: {told[0]}; of the student: {told[1]}"
