@@ -1,0 +1,160 @@
+"""Label rules for operations that only move elements: the operation itself is run on the labels.
+
+``view`` and its kin, slices, permutations, ``roll``, ``chunk``, channel and pixel shuffles are exact by construction. Three
+things need care: a view that splits a channel dimension is noted (equal counts), a dimension along which labels do
+not vary stays compact whatever is padded or concatenated, and tensors are boxes: what is concatenated side by side
+shares its other dimensions' channels.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdistill.coupling import core, varying
+from fxdistill.passes.label_values import Labelled, Ledger, Opaque, compact, labelled, tensors, to_meta
+
+Function = Callable[..., Any]
+
+_DATA = {"reshape", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "unsqueeze", "expand", "expand_as",
+         "repeat", "tile", "repeat_interleave", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow",
+         "select", "slice", "getitem", "index_select", "index", "roll", "flip", "fliplr", "flipud", "rot90", "t", "T", "mT", "H",
+         "adjoint", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "flatten", "unflatten", "squeeze",
+         "broadcast_to", "ravel", "hsplit", "vsplit", "dsplit", "view_as", "reshape_as", "view", "unsafe_view", "_unsafe_view",
+         "unsafe_chunk", "unsafe_split", "_reshape_alias", "reshape_alias", "numpy_T", "atleast_2d", "native_channel_shuffle"}  # fmt: skip
+MOVEMENT = frozenset(_DATA)
+_VIEWS = {"view", "unsafe_view", "_unsafe_view", "_reshape_alias", "reshape_alias", "reshape"}
+
+
+def move(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run a movement on every layer of its (only) labelled operand."""
+    source, rest = args[0], args[1:]
+    if not isinstance(source, Labelled) or any(isinstance(t, Labelled) for t in tensors((_sized(name, rest), kwargs))):
+        raise Opaque("its indices depend on values")
+    if name in _VIEWS and any(isinstance(a, torch.dtype) for a in rest):
+        raise Opaque("it reads the values as another type")
+    like = func(source, *to_meta(rest), **to_meta(kwargs))
+    rest = tuple(tuple(a.shape) if isinstance(a, Labelled) else a for a in rest)
+    function = _on_labels(name, func)
+    moved = [function(layer, *rest, **kwargs) for layer in ledger.layers(source)]
+    if isinstance(like, Tensor):
+        return _piece(ledger, source, like, moved)
+    return type(like)(_piece(ledger, source, part, [m[i] for m in moved]) for i, part in enumerate(like))
+
+
+def _sized(name: str, rest: Sequence[Any]) -> Sequence[Any]:
+    """The arguments that are read for more than their shape."""
+    return () if name in ("expand_as", "view_as", "reshape_as") else rest
+
+
+def _on_labels(name: str, func: Function) -> Function:
+    """What does the movement on expanded integers: a view of them may need a copy."""
+    if name in _VIEWS or name in ("view_as", "reshape_as"):
+        return lambda layer, *shape, **kw: layer.reshape(*shape, **_without_dtype(kw))
+    if name == "expand_as":
+        return lambda layer, shape: layer.expand(shape)
+    if name in ("channel_shuffle", "native_channel_shuffle"):
+        return lambda layer, groups: layer.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return func
+
+
+def _without_dtype(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key in ("shape", "size")} and {
+        "shape": kwargs.get("shape", kwargs.get("size"))
+    }
+
+
+def _piece(ledger: Ledger, source: Tensor, like: Tensor, moved: Sequence[Tensor]) -> Labelled:
+    layers = []
+    for before, after in zip(ledger.layers(source), moved, strict=True):
+        layer = compact(after)
+        dims = varying(layer)
+        if dims:
+            if len(dims) > len(varying(before)):
+                ledger.split(layer, "split")
+            layers.append(layer)
+        elif bool(core(layer).any()) and layer.numel():
+            ledger.lock(layer, "is picked by its index")
+    return labelled(like, layers)
+
+
+def pad(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Padding: new channels get fresh labels; along other dimensions labels go on."""
+    source, widths = args[0], list(kwargs.get("pad", args[1] if len(args) > 1 else ()))
+    like = func(source, *to_meta(args[1:]), **to_meta(kwargs))
+    layers = []
+    for layer in ledger.layers(source):
+        for index in range(0, len(widths), 2):
+            dim = layer.dim() - 1 - index // 2
+            layer = _pad_dim(ledger, layer, dim, widths[index], widths[index + 1])  # noqa: PLW2901
+        layers.append(layer.expand(like.shape))
+    return labelled(like, layers)
+
+
+def _pad_dim(ledger: Ledger, layer: Tensor, dim: int, before: int, after: int) -> Tensor:
+    size = layer.shape[dim] + before + after
+    shape = (*layer.shape[:dim], size, *layer.shape[dim + 1 :])
+    if dim not in varying(layer):
+        return layer.narrow(dim, 0, 1).expand(shape)
+    if varying(layer) != (dim,):
+        raise Opaque("it pads a split channel dimension")
+    start, end = max(0, -before), layer.shape[dim] - max(0, -after)
+    view = core(layer).narrow(dim, start, end - start)
+    fresh = [torch.movedim(ledger.mint(max(0, n)).reshape(-1, *[1] * (layer.dim() - 1)), 0, dim) for n in (before, after)]
+    return torch.cat([fresh[0], view, fresh[1]], dim).expand(shape)
+
+
+def cat(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Concatenation: along the channels the labels line up; along other dimensions the channels are shared."""
+    parts = kwargs.get("tensors", args[0] if args else ())
+    parts = [part for part in parts if part.shape != (0,)]
+    like = func(*to_meta(args), **to_meta(kwargs))
+    dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0)) % like.dim()
+    slots: list[list[Tensor | None]] = []
+    for index, part in enumerate(parts):
+        for layer in ledger.layers(part):
+            _into_slot(slots, layer, dim, index, len(parts))
+    layers = [_joined(ledger, slot, parts, dim, like) for slot in slots]
+    return labelled(like, [layer for layer in layers if layer is not None])
+
+
+def _into_slot(slots: list[list[Tensor | None]], layer: Tensor, dim: int, index: int, count: int) -> None:
+    wanted = set(varying(layer)) - {dim}
+    for slot in slots:
+        first = next(entry for entry in slot if entry is not None)
+        if slot[index] is None and set(varying(first)) - {dim} == wanted:
+            slot[index] = layer
+            return
+    slots.append([layer if i == index else None for i in range(count)])
+
+
+def _joined(ledger: Ledger, slot: Sequence[Tensor | None], parts: Sequence[Tensor], dim: int, like: Tensor) -> Tensor | None:
+    present = [layer for layer in slot if layer is not None]
+    others = {d for layer in present for d in varying(layer)} - {dim}
+    if not others:
+        return _lined_up(slot, parts, dim, like)
+    if len(present) < len(slot):
+        for layer in present:
+            ledger.lock(layer, "is concatenated with values that carry no channels")
+        return None
+    if not any(dim in varying(layer) for layer in present):
+        first = present[0].narrow(dim, 0, 1)
+        for layer in present[1:]:
+            ledger.unite(layer.narrow(dim, 0, 1), first)
+        return first.expand(like.shape)
+    inner = [ledger.inner(layer) for layer in present]
+    result = _lined_up(slot, parts, dim, like)
+    if any(found is None or found[0] != dim for found in inner):
+        ledger.split(result.movedim(dim, 0), "split", fixed=True)
+    return result
+
+
+def _lined_up(slot: Sequence[Tensor | None], parts: Sequence[Tensor], dim: int, like: Tensor) -> Tensor:
+    pieces = [core(layer) if layer is not None else None for layer in slot]
+    shape = [max(p.shape[d] for p in pieces if p is not None) for d in range(like.dim())]
+    full = []
+    for piece, part in zip(pieces, parts, strict=True):
+        shape[dim] = part.shape[dim]
+        full.append(piece.expand(shape) if piece is not None else torch.zeros(shape, dtype=torch.int64))
+    return torch.cat(full, dim).expand(like.shape)

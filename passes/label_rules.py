@@ -1,0 +1,172 @@
+"""The table of label rules: which rule answers which torch function.
+
+A function is found by its bare name (``aten.conv2d.default``, ``F.conv2d`` and ``torch.conv2d`` are all ``conv2d``).
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fxdistill.passes import label_movement, label_operations, label_products
+from fxdistill.passes.label_operations import empty_labels, end
+from fxdistill.passes.label_values import Labelled, Ledger, Opaque, to_meta
+
+Function = Callable[..., Any]
+Rule = Callable[[Ledger, Function, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Mode(Protocol):
+    """What a rule needs of the mode that it is called from."""
+
+    ledger: Ledger
+
+    def __enter__(self) -> Any:
+        """Enter it again, for operations that are spelled out in others."""
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        """Leave it."""
+
+
+_METADATA = frozenset(
+    "shape size dim ndim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex dtype "
+    "sym_size sym_numel sym_stride len layout requires_grad is_sparse is_quantized is_nested is_leaf grad_fn element_size "
+    "is_same_size is_inference is_meta names get_device itemsize nbytes is_signed is_mkldnn is_conj is_neg result_type promote_types "
+    "can_cast is_distributed retains_grad data_ptr _is_view dim_order is_nonzero_meta".split()
+)  # fmt: skip
+_PLACE = frozenset("is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_ort is_mtia is_maia is_hpu is_sparse_csr".split())
+_NEW = frozenset("new_zeros new_ones new_empty new_full new_tensor new".split())
+_PRODUCTS: dict[str, Rule] = {
+    "linear": label_products.linear,
+    "matmul": label_products.matmul, "bmm": label_products.matmul, "mm": label_products.matmul, "mv": label_products.matmul,
+    "rmatmul": label_products.matmul, "dot": label_products.matmul,
+    "einsum": label_products.einsum,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), label_products.convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), label_products.transposed_convolution),
+    "embedding": label_products.embedding,
+}  # fmt: skip
+_OPERATIONS: dict[str, Rule] = {
+    **dict.fromkeys(label_operations.ELEMENTWISE, label_operations.elementwise),
+    **dict.fromkeys(label_operations.POINTWISE, label_operations.pointwise),
+    **dict.fromkeys(label_operations.NORMS, label_operations.last_dims_norm),
+    **dict.fromkeys(label_operations.CHANNEL_NORMS, label_operations.channel_norm),
+    **dict.fromkeys(("cat", "concat", "concatenate"), label_movement.cat),
+    **dict.fromkeys(("pad", "constant_pad_nd", "_pad_circular", "reflection_pad2d", "replication_pad2d"), label_movement.pad),
+    "group_norm": label_operations.group_norm,
+    "prelu": label_operations.prelu,
+    "normalize": label_operations.normalize,
+    "unfold_patches": label_operations.unfold_patches,
+    "im2col": label_operations.unfold_patches,
+    "local_response_norm": label_operations.neighbours,
+}  # fmt: skip
+_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "upsample", "_upsample", "interpolate",
+          "fractional_max_pool", "_adaptive_avg_pool", "grid_sample", "grid_sampler")  # fmt: skip
+_REDUCTIONS = label_operations.SUMS | label_operations.RANKS | label_operations.ALONG
+_SPELLED: dict[str, Function] = {
+    "scaled_dot_product_attention": label_products.scaled_dot_product_attention,
+    "multi_head_attention_forward": label_products.multi_head_attention,
+    "addmm": label_products.addmm, "baddbmm": label_products.addmm, "addbmm": label_products.addmm,
+    "stack": lambda tensors, dim=0: torch.cat([t.unsqueeze(dim) for t in tensors], dim),
+    "glu": lambda value, dim=-1: torch.mul(*_gate(value, dim)),
+    "group_norm_silu": functional.silu,
+}  # fmt: skip
+
+
+def _gate(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    one, other = value.chunk(2, dim)
+    return one, torch.sigmoid(other)
+
+
+def rule_name(func: Function) -> str:
+    """The bare name of a torch function: no overload, no dunder, no trailing underscore of in-place forms."""
+    name = str(getattr(getattr(func, "overloadpacket", func), "__name__", func))
+    if name == "__get__":
+        name = str(getattr(getattr(func, "__self__", None), "__name__", name))
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+        short = name[1:]
+        name = short if name[0] in "ri" and short in label_operations.ELEMENTWISE else name
+    return name.rstrip("_") or name
+
+
+def apply_rule(mode: Mode, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The labelled result of one torch function; a barrier where there is no rule, or the rule gives up."""
+    name = rule_name(func)
+    found = _plain(mode, name, func, args, kwargs)
+    if found is not NotImplemented:
+        return found
+    if name in _SPELLED:
+        with _context(mode):
+            return _SPELLED[name](*args, **kwargs)
+    try:
+        return _ruled(mode.ledger, name, func, args, kwargs)
+    except Opaque as cause:
+        return _barrier(mode.ledger, name, func, args, kwargs, str(cause))
+
+
+def _context(mode: Mode) -> AbstractContextManager[Any]:
+    return mode
+
+
+def _plain(mode: Mode, name: str, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Questions about shape, type and place, and what makes new tensors of a like kind."""
+    if name in _METADATA:
+        return func(*args, **kwargs)
+    if name == "device":
+        return torch.device("cpu")
+    if name in _PLACE:
+        return name == "is_cpu"
+    if name in _NEW:
+        return func(torch.empty(0, dtype=args[0].dtype), *args[1:], **_on_cpu(kwargs))
+    if name == "setitem":
+        end(mode.ledger, (args, kwargs), "is written into another tensor")
+        mode.ledger.note("opaque-node", "channels are not followed through an assignment to a part of a tensor")
+        return None
+    return NotImplemented
+
+
+def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
+
+
+def _ruled(ledger: Ledger, name: str, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if name == "unfold":
+        return _unfold(ledger, func, args, kwargs)
+    if name == "rmatmul":
+        args = (args[1], args[0])
+    rule = _PRODUCTS.get(name) or _OPERATIONS.get(name)
+    if rule is not None:
+        return rule(ledger, func, args, kwargs)
+    if name in label_movement.MOVEMENT:
+        return label_movement.move(ledger, name, func, args, kwargs)
+    if name in _REDUCTIONS:
+        return label_operations.reduction(ledger, name, func, args, kwargs)
+    if name.startswith(_POOLS):
+        return label_operations.spatial(ledger, func, args, kwargs)
+    raise Opaque(f"no label rule for '{name}'")
+
+
+def _unfold(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``Tensor.unfold`` is a view; ``F.unfold`` takes patches."""
+    if func is functional.unfold:
+        return label_operations.unfold_patches(ledger, func, args, kwargs)
+    return label_movement.move(ledger, "unfold", func, args, kwargs)
+
+
+def _barrier(ledger: Ledger, name: str, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], why: str) -> Any:
+    """Lock what enters; what leaves carries no channels."""
+    try:
+        like = func(*to_meta(args), **to_meta(kwargs))
+    except Exception as cause:
+        raise Opaque(why) from cause
+    end(ledger, (args, kwargs), f"enters '{name}', which is not followed")
+    ledger.note("opaque-node", f"channels are not followed through '{name}': {why}", "its inputs keep their channels")
+    if not isinstance(like, Tensor | tuple | list):
+        raise Opaque(why)
+    return empty_labels(like)
+
+
+__all__ = ["Labelled", "apply_rule", "rule_name"]
