@@ -1,0 +1,271 @@
+"""Shrink: carry a removal out on weights, modules and graph.
+
+Works on a copy. Every weight becomes ``weight[alive].reshape(sizes)``, grouped and ragged ones included; then the graph is
+run once on the smaller weights, and whatever states a width is corrected on the way, so that each value gets the shape
+that its survivors have (:mod:`fxdistill.passes.rewrites`):
+
+    module attributes     in_channels, groups, num_features, normalized_shape …
+    shape constants       view, reshape, expand, unflatten, split, chunk, slices, pad, normalized_shape
+    attention             the scale stays that of the full head
+
+A permutation of a *ragged* value (channel shuffle with different survivors in each group) brings the survivors into
+another order than in the full model. That order is followed on element indices, and put right by one ``index_select``
+as soon as it is a permutation along one dimension, so that everywhere else
+
+    shrunken value  =  full value[alive]
+
+holds, which :mod:`fxdistill.passes.prove` checks.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxdistill.coupling import Coupling
+from fxdistill.errors import InputError, InvariantError
+from fxdistill.graph import Shape, Traced, op_name, path_of, shape_of, tensors_in
+from fxdistill.passbase import Pass, PassResult
+from fxdistill.passes.prove import Proof, prove
+from fxdistill.passes.rewrites import rewrite
+from fxdistill.passes.trace import buffers_kept
+from fxdistill.survivors import Mask, Survivors
+
+_PERMUTATIONS = {
+    "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "native_channel_shuffle", "roll", "flip",
+}  # fmt: skip
+_ORDER_KEEPING = {
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "detach",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ShrinkSource:
+    """A traced model, its coupling, and the classes to remove."""
+
+    traced: Traced
+    coupling: Coupling
+    removed: frozenset[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Shrunken:
+    """A physically smaller model.
+
+    Attributes:
+        module: Independent of the model that it came from, and of fxdistill.
+        proof: What was compared with the masked full model.
+    """
+
+    module: fx.GraphModule
+    proof: Proof
+
+
+@dataclass(frozen=True)
+class Shrink(Pass[ShrinkSource, Shrunken]):
+    """Make a model physically smaller, and prove that it is the masked one.
+
+    Attributes:
+        seed: Seed of the proof's batch.
+    """
+
+    seed: int = 0
+
+    def requires(self, source: ShrinkSource) -> None:
+        """Something is removed, and nothing that must stay."""
+        if not source.removed:
+            raise InputError("nothing is to be removed", hint="lower --keep, or protect less")
+        for class_id in sorted(source.removed):
+            reason = source.coupling.locked(class_id)
+            if reason is not None:
+                raise InputError(f"a channel that {reason} cannot be removed", where=f"class {class_id}")
+
+    def run(self, source: ShrinkSource) -> PassResult[Shrunken]:
+        """Slice the weights, correct the graph, prove.
+
+        Raises:
+            InvariantError: The shrunken model cannot be made, or is not the masked one; names the node.
+        """
+        survivors = Survivors(source.coupling, source.removed)
+        module = shrink(source.traced, survivors)
+        return PassResult(Shrunken(module, prove(source.traced, survivors, module, seed=self.seed)), modified=True)
+
+
+def shrink(traced: Traced, survivors: Survivors) -> fx.GraphModule:
+    """The shrunken model, not proved yet; its nodes' ``meta["path"]`` are those of the full graph."""
+    module = copy.deepcopy(traced.module)
+    slice_weights(traced, survivors, module)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), buffers_kept(module):
+        _Rewriter(traced, survivors, module).run_all()
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def slice_weights(traced: Traced, survivors: Survivors, module: nn.Module) -> None:
+    """Slice the parameters and buffers of a copy; what was one tensor under two names stays one."""
+    first: dict[int, str] = {}
+    new: dict[int, Tensor] = {}
+    tensors = [
+        *traced.module.named_parameters(remove_duplicate=False),
+        *traced.module.named_buffers(remove_duplicate=False),
+    ]
+    for name, tensor in tensors:
+        mask = survivors.of_parameter(first.setdefault(id(tensor), name))
+        if mask is None or mask.whole:
+            continue
+        if mask.sizes is None or 0 in mask.sizes:
+            raise InvariantError(f"what survives of '{name}' is not a box", where=name)
+        owner, _, leaf = name.rpartition(".")
+        if id(tensor) not in new:
+            sliced = mask.take(tensor.detach()).clone()
+            is_parameter = isinstance(tensor, nn.Parameter)
+            new[id(tensor)] = nn.Parameter(sliced, requires_grad=tensor.requires_grad) if is_parameter else sliced
+        setattr(module.get_submodule(owner), leaf, new[id(tensor)])
+
+
+class _Rewriter(fx.Interpreter):
+    """Runs the shrunken graph and corrects each node before it runs."""
+
+    def __init__(self, traced: Traced, survivors: Survivors, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.graph, self.root = module.graph, module
+        self.survivors, self.full = survivors, traced
+        self.shapes = {path_of(node): node.meta.get("shape") for node in traced.graph.nodes}
+        self.layouts: dict[fx.Node, Tensor] = {}
+        self.scalars = _scalars(traced)
+        generator = torch.Generator().manual_seed(0)
+        self.args_iter = iter((torch.randn(traced.input_shape, generator=generator),))
+
+    def run_all(self) -> None:
+        """Correct and run every node."""
+        uses = {node: set(node.users) for node in self.graph.nodes}
+        for node in list(self.graph.nodes):
+            path = path_of(node)
+            self._step(node, path)
+            for source in node.all_input_nodes:
+                uses.setdefault(source, set(source.users)).discard(node)
+                if not uses[source]:
+                    self.env.pop(source, None)
+
+    def _step(self, node: fx.Node, path: str) -> None:
+        masks = self.survivors.of(path)
+        sources = list(node.all_input_nodes)
+        rewrite(node, self, masks)
+        try:
+            self.env[node] = value = self.run_node(node)
+        except InvariantError:
+            raise
+        except Exception as cause:
+            raise InvariantError(
+                f"the shrunken model does not run from '{path}' on: {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}",
+                where=path,
+            ) from cause
+        if isinstance(value, Tensor):
+            mask = masks if isinstance(masks, Mask) else None
+            self._check(value, mask, path)
+            self._follow(node, sources, mask)
+        elif isinstance(masks, list) and isinstance(value, tuple | list) and len(value) == len(masks):
+            for part, mask in zip(value, masks, strict=True):
+                if isinstance(part, Tensor) and isinstance(mask, Mask):
+                    self._check(part, mask, path)
+
+    def _check(self, value: Tensor, mask: Mask | None, path: str) -> None:
+        expected = self.shapes.get(path) if mask is None else mask.sizes
+        if expected is not None and tuple(value.shape) != tuple(expected):
+            raise InvariantError(
+                f"'{path}' has the shape {tuple(value.shape)} where {tuple(expected)} survive", where=path
+            )
+
+    def _follow(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> None:
+        """Keep track of the order of survivors, and put it right."""
+        name = op_name(node, self.root)
+        unordered = [source for source in sources if source in self.layouts]
+        if not unordered and (name not in _PERMUTATIONS or mask is None or mask.is_product):
+            return
+        if mask is None or len(sources) != 1:
+            raise InvariantError(f"the survivors come in another order at '{path_of(node)}'", where=path_of(node))
+        layout = self._moved(node, name, sources[0], mask)
+        if mask.sizes is None:
+            self.layouts[node] = layout
+            return
+        ordered = mask.full.reshape(-1).nonzero().reshape(mask.sizes)
+        if not torch.equal(layout, ordered):
+            self._reorder(node, layout, ordered)
+
+    def _moved(self, node: fx.Node, name: str, source: fx.Node, mask: Mask) -> Tensor:
+        """For each element of the shrunken value, the flat index of the element of the full one."""
+        layout = self.layouts.get(source)
+        if layout is None:
+            before = self.survivors.of_tensor(path_of(source))
+            if before is None or before.sizes is None:
+                raise InvariantError(f"the survivors of '{path_of(source)}' are not known", where=path_of(source))
+            layout = before.full.reshape(-1).nonzero().reshape(before.sizes)
+        if name not in _PERMUTATIONS | _ORDER_KEEPING:
+            raise InvariantError(f"the survivors come in another order at '{path_of(node)}'", where=path_of(node))
+        moved = self._run_on(node, source, layout)
+        if name in _ORDER_KEEPING:
+            return moved
+        shape: Shape = self.shapes[path_of(source)]
+        places = self._run_on(node, source, torch.arange(torch.Size(shape).numel()).reshape(shape)).reshape(-1)
+        back = torch.empty_like(places)
+        back[places] = torch.arange(len(places))
+        return back[moved]
+
+    def _run_on(self, node: fx.Node, source: fx.Node, indices: Tensor) -> Tensor:
+        """The node applied to element indices."""
+        kept = self.env.get(source)
+        self.env[source] = indices
+        try:
+            value: Tensor = self.run_node(node)
+        finally:
+            self.env[source] = kept
+        return value
+
+    def _reorder(self, node: fx.Node, layout: Tensor, ordered: Tensor) -> None:
+        for dim in range(layout.dim()):
+            line = layout.movedim(dim, 0).reshape(layout.shape[dim], -1)[:, 0]
+            order = line.argsort()
+            if torch.equal(layout.index_select(dim, order), ordered):
+                break
+        else:
+            raise InvariantError(f"the survivors come in another order at '{path_of(node)}'", where=path_of(node))
+        name = f"{node.name}_order"
+        self.root.register_buffer(name, order)
+        with self.graph.inserting_after(node):
+            index = self.graph.get_attr(name)
+        with self.graph.inserting_after(index):
+            new = self.graph.call_function(torch.index_select, (node, dim, index))
+        node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        new.meta = dict(node.meta)
+        index.meta = {"path": f"{path_of(node)}.order", "scope": node.meta.get("scope", "")}
+        node.meta = {**node.meta, "path": f"{path_of(node)}.unordered"}
+        self.env[new] = self.env[node].index_select(dim, order)
+
+
+class _Numbers(fx.Interpreter):
+    """Runs a graph and keeps every value that is no tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        if isinstance(value, int | float | tuple | list):
+            self.found[path_of(n)] = value
+        return value
+
+
+def _scalars(traced: Traced) -> dict[str, Any]:
+    """The numbers that the full graph computes from shapes, by path."""
+    if all(shape_of(node) is not None or node.op == "output" for node in traced.graph.nodes):
+        return {}
+    numbers = _Numbers(traced.module)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), buffers_kept(traced.module):
+        numbers.run(torch.randn(traced.input_shape, generator=torch.Generator().manual_seed(0)))
+    return {path: value for path, value in numbers.found.items() if not tensors_in(value)}
