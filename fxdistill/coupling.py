@@ -247,9 +247,7 @@ class Coupling:
                 dims = varying(layer)
                 if len(dims) == 1:
                     found.append((dims[0], layer))
-            self._cache[path] = (
-                found[0] if len(found) == 1 and len(self.layers(path)) == 1 else self._open(found)
-            )
+            self._cache[path] = found[0] if len(found) == 1 and len(self.layers(path)) == 1 else self._open(found)
         return self._cache[path]
 
     def _open(self, found: list[tuple[int, Tensor]]) -> tuple[int, Tensor] | None:
@@ -292,17 +290,16 @@ class Coupling:
             others = tuple(d for d in range(hit.dim()) if d != dim)
             along = hit.any(others) if others else hit
             indices = tuple(along.nonzero().flatten().tolist())
-            yield Member(
-                name, name.rpartition(".")[0], dim, self.roles.get((name, dim), "parameter"), indices
-            )
+            yield Member(name, name.rpartition(".")[0], dim, self.roles.get((name, dim), "parameter"), indices)
 
 
 def core(labels: Tensor) -> Tensor:
     """The tensor with every stride-0 dimension cut to size 1: what has to be looked at."""
-    for dim, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            labels = labels.narrow(dim, 0, 1)
-    return labels
+    strides = labels.stride()
+    if 0 not in strides:
+        return labels
+    sizes = [size if stride else min(size, 1) for size, stride in zip(labels.shape, strides, strict=True)]
+    return labels.as_strided(sizes, strides, labels.storage_offset())
 
 
 def varying(labels: Tensor) -> tuple[int, ...]:

@@ -150,8 +150,14 @@ class _Labeller(fx.Interpreter):
         """Lock what enters; run the node on numbers to learn the structure of what leaves."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         end(self.ledger, (args, kwargs), "enters an operation that is not followed")
-        reason = str(cause) if isinstance(cause, Opaque) else f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
-        self.ledger.note("opaque-node", f"channels are not followed through it: {reason}", "its inputs keep their channels")
+        reason = (
+            str(cause)
+            if isinstance(cause, Opaque)
+            else f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"
+        )
+        self.ledger.note(
+            "opaque-node", f"channels are not followed through it: {reason}", "its inputs keep their channels"
+        )
         real_args, real_kwargs = _numbers(args), _numbers(kwargs)
         value = getattr(self, n.op)(n.target, real_args, real_kwargs)
         return empty_labels(to_meta(value))
@@ -224,4 +230,3 @@ def _rows(split: Split, class_of: Tensor) -> tuple[tuple[int, ...], ...] | None:
         return None
     table = core(classes).expand(classes.shape).movedim(inner, -1)
     return tuple(tuple(row) for row in table.reshape(-1, table.shape[-1]).tolist())
-

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fxdistill.coupling import varying
-from fxdistill.passes.label_values import Ledger
+from fxdistill.coupling import core
+from fxdistill.passes.label_values import Ledger, dims_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def join(ledger: Ledger, one: Operand, other: Operand, contracted: Collection[in
 
 
 def _hit(layer: Tensor, dims: Collection[int]) -> bool:
-    return any(dim in dims for dim in varying(layer))
+    return any(dim in dims for dim in dims_of(layer))
 
 
 def _ends(ledger: Ledger, side: Operand, contrary: Operand, contracted: Collection[int]) -> list[Tensor]:
@@ -67,9 +67,9 @@ def _ends(ledger: Ledger, side: Operand, contrary: Operand, contracted: Collecti
     found = []
     for layer in side.layers:
         if _hit(layer, contracted):
-            if len(varying(layer)) > 1:
+            if len(dims_of(layer)) > 1:
                 _mark_heads(ledger, layer)
-            free = [d for d in varying(layer) if d not in contracted and not contrary.own[d]]
+            free = [d for d in dims_of(layer) if d not in contracted and not contrary.own[d]]
             found.append(ledger.unite_along(layer, free))
     return found
 
@@ -86,7 +86,7 @@ def _contract(ledger: Ledger, left: list[Tensor], right: list[Tensor], one: Oper
         ledger.unite(a, b)
     for layers, contrary in ((left_alone, other), (right_alone, one)):
         for layer in layers:
-            if any(contrary.own[dim] for dim in varying(layer)):
+            if any(contrary.own[dim] for dim in dims_of(layer)):
                 ledger.lock(layer, "is multiplied with values that carry no channels")
 
 
@@ -102,12 +102,14 @@ def _meet(ledger: Ledger, left: list[Tensor], right: list[Tensor], one: Operand,
     return result
 
 
-def match(left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], list[Tensor]]:
+def match(
+    left: Sequence[Tensor], right: Sequence[Tensor]
+) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor], list[Tensor]]:
     """Pairs of layers that vary along common dimensions, the closest first, and those left alone."""
     scored = []
     for i, a in enumerate(left):
         for j, b in enumerate(right):
-            dims, others = set(varying(a)), set(varying(b))
+            dims, others = set(dims_of(a)), set(dims_of(b))
             if dims & others:
                 scored.append((-len(dims & others) / len(dims | others), i, j))
     used_left: set[int] = set()
@@ -125,7 +127,7 @@ def match(left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[list[tuple[T
 def _pair(ledger: Ledger, a: Tensor, b: Tensor, one: Operand, other: Operand) -> Tensor:
     """Unite two matching layers, or lock the one that says less; the one that goes on."""
     for full, part, owner in ((a, b, other), (b, a, one)):
-        missing = set(varying(full)) - set(varying(part))
+        missing = set(dims_of(full)) - set(dims_of(part))
         if missing and not any(owner.own[dim] for dim in missing):
             inner = ledger.inner(full)
             if inner is not None and inner[0] in missing:
@@ -134,12 +136,14 @@ def _pair(ledger: Ledger, a: Tensor, b: Tensor, one: Operand, other: Operand) ->
                 ledger.lock(part, "is shared by all channels of a head")
                 return full
     ledger.unite(a, b)
-    return min((a, b), key=lambda layer: (len(varying(layer)), bool((layer == 0).any())))
+    if len(dims_of(a)) != len(dims_of(b)):
+        return min((a, b), key=lambda layer: len(dims_of(layer)))
+    return b if bool((core(a) == 0).any()) else a
 
 
 def _passes(ledger: Ledger, layer: Tensor, contrary: Operand) -> bool:
     """Whether a layer can go on beside an operand without a matching one."""
-    dims = varying(layer)
+    dims = dims_of(layer)
     if not any(contrary.own[dim] for dim in dims):
         return True
     inner = ledger.inner(layer)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdistill.coupling import core, varying
-from fxdistill.passes.label_values import Labelled, Ledger, Opaque, compact, labelled, tensors, to_meta
+from fxdistill.coupling import core
+from fxdistill.passes.label_values import Labelled, Ledger, Opaque, compact, dims_of, labelled, tensors, to_meta
 
 Function = Callable[..., Any]
 
@@ -69,9 +69,9 @@ def _piece(ledger: Ledger, source: Tensor, like: Tensor, moved: Sequence[Tensor]
     layers = []
     for before, after in zip(ledger.layers(source), moved, strict=True):
         layer = compact(after)
-        dims = varying(layer)
+        dims = dims_of(layer)
         if dims:
-            if len(dims) > len(varying(before)):
+            if len(dims) > len(dims_of(before)):
                 ledger.split(layer, "split")
             layers.append(layer)
         elif bool(core(layer).any()) and layer.numel():
@@ -95,13 +95,15 @@ def pad(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, A
 def _pad_dim(ledger: Ledger, layer: Tensor, dim: int, before: int, after: int) -> Tensor:
     size = layer.shape[dim] + before + after
     shape = (*layer.shape[:dim], size, *layer.shape[dim + 1 :])
-    if dim not in varying(layer):
+    if dim not in dims_of(layer):
         return layer.narrow(dim, 0, 1).expand(shape)
-    if varying(layer) != (dim,):
+    if dims_of(layer) != (dim,):
         raise Opaque("it pads a split channel dimension")
     start, end = max(0, -before), layer.shape[dim] - max(0, -after)
     view = core(layer).narrow(dim, start, end - start)
-    fresh = [torch.movedim(ledger.mint(max(0, n)).reshape(-1, *[1] * (layer.dim() - 1)), 0, dim) for n in (before, after)]
+    fresh = [
+        torch.movedim(ledger.mint(max(0, n)).reshape(-1, *[1] * (layer.dim() - 1)), 0, dim) for n in (before, after)
+    ]
     return torch.cat([fresh[0], view, fresh[1]], dim).expand(shape)
 
 
@@ -120,25 +122,27 @@ def cat(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, A
 
 
 def _into_slot(slots: list[list[Tensor | None]], layer: Tensor, dim: int, index: int, count: int) -> None:
-    wanted = set(varying(layer)) - {dim}
+    wanted = set(dims_of(layer)) - {dim}
     for slot in slots:
         first = next(entry for entry in slot if entry is not None)
-        if slot[index] is None and set(varying(first)) - {dim} == wanted:
+        if slot[index] is None and set(dims_of(first)) - {dim} == wanted:
             slot[index] = layer
             return
     slots.append([layer if i == index else None for i in range(count)])
 
 
-def _joined(ledger: Ledger, slot: Sequence[Tensor | None], parts: Sequence[Tensor], dim: int, like: Tensor) -> Tensor | None:
+def _joined(
+    ledger: Ledger, slot: Sequence[Tensor | None], parts: Sequence[Tensor], dim: int, like: Tensor
+) -> Tensor | None:
     present = [layer for layer in slot if layer is not None]
-    others = {d for layer in present for d in varying(layer)} - {dim}
+    others = {d for layer in present for d in dims_of(layer)} - {dim}
     if not others:
         return _lined_up(slot, parts, dim, like)
     if len(present) < len(slot):
         for layer in present:
             ledger.lock(layer, "is concatenated with values that carry no channels")
         return None
-    if not any(dim in varying(layer) for layer in present):
+    if not any(dim in dims_of(layer) for layer in present):
         first = present[0].narrow(dim, 0, 1)
         for layer in present[1:]:
             ledger.unite(layer.narrow(dim, 0, 1), first)

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdistill.coupling import varying
 from fxdistill.passes.label_joins import Operand, join, operand
-from fxdistill.passes.label_values import Labelled, Ledger, labelled, spread, tensors, to_meta
+from fxdistill.passes.label_values import Labelled, Ledger, dims_of, labelled, rule_name, spread, tensors, to_meta
 
 Function = Callable[..., Any]
 
@@ -23,26 +22,40 @@ ELEMENTWISE = frozenset(
     "pow atan2 eq ne lt gt le ge logical_and logical_or logical_xor bitwise_and bitwise_or masked_fill fmod remainder xlogy hypot "
     "and or xor truediv floordiv mod copysign logaddexp threshold heaviside clamp clamp_min clamp_max clip".split()
 )  # fmt: skip
+COMPARISONS = frozenset("eq ne lt gt le ge logical_and logical_or logical_xor".split())
 POINTWISE = frozenset(
     "relu relu6 leaky_relu elu selu celu gelu silu swish mish hardswish hardsigmoid hardtanh sigmoid tanh softplus softsign "
     "softshrink hardshrink tanhshrink logsigmoid log_sigmoid rrelu exp log log2 log10 log1p expm1 sqrt rsqrt square abs neg sign "
     "reciprocal sin cos tan erf erfc erfinv floor ceil round trunc frac logical_not bitwise_not isnan isinf nan_to_num "
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout contiguous clone to type float "
     "double half bfloat16 long int bool type_as detach alias cpu cuda requires_grad positive identity zero fill "
-    "zeros_like ones_like empty_like rand_like randn_like full_like lift lift_fresh lift_fresh_copy _to_copy to_copy native_dropout "
+    "zeros_like ones_like empty_like rand_like randn_like full_like lift lift_fresh lift_fresh_copy _to_copy to_copy "
     "bernoulli uniform normal detach_ _assert_tensor_metadata absolute logit".split()
 )  # fmt: skip
-SUMS = frozenset("sum mean nansum std var std_mean var_mean norm linalg_vector_norm vector_norm logsumexp count_nonzero".split())
-RANKS = frozenset("amax amin max min argmax argmin prod any all softmax log_softmax softmin _softmax _log_softmax median".split())
+SUMS = frozenset(
+    "sum mean nansum std var std_mean var_mean norm linalg_vector_norm vector_norm logsumexp count_nonzero".split()
+)
+RANKS = frozenset(
+    "amax amin max min argmax argmin prod any all softmax log_softmax softmin _softmax _log_softmax median".split()
+)
 ALONG = frozenset("cumsum cumprod sort topk argsort flip_along logcumsumexp".split())
-NORMS = frozenset("layer_norm rms_norm native_layer_norm _fused_rms_norm".split())
-CHANNEL_NORMS = frozenset("batch_norm instance_norm _native_batch_norm_legit _native_batch_norm_legit_no_training".split())
+NORMS = frozenset(("layer_norm", "rms_norm"))
+CHANNEL_NORMS = frozenset(("batch_norm", "instance_norm"))
+)
 
 
 def elementwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Join all tensor operands under broadcasting."""
-    like = func(*to_meta(args), **to_meta(kwargs))
-    return labelled(like, joined(ledger, list(tensors((args, kwargs))), tuple(like.shape)))
+    values = list(tensors((args, kwargs)))
+    shape = _broadcast(values)
+    kind = torch.bool if rule_name(func) in COMPARISONS else next(v for v in values if isinstance(v, Labelled)).dtype
+    return labelled(torch.empty(shape, dtype=kind, device="meta"), joined(ledger, values, shape))
+
+
+def _broadcast(values: Sequence[Tensor]) -> tuple[int, ...]:
+    rank = max(value.dim() for value in values)
+    shapes = [(1,) * (rank - value.dim()) + tuple(value.shape) for value in values]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*shapes, strict=True))
 
 
 def joined(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, ...]:
@@ -55,11 +68,7 @@ def joined(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tu
 def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """One operand in, the same channels out."""
     source = next(t for t in tensors((args, kwargs)) if isinstance(t, Labelled))
-    like = func(*to_meta(args), **to_meta(kwargs))
-    first = like if isinstance(like, Tensor) else like[0]
-    return labelled(first, ledger.layers(source)) if isinstance(like, Tensor) else type(like)(
-        labelled(part, ledger.layers(source)) for part in like
-    )  # fmt: skip
+    return labelled(source, ledger.layers(source))
 
 
 def reduction(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -90,11 +99,11 @@ def _dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> 
 
 def _reduced(ledger: Ledger, name: str, layer: Tensor, dims: Sequence[int]) -> Tensor | None:
     """The layer after a reduction, still of the source's shape; None where it ends."""
-    hit = [d for d in varying(layer) if d in dims]
+    hit = [d for d in dims_of(layer) if d in dims]
     if not hit:
         return layer
     inner = ledger.inner(layer)
-    ends = len(hit) == len(varying(layer)) or (inner is not None and hit == [inner[0]])
+    ends = len(hit) == len(dims_of(layer)) or (inner is not None and hit == [inner[0]])
     if not ends:
         return ledger.unite_along(layer, hit)
     if name in RANKS or name in ALONG:
@@ -130,21 +139,15 @@ def normalize(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[
 def last_dims_norm(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """LayerNorm and RMSNorm: weights join the channels, statistics are over the survivors."""
     source, shape = args[0], args[1] if len(args) > 1 else kwargs["normalized_shape"]
-    like = func(*to_meta(args), **to_meta(kwargs))
-    first = like if isinstance(like, Tensor) else like[0]
     dims = range(source.dim() - len(shape), source.dim())
     for layer in ledger.layers(source):
         _reduced(ledger, "mean", layer, dims)
-    result = labelled(first, joined(ledger, list(tensors((args, kwargs))), tuple(first.shape)))
-    return result if isinstance(like, Tensor) else (result, *(labelled(part, ()) for part in like[1:]))
+    return labelled(source, joined(ledger, list(tensors((args, kwargs))), tuple(source.shape)))
 
 
 def channel_norm(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """BatchNorm and InstanceNorm: all vectors join dimension 1."""
-    like = func(*to_meta(args), **to_meta(kwargs))
-    first = like if isinstance(like, Tensor) else like[0]
-    result = labelled(first, by_channel(ledger, list(tensors((args, kwargs))), tuple(first.shape)))
-    return result if isinstance(like, Tensor) else (result, *(labelled(part, ()) for part in like[1:]))
+    return labelled(args[0], by_channel(ledger, list(tensors((args, kwargs))), tuple(args[0].shape)))
 
 
 def by_channel(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, ...]:
@@ -163,20 +166,19 @@ def group_norm(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict
     """GroupNorm: as BatchNorm, with the same number of survivors in each group."""
     groups = int(kwargs.get("num_groups", args[1] if len(args) > 1 else 1))
     source = args[0]
-    like = func(*to_meta(args), **to_meta(kwargs))
     values = [t for t in tensors((args, kwargs)) if t.dim() == 1]
-    layers = by_channel(ledger, [source, *values], tuple(like.shape))
+    layers = by_channel(ledger, [source, *values], tuple(source.shape))
     for layer in layers:
-        if varying(layer) == (1,):
+        if dims_of(layer) == (1,):
             if 1 < groups < layer.shape[1]:
                 ledger.split(layer.movedim(1, -1).unflatten(-1, (groups, -1)), "norm", fixed=True)
             ledger.statistics[ledger.where] = None
-    return labelled(like, layers)
+    return labelled(source, layers)
 
 
 def prelu(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """PReLU: one slope for each channel, or one for all."""
-    like = func(*to_meta(args), **to_meta(kwargs))
+    like = args[0]
     return labelled(like, by_channel(ledger, [args[0], *tensors((args[1:], kwargs))], tuple(like.shape)))
 
 
@@ -195,7 +197,7 @@ def spatial(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[st
         for dim in changed:
             flat = flat.narrow(dim, 0, 1)
         layers.append(flat.expand(first.shape))
-    layers = [layer for layer in layers if varying(layer)]
+    layers = [layer for layer in layers if dims_of(layer)]
     return labelled(like, layers) if isinstance(like, Tensor) else type(like)(labelled(p, layers) for p in like)
 
 
@@ -234,5 +236,3 @@ def empty_labels(like: Any) -> Any:
     if isinstance(like, tuple | list):
         return type(like)(empty_labels(item) for item in like)
     return {key: empty_labels(item) for key, item in like.items()} if isinstance(like, dict) else like
-
-

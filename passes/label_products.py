@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fxdistill.coupling import Role, core, varying
+from fxdistill.coupling import Role, core
 from fxdistill.passes.label_joins import Operand, join, operand
-from fxdistill.passes.label_values import Labelled, Ledger, Opaque, labelled, spread, to_meta
+from fxdistill.passes.label_values import Labelled, Ledger, Opaque, dims_of, labelled, spread, to_meta
 
 Function = Callable[..., Any]
 
@@ -150,7 +150,7 @@ def _channels(ledger: Ledger, source: Tensor) -> Tensor | None:
     """The label of each input channel, the same all over the map; None where the input has none."""
     result = None
     for layer in ledger.layers(source):
-        if 0 in varying(layer) or 1 not in varying(layer):
+        if 0 in dims_of(layer) or 1 not in dims_of(layer):
             ledger.lock(layer, "varies where a convolution needs one channel all over")
             continue
         flat = ledger.unite_along(layer, range(2, source.dim()))
@@ -167,10 +167,10 @@ def _vector(ledger: Ledger, weight: Tensor, dim: int, role: Role) -> Tensor | No
     if weight.parameter:
         ledger.roles.setdefault((weight.parameter, dim), role)
         layer = ledger.dimension(weight, dim)
-        if varying(layer) != (dim,):
+        if dims_of(layer) != (dim,):
             raise Opaque("its weight is shared with a grouped convolution")
         return layer.movedim(dim, 0)[(slice(None), *[0] * (weight.dim() - 1))]
-    layer = next((e for e in weight.layers if varying(e) == (dim,)), None)
+    layer = next((e for e in weight.layers if dims_of(e) == (dim,)), None)
     return layer.movedim(dim, 0)[(slice(None), *[0] * (weight.dim() - 1))] if layer is not None else None
 
 
@@ -178,7 +178,7 @@ def _only_leading(ledger: Ledger, weight: Tensor) -> None:
     """Lock what a computed weight carries along its kernel: the kernel's size is no channel."""
     if isinstance(weight, Labelled) and not weight.parameter:
         for layer in weight.layers:
-            if varying(layer) not in ((0,), (1,)):
+            if dims_of(layer) not in ((0,), (1,)):
                 ledger.lock(layer, "is an extent of a convolution's kernel")
 
 
@@ -223,7 +223,7 @@ def embedding(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[
     like = func(*to_meta(args), **to_meta(kwargs))
     layers = []
     for layer in ledger.layers(weight):
-        if varying(layer) == (1,):
+        if dims_of(layer) == (1,):
             layers.append(core(layer).reshape(-1).expand(like.shape))
         else:
             ledger.lock(layer, "is looked up by index")
@@ -281,4 +281,3 @@ def _projected(values: Sequence[Tensor], embed_dim: int, weight: Tensor | None, 
 def _headed(value: Tensor, heads: int) -> Tensor:
     """(length, batch, embed) to (batch, heads, length, embed / heads)."""
     return value.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
-

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fxdistill.passes import label_movement, label_operations, label_products
 from fxdistill.passes.label_operations import empty_labels, end
-from fxdistill.passes.label_values import Labelled, Ledger, Opaque, to_meta
+from fxdistill.passes.label_values import Ledger, Opaque, rule_name, to_meta
 
 Function = Callable[..., Any]
 Rule = Callable[[Ledger, Function, tuple[Any, ...], dict[str, Any]], Any]
@@ -37,7 +37,9 @@ _METADATA = frozenset(
     "is_same_size is_inference is_meta names get_device itemsize nbytes is_signed is_mkldnn is_conj is_neg result_type promote_types "
     "can_cast is_distributed retains_grad data_ptr _is_view dim_order is_nonzero_meta".split()
 )  # fmt: skip
-_PLACE = frozenset("is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_ort is_mtia is_maia is_hpu is_sparse_csr".split())
+_PLACE = frozenset(
+    "is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_ort is_mtia is_maia is_hpu is_sparse_csr".split()
+)
 _NEW = frozenset("new_zeros new_ones new_empty new_full new_tensor new".split())
 _PRODUCTS: dict[str, Rule] = {
     "linear": label_products.linear,
@@ -71,25 +73,12 @@ _SPELLED: dict[str, Function] = {
     "addmm": label_products.addmm, "baddbmm": label_products.addmm, "addbmm": label_products.addmm,
     "stack": lambda tensors, dim=0: torch.cat([t.unsqueeze(dim) for t in tensors], dim),
     "glu": lambda value, dim=-1: torch.mul(*_gate(value, dim)),
-    "group_norm_silu": functional.silu,
 }  # fmt: skip
 
 
 def _gate(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     one, other = value.chunk(2, dim)
     return one, torch.sigmoid(other)
-
-
-def rule_name(func: Function) -> str:
-    """The bare name of a torch function: no overload, no dunder, no trailing underscore of in-place forms."""
-    name = str(getattr(getattr(func, "overloadpacket", func), "__name__", func))
-    if name == "__get__":
-        name = str(getattr(getattr(func, "__self__", None), "__name__", name))
-    if name.startswith("__") and name.endswith("__"):
-        name = name[2:-2]
-        short = name[1:]
-        name = short if name[0] in "ri" and short in label_operations.ELEMENTWISE else name
-    return name.rstrip("_") or name
 
 
 def apply_rule(mode: Mode, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -167,6 +156,3 @@ def _barrier(ledger: Ledger, name: str, func: Function, args: tuple[Any, ...], k
     if not isinstance(like, Tensor | tuple | list):
         raise Opaque(why)
     return empty_labels(like)
-
-
-__all__ = ["Labelled", "apply_rule", "rule_name"]

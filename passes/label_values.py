@@ -6,7 +6,7 @@ only if labels vary along it. The :class:`Ledger` mints labels, notes which are 
 once at the end, as the connected components of a sparse graph.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Literal
@@ -55,17 +55,16 @@ def compact(labels: Tensor) -> Tensor:
     return small.expand(labels.shape)
 
 
+def dims_of(layer: Tensor) -> tuple[int, ...]:
+    """The dimensions that a compact layer varies along: told by its strides."""
+    return tuple(d for d, stride in enumerate(layer.stride()) if stride and layer.shape[d] > 1)
+
+
 def spread(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     """A vector of labels along one dimension of a shape."""
     view = [1] * len(shape)
     view[dim] = -1
     return vector.reshape(view).expand(tuple(shape))
-
-
-def along(layer: Tensor, dim: int) -> Tensor:
-    """The vector of labels of a layer that varies along one dimension only (or along none)."""
-    small = layer.movedim(dim, 0)
-    return small[(slice(None), *repeat(0, small.dim() - 1))]
 
 
 @dataclass
@@ -171,7 +170,7 @@ class Ledger:
 
     def inner(self, layer: Tensor) -> tuple[int, Split | None] | None:
         """The dimension of a layer that shrinks, with the split that says so; None where that is not known."""
-        dims = varying(layer)
+        dims = dims_of(layer)
         if len(dims) == 1:
             return dims[0], None
         small = core(layer)
@@ -219,3 +218,17 @@ def to_meta(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_meta(item) for key, item in value.items()}
     return value
+
+
+_OPERATORS = frozenset("add sub mul truediv floordiv mod pow and or xor".split())
+
+
+def rule_name(func: Callable[..., Any]) -> str:
+    """The bare name of a torch function: no overload, no dunder, no trailing underscore of in-place forms."""
+    name = str(getattr(getattr(func, "overloadpacket", func), "__name__", func))
+    if name == "__get__":
+        name = str(getattr(getattr(func, "__self__", None), "__name__", name))
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+        return name[1:] if name[0] in "ri" and name[1:] in _OPERATORS else name
+    return name.rstrip("_") or name
