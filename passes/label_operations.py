@@ -41,7 +41,6 @@ RANKS = frozenset(
 ALONG = frozenset("cumsum cumprod sort topk argsort flip_along logcumsumexp".split())
 NORMS = frozenset(("layer_norm", "rms_norm"))
 CHANNEL_NORMS = frozenset(("batch_norm", "instance_norm"))
-)
 
 
 def elementwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
