@@ -34,9 +34,9 @@ def move(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs:
         raise Opaque("its indices depend on values")
     if name in _VIEWS and any(isinstance(a, torch.dtype) for a in rest):
         raise Opaque("it reads the values as another type")
-    like = func(source, *to_meta(rest), **to_meta(kwargs))
-    rest = tuple(tuple(a.shape) if isinstance(a, Labelled) else a for a in rest)
     function = _on_labels(name, func)
+    rest = tuple(tuple(a.shape) if isinstance(a, Labelled) else a for a in rest)
+    like = function(source, *to_meta(rest), **to_meta(kwargs))
     moved = [function(layer, *rest, **kwargs) for layer in ledger.layers(source)]
     if isinstance(like, Tensor):
         return _piece(ledger, source, like, moved)

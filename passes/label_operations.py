@@ -67,7 +67,9 @@ def joined(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tu
 def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """One operand in, the same channels out."""
     source = next(t for t in tensors((args, kwargs)) if isinstance(t, Labelled))
-    return labelled(source, ledger.layers(source))
+    # a value that was expanded stays broadcast, unless the operation lays it out anew
+    like = source.contiguous() if rule_name(func) in ("contiguous", "clone") else source
+    return labelled(like, ledger.layers(source))
 
 
 def reduction(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
