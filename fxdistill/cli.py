@@ -1,25 +1,26 @@
 """The command line: parse, delegate, exit code.
 
-Exit codes: 0 done, 1 the work failed (a pass, training, the parity gate), 2 the input is wrong, 130 interrupted. What is heavy
-is imported by the command that needs it, so that ``--help`` and mistakes answer at once.
+Exit codes: 0 done, 1 the work failed (a pass, training, the parity gate), 2 the input is wrong, 130 interrupted.
+What is heavy is imported by the command that needs it, so that ``--help`` and mistakes answer at once.
 """
 
+import errno
 import json
-from collections.abc import Iterator, Sequence
+import os
+import shlex
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from fxdistill import arguments
 from fxdistill.errors import FxdistillError, InputError
-
-if TYPE_CHECKING:
-    from fxdistill.checkpoint import LoadedModel
-    from fxdistill.plan import DataPlan, ModelRef
 
 app = typer.Typer(
     help="Pair a teacher with a student, plan the pruning, distil, export.", no_args_is_help=True, add_completion=False,
@@ -38,23 +39,43 @@ Input = Annotated[
     str,
     typer.Option("--input", help="Shape of one batch, e.g. 1x3x224x224. Default: from the data, the file, else that."),
 ]
-Device = StrEnum("Device", ["auto", "cpu", "cuda"])
-Method = StrEnum("Method", ["indistill", "kd"])
-Align = StrEnum("Align", ["slice", "project"])
-Precision = StrEnum("Precision", {name: name for name in ("32-true", "bf16-mixed", "16-mixed")})
+Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
+Method = StrEnum("Method", {"indistill": "indistill", "kd": "kd"})
+Align = StrEnum("Align", {"slice": "slice", "project": "project"})
+Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
+
+_PLACE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
-    """Turn an error into one message and its exit code."""
+def _reported(*, interrupted: str = "interrupted") -> Iterator[None]:
+    """Turn an error into one message and its exit code; what is left is a fault of ours and keeps its traceback."""
     try:
         yield
     except FxdistillError as error:
-        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        raise typer.Exit(error.exit_code) from None
+        raise _failed(str(error), error.exit_code) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
+        raise typer.Exit(1) from None
+    except OSError as error:
+        if error.errno not in _PLACE_ERRORS:
+            raise
+        known = InputError(
+            f"cannot write or read: {error.strerror}", where=str(error.filename or "the file system"),
+            hint="choose another place, or free some space",
+        )  # fmt: skip
+        raise _failed(str(known), known.exit_code) from None
     except KeyboardInterrupt:
-        err.print("interrupted")
+        err.print(Text(interrupted), soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+def _failed(message: str, code: int) -> typer.Exit:
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    return typer.Exit(code)
 
 
 @app.command()
@@ -93,32 +114,47 @@ def plan(
 ) -> None:
     """Pair the layers, choose the channels, write a plan to review."""
     with _reported():
-        from fxdistill import pipeline, report
+        wanted = arguments.shape(input_shape)
+        pins, forbidden = arguments.pairs(pair, "--pair"), arguments.pairs(forbid, "--forbid")
+        arguments.writable(output)
+
+        from fxdistill import pipeline, preflight, report
         from fxdistill.passbase import PassManager
         from fxdistill.plan import DataPlan, write_text
 
-        _writable(output)
-        models = [
-            _load(teacher, teacher_factory, teacher_arg, seed=seed, allow=allow_factory, trust=trust_pickle),
-            _load(student, student_factory, student_arg, seed=seed, allow=allow_factory, trust=trust_pickle),
-        ]
-        data_plan, image = _data(data, input_shape, batch_size, allow_factory)
+        old, new = (
+            arguments.model(text, factory, args, seed=seed, allow=allow_factory, trust_pickle=trust_pickle)
+            for text, factory, args in (
+                (teacher, teacher_factory, teacher_arg),
+                (student, student_factory, student_arg),
+            )
+        )
+        data_plan, dataset = DataPlan(spec=None, batch_size=batch_size), None
+        if data is not None:
+            known = wanted or old.input_shape or new.input_shape
+            data_plan, dataset = arguments.data(
+                data, plan=output, input_shape=known, batch_size=batch_size, allow=allow_factory
+            )
+        image = (1, *dataset.image_shape) if dataset else None
+        shape = arguments.first_shape(wanted, image, old.input_shape, new.input_shape)
+        if dataset is not None:
+            for loaded in (old, new):
+                preflight.classes_fit(loaded.module, dataset, input_shape=shape, spec=str(data))
         options = pipeline.Options(
-            input_shape=_input_shape(input_shape, image, models), method=method.value, align=align.value,  # type: ignore[arg-type]
-            pins=_pairs(pair, "--pair"), forbid=_pairs(forbid, "--forbid"), criterion=criterion, epochs=epochs, lr=lr, seed=seed,
-            repeats=repeats, control=control, data=data_plan or DataPlan(spec=None, batch_size=batch_size),
-            precision=precision.value,  # type: ignore[arg-type]
+            input_shape=shape, method=method.value, align=align.value, pins=pins, forbid=forbidden,
+            criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control, data=data_plan,
+            precision=precision.value,
         )  # fmt: skip
         passes = PassManager()
         made = pipeline.compile(
-            models[0].module, models[1].module, options, passes=passes,
-            teacher_ref=_reference(models[0], output), student_ref=_reference(models[1], output),
+            old.module, new.module, options, passes=passes,
+            teacher_ref=arguments.reference(old, output), student_ref=arguments.reference(new, output),
         )  # fmt: skip
-        made = made.model_copy(update={"diagnostics": [*_remarks(models), *made.diagnostics]})
+        made = made.model_copy(update={"diagnostics": [*arguments.remarks(old, new), *made.diagnostics]})
         write_text(output, made.to_json())
         out.print(report.plan_view(made))
         seconds = sum(record.seconds for record in passes.records)
-        out.print(Text(f"\nwrote {output} ({seconds:.1f} s in {len(passes.records)} passes)"))
+        out.print(Text(f"\nwrote {output} ({seconds:.1f} s in {len(passes.records)} passes)"), soft_wrap=True)
 
 
 @app.command()
@@ -129,25 +165,30 @@ def run(
     precision: Annotated[Precision | None, typer.Option(help="Instead of the plan's training precision.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
     compile_programs: Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")] = False,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 30.0,
     allow_factory: Allow = [],
     trust_pickle: Trust = False,
 ) -> None:
     """Train as a plan says, evaluate, export, check the exported student."""
-    with _reported():
-        from fxdistill import execute, report
+    again = ["fxdistill", "run", str(plan_file), "-o", str(output)]
+    again += [] if device is Device.auto else ["--device", device.value]
+    again += [] if precision is None else ["--precision", precision.value]
+    again += ["--compile"] if compile_programs else []
+    again += [part for module in allow_factory for part in ("--allow-factory", module)]
+    again += ["--trust-pickle"] if trust_pickle else []
+    with _reported(interrupted=f"interrupted; continue with: {shlex.join([*again, '--resume'])}"):
         from fxdistill.plan import load
 
+        planned = load(plan_file)  # a mistake here is answered before anything heavy is imported
+        from fxdistill import execute, progress, report
+
         settings = execute.Settings(
-            device=device.value, precision=precision.value if precision else None, resume=resume,  # type: ignore[arg-type]
-            compile=compile_programs, allow=tuple(allow_factory), trust_pickle=trust_pickle,
+            device=device.value, precision=precision.value if precision else None, resume=resume,
+            compile=compile_programs, allow=tuple(allow_factory), trust_pickle=trust_pickle, save_seconds=save_every,
         )  # fmt: skip
-        try:
-            with report.RunView(err if not out.is_terminal else out) as view:
-                result = execute.execute(plan_file, output, settings, view)
-        except KeyboardInterrupt:
-            err.print(f"interrupted; continue with: fxdistill run {plan_file} -o {output} --resume")
-            raise typer.Exit(130) from None
-        out.print(report.result_view(load(plan_file), result))
+        with progress.RunView(out if out.is_terminal else err) as view:
+            result = execute.execute(plan_file, output, settings, view)
+        out.print(report.result_view(planned, result))
         out.print(Text(f"student: {output / 'student.pt'}  {output / 'student.onnx'}"), soft_wrap=True)
 
 
@@ -159,20 +200,16 @@ def show(
     with _reported():
         from fxdistill import report
         from fxdistill.plan import load
-        from fxdistill.resume import RunDir
+        from fxdistill.rundir import RunDir
 
         if not path.is_dir():
             out.print(report.plan_view(load(path)))
             return
         rundir = RunDir.existing(path)
-        out.print(report.plan_view(rundir.plan()))
-        result = rundir.result()
+        plan, result = rundir.plan(), rundir.result()
+        out.print(report.plan_view(plan))
         out.print()
-        out.print(
-            report.result_view(rundir.plan(), result)
-            if result
-            else "this run is not complete: continue it with --resume"
-        )
+        out.print(report.result_view(plan, result) if result else "this run is not complete: continue it with --resume")
 
 
 @app.command()
@@ -190,20 +227,21 @@ def export(
 ) -> None:
     """Write a model as ONNX with a dynamic batch, and compare the file with the model."""
     with _reported():
+        wanted = arguments.shape(input_shape)
+        arguments.writable(output)
+
         from fxdistill import deploy
 
-        _writable(output)
         found = deploy.find(model, factory=factory, args=arg, data=data, allow=allow_factory, trust_pickle=trust_pickle)
-        shape = _input_shape(input_shape, found.image_shape, [])
+        shape = arguments.first_shape(wanted, found.image_shape)
         parity = deploy.export_checked(found, output, input_shape=shape, opset=opset, tolerance=tolerance)
         kind = (
             f"{parity.images} test images"
             if found.dataset
             else f"{parity.images} images of noise (give --data for real ones)"
         )
-        out.print(
-            f"wrote {output}: largest error {parity.max_abs_error:.1e}, top-1 agreement {parity.top1_agreement:.2%} on {kind}"
-        )
+        agreement = f"largest error {parity.max_abs_error:.1e}, top-1 agreement {parity.top1_agreement:.2%}"
+        out.print(Text(f"wrote {output}: {agreement} on {kind}"), soft_wrap=True)
 
 
 @app.command("eval")
@@ -243,95 +281,6 @@ def schema() -> None:
     from fxdistill.plan import schema as plan_schema
 
     typer.echo(json.dumps(plan_schema(), indent=2))
-
-
-def _load(
-    text: str, factory: str | None, args: Sequence[str], *, seed: int, allow: Sequence[str], trust: bool
-) -> "LoadedModel":
-    from fxdistill import checkpoint
-
-    source = checkpoint.parse_source(text, factory=factory, args=args, trust_pickle=trust, allow=allow)
-    return checkpoint.load(source, seed=seed)
-
-
-def _reference(model: "LoadedModel", output: Path) -> "ModelRef":
-    import os
-
-    from fxdistill.plan import ModelRef
-
-    path = (
-        None if model.path is None else Path(os.path.relpath(model.path.resolve(), output.resolve().parent)).as_posix()
-    )
-    return ModelRef(
-        path=path,
-        sha256=model.sha256,
-        factory=model.factory,
-        kwargs=model.kwargs,
-        entry=model.entry,
-        trusted=model.trusted,
-    )
-
-
-def _remarks(models: Sequence["LoadedModel"]) -> list[Any]:
-    from fxdistill.diagnostics import Diagnostic
-
-    remarks = [remark for model in models for remark in model.diagnostics]
-    if models[0].random_weights:
-        remarks.append(
-            Diagnostic(
-                code="random-teacher",
-                severity="warning",
-                where="teacher",
-                why="the teacher has random weights: this plan can be reviewed, not run",
-                hint="give a file that holds a trained teacher",
-            )  # fmt: skip
-        )
-    return remarks
-
-
-def _data(
-    spec: str | None, input_shape: str, batch_size: int, allow: Sequence[str]
-) -> "tuple[DataPlan | None, tuple[int, ...] | None]":
-    """The data's part of a plan and the shape of one of its batches of one."""
-    if spec is None:
-        return None, None
-    from fxdistill import data
-
-    wanted = _parse_shape(input_shape) if input_shape else None
-    dataset = data.load(spec, input_shape=wanted, allow=allow)
-    if wanted is not None:
-        data.check_input(dataset, wanted)
-    return data.defaults(spec, dataset=dataset, batch_size=batch_size), (1, *dataset.image_shape)
-
-
-def _input_shape(text: str, image: tuple[int, ...] | None, models: Sequence["LoadedModel"]) -> tuple[int, ...]:
-    if text:
-        return _parse_shape(text)
-    known = [image, *(model.input_shape for model in models)]
-    return next((tuple(shape) for shape in known if shape), (1, 3, 224, 224))
-
-
-def _parse_shape(text: str) -> tuple[int, ...]:
-    parts = text.lower().split("x")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"'{text}' is not a batch shape", where="--input", hint="write it as 1x3x224x224")
-    return tuple(int(part) for part in parts)
-
-
-def _pairs(texts: Sequence[str], option: str) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for text in texts:
-        teacher, equals, student = text.partition("=")
-        if not (teacher and equals and student):
-            raise InputError(f"'{text}' is not a pair", where=option, hint=f"write it as {option} layer1=features.3")
-        pairs.append((teacher, student))
-    return tuple(pairs)
-
-
-def _writable(path: Path) -> None:
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise InputError(f"the output {what}", where=str(path), hint="give the name of a file with -o")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A model by itself: found, evaluated, exported with its gate. What ``fxdistill export`` and ``fxdistill eval`` do."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from fxdistill import checkpoint, data, evaluate, export
 from fxdistill.data import Dataset
 from fxdistill.errors import RunDirError
-from fxdistill.execute import load_model, provenance
 from fxdistill.plan import ModelRef, file_sha256
-from fxdistill.resume import RunDir
+from fxdistill.preflight import load_data, load_model
+from fxdistill.result import provenance
+from fxdistill.rundir import RunDir
 
 _NOISE_BATCHES, _BATCH = 4, 128
 
@@ -72,11 +73,12 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
     trained = ModelRef(
         path="student.pt", sha256=file_sha256(rundir.student_path), factory=ref.factory, kwargs=ref.kwargs
     )
-    module = load_model(trained, path, seed=plan.seed, allow=tuple(allow))
+    module = load_model(trained, path, seed=plan.seed, allow=allow)
     shape = tuple(plan.input.shape)
-    dataset = data.load(plan.data, input_shape=shape, allow=allow)
-    if spec is not None:
-        dataset = replace(data.load(spec, input_shape=shape, allow=allow), mean=dataset.mean, std=dataset.std)
+    if spec is None:
+        dataset = load_data(plan, rundir.base, allow=allow)
+    else:
+        dataset = data.load(plan.data.model_copy(update={"spec": spec}), input_shape=shape, allow=allow)
     return Found(module, dataset, shape, provenance(plan))
 
 

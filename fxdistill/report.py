@@ -1,30 +1,24 @@
-"""What people see: a plan, the progress of a run and its result, as rich renderables.
+"""What people read: a plan, its remarks and a run's result, as rich renderables.
 
 Everything is laid out in short lines rather than wide tables, so that it reads in a narrow terminal too.
 """
 
-import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.execute import Arm, Observer
 from fxdistill.plan import ModelRef, Pair, Plan, RunnerUp, Stage, Tap
-from fxdistill.train import Progress as TrainProgress
 
 _COLOURS = {"note": "dim", "warning": "yellow", "error": "red"}
 
 
-def plan_view(plan: Plan, *, base: Path | None = None) -> RenderableType:
+def plan_view(plan: Plan) -> RenderableType:
     """A plan, whole: models, pairs with their evidence, stages with their cost, remarks."""
-    del base
     parts: list[RenderableType] = [
         _model_line("teacher", plan.teacher),
         _model_line("student", plan.student),
@@ -65,7 +59,7 @@ def _model_line(role: str, ref: ModelRef) -> Text:
     )  # fmt: skip
 
 
-def _pair_lines(plan: Plan, pair: Pair) -> Iterator[Text]:
+def _pair_lines(plan: Plan, pair: Pair) -> Iterator[RenderableType]:
     kept = plan.kept_for(pair.name)
     widths = (
         f"keeps {len(kept.channels)} of {kept.width} channels"
@@ -73,18 +67,22 @@ def _pair_lines(plan: Plan, pair: Pair) -> Iterator[Text]:
         else f"projects {pair.student.width} to {pair.teacher.width} channels"
     )
     yield Text.assemble("  ", (pair.name, "bold cyan"), f"  score {pair.score:.2f}  {widths}")
-    yield _tap_line("teacher", pair.teacher)
-    yield _tap_line("student", pair.student)
-    yield Text(f"    why        {'; '.join(pair.why)}", style="dim")
-    yield Text(f"    runner-up  {_runner_up(pair.runner_up)}", style="dim")
+    lines = Table.grid(padding=(0, 2))
+    lines.add_column(no_wrap=True)
+    lines.add_column()
+    lines.add_row("teacher", _tap(pair.teacher))
+    lines.add_row("student", _tap(pair.student))
+    lines.add_row(Text("why", "dim"), Text("; ".join(pair.why), "dim"))
+    lines.add_row(Text("runner-up", "dim"), Text(_runner_up(pair.runner_up), "dim"))
     if kept and len(kept.channels) < kept.width:
         shown = ", ".join(map(str, kept.channels[:10])) + (" …" if len(kept.channels) > 10 else "")
         coupled = f"; coupled: {_some(kept.coupled)}" if len(kept.coupled) > 1 else ""
-        yield Text(f"    kept       {shown} (by {kept.criterion}{coupled})", style="dim")
+        lines.add_row(Text("kept", "dim"), Text(f"{shown} (by {kept.criterion}{coupled})", "dim"))
+    yield Padding(lines, (0, 0, 0, 4), expand=False)
 
 
-def _tap_line(role: str, tap: Tap) -> Text:
-    return Text.assemble(f"    {role}    ", (tap.path, "bold"), f"  {size(tap.shape[1:])}")
+def _tap(tap: Tap) -> Text:
+    return Text.assemble((tap.path, "bold"), f"  {size(tap.shape[1:])}")
 
 
 def _runner_up(found: RunnerUp | None) -> str:
@@ -144,14 +142,16 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
                 count(plan.student.macs),
                 _ms(latency["student"]),
             )
-    parity = result["parity"]
-    seeds = len(plan.seeds)
-    return Group(
-        table,
-        Text(f"{'mean and standard deviation over ' if seeds > 1 else ''}{seeds} seed{'s' if seeds > 1 else ''}; latency: batch 1, "
-             f"one thread, {latency['student']['provider']}, median", style="dim"),
-        Text(f"parity on {parity['images']} images: largest error {parity['max_abs_error']:.1e}, top-1 agreement {parity['top1_agreement']:.2%}", style="dim"),
-    )  # fmt: skip
+    parity, seeds = result["parity"], len(plan.seeds)
+    over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
+    notes = [
+        f"{over}; latency: batch 1, one thread, {latency['student']['provider']}, median",
+        (
+            f"parity on {parity['images']} images: largest error {parity['max_abs_error']:.1e}, "
+            f"top-1 agreement {parity['top1_agreement']:.2%}"
+        ),
+    ]
+    return Group(table, *(Text(note, style="dim") for note in notes))
 
 
 def _accuracy(result: dict[str, Any], arm: str) -> str:
@@ -175,71 +175,3 @@ def count(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return str(int(value))
-
-
-class RunView(Observer):
-    """The live view of a run: one bar over all epochs, one line of what is happening."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(self._begin, self._remark, self._progress, self._phase)
-        self.console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
-        )  # fmt: skip
-        self._line = Text()
-        self._live = Live(Group(self._bar, self._line), console=console, refresh_per_second=8, transient=True)
-        self._task = self._bar.add_task("training", total=None)
-        self._done: dict[Arm, int] = {}
-        self._epochs: dict[str, list[int]] = {}
-        self._order: list[Arm] = []
-        self._printed = 0.0
-
-    def __enter__(self) -> "RunView":
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def _begin(self, plan: Plan, arms: list[Arm]) -> None:
-        self._epochs = {
-            "distilled": [s.epochs for s in plan.stages],
-            "control": [s.epochs for s in plan.control],
-        }
-        self._order = arms
-        total = sum(sum(self._epochs[arm.name]) for arm in arms)
-        self._bar.update(self._task, total=total)
-
-    def _remark(self, remark: Diagnostic) -> None:
-        for line in diagnostics_view([remark]):
-            self.console.print(line)
-
-    def _phase(self, phase: str) -> None:
-        self._bar.update(self._task, description=phase)
-        self._line = Text()
-        self._refresh()
-
-    def _progress(self, arm: Arm, progress: TrainProgress, accuracy: float | None) -> None:
-        at = progress.position
-        before = sum(sum(self._epochs[one.name]) for one in self._order[: self._order.index(arm)])
-        done = before + sum(self._epochs[arm.name][: at.stage]) + at.epoch + at.step / max(1, progress.steps)
-        self._bar.update(self._task, completed=done, description=f"{arm.name}, seed {arm.seed}")
-        losses = "  ".join(f"{key} {value:.4g}" for key, value in progress.losses.items())
-        epoch = min(at.epoch + 1, progress.stage.epochs) if at.step else at.epoch
-        self._line = Text(
-            f"{progress.stage.name}, epoch {epoch} of {progress.stage.epochs}  {losses}  {progress.images_per_second:,.0f} images/s"
-        )
-        self._refresh()
-        if at.step == 0 and at.epoch == progress.stage.epochs:
-            reached = f"  accuracy {accuracy:.2%}" if accuracy is not None else ""
-            self.console.print(
-                f"{arm.name}, seed {arm.seed}: [bold cyan]{progress.stage.name}[/]  {losses}{reached}",
-                highlight=False,
-            )
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._printed > 0.1:
-            self._printed = now
-            self._live.update(Group(self._bar, self._line))
