@@ -47,7 +47,7 @@ _LAYOUTS: dict[tuple[int, int], Layout] = {
     (4, 1): "nchw", (4, 3): "nhwc", (3, 2): "tokens", (2, 1): "features",
 }  # fmt: skip
 _SAME_STAGE = 0.625  # 7 to 4 and 5 to 3 are halved; 15 to 13 and 6 to 4 are unpadded convolutions
-_CONTAINER_COST = 0.75
+_CONTAINER_SHARE = 0.75  # of the network's layers or cost
 _STEM_LAYERS, _STEM_DEPTH = 5, 0.08
 
 
@@ -92,7 +92,7 @@ class Candidate:
         if layout in ("nchw", "nhwc"):
             height, width = shape[2:] if layout == "nchw" else shape[1:3]
             return f"{height}x{width}"
-        return f"{shape[1]} tokens" if layout == "tokens" else "a vector"
+        return f"{shape[1]} tokens" if layout == "tokens" else f"{shape[1]} values"
 
     @property
     def preference(self) -> tuple[int, int, int]:
@@ -162,11 +162,9 @@ class Survey:
         return [c for c in found if not _is_stem(c, has_blocks=has_blocks)]
 
     def _trunk(self) -> Iterator[fx.Node]:
-        """The dominators between the input and the last layer that computes, up to the global pooling."""
-        trunk = self._dominators()
-        last = max((i for i, n in enumerate(trunk) if macs_of(n)), default=len(trunk))
-        for node in trunk[:last]:
-            if _pools_globally(node, self.traced):
+        """The dominators that have a layer ahead of them, up to the global pooling."""
+        for node in self._dominators():
+            if self._layers[node] == self._layers[self.traced.output] or _pools_globally(node, self.traced):
                 return
             if not _is_idle_pooling(node, self.traced):
                 yield node
@@ -217,9 +215,7 @@ class Survey:
 class _Blocks:
     """The module scopes of a model, told apart into containers and blocks."""
 
-    def __init__(
-        self, traced: Traced, nodes: Iterable[fx.Node], maps: list[tuple[fx.Node, Candidate]]
-    ) -> None:
+    def __init__(self, traced: Traced, nodes: list[fx.Node], maps: list[tuple[fx.Node, Candidate]]) -> None:
         self._count: dict[str, int] = {}
         self._layers: dict[str, int] = {}
         self._costs: dict[str, int] = {}
@@ -228,7 +224,8 @@ class _Blocks:
                 self._count[scope] = self._count.get(scope, 0) + 1
                 self._layers[scope] = self._layers.get(scope, 0) + (macs_of(node) > 0)
                 self._costs[scope] = self._costs.get(scope, 0) + macs_of(node)
-        self._total = max(1, traced.macs)
+        self._total_cost = max(1, traced.macs)
+        self._total_layers = max(1, sum(macs_of(node) > 0 for node in nodes))
         self._spans: dict[str, set[int]] = {}
         stage_of = {c.path: number for number, run in enumerate(_runs(c for _, c in maps)) for c in run}
         for node, candidate in maps:
@@ -248,9 +245,10 @@ class _Blocks:
 
     def _is_block(self, scope: str) -> bool:
         layers = self._layers[scope]
-        spans_cost = layers > 1 and self._costs[scope] >= _CONTAINER_COST * self._total
+        share = max(self._costs[scope] / self._total_cost, layers / self._total_layers)
+        contains = layers > 1 and share >= _CONTAINER_SHARE
         spans_stages = layers > 2 and len(self._spans.get(scope, ())) > 2
-        return layers > 0 and self._count[scope] > 1 and not spans_cost and not spans_stages
+        return layers > 0 and self._count[scope] > 1 and not contains and not spans_stages
 
 
 def _scopes(node: fx.Node) -> list[str]:

@@ -30,11 +30,8 @@ from fxdistill.plan import Align, Pair, RunnerUp
 Pairing = tuple[Candidate, Candidate]
 Stages = list[list[Candidate]]
 
-_SHARPNESS = (
-    1.2  # a factor of two in size costs as much as a whole stage of depth; unpadded convolutions cost little
-)
+_SHARPNESS = 1.2  # a factor of two in size costs as much as a whole stage of depth; unpadded convolutions cost little
 _LEAST_SCORE = 0.35
-_NEAR = 0.68  # log2(1.6): sizes that belong to one stage
 
 
 @dataclass(frozen=True)
@@ -127,9 +124,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         if len({pair.name for pair in value}) != len(value):
             raise InvariantError("two pairs have the same name")
 
-    def _resolved(
-        self, source: MatchSource, named: tuple[tuple[str, str], ...]
-    ) -> list[tuple[fx.Node, fx.Node]]:
+    def _resolved(self, source: MatchSource, named: tuple[tuple[str, str], ...]) -> list[tuple[fx.Node, fx.Node]]:
         return [(find(source.teacher, a), find(source.student, b)) for a, b in named]
 
     def _pinned(
@@ -153,10 +148,8 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
                     )  # fmt: skip
         return pins
 
-    def _pair(
-        self, teacher: Candidate, student: Candidate, runner_up: RunnerUp | None, *, pinned: bool
-    ) -> Pair:
-        why = [*(["pinned by the user"] if pinned else []), *_reasons(teacher, student)]
+    def _pair(self, teacher: Candidate, student: Candidate, runner_up: RunnerUp | None, *, pinned: bool) -> Pair:
+        why = [*(["pinned by the user"] if pinned else []), *_reasons(teacher, student, runner_up)]
         align: Align = "project" if teacher.tap.width < student.tap.width else self.align
         return Pair(
             name=student.block or student.path, teacher=teacher.tap, student=student.tap,
@@ -165,30 +158,28 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
 
 
 def _free_stages(survey: Survey, pinned: list[Candidate], *, limit: int | None = None) -> Stages:
-    """The stages that no pin takes; of a model of one resolution ``limit`` that are evenly spread."""
+    """The stages that no pin replaces; of a model of one resolution ``limit`` that are evenly spread."""
     stages = survey.stages
-    if not survey.single_resolution:
-        return [s for s in stages if not any(_same_stage(s[0], pin) for pin in pinned)]
-    count = len(stages)
-    if limit is not None and limit < count:
-        stages = [stages[math.ceil((k + 1) * count / limit) - 1] for k in range(limit)]
-    for pin in pinned if limit is not None else ():
-        if stages and _same_stage(stages[0][0], pin):
-            stages = sorted(stages, key=lambda s: abs(s[0].depth - pin.depth))[1:]
-    return sorted(stages, key=lambda s: s[0].index)
+    if survey.single_resolution and limit is None:
+        return stages
+    if survey.single_resolution and limit is not None and limit < len(stages):
+        stages = [stages[math.ceil((k + 1) * len(stages) / limit) - 1] for k in range(limit)]
+    replaced = [_stage_around(pin, stages) for pin in pinned]
+    return [stage for stage in stages if not any(stage is other for other in replaced)]
 
 
-def _same_stage(one: Candidate, other: Candidate) -> bool:
-    if (one.tap.layout == "features") != (other.tap.layout == "features"):
-        return False
-    return abs(math.log2(one.side / other.side)) < _NEAR
+def _stage_around(pin: Candidate, stages: Stages) -> list[Candidate] | None:
+    """The stage that a node lies in: it is in it, or on the way from the end of the stage before to its end."""
+    for stage in stages:
+        if pin.index <= stage[0].index or any(c.path == pin.path for c in stage):
+            return stage
+    return stages[-1] if stages and pin.side == stages[-1][0].side and pin.tap.layout != "features" else None
 
 
 def _fits(teacher: Candidate, student: Candidate, pins: list[Pairing]) -> bool:
     """Whether a pair keeps the order of all pins, and says something that no pin says."""
     return all(
-        (teacher.index - t.index) * (student.index - s.index) > 0
-        and not _same_layers((teacher, student), (t, s))
+        (teacher.index - t.index) * (student.index - s.index) > 0 and not _same_layers((teacher, student), (t, s))
         for t, s in pins
     )
 
@@ -249,16 +240,17 @@ def _runner_up(
     return RunnerUp(teacher=best.path, score=_score(best, student)) if best is not None else None
 
 
-def _reasons(teacher: Candidate, student: Candidate) -> Iterator[str]:
-    size = f"at {teacher.size}" if teacher.size == student.size else f"at {teacher.size} and {student.size}"
-    first = teacher.rank == student.rank == 0
-    yield f"both end a stage {size}" if first else size
+def _reasons(teacher: Candidate, student: Candidate, runner_up: RunnerUp | None) -> Iterator[str]:
+    size = teacher.size if teacher.size == student.size else f"{teacher.size} and {student.size}"
     if teacher.block and student.block:
         yield f"outputs of the blocks '{teacher.block}' and '{student.block}'"
+    yield f"both end a stage at {size}" if teacher.rank == student.rank == 0 else f"of size {size}"
     yield f"share of depth {teacher.depth:.2f} and {student.depth:.2f}"
     yield f"share of cost {teacher.cost:.2f} and {student.cost:.2f}"
     same = teacher.kind == student.kind
     yield f"both after {teacher.kind}" if same else f"after {teacher.kind} and after {student.kind}"
+    if runner_up is not None and runner_up.score > _score(teacher, student):
+        yield "the runner-up alone scores higher, but is not the end of its stage, or leaves another stage alone"
 
 
 def _named(pairs: list[Pair], pairings: list[Pairing]) -> tuple[Pair, ...]:

@@ -1,12 +1,14 @@
 """Match: the pairs that a practitioner would choose, on real architectures of different families."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 from fxdistill import models
 from fxdistill.coupling import Coupling
@@ -27,14 +29,23 @@ def prepare(module: nn.Module, shape: tuple[int, ...]) -> Prepared:
 
 
 def small_vit() -> nn.Module:
-    from torchvision.models import VisionTransformer
+    from torchvision.models import VisionTransformer  # noqa: PLC0415 - slow to import
 
-    return VisionTransformer(image_size=224, patch_size=16, num_layers=6, num_heads=6, hidden_dim=384, mlp_dim=1536)
+    model: nn.Module = VisionTransformer(
+        image_size=224, patch_size=16, num_layers=6, num_heads=6, hidden_dim=384, mlp_dim=1536
+    )
+    return model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def models_are_let_go() -> Iterator[None]:
+    yield
+    torchvision_model.cache_clear()
 
 
 @functools.cache
-def torchvision_model(name: str, batch: int = 1) -> Prepared:
-    import torchvision
+def torchvision_model(name: str) -> Prepared:
+    import torchvision  # noqa: PLC0415 - slow to import
 
     torch.manual_seed(0)
     if name == "small_vit":
@@ -43,7 +54,7 @@ def torchvision_model(name: str, batch: int = 1) -> Prepared:
         slow_to_initialise = ("vgg", "inception", "googlenet")
         kwargs: dict[str, Any] = {"init_weights": False} if name.startswith(slow_to_initialise) else {}
         module = getattr(torchvision.models, name)(**kwargs)
-    return prepare(module, (batch, 3, 224, 224))
+    return prepare(module, (1, 3, 224, 224))
 
 
 def match(teacher: Prepared, student: Prepared, **options: Any) -> PassResult[tuple[Pair, ...]]:
@@ -87,7 +98,7 @@ BY_HAND: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("features.1", "features.3"), ("features.3", "features.6"), ("features.5", "features.13"),
         ("features.7", "features.17"),
     ],
-    # one resolution: four layers spread over the student's six, each with the teacher's layer at the same share of depth
+    # one resolution: four layers spread over the student's six, each with the teacher's at the same share of depth
     ("vit_b_16", "small_vit"): [
         (f"encoder.layers.encoder_layer_{2 * i + 1}", f"encoder.layers.encoder_layer_{i}") for i in (1, 2, 4, 5)
     ],
@@ -109,7 +120,7 @@ BY_HAND: dict[tuple[str, str], list[tuple[str, str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("teacher", "student"), BY_HAND, ids="->".join)
+@pytest.mark.parametrize(("teacher", "student"), BY_HAND, ids=lambda name: name)
 def test_the_pairs_are_those_that_a_person_would_choose(teacher: str, student: str) -> None:
     t, s = torchvision_model(teacher), torchvision_model(student)
     expected = [(path_of(find(t[0], a)), path_of(find(s[0], b))) for a, b in BY_HAND[teacher, student]]
@@ -118,3 +129,247 @@ def test_the_pairs_are_those_that_a_person_would_choose(teacher: str, student: s
     positions = [[path_of(n) for n in m[0].graph.nodes] for m in (t, s)]
     order = [(positions[0].index(a), positions[1].index(b)) for a, b in paths(result)]
     assert order == sorted(order)
+
+
+CIFAR: dict[str, Any] = {"in_channels": 3, "image_size": 32, "padding": 0}
+AUXILIARY = functools.partial(models.convnet, widths=[16, 32, 64], hidden=128, **CIFAR)
+STUDENT = functools.partial(models.convnet, **CIFAR)
+BLOCKS = [(f"block{i}.pool", f"block{i}.pool") for i in (1, 2, 3)]
+
+
+def flat_convnet(*widths: int, padding: int = 0) -> nn.Module:
+    """The convnet as one Sequential, without a module around each block."""
+    layers: list[nn.Module] = []
+    channels, size = 3, 32
+    for width in widths:
+        layers += [nn.Conv2d(channels, width, 3, padding=padding), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+        channels, size = width, (size + 2 * padding - 2) // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size * size, 10))
+
+
+def small(
+    teacher: nn.Module, student: nn.Module, shape: tuple[int, ...], **options: Any
+) -> PassResult[tuple[Pair, ...]]:
+    return match(prepare(teacher, shape), prepare(student, shape), **options)
+
+
+def cifar(teacher: nn.Module, student: nn.Module, batch: int = 1, **options: Any) -> PassResult[tuple[Pair, ...]]:
+    return small(teacher, student, (batch, 3, 32, 32), **options)
+
+
+def test_indistills_networks_are_paired_as_in_the_paper() -> None:
+    result = cifar(AUXILIARY(), STUDENT())
+    assert paths(result) == BLOCKS  # after BatchNorm, ReLU and pooling
+    assert [pair.name for pair in result.value] == ["block1", "block2", "block3"]
+    assert [tuple(pair.student.shape) for pair in result.value] == [(1, 8, 15, 15), (1, 16, 6, 6), (1, 32, 2, 2)]
+    assert all(pair.align == "slice" and pair.student.layout == "nchw" for pair in result.value)
+    assert result.diagnostics == ()
+
+
+def test_its_teacher_is_paired_where_the_sizes_are_nearest() -> None:
+    # 16, 8 and 4 pixels with 15, 6 and 2; layer1 works on all 32 and the student on less from its first block on
+    result = cifar(models.preact_resnet18(), STUDENT())
+    ends = [("layer2.1.add", "block1.pool"), ("layer3.1.add", "block2.pool"), ("layer4.1.add", "block3.pool")]
+    assert paths(result) == ends
+    assert [(d.code, d.where) for d in result.diagnostics] == [("unpaired-stage", "layer1.1.add")]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_blocks_without_modules_are_told_by_their_pooling(padding: int) -> None:
+    pools = [("3", "3"), ("7", "7"), ("11", "11")]
+    assert paths(cifar(flat_convnet(16, 32, 64, padding=padding), flat_convnet(8, 16, 32, padding=padding))) == pools
+    # the same with the other network's padding: 16, 8 and 4 pixels with 15, 6 and 2
+    mixed = cifar(flat_convnet(16, 32, 64, padding=padding), STUDENT())
+    assert paths(mixed) == [("3", "block1.pool"), ("7", "block2.pool"), ("11", "block3.pool")]
+
+
+def test_digits_networks_of_eight_pixels() -> None:
+    shape = (1, 1, 8, 8)
+    assert paths(small(models.convnet(widths=[32, 64, 128]), models.convnet(), shape)) == BLOCKS
+    residual = small(models.resnet(widths=[32, 64, 128], blocks=3), models.resnet(blocks=1), shape)
+    assert paths(residual) == [(f"layers.layer{i}.2.relu_1", f"layers.layer{i}.0.relu_1") for i in (1, 2, 3)]
+    # three stages each, the student's half as large throughout: stage with stage
+    crossed = small(models.resnet(), models.convnet(), shape)
+    assert paths(crossed) == [(f"layers.layer{i}.1.relu_1", f"block{i}.pool") for i in (1, 2, 3)]
+
+
+def test_a_model_of_vectors_is_paired_by_depth() -> None:
+    def perceptron(*widths: int) -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in zip((64, *widths), widths, strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], 10))
+
+    result = small(perceptron(128, 128, 64, 64), perceptron(32, 16), (1, 1, 8, 8))
+    assert [pair.student.path for pair in result.value] == ["2", "4"]
+    assert {pair.student.layout for pair in result.value} == {"features"}
+
+
+def test_layouts_come_from_the_channel_labels() -> None:
+    swin = match(torchvision_model("swin_t"), torchvision_model("mobilenet_v2")).value
+    assert [(p.teacher.layout, p.teacher.channel_dim, p.student.layout) for p in swin] == [("nhwc", 3, "nchw")] * 4
+    vit = match(torchvision_model("vit_b_16"), torchvision_model("small_vit")).value
+    assert all(p.teacher.layout == "tokens" and p.teacher.class_token and p.teacher.width == 768 for p in vit)
+
+
+def test_the_limit_is_for_models_of_one_resolution() -> None:
+    result = match(torchvision_model("vit_b_16"), torchvision_model("small_vit"), limit=2)
+    layers = [("encoder.layers.encoder_layer_5", 2), ("encoder.layers.encoder_layer_11", 5)]
+    assert paths(result) == [(f"{t}.add_1", f"encoder.layers.encoder_layer_{s}.add_1") for t, s in layers]
+    assert len(match(torchvision_model("resnet50"), torchvision_model("resnet18"), limit=2).value) == 4
+
+
+def test_every_pair_carries_its_evidence() -> None:
+    result = match(torchvision_model("resnet50"), torchvision_model("mobilenet_v2"))
+    for pair in result.value:
+        assert 0 < pair.score <= 1
+        assert pair.runner_up is not None
+        assert pair.runner_up.teacher != pair.teacher.path
+        assert pair.runner_up.score < pair.score
+        assert any("end a stage at" in reason for reason in pair.why)
+    first = result.value[0]
+    assert first.name == "features.3"
+    assert first.runner_up is not None
+    assert first.runner_up.teacher == "layer1.1.relu_2"
+    assert "outputs of the blocks 'layer1' and 'features.3'" in first.why
+    assert "both end a stage at 56x56" in first.why
+    assert "after an activation and after an addition" in first.why
+
+
+def test_what_has_no_counterpart_is_said() -> None:
+    result = match(torchvision_model("regnet_y_1_6gf"), torchvision_model("shufflenet_v2_x0_5"))
+    assert [(d.code, d.severity) for d in result.diagnostics] == [("unpaired-stage", "note")]
+    assert "teacher's stage at 56x56" in result.diagnostics[0].why
+    reverse = match(torchvision_model("shufflenet_v2_x0_5"), torchvision_model("regnet_y_1_6gf"))
+    said = [d.why for d in reverse.diagnostics if d.code == "unpaired-stage"]
+    assert len(said) == 1
+    assert "student's stage at 56x56" in said[0]
+
+
+def test_a_narrower_teacher_is_projected_and_said() -> None:
+    result = small(models.convnet(widths=[4, 32, 64]), models.convnet(), (1, 1, 8, 8))
+    assert [pair.align for pair in result.value] == ["project", "slice", "slice"]
+    (remark,) = result.diagnostics
+    assert remark.code == "teacher-narrower"
+    assert "4 channels" in remark.why
+    assert "8" in remark.why
+    projected = small(models.convnet(widths=[4, 32, 64]), models.convnet(), (1, 1, 8, 8), align="project")
+    assert {pair.align for pair in projected.value} == {"project"}
+    assert projected.diagnostics == ()
+
+
+def test_a_pin_replaces_its_stage_and_leaves_the_others() -> None:
+    result = cifar(AUXILIARY(), STUDENT(), pins=(("block2.relu", "block2.norm"),))
+    assert paths(result) == [BLOCKS[0], ("block2.relu", "block2.norm"), BLOCKS[2]]
+    pinned = result.value[1]
+    assert pinned.why[0] == "pinned by the user"
+    assert 0 < pinned.score < result.value[0].score
+    assert pinned.name == "block2.norm"
+
+
+def test_a_pinned_vector_comes_on_top() -> None:
+    result = cifar(AUXILIARY(), STUDENT(), pins=(("hidden", "hidden"),))
+    assert paths(result) == [*BLOCKS, ("hidden.relu", "hidden.relu")]
+    assert result.value[-1].student.layout == "features"
+
+
+def test_a_pin_bounds_what_is_chosen_around_it() -> None:
+    pins = (("layer3", "features.3"),)
+    result = match(torchvision_model("resnet50"), torchvision_model("mobilenet_v2"), pins=pins)
+    assert [p for p in paths(result) if "layer3" in p[0]] == [("layer3.5.relu_2", "features.3.add")]
+    assert paths(result)[-1][0] == "layer4.2.relu_2"
+
+
+def test_a_forbidden_pair_is_not_chosen() -> None:
+    teacher, student = torchvision_model("resnet50"), torchvision_model("resnet18")
+    result = match(teacher, student, forbid=(("layer2", "layer2"),))
+    assert ("layer2.3.relu_2", "layer2.1.relu_1") not in paths(result)
+    assert len(result.value) == 4  # the next choice of the stage takes its place
+    only = cifar(AUXILIARY(), STUDENT(), forbid=(("block2", "block2"),))
+    assert paths(only) == [BLOCKS[0], BLOCKS[2]]
+    assert {d.where for d in only.diagnostics} == {"block2.pool"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pins": (("blok2", "block2"),)}, "no node or module has the path 'blok2'"),
+        ({"forbid": (("block2", "block9"),)}, "no node or module has the path 'block9'"),
+        ({"pins": (("block1", "block2"), ("block2", "block1"))}, "two pinned pairs cross"),
+        ({"pins": (("block1", "block2"), ("block1", "block3"))}, "two pinned pairs cross"),
+        ({"pins": (("block1", "block1"),), "forbid": (("block1", "block1"),)}, "pinned and forbidden"),
+        ({"forbid": tuple((f"block{i}", f"block{j}") for i in (1, 2, 3) for j in (1, 2, 3))}, "no teacher node can"),
+        ({"limit": 0}, "the limit of pairs is 0"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_had_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PairingError, match=message) as caught:
+        cifar(AUXILIARY(), STUDENT(), **options)
+    assert caught.value.where
+    assert caught.value.hint
+
+
+def test_an_unknown_path_is_answered_with_near_names() -> None:
+    with pytest.raises(PairingError) as caught:
+        cifar(AUXILIARY(), STUDENT(), pins=(("block2.rellu", "block2"),))
+    assert "block2.relu" in caught.value.hint
+
+
+def test_models_of_different_inputs_are_refused() -> None:
+    student = prepare(models.convnet(), (1, 1, 8, 8))
+    with pytest.raises(PairingError, match="the teacher reads 3 x 32 x 32, the student 1 x 8 x 8"):
+        match(prepare(AUXILIARY(), (1, 3, 32, 32)), student)
+
+
+def test_a_model_that_is_one_layer_cannot_be_paired() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(PairingError, match="no teacher node can be paired"):
+        small(linear, models.convnet(), (1, 1, 8, 8))
+
+
+def test_neither_the_run_nor_the_batch_size_changes_the_pairs() -> None:
+    first, second = cifar(AUXILIARY(), STUDENT()), cifar(AUXILIARY(), STUDENT())
+    assert first == second
+    batched = cifar(AUXILIARY(), STUDENT(), batch=3)
+    assert [(p.score, p.runner_up, p.why) for p in batched.value] == [
+        (p.score, p.runner_up, p.why) for p in first.value
+    ]
+    assert paths(batched) == paths(first)
+    assert batched.value[0].student.shape[0] == 3
+
+
+def transformer(layers: int, width: int) -> nn.Module:
+    from torchvision.models import VisionTransformer  # noqa: PLC0415 - slow to import
+
+    model: nn.Module = VisionTransformer(32, 8, layers, 2, width, 2 * width)
+    return model
+
+
+def test_the_batch_size_does_not_change_the_pairs_of_transformers() -> None:
+    one, three = (cifar(transformer(4, 32), transformer(2, 16), batch) for batch in (1, 3))
+    assert paths(one) == paths(three)
+    # two layers for two, each with the teacher's at the same share of depth
+    blocks = [("encoder_layer_1", "encoder_layer_0"), ("encoder_layer_3", "encoder_layer_1")]
+    assert paths(one) == [(f"encoder.layers.{t}.add_1", f"encoder.layers.{s}.add_1") for t, s in blocks]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    teacher=st.lists(st.integers(1, 3), min_size=2, max_size=3),
+    student=st.lists(st.integers(1, 3), min_size=2, max_size=3),
+    residual=st.booleans(),
+)
+def test_pairs_keep_the_order_of_both_models(teacher: list[int], student: list[int], residual: bool) -> None:
+    one = models.resnet(widths=[8] * len(teacher), blocks=teacher)
+    other = (
+        models.resnet(widths=[4] * len(student), blocks=student)
+        if residual
+        else models.convnet(widths=[4] * len(student))
+    )
+    prepared = prepare(one, (1, 1, 8, 8)), prepare(other, (1, 1, 8, 8))
+    result = match(*prepared)
+    for model, chosen in zip(prepared, zip(*paths(result), strict=True), strict=True):
+        order = [path_of(node) for node in model[0].graph.nodes if path_of(node) in chosen]
+        assert list(chosen) == order
+    assert 1 < len(result.value) <= min(len(teacher), len(student))
+    assert len({pair.name for pair in result.value}) == len(result.value)
