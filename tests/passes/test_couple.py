@@ -189,9 +189,17 @@ def test_broadcast_of_a_single_channel_unites_nothing(rung):
     assert 0 not in c.parameter_labels("mask.weight")
 
 
-def test_values_without_channels_lock(rung):
-    c = couple(lambda m, x: m.b(m.a(x) * torch.arange(4.0).view(1, 4, 1, 1)), rung=rung, a=conv(3, 4), b=conv(4, 2))
+def test_values_without_channels_lock():
+    forward = lambda m, x: m.b(m.a(x) * torch.arange(4.0).view(1, 4, 1, 1))  # noqa: E731
+    c = couple(forward, rung="export", a=conv(3, 4), b=conv(4, 2))
     assert all("carry no channels" in str(c.locked(i)) for i in ids(c, "a.weight"))
+
+
+def test_constants_that_the_graph_keeps_are_sliced():
+    forward = lambda m, x: m.b(m.a(x) * torch.arange(4.0).view(1, 4, 1, 1))  # noqa: E731
+    c = couple(forward, a=conv(3, 4), b=conv(4, 2))
+    assert ids(c, "_tensor_constant0", 1) == ids(c, "a.weight")
+    assert free(c, ids(c, "a.weight"))
 
 
 def test_layer_scale(rung):
@@ -209,12 +217,19 @@ def test_module_called_twice(rung):
 
 
 def test_tied_weights(rung):
-    """An autoencoder whose decoder is the encoder transposed."""
-    forward = lambda m, x: F.linear(F.relu(m.code(m.first(x))), m.code.weight.t()) @ m.last  # noqa: E731
-    c = couple(forward, (1, 3), rung, first=nn.Linear(3, 5), code=nn.Linear(5, 4), last=nn.Parameter(torch.ones(5, 2)))
-    assert ids(c, "first.weight") == ids(c, "code.weight", 1) == ids(c, "last", 0)
-    assert free(c, ids(c, "code.weight") + ids(c, "code.weight", 1))
-    assert ids(c, "code.bias") == ids(c, "code.weight")
+    """An autoencoder whose decoder is the encoder transposed; and two layers that share one tensor."""
+    forward = lambda m, x: F.linear(F.relu(F.linear(m.first(x), m.middle)), m.middle.t()) @ m.last  # noqa: E731
+    middle, last = nn.Parameter(torch.ones(4, 5)), nn.Parameter(torch.ones(5, 2))
+    c = couple(forward, (1, 3), rung, first=nn.Linear(3, 5), middle=middle, last=last)
+    assert ids(c, "first.weight") == ids(c, "middle", 1) == ids(c, "last", 0)
+    assert free(c, ids(c, "middle") + ids(c, "middle", 1))
+    one, two = nn.Linear(4, 4), nn.Linear(4, 4)
+    two.weight = one.weight
+    c = couple(lambda m, x: m.head(m.two(m.one(m.first(x)))), (1, 3), rung, first=nn.Linear(3, 4), one=one, two=two,
+               head=nn.Linear(4, 2))  # fmt: skip
+    assert ids(c, "first.weight") == ids(c, "one.weight", 1) == ids(c, "one.weight") == ids(c, "head.weight", 1)
+    assert ids(c, "one.bias") == ids(c, "two.bias") == ids(c, "one.weight")
+    assert len(set(ids(c, "one.weight"))) == 4
 
 
 def test_flatten_into_linear(rung):
