@@ -1,14 +1,14 @@
 """Survivors: which elements of every value and weight are left when classes are removed, and in what shape.
 
 An element is dead as soon as one of its layers names a removed class (:mod:`fxdistill.coupling`). What is left of a
-tensor is again a box, if along every dimension every line that is not empty keeps the same number:
+tensor is again a box, if in every dimension all slices that are not empty keep the same number of indices; which
+ones may differ from slice to slice of the dimensions before it (the heads of an attention, the groups of a convolution):
 
     survivors(t)  =  t[alive].reshape(sizes),    Π sizes = number of alive elements
 
 Masks are *compact*: size 1 along dimensions that deadness does not depend on, so they cost next to nothing.
 """
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,12 +51,14 @@ class Mask:
         """The shape of what survives; None where that is no box."""
         sizes = []
         for dim in range(self.small.dim()):
-            counts = self.small.sum(dim)
-            sizes.append(int(counts.max()))
-        if math.prod(sizes) != int(self.small.sum()):
-            return None
+            later = tuple(range(dim + 1, self.small.dim()))
+            counts = (self.small.any(later) if later else self.small).sum(dim)
+            found = counts[counts > 0].unique().tolist()
+            if len(found) != 1:
+                return None
+            sizes.append(int(found[0]))
         cut = zip(sizes, self.small.shape, self.shape, strict=True)
-        return tuple(full if small == 1 and size == 1 else size for size, small, full in cut)
+        return tuple(full if small == 1 else size for size, small, full in cut)
 
     @cached_property
     def is_product(self) -> bool:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError
-from fxdistill.graph import Traced, mutates_input, op_name, path_of, submodule
-from fxdistill.passes.trace import buffers_kept
+from fxdistill.graph import Traced, example, mutates_input, op_name, path_of, submodule
+from fxdistill.passes.trace import buffers_kept, seeded
 from fxdistill.survivors import Mask, Masks, Survivors
 
 TOLERANCE = 1e-4
@@ -48,16 +48,15 @@ def prove(full: Traced, survivors: Survivors, shrunken: fx.GraphModule, *, seed:
     Args:
         full: The traced model that was shrunk.
         survivors: What is left of it.
-        shrunken: Its nodes' ``meta["path"]`` are those of the full graph.
+        shrunken: Its nodes' ``meta["path"]`` are those of the full graph; values whose survivors come in another order
+            (``meta["unordered"]``) are compared where they are in order again.
         seed: Seed of the batch.
 
     Raises:
         InvariantError: They disagree; names the first node that does.
     """
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(full.input_shape, generator=generator)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), buffers_kept(full.module), buffers_kept(shrunken):
-        torch.manual_seed(seed)
+    images = example(full.module, full.input_shape, seed=seed)
+    with torch.no_grad(), seeded(images.device), full.running(), buffers_kept(full.module), buffers_kept(shrunken):
         return _compare(_Masked(full.module, survivors, images), _Steps(shrunken, images), survivors)
 
 
@@ -66,7 +65,7 @@ def _compare(full: "_Masked", shrunken: "_Steps", survivors: Survivors) -> Proof
     known = {path_of(node) for node in full.graph.nodes}
     for node, value in shrunken.walk():
         path = str(node.meta.get("path", ""))
-        if path not in known or node.op == "get_attr":
+        if path not in known or node.op == "get_attr" or node.meta.get("unordered"):
             continue
         reference = full.advance(path)
         masks = survivors.of(path)
@@ -104,6 +103,7 @@ def _tensor_pairs(reference: Any, value: Any, masks: Masks, path: str) -> Iterat
 
 def _difference(one: Tensor, other: Tensor, path: str) -> float:
     """The largest difference of two tensors, relative to the largest entry of the first; NaN equals NaN."""
+    one, other = _without_broadcast(one, other)
     if one.shape != other.shape:
         raise InvariantError(
             f"the shrunken model has the shape {tuple(other.shape)} where {tuple(one.shape)} survive", where=path
@@ -116,6 +116,15 @@ def _difference(one: Tensor, other: Tensor, path: str) -> float:
     error = (one[finite].double() - other[finite].double()).abs()
     scale = float(one[finite].abs().max()) if bool(finite.any()) else 0.0
     return float(error.max()) / max(scale, 1e-12) if error.numel() else 0.0
+
+
+def _without_broadcast(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both tensors with one index of each dimension that both are broadcast along, in different sizes."""
+    if one.dim() == other.dim():
+        for dim in range(one.dim()):
+            if one.shape[dim] != other.shape[dim] and one.stride(dim) == other.stride(dim) == 0:
+                one, other = one.narrow(dim, 0, 1), other.narrow(dim, 0, 1)
+    return one, other
 
 
 class _Steps(fx.Interpreter):

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxdistill.coupling import Coupling, core
+from fxdistill.coupling import Coupling
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InvariantError, PairingError, PlanError
+from fxdistill.errors import InvariantError, PairingError
 from fxdistill.graph import Traced
 from fxdistill.passbase import Pass, PassResult
+from fxdistill.passes.importance import importance
 from fxdistill.plan import Kept, Pair
 
 
@@ -36,7 +37,7 @@ class Prune(Pass[PruneSource, tuple[Kept, ...]]):
     """Choose the kept channels of every sliced pair.
 
     Attributes:
-        criterion: ``l1`` or ``l2``: the norm of filters.
+        criterion: See :mod:`fxdistill.passes.importance`; ``taylor`` uses the gradients that lie in ``.grad``.
     """
 
     criterion: str = "l1"
@@ -72,28 +73,6 @@ class Prune(Pass[PruneSource, tuple[Kept, ...]]):
         )  # fmt: skip
 
 
-def importance(traced: Traced, coupling: Coupling, *, criterion: str = "l1") -> Tensor:
-    """Importance of every class, by class id; classes that no weight produces have 0.
-
-    Raises:
-        PlanError: The criterion is unknown.
-    """
-    orders = {"l1": 1, "l2": 2}
-    if criterion not in orders:
-        raise PlanError(f"no pruning criterion is named '{criterion}'", where="criterion", hint=f"use {', '.join(orders)}")
-    scores = torch.zeros(coupling.class_count + 1, dtype=torch.float64)
-    tensors = dict(traced.module.named_parameters(remove_duplicate=False))
-    for (name, dim), role in coupling.roles.items():
-        weight = tensors.get(name)
-        if role != "out" or weight is None or weight.dim() < 2:
-            continue
-        filters = weight.detach().movedim(dim, 0).flatten(1).to(torch.float64)
-        norms = torch.linalg.vector_norm(filters, ord=orders[criterion], dim=1)
-        labels = core(coupling.parameter_labels(name)[dim].movedim(dim, 0).flatten(1)[:, :1]).flatten()
-        scores.index_add_(0, labels.expand(len(norms)), norms.cpu())
-    return scores
-
-
 def coupled_modules(coupling: Coupling, classes: tuple[int, ...]) -> list[str]:
     """The modules whose outputs are coupled with these classes, sorted."""
     members = (member for class_id in classes[:1] for member in coupling.members(class_id))
@@ -107,3 +86,6 @@ def _unscored(kept: Kept, coupling: Coupling, scores: Tensor) -> Diagnostic | No
         code="no-importance", severity="warning", where=kept.path,
         why="no weight produces these channels, so all count alike and the first ones are kept",
     )  # fmt: skip
+
+
+__all__ = ["Prune", "PruneSource", "coupled_modules", "importance"]

@@ -26,11 +26,11 @@ from torch import Tensor, fx, nn
 
 from fxdistill.coupling import Coupling
 from fxdistill.errors import InputError, InvariantError
-from fxdistill.graph import Shape, Traced, op_name, path_of, shape_of, tensors_in
+from fxdistill.graph import Shape, Traced, example, op_name, path_of, shape_of, tensors_in
 from fxdistill.passbase import Pass, PassResult
 from fxdistill.passes.prove import Proof, prove
 from fxdistill.passes.rewrites import rewrite
-from fxdistill.passes.trace import buffers_kept
+from fxdistill.passes.trace import buffers_kept, seeded
 from fxdistill.survivors import Mask, Survivors
 
 _PERMUTATIONS = {
@@ -96,13 +96,20 @@ class Shrink(Pass[ShrinkSource, Shrunken]):
 
 def shrink(traced: Traced, survivors: Survivors) -> fx.GraphModule:
     """The shrunken model, not proved yet; its nodes' ``meta["path"]`` are those of the full graph."""
-    module = copy.deepcopy(traced.module)
+    module = copy.deepcopy(traced.module).train(traced.training)
     slice_weights(traced, survivors, module)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), buffers_kept(module):
-        _Rewriter(traced, survivors, module).run_all()
+    images = example(traced.module, traced.input_shape)
+    with torch.no_grad(), seeded(images.device), buffers_kept(module), traced.running():
+        _Rewriter(traced, survivors, module, images).run_all()
     module.graph.lint()
     module.recompile()
     return module
+
+
+def agrees(value: Tensor, expected: Shape) -> bool:
+    """Whether a value has the expected shape; one that is broadcast along a dimension may be of any size there."""
+    sizes = zip(value.shape, expected, value.stride(), strict=False)
+    return value.dim() == len(expected) and all(size == wanted or stride == 0 for size, wanted, stride in sizes)
 
 
 def slice_weights(traced: Traced, survivors: Survivors, module: nn.Module) -> None:
@@ -130,15 +137,14 @@ def slice_weights(traced: Traced, survivors: Survivors, module: nn.Module) -> No
 class _Rewriter(fx.Interpreter):
     """Runs the shrunken graph and corrects each node before it runs."""
 
-    def __init__(self, traced: Traced, survivors: Survivors, module: fx.GraphModule) -> None:
+    def __init__(self, traced: Traced, survivors: Survivors, module: fx.GraphModule, images: Tensor) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.graph, self.root = module.graph, module
         self.survivors, self.full = survivors, traced
         self.shapes = {path_of(node): node.meta.get("shape") for node in traced.graph.nodes}
         self.layouts: dict[fx.Node, Tensor] = {}
-        self.scalars = _scalars(traced)
-        generator = torch.Generator().manual_seed(0)
-        self.args_iter = iter((torch.randn(traced.input_shape, generator=generator),))
+        self.scalars = _scalars(traced, images)
+        self.args_iter = iter((images,))
 
     def run_all(self) -> None:
         """Correct and run every node."""
@@ -153,7 +159,7 @@ class _Rewriter(fx.Interpreter):
 
     def _step(self, node: fx.Node, path: str) -> None:
         masks = self.survivors.of(path)
-        sources = list(node.all_input_nodes)
+        sources = [source for source in node.all_input_nodes if isinstance(self.env[source], Tensor)]
         rewrite(node, self, masks)
         try:
             self.env[node] = value = self.run_node(node)
@@ -166,8 +172,10 @@ class _Rewriter(fx.Interpreter):
             ) from cause
         if isinstance(value, Tensor):
             mask = masks if isinstance(masks, Mask) else None
-            self._check(value, mask, path)
-            self._follow(node, sources, mask)
+            if self._may_permute(node, sources, mask):
+                self._follow(node, sources, mask)
+            else:
+                self._check(value, mask, path)
         elif isinstance(masks, list) and isinstance(value, tuple | list) and len(value) == len(masks):
             for part, mask in zip(value, masks, strict=True):
                 if isinstance(part, Tensor) and isinstance(mask, Mask):
@@ -175,28 +183,32 @@ class _Rewriter(fx.Interpreter):
 
     def _check(self, value: Tensor, mask: Mask | None, path: str) -> None:
         expected = self.shapes.get(path) if mask is None else mask.sizes
-        if expected is not None and tuple(value.shape) != tuple(expected):
+        if expected is not None and not agrees(value, expected):
             raise InvariantError(
                 f"'{path}' has the shape {tuple(value.shape)} where {tuple(expected)} survive", where=path
             )
 
+    def _may_permute(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> bool:
+        if any(source in self.layouts for source in sources):
+            return True
+        return op_name(node, self.root) in _PERMUTATIONS and mask is not None and not mask.is_product
+
     def _follow(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> None:
-        """Keep track of the order of survivors, and put it right."""
-        name = op_name(node, self.root)
-        unordered = [source for source in sources if source in self.layouts]
-        if not unordered and (name not in _PERMUTATIONS or mask is None or mask.is_product):
-            return
+        """Keep track of the order of survivors, and put it right as soon as one index_select can."""
         if mask is None or len(sources) != 1:
             raise InvariantError(f"the survivors come in another order at '{path_of(node)}'", where=path_of(node))
-        layout = self._moved(node, name, sources[0], mask)
-        if mask.sizes is None:
-            self.layouts[node] = layout
+        layout = self._moved(node, op_name(node, self.root), sources[0])
+        ordered = mask.full.reshape(-1).nonzero().reshape(-1)
+        if torch.equal(layout.reshape(-1), ordered):
             return
-        ordered = mask.full.reshape(-1).nonzero().reshape(mask.sizes)
-        if not torch.equal(layout, ordered):
-            self._reorder(node, layout, ordered)
+        node.meta = {**node.meta, "unordered": True}
+        found = _order(layout, ordered.reshape(layout.shape)) if mask.sizes == tuple(layout.shape) else None
+        if found is not None:
+            self._reorder(node, *found)
+        else:
+            self.layouts[node] = layout
 
-    def _moved(self, node: fx.Node, name: str, source: fx.Node, mask: Mask) -> Tensor:
+    def _moved(self, node: fx.Node, name: str, source: fx.Node) -> Tensor:
         """For each element of the shrunken value, the flat index of the element of the full one."""
         layout = self.layouts.get(source)
         if layout is None:
@@ -225,14 +237,7 @@ class _Rewriter(fx.Interpreter):
             self.env[source] = kept
         return value
 
-    def _reorder(self, node: fx.Node, layout: Tensor, ordered: Tensor) -> None:
-        for dim in range(layout.dim()):
-            line = layout.movedim(dim, 0).reshape(layout.shape[dim], -1)[:, 0]
-            order = line.argsort()
-            if torch.equal(layout.index_select(dim, order), ordered):
-                break
-        else:
-            raise InvariantError(f"the survivors come in another order at '{path_of(node)}'", where=path_of(node))
+    def _reorder(self, node: fx.Node, dim: int, order: Tensor) -> None:
         name = f"{node.name}_order"
         self.root.register_buffer(name, order)
         with self.graph.inserting_after(node):
@@ -240,10 +245,18 @@ class _Rewriter(fx.Interpreter):
         with self.graph.inserting_after(index):
             new = self.graph.call_function(torch.index_select, (node, dim, index))
         node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        new.meta = dict(node.meta)
+        new.meta = {key: value for key, value in node.meta.items() if key != "unordered"}
         index.meta = {"path": f"{path_of(node)}.order", "scope": node.meta.get("scope", "")}
-        node.meta = {**node.meta, "path": f"{path_of(node)}.unordered"}
         self.env[new] = self.env[node].index_select(dim, order)
+
+
+def _order(layout: Tensor, ordered: Tensor) -> tuple[int, Tensor] | None:
+    """The dimension and the order that bring a layout to the wanted one."""
+    for dim in range(layout.dim()):
+        order = layout.movedim(dim, 0).reshape(layout.shape[dim], -1)[:, 0].argsort()
+        if torch.equal(layout.index_select(dim, order), ordered):
+            return dim, order
+    return None
 
 
 class _Numbers(fx.Interpreter):
@@ -261,11 +274,11 @@ class _Numbers(fx.Interpreter):
         return value
 
 
-def _scalars(traced: Traced) -> dict[str, Any]:
+def _scalars(traced: Traced, images: Tensor) -> dict[str, Any]:
     """The numbers that the full graph computes from shapes, by path."""
     if all(shape_of(node) is not None or node.op == "output" for node in traced.graph.nodes):
         return {}
     numbers = _Numbers(traced.module)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), buffers_kept(traced.module):
-        numbers.run(torch.randn(traced.input_shape, generator=torch.Generator().manual_seed(0)))
+    with buffers_kept(traced.module):
+        numbers.run(images)
     return {path: value for path, value in numbers.found.items() if not tensors_in(value)}
