@@ -7,12 +7,16 @@ module's own path (``layer1``) stands for the node at which that module's scope 
 """
 
 import difflib
+import functools
+import inspect
 import operator
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import PairingError
@@ -21,7 +25,13 @@ Rung = Literal["symbolic", "leaves", "export"]
 Shape = tuple[int, ...]
 
 _IN_PLACE_OPERATORS = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.iand, operator.ior,
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
+    operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem,
+}  # fmt: skip
+_MAY_VIEW = {
+    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "movedim",
+    "swapaxes", "getitem", "chunk", "split", "tensor_split", "unbind", "select", "slice", "narrow", "squeeze",
+    "unsqueeze", "expand", "expand_as", "detach", "contiguous", "to", "type_as", "float", "identity", "real",
 }  # fmt: skip
 
 
@@ -30,9 +40,11 @@ class Traced:
     """A model as an FX graph.
 
     Attributes:
-        module: The graph; its parameters and buffers **are** those of the traced model. Every node's ``meta`` holds
-            ``path`` (str), ``scope`` (path of the innermost module), ``shape`` (tuple, or None where the value is not
-            one tensor) and ``macs`` (multiply-accumulates at ``input_shape``).
+        module: The graph; its parameters and buffers **are** those of the traced model. Its modules are too, so that
+            the mode is common to both: run the graph inside :meth:`running`. Every node's ``meta`` holds ``path``
+            (str), ``scope`` (path of the innermost module), ``shape`` (tuple, or None where the value is not one
+            tensor), ``macs`` (multiply-accumulates at ``input_shape``) and, as it was seen when it ran, which of its
+            inputs (positions in ``all_input_nodes``) the node ``writes`` into and ``shares`` memory with.
         rung: How it was traced.
         training: The mode that is frozen into the graph.
         input_shape: Shape of the one input, batch included.
@@ -42,6 +54,12 @@ class Traced:
     rung: Rung
     training: bool
     input_shape: Shape
+
+    @contextmanager
+    def running(self) -> Iterator[fx.GraphModule]:
+        """The graph in the mode that it was traced in; afterwards every module has the mode back that it had."""
+        with in_mode(self.module, training=self.training) as module:
+            yield module
 
     @property
     def graph(self) -> fx.Graph:
@@ -56,7 +74,7 @@ class Traced:
     @property
     def input(self) -> fx.Node:
         """The placeholder of the image batch."""
-        return next(node for node in self.graph.nodes if node.op == "placeholder")
+        return _first(self.graph, "placeholder")
 
     @property
     def output(self) -> fx.Node:
@@ -93,7 +111,7 @@ def main_output(graph: fx.Graph) -> fx.Node:
     Raises:
         PairingError: No node holds it.
     """
-    value: Any = next(node for node in graph.nodes if node.op == "output").args[0]
+    value: Any = _first(graph, "output").args[0]
     while not isinstance(value, fx.Node):
         if isinstance(value, dict) and value:
             value = value.get("out", value.get("logits", next(iter(value.values()))))
@@ -101,11 +119,42 @@ def main_output(graph: fx.Graph) -> fx.Node:
             value = value[0]
         else:
             raise PairingError("the model's output is not a tensor", where=str(value))
-    if value.op == "call_function" and shape_of(value) is None and value.args:
-        # a named tuple built in the graph: auxiliary heads of Inception and GoogLeNet
-        first = next((a for a in value.args if isinstance(a, fx.Node)), None)
-        return first if first is not None else value
+    fields: tuple[str, ...] = getattr(value.target, "_fields", ())
+    if (
+        value.op == "call_function" and fields
+    ):  # a named tuple built in the graph: auxiliary heads of Inception, GoogLeNet
+        entries = {**dict(zip(fields, value.args, strict=False)), **value.kwargs}
+        value = entries.get("out", entries.get("logits", next(iter(entries.values()))))
+    if not isinstance(value, fx.Node) or ("shape" in value.meta and shape_of(value) is None):
+        raise PairingError(
+            "the model's output is not a tensor", where=str(value),
+            hint="return the logits, or a dict or a tuple that holds them as 'out', as 'logits' or first",
+        )  # fmt: skip
     return value
+
+
+def _first(graph: fx.Graph, op: str) -> fx.Node:
+    nodes: Iterable[fx.Node] = graph.nodes
+    return next(node for node in nodes if node.op == op)
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[Any]:
+    """The module in one mode; afterwards every submodule has the mode back that it had."""
+    before = [(child, child.training) for child in module.modules()]
+    module.train(training)
+    try:
+        yield module
+    finally:
+        for child, was in before:
+            child.training = was
+
+
+def example(module: nn.Module, shape: Iterable[int], *, seed: int = 0) -> Tensor:
+    """Standard normal images of a shape, from a seed, on the device and in the precision of a module's parameters."""
+    images = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    like = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), images)
+    return images.to(like.device, like.dtype)
 
 
 def find(traced: Traced, path: str) -> fx.Node:
@@ -114,15 +163,16 @@ def find(traced: Traced, path: str) -> fx.Node:
     Raises:
         PairingError: There is none; the closest names are given.
     """
-    ends = None
-    for node in traced.graph.nodes:
+    ends = False
+    nodes: Iterable[fx.Node] = traced.graph.nodes
+    for node in nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
         if path_of(node) == path:
             return node
         if within(scope_of(node), path):
-            ends = node
-    if ends is not None:
+            ends = True
+    if ends:
         return scope_end(traced, path)
     known = [path_of(n) for n in traced.graph.nodes] + sorted({scope_of(n) for n in traced.graph.nodes} - {""})
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.3)
@@ -139,7 +189,8 @@ def scope_end(traced: Traced, path: str) -> fx.Node:
     Raises:
         PairingError: Nothing of that module is used outside of it.
     """
-    inside = [n for n in traced.graph.nodes if within(scope_of(n), path) or n.meta.get("path") == path]
+    nodes: Iterable[fx.Node] = traced.graph.nodes
+    inside = [n for n in nodes if within(scope_of(n), path) or n.meta.get("path") == path]
     chosen = set(inside)
     for node in reversed(inside):
         if any(user not in chosen for user in node.users):
@@ -184,15 +235,61 @@ def module_op_name(module: nn.Module) -> str:
 
 
 def mutates_input(node: fx.Node, root: nn.Module) -> bool:
-    """Whether the node writes into its first argument (in-place activations, ``+=``, ``relu_``)."""
+    """Whether the node writes into one of its inputs (in-place activations, ``+=``, ``relu_``, ``out=``)."""
+    return bool(written(node, root))
+
+
+def written(node: fx.Node, root: nn.Module) -> list[fx.Node]:
+    """The input nodes whose memory the node writes into: seen when it ran, or known from how it is called."""
+    found: list[Any] = [node.all_input_nodes[position] for position in node.meta.get("writes", ())]
+    if node.op in ("call_module", "call_function", "call_method") and _is_in_place(node, root):
+        found.append(node.args[0] if node.args else node.kwargs.get("input"))
+    found.append(node.kwargs.get("out"))
+    return [source for source in dict.fromkeys(found) if isinstance(source, fx.Node)]
+
+
+def memory(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, int]:
+    """A number for each node; nodes with the same number may share memory: views of one another, in-place results."""
+    group: dict[fx.Node, int] = {}
+    for number, node in enumerate(graph.nodes):
+        group[node] = number
+        if node.op == "output":
+            continue
+        joined = {node.all_input_nodes[position] for position in node.meta.get("shares", ())} | set(written(node, root))
+        if op_name(node, root) in _MAY_VIEW:
+            joined |= set(node.all_input_nodes[:1])
+        old = {group[source] for source in joined}
+        for member in group if old else ():
+            if group[member] in old:
+                group[member] = number
+    return group
+
+
+def _is_in_place(node: fx.Node, root: nn.Module) -> bool:
     module = submodule(root, node)
     if module is not None:
         return bool(getattr(module, "inplace", False))
-    if node.kwargs.get("inplace"):
-        return True
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    return node.target in _IN_PLACE_OPERATORS or _function_name(node.target).endswith("_")
+    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("inplace"):
+        return True
+    name = _function_name(node.target)
+    return (name.endswith("_") and not name.endswith("__")) or _inplace_argument(node)
+
+
+def _inplace_argument(node: fx.Node) -> bool:
+    """Whether ``inplace`` was given by position, as in ``F.relu(x, True)``."""
+    position = _inplace_position(node.target)
+    return position is not None and position < len(node.args) and bool(node.args[position])
+
+
+@functools.cache
+def _inplace_position(function: Any) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (ValueError, TypeError):  # builtins have none
+        return None
+    return names.index("inplace") if "inplace" in names else None
 
 
 def tensor_nodes(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:

@@ -122,15 +122,17 @@ class PassManager:
 
 def graph_texts(source: object) -> list[str]:
     """The text of every FX graph directly inside a source (itself, tuple items, dataclass fields)."""
-    return [str(module.graph) for module in _graph_modules(source)]
+    return [str(graph) for graph in _graphs(source)]
 
 
-def _graph_modules(source: object, depth: int = 0) -> Iterator[fx.GraphModule]:
+def _graphs(source: object, depth: int = 0) -> Iterator[fx.Graph]:
     if isinstance(source, fx.GraphModule):
+        yield source.graph
+    elif isinstance(source, fx.Graph):
         yield source
     elif depth < 3 and isinstance(source, tuple | list):
         for item in source:
-            yield from _graph_modules(item, depth + 1)
+            yield from _graphs(item, depth + 1)
     elif depth < 3 and is_dataclass(source) and not isinstance(source, type):
         for entry in fields(source):
-            yield from _graph_modules(getattr(source, entry.name), depth + 1)
+            yield from _graphs(getattr(source, entry.name), depth + 1)

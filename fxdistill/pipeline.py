@@ -9,9 +9,10 @@ import importlib.metadata
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
-from fxdistill.graph import Rung, Shape, Traced
+from fxdistill.graph import Rung, Shape, Traced, in_mode
 from fxdistill.passbase import PassManager
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.instrument import Instrument, Joint
@@ -80,6 +81,14 @@ def compile(  # noqa: A001  # what a compiler does
         PassError: The compiler broke.
     """
     passes = passes or PassManager()
+    with in_mode(student, training=student.training), torch.random.fork_rng(devices=[]):
+        return _compile(teacher, student, options, (teacher_ref, student_ref), passes)
+
+
+def _compile(
+    teacher: nn.Module, student: nn.Module, options: Options, refs: tuple[ModelRef | None, ModelRef | None],
+    passes: PassManager,
+) -> Plan:  # fmt: skip
     traced_teacher = passes.run(Trace(options.input_shape), teacher)
     traced_student = passes.run(Trace(options.input_shape), student)
     trained_student = passes.run(_trace(options.input_shape, traced_student.rung, training=True), student)
@@ -93,8 +102,8 @@ def compile(  # noqa: A001  # what a compiler does
     stages = passes.run(Schedule(method=options.method, epochs=options.epochs, lr=options.lr), pairs)
     draft = Plan(
         version=VERSION, method=options.method, seed=options.seed,
-        teacher=_described(teacher_ref, teacher, traced_teacher),
-        student=_described(student_ref, student, traced_student),
+        teacher=_described(refs[0], teacher, traced_teacher),
+        student=_described(refs[1], student, traced_student),
         input=InputSpec(shape=list(options.input_shape)), data=options.data,
         pairs=list(pairs), kept=list(kept), stages=list(stages),
         control=list(control(stages)) if options.control else [],
@@ -111,8 +120,9 @@ def compile(  # noqa: A001  # what a compiler does
 def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassManager | None = None) -> Program:
     """Turn a plan and its models into a program: ``program(x, y)`` gives the named losses of all stages.
 
-    The student's parameters in the program are the module's own: an optimiser over them trains the module. The teacher is
-    frozen. ``program.stage(name)`` is what one stage runs.
+    The student's layers in the program are the module's own: an optimiser over the program trains the module, and both
+    share one mode. The teacher is frozen. ``program.stage(name)`` is what one stage runs. A projection's first weights
+    come from torch's global generator: seed it.
 
     Raises:
         PlanError: The plan does not fit the models.

@@ -6,10 +6,13 @@ adapters bring the two values to one shape; every distinct loss of the plan beco
     slice    loss(student_tap, teacher_tap[:, keep])
     project  loss(encoder(student_tap), teacher_tap)       encoder: a learned 1x1 projection, not exported
 
-then, where they differ, layout (tokens and channels-last to NCHW, class token dropped) and spatial size (average pooling to
-the smaller of the two). Inserting taps changes no output: checked exactly, every time.
+then, where they differ, layout (tokens and channels-last to NCHW, class token dropped) and spatial size (average
+pooling to the smaller of the two). A tap on memory that is written to later, directly or through a view, takes a copy.
+Inserting taps changes no output: checked exactly, every time.
 """
 
+import copy
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -21,24 +24,11 @@ from torch import Tensor, fx, nn
 
 from fxdistill import losses
 from fxdistill.errors import InvariantError, PairingError, PlanError
-from fxdistill.graph import Traced, find, mutates_input, op_name
+from fxdistill.graph import Traced, example, find, in_mode, memory, written
 from fxdistill.passbase import Pass, PassResult
-from fxdistill.passes.trace import buffers_kept
+from fxdistill.passes.trace import buffers_kept, seeded
 from fxdistill.plan import LossTerm, Pair, Plan, Stage, Tap
 from fxdistill.program import Program, Term, inline, tap, tap_copy
-
-_VIEWS = {
-    "view",
-    "reshape",
-    "flatten",
-    "permute",
-    "transpose",
-    "getitem",
-    "chunk",
-    "split",
-    "squeeze",
-    "unsqueeze",
-}
 
 
 @dataclass(frozen=True)
@@ -88,24 +78,20 @@ class Instrument(Pass[Joint, Program]):
         for role, traced in (("teacher", source.teacher), ("student", source.student)):
             if traced is None:
                 continue
-            inside = _outputs_of(value, role)
-            images = torch.randn(max(2, traced.input_shape[0]), *traced.input_shape[1:])
-            if not torch.equal(_answer(traced.module, images, traced), _answer(inside, images, None)):
+            batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
+            images = example(traced.module, (batch, *traced.input_shape[1:]))
+            with traced.running() as module:
+                alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), images)
+            with in_mode(_outputs_of(value, role), training=traced.training) as inside:
+                together = _answer(inside, images, None)
+            if not torch.allclose(alone, together, rtol=0, atol=0, equal_nan=True):
                 raise InvariantError(f"instrumenting changed the output of the {role}")
 
 
-def _answer(module: fx.GraphModule, images: Tensor, traced: Traced | None) -> Tensor:
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    module.train(traced.training if traced is not None else module.training)
-    with torch.no_grad(), buffers_kept(module), torch.random.fork_rng():
-        torch.manual_seed(0)
-        if traced is None:
-            value: Tensor = module(images.clone().to(device), None)
-            return value
-        only = fx.GraphModule(module, _ending_at(traced.graph, traced.output))
-        only.train(traced.training)
-        value = only(images.clone().to(device))
-        return value
+def _answer(module: fx.GraphModule, images: Tensor, *labels: None) -> Tensor:
+    with torch.no_grad(), buffers_kept(module), seeded(images.device):
+        answer: Tensor = module(images.clone(), *labels)
+    return answer
 
 
 def _ending_at(graph: fx.Graph, node: fx.Node) -> fx.Graph:
@@ -132,9 +118,7 @@ def _outputs_of(program: Program, role: str) -> fx.GraphModule:
     if last is None:
         raise InvariantError(f"the program lost the prediction of the {role}")
     graph.output(last)
-    module = fx.GraphModule(program, graph)
-    module.train(role == "student" and program.meta["student_training"])
-    return module
+    return fx.GraphModule(program, graph)
 
 
 class _Builder:
@@ -144,7 +128,9 @@ class _Builder:
         self.plan = plan
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.root.adapters = nn.Module()
+        self.adapters = nn.Module()
+        self.root.adapters = self.adapters
+        self.memory: dict[str, dict[fx.Node, int]] = {}
         self.student_training = source.student.training
         self.input_shape = source.student.input_shape
         self.images = self._placeholder("x")
@@ -177,9 +163,10 @@ class _Builder:
         return node
 
     def _inline(self, role: str, traced: Traced) -> dict[fx.Node, fx.Node]:
-        self.root.add_module(role, traced.module)
+        self.root.add_module(role, frozen(traced.module) if role == "teacher" else traced.module)
+        self.memory[role] = memory(traced.graph, traced.module)
         images = self.images
-        if _overwritten(traced.input, traced.module):
+        if self._overwritten(role, traced.input, traced):
             images = self._call("adapter", torch.clone, self.images, of=role)
         nodes = inline(
             self.graph,
@@ -194,14 +181,16 @@ class _Builder:
         """The student's and the teacher's value of a pair, of one shape."""
         teacher, student = self._tap("teacher", pair, pair.teacher), self._tap("student", pair, pair.student)
         kept = self.plan.kept_for(pair.name)
-        name = identifier(pair.name)
+        name = self._identifier(pair.name)
         if kept is not None and len(kept.channels) < kept.width:
-            self.root.adapters.register_buffer(f"keep_{name}", torch.tensor(kept.channels))
+            device = next((t.device for t in self.root.parameters()), None)
+            self.adapters.register_buffer(f"keep_{name}", torch.tensor(kept.channels, device=device))
             index = self.graph.get_attr(f"adapters.keep_{name}")
             index.meta = {"role": "adapter"}
             teacher = self._call("adapter", torch.index_select, teacher, pair.teacher.channel_dim, index)
         if pair.align == "project":
-            self.root.adapters.add_module(f"project_{name}", Projection(pair.student, pair.teacher.width))
+            like = next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
+            self.adapters.add_module(f"project_{name}", Projection(pair.student, pair.teacher.width).to(like))
             student = self.graph.call_module(f"adapters.project_{name}", (student,))
             student.meta = {"role": "adapter"}
         return self._same_layout(pair, student, teacher)
@@ -234,16 +223,31 @@ class _Builder:
     def _tap(self, role: str, pair: Pair, tap_: Tap) -> fx.Node:
         traced, nodes = self.sides[role]
         source = find(traced, tap_.path)
-        if list(source.meta["shape"])[1:] != tap_.shape[1:]:
+        shape = list(source.meta["shape"] or ())
+        if shape[1:] != tap_.shape[1:]:
             raise PlanError(
-                f"the {role}'s node has shape {list(source.meta['shape'])}, the plan says {tap_.shape}",
+                f"the {role}'s node has shape {shape}, the plan says {tap_.shape}",
                 where=f"pair {pair.name}, {tap_.path}", hint="write the plan anew with `fxdistill plan`",
             )  # fmt: skip
-        function = tap_copy if _overwritten(source, traced.module) else tap
+        function = tap_copy if self._overwritten(role, source, traced) else tap
         with self.graph.inserting_after(nodes[source]):
             node = self.graph.call_function(function, (nodes[source], f"{role} {pair.name}"))
         node.meta = {"role": "tap", "of": role, "shape": source.meta["shape"]}
         return node
+
+    def _overwritten(self, role: str, node: fx.Node, traced: Traced) -> bool:
+        """Whether a later node writes into this node's memory, directly or through a view."""
+        group = self.memory[role]
+        later = itertools.dropwhile(lambda other: other is not node, traced.graph.nodes)
+        return any(group[target] == group[node] for other in itertools.islice(later, 1, None)
+                   if other.op != "output" for target in written(other, traced.module))  # fmt: skip
+
+    def _identifier(self, name: str) -> str:
+        """A pair's name as a Python identifier that no other pair has."""
+        found = re.sub(r"\W", "_", name)
+        while hasattr(self.adapters, f"keep_{found}") or hasattr(self.adapters, f"project_{found}"):
+            found += "_"
+        return found
 
     def _loss(self, term: Term, taps: dict[str, tuple[fx.Node, fx.Node]]) -> fx.Node:
         loss = losses.get(term.loss.loss)
@@ -257,7 +261,7 @@ class _Builder:
         else:
             arguments = (self._prediction("student"), self._prediction("teacher"))
         node = self._call("loss", loss.function, *arguments)
-        node.kwargs = losses.arguments(loss.name, dict(term.loss.args))
+        node.kwargs = {**losses.arguments(loss.name, dict(term.loss.args))}
         node.meta["key"] = term.key
         return node
 
@@ -274,7 +278,7 @@ class _Builder:
 
 
 class Projection(nn.Module):
-    """A learned encoder from the student's to the teacher's width: a 1x1 convolution, as in FitNets (Romero et al., 2015).
+    """A learned encoder from the student's to the teacher's width: a 1x1 convolution (FitNets, Romero et al., 2015).
 
     Reads the student's tap in its own layout and returns the same layout.
     """
@@ -289,9 +293,22 @@ class Projection(nn.Module):
         return self.weight(value.movedim(self.channel_dim, -1)).movedim(-1, self.channel_dim)  # type: ignore[no-any-return]
 
 
-def identifier(name: str) -> str:
-    """A pair's name as a Python identifier."""
-    return re.sub(r"\W", "_", name)
+def frozen(module: nn.Module) -> nn.Module:
+    """A copy of a module's layers over the same weights, without gradients: what happens to one does not to the other.
+
+    Moving the copy leaves the module where it is, and its mode is its own.
+    """
+    own = [t for part in module.modules() for t in (*part.buffers(recurse=False), *vars(part).values())]
+    shared: dict[int, object] = {id(t): t.detach() for t in own if isinstance(t, Tensor)}
+    shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    root = nn.Module()
+    for name, child in module.named_children():
+        root.add_module(name, copy.deepcopy(child, shared))
+    for name, parameter in module.named_parameters(recurse=False):
+        root.register_parameter(name, shared[id(parameter)])  # type: ignore[arg-type]
+    for name, buffer in module.named_buffers(recurse=False):
+        root.register_buffer(name, shared[id(buffer)])  # type: ignore[arg-type]
+    return root.eval()
 
 
 def _distinct(stages: tuple[Stage, ...]) -> Iterator[Term]:
@@ -304,16 +321,6 @@ def _distinct(stages: tuple[Stage, ...]) -> Iterator[Term]:
                 same = sum(one.name == loss.name for one in seen)
                 seen.append(plain)
                 yield Term(f"{loss.name}#{same + 1}" if same else loss.name, loss)
-
-
-def _overwritten(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a later node writes into this node's value, directly or through a view of it."""
-    for user in node.users:
-        if user.args and user.args[0] is node and mutates_input(user, root):
-            return True
-        if user.op != "output" and op_name(user, root) in _VIEWS and _overwritten(user, root):
-            return True
-    return False
 
 
 def _positions(tap_: Tap) -> list[int]:

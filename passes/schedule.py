@@ -1,17 +1,18 @@
 """Schedule: a method's name becomes explicit stages with explicit numbers.
 
-``indistill`` (Sarridis et al., WACV 2025): one warm-up stage a pair, from shallow to deep, 2 + l epochs of MSE for pair l, one
-loss at a time, earlier ones dropped; then the main stage, any distillation method. ``kd`` is that main stage alone:
-cross-entropy 0.1 + KD 0.9 at temperature 4, the weights of the common CIFAR-100 comparisons (Tian et al., 2020).
+``indistill`` (Sarridis et al., WACV 2025): one warm-up stage a pair, from shallow to deep, 2 + l epochs of MSE for pair
+l, one loss at a time, earlier ones dropped; then the main stage, any distillation method. ``kd`` is that main stage
+alone: cross-entropy 0.1 + KD 0.9 at temperature 4, the weights of the common CIFAR-100 comparisons (Tian et al., 2020).
 
 The control arm is the same budget without distillation: cross-entropy for as many epochs as all stages together.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fxdistill.errors import PairingError
+from fxdistill.errors import PairingError, PlanError
 from fxdistill.passbase import Pass, PassResult
 from fxdistill.plan import LossTerm, Optimizer, Pair, Stage
 
@@ -32,6 +33,17 @@ class Schedule(Pass[tuple[Pair, ...], tuple[Stage, ...]]):
     method: Method = "indistill"
     epochs: int = 60
     lr: float = 1e-3
+
+    def requires(self, source: tuple[Pair, ...]) -> None:
+        """Numbers that a stage can have.
+
+        Raises:
+            PlanError: The epochs or the learning rate are not above zero.
+        """
+        del source
+        for name, value in (("epochs", self.epochs), ("lr", self.lr)):
+            if not 0 < value < math.inf:
+                raise PlanError(f"{name} is {value}", where=name, hint="give a number above 0")
 
     def run(self, source: tuple[Pair, ...]) -> PassResult[tuple[Stage, ...]]:
         """The stages in order.

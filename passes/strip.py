@@ -1,7 +1,8 @@
 """Strip: the student alone, as its user made it, with new weights.
 
-The program trains the user's own parameters, so there is nothing to extract: stripping moves a copy of the user's module
-to the CPU in eval mode, and proves that it is what was trained. Taps, adapters and losses stay behind with the program.
+The program trains the user's own parameters, so there is nothing to extract: stripping moves a copy of the user's
+module to the CPU in eval mode, and proves that it is what was trained. Taps, adapters and losses stay behind with the
+program.
 """
 
 import copy
@@ -29,15 +30,18 @@ class Strip(Pass[Trained, nn.Module]):
 
     def run(self, source: Trained) -> PassResult[nn.Module]:
         """A copy of the user's module on the CPU, in eval mode."""
-        return PassResult(copy.deepcopy(source.student).cpu().eval(), modified=True)
+        student = copy.deepcopy(source.student).cpu().eval()
+        student.zero_grad(set_to_none=True)
+        return PassResult(student, modified=True)
 
     def ensures(self, source: Trained, value: nn.Module) -> None:
         """Every tensor that the program trained is in the result, and nothing of this package is."""
         state = value.state_dict()
         inside = getattr(source.program, "student", nn.Module())
         for name, tensor in inside.state_dict().items():
-            if name in state and not torch.equal(state[name], tensor.cpu()):
+            if name in state and not torch.allclose(state[name], tensor.cpu(), rtol=0, atol=0, equal_nan=True):
                 raise InvariantError(f"'{name}' of the stripped student is not what was trained")
-        ours = [type(m).__name__ for m in value.modules() if type(m).__module__.startswith("fxdistill.program")]
+        left_behind = ("fxdistill.program", "fxdistill.passes")
+        ours = [type(m).__name__ for m in value.modules() if type(m).__module__.startswith(left_behind)]
         if ours:
             raise InvariantError(f"the stripped student still holds a {ours[0]}")

@@ -25,10 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError
-from fxdistill.graph import Rung, Shape, Traced, tensors_in
+from fxdistill.graph import Rung, Shape, Traced, example, in_mode, tensors_in
 from fxdistill.passbase import Pass, PassResult
-
-_PROBE_SEED = 0
+from fxdistill.passes.rungs import RUNGS
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,14 @@ class Trace(Pass[nn.Module, Traced]):
     training: bool = False
     rungs: tuple[Rung, ...] = ("symbolic", "leaves", "export")
 
+    def requires(self, source: nn.Module) -> None:
+        """The input shape is a batch of something."""
+        if len(self.input_shape) < 2 or any(size < 1 for size in self.input_shape):
+            raise ModelError(
+                f"{self.input_shape} is no shape of a batch", where=type(source).__name__,
+                hint="give batch size, channels, height and width, e.g. --input 1x3x224x224",
+            )  # fmt: skip
+
     def run(self, source: nn.Module) -> PassResult[Traced]:
         """Climb the ladder until a rung's graph reproduces the module exactly.
 
@@ -54,17 +61,18 @@ class Trace(Pass[nn.Module, Traced]):
         probe = _Probe(source, self.input_shape, training=self.training)
         failures: list[str] = []
         for rung in self.rungs:
-            try:
-                with _mode(source, training=self.training), _quiet():
-                    module = _RUNGS[rung](source, probe.images)
-                module.train(self.training)
-                probe.compare(module)
-            except Exception as cause:  # noqa: BLE001  # any failure of a rung is a reason to try the next
-                failures.append(f"{rung}: {_first_line(cause)}")
-                continue
-            _annotate(module, probe)
-            traced = Traced(module, rung, self.training, self.input_shape)
-            return PassResult(traced, modified=True, diagnostics=tuple(_remarks(traced, failures)))
+            with in_mode(source, training=self.training), buffers_kept(source), _attributes_kept(source), _quiet():
+                try:
+                    module = RUNGS[rung](source, probe.images)
+                    module.train(self.training)
+                    probe.compare(module)
+                except Exception as cause:  # noqa: BLE001  # any failure of a rung is a reason to try the next
+                    failures.append(f"{rung}: {_first_line(cause)}")
+                    continue
+                _annotate(module, probe)
+                traced = Traced(module, rung, self.training, self.input_shape)
+                remarks = (*_remarks(traced, failures), *_static_batch(traced, probe))
+            return PassResult(traced, modified=True, diagnostics=remarks)
         raise ModelError(
             "the model could not be traced: " + "; ".join(failures),
             where=type(source).__name__,
@@ -83,63 +91,87 @@ class Trace(Pass[nn.Module, Traced]):
 
 
 class _Probe:
-    """A seeded batch, and what the untraced module answers to it in the mode that is traced."""
+    """A seeded batch, and what the untraced module answers to it, and does to its buffers, in the traced mode."""
 
     def __init__(self, module: nn.Module, input_shape: Shape, *, training: bool) -> None:
         # batch statistics need more than one value a channel
         batch = max(2, input_shape[0]) if training else input_shape[0]
-        generator = torch.Generator().manual_seed(_PROBE_SEED)
-        self.images = torch.randn(batch, *input_shape[1:], generator=generator)
+        self.images = example(module, (batch, *input_shape[1:]))
         self.input_shape = input_shape
-        self.training = training
         try:
-            with _mode(module, training=training), buffers_kept(module):
-                self.expected = tensors_in(self._call(module))
+            with in_mode(module, training=training), buffers_kept(module) as before:
+                self.expected = tensors_in(self.call(module, self.images))
+                after = dict(module.named_buffers(remove_duplicate=False))
+                self.updates = {n: b.clone() for n, b in after.items() if n in before and not _same(b, before[n])}
         except Exception as cause:
+            size = "x".join(map(str, self.images.shape))
             raise ModelError(
-                f"the model does not run on an input of shape {'x'.join(map(str, self.images.shape))}: {_first_line(cause)}",
+                f"the model does not run on an input of shape {size}: {_first_line(cause)}",
                 where=type(module).__name__,
                 hint="give the right shape with --input, e.g. --input 1x3x224x224",
             ) from cause
 
-    def _call(self, module: Callable[[Tensor], object]) -> object:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_PROBE_SEED)
-            return module(self.images.clone())
+    @staticmethod
+    def call(module: Callable[[Tensor], object], images: Tensor) -> object:
+        """Run on a copy of some images, random numbers from the probe's seed."""
+        with torch.no_grad(), seeded(images.device):
+            return module(images.clone())
 
     def compare(self, module: fx.GraphModule) -> None:
-        """Raise InvariantError unless the graph's outputs equal the module's, bit for bit."""
+        """Raise InvariantError unless outputs and updated buffers of the graph equal the module's, bit for bit."""
         with buffers_kept(module):
-            found = tensors_in(self._call(module))
+            found = tensors_in(self.call(module, self.images))
+            after = dict(module.named_buffers(remove_duplicate=False))
+            lost = [n for n, buffer in self.updates.items() if n not in after or not _same(after[n], buffer)]
         if len(found) != len(self.expected):
             raise InvariantError("the graph returns another number of tensors")
-        for one, other in zip(found, self.expected, strict=True):
-            if not torch.equal(one, other):
-                raise InvariantError("the graph's output differs from the module's")
+        if not all(map(_same, found, self.expected)):
+            raise InvariantError("the graph's output differs from the module's")
+        if lost:
+            raise InvariantError(f"the graph does not update the buffer '{lost[0]}' as the module does")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN to NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or bool((one.isnan() & other.isnan() | (one == other)).all())
 
 
 @contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Whatever runs inside leaves the module's buffers (running statistics) as they were."""
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    try:
+def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Torch's global generators of the CPU and of a device from a seed; afterwards they are as before."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Whatever runs inside leaves the module's buffers (running statistics) as they were; gives what they were."""
+    before = {name: buffer.clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
+    try:
+        yield before
     finally:
         with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                buffer.copy_(before[name])
+            for name, buffer in module.named_buffers(remove_duplicate=False):
+                if name in before and not _same(buffer, before[name]):
+                    buffer.copy_(before[name])
 
 
 @contextmanager
-def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """The module in one mode; every submodule gets the mode back that it had."""
-    before = [(child, child.training) for child in module.modules()]
-    module.train(training)
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """The tracer of torch.fx leaves the constants that it meets on the module; the graph holds them itself."""
+    before = set(vars(module))
     try:
         yield
     finally:
-        for child, was in before:
-            child.training = was
+        for name in set(vars(module)) - before:
+            delattr(module, name)
 
 
 @contextmanager
@@ -154,125 +186,32 @@ def _quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-class _PathTracer(fx.Tracer):
-    """A tracer that can take more modules as leaves than ``torch.nn``'s own, and functions as single nodes."""
-
-    def __init__(
-        self, leaves: tuple[type[nn.Module], ...] = (), functions: tuple[Callable[..., Any], ...] = ()
-    ) -> None:
-        super().__init__(autowrap_functions=functions, param_shapes_constant=True)
-        self._leaves = leaves
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether the module stays one node."""
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _symbolic(module: nn.Module, _: Tensor, tracer: fx.Tracer | None = None) -> fx.GraphModule:
-    if isinstance(module, fx.GraphModule):  # a graph already; tracing it again would lose where its nodes come from
-        return fx.GraphModule(module, _copied(module.graph), type(module).__name__)
-    tracer = tracer or _PathTracer()
-    return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    return copied
-
-
-def _leaves(module: nn.Module, images: Tensor) -> fx.GraphModule:
-    from torchvision.models import feature_extraction  # noqa: PLC0415  # slow to import, rarely needed
-
-    leaves = set(feature_extraction._get_leaf_modules_for_ops())  # noqa: SLF001  # the registry has no public name
-    functions: set[Callable[..., Any]] = {len}
-    if type(module).__module__.startswith("timm") or any(
-        type(m).__module__.startswith("timm") for m in module.modules()
-    ):
-        from timm.models import _features_fx  # noqa: PLC0415  # only where timm is at work
-
-        leaves |= set(_features_fx.get_notrace_modules())
-        functions |= set(_features_fx.get_notrace_functions())
-    return _symbolic(module, images, _PathTracer(tuple(leaves), tuple(functions)))
-
-
-def _export(module: nn.Module, images: Tensor) -> fx.GraphModule:
-    """``torch.export`` with a dynamic batch, the batch fixed where a model does not allow it."""
-    batch = torch.cat([images, images]) if len(images) == 1 else images
-    try:
-        program = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
-    except Exception:  # noqa: BLE001  # whatever the reason, the static batch is the second try
-        program = torch.export.export(module, (images,), strict=False)
-    exported = program.module(check_guards=False)
-    graph = exported.graph
-    graph.set_codegen(fx.graph.CodeGen())
-    _restore_structure(graph, program)
-    root = nn.Module()
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
-        _attach(root, name, tensor)
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            _adopt(root, exported, str(node.target))
-    traced = fx.GraphModule(root, graph, type(module).__name__)
-    traced.graph.lint()
-    return traced
-
-
-def _restore_structure(graph: fx.Graph, program: torch.export.ExportedProgram) -> None:
-    """Give the graph the module's own output structure instead of a flat tuple."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    flat = output.args[0]
-    spec = program.call_spec.out_spec
-    if spec is not None and isinstance(flat, tuple | list):
-        output.args = (torch.utils._pytree.tree_unflatten(list(flat), spec),)  # noqa: SLF001  # no public name
-
-
-def _attach(root: nn.Module, name: str, tensor: Tensor) -> None:
-    parent = root
-    *scope, leaf = name.split(".")
-    for part in scope:
-        if not hasattr(parent, part):
-            parent.add_module(part, nn.Module())
-        parent = getattr(parent, part)
-    if isinstance(tensor, nn.Parameter):
-        parent.register_parameter(leaf, tensor)
-    else:
-        parent.register_buffer(leaf, tensor)
-
-
-def _adopt(root: nn.Module, exported: nn.Module, target: str) -> None:
-    """Copy a lifted constant that the module itself does not own."""
-    own: Any = root
-    for part in target.split("."):
-        own = getattr(own, part, None)
-    if own is None:
-        value: Any = exported
-        for part in target.split("."):
-            value = getattr(value, part)
-        if isinstance(value, Tensor):
-            _attach(root, target, value)
-        else:
-            root.add_module(target, value)
-
-
-_RUNGS: dict[Rung, Callable[[nn.Module, Tensor], fx.GraphModule]] = {
-    "symbolic": _symbolic, "leaves": _leaves, "export": _export,
-}  # fmt: skip
-
-
 class _Annotator(fx.Interpreter):
-    """Runs the graph once and notes each node's shape and multiply-accumulates."""
+    """Runs the graph once and notes what each node makes, costs, and does to the memory of its inputs."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.measured: dict[fx.Node, tuple[Shape | None, int]] = {}
 
     def run_node(self, n: fx.Node) -> object:
         """Run one node under a counter."""
+        inputs = [tensors_in(self.env[source]) for source in n.all_input_nodes]
+        versions = [[_version(t) for t in tensors] for tensors in inputs]
         with FlopCounterMode(display=False) as counter:
             value = super().run_node(n)
-        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
-        n.meta["macs"] = counter.get_total_flops() // 2
+        own = {_address(t) for t in tensors_in(value)} - {0}
+        n.meta["writes"] = tuple(i for i, old in enumerate(versions) if [_version(t) for t in inputs[i]] != old)
+        n.meta["shares"] = tuple(i for i, tensors in enumerate(inputs) if own & {_address(t) for t in tensors})
+        self.measured[n] = (tuple(value.shape) if isinstance(value, Tensor) else None, counter.get_total_flops() // 2)
         return value
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version  # noqa: SLF001  # counts writes; it has no public name
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @contextmanager
@@ -288,23 +227,31 @@ def _plain_attention() -> Iterator[None]:
 
 
 def _annotate(module: fx.GraphModule, probe: _Probe) -> None:
+    """Note shapes and costs at the batch size that was asked for.
+
+    Batch statistics do not run on one image: then both come from two and three images, being affine in the number.
+    """
     _name_nodes(module)
-    images = probe.images[: max(1, probe.input_shape[0])]
-    if probe.training and len(images) == 1:
-        images = probe.images
-    with buffers_kept(module), torch.no_grad(), torch.random.fork_rng(devices=[]), _plain_attention():
-        _Annotator(module).run(images)
-    if len(images) != probe.input_shape[0]:
-        _rescale(module, found=len(images), wanted=probe.input_shape[0])
+    batch, wanted = len(probe.images), probe.input_shape[0]
+    found = _measured(module, probe.images)
+    try:
+        more = found if batch == wanted else _measured(module, example(module, (batch + 1, *probe.input_shape[1:])))
+    except Exception:  # noqa: BLE001  # a graph of one batch size: it stays at that
+        more = found
+    surplus = batch - wanted
+    for node, (shape, macs) in found.items():
+        other, cost = more[node]
+        node.meta["macs"] = macs - surplus * (cost - macs)
+        node.meta["shape"] = shape
+        if shape is not None and other is not None and len(shape) == len(other):
+            node.meta["shape"] = tuple(a - surplus * (b - a) for a, b in zip(shape, other, strict=True))
 
 
-def _rescale(module: fx.GraphModule, *, found: int, wanted: int) -> None:
-    """Shapes and costs at the batch size that was asked for."""
-    for node in module.graph.nodes:
-        shape = node.meta["shape"]
-        if shape and shape[0] % found == 0 and node.op != "get_attr":
-            node.meta["shape"] = (shape[0] // found * wanted, *shape[1:])
-        node.meta["macs"] = node.meta["macs"] * wanted // found
+def _measured(module: fx.GraphModule, images: Tensor) -> dict[fx.Node, tuple[Shape | None, int]]:
+    annotator = _Annotator(module)
+    with buffers_kept(module), torch.no_grad(), seeded(images.device), _plain_attention():
+        annotator.run(images.clone())
+    return annotator.measured
 
 
 def _name_nodes(module: fx.GraphModule) -> None:
@@ -322,8 +269,11 @@ def _name_nodes(module: fx.GraphModule) -> None:
             target = node.target if isinstance(node.target, str) else _target_name(node.target)
             path = f"{scope}.{target}" if scope and node.op != "get_attr" else target
         count = seen.get(path, 0)
+        while count and f"{path}_{count}" in seen:  # a module may be called relu_1 as well
+            count += 1
         seen[path] = count + 1
         node.meta["path"] = f"{path}_{count}" if count else path
+        seen.setdefault(node.meta["path"], 1)
         node.meta["scope"] = scope
 
 
@@ -337,6 +287,22 @@ def _remarks(traced: Traced, failures: list[str]) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="trace-rung", severity="note", where=type(traced.module).__name__,
             why=f"traced by '{traced.rung}', because {failure}",
+        )  # fmt: skip
+
+
+def _static_batch(traced: Traced, probe: _Probe) -> Iterator[Diagnostic]:
+    """An exported graph may hold for one batch size alone."""
+    batch = len(probe.images)
+    if traced.rung != "export":
+        return
+    try:
+        with buffers_kept(traced.module):
+            probe.call(traced.module, example(traced.module, (batch + 1, *probe.input_shape[1:])))
+    except Exception as cause:  # noqa: BLE001  # whatever the reason
+        yield Diagnostic(
+            code="static-batch", severity="warning", where=type(traced.module).__name__,
+            why=f"the trace takes batches of exactly {batch}: {_first_line(cause)}",
+            hint="plan with --input of the batch size that is trained with, a divisor of the data",
         )  # fmt: skip
 
 
