@@ -18,7 +18,7 @@ class Diagnostic(BaseModel):
         hint: What can be done about it; empty where nothing needs doing.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     code: str
     severity: Severity

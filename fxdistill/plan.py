@@ -1,7 +1,7 @@
 """The plan: everything that a run does, as reviewable data.
 
-A plan is JSON: versioned, validated, without tensors and without code. ``run`` does what it says and nothing that it does
-not say; there are no hidden defaults, because writing a plan spells every default out. The same inputs and seed
+A plan is JSON: versioned, validated, without tensors and without code. ``run`` does what it says and nothing that it
+does not say; there are no hidden defaults, because writing a plan spells every default out. The same inputs and seed
 give the same bytes. Both models are bound by the sha256 of their files.
 
     plan = models + input + data + pairs (with evidence) + kept channels + stages (+ control stages) + export
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
@@ -25,6 +25,9 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Layout = Literal["nchw", "nhwc", "tokens", "features"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+_FORM: dict[str, tuple[int, int]] = {"nchw": (4, 1), "nhwc": (4, 3), "tokens": (3, 2), "features": (2, 1)}
+"""Number of dimensions and the channels' dimension of each layout."""
 
 
 class _Data(BaseModel):
@@ -47,7 +50,7 @@ class ModelRef(_Data):
     path: str | None
     sha256: str | None
     factory: str | None
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, JsonValue] = {}
     entry: str = ""
     trusted: bool = False
     rung: Literal["symbolic", "leaves", "export"] = "symbolic"
@@ -58,7 +61,7 @@ class ModelRef(_Data):
 class InputSpec(_Data):
     """What both models read: shape of one batch (the first entry is the batch size used for planning)."""
 
-    shape: list[PositiveInt]
+    shape: Annotated[list[PositiveInt], Field(min_length=2)]
 
 
 class DataPlan(_Data):
@@ -91,6 +94,15 @@ class Tap(_Data):
     layout: Layout
     class_token: bool = False
 
+    @model_validator(mode="after")
+    def _shape_holds(self) -> Self:
+        rank, dim = _FORM[self.layout]
+        if (len(self.shape), self.channel_dim) != (rank, dim):
+            raise ValueError(f"the layout '{self.layout}' has {rank} dimensions, the channels in dimension {dim}")
+        if self.shape[dim] != self.width:
+            raise ValueError(f"the width is {self.width}, the shape {self.shape} has {self.shape[dim]} channels")
+        return self
+
 
 class RunnerUp(_Data):
     """The second-best teacher node for a student node."""
@@ -102,7 +114,7 @@ class RunnerUp(_Data):
 class Pair(_Data):
     """A teacher node and a student node that are brought together, with the evidence for it."""
 
-    name: str
+    name: Name
     teacher: Tap
     student: Tap
     score: float
@@ -146,6 +158,18 @@ class LossTerm(_Data):
     weight: Annotated[float, Field(ge=0)] = 1.0
     args: dict[str, float] = {}
 
+    @model_validator(mode="after")
+    def _loss_is_known(self) -> Self:
+        from fxdistill import losses  # noqa: PLC0415  # brings torch, which a plan alone does not need
+
+        try:
+            losses.arguments(self.loss, self.args)
+        except PlanError as cause:
+            raise ValueError(f"{cause.what}; {cause.hint}") from cause
+        if (losses.get(self.loss).reads == "taps") != (self.pair is not None):
+            raise ValueError(f"the loss '{self.loss}' needs {'no pair' if self.pair is not None else 'a pair'}")
+        return self
+
     @property
     def name(self) -> str:
         """The term's name in metrics: ``mse[pair]``, ``kd``."""
@@ -160,7 +184,7 @@ class Stage(_Data):
         cost: MACs of the stage's program for one image, as a share of teacher and student in full.
     """
 
-    name: str
+    name: Name
     epochs: PositiveInt
     losses: Annotated[list[LossTerm], Field(min_length=1)]
     optimizer: Optimizer
@@ -199,6 +223,11 @@ class Plan(_Data):
     def _references_hold(self) -> Self:
         names = [pair.name for pair in self.pairs]
         _unique(names, "pair")
+        _unique([f"{pair.teacher.path} = {pair.student.path}" for pair in self.pairs], "pair of the nodes")
+        _unique([kept.pair for kept in self.kept], "list of kept channels of")
+        _unique([str(seed) for seed in self.seeds], "seed")
+        if len(self.data.mean) != len(self.data.std):
+            raise ValueError(f"data.mean has {len(self.data.mean)} entries, data.std {len(self.data.std)}")
         for stages in (self.stages, self.control):
             _unique([stage.name for stage in stages], "stage")
         by_name = {pair.name: pair for pair in self.pairs}
@@ -231,7 +260,7 @@ class Plan(_Data):
 def _unique(names: list[str], kind: str) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two {kind}s are named '{name}'")
+            raise ValueError(f"there is more than one {kind} '{name}'")
 
 
 def _kept_holds(kept: Kept, pairs: dict[str, Pair]) -> None:
@@ -269,13 +298,31 @@ def load(path: Path) -> Plan:
             f"the plan cannot be read: {reason}", where=str(path), hint="write one with `fxdistill plan`"
         ) from cause
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct_fields)
     except json.JSONDecodeError as cause:
         raise PlanError(
             f"the plan is not JSON: {cause.msg}", where=f"{path}, line {cause.lineno}, column {cause.colno}",
             hint="correct that line, or write the plan anew with `fxdistill plan`",
         ) from cause  # fmt: skip
+    except (ValueError, RecursionError) as cause:
+        reason = "it is nested too deeply" if isinstance(cause, RecursionError) else str(cause)
+        raise PlanError(
+            f"the plan is not valid: {reason}", where=str(path), hint="write the plan anew with `fxdistill plan`"
+        ) from cause
     return parse(data, where=str(path))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no number of JSON")
+
+
+def _distinct_fields(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(entries)
+    if len(fields) < len(entries):
+        names = [name for name, _ in entries]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it holds the field '{twice}' twice")
+    return fields
 
 
 def parse(data: object, *, where: str) -> Plan:
@@ -287,7 +334,12 @@ def parse(data: object, *, where: str) -> Plan:
     if not isinstance(data, dict):
         raise PlanError("the plan is not a JSON object", where=where, hint="write one with `fxdistill plan`")
     version = data.get("version")
-    if isinstance(version, int) and version > VERSION:
+    if type(version) is not int and version is not None:
+        raise PlanError(
+            f"the plan's version is {version!r}, not a whole number",
+            where=f"{where}, version", hint="write the plan anew with `fxdistill plan`",
+        )  # fmt: skip
+    if version is not None and version > VERSION:
         raise PlanError(
             f"the plan has version {version}; this fxdistill reads versions up to {VERSION}",
             where=f"{where}, version", hint="update fxdistill, or write the plan anew",
@@ -333,9 +385,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as cause:
+    except BaseException as cause:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(cause, OSError):  # Ctrl-C
+            raise
         raise PlanError(
             f"cannot write: {cause.strerror or cause}",
             where=str(path),
