@@ -9,10 +9,9 @@ order, augmentation and dropout.
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from fxdistill import checkpoint, data, evaluate, pipeline, resume
@@ -26,6 +25,9 @@ from fxdistill.program import Program
 from fxdistill.resume import Checkpoint
 from fxdistill.rundir import RunDir
 from fxdistill.train import Loop, Moment, Progress, trainable_state
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # slow to import
 
 ArmName = Literal["distilled", "control"]
 _SHARE_OF_SAVING = 0.05  # of the time, at most
@@ -74,7 +76,7 @@ class Execution:
     dataset: Dataset
     teacher: nn.Module
     student: nn.Module
-    fabric: Fabric
+    fabric: "Fabric"
     initial: Callable[[int], dict[str, Tensor]]
     observer: Observer
     compiled: bool

@@ -118,10 +118,6 @@ def plan(
         pins, forbidden = arguments.pairs(pair, "--pair"), arguments.pairs(forbid, "--forbid")
         arguments.writable(output)
 
-        from fxdistill import pipeline, preflight, report
-        from fxdistill.passbase import PassManager
-        from fxdistill.plan import DataPlan, write_text
-
         old, new = (
             arguments.model(text, factory, args, seed=seed, allow=allow_factory, trust_pickle=trust_pickle)
             for text, factory, args in (
@@ -129,6 +125,10 @@ def plan(
                 (student, student_factory, student_arg),
             )
         )
+        from fxdistill import pipeline, preflight, report  # after the models: mistakes are answered sooner
+        from fxdistill.passbase import PassManager
+        from fxdistill.plan import DataPlan, write_text
+
         data_plan, dataset = DataPlan(spec=None, batch_size=batch_size), None
         if data is not None:
             known = wanted or old.input_shape or new.input_shape

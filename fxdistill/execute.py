@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from fxdistill import preflight, resume
@@ -84,6 +83,8 @@ def execute(
     observer.on_phase("loading")
     parts = _load(plan, plan_path.resolve().parent, settings)
     rundir = RunDir.open(out, plan, origin=plan_path, resume=settings.resume)
+    from lightning_fabric import Fabric  # noqa: PLC0415  # slow to import, and only now needed
+
     with lock(rundir):
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         at = resume.load(rundir)

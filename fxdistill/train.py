@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from fxdistill.data import Dataset, batches, steps_per_epoch
 from fxdistill.errors import FxdistillError, InputError, TrainingError
 from fxdistill.plan import DataPlan, Stage
 from fxdistill.program import Program
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # slow to import
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
@@ -99,7 +101,7 @@ class Loop:
         on_save: Called after every step, epoch and stage: a checkpoint may be taken.
     """
 
-    fabric: Fabric
+    fabric: "Fabric"
     program: Program
     dataset: Dataset
     data: DataPlan
@@ -162,7 +164,7 @@ class Loop:
         )  # fmt: skip
         for step, (images, labels) in enumerate(found, start=position.step):
             _set_rate(optimizer, stage, (position.epoch * steps + step) / (stage.epochs * steps))
-            with seeded(self.seed, run_epoch, step), _compiler_errors():
+            with seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
                 losses = forward(images, labels)
                 total = running.program.total(losses)
                 optimizer.zero_grad()
@@ -278,9 +280,9 @@ def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, progress: float) -
 
 
 @contextmanager
-def seeded(seed: int, epoch: int, step: int) -> Iterator[None]:
+def seeded(seed: int, epoch: int, step: int, *, device: torch.device) -> Iterator[None]:
     """Torch's global generators as a function of a place in the run; afterwards they are as before."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type="cuda"):
         torch.manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
         yield
 

@@ -1,0 +1,141 @@
+"""Small runs on digits, made once and shared by the tests of the runtime."""
+
+import functools
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fxdistill import checkpoint, data, pipeline, places
+from fxdistill.execute import Settings, execute
+from fxdistill.factory import build
+from fxdistill.plan import ModelRef, Plan, file_sha256, write_text
+
+TEACHER = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
+STUDENT = ("fxdistill_test_models:with_dropout", {"widths": [4, 8]})
+ALLOW = ("fxdistill_test_models",)
+TIMES = ("images_per_second", "time")
+BATCH = 256  # five steps an epoch
+
+_SOURCE = '''
+"""A user's own module."""
+import torch.nn.functional as F
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, widths):
+        super().__init__()
+        first, second = widths
+        self.conv1 = nn.Conv2d(1, first, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, second, 3, padding=1, stride=2)
+        self.bn2 = nn.BatchNorm2d(second)
+        self.drop = nn.Dropout(0.2)
+        self.fc = nn.Linear(second, 10)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.dropout(x, 0.1, training=self.training)
+        return self.fc(self.drop(x.mean((2, 3))))
+
+def with_dropout(widths=(4, 8)):
+    return Net(widths)
+'''
+
+
+@functools.cache
+def _holder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="fxdistill-tests-")
+
+
+@functools.cache
+def workshop() -> Path:
+    """A folder with ``teacher.pt``, ``student.pt`` and a module of the user's own, importable here."""
+    folder = Path(_holder().name)
+    (folder / "fxdistill_test_models.py").write_text(_SOURCE)
+    sys.path.insert(0, str(folder))
+    teacher = build(*TEACHER, seed=3)
+    checkpoint.save(teacher, folder / "teacher.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
+    student = build(*STUDENT, seed=4, allow=ALLOW)
+    checkpoint.save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
+    return folder
+
+
+@functools.cache
+def plan_file(name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice") -> Path:
+    """A plan of few epochs: two warm-ups, the main stage of two epochs, the control of two."""
+    folder = workshop()
+    path = folder / f"{name}.json"
+    dataset = data.load("digits")
+    options = pipeline.Options(
+        input_shape=(1, 1, 8, 8), epochs=2, repeats=repeats, control=True, align=align,
+        data=data.defaults("digits", dataset=dataset, batch_size=BATCH),
+    )  # fmt: skip
+    student = build(*STUDENT, seed=4, allow=ALLOW)
+    made = pipeline.compile(
+        build(*TEACHER, seed=3), student, options, teacher_ref=_ref(TEACHER, folder / "teacher.pt", path),
+        student_ref=_ref(STUDENT, folder / "student.pt" if from_file else None, path),
+    )  # fmt: skip
+    write_text(path, shortened(made).to_json())
+    return path
+
+
+def shortened(plan: Plan) -> Plan:
+    """The plan with warm-ups of one epoch and a control of two."""
+    stages = [s if s.name == "main" else s.model_copy(update={"epochs": 1}) for s in plan.stages]
+    return plan.model_copy(
+        update={"stages": stages, "control": [s.model_copy(update={"epochs": 2}) for s in plan.control]}
+    )
+
+
+def _ref(factory: tuple[str, dict[str, Any]], file: Path | None, plan: Path) -> ModelRef:
+    return ModelRef(
+        path=None if file is None else places.relative(file, plan), factory=factory[0], kwargs=factory[1],
+        sha256=None if file is None else file_sha256(file),
+    )  # fmt: skip
+
+
+@functools.cache
+def finished(name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice") -> Path:
+    """The run directory of an undisturbed run."""
+    path = plan_file(name, from_file=from_file, repeats=repeats, align=align)
+    execute(path, path.parent / f"run-{name}", Settings(device="cpu", allow=ALLOW))
+    return path.parent / f"run-{name}"
+
+
+def edited(name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The plan, edited by hand."""
+    content = json.loads(plan_file().read_text())
+    change(content)
+    path = workshop() / f"edited-{name}.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics without what is a matter of time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do something in a forked process; returns its wait status. The child has all imports of this process already."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(99)
+    os._exit(0)
