@@ -1,8 +1,8 @@
 """Rewrites: what states a width in a node or a module is corrected to what survives.
 
-Each rule gets a node whose inputs have already their smaller values, and the masks of its result. A rule changes arguments
-only where they are wrong: sizes that the graph computes itself (a batch size, ``x.shape[1]``) stay computed as long as
-they come out right.
+Each rule gets a node whose inputs have already their smaller values, and the masks of its result. A rule changes
+arguments only where they are wrong: sizes that the graph computes itself (a batch size, ``x.shape[1]``) stay computed
+as long as they come out right.
 """
 
 import math
@@ -13,13 +13,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from fxdistill.errors import InvariantError
 from fxdistill.graph import Shape, op_name, path_of, submodule
 from fxdistill.survivors import Mask, Masks, Survivors
 
 
-class FusedOperation(Exception):  # noqa: N818  # not an error: the reason to trace in smaller operations
-    """A node hides operations that would have to be rewritten; the message is its path."""
+class Obstacle(Exception):  # noqa: N818  # not an error of the model: the reason why a part of it has to stay
+    """A removal that cannot be carried out at some node.
+
+    Attributes:
+        path: The node, or the parameter.
+        fused: Whether tracing in smaller operations would help.
+    """
+
+    def __init__(self, why: str, *, path: str, fused: bool = False) -> None:
+        super().__init__(f"{why} at '{path}'")
+        self.why, self.path, self.fused = why, path, fused
 
 
 class Rewriting(Protocol):
@@ -46,8 +54,7 @@ def rewrite(node: fx.Node, run: Rewriting, masks: Masks) -> None:
     """Correct one node.
 
     Raises:
-        FusedOperation: The node is a function or module that hides what would have to be corrected.
-        InvariantError: The node picks survivors in a way that has no counterpart.
+        Obstacle: The node hides what would have to be corrected, or picks survivors in a way that has no counterpart.
     """
     if not _touched(node, run, masks):
         return
@@ -83,7 +90,7 @@ def _refuse_fused(node: fx.Node, name: str, run: Rewriting) -> None:
     foreign = not (owner + ".").startswith(_LIBRARIES)
     computes = module is None or any(True for _ in module.parameters()) or any(True for _ in module.children())
     if name in _FUSED or (foreign and computes and name not in _HARMLESS and not _familiar(module)):
-        raise FusedOperation(path_of(node))
+        raise Obstacle("it computes several operations in one", path=path_of(node), fused=True)
 
 
 def _familiar(module: nn.Module | None) -> bool:
@@ -226,7 +233,7 @@ def _pieces(node: fx.Node, run: Rewriting, masks: Masks) -> None:
 
 def _piece_size(mask: Masks, dim: int, node: fx.Node) -> int:
     if not isinstance(mask, Mask) or mask.sizes is None or mask.sizes[dim] == 0:
-        raise InvariantError(f"what survives of a part of '{path_of(node)}' is not a box", where=path_of(node))
+        raise Obstacle("what survives of a part is not a box", path=path_of(node))
     return mask.sizes[dim]
 
 
@@ -236,10 +243,10 @@ def _layer_norm(node: fx.Node, run: Rewriting, _: Masks) -> None:
     _set_argument(node, 1, tuple(x.shape[x.dim() - count :]), "normalized_shape")
 
 
-def _convolution(node: fx.Node, run: Rewriting, masks: Masks) -> None:
+def _convolution(node: fx.Node, run: Rewriting, _: Masks) -> None:
     """Functional convolutions: the number of groups."""
     x, weight = (run.env[node.args[i]] for i in (0, 1))  # type: ignore[index]
-    position = 8 if str(node.target).startswith("aten.convolution") else 6
+    position = 8 if op_name(node, run.root) == "convolution" else 6
     groups = int(_argument(node, position, "groups", default=1))
     full = run.shapes[path_of(node.args[0])]  # type: ignore[arg-type]
     transposed = "transpose" in op_name(node, run.root) or (position == 8 and bool(_argument(node, 6, default=False)))
@@ -340,7 +347,7 @@ def _moved_slice(node: fx.Node, run: Rewriting, dim: int, wanted: slice) -> slic
     places = [rank[i] for i in range(mask.shape[dim])[slice(*bounds)] if bool(alive[i])]
     contiguous = bool(places) and places == list(range(places[0], places[0] + len(places)))
     if not contiguous or not (mask.is_product or len(places) == len(rank)):
-        raise InvariantError(f"'{path_of(node)}' picks channels that do not lie side by side", where=path_of(node))
+        raise Obstacle("it picks channels that do not lie side by side", path=path_of(node))
     return slice(places[0], places[-1] + 1)
 
 

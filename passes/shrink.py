@@ -1,8 +1,8 @@
 """Shrink: carry a removal out on weights, modules and graph.
 
-Works on a copy. Every weight becomes ``weight[alive].reshape(sizes)``, grouped and ragged ones included; then the graph is
-run once on the smaller weights, and whatever states a width is corrected on the way, so that each value gets the shape
-that its survivors have (:mod:`fxdistill.passes.rewrites`):
+Works on a copy. Every weight becomes ``weight[alive].reshape(sizes)``, grouped and ragged ones included; then the graph
+is run once on the smaller weights, and whatever states a width is corrected on the way, so that each value gets the
+shape that its survivors have (:mod:`fxdistill.passes.rewrites`):
 
     module attributes     in_channels, groups, num_features, normalized_shape …
     shape constants       view, reshape, expand, unflatten, split, chunk, slices, pad, normalized_shape
@@ -29,7 +29,7 @@ from fxdistill.errors import InputError, InvariantError
 from fxdistill.graph import Shape, Traced, example, op_name, path_of, shape_of, tensors_in
 from fxdistill.passbase import Pass, PassResult
 from fxdistill.passes.prove import Proof, prove
-from fxdistill.passes.rewrites import rewrite
+from fxdistill.passes.rewrites import Obstacle, rewrite
 from fxdistill.passes.trace import buffers_kept, seeded
 from fxdistill.survivors import Mask, Survivors
 
@@ -88,6 +88,7 @@ class Shrink(Pass[ShrinkSource, Shrunken]):
 
         Raises:
             InvariantError: The shrunken model cannot be made, or is not the masked one; names the node.
+            Obstacle: The removal cannot be carried out at some node.
         """
         survivors = Survivors(source.coupling, source.removed)
         module = shrink(source.traced, survivors)
@@ -125,7 +126,7 @@ def slice_weights(traced: Traced, survivors: Survivors, module: nn.Module) -> No
         if mask is None or mask.whole:
             continue
         if mask.sizes is None or 0 in mask.sizes:
-            raise InvariantError(f"what survives of '{name}' is not a box", where=name)
+            raise Obstacle("what survives is not a box", path=name)
         owner, _, leaf = name.rpartition(".")
         if id(tensor) not in new:
             sliced = mask.take(tensor.detach()).clone()
@@ -163,12 +164,10 @@ class _Rewriter(fx.Interpreter):
         rewrite(node, self, masks)
         try:
             self.env[node] = value = self.run_node(node)
-        except InvariantError:
-            raise
         except Exception as cause:
+            first = next(iter(str(cause).splitlines()), "")
             raise InvariantError(
-                f"the shrunken model does not run from '{path}' on: {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}",
-                where=path,
+                f"the shrunken model does not run from '{path}' on: {type(cause).__name__}: {first}", where=path
             ) from cause
         if isinstance(value, Tensor):
             mask = masks if isinstance(masks, Mask) else None
@@ -196,7 +195,7 @@ class _Rewriter(fx.Interpreter):
     def _follow(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> None:
         """Keep track of the order of survivors, and put it right as soon as one index_select can."""
         if mask is None or len(sources) != 1:
-            raise InvariantError(f"the survivors come in another order at '{path_of(node)}'", where=path_of(node))
+            raise Obstacle("the survivors come in another order", path=path_of(node))
         layout = self._moved(node, op_name(node, self.root), sources[0])
         ordered = mask.full.reshape(-1).nonzero().reshape(-1)
         if torch.equal(layout.reshape(-1), ordered):
@@ -214,10 +213,10 @@ class _Rewriter(fx.Interpreter):
         if layout is None:
             before = self.survivors.of_tensor(path_of(source))
             if before is None or before.sizes is None:
-                raise InvariantError(f"the survivors of '{path_of(source)}' are not known", where=path_of(source))
+                raise Obstacle("the survivors are not known", path=path_of(source))
             layout = before.full.reshape(-1).nonzero().reshape(before.sizes)
         if name not in _PERMUTATIONS | _ORDER_KEEPING:
-            raise InvariantError(f"the survivors come in another order at '{path_of(node)}'", where=path_of(node))
+            raise Obstacle("the survivors come in another order", path=path_of(node))
         moved = self._run_on(node, source, layout)
         if name in _ORDER_KEEPING:
             return moved
