@@ -1,0 +1,246 @@
+"""Trace: exact in both modes, with stable paths, right costs, and nothing changed in the module."""
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxdistill.errors import ModelError, PassError
+from fxdistill.graph import Rung, Traced, macs_of, main_output, memory, path_of, shape_of, written
+from fxdistill.passbase import PassManager
+from fxdistill.passes.trace import Trace
+from tests import tiny_models
+from tests.tiny_models import BODIES, SHAPE, awake
+
+
+def trace(module: nn.Module, shape: tuple[int, ...] = SHAPE, **options: Any) -> Traced:
+    return Trace(shape, **options)(module).value
+
+
+def state(module: nn.Module) -> dict[str, object]:
+    """Everything about a module that tracing must leave as it is."""
+    return {
+        "tensors": {n: t.clone() for n, t in module.state_dict().items()},
+        "modes": [m.training for m in module.modules()],
+        "gradients": [p.requires_grad for p in module.parameters()],
+        "attributes": [sorted(vars(m)) for m in module.modules()],
+    }
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    tensors, others = one["tensors"], other["tensors"]
+    same = tensors.keys() == others.keys() and all(torch.equal(tensors[n], others[n]) for n in tensors)
+    return same and {**one, "tensors": 0} == {**other, "tensors": 0}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", BODIES)
+def test_answers_as_the_module_and_leaves_it_alone(name: str, training: bool) -> None:
+    module = awake(BODIES[name](8))
+    module.train(not training)
+    before, generator = state(module), torch.get_rng_state()
+    traced = trace(module, training=training)
+    assert equal(state(module), before)
+    assert torch.equal(torch.get_rng_state(), generator)
+    images = torch.randn(3, *SHAPE[1:])
+    module.train(training)
+    torch.manual_seed(1)
+    expected = module(images.clone())
+    after = {n: b.clone() for n, b in module.named_buffers()}
+    module.load_state_dict(before["tensors"])  # type: ignore[arg-type]
+    module.train(not training)
+    with traced.running() as graph:
+        torch.manual_seed(1)
+        assert torch.equal(graph(images.clone()), expected)
+    assert all(torch.equal(b, after[n]) for n, b in module.named_buffers())
+    assert {id(p) for p in graph.parameters()} <= {id(p) for p in module.parameters()}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_does_not_trace_is_exported_in_both_modes(training: bool) -> None:
+    module = awake(tiny_models.Steered())
+    before = state(module)
+    result = Trace((1, *SHAPE[1:]), training=training)(module)
+    assert result.value.rung == "export"
+    assert equal(state(module), before)
+    (first, *_) = result.diagnostics
+    assert (first.code, first.severity) == ("trace-rung", "note")
+    assert "symbolic" in first.why
+    images = torch.randn(5, *SHAPE[1:])  # another batch than the one that was traced
+    module.train(training)
+    torch.manual_seed(3)
+    expected = module(images)
+    module.load_state_dict(before["tensors"])  # type: ignore[arg-type]
+    torch.manual_seed(3)
+    assert torch.equal(result.value.module(images), expected)
+
+
+@pytest.mark.parametrize("rung", ["symbolic", "leaves", "export"])
+def test_costs_do_not_depend_on_the_rung(rung: Rung) -> None:
+    traced = trace(tiny_models.depthwise().eval(), rungs=(rung,))
+    batch, _, height, width = SHAPE
+    first = batch * height * width * 8 * 3 * 9
+    grouped = batch * height * width * 8 * 1 * 9
+    assert traced.macs == first + grouped + batch * 8 * 5
+
+
+def test_costs_of_attention() -> None:
+    layer = nn.TransformerEncoderLayer(d_model=16, nhead=4, dim_feedforward=32, dropout=0.0, batch_first=True)
+    tokens, width = 9, 16
+    traced = trace(nn.Sequential(layer).eval(), (2, tokens, width))
+    projections, products, feedforward = 4 * width * width, 2 * tokens * width, 2 * width * 32
+    assert traced.macs == 2 * tokens * (projections + products + feedforward)
+
+
+def test_costs_of_convolutions() -> None:
+    layers = (nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=3), nn.ConvTranspose2d(6, 4, 2, stride=2))
+    module = nn.Sequential(*layers, nn.Conv2d(4, 2, (1, 3), bias=False))
+    traced = trace(module.eval(), (1, 3, 8, 8))
+    costs = [macs_of(node) for node in traced.graph.nodes if node.op == "call_module"]
+    assert costs == [4 * 4 * 6 * 1 * 9, 4 * 4 * 6 * 4 * 4, 8 * 6 * 2 * 4 * 3]
+
+
+def test_one_image_in_training_mode_has_its_own_shapes_and_cost() -> None:
+    """Batch statistics need two images; what does not grow with the batch, such as a bias of four heads, stays."""
+
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.heads = nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = self.heads.weight * 2
+            return self.norm(self.heads(x.mean((2, 3)) @ torch.ones(3, 4))) + bias.sum(0)
+
+    traced = trace(Biased(), (1, 3, 8, 8), training=True)
+    shapes = {path_of(node): shape_of(node) for node in traced.graph.nodes}
+    assert shapes["mul"] == (4, 4)
+    assert shapes["norm"] == (1, 4)
+    assert traced.macs == 3 * 4 + 4 * 4
+
+
+def test_paths_are_those_of_modules_and_do_not_collide() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.relu_1 = nn.ReLU(), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.relu_1(self.relu(self.relu(x)))) + x
+
+    paths = [path_of(node) for node in trace(Twice()).graph.nodes]
+    assert paths == ["x", "relu", "relu_1", "relu_1_1", "relu_2", "add", "output"]
+
+
+def test_graph_text() -> None:
+    text = str(trace(tiny_models.residual().eval()).graph).strip()
+    assert [line.split(" : ")[0].strip() for line in text.splitlines()[1:-1]] == [
+        "%x", "%body_stem_0", "%body_stem_1", "%body_stem_2", "%body_first", "%relu", "%body_second_0",
+        "%body_second_1", "%add", "%relu_1", "%mean", "%head",
+    ]  # fmt: skip
+
+
+def test_memory_that_is_written_to_is_noted() -> None:
+    traced = trace(tiny_models.overwriting_a_view().eval())
+    nodes = {path_of(node): node for node in traced.graph.nodes}
+    (writer,) = [node for node in traced.graph.nodes if written(node, traced.module)]
+    group = memory(traced.graph, traced.module)
+    assert path_of(writer) == "body.mul_"
+    assert group[nodes["body.conv"]] == group[nodes["body.identity"]] == group[writer] != group[nodes["body.relu"]]
+
+
+def test_a_place_of_inplace_by_position_is_known() -> None:
+    class Positional(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(F.dropout(x * 1, 0.5, False, True), True)
+
+    traced = trace(Positional())
+    for node in traced.graph.nodes:
+        node.meta.pop("writes", None)  # known from the call alone
+    assert [path_of(n) for n in traced.graph.nodes if written(n, traced.module)] == ["dropout", "relu"]
+
+
+def test_a_buffer_that_changes_in_eval_mode_is_not_lost() -> None:
+    module = tiny_models.Counting().eval()
+    traced = trace(module)
+    assert module.calls == 0
+    assert traced.rung == "export"
+    traced.module(torch.randn(SHAPE))
+    assert module.calls == 1
+
+
+def test_double_precision() -> None:
+    module = awake(tiny_models.residual().double().eval())
+    traced = trace(module)
+    images = torch.randn(SHAPE, dtype=torch.float64)
+    assert torch.equal(traced.module(images), module(images))
+
+
+@pytest.mark.parametrize(("as_dict", "training"), [(False, True), (False, False), (True, False)])
+@pytest.mark.parametrize("rung", ["symbolic", "export"])
+def test_the_prediction_of_a_structured_output(as_dict: bool, training: bool, rung: Rung) -> None:
+    module = tiny_models.Auxiliary(as_dict=as_dict)
+    traced = trace(module, training=training, rungs=(rung,))
+    assert shape_of(traced.output) == (2, 5)
+    source = traced.output.args[0] if rung == "export" else traced.output
+    assert "main" in str(traced.output.meta["scope"] or traced.output.target), source
+
+
+def test_an_output_without_tensor_is_refused() -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return torch.chunk(x, 2, 1)
+
+    with pytest.raises(Exception, match="the model's output is not a tensor"):
+        main_output(trace(Halves()).graph)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 4, 8, 8), "does not run on an input of shape 1x4x8x8"),
+        ((1, 3, 0, 8), "no shape of a batch"),
+        ((3,), "no shape"),
+    ],
+)
+def test_a_wrong_input_shape_is_the_users(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        PassManager().run(Trace(shape), tiny_models.plain())
+    assert caught.value.exit_code == 2
+    assert "--input" in caught.value.hint
+
+
+def test_a_model_that_no_rung_traces_names_every_rung() -> None:
+    class Chance(nn.Module):
+        """Never the same twice, whatever the seed."""
+
+        count = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Chance.count += 1
+            return x * Chance.count
+
+    with pytest.raises(ModelError, match=r"symbolic: .*; leaves: .*; export: "):
+        trace(Chance())
+
+
+def test_a_pass_error_chains_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("fxdistill.passes.trace._annotate", broken)
+    with pytest.raises(PassError, match="the pass 'trace' failed: RuntimeError: no") as caught:
+        PassManager().run(Trace(SHAPE), tiny_models.plain())
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_of_torchvision(name: str) -> None:
+    module = getattr(torchvision.models, name)(weights=None, init_weights=False, aux_logits=True, num_classes=7)
+    size = 96 if name == "googlenet" else 299
+    traced = trace(module, (1, 3, size, size), training=True)
+    assert shape_of(traced.output) == (1, 7)
+    assert path_of(traced.output) == "fc"
