@@ -19,8 +19,9 @@ from fxdistill.plan import VERSION, DataPlan, InputSpec, LossTerm, ModelRef, Opt
 from fxdistill.train import Loop, Position
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [32, 64, 128], "blocks": 1})
-STUDENT = ("fxdistill.models:convnet", {"widths": [4, 8, 16], "hidden": 16})
-_EPOCHS, _STUDENT_EPOCHS, _SEED = 20, 30, 0
+STUDENT = ("fxdistill.models:convnet", {"widths": [8, 16, 32], "hidden": 32})
+_EPOCHS, _SEED = 20, 0
+_OPTIONS = "--data digits --epochs 18 --lr 3e-3 --batch-size 64"
 
 
 def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
@@ -46,7 +47,7 @@ def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
     checkpoint.save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
     say(f"wrote {folder / 'teacher.pt'} (accuracy {accuracy:.2%}) and {folder / 'student.pt'} (untrained)")
     commands = [
-        f"fxdistill plan teacher.pt student.pt --data digits --epochs {_STUDENT_EPOCHS} --batch-size 64 --repeats {repeats}",
+        f"fxdistill plan teacher.pt student.pt {_OPTIONS} --repeats {repeats}",
         "fxdistill run plan.json -o run",
     ]
     for command in commands:
