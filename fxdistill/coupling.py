@@ -61,7 +61,8 @@ class Member:
         parameter: Name of the parameter or buffer.
         path: Path of the module that owns it.
         dim: The dimension along which the class has slices.
-        kind: ``out`` (the weight produces the channel), ``in`` (it consumes it), ``parameter`` (it acts on it: norms, layer scale).
+        kind: ``out`` (the weight produces the channel), ``in`` (it consumes it), ``parameter`` (it acts on it:
+            norms, layer scale).
         indices: The slices of that dimension that belong to the class.
     """
 
@@ -217,7 +218,7 @@ class Coupling:
 
     def _carried(self, path: str) -> frozenset[int]:
         if path not in self._carried_sets:
-            found = {i for layer in flat_layers(self.structure(path)) for i in core(layer).unique().tolist()}
+            found = {i for layer in flat_layers(self.structure(path)) for i in np.unique(core(layer).numpy()).tolist()}
             self._carried_sets[path] = frozenset(found - {0})
         return self._carried_sets[path]
 
@@ -252,7 +253,7 @@ class Coupling:
 
     def _open(self, found: list[tuple[int, Tensor]]) -> tuple[int, Tensor] | None:
         """Of several layers, the only one that is not locked throughout."""
-        free = [f for f in found if any(i not in self.locks for i in core(f[1]).unique().tolist() if i)]
+        free = [f for f in found if any(i not in self.locks for i in np.unique(core(f[1]).numpy()).tolist() if i)]
         return free[0] if len(free) == 1 else None
 
     @cached_property

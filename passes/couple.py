@@ -185,11 +185,14 @@ def _structure(ledger: Ledger, value: Any) -> Structure:
 def _components(ledger: Ledger) -> Tensor:
     """Class id of every label: connected components, numbered in the order of their first labels."""
     empty = np.zeros(0, np.int64)
-    left = np.concatenate([empty, *(one.numpy() for one, _ in ledger.unions)])
-    right = np.concatenate([empty, *(other.numpy() for _, other in ledger.unions)])
+    left = np.concatenate([empty, *(one.numpy() for one, _, _ in ledger.unions)])
+    right = np.concatenate([empty, *(other.numpy() for _, other, _ in ledger.unions)])
     both = (left != 0) & (right != 0)
-    for alone in (left[~both & (left != 0)], right[~both & (right != 0)]):
-        ledger.locks.append((torch.from_numpy(alone), "meets values that carry no channels", ""))
+    places = np.repeat(np.arange(len(ledger.unions)), [len(one) for one, _, _ in ledger.unions])
+    for alone in ((left != 0) & ~both, (right != 0) & ~both):
+        for place in np.unique(places[alone]).tolist():
+            labels = torch.from_numpy((left + right)[alone & (places == place)])
+            ledger.locks.append((labels, "meets values that carry no channels", ledger.unions[place][2]))
     shape = (ledger.count, ledger.count)
     ones = np.ones(int(both.sum()), np.int8)
     graph = coo_array((ones, (left[both], right[both])), shape=shape)

@@ -92,7 +92,7 @@ def _contract(ledger: Ledger, left: list[Tensor], right: list[Tensor], one: Oper
 
 def _meet(ledger: Ledger, left: list[Tensor], right: list[Tensor], one: Operand, other: Operand) -> list[Tensor]:
     pairs, left_alone, right_alone = match(left, right)
-    result = [_pair(ledger, a, b, one, other) for a, b in pairs]
+    result = [layer for a, b in pairs for layer in _pair(ledger, a, b, one, other)]
     for layers, contrary in ((left_alone, other), (right_alone, one)):
         for layer in layers:
             if _passes(ledger, layer, contrary):
@@ -124,8 +124,10 @@ def match(
     return pairs, alone, [b for j, b in enumerate(right) if j not in used_right]
 
 
-def _pair(ledger: Ledger, a: Tensor, b: Tensor, one: Operand, other: Operand) -> Tensor:
-    """Unite two matching layers, or lock the one that says less; the one that goes on."""
+def _pair(ledger: Ledger, a: Tensor, b: Tensor, one: Operand, other: Operand) -> tuple[Tensor, ...]:
+    """Unite two matching layers, or lock the one that says less; what goes on."""
+    if _apart(ledger, a, b, other) and _apart(ledger, b, a, one):
+        return a, b
     for full, part, owner in ((a, b, other), (b, a, one)):
         missing = set(dims_of(full)) - set(dims_of(part))
         if missing and not any(owner.own[dim] for dim in missing):
@@ -134,11 +136,21 @@ def _pair(ledger: Ledger, a: Tensor, b: Tensor, one: Operand, other: Operand) ->
                 if inner[1] is not None:
                     inner[1].fixed = True
                 ledger.lock(part, "is shared by all channels of a head")
-                return full
+                return (full,)
     ledger.unite(a, b)
     if len(dims_of(a)) != len(dims_of(b)):
-        return min((a, b), key=lambda layer: len(dims_of(layer)))
-    return b if bool((core(a) == 0).any()) else a
+        return (min((a, b), key=lambda layer: len(dims_of(layer))),)
+    return (b if bool((core(a) == 0).any()) else a,)
+
+
+def _apart(ledger: Ledger, full: Tensor, part: Tensor, owner: Operand) -> bool:
+    """Whether a layer shrinks along a dimension that the other layer does not vary along, nor its operand own."""
+    inner = ledger.inner(full)
+    if inner is None or inner[0] in dims_of(part) or owner.own[inner[0]]:
+        return False
+    if inner[1] is not None:
+        inner[1].fixed = True
+    return True
 
 
 def _passes(ledger: Ledger, layer: Tensor, contrary: Operand) -> bool:

@@ -24,6 +24,7 @@ _DATA = {"reshape", "permute", "transpose", "swapaxes", "swapdims", "movedim", "
          "broadcast_to", "ravel", "hsplit", "vsplit", "dsplit", "view_as", "reshape_as", "view", "unsafe_view", "_unsafe_view",
          "unsafe_chunk", "unsafe_split", "_reshape_alias", "reshape_alias", "numpy_T", "atleast_2d", "native_channel_shuffle"}  # fmt: skip
 MOVEMENT = frozenset(_DATA)
+_PICKS = {"index_select", "index", "roll", "flip", "fliplr", "flipud", "rot90", "diagonal", "unfold"}
 _VIEWS = {"view", "unsafe_view", "_unsafe_view", "_reshape_alias", "reshape_alias", "reshape"}
 
 
@@ -38,9 +39,27 @@ def move(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs:
     rest = tuple(tuple(a.shape) if isinstance(a, Labelled) else a for a in rest)
     like = function(source, *to_meta(rest), **to_meta(kwargs))
     moved = [function(layer, *rest, **kwargs) for layer in ledger.layers(source)]
+    if name in _PICKS or (name in ("getitem", "slice") and _by_step(name, rest)):
+        moved = [_picked(ledger, one, other) for one, other in zip(ledger.layers(source), moved, strict=True)]
     if isinstance(like, Tensor):
         return _piece(ledger, source, like, moved)
     return type(like)(_piece(ledger, source, part, [m[i] for m in moved]) for i, part in enumerate(like))
+
+
+def _by_step(name: str, rest: Sequence[Any]) -> bool:
+    """Whether an index is more than single positions and contiguous runs."""
+    if name == "slice":
+        return len(rest) > 3 and rest[3] != 1
+    parts = rest[0] if isinstance(rest[0], tuple) else rest[:1]
+    return any((part.step or 1) != 1 if isinstance(part, slice) else isinstance(part, Tensor | list) for part in parts)
+
+
+def _picked(ledger: Ledger, before: Tensor, after: Tensor) -> Tensor:
+    """Lock channels that are picked or reordered by fixed indices: survivors would be others."""
+    one, other = core(before).squeeze(), core(compact(after)).squeeze()
+    if one.shape != other.shape or not torch.equal(one, other):
+        ledger.lock(before, "is picked by its index")
+    return after
 
 
 def _sized(name: str, rest: Sequence[Any]) -> Sequence[Any]:
@@ -84,7 +103,10 @@ def pad(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, A
     source, widths = args[0], list(kwargs.get("pad", args[1] if len(args) > 1 else ()))
     like = func(source, *to_meta(args[1:]), **to_meta(kwargs))
     layers = []
+    mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
     for layer in ledger.layers(source):
+        if isinstance(mode, str) and mode != "constant" and dims_of(layer)[-1] >= layer.dim() - len(widths) // 2:
+            raise Opaque("it repeats channels at the border")
         for index in range(0, len(widths), 2):
             dim = layer.dim() - 1 - index // 2
             layer = _pad_dim(ledger, layer, dim, widths[index], widths[index + 1])  # noqa: PLW2901
@@ -93,18 +115,24 @@ def pad(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, A
 
 
 def _pad_dim(ledger: Ledger, layer: Tensor, dim: int, before: int, after: int) -> Tensor:
+    if before == after == 0:
+        return layer
     size = layer.shape[dim] + before + after
     shape = (*layer.shape[:dim], size, *layer.shape[dim + 1 :])
     if dim not in dims_of(layer):
         return layer.narrow(dim, 0, 1).expand(shape)
-    if dims_of(layer) != (dim,):
-        raise Opaque("it pads a split channel dimension")
     start, end = max(0, -before), layer.shape[dim] - max(0, -after)
     view = core(layer).narrow(dim, start, end - start)
-    fresh = [
-        torch.movedim(ledger.mint(max(0, n)).reshape(-1, *[1] * (layer.dim() - 1)), 0, dim) for n in (before, after)
-    ]
+    fresh = [_border(ledger, view, dim, max(0, n)) for n in (before, after)]
     return torch.cat([fresh[0], view, fresh[1]], dim).expand(shape)
+
+
+def _border(ledger: Ledger, view: Tensor, dim: int, count: int) -> Tensor:
+    """Labels of a border: fresh channels, or none where the channels are those of heads, which keep it."""
+    shape = [count if d == dim else size for d, size in enumerate(view.shape)]
+    if view.numel() > view.shape[dim]:
+        return torch.zeros(shape, dtype=torch.int64)
+    return ledger.mint(count).reshape(shape)
 
 
 def cat(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -5,6 +5,8 @@ than the channels drops them; over the channels it ends them: sums of survivors,
 neighbouring channels, or weighs channels against one another (softmax, maximum), locks them.
 """
 
+# ruff: noqa: ARG001, SIM905  # rules share one signature; tables of names read best as words
+
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -13,7 +15,17 @@ import torch
 from torch import Tensor
 
 from fxdistill.passes.label_joins import Operand, join, operand
-from fxdistill.passes.label_values import Labelled, Ledger, dims_of, labelled, rule_name, spread, tensors, to_meta
+from fxdistill.passes.label_values import (
+    Labelled,
+    Ledger,
+    along,
+    dims_of,
+    labelled,
+    rule_name,
+    spread,
+    tensors,
+    to_meta,
+)
 
 Function = Callable[..., Any]
 
@@ -172,7 +184,7 @@ def group_norm(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict
     for layer in layers:
         if dims_of(layer) == (1,):
             if 1 < groups < layer.shape[1]:
-                ledger.split(layer.movedim(1, -1).unflatten(-1, (groups, -1)), "norm", fixed=True)
+                ledger.split(along(layer, 1).reshape(groups, -1), "norm", fixed=True)
             ledger.statistics[ledger.where] = None
     return labelled(source, layers)
 

@@ -5,6 +5,8 @@ inputs (which unites them) and hands on the weight's outputs; a producer is noth
 matrix products and run under the same rules.
 """
 
+# ruff: noqa: ARG001  # rules share one signature
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ from torch.nn import functional
 
 from fxdistill.coupling import Role, core
 from fxdistill.passes.label_joins import Operand, join, operand
-from fxdistill.passes.label_values import Labelled, Ledger, Opaque, dims_of, labelled, spread, to_meta
+from fxdistill.passes.label_values import Labelled, Ledger, Opaque, along, dims_of, labelled, spread, to_meta
 
 Function = Callable[..., Any]
 
@@ -33,7 +35,7 @@ def contract(ledger: Ledger, values: Sequence[Tensor], letters: Sequence[Sequenc
     result = []
     for layer in layers:
         view = layer.permute(*kept, *ends)
-        result.append(view[(..., *(0 for _ in ends))].expand(like.shape))
+        result.append(view[(..., *[0] * len(ends))].expand(like.shape))
     return labelled(like, result)
 
 
@@ -148,13 +150,13 @@ def _groups(kwargs: dict[str, Any], args: Sequence[Any], position: int) -> int:
 
 def _channels(ledger: Ledger, source: Tensor) -> Tensor | None:
     """The label of each input channel, the same all over the map; None where the input has none."""
-    result = None
+    result: Tensor | None = None
     for layer in ledger.layers(source):
         if 0 in dims_of(layer) or 1 not in dims_of(layer):
             ledger.lock(layer, "varies where a convolution needs one channel all over")
             continue
         flat = ledger.unite_along(layer, range(2, source.dim()))
-        vector = flat[(0, slice(None), *[0] * (source.dim() - 2))]
+        vector = along(flat, 1)
         if result is not None:
             ledger.unite(result, vector)
         result = vector if result is None else result
@@ -169,9 +171,9 @@ def _vector(ledger: Ledger, weight: Tensor, dim: int, role: Role) -> Tensor | No
         layer = ledger.dimension(weight, dim)
         if dims_of(layer) != (dim,):
             raise Opaque("its weight is shared with a grouped convolution")
-        return layer.movedim(dim, 0)[(slice(None), *[0] * (weight.dim() - 1))]
+        return along(layer, dim)
     layer = next((e for e in weight.layers if dims_of(e) == (dim,)), None)
-    return layer.movedim(dim, 0)[(slice(None), *[0] * (weight.dim() - 1))] if layer is not None else None
+    return along(layer, dim) if layer is not None else None
 
 
 def _only_leading(ledger: Ledger, weight: Tensor) -> None:
@@ -280,4 +282,4 @@ def _projected(values: Sequence[Tensor], embed_dim: int, weight: Tensor | None, 
 
 def _headed(value: Tensor, heads: int) -> Tensor:
     """(length, batch, embed) to (batch, heads, length, embed / heads)."""
-    return value.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
+    return value.reshape(*value.shape[:-1], heads, value.shape[-1] // heads).permute(1, 2, 0, 3)

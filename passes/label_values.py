@@ -34,7 +34,7 @@ class Labelled(Tensor):
 
     layers: Layers
     parameter: str
-    __torch_function__ = torch._C._disabled_torch_function_impl  # noqa: SLF001  # the documented way to opt out
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001  # the documented way to opt out
 
 
 def labelled(like: Tensor, layers: Sequence[Tensor], parameter: str = "") -> Labelled:
@@ -67,9 +67,17 @@ def spread(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     return vector.reshape(view).expand(tuple(shape))
 
 
+def along(layer: Tensor, dim: int) -> Tensor:
+    """The labels of a layer along one dimension, the first entry being taken of all others."""
+    labels = layer.movedim(dim, 0)
+    for _ in range(labels.dim() - 1):
+        labels = labels.select(-1, 0)
+    return labels
+
+
 @dataclass
 class Split:
-    """A view that made several dimensions of one: labels over those dimensions, the last one being the one that shrinks.
+    """A view that made several dimensions of one: the labels over them, of which the last dimension shrinks.
 
     Attributes:
         fixed: Whether a decision was taken that relies on the last dimension being the one that shrinks.
@@ -93,7 +101,7 @@ class Ledger:
     root: nn.Module
     where: str = ""
     count: int = 1
-    unions: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    unions: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)
     locks: list[tuple[Tensor, str, str]] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     parameters: dict[str, dict[int, Tensor]] = field(default_factory=dict)
@@ -140,11 +148,12 @@ class Ledger:
 
     def unite(self, one: Tensor, other: Tensor) -> None:
         """The elements of two layers of one shape live and die together, where both have labels; else neither dies."""
-        pair = torch.broadcast_tensors(core(one), core(other))
-        left, right = pair[0].reshape(-1), pair[1].reshape(-1)
+        small = core(one), core(other)
+        shape = torch.broadcast_shapes(small[0].shape, small[1].shape)
+        left, right = (labels.expand(shape).reshape(-1) for labels in small)
         if left.data_ptr() == right.data_ptr() and left.numel() == right.numel():
             return
-        self.unions.append((left, right))
+        self.unions.append((left, right, self.where))
 
     def unite_along(self, layer: Tensor, dims: Sequence[int]) -> Tensor:
         """Unite all labels of a layer along dimensions; the layer as it is then (stride 0 there)."""
@@ -220,7 +229,7 @@ def to_meta(value: Any) -> Any:
     return value
 
 
-_OPERATORS = frozenset("add sub mul truediv floordiv mod pow and or xor".split())
+_OPERATORS = frozenset(("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"))
 
 
 def rule_name(func: Callable[..., Any]) -> str:
