@@ -9,6 +9,20 @@ from torch.nn import functional as F
 from torchvision.models.inception import InceptionOutputs
 from torchvision.ops import stochastic_depth
 
+from fxdistill.plan import (
+    Align,
+    DataPlan,
+    InputSpec,
+    Kept,
+    LossTerm,
+    ModelRef,
+    Optimizer,
+    Pair,
+    Plan,
+    Stage,
+    Tap,
+)  # fmt: skip
+
 SHAPE = (2, 3, 8, 8)
 CLASSES = 5
 
@@ -212,3 +226,26 @@ def awake(module: nn.Module, seed: int = 0) -> nn.Module:
                 with torch.no_grad():
                     tensor.copy_(noise + 0.5 if isinstance(part, nn.BatchNorm2d) else noise - 0.5)
     return module
+
+
+def planned(teacher: str, student: str, teacher_shape: tuple[int, ...], student_shape: tuple[int, ...], *,
+            kept: list[int] | None = None, align: Align = "slice") -> Plan:  # fmt: skip
+    """A plan with one pair of NCHW taps, named ``pair``, a warm-up stage on it and a main stage."""
+    taps = [
+        Tap(path=path, shape=list(shape), channel_dim=1, width=shape[1], layout="nchw")
+        for path, shape in ((teacher, teacher_shape), (student, student_shape))
+    ]
+    channels = kept if kept is not None else list(range(student_shape[1]))
+    adam, none = Optimizer(name="adam", lr=1e-3), ModelRef(path=None, sha256=None, factory=None)
+    main = [LossTerm(loss="cross_entropy", pair=None, weight=0.1), LossTerm(loss="kd", pair=None, weight=0.9)]
+    return Plan(
+        version=1, method="indistill", seed=0, teacher=none, student=none, input=InputSpec(shape=list(SHAPE)),
+        data=DataPlan(spec=None), seeds=[0],
+        pairs=[Pair(name="pair", teacher=taps[0], student=taps[1], score=1.0, runner_up=None, why=[], align=align)],
+        kept=[] if align == "project" else [
+            Kept(pair="pair", path=teacher, channels=channels, width=teacher_shape[1], criterion="l1", coupled=[])
+        ],
+        stages=[Stage(name="warm-up-1", epochs=1, losses=[LossTerm(loss="mse", pair="pair")], optimizer=adam),
+                Stage(name="main", epochs=1, losses=main, optimizer=adam)],
+        control=[Stage(name="control", epochs=2, losses=main[:1], optimizer=adam)],
+    )  # fmt: skip

@@ -1,0 +1,289 @@
+"""Specialize: the slice sinks as far as it may, and what the losses read stays what it was."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxdistill import pipeline
+from fxdistill.errors import InvariantError, PlanError
+from fxdistill.passes.specialize import Specialize, restricted, teacher_values
+from fxdistill.program import Program
+from tests import tiny_models
+from tests.tiny_models import BODIES, SHAPE, Body, Classifier, awake, conv_norm, planned
+
+FULL = {"dense": (2, 8, 4, 4)}
+
+
+def program_of(teacher: nn.Module, kept: list[int], *, shape: tuple[int, ...] = (2, 8, 8, 8)) -> Program:
+    """Teacher and a student of as many channels as are kept, in float64, tapped at their bodies."""
+    body = nn.Sequential(conv_norm(3, len(kept)), conv_norm(len(kept), len(kept)), nn.MaxPool2d(8 // shape[2]))
+    student = Classifier(body, len(kept))
+    plan = planned("body", "body", shape, (shape[0], len(kept), *shape[2:]), kept=kept)
+    return pipeline.build(plan, awake(teacher.eval()).double(), awake(student).double())
+
+
+def teacher_text(program: Program) -> list[str]:
+    """The teacher's side, a line a node: what is called on what."""
+    rows = []
+    for node in program.graph.nodes:
+        if node.meta.get("role") in ("teacher", "adapter", "tap") and not str(node.target).startswith("student"):
+            target = getattr(node.target, "__name__", node.target)
+            rows.append(f"{target}({', '.join(str(source) for source in node.all_input_nodes)})")
+    return [row for row in rows if "student" not in row]
+
+
+def test_graph_text_of_a_residual_network() -> None:
+    program = program_of(tiny_models.residual(), [1, 4, 6])
+    assert teacher_text(program.stage("warm-up-1")) == [
+        "adapters.keep_pair()",
+        "teacher.body.stem.0_folded(x)",
+        "teacher.body.stem.2(teacher_body_stem_0)",
+        "teacher.body.first(teacher_body_stem_2)",
+        "relu(teacher_body_first)",
+        "teacher.body.second.0_folded_kept_3(teacher_relu)",
+        "index_select(teacher_body_stem_2, adapters_keep_pair)",
+        "add(teacher_body_second_0, index_select_4)",
+        "relu(teacher_add)",
+        "tap(teacher_relu_1)",
+    ]
+
+
+def test_graph_text_of_a_concatenation_that_keeps_one_part() -> None:
+    program = program_of(tiny_models.dense(), [5, 7], shape=(2, 8, 4, 4))
+    assert (
+        teacher_text(program.stage("warm-up-1"))
+        == [
+            "adapters.keep_part_1()",
+            "teacher.body.one.0_folded(x)",
+            "teacher.body.one.2(teacher_body_one_0)",
+            "teacher.body.two.0_folded_kept_2(teacher_body_one_2)",
+            "teacher.body.two.2(teacher_body_two_0)",
+            "cat(teacher_body_two_2)",
+            "teacher.body.pool(teacher_cat)",
+            "tap(teacher_body_pool)",
+        ]
+        or "adapters" not in teacher_text(program.stage("warm-up-1"))[0]
+    )
+
+
+@pytest.mark.parametrize("keep", [[0], [1, 4, 6], [5, 7], list(range(8))])
+@pytest.mark.parametrize("name", BODIES)
+def test_the_narrowed_tap_is_the_slice_of_the_full_feature(name: str, keep: list[int]) -> None:
+    teacher = BODIES[name](8)
+    program = program_of(teacher, keep, shape=FULL.get(name, (2, 8, 8, 8)))
+    features: list[Tensor] = []
+    hook = teacher.get_submodule("body").register_forward_hook(lambda *call: features.append(call[2].clone()))
+    images = torch.randn(SHAPE, dtype=torch.float64)
+    teacher.eval()(images.clone())
+    hook.remove()
+    (value,) = teacher_values(program.stage("warm-up-1"), images.clone()).values()
+    assert value.dtype == torch.float64
+    assert torch.allclose(value, features[0][:, keep], rtol=1e-12, atol=1e-12)
+    logits = teacher_values(program.stage("main"), images.clone())["kd"]
+    assert torch.allclose(logits, teacher(images.clone()), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", set(BODIES) - {"random_layers"})
+def test_losses_and_gradients_are_those_of_the_full_program(name: str) -> None:
+    program = program_of(BODIES[name](8), [0, 3, 5], shape=FULL.get(name, (2, 8, 8, 8)))
+    images, labels = torch.randn(SHAPE, dtype=torch.float64), torch.tensor([0, 3])
+    full = program(images.clone(), labels)
+    for stage in program.stages:
+        cut = program.stage(stage.name)
+        losses = cut(images.clone(), labels)
+        assert set(losses) <= set(full)
+        for key, value in losses.items():
+            assert value.item() == pytest.approx(full[key].item(), rel=1e-6)
+        trained = [p for p in cut.parameters() if p.requires_grad]
+        for gradient in torch.autograd.grad(cut.total(losses), trained):  # every parameter is used
+            assert gradient.isfinite().all()
+
+
+def test_costs_shrink_with_the_stage_and_the_slice() -> None:
+    program = program_of(tiny_models.plain(), [2, 3])
+    student = 2 * 64 * 9 * (3 * 2 + 2 * 2)
+    assert program.stage("warm-up-1").macs == student + 2 * 64 * 9 * (3 * 8 + 8 * 2)
+    assert program.stage("main").macs == student + 2 * 64 * 9 * (3 * 8 + 8 * 8) + 2 * 5 * (8 + 2)
+
+
+def layer_of(name: str, width: int = 8) -> nn.Module:
+    """Layers at which a slice must stop or be right: each is not what its class alone says, or not per channel."""
+    conv = nn.Conv2d(width, width, 3, padding=1)
+
+    class Doubling(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return super().forward(input) * torch.arange(1.0, 9.0, dtype=input.dtype).view(1, 8, 1, 1)
+
+    if name == "subclass":
+        return Doubling(width, width, 1)
+    if name == "weight norm":
+        return nn.utils.parametrizations.weight_norm(conv)
+    if name == "hook":
+        conv.register_forward_hook(lambda *call: call[2] * 2)
+        return conv
+    if name == "patched":
+        conv.forward = F.relu  # type: ignore[method-assign]
+        return conv
+    if name == "grouped":
+        return nn.Conv2d(width, width, 1, groups=2)
+    others: dict[str, Callable[[], nn.Module]] = {
+        "transposed": lambda: nn.ConvTranspose2d(width, width, 1), "group norm": lambda: nn.GroupNorm(2, width),
+        "plain norm": lambda: nn.BatchNorm2d(width, affine=False), "softmax": lambda: nn.Softmax(1),
+        "no statistics": lambda: nn.BatchNorm2d(width, track_running_stats=False), "prelu": lambda: nn.PReLU(width),
+        "circular": lambda: nn.Conv2d(width, width, 3, padding=1, padding_mode="circular", bias=False),
+        "shuffle": lambda: nn.ChannelShuffle(2), "instance norm": lambda: nn.InstanceNorm2d(width, affine=True),
+        "response norm": lambda: nn.LocalResponseNorm(3),
+    }  # fmt: skip
+    return others[name]()
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(
+    "name", ["subclass", "weight norm", "hook", "patched", "grouped", "transposed", "group norm", "plain norm",
+             "softmax", "no statistics", "prelu", "circular", "shuffle", "instance norm", "response norm"],
+)  # fmt: skip
+def test_layers_that_are_not_what_they_seem_stay_right(name: str, before: bool) -> None:
+    layer = layer_of(name)
+    body = nn.Sequential(conv_norm(3, 8), *((layer, nn.BatchNorm2d(8)) if before else (layer,)))
+    teacher = Classifier(body, 8)
+    program = program_of(teacher, [1, 2, 7])
+    images = torch.randn(SHAPE, dtype=torch.float64)
+    (value,) = teacher_values(program.stage("warm-up-1"), images).values()
+    expected = teacher.body(images)[:, [1, 2, 7]]
+    assert torch.allclose(value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: torch.cat([m.a(x)] * 2, 1)[:, :8],  # a part twice
+        lambda m, x: torch.pow(m.b(x).abs(), m.b(x)),
+        lambda m, x: torch.add(m.b(x), other=m.b(x), alpha=2),
+        lambda m, x: F.relu(input=m.b(x)),
+        lambda m, x: torch.cat(tensors=[m.a(x), m.a(x)], dim=-3),
+        lambda m, x: m.b(x) + torch.ones(8, 1, 1, dtype=x.dtype),
+        lambda m, x: m.b(x) * m.b(x).mean((2, 3), keepdim=True) * m.b(x).mean(1, keepdim=True),
+        lambda m, x: m.b(x).permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2),
+        lambda m, x: torch.index_select(m.b(x), 1, m.order),
+        lambda m, x: m.b(m.b(x)[:, :3]),
+        lambda m, x: torch.maximum(m.b(x), torch.zeros((), dtype=x.dtype)).clamp(max=1),
+    ],
+)
+def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Tensor]) -> None:
+    body = Body({"a": conv_norm(3, 4), "b": nn.Conv2d(3, 8, 3, padding=1)}, forward)
+    body.register_buffer("order", torch.arange(7, -1, -1))
+    teacher = Classifier(body, 8)
+    program = program_of(teacher, [0, 5, 6])
+    images = torch.randn(SHAPE, dtype=torch.float64)
+    (value,) = teacher_values(program.stage("warm-up-1"), images).values()
+    assert torch.allclose(value, body(images)[:, [0, 5, 6]], rtol=1e-12, atol=1e-12)
+
+
+def test_memory_that_others_look_at_is_not_sliced_away() -> None:
+    """relu_ writes through a view of what the sum reads; without the write the sum would differ."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.conv(x)
+        activated = m.identity(x).relu_()
+        return activated * 1 + x
+
+    teacher = Classifier(Body({"conv": nn.Conv2d(3, 8, 3), "identity": nn.Identity()}, forward), 8)
+    student = Classifier(nn.Conv2d(3, 2, 3), 2)
+    plan = planned("body", "body", (2, 8, 6, 6), (2, 2, 6, 6), kept=[0, 5])
+    made = pipeline.build(plan, awake(teacher.eval()).double(), student.double())
+    images = torch.randn(SHAPE, dtype=torch.float64)
+    (value,) = teacher_values(made.stage("warm-up-1"), images).values()
+    assert torch.allclose(value, teacher.body(images)[:, [0, 5]], rtol=1e-12, atol=1e-12)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[nn.Module, list[int]]:
+    """A random network of 3 to 6 operations on 6 channels, some of them residual, and the channels to keep."""
+    kinds = draw(
+        st.lists(st.sampled_from(["conv", "depthwise", "add", "cat", "norm", "relu", "gate"]), min_size=3, max_size=6)
+    )
+    parts: dict[str, nn.Module] = {"stem": nn.Conv2d(3, 6, 3, padding=1)}
+    for number, kind in enumerate(kinds):
+        made: dict[str, Callable[[], nn.Module]] = {
+            "conv": lambda: nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)),
+            "depthwise": lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6), "norm": lambda: nn.BatchNorm2d(6),
+            "relu": lambda: nn.ReLU(inplace=True), "cat": lambda: nn.Conv2d(6, 2, 1), "add": nn.Identity,
+            "gate": lambda: nn.Conv2d(6, 6, 1),
+        }  # fmt: skip
+        parts[f"{kind}{number}"] = made[kind]()
+    skips = [draw(st.integers(0, 3)) for _ in kinds]
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        values = [m.stem(x)]
+        for number, (kind, skip) in enumerate(zip(kinds, skips, strict=True)):
+            last, earlier = values[-1], values[max(0, len(values) - 1 - skip)]
+            layer = getattr(m, f"{kind}{number}")
+            if kind == "add":
+                values.append(last + earlier)
+            elif kind == "cat":
+                values.append(torch.cat([earlier[:, :4], layer(last)], 1))
+            elif kind == "gate":
+                values.append(earlier * torch.sigmoid(layer(F.adaptive_avg_pool2d(last, 1))))
+            else:
+                values.append(layer(last))
+        return values[-1]
+
+    keep = sorted(draw(st.sets(st.integers(0, 5), min_size=1, max_size=6)))
+    return Classifier(Body(parts, forward), 6), keep
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(networks())
+def test_any_network_keeps_its_losses(drawn: tuple[nn.Module, list[int]]) -> None:
+    teacher, keep = drawn
+    program = program_of(teacher, keep, shape=(2, 6, 8, 8))
+    images = torch.randn(SHAPE, dtype=torch.float64)
+    for stage in program.stages:
+        before = teacher_values(restricted(program, stage), images)
+        after = teacher_values(program.stage(stage.name), images)
+        for key, value in before.items():
+            scale = float(value.abs().max())
+            assert float((after[key] - value).abs().max()) <= 1e-11 * max(scale, 1.0)
+
+
+def test_user_modules_stay_as_they_are() -> None:
+    teacher, student = awake(tiny_models.residual().eval()), awake(tiny_models.plain(3))
+    before = [t.clone() for m in (teacher, student) for t in m.state_dict().values()]
+    kinds = [type(m) for m in (*teacher.modules(), *student.modules())]
+    plan = planned("body", "body", (2, 8, 8, 8), (2, 3, 8, 8))
+    program = pipeline.build(plan, teacher, student)
+    text = str(program.graph)
+    result = Specialize("warm-up-1")(program)
+    assert result.modified
+    assert str(program.graph) == text
+    assert kinds == [type(m) for m in (*teacher.modules(), *student.modules())]
+    assert all(map(torch.equal, (t for m in (teacher, student) for t in m.state_dict().values()), before))
+    assert all(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_specialized_program_can_be_specialized_again() -> None:
+    program = program_of(tiny_models.residual(), [0, 1, 2])
+    once = program.stage("warm-up-1")
+    assert teacher_text(once.stage("warm-up-1")) == teacher_text(once)
+    assert not Specialize("warm-up-1")(once).modified
+
+
+def test_an_unknown_stage_is_named() -> None:
+    with pytest.raises(PlanError, match="no stage is named 'warm-up-9'") as caught:
+        program_of(tiny_models.plain(), [0]).stage("warm-up-9")
+    assert "warm-up-1, main" in caught.value.hint
+
+
+def test_a_wrong_rewrite_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxdistill.passes.sink._POOLING", {"softmax", "max_pool2d"})
+    teacher = Classifier(nn.Sequential(conv_norm(3, 8), nn.Softmax(1)), 8)
+    program = program_of(teacher, [0, 5])
+    monkeypatch.setattr("fxdistill.passes.sink._POINTWISE", {"softmax"})
+    with pytest.raises(InvariantError, match=r"specializing changed what 'mse\[pair\]' reads from the teacher"):
+        program.stage("warm-up-1")
