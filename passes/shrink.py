@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.coupling import Coupling
-from fxdistill.errors import InputError, InvariantError
+from fxdistill.errors import InputError
 from fxdistill.graph import Shape, Traced, example, op_name, path_of, shape_of, tensors_in
 from fxdistill.passbase import Pass, PassResult
 from fxdistill.passes.prove import Proof, prove
@@ -33,10 +33,8 @@ from fxdistill.passes.rewrites import Obstacle, rewrite
 from fxdistill.passes.trace import buffers_kept, seeded
 from fxdistill.survivors import Mask, Survivors
 
-_PERMUTATIONS = {
-    "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "native_channel_shuffle", "roll", "flip",
-}  # fmt: skip
+_FUSED = {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "roll", "flip"}
+_PERMUTATIONS = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t"} | _FUSED
 _ORDER_KEEPING = {
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "detach",
 }  # fmt: skip
@@ -87,7 +85,7 @@ class Shrink(Pass[ShrinkSource, Shrunken]):
         """Slice the weights, correct the graph, prove.
 
         Raises:
-            InvariantError: The shrunken model cannot be made, or is not the masked one; names the node.
+            InvariantError: The shrunken model is not the masked one; names the first node that differs.
             Obstacle: The removal cannot be carried out at some node.
         """
         survivors = Survivors(source.coupling, source.removed)
@@ -103,8 +101,8 @@ def shrink(traced: Traced, survivors: Survivors) -> fx.GraphModule:
     with torch.no_grad(), seeded(images.device), buffers_kept(module), traced.running():
         _Rewriter(traced, survivors, module, images).run_all()
     module.graph.lint()
-    module.recompile()
-    return module
+    module.graph._tracer_cls = None  # noqa: SLF001  # else a pickle asks for our tracer
+    return fx.GraphModule(module, module.graph, type(traced.module).__name__)
 
 
 def agrees(value: Tensor, expected: Shape) -> bool:
@@ -166,9 +164,7 @@ class _Rewriter(fx.Interpreter):
             self.env[node] = value = self.run_node(node)
         except Exception as cause:
             first = next(iter(str(cause).splitlines()), "")
-            raise InvariantError(
-                f"the shrunken model does not run from '{path}' on: {type(cause).__name__}: {first}", where=path
-            ) from cause
+            raise Obstacle(f"the smaller model does not run ({type(cause).__name__}: {first})", path=path) from cause
         if isinstance(value, Tensor):
             mask = masks if isinstance(masks, Mask) else None
             if self._may_permute(node, sources, mask):
@@ -183,14 +179,13 @@ class _Rewriter(fx.Interpreter):
     def _check(self, value: Tensor, mask: Mask | None, path: str) -> None:
         expected = self.shapes.get(path) if mask is None else mask.sizes
         if expected is not None and not agrees(value, expected):
-            raise InvariantError(
-                f"'{path}' has the shape {tuple(value.shape)} where {tuple(expected)} survive", where=path
-            )
+            raise Obstacle(f"its shape is {tuple(value.shape)} where {tuple(expected)} survive", path=path)
 
     def _may_permute(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> bool:
         if any(source in self.layouts for source in sources):
             return True
-        return op_name(node, self.root) in _PERMUTATIONS and mask is not None and not mask.is_product
+        name = op_name(node, self.root)
+        return mask is not None and not mask.whole and (name in _FUSED or (name in _PERMUTATIONS and not mask.is_product))
 
     def _follow(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> None:
         """Keep track of the order of survivors, and put it right as soon as one index_select can."""

@@ -1,0 +1,260 @@
+"""Thin: which classes a whole model loses, and why others stay."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxdistill.coupling import Coupling
+from fxdistill.errors import InputError, PairingError, PlanError
+from fxdistill.graph import Traced
+from fxdistill.passes.couple import Couple
+from fxdistill.passes.importance import importance
+from fxdistill.passes.thin import Removal, Thin, ThinSource, removed_of
+from fxdistill.passes.trace import Trace
+
+IMAGE = (2, 3, 8, 8)
+
+
+class Residual(nn.Module):
+    """Two convolutions coupled by an addition, one inside, a classifier."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(3, width, 1), nn.BatchNorm2d(width)
+        self.inner, self.outer = nn.Conv2d(width, 12, 1), nn.Conv2d(12, width, 1)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = x + self.outer(F.relu(self.inner(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """A grouped convolution between two plain ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.g, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.g(self.a(x))).mean((2, 3))
+
+
+def sources(net: nn.Module) -> tuple[Traced, Coupling]:
+    traced = Trace(IMAGE)(net.eval()).value
+    return traced, Couple()(traced).value
+
+
+def thin(net: nn.Module, **options: object) -> Removal:
+    return Thin(**options)(ThinSource(*sources(net))).value  # type: ignore[arg-type]
+
+
+def test_each_block_keeps_its_share_of_the_most_important() -> None:
+    net = Residual()
+    removal = thin(net, keep=0.5)
+    assert removal.widths == {"stem": (8, 4), "inner": (12, 6), "outer": (8, 4), "head": (5, 5)}
+    both = net.stem.weight.abs().flatten(1).sum(1) + net.outer.weight.abs().flatten(1).sum(1)
+    assert removal.kept["stem.weight"] == sorted(both.topk(4).indices.tolist())
+    assert removal.kept["outer.weight"] == removal.kept["stem.weight"]
+    inside = net.inner.weight.abs().flatten(1).sum(1)
+    assert removal.kept["inner.weight"] == sorted(inside.topk(6).indices.tolist())
+
+
+@pytest.mark.parametrize(("keep", "round_to", "stem", "inner"), [(0.5, 4, 4, 8), (0.4, 8, 8, 8), (0.01, 1, 1, 1), (0.7, 2, 6, 8)])
+def test_widths_are_rounded_to_multiples(keep: float, round_to: int, stem: int, inner: int) -> None:
+    widths = thin(Residual(), keep=keep, round_to=round_to).widths
+    assert (widths["stem"][1], widths["inner"][1]) == (stem, inner)
+
+
+def test_protected_paths_stay() -> None:
+    result = Thin(keep=0.5, protect=("stem",))(ThinSource(*sources(Residual())))
+    assert result.value.widths == {"stem": (8, 8), "inner": (12, 6), "outer": (8, 8), "head": (5, 5)}
+    reasons = {d.where: d.why for d in result.diagnostics}
+    assert reasons["outer"] == "keeps its 8 outputs: its channel is protected by 'stem'"
+    assert reasons["head"] == "keeps its 5 outputs: its channel is the network's output at 'output'"
+
+
+def test_only_a_part_is_pruned() -> None:
+    result = Thin(keep=0.5, only=("inner", "outer"))(ThinSource(*sources(Residual())))
+    assert result.value.widths["inner"] == (12, 6)
+    assert result.value.widths["outer"] == (8, 8)
+    assert "is produced by 'stem', outside of what is to be pruned" in {d.where: d.why for d in result.diagnostics}["outer"]
+
+
+def test_groups_keep_equal_counts() -> None:
+    removal = thin(Grouped(), keep=0.5)
+    for name in ("a.weight", "g.weight"):
+        assert [sum(i // 4 == group for i in removal.kept[name]) for group in (0, 1)] == [2, 2]
+
+
+def test_wanted_widths_leave_the_rest_alone() -> None:
+    assert thin(Residual(), widths=(("inner", 5),)).widths == {"stem": (8, 8), "inner": (12, 5), "outer": (8, 8), "head": (5, 5)}
+    assert thin(Residual(), widths=(("add", 3),)).widths["outer"] == (8, 3)
+    assert thin(Grouped(), widths=(("g", 6),)).widths["g"] == (8, 6)
+
+
+def test_an_infeasible_width_names_the_chain() -> None:
+    with pytest.raises(PairingError, match=r"'head' cannot have 3 channels: 5 of its 5 must stay.*coupled along head → output"):
+        thin(Residual(), widths=(("head", 3),))
+    with pytest.raises(PairingError, match=r"these widths cannot be had together: 5 of 8 at 'g', with equal counts at 'g' \(groups\)"):
+        thin(Grouped(), widths=(("g", 5),))
+    with pytest.raises(PairingError, match=r"cannot be had together: 3 of 8 at 'stem', 4 of 8 at 'outer'"):
+        thin(Residual(), widths=(("stem", 3), ("outer", 4)))
+    with pytest.raises(PairingError, match="has 8 channels, so it cannot keep 9"):
+        thin(Residual(), widths=(("stem", 9),))
+
+
+def test_a_request_that_changes_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="changes nothing"):
+        thin(Residual(), keep=0.9, round_to=16)
+    with pytest.raises(InputError, match="is protected by 'outer'"):
+        thin(Residual(), keep=0.5, protect=("outer", "inner"))
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0, -1.0, 2.0, float("nan")])
+def test_a_share_outside_of_0_and_1_is_refused(keep: float) -> None:
+    with pytest.raises(InputError, match="between 0 and 1"):
+        thin(Residual(), keep=keep)
+
+
+def test_unknown_paths_and_nothing_to_do_are_refused() -> None:
+    with pytest.raises(PairingError, match="no node or module has the path 'steem'"):
+        thin(Residual(), keep=0.5, protect=("steem",))
+    with pytest.raises(InputError, match="how much to keep"):
+        thin(Residual())
+    with pytest.raises(InputError, match="multiples of 0"):
+        thin(Residual(), keep=0.5, round_to=0)
+
+
+def test_kept_indices_replay_only_on_their_architecture() -> None:
+    removal = thin(Residual(), keep=0.5)
+    assert removed_of(sources(Residual())[1], removal.kept) == removal.removed
+    with pytest.raises(InputError, match=r"no producing weight 'inner\.weight'"):
+        removed_of(sources(Grouped())[1], {"inner.weight": [0]})
+    with pytest.raises(InputError, match="out of range"):
+        removed_of(sources(Residual())[1], {"stem.weight": [8]})
+
+
+def scores_of(net: nn.Module, weight: str, **options: object) -> Tensor:
+    traced, coupling = sources(net)
+    labels = coupling.parameter_labels(weight)[0].flatten(1)[:, 0]
+    return importance(traced, coupling, **options)[labels]  # type: ignore[arg-type]
+
+
+def test_criteria_by_hand() -> None:
+    net = Grouped()
+    with torch.no_grad():
+        net.a.weight.copy_(torch.arange(24.0).reshape(8, 3, 1, 1))
+    rows = net.a.weight.detach().double().flatten(1)
+    assert scores_of(net, "a.weight", criterion="l1").tolist() == rows.sum(1).tolist()
+    torch.testing.assert_close(scores_of(net, "a.weight", criterion="l2"), rows.pow(2).sum(1).sqrt())
+    distances = torch.stack([(rows - row).pow(2).sum(1).sqrt().sum() for row in rows])
+    torch.testing.assert_close(scores_of(net, "a.weight", criterion="fpgm"), distances)
+    one, same, other = (scores_of(net, "a.weight", criterion="random", seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_bn_criterion_reads_the_scales() -> None:
+    net = Residual()
+    with torch.no_grad():
+        net.norm.weight.copy_(torch.tensor([1.0, -5.0, 2.0, -3.0, 0.0, 4.0, 7.0, -6.0]))
+    assert scores_of(net, "stem.weight", criterion="bn").tolist() == [1, 5, 2, 3, 0, 4, 7, 6]
+
+
+def test_taylor_needs_gradients() -> None:
+    net = Grouped()
+    images, targets = torch.randn(IMAGE), torch.tensor([0, 1])
+    with pytest.raises(InputError, match="needs gradients"):
+        scores_of(net, "a.weight", criterion="taylor")
+    given = scores_of(net, "a.weight", criterion="taylor", batch=(images, targets))
+    F.cross_entropy(net(images), targets).backward()
+    assert net.a.weight.grad is not None
+    by_hand = (net.a.weight * net.a.weight.grad).abs().flatten(1).sum(1)
+    torch.testing.assert_close(given.float(), by_hand.detach())
+    torch.testing.assert_close(scores_of(net, "a.weight", criterion="taylor"), given)
+
+
+def test_an_unknown_criterion_is_refused() -> None:
+    with pytest.raises(PlanError, match="no pruning criterion is named 'l7'"):
+        thin(Residual(), keep=0.5, criterion="l7")
+
+
+class Dense(nn.Module):
+    """Concatenation, BatchNorm after it, and flatten into a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.norm, self.c, self.fc = nn.BatchNorm2d(10), nn.Conv2d(10, 4, 1), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = self.c(F.relu(self.norm(torch.cat([x, self.b(x)], 1))))
+        return self.fc(F.max_pool2d(x, 2).flatten(1))
+
+
+class Mobile(nn.Module):
+    """Expansion, depthwise convolution, squeeze and excitation, projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.depth = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.down, self.up = nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1)
+        self.project, self.head = nn.Conv2d(6, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depth(F.relu(self.expand(x)))
+        x = x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        return self.head(self.project(x).mean((2, 3)))
+
+
+Slices = set[tuple[str, str, tuple[int, ...]]]
+
+
+def peer_slices(net: nn.Module, layer: str, index: int) -> Slices:
+    """What Torch-Pruning would slice off together with one output of a layer: (module, side, indices)."""
+    graph = torch_pruning.DependencyGraph().build_dependency(net, torch.randn(IMAGE))
+    module = net.get_submodule(layer)
+    names = {id(m): name for name, m in net.named_modules()}
+    group = graph.get_pruning_group(module, torch_pruning.prune_conv_out_channels, [index])
+    found: Slices = set()
+    for dependency, indices in group:
+        target = dependency.target.module
+        if id(target) in names and isinstance(target, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            side = "out" if graph.is_out_channel_pruning_fn(dependency.handler) else "in"
+            depthwise = isinstance(target, nn.Conv2d) and target.groups > 1
+            side = "out" if depthwise or isinstance(target, nn.BatchNorm2d) else side
+            found.add((names[id(target)], side, tuple(sorted(indices))))
+    return found
+
+
+def our_slices(net: nn.Module, coupling: Coupling, layer: str, index: int) -> Slices:
+    class_id = int(coupling.parameter_labels(f"{layer}.weight")[0].flatten(1)[index, 0])
+    return {
+        (member.path, "in" if member.kind == "in" else "out", member.indices)
+        for member in coupling.members(class_id)
+        if member.parameter.endswith(".weight")
+    }
+
+
+def cases() -> Iterator[tuple[type[nn.Module], str]]:
+    yield from ((Residual, name) for name in ("stem", "inner", "outer"))
+    yield from ((Dense, name) for name in ("a", "b", "c"))
+    yield from ((Mobile, name) for name in ("expand", "up", "down", "project"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "layer"), list(cases()))
+def test_groups_agree_with_torch_pruning(kind: type[nn.Module], layer: str) -> None:
+    net = kind().eval()
+    coupling = sources(net)[1]
+    for index in (0, net.get_submodule(layer).out_channels - 1):
+        assert our_slices(net, coupling, layer, index) == peer_slices(net, layer, index)
