@@ -29,16 +29,15 @@ Row = dict[str, Any]
 
 def torchvision_models() -> list[str]:
     """Every classification and segmentation model."""
-    from torchvision import models
+    from torchvision import models  # noqa: PLC0415
 
     names = models.list_models(module=models) + models.list_models(module=models.segmentation)
     return sorted(name for name in names if not name.startswith("quantized_"))
 
 
 def timm_models() -> list[str]:
-    """One model of every family (module): the one with the fewest parameters is not known without building, so the
-    shortest name of the smallest size word is taken."""
-    import timm
+    """One model of every family (timm's module): a small one, going by the names."""
+    import timm  # noqa: PLC0415
 
     sizes = ("test", "atto", "pico", "nano", "femto", "tiny", "xxs", "xs", "mini", "small", "_s", "b0", "18", "base")
     chosen = []
@@ -52,17 +51,17 @@ def timm_models() -> list[str]:
 
 def build(name: str) -> tuple[Any, tuple[int, ...]]:
     """A model with random weights, in eval mode, and its input shape."""
-    import torch
+    import torch  # noqa: PLC0415
 
     torch.manual_seed(0)
     if name.startswith("timm:"):
-        import timm
+        import timm  # noqa: PLC0415
 
-        model = timm.create_model(name.removeprefix("timm:"), pretrained=False).eval()
+        model: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False).eval()
         return model, (1, *model.default_cfg["input_size"])
-    from torchvision import models
+    from torchvision import models  # noqa: PLC0415
 
-    options = {"weights_backbone": None} if name in models.list_models(module=models.segmentation) else {}
+    options: Row = {"weights_backbone": None} if name in models.list_models(module=models.segmentation) else {}
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True
     size = {"inception_v3": 299, "vit_h_14": 224}.get(name, 224)
@@ -71,8 +70,8 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
 
 def ours(name: str) -> Row:
     """Trace, couple, shrink to half, prove, run, in this process."""
-    from fxdistill.passbase import PassManager
-    from fxdistill.shrinking import shrink_model
+    from fxdistill.passbase import PassManager  # noqa: PLC0415
+    from fxdistill.shrinking import shrink_model  # noqa: PLC0415
 
     model, shape = build(name)
     passes = PassManager()
@@ -82,7 +81,8 @@ def ours(name: str) -> Row:
         return {**_steps(passes), "ok": False, "why": f"{type(cause).__name__}: {str(cause).strip()}"[:400]}
     return {
         **_steps(passes), "ok": True, "rung": result.rung, "forward": _forward(result.module, shape),
-        "parameters": [result.before.parameters, result.after.parameters], "macs": [result.before.macs, result.after.macs],
+        "parameters": [result.before.parameters, result.after.parameters],
+        "macs": [result.before.macs, result.after.macs],
         "error": result.proof.error, "nodes": result.proof.nodes, "barriers": list(result.barriers),
         "not_pruned": sum(d.code == "not-pruned" for d in result.diagnostics),
         "opaque": sorted({d.where for d in result.diagnostics if d.code == "opaque-node"}),
@@ -97,7 +97,7 @@ def _steps(passes: Any) -> Row:
 
 
 def _forward(module: Any, shape: tuple[int, ...]) -> bool:
-    import torch
+    import torch  # noqa: PLC0415
 
     with torch.no_grad():
         module(torch.randn(shape))
@@ -106,9 +106,9 @@ def _forward(module: Any, shape: tuple[int, ...]) -> bool:
 
 def peer(name: str) -> Row:
     """Torch-Pruning: half of every group by L1 norm, then a forward pass, in this process."""
-    import torch
-    import torch_pruning
-    from torch import nn
+    import torch  # noqa: PLC0415
+    import torch_pruning  # noqa: PLC0415
+    from torch import nn  # noqa: PLC0415
 
     model, shape = build(name)
     images = torch.randn(shape)
@@ -132,7 +132,7 @@ def peer(name: str) -> Row:
 
 def child(task: str, name: str, memory: int) -> None:
     """One measurement; prints one line of JSON."""
-    import torch
+    import torch  # noqa: PLC0415
 
     resource.setrlimit(resource.RLIMIT_AS, (memory * _MIB, memory * _MIB))
     torch.set_num_threads(1)
@@ -167,11 +167,15 @@ def table(rows: dict[str, Row]) -> str:
     for family, mine in (("torchvision", False), ("timm", True)):
         chosen = {n: r for n, r in sorted(rows.items()) if n.startswith("timm:") == mine}
         if chosen:
-            lines += [f"**{family}**: {_total(chosen, 'ours')} by fxdistill, {_total(chosen, 'peer')} by Torch-Pruning.", ""]
+            lines += [
+                f"**{family}**: {_total(chosen, 'ours')} by fxdistill, {_total(chosen, 'peer')} by Torch-Pruning.",
+                "",
+            ]
     lines += [
-        "Each model in its own process, one thread, random weights; MiB is the peak of the process. *couple* is the time of "
-        "the label execution alone. *error* is the largest difference of any node between the masked full model and the "
-        "shrunken one, relative to that node's largest value.", "",
+        "Each model in its own process, one thread, random weights; MiB is the peak of the process. *couple* is the",
+        "time of the label execution alone. *error* is the largest difference of any node between the masked full model",
+        "and the shrunken one, relative to that node's largest value. *kept whole* counts the places that could not be",
+        "shrunk; the JSON beside this names them.", "",
         "| model | rung | couple s | total s | MiB | parameters | error | result | Torch-Pruning |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]  # fmt: skip
@@ -192,7 +196,17 @@ def _line(name: str, row: Row) -> str:
     if mine.get("barriers"):
         result += f"; kept whole: {len(mine['barriers'])}"
     theirs = "" if other is None else "pruned" if other["ok"] else _cell(other["why"])
-    cells = (name, mine.get("rung", ""), couple, mine.get("total", ""), mine.get("peak_mib", ""), share, error, result, theirs)
+    cells = (
+        name,
+        mine.get("rung", ""),
+        couple,
+        mine.get("total", ""),
+        mine.get("peak_mib", ""),
+        share,
+        error,
+        result,
+        theirs,
+    )
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 

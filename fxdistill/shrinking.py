@@ -1,8 +1,9 @@
 """Shrinking a whole model: trace, couple, decide, carry out, prove; and the file that it is kept in.
 
-A shrunken model is kept as a bundle (:mod:`fxdistill.checkpoint`) whose factory is :func:`rebuild`: the original's factory
-with its arguments, and for each weight the output indices that it keeps. Replaying these on a fresh original gives the
-architecture; the state dict gives the weights. A model without a factory is kept as a ``torch.export`` program.
+A shrunken model is kept as a bundle (:mod:`fxdistill.checkpoint`) whose factory is :func:`rebuild`: the original's
+factory with its arguments, and for each weight the output indices that it keeps. Replaying these on a fresh original
+gives the architecture; the state dict gives the weights. A model without a factory is kept as a ``torch.export``
+program.
 """
 
 import io
@@ -120,8 +121,8 @@ def shrink_model(
     """
     passes = passes or PassManager()
     thin = Thin(
-        keep=keep, widths=tuple(widths), criterion=criterion, round_to=round_to, protect=tuple(protect), only=tuple(only),
-        seed=seed,
+        keep=keep, widths=tuple(widths), criterion=criterion, round_to=round_to, protect=tuple(protect),
+        only=tuple(only), seed=seed,
     )  # fmt: skip
     barriers: dict[str, str] = {}
     traced = passes.run(Trace(input_shape), module)
@@ -184,7 +185,7 @@ def with_barriers(traced: Traced, coupling: Coupling, barriers: Sequence[str]) -
         if node is not None and node.op == "call_module":
             owned = traced.module.get_submodule(str(node.target)).named_parameters(str(node.target))
             labels += [layer for name, _ in owned for layer in coupling.parameter_labels(name).values()]
-        for class_id in {i for layer in labels for i in core(layer).unique().tolist()} - {0}:
+        for class_id in {i for layer in labels for i in core(layer).flatten().tolist()} - {0}:
             locks.setdefault(class_id, Lock("goes through what cannot be shrunk", path))
     return replace(coupling, locks=locks, _cache={})
 

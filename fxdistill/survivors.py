@@ -1,8 +1,8 @@
 """Survivors: which elements of every value and weight are left when classes are removed, and in what shape.
 
 An element is dead as soon as one of its layers names a removed class (:mod:`fxdistill.coupling`). What is left of a
-tensor is again a box, if in every dimension all slices that are not empty keep the same number of indices; which
-ones may differ from slice to slice of the dimensions before it (the heads of an attention, the groups of a convolution):
+tensor is again a box, if in every dimension all slices that are not empty keep the same number of indices; which ones
+may differ from slice to slice of the dimensions before it (heads of an attention, groups of a convolution):
 
     survivors(t)  =  t[alive].reshape(sizes),    Π sizes = number of alive elements
 
@@ -53,10 +53,10 @@ class Mask:
         for dim in range(self.small.dim()):
             later = tuple(range(dim + 1, self.small.dim()))
             counts = (self.small.any(later) if later else self.small).sum(dim)
-            found = counts[counts > 0].unique().tolist()
+            found = set(counts[counts > 0].tolist())
             if len(found) != 1:
                 return None
-            sizes.append(int(found[0]))
+            sizes.append(int(found.pop()))
         cut = zip(sizes, self.small.shape, self.shape, strict=True)
         return tuple(full if small == 1 else size for size, small, full in cut)
 

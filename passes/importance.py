@@ -5,7 +5,7 @@ The importance of a class is the sum over its members, the filters f of the weig
     l1, l2    ‖W[f]‖₁, ‖W[f]‖₂                     Li et al. 2017, https://arxiv.org/abs/1608.08710
     fpgm      Σ_g ‖W[f] - W[g]‖₂                   He et al. 2019, https://arxiv.org/abs/1811.00250
     taylor    Σ |W[f] · ∂loss/∂W[f]|               Molchanov et al. 2019, https://arxiv.org/abs/1906.10771
-    bn        |γ| of the BatchNorms on the channel Liu et al. 2017, https://arxiv.org/abs/1708.06519
+    bn        |weight| of the channel's BatchNorms Liu et al. 2017, https://arxiv.org/abs/1708.06519
     random    uniform, seeded: the control
 """
 

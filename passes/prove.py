@@ -204,13 +204,13 @@ def _silence(value: Any, masks: Masks, *, in_place: bool) -> Any:
 
 def _moment(name: str, args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor) -> Tensor:
     """``mean``, ``var`` and ``std`` of the survivors along dimensions."""
-    x = args[0]
+    x: Tensor = args[0]
     dim = kwargs.get("dim", args[1] if len(args) > 1 and not isinstance(args[1], bool) else None)
     dims = tuple(range(x.dim())) if dim is None else tuple(dim) if isinstance(dim, list | tuple) else (dim,)
     keep = bool(kwargs.get("keepdim", args[-1] if len(args) > 2 and isinstance(args[-1], bool) else False))
     correction = kwargs.get("correction", 1 if kwargs.get("unbiased", True) else 0)
     count = alive.sum(dims, keepdim=True)
-    mean = (x * alive).sum(dims, keepdim=True) / count.clamp(min=1)
+    mean: Tensor = (x * alive).sum(dims, keepdim=True) / count.clamp(min=1)
     if name != "mean":
         square = (((x - mean) ** 2) * alive).sum(dims, keepdim=True)
         mean = square / (count - correction).clamp(min=1)

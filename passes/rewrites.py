@@ -305,12 +305,14 @@ def _select(node: fx.Node, run: Rewriting, _: Masks) -> None:
 
 def _getitem(node: fx.Node, run: Rewriting, _: Masks) -> None:
     """Slices and indices of a tensor in Python's notation."""
-    value = run.env.get(node.args[0])  # type: ignore[call-overload]
+    source, given = node.args
+    value = run.env.get(source) if isinstance(source, fx.Node) else None
     if not isinstance(value, Tensor):
         return
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    index: tuple[Any, ...] = given if isinstance(given, tuple) else (given,)
     rank = value.dim()
-    dim, new = 0, []
+    dim = 0
+    new: list[Any] = []
     for entry in index:
         if entry is Ellipsis:
             dim = rank - sum(1 for e in index[index.index(Ellipsis) + 1 :] if e is not None)
@@ -327,7 +329,7 @@ def _getitem(node: fx.Node, run: Rewriting, _: Masks) -> None:
             moved = found.start if found else entry
         new.append(moved)
         dim += 1
-    node.args = (node.args[0], tuple(new) if isinstance(node.args[1], tuple) else new[0])
+    node.args = (source, tuple(new) if isinstance(given, tuple) else new[0])
 
 
 def _moved_slice(node: fx.Node, run: Rewriting, dim: int, wanted: slice) -> slice | None:

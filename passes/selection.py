@@ -76,7 +76,7 @@ def _components(
 ) -> Iterator[tuple[list[Block], list[Constraint], list[Width]]]:
     """Blocks that constraints or widths tie together."""
     owner = {class_id: index for index, block in enumerate(blocks) for class_id in block.classes}
-    graph = networkx.Graph()
+    graph: networkx.Graph[tuple[str, int]] = networkx.Graph()
     graph.add_nodes_from(("block", index) for index in range(len(blocks)))
     ties = [("rule", j, {i for row in c.sets for i in row}) for j, c in enumerate(constraints)]
     ties += [("width", j, set(width.classes)) for j, width in enumerate(widths)]
@@ -103,7 +103,10 @@ def _least(coupling: Coupling, block: Block, scores: Tensor) -> set[int]:
 
 
 class _Program:
-    """The integer program of one component. Variables: x of every class, then z, over and under of every block, k of every rule."""
+    """The integer program of one component.
+
+    Its variables: x of every class; z, over and under of every block; k of every rule.
+    """
 
     def __init__(
         self, blocks: Sequence[Block], rules: Sequence[Constraint], widths: Sequence[Width], scores: Tensor
@@ -134,7 +137,7 @@ class _Program:
                 column.append(variable)
         matrix = coo_array((data, (row, column)), shape=(len(self.rows), self.size)).tocsr()
         limits = LinearConstraint(matrix, [low for _, low, _ in self.rows], [high for _, _, high in self.rows])
-        integral = np.ones(self.size)
+        integral = np.ones(self.size, np.int64)
         result = milp(
             self._costs(), integrality=integral, bounds=self._bounds(steps), constraints=limits,
             options={"time_limit": _SECONDS, "mip_rel_gap": 1e-4},

@@ -172,9 +172,9 @@ class _Rewriter(fx.Interpreter):
             else:
                 self._check(value, mask, path)
         elif isinstance(masks, list) and isinstance(value, tuple | list) and len(value) == len(masks):
-            for part, mask in zip(value, masks, strict=True):
-                if isinstance(part, Tensor) and isinstance(mask, Mask):
-                    self._check(part, mask, path)
+            for part, inner in zip(value, masks, strict=True):
+                if isinstance(part, Tensor) and isinstance(inner, Mask):
+                    self._check(part, inner, path)
 
     def _check(self, value: Tensor, mask: Mask | None, path: str) -> None:
         expected = self.shapes.get(path) if mask is None else mask.sizes
@@ -185,7 +185,9 @@ class _Rewriter(fx.Interpreter):
         if any(source in self.layouts for source in sources):
             return True
         name = op_name(node, self.root)
-        return mask is not None and not mask.whole and (name in _FUSED or (name in _PERMUTATIONS and not mask.is_product))
+        return (
+            mask is not None and not mask.whole and (name in _FUSED or (name in _PERMUTATIONS and not mask.is_product))
+        )
 
     def _follow(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> None:
         """Keep track of the order of survivors, and put it right as soon as one index_select can."""

@@ -1,8 +1,8 @@
 """Thin: decide which coupled classes a whole model loses. No weight is touched.
 
-The classes that the same weights produce form a **block**; inside a block they compete by importance, and the block keeps
-``keep`` of them, rounded so that the weights' widths are multiples of ``round_to``. Classes that must keep equal counts
-(groups, heads, views that split channels) and wanted widths make this an integer program
+The classes that the same weights produce form a **block**; inside a block they compete by importance, and the block
+keeps ``keep`` of them, rounded so that the weights' widths are multiples of ``round_to``. Classes that must keep equal
+counts (groups, heads, views that split channels) and wanted widths make this an integer program
 (:mod:`fxdistill.passes.selection`); everything else is a sort.
 """
 
@@ -41,7 +41,7 @@ class Removal:
 
     Attributes:
         removed: The classes to remove.
-        kept: The same as indices, for the weights that get smaller: replayable on fresh weights with :func:`removed_of`.
+        kept: The same as indices, for the weights that get smaller; :func:`removed_of` replays them.
         widths: For each producing module its width before and after.
     """
 
@@ -218,7 +218,7 @@ def kept_indices(coupling: Coupling, removed: Iterable[int]) -> Kept:
 
 
 def removed_of(coupling: Coupling, kept: Kept) -> frozenset[int]:
-    """The classes that are removed where weights keep these output indices: a decision replayed on the same architecture.
+    """The classes that are removed where weights keep these output indices: a decision replayed.
 
     Raises:
         InputError: The indices are not of this architecture.

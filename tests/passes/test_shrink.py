@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,15 +41,18 @@ class Net(nn.Module):
         self.run = forward
         self.eval()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Any:
         return self.run(self, x)
 
 
-def conv(inputs: int, outputs: int, **options: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, **{"kernel_size": 1, **options})
+def conv(inputs: int, outputs: int, *, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1, groups=groups)
 
 
-def remove(net: nn.Module, removed: dict[str, list[int]], shape: tuple[int, ...] = IMAGE) -> fx.GraphModule:
+def remove(net: nn.Module, removed: dict[str, list[int]], shape: tuple[int, ...] = IMAGE) -> Any:
     """Shrink by output indices that weights lose; the proof runs inside."""
     traced = Trace(shape)(net).value
     coupling = Couple()(traced).value
@@ -70,9 +74,11 @@ def test_cat() -> None:
     assert (small.a.out_channels, small.c.in_channels, small.c.out_channels) == (3, 6, 5)
 
 
-@pytest.mark.parametrize("pieces", [lambda y: y.split([4, 4], 1), lambda y: y.chunk(2, 1), lambda y: (y[:, :4], y[:, 4:])])
+@pytest.mark.parametrize(
+    "pieces", [lambda y: y.split([4, 4], 1), lambda y: y.chunk(2, 1), lambda y: (y[:, :4], y[:, 4:])]
+)
 def test_split(pieces: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-    def forward(m: Net, x: Tensor) -> Tensor:
+    def forward(m: Net, x: Tensor) -> Any:
         one, other = pieces(m.a(x))
         return m.p(one) + m.q(other)
 
@@ -132,7 +138,7 @@ def test_pixel_shuffle() -> None:
 
 
 def test_squeeze_and_excitation() -> None:
-    def forward(m: Net, x: Tensor) -> Tensor:
+    def forward(m: Net, x: Tensor) -> Any:
         y = m.a(x)
         return m.c(y * torch.sigmoid(m.up(F.relu(m.down(F.adaptive_avg_pool2d(y, 1))))))
 
@@ -146,7 +152,11 @@ def test_squeeze_and_excitation() -> None:
 
 def test_residual_over_concatenation() -> None:
     net = Net(
-        lambda m, x: m.d(torch.cat([m.a(x), m.b(x)], 1) + m.c(x)), a=conv(3, 4), b=conv(3, 4), c=conv(3, 8), d=conv(8, 5)
+        lambda m, x: m.d(torch.cat([m.a(x), m.b(x)], 1) + m.c(x)),
+        a=conv(3, 4),
+        b=conv(3, 4),
+        c=conv(3, 8),
+        d=conv(8, 5),
     )
     small = remove(net, {"c.weight": [5]})
     same(small, "a.weight", net.a.weight)
@@ -163,7 +173,9 @@ def test_shared_module_called_twice() -> None:
 
 
 def test_tied_weights_stay_tied() -> None:
-    net = Net(lambda m, x: m.c(m.one(m.a(x)) + m.other(m.a(x))), a=conv(3, 4), one=conv(4, 6), other=conv(4, 6), c=conv(6, 5))
+    net = Net(
+        lambda m, x: m.c(m.one(m.a(x)) + m.other(m.a(x))), a=conv(3, 4), one=conv(4, 6), other=conv(4, 6), c=conv(6, 5)
+    )
     net.other.weight = net.one.weight
     small = remove(net, {"one.weight": [0], "a.weight": [3]})
     assert small.one.weight is small.other.weight
@@ -171,9 +183,7 @@ def test_tied_weights_stay_tied() -> None:
 
 
 def test_transposed_use_of_a_weight() -> None:
-    net = Net(
-        lambda m, x: F.linear(F.relu(m.encode(x.flatten(1))), m.encode.weight.t()), encode=nn.Linear(12, 6)
-    )
+    net = Net(lambda m, x: F.linear(F.relu(m.encode(x.flatten(1))), m.encode.weight.t()), encode=nn.Linear(12, 6))
     small = remove(net, {"encode.weight": [2]}, (2, 3, 2, 2))
     same(small, "encode.weight", net.encode.weight[[0, 1, 3, 4, 5]])
 
@@ -185,7 +195,7 @@ def test_flatten_into_linear() -> None:
     assert small.fc.in_features == 12
 
 
-def attention(m: Net, x: Tensor) -> Tensor:
+def attention(m: Net, x: Tensor) -> Any:
     tokens = m.embed(x).flatten(2).transpose(1, 2)
     b, n, _ = tokens.shape
     q, k, v = m.qkv(m.norm(tokens)).reshape(b, n, 3, 2, 4).permute(2, 0, 3, 1, 4)
@@ -227,7 +237,7 @@ def test_multihead_attention_is_taken_apart() -> None:
             self.embed, self.norm = nn.Conv2d(3, 8, 2, stride=2), nn.LayerNorm(8)
             self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             x = self.embed(x).flatten(2).transpose(1, 2)
             y = self.norm(x)
             return self.head((x + self.attention(y, y, y, need_weights=False)[0]).mean(1))
@@ -254,7 +264,7 @@ class Tiny(nn.Module):
         self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
         self.head = nn.Linear(8, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
         x += self.block(x)
         return self.head(x.mean((2, 3)))
@@ -288,7 +298,7 @@ def test_is_traced_again_trained_and_shrunk_again() -> None:
     small.train()
     images, targets = torch.randn(IMAGE), torch.tensor([0, 1])
     before = small.get_parameter("head.weight").clone()
-    F.cross_entropy(small(images), targets).backward()
+    F.cross_entropy(small(images), targets).backward()  # type: ignore[no-untyped-call]
     torch.optim.SGD(small.parameters(), lr=0.1).step()
     assert not torch.equal(before, small.get_parameter("head.weight"))
     assert int(small.get_buffer("stem.1.num_batches_tracked")) == 1
@@ -341,7 +351,7 @@ def test_what_cannot_be_carried_out_stays_whole_and_is_named(monkeypatch: pytest
         if node.op != "call_function" or node.name != "reshape":
             rewrite(node, run, masks)
 
-    def forward(m: Net, x: Tensor) -> Tensor:
+    def forward(m: Net, x: Tensor) -> Any:
         return m.fc(torch.reshape(m.a(x), (-1, 16)) + F.adaptive_avg_pool2d(m.b(m.c(x)), 2).flatten(1)[:, :16])
 
     monkeypatch.setattr("fxdistill.passes.shrink.rewrite", rewritten)
@@ -371,9 +381,11 @@ class Random(nn.Module):
         width = {"dense": 4, "split": 4}.get(kind, 8)
         if kind == "norm":
             return nn.GroupNorm(2, 8)
-        return conv(width if kind == "split" else 8, width, groups=groups) if kind != "shuffle" else nn.ChannelShuffle(2)
+        return (
+            conv(width if kind == "split" else 8, width, groups=groups) if kind != "shuffle" else nn.ChannelShuffle(2)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
         for kind, layer in zip(self.kinds, self.layers, strict=True):
             if kind == "residual":
@@ -408,14 +420,15 @@ def test_permuting_coupled_channels_leaves_outputs_unchanged(seed: int) -> None:
     coupling = Couple()(Trace(IMAGE)(net).value).value
     images = torch.randn(IMAGE)
     before = net(images)
-    group = next(g for g in coupling.groups if coupling.members(g[0])[0].path == "stem.0" and g[0] not in coupling.locks)
+    group = next(
+        g for g in coupling.groups if coupling.members(g[0])[0].path == "stem.0" and g[0] not in coupling.locks
+    )
     order = torch.randperm(len(group), generator=torch.Generator().manual_seed(seed)).tolist()
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     moves: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for class_id, place in zip(group, order, strict=True):
         for member, other in zip(coupling.members(class_id), coupling.members(group[place]), strict=True):
-            pairs = zip(member.indices, other.indices, strict=True)
-            moves.setdefault((member.parameter, member.dim), []).extend(pairs)
+            moves.setdefault((member.parameter, member.dim), []).extend(zip(member.indices, other.indices, strict=True))
     with torch.no_grad():
         for (name, dim), pairs in moves.items():
             index = torch.arange(tensors[name].shape[dim])
