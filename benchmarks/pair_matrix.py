@@ -2,10 +2,10 @@
 
     python benchmarks/pair_matrix.py [--out benchmarks/pair_matrix.md]
 
-For each pair: match, prune to the student's widths (``slice``), and decide an auxiliary teacher of the student's widths
-(``shrink``). A cell says how many pairs of layers were found, and how many of them slice (the teacher is wide enough); then
-``+`` where an auxiliary teacher can be had, or a letter that the list below the table explains. Anything else that goes wrong
-is an unexplained failure: it is printed, and the exit code is 1.
+For each pair: match, prune to the student's widths (``slice``), and decide an auxiliary teacher of the student's
+widths (``shrink``). A cell says how many pairs of layers were found, and how many of them slice (the teacher is wide
+enough); then ``+`` where an auxiliary teacher can be had, or a letter that the list below the table explains. Anything
+else that goes wrong is an unexplained failure: it is printed, and the exit code is 1.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main() -> int:
         for student in options.models:
             try:
                 cells.append("" if teacher == student else plan(loaded[teacher], loaded[student], reasons))
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001  # whatever it is, it is what is looked for
                 cells.append("!")
                 failures.append(f"{teacher} -> {student}: {type(failure).__name__}: {failure}")
         lines.append(f"| {teacher} | {' | '.join(cells)} |")
@@ -107,9 +107,10 @@ def main() -> int:
     seconds = time.perf_counter() - start
     head = [
         f"# {count} ordered pairs of {len(options.models)} torchvision models", "",
-        f"`python benchmarks/pair_matrix.py`, torch {torch.__version__}, {seconds:.0f} s in all. {len(failures)} unexplained failures.", "",
-        "A cell: pairs found / pairs whose teacher is wide enough to slice; `+`: an auxiliary teacher of the student's widths can be",
-        "had, `=`: the teacher is nowhere wider; a letter: why not.", "",
+        f"`python benchmarks/pair_matrix.py`, torch {torch.__version__}, {seconds:.0f} s in all.",
+        f"{len(failures)} unexplained failures.", "",
+        "A cell: pairs found / pairs whose teacher is wide enough to slice; `+`: an auxiliary teacher of the student's",
+        "widths can be had, `=`: the teacher is nowhere wider; a letter: why not.", "",
     ]  # fmt: skip
     tail = ["", *(f"- `{key}`: {value} …" for key, value in reasons.items()), *(f"- `!` {f}" for f in failures), ""]
     options.out.write_text("\n".join([*head, *lines, *tail]), encoding="utf-8")
