@@ -170,7 +170,8 @@ class _Masked(_Steps):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and silence what was removed."""
-        special = self._statistic(n) if path_of(n) in self.statistics else None
+        name = op_name(n, self.root)
+        special = self._statistic(n) if path_of(n) in self.statistics or name == "batch_norm" else None
         value = super().run_node(n) if special is None else special
         return _silence(value, self.survivors.of(path_of(n)), in_place=mutates_input(n, self.root))
 
@@ -183,6 +184,8 @@ class _Masked(_Steps):
             return None
         name = op_name(node, self.root)
         alive = mask.full
+        if name == "batch_norm":  # with statistics of its own: standardized weights (NFNet)
+            return _batch_norm(args, kwargs, alive) if submodule(self.root, node) is None else None
         if name in _MOMENTS:
             return _moment(name, args, kwargs, alive)
         if name in _NORMS:
@@ -232,6 +235,22 @@ def _norm(name: str, args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor,
     for key, combine in _AFFINE:
         if given[key] is not None:
             normed = combine(normed, given[key].reshape(view))
+    return normed
+
+
+def _batch_norm(args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor) -> Tensor | None:
+    """A functional batch norm whose statistics run over channels, as weight standardization uses it."""
+    names = ("x", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    defaults: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
+    given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+    if not given["training"]:
+        return None
+    x: Tensor = given["x"]
+    dims = tuple(d for d in range(x.dim()) if d != 1)
+    normed = _standardized(x, alive, dims, given["eps"], center=True)
+    for key, combine in _AFFINE:
+        if given[key] is not None:
+            normed = combine(normed, given[key].reshape(1, -1, *(1,) * (x.dim() - 2)))
     return normed
 
 

@@ -45,7 +45,6 @@ class Rewriting(Protocol):
 
 
 Rule = Callable[[fx.Node, Rewriting, Masks], None]
-_HARMLESS = {"stochastic_depth", "drop_path", "len", "getattr", "_assert", "_log_api_usage_once"}
 _FUSED = {"multihead_attention", "multi_head_attention_forward"}
 _LIBRARIES = ("torch.", "_operator", "operator", "math", "builtins")
 
@@ -85,15 +84,19 @@ def _smaller(masks: Masks) -> bool:
 
 
 def _refuse_fused(node: fx.Node, name: str, run: Rewriting) -> None:
+    """Refuse what computes with smaller weights in a way that the rules do not see."""
     module = submodule(run.root, node)
-    owner = type(module).__module__ if module is not None else _owner(node)
-    foreign = not (owner + ".").startswith(_LIBRARIES)
-    computes = module is None or any(True for _ in module.parameters()) or any(True for _ in module.children())
-    if name in _FUSED or (foreign and computes and name not in _HARMLESS and not _familiar(module)):
+    if module is not None:
+        foreign = not (type(module).__module__ + ".").startswith(_LIBRARIES) and not _familiar(module)
+        weighs = any(True for _ in module.parameters()) or any(True for _ in module.children())
+    else:
+        foreign = not (_owner(node) + ".").startswith(_LIBRARIES)
+        weighs = any(source.op == "get_attr" for source in node.all_input_nodes)
+    if name in _FUSED or (foreign and weighs):
         raise Obstacle("it computes several operations in one", path=path_of(node), fused=True)
 
 
-def _familiar(module: nn.Module | None) -> bool:
+def _familiar(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.LayerNorm | nn.Linear | nn.GroupNorm)
 
 
