@@ -11,7 +11,7 @@ from fxdistill import checkpoint, data, evaluate, export
 from fxdistill.data import Dataset
 from fxdistill.errors import RunDirError
 from fxdistill.plan import ModelRef, file_sha256
-from fxdistill.preflight import load_data, load_model
+from fxdistill.preflight import classes_fit, load_data, load_model
 from fxdistill.result import provenance
 from fxdistill.rundir import RunDir
 
@@ -50,6 +50,8 @@ def find(
     loaded = checkpoint.load(source)
     dataset = _dataset(data, loaded.input_shape, allow)
     shape = (1, *dataset.image_shape) if dataset is not None else loaded.input_shape
+    if dataset is not None:
+        classes_fit(loaded.module, dataset, input_shape=(1, *dataset.image_shape), spec=str(data))
     return Found(loaded.module, dataset, shape, {})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxdistill import checkpoint, evaluate, places
+from fxdistill import checkpoint, evaluate, export, places
 from fxdistill import data as data_module
 from fxdistill.data import Dataset
 from fxdistill.diagnostics import Diagnostic
@@ -15,16 +15,23 @@ from fxdistill.plan import ModelRef, Plan, file_sha256
 
 
 def runnable(plan: Plan, where: Path) -> None:
-    """Refuse a plan that names no data, or no trained teacher.
+    """Refuse a plan that names no data or no trained teacher, or that could not be exported in the end.
 
     Raises:
-        PlanError: It does not.
+        PlanError: It is such a plan.
     """
+    export._check_opset(plan.export.opset)  # noqa: SLF001  # hours before the export itself would say so
     if plan.data.spec is None:
         raise PlanError(
             "the plan has no data, so it cannot be run", where=f"{where}, data.spec",
             hint="write it anew with --data, e.g. --data digits",
         )  # fmt: skip
+    for stage in plan.control:
+        if any(term.loss != "cross_entropy" for term in stage.losses):
+            raise PlanError(
+                "the control arm trains without a teacher, and a loss of it needs one",
+                where=f"{where}, control, stage '{stage.name}'", hint="leave only cross_entropy there",
+            )  # fmt: skip
     if plan.teacher.path is None:
         raise PlanError(
             "the plan's teacher has random weights, so there is nothing to learn from it",

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fxdistill import checkpoint, data, pipeline, places
-from fxdistill.execute import Settings, execute
+import pytest
+
+from fxdistill import checkpoint, data, export, pipeline, places
+from fxdistill.arms import Observer
+from fxdistill.execute import Settings
+from fxdistill.execute import execute as slow_execute
 from fxdistill.factory import build
 from fxdistill.plan import ModelRef, Plan, file_sha256, write_text
 
@@ -98,6 +102,13 @@ def _ref(factory: tuple[str, dict[str, Any]], file: Path | None, plan: Path) -> 
         path=None if file is None else places.relative(file, plan), factory=factory[0], kwargs=factory[1],
         sha256=None if file is None else file_sha256(file),
     )  # fmt: skip
+
+
+def execute(plan: Path, out: Path, settings: Settings, observer: Observer | None = None) -> dict[str, Any]:
+    """Execute with the quicker of the two exporters; the other one has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_EXPORTERS", ("torchscript",))
+        return slow_execute(plan, out, settings, observer)
 
 
 @functools.cache
