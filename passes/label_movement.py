@@ -1,10 +1,12 @@
 """Label rules for operations that only move elements: the operation itself is run on the labels.
 
-``view`` and its kin, slices, permutations, ``roll``, ``chunk``, channel and pixel shuffles are exact by construction. Three
+``view`` and its kin, slices, permutations, ``chunk``, channel and pixel shuffles are exact by construction. Three
 things need care: a view that splits a channel dimension is noted (equal counts), a dimension along which labels do
 not vary stays compact whatever is padded or concatenated, and tensors are boxes: what is concatenated side by side
 shares its other dimensions' channels.
 """
+
+# ruff: noqa: SIM905  # tables of names read best as words
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,15 +19,14 @@ from fxdistill.passes.label_values import Labelled, Ledger, Opaque, compact, dim
 
 Function = Callable[..., Any]
 
-_DATA = {"reshape", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "unsqueeze", "expand", "expand_as",
-         "repeat", "tile", "repeat_interleave", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "narrow",
-         "select", "slice", "getitem", "index_select", "index", "roll", "flip", "fliplr", "flipud", "rot90", "t", "T", "mT", "H",
-         "adjoint", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "flatten", "unflatten", "squeeze",
-         "broadcast_to", "ravel", "hsplit", "vsplit", "dsplit", "view_as", "reshape_as", "view", "unsafe_view", "_unsafe_view",
-         "unsafe_chunk", "unsafe_split", "_reshape_alias", "reshape_alias", "numpy_T", "atleast_2d", "native_channel_shuffle"}  # fmt: skip
-MOVEMENT = frozenset(_DATA)
-_PICKS = {"index_select", "index", "roll", "flip", "fliplr", "flipud", "rot90", "diagonal", "unfold"}
-_VIEWS = {"view", "unsafe_view", "_unsafe_view", "_reshape_alias", "reshape_alias", "reshape"}
+_VIEWS = frozenset("view unsafe_view _unsafe_view _reshape_alias reshape_alias reshape".split())
+_PICKS = frozenset("index_select index roll flip fliplr flipud rot90 diagonal unfold".split())
+MOVEMENT = _VIEWS | _PICKS | frozenset(
+    "permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze expand expand_as broadcast_to repeat tile "
+    "repeat_interleave chunk split split_with_sizes tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split unbind "
+    "narrow select slice getitem t T mT H adjoint pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+    "flatten unflatten ravel view_as reshape_as atleast_2d".split()
+)  # fmt: skip
 
 
 def move(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -29,28 +29,26 @@ from fxdistill.passes.label_values import (
 
 Function = Callable[..., Any]
 
-ELEMENTWISE = frozenset(
-    "add sub rsub mul div true_divide divide multiply subtract floor_divide maximum minimum fmax fmin where addcmul addcdiv lerp "
-    "pow atan2 eq ne lt gt le ge logical_and logical_or logical_xor bitwise_and bitwise_or masked_fill fmod remainder xlogy hypot "
-    "and or xor truediv floordiv mod copysign logaddexp threshold heaviside clamp clamp_min clamp_max clip".split()
-)  # fmt: skip
 COMPARISONS = frozenset("eq ne lt gt le ge logical_and logical_or logical_xor".split())
+ELEMENTWISE = COMPARISONS | frozenset(
+    "add sub rsub mul div true_divide divide multiply subtract floor_divide maximum minimum fmax fmin where addcmul "
+    "addcdiv lerp pow atan2 bitwise_and bitwise_or masked_fill fmod remainder xlogy hypot and or xor truediv floordiv "
+    "mod copysign logaddexp threshold heaviside clamp clamp_min clamp_max clip".split()
+)
 POINTWISE = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu swish mish hardswish hardsigmoid hardtanh sigmoid tanh softplus softsign "
-    "softshrink hardshrink tanhshrink logsigmoid log_sigmoid rrelu exp log log2 log10 log1p expm1 sqrt rsqrt square abs neg sign "
-    "reciprocal sin cos tan erf erfc erfinv floor ceil round trunc frac logical_not bitwise_not isnan isinf nan_to_num "
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout contiguous clone to type float "
-    "double half bfloat16 long int bool type_as detach alias cpu cuda requires_grad positive identity zero fill "
-    "zeros_like ones_like empty_like rand_like randn_like full_like lift lift_fresh lift_fresh_copy _to_copy to_copy "
-    "bernoulli uniform normal detach_ _assert_tensor_metadata absolute logit".split()
-)  # fmt: skip
+    "relu relu6 leaky_relu elu selu celu gelu silu swish mish hardswish hardsigmoid hardtanh sigmoid tanh softplus "
+    "softsign softshrink hardshrink tanhshrink logsigmoid log_sigmoid rrelu exp log log2 log10 log1p expm1 sqrt rsqrt "
+    "square abs absolute neg sign reciprocal sin cos tan erf erfc erfinv floor ceil round trunc frac logit logical_not "
+    "bitwise_not isnan isinf nan_to_num dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
+    "feature_alpha_dropout contiguous clone to type float double half bfloat16 long int bool type_as detach alias cpu "
+    "cuda positive identity zero fill zeros_like ones_like empty_like rand_like randn_like full_like lift lift_fresh "
+    "lift_fresh_copy _to_copy to_copy bernoulli uniform normal _assert_tensor_metadata".split()
+)
 SUMS = frozenset(
     "sum mean nansum std var std_mean var_mean norm linalg_vector_norm vector_norm logsumexp count_nonzero".split()
 )
-RANKS = frozenset(
-    "amax amin max min argmax argmin prod any all softmax log_softmax softmin _softmax _log_softmax median".split()
-)
-ALONG = frozenset("cumsum cumprod sort topk argsort flip_along logcumsumexp".split())
+RANKS = frozenset("amax amin max min argmax argmin prod any all softmax log_softmax softmin median".split())
+ALONG = frozenset("cumsum cumprod sort topk argsort logcumsumexp".split())
 NORMS = frozenset(("layer_norm", "rms_norm"))
 CHANNEL_NORMS = frozenset(("batch_norm", "instance_norm"))
 
@@ -105,7 +103,7 @@ def _rebuilt(like: Any, results: list[Labelled]) -> Any:
 def _dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> tuple[int, ...]:
     position = 2 if name in ("norm", "linalg_vector_norm", "vector_norm") else 1
     found = kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else None))
-    if found is None or isinstance(found, bool) or found == [] or found == ():
+    if found is None or isinstance(found, bool) or found in ([], ()):
         return tuple(range(rank))
     return tuple(d % rank for d in (found if isinstance(found, tuple | list) else (found,)))
 
@@ -223,6 +221,18 @@ def unfold_patches(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: 
         flat = ledger.unite_along(layer, (0, 2, 3))
         repeats = like.shape[1] // source.shape[1]
         layers.append(flat[:1, :, 0, :1].repeat_interleave(repeats, 1).expand(like.shape))
+    return labelled(like, layers)
+
+
+def fold_patches(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``F.fold``: the rows of a patch become one channel, so they live and die together."""
+    source = args[0]
+    like = func(*to_meta(args), **to_meta(kwargs))
+    layers = []
+    for layer in ledger.layers(source):
+        flat = ledger.unite_along(layer, (0, 2))
+        rows = ledger.unite_along(along(flat, 1).reshape(like.shape[1], -1), (1,))
+        layers.append(spread(rows[:, 0], 1, like.shape))
     return labelled(like, layers)
 
 

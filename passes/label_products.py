@@ -5,7 +5,7 @@ inputs (which unites them) and hands on the weight's outputs; a producer is noth
 matrix products and run under the same rules.
 """
 
-# ruff: noqa: ARG001  # rules share one signature
+# ruff: noqa: ARG001, PLR0917  # rules share one signature
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Function = Callable[..., Any]
 
 def contract(ledger: Ledger, values: Sequence[Tensor], letters: Sequence[Sequence[int]], kept: Sequence[int],
              sizes: Sequence[int], like: Tensor) -> Labelled:  # fmt: skip
-    """A product of one or two values over a common space of letters, of which those in ``kept`` remain, in that order."""
+    """A product of one or two values in a common space of letters; those in ``kept`` remain, in that order."""
     ends = [letter for letter in range(len(sizes)) if letter not in kept]
     operands = [operand(ledger, v, where, sizes) for v, where in zip(values, letters, strict=True)]
     for value, where in zip(values, letters, strict=True):
@@ -35,7 +35,9 @@ def contract(ledger: Ledger, values: Sequence[Tensor], letters: Sequence[Sequenc
     result = []
     for layer in layers:
         view = layer.permute(*kept, *ends)
-        result.append(view[(..., *[0] * len(ends))].expand(like.shape))
+        for _ in ends:
+            view = view.select(-1, 0)
+        result.append(view.expand(like.shape))
     return labelled(like, result)
 
 
@@ -152,10 +154,11 @@ def _channels(ledger: Ledger, source: Tensor) -> Tensor | None:
     """The label of each input channel, the same all over the map; None where the input has none."""
     result: Tensor | None = None
     for layer in ledger.layers(source):
-        if 0 in dims_of(layer) or 1 not in dims_of(layer):
+        if 1 not in dims_of(layer):
             ledger.lock(layer, "varies where a convolution needs one channel all over")
             continue
-        flat = ledger.unite_along(layer, range(2, source.dim()))
+        # heads folded into the batch share the weight, and with it their channels
+        flat = ledger.unite_along(layer, (0, *range(2, source.dim())))
         vector = along(flat, 1)
         if result is not None:
             ledger.unite(result, vector)
@@ -172,8 +175,8 @@ def _vector(ledger: Ledger, weight: Tensor, dim: int, role: Role) -> Tensor | No
         if dims_of(layer) != (dim,):
             raise Opaque("its weight is shared with a grouped convolution")
         return along(layer, dim)
-    layer = next((e for e in weight.layers if dims_of(e) == (dim,)), None)
-    return along(layer, dim) if layer is not None else None
+    found = next((layer for layer in weight.layers if dims_of(layer) == (dim,)), None)
+    return along(found, dim) if found is not None else None
 
 
 def _only_leading(ledger: Ledger, weight: Tensor) -> None:
@@ -252,16 +255,18 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
     return torch.matmul(torch.softmax(weights, -1), value)
 
 
-def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, embed_dim: int, heads: int, in_weight: Tensor | None,
-                         in_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None, add_zero: bool,  # noqa: FBT001
-                         _dropout: float, out_weight: Tensor, out_bias: Tensor | None, *args: Any, **kwargs: Any,
-                         ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, embed_dim: int, heads: int,
+    in_weight: Tensor | None, in_bias: Tensor | None, bias_k: Tensor | None, bias_v: Tensor | None,
+    add_zero: bool, _dropout: float, out_weight: Tensor, out_bias: Tensor | None,  # noqa: FBT001  # torch's signature
+    *args: Any, **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """``F.multi_head_attention_forward`` (tokens first) spelled out in linear layers and matrix products."""
     if bias_k is not None or bias_v is not None or add_zero or kwargs.get("static_k") is not None:
         raise Opaque("its attention has extra keys and values")
     if query.dim() == 2:
         raise Opaque("its attention has no batch dimension")
-    q, k, v = _projected((query, key, value), embed_dim, in_weight, in_bias, kwargs)
+    q, k, v = _projected((query, key, value), in_weight, in_bias, kwargs)
     q, k, v = (_headed(t, heads) for t in (q, k, v))
     weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(embed_dim // heads), -1)
     mixed = torch.matmul(weights, v).permute(2, 0, 1, 3).flatten(-2)
@@ -269,8 +274,9 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, embed_dim: i
     return functional.linear(mixed, out_weight, out_bias), weights.mean(1) if needed else None
 
 
-def _projected(values: Sequence[Tensor], embed_dim: int, weight: Tensor | None, bias: Tensor | None,
-               kwargs: dict[str, Any]) -> Sequence[Tensor]:  # fmt: skip
+def _projected(
+    values: Sequence[Tensor], weight: Tensor | None, bias: Tensor | None, kwargs: dict[str, Any]
+) -> Sequence[Tensor]:
     query, key, value = values
     if weight is not None and query is key and key is value:
         return functional.linear(query, weight, bias).chunk(3, -1)

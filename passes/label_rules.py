@@ -3,6 +3,8 @@
 A function is found by its bare name (``aten.conv2d.default``, ``F.conv2d`` and ``torch.conv2d`` are all ``conv2d``).
 """
 
+# ruff: noqa: SIM905, PLR0917  # tables of names read best as words; a call is a name, a function and its arguments
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ from torch.nn import functional
 
 from fxdistill.passes import label_movement, label_operations, label_products
 from fxdistill.passes.label_operations import empty_labels, end
-from fxdistill.passes.label_values import Ledger, Opaque, rule_name, to_meta
+from fxdistill.passes.label_values import Ledger, Opaque, rule_name, tensors, to_meta
 
 Function = Callable[..., Any]
 Rule = Callable[[Ledger, Function, tuple[Any, ...], dict[str, Any]], Any]
@@ -32,22 +34,19 @@ class Mode(Protocol):
 
 
 _METADATA = frozenset(
-    "shape size dim ndim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex dtype "
-    "sym_size sym_numel sym_stride len layout requires_grad is_sparse is_quantized is_nested is_leaf grad_fn element_size "
-    "is_same_size is_inference is_meta names get_device itemsize nbytes is_signed is_mkldnn is_conj is_neg result_type promote_types "
-    "can_cast is_distributed retains_grad data_ptr _is_view dim_order is_nonzero_meta".split()
-)  # fmt: skip
-_PLACE = frozenset(
-    "is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_ort is_mtia is_maia is_hpu is_sparse_csr".split()
+    "shape size dim ndim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex "
+    "dtype sym_size sym_numel sym_stride len layout requires_grad is_sparse is_quantized is_nested is_leaf grad_fn "
+    "element_size is_same_size is_inference is_meta names get_device itemsize nbytes is_signed is_conj is_neg "
+    "result_type promote_types can_cast is_distributed retains_grad data_ptr dim_order".split()
 )
+_PLACE = frozenset("is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_mtia is_maia is_hpu".split())
 _NEW = frozenset("new_zeros new_ones new_empty new_full new_tensor new".split())
 _PRODUCTS: dict[str, Rule] = {
     "linear": label_products.linear,
-    "matmul": label_products.matmul, "bmm": label_products.matmul, "mm": label_products.matmul, "mv": label_products.matmul,
-    "rmatmul": label_products.matmul, "dot": label_products.matmul,
+    **dict.fromkeys(("matmul", "rmatmul", "bmm", "mm", "mv", "dot"), label_products.matmul),
     "einsum": label_products.einsum,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), label_products.convolution),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), label_products.transposed_convolution),
+    **{f"conv_transpose{n}d": label_products.transposed_convolution for n in (1, 2, 3)},
     "embedding": label_products.embedding,
 }  # fmt: skip
 _OPERATIONS: dict[str, Rule] = {
@@ -56,16 +55,16 @@ _OPERATIONS: dict[str, Rule] = {
     **dict.fromkeys(label_operations.NORMS, label_operations.last_dims_norm),
     **dict.fromkeys(label_operations.CHANNEL_NORMS, label_operations.channel_norm),
     **dict.fromkeys(("cat", "concat", "concatenate"), label_movement.cat),
-    **dict.fromkeys(("pad", "constant_pad_nd", "_pad_circular", "reflection_pad2d", "replication_pad2d"), label_movement.pad),
+    **dict.fromkeys(("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"), label_movement.pad),
     "group_norm": label_operations.group_norm,
     "prelu": label_operations.prelu,
     "normalize": label_operations.normalize,
-    "unfold_patches": label_operations.unfold_patches,
     "im2col": label_operations.unfold_patches,
+    **dict.fromkeys(("fold", "col2im"), label_operations.fold_patches),
     "local_response_norm": label_operations.neighbours,
 }  # fmt: skip
-_POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "upsample", "_upsample", "interpolate",
-          "fractional_max_pool", "_adaptive_avg_pool", "grid_sample", "grid_sampler")  # fmt: skip
+_POOLS = tuple("max_pool avg_pool adaptive_avg_pool adaptive_max_pool lp_pool fractional_max_pool upsample _upsample "
+               "interpolate grid_sample".split())  # fmt: skip
 _REDUCTIONS = label_operations.SUMS | label_operations.RANKS | label_operations.ALONG
 _SPELLED: dict[str, Function] = {
     "scaled_dot_product_attention": label_products.scaled_dot_product_attention,
@@ -110,6 +109,8 @@ def _plain(mode: Mode, name: str, func: Function, args: tuple[Any, ...], kwargs:
         return name == "is_cpu"
     if name in _NEW:
         return func(torch.empty(0, dtype=args[0].dtype), *args[1:], **_on_cpu(kwargs))
+    if name == "setitem" and not any(mode.ledger.layers(t) for t in tensors((args, kwargs))):
+        return None
     if name == "setitem":
         end(mode.ledger, (args, kwargs), "is written into another tensor")
         mode.ledger.note("opaque-node", "channels are not followed through an assignment to a part of a tensor")

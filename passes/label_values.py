@@ -149,7 +149,7 @@ class Ledger:
     def unite(self, one: Tensor, other: Tensor) -> None:
         """The elements of two layers of one shape live and die together, where both have labels; else neither dies."""
         small = core(one), core(other)
-        shape = torch.broadcast_shapes(small[0].shape, small[1].shape)
+        shape = [max(sizes) for sizes in zip(small[0].shape, small[1].shape, strict=True)]
         left, right = (labels.expand(shape).reshape(-1) for labels in small)
         if left.data_ptr() == right.data_ptr() and left.numel() == right.numel():
             return
