@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxdistill.auxiliary import propose
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import PlanError
 from fxdistill.graph import Rung, Shape, Traced, in_mode
 from fxdistill.passbase import PassManager
 from fxdistill.passes.couple import Couple
@@ -21,7 +24,7 @@ from fxdistill.passes.prune import Prune, PruneSource
 from fxdistill.passes.schedule import Method, Schedule, control
 from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
-from fxdistill.plan import VERSION, Align, DataPlan, InputSpec, ModelRef, Plan, Precision, Stage
+from fxdistill.plan import VERSION, Align, Auxiliary, DataPlan, InputSpec, Kept, ModelRef, Plan, Precision, Stage
 from fxdistill.program import Program
 
 _RUNGS: tuple[Rung, ...] = ("symbolic", "leaves", "export")
@@ -37,6 +40,7 @@ class Options:
         align: How teacher widths are brought to the student's.
         pins: Pairs (teacher path, student path) that must be.
         forbid: Pairs that must not be.
+        keep: With ``shrink``, the share of channels to keep where no tap decides; None keeps them all.
         criterion: Importance of a channel, by name.
         epochs: Epochs of the main stage.
         lr: Learning rate.
@@ -52,6 +56,7 @@ class Options:
     align: Align = "slice"
     pins: tuple[tuple[str, str], ...] = ()
     forbid: tuple[tuple[str, str], ...] = ()
+    keep: float | None = None
     criterion: str = "l1"
     epochs: int = 60
     lr: float = 1e-3
@@ -98,23 +103,35 @@ def _compile(
         Match(pins=options.pins, forbid=options.forbid, align=options.align),
         MatchSource(traced_teacher, traced_student, teacher_coupling, student_coupling),
     )
-    kept = passes.run(Prune(criterion=options.criterion), PruneSource(traced_teacher, teacher_coupling, pairs))
+    kept: tuple[Kept, ...] = ()
+    auxiliary: Auxiliary | None = None
+    remarks: tuple[Diagnostic, ...] = ()
+    source = traced_teacher
+    if options.align == "shrink":
+        proposal = propose(
+            teacher, pairs, input_shape=options.input_shape, keep=options.keep, criterion=options.criterion,
+            epochs=options.epochs, lr=options.lr, passes=passes,
+        )  # fmt: skip
+        auxiliary, source, pairs, remarks = proposal.auxiliary, proposal.traced, proposal.pairs, proposal.diagnostics
+    else:
+        kept = passes.run(Prune(criterion=options.criterion), PruneSource(traced_teacher, teacher_coupling, pairs))
     stages = passes.run(Schedule(method=options.method, epochs=options.epochs, lr=options.lr), pairs)
     draft = Plan(
         version=VERSION, method=options.method, seed=options.seed,
         teacher=_described(refs[0], teacher, traced_teacher),
         student=_described(refs[1], student, traced_student),
         input=InputSpec(shape=list(options.input_shape)), data=options.data,
-        pairs=list(pairs), kept=list(kept), stages=list(stages),
+        pairs=list(pairs), kept=list(kept), auxiliary=auxiliary, stages=list(stages),
         control=list(control(stages)) if options.control else [],
         seeds=[options.seed + repeat for repeat in range(options.repeats)],
         precision=options.precision, versions=versions(),
     )  # fmt: skip
-    program = passes.run(Instrument(draft), Joint(traced_teacher, trained_student))
-    whole = program_cost(traced_teacher, traced_student)
+    program = passes.run(Instrument(draft), Joint(source, trained_student))
+    whole = program_cost(source, traced_student)
     costed = [_costed(stage, passes.run(Specialize(stage.name), program), whole) for stage in stages]
     arm = [_share(stage, traced_student.macs, whole) for stage in draft.control]
-    return draft.model_copy(update={"stages": costed, "control": arm, "diagnostics": list(passes.diagnostics)})
+    found = list(dict.fromkeys((*passes.diagnostics, *remarks)))
+    return draft.model_copy(update={"stages": costed, "control": arm, "diagnostics": found})
 
 
 def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassManager | None = None) -> Program:
@@ -122,7 +139,8 @@ def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassMan
 
     The student's layers in the program are the module's own: an optimiser over the program trains the module, and both
     share one mode. The teacher is frozen. ``program.stage(name)`` is what one stage runs. A projection's first weights
-    come from torch's global generator: seed it.
+    come from torch's global generator: seed it. Where the plan has an auxiliary teacher, give that one as the teacher
+    (:func:`fxdistill.auxiliary.make`, then trained with :func:`build_auxiliary`).
 
     Raises:
         PlanError: The plan does not fit the models.
@@ -136,11 +154,30 @@ def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassMan
     return passes.run(Instrument(plan), joint)
 
 
+def build_auxiliary(
+    plan: Plan, teacher: nn.Module, auxiliary: nn.Module, *, passes: PassManager | None = None
+) -> Program:
+    """The program that fine-tunes a plan's auxiliary teacher from the teacher.
+
+    Raises:
+        PlanError: The plan has no auxiliary teacher.
+    """
+    if plan.auxiliary is None:
+        raise PlanError("the plan has no auxiliary teacher", where="auxiliary", hint="plan with --align shrink")
+    passes = passes or PassManager()
+    shape = tuple(plan.input.shape)
+    joint = Joint(
+        passes.run(_trace(shape, plan.teacher.rung, training=False), teacher),
+        passes.run(_trace(shape, "symbolic", training=True), auxiliary),
+    )
+    return passes.run(Instrument(plan, arm="auxiliary"), joint)
+
+
 def build_control(plan: Plan, student: nn.Module, *, passes: PassManager | None = None) -> Program:
     """The program of the control arm: the student with its own loss, no teacher."""
     passes = passes or PassManager()
     traced = passes.run(_trace(tuple(plan.input.shape), plan.student.rung, training=True), student)
-    return passes.run(Instrument(plan, control=True), Joint(None, traced))
+    return passes.run(Instrument(plan, arm="control"), Joint(None, traced))
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,8 @@ A plan is JSON: versioned, validated, without tensors and without code. ``run`` 
 does not say; there are no hidden defaults, because writing a plan spells every default out. The same inputs and seed
 give the same bytes. Both models are bound by the sha256 of their files.
 
-    plan = models + input + data + pairs (with evidence) + kept channels + stages (+ control stages) + export
+    plan = models + input + data + pairs (with evidence) + kept channels (or an auxiliary teacher)
+         + stages (+ control stages) + export
 """
 
 import hashlib
@@ -20,7 +21,8 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
 
 VERSION: Literal[1] = 1
-Align = Literal["slice", "project"]
+Align = Literal["slice", "shrink", "project"]
+ArmName = Literal["auxiliary", "distilled", "control"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Layout = Literal["nchw", "nhwc", "tokens", "features"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -192,6 +194,24 @@ class Stage(_Data):
     cost: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Auxiliary(_Data):
+    """A smaller teacher, made from the teacher and fine-tuned from it, that teaches in its place.
+
+    Attributes:
+        kept: For each weight of the teacher that gets smaller, the output indices that it keeps.
+        barriers: Nodes and parameters of the teacher whose channels all stay.
+        rung: How the teacher was traced for this.
+        stages: Its training, with the teacher as teacher; their losses compare logits.
+    """
+
+    kept: dict[str, Annotated[list[Count], Field(min_length=1)]]
+    barriers: list[str] = []
+    rung: Literal["symbolic", "leaves", "export"] = "symbolic"
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    parameters: Count = 0
+    macs: Count = 0
+
+
 class ExportPlan(_Data):
     """The ONNX file and its gate."""
 
@@ -211,6 +231,7 @@ class Plan(_Data):
     data: DataPlan
     pairs: list[Pair]
     kept: list[Kept]
+    auxiliary: Auxiliary | None = None
     stages: Annotated[list[Stage], Field(min_length=1)]
     control: list[Stage] = []
     seeds: Annotated[list[Count], Field(min_length=1)]
@@ -237,6 +258,7 @@ class Plan(_Data):
                     raise ValueError(f"stage '{stage.name}' names the pair '{term.pair}', which the plan has not")
         for kept in self.kept:
             _kept_holds(kept, by_name)
+        _auxiliary_holds(self.auxiliary, self.pairs)
         missing = [p.name for p in self.pairs if p.align == "slice"]
         absent = set(missing) - {kept.pair for kept in self.kept}
         if absent:
@@ -246,6 +268,11 @@ class Plan(_Data):
     def kept_for(self, pair: str) -> Kept | None:
         """The kept channels of a pair, None where it is not sliced."""
         return next((kept for kept in self.kept if kept.pair == pair), None)
+
+    def stages_of(self, arm: ArmName) -> tuple[Stage, ...]:
+        """The stages of an arm; () where the plan does not have it."""
+        auxiliary = self.auxiliary.stages if self.auxiliary is not None else []
+        return tuple({"auxiliary": auxiliary, "distilled": self.stages, "control": self.control}[arm])
 
     def to_json(self) -> str:
         """The plan's text: stable, every default spelled out, lists of numbers on one line."""
@@ -261,6 +288,18 @@ def _unique(names: list[str], kind: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"there is more than one {kind} '{name}'")
+
+
+def _auxiliary_holds(auxiliary: Auxiliary | None, pairs: list[Pair]) -> None:
+    if auxiliary is not None:
+        _unique([stage.name for stage in auxiliary.stages], "stage")
+        if any(term.pair is not None for stage in auxiliary.stages for term in stage.losses):
+            raise ValueError("a stage of the auxiliary teacher names a pair; its losses compare logits")
+    for pair in pairs:
+        if pair.align == "shrink" and auxiliary is None:
+            raise ValueError(f"the align of the pair '{pair.name}' is 'shrink', and the plan has no auxiliary teacher")
+        if pair.align == "shrink" and pair.teacher.width != pair.student.width:
+            raise ValueError(f"the pair '{pair.name}' has two widths; with align 'shrink' they are the same")
 
 
 def _kept_holds(kept: Kept, pairs: dict[str, Pair]) -> None:

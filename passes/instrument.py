@@ -27,7 +27,7 @@ from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.graph import Traced, example, find, in_mode, memory, written
 from fxdistill.passbase import Pass, PassResult
 from fxdistill.passes.trace import buffers_kept, seeded
-from fxdistill.plan import LossTerm, Pair, Plan, Stage, Tap
+from fxdistill.plan import ArmName, LossTerm, Pair, Plan, Stage, Tap
 from fxdistill.program import Program, Term, inline, tap, tap_copy
 
 
@@ -45,16 +45,16 @@ class Instrument(Pass[Joint, Program]):
 
     Attributes:
         plan: Pairs, kept channels and losses.
-        control: Build the control arm's stages instead of the plan's.
+        arm: Whose stages to build: the distilled student's, the control's, or the auxiliary teacher's.
     """
 
     plan: Plan
-    control: bool = False
+    arm: ArmName = "distilled"
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages whose losses the program holds."""
-        return tuple(self.plan.control if self.control else self.plan.stages)
+        return self.plan.stages_of(self.arm)
 
     def requires(self, source: Joint) -> None:
         """The teacher is traced in eval mode; both have as many classes as each other."""

@@ -64,15 +64,21 @@ class Schedule(Pass[tuple[Pair, ...], tuple[Stage, ...]]):
             )  # fmt: skip
 
     def _main(self) -> Stage:
-        losses = [
-            LossTerm(loss="cross_entropy", pair=None, weight=0.1, args={"label_smoothing": 0.0}),
-            LossTerm(loss="kd", pair=None, weight=0.9, args={"temperature": 4.0}),
-        ]
-        return Stage(name="main", epochs=self.epochs, losses=losses, optimizer=self._optimizer, schedule="cosine")
+        return Stage(
+            name="main", epochs=self.epochs, losses=main_losses(), optimizer=self._optimizer, schedule="cosine"
+        )  # fmt: skip
 
     @property
     def _optimizer(self) -> Optimizer:
         return Optimizer(name="adam", lr=self.lr)
+
+
+def main_losses() -> list[LossTerm]:
+    """Cross-entropy and knowledge distillation, weighted as in the module docstring."""
+    return [
+        LossTerm(loss="cross_entropy", pair=None, weight=0.1, args={"label_smoothing": 0.0}),
+        LossTerm(loss="kd", pair=None, weight=0.9, args={"temperature": 4.0}),
+    ]
 
 
 def control(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
