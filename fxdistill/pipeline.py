@@ -97,8 +97,9 @@ def _compile(
     traced_teacher = passes.run(Trace(options.input_shape), teacher)
     traced_student = passes.run(Trace(options.input_shape), student)
     trained_student = passes.run(_trace(options.input_shape, traced_student.rung, training=True), student)
-    teacher_coupling = passes.run(Couple(), traced_teacher)
-    student_coupling = passes.run(Couple(), traced_student)
+    with traced_teacher.running(), traced_student.running():
+        teacher_coupling = passes.run(Couple(), traced_teacher)
+        student_coupling = passes.run(Couple(), traced_student)
     pairs = passes.run(
         Match(pins=options.pins, forbid=options.forbid, align=options.align),
         MatchSource(traced_teacher, traced_student, teacher_coupling, student_coupling),

@@ -13,6 +13,7 @@ from torch import nn
 
 from fxdistill.errors import InvariantError
 from fxdistill.passbase import Pass, PassResult
+from fxdistill.passes.instrument import Projection
 from fxdistill.program import Program
 
 
@@ -41,7 +42,6 @@ class Strip(Pass[Trained, nn.Module]):
         for name, tensor in inside.state_dict().items():
             if name in state and not torch.allclose(state[name], tensor.cpu(), rtol=0, atol=0, equal_nan=True):
                 raise InvariantError(f"'{name}' of the stripped student is not what was trained")
-        left_behind = ("fxdistill.program", "fxdistill.passes")
-        ours = [type(m).__name__ for m in value.modules() if type(m).__module__.startswith(left_behind)]
+        ours = [name for name, part in value.named_modules() if isinstance(part, Program | Projection)]
         if ours:
-            raise InvariantError(f"the stripped student still holds a {ours[0]}")
+            raise InvariantError(f"the stripped student still holds a part of the program: '{ours[0]}'")

@@ -1,0 +1,67 @@
+"""The layout that packaging, type checking and readers rely on."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from mypy import api
+
+import fxdistill.passes
+
+ROOT = Path(__file__).parents[1]
+PRODUCT = sorted([*(ROOT / "fxdistill").glob("*.py"), *(ROOT / "passes").glob("*.py")])
+SPEAKING = {"cli.py", "report.py", "__main__.py"}
+
+
+def test_passes_is_the_folder_at_the_top_through_one_link() -> None:
+    link = ROOT / "fxdistill" / "passes"
+    assert Path(str(fxdistill.passes.__file__)).resolve() == ROOT / "passes" / "__init__.py"
+    assert link.is_symlink()
+    assert link.readlink() == Path("../passes")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an archive without its history")
+def test_the_link_is_committed() -> None:
+    command = ["git", "ls-files", "--stage", "fxdistill/passes"]
+    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.startswith("120000 ")
+
+
+def test_the_bare_package_refuses() -> None:
+    command = [sys.executable, "-c", "import passes"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ImportError: import fxdistill.passes instead" in done.stderr
+
+
+def test_every_package_is_listed() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"fxdistill": ROOT / "fxdistill", "fxdistill.passes": ROOT / "passes"}
+    found = {p.parent for p in (*ROOT.glob("*/__init__.py"), *(ROOT / "fxdistill").glob("*/__init__.py"))
+             if not p.parent.is_symlink()}  # fmt: skip
+    assert setuptools["packages"] == list(folders)
+    assert found == set(folders.values())
+    assert setuptools["package-dir"] == {name: str(path.relative_to(ROOT)) for name, path in folders.items()}
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_product_code_has_no_assert_no_print_and_no_relative_import(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}"
+        assert not (isinstance(node, ast.ImportFrom) and node.level), path
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and path.name not in SPEAKING:
+            assert node.func.id != "print", f"{path}:{node.lineno}"
+
+
+def test_type_checking_sees_into_passes(tmp_path: Path) -> None:
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(
+        "from fxdistill.passes.schedule import Schedule\nSchedule(epochs='many')\nreveal_type(Schedule().epochs)\n"
+    )
+    options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    output, problems, status = api.run([*options, str(snippet)])
+    assert (status, problems) == (1, "")
+    assert 'Argument "epochs" to "Schedule" has incompatible type "str"; expected "int"' in output
+    assert 'Revealed type is "int"' in output or 'Revealed type is "builtins.int"' in output

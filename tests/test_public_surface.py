@@ -1,0 +1,36 @@
+"""The public names, pinned: taking one away, or adding one, is a decision."""
+
+import subprocess
+import sys
+
+import pytest
+
+import fxdistill
+
+NAMES = {
+    "compile", "build", "run", "load", "save", "parse_source", "load_plan", "Options", "Settings", "Plan", "Program",
+    "LoadedModel", "Diagnostic", "FxdistillError", "InputError",
+}  # fmt: skip
+
+
+def test_the_names() -> None:
+    assert set(fxdistill.__all__) == NAMES
+    assert len(fxdistill.__all__) == len(NAMES)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_each_name_resolves_and_is_documented(name: str) -> None:
+    found = getattr(fxdistill, name)
+    assert found.__module__.startswith("fxdistill.")
+    assert found.__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'distil'"):
+        fxdistill.distil  # noqa: B018
+
+
+def test_importing_the_package_brings_nothing_heavy() -> None:
+    code = "import sys, fxdistill; print([m for m in ('torch', 'torchvision', 'pydantic', 'onnx') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
