@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxdistill import checkpoint, evaluate, export, places
+from fxdistill import checkpoint, evaluate, export, losses, places
 from fxdistill import data as data_module
 from fxdistill.data import Dataset
 from fxdistill.diagnostics import Diagnostic
@@ -27,10 +27,11 @@ def runnable(plan: Plan, where: Path) -> None:
             hint="write it anew with --data, e.g. --data digits",
         )  # fmt: skip
     for stage in plan.control:
-        if any(term.loss != "cross_entropy" for term in stage.losses):
+        reads = {losses.get(term.loss).reads for term in stage.losses}
+        if reads != {"labels"}:
             raise PlanError(
                 "the control arm trains without a teacher, and a loss of it needs one",
-                where=f"{where}, control, stage '{stage.name}'", hint="leave only cross_entropy there",
+                where=f"{where}, control, stage '{stage.name}'", hint="leave only losses of the labels there: cross_entropy",
             )  # fmt: skip
     if plan.teacher.path is None:
         raise PlanError(

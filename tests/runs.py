@@ -146,7 +146,7 @@ def in_child(work: Callable[[], object]) -> int:
         return os.waitpid(pid, 0)[1]
     try:
         work()
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # a forked child must not fall back into pytest
         traceback.print_exc()
         os._exit(99)
     os._exit(0)

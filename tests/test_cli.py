@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tests import runs
 from typer.testing import CliRunner
 
 from fxdistill import arguments
 from fxdistill.cli import app
 from fxdistill.errors import InputError
+from fxdistill.execute import Settings
+from tests import runs
 
 ALLOW = ("--allow-factory", runs.ALLOW[0])
 COMMAND = [sys.executable, "-m", "fxdistill"]
@@ -34,7 +35,9 @@ def test_mistakes_and_help_import_nothing_heavy() -> None:
     program = "import sys; from fxdistill.cli import app; app(sys.argv[1:], standalone_mode=False)"
     check = "; sys.exit('torch' in sys.modules)"
     for args in (["--help"], ["plan", "--help"], ["schema"]):
-        done = subprocess.run([sys.executable, "-c", program + check, *args], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program + check, *args], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
     guard = "import sys; sys.modules['torch'] = None; from fxdistill.cli import main; sys.argv[0] = 'fxdistill'; main()"
     done = subprocess.run(
@@ -106,7 +109,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert said.splitlines()[-1].endswith("--resume")
     assert "Traceback" not in said
     assert "Warning" not in said
-    runs.execute(runs.plan_file(), out, runs.Settings(device="cpu", allow=runs.ALLOW, resume=True))
+    runs.execute(runs.plan_file(), out, Settings(device="cpu", allow=runs.ALLOW, resume=True))
     assert (out / "student.pt").read_bytes() == (runs.finished() / "student.pt").read_bytes()
 
 

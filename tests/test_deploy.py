@@ -3,10 +3,10 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from tests import runs
 
 from fxdistill import deploy, export
 from fxdistill.errors import InputError
+from tests import runs
 
 
 @pytest.fixture(autouse=True)

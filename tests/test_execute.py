@@ -7,20 +7,24 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from tests import runs
-from tests.runs import execute
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 from torch import Tensor, nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 import fxdistill
-from fxdistill import data, evaluate, preflight
+from fxdistill import data, deploy, evaluate, places, preflight
 from fxdistill.arms import Arm, Observer, arms_of
 from fxdistill.errors import InputError, ParityError, TrainingError
 from fxdistill.execute import Settings
 from fxdistill.factory import build
 from fxdistill.plan import file_sha256, load
-from fxdistill.resume import load as load_checkpoint
 from fxdistill.result import summary
+from fxdistill.resume import load as load_checkpoint
 from fxdistill.rundir import RunDir
+from tests import runs
+from tests.runs import execute
 
 CPU = Settings(device="cpu", allow=runs.ALLOW)
 
@@ -29,7 +33,8 @@ def test_a_finished_run_holds_everything() -> None:
     run = runs.finished()
     names = {path.name for path in run.iterdir()}
     assert names == {
-        ".lock", "plan.json", "origin.json", "metrics.jsonl", "tensorboard", "student.pt", "student.onnx", "result.json",
+        ".lock", "plan.json", "origin.json", "metrics.jsonl", "tensorboard", "student.pt", "student.onnx",
+        "result.json",
     }  # fmt: skip
     plan, result = load(run / "plan.json"), RunDir(run).result()
     assert result is not None
@@ -62,15 +67,14 @@ def test_metrics_have_one_line_an_epoch() -> None:
     lines = runs.metrics(runs.finished())
     places = [(line["name"], line["stage"], line["epoch"]) for line in lines]
     assert places == [
-        ("distilled", "warm-up-1", 1), ("distilled", "warm-up-2", 1), ("distilled", "main", 1), ("distilled", "main", 2),
+        ("distilled", "warm-up-1", 1), ("distilled", "warm-up-2", 1), ("distilled", "main", 1),
+        ("distilled", "main", 2),
         ("control", "control", 1), ("control", "control", 2),
     ]  # fmt: skip
     assert [line["accuracy"] is None for line in lines] == [True, True, False, False, False, False]
 
 
 def test_tensorboard_shows_the_same() -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     found = EventAccumulator(str(runs.finished() / "tensorboard" / "distilled-seed0"))
     found.Reload()
     lines = [line for line in runs.metrics(runs.finished()) if line["name"] == "distilled"]
@@ -133,11 +137,11 @@ def test_weights_that_end_as_no_numbers_are_no_student(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "student.pt").exists()
 
 
-def test_a_teacher_near_chance_is_told_of(tmp_path: Path) -> None:
+def test_a_teacher_near_chance_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     observer = Observer(on_diagnostic=lambda remark: said.append(remark.code))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fxdistill.execute.train_arm", _interrupt)
+    monkeypatch.setattr("fxdistill.execute.train_arm", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
         execute(runs.plan_file(), tmp_path / "run", CPU, observer)
     assert said == ["teacher-near-chance"]
     assert not preflight.near_chance(0.9, 10)
@@ -145,7 +149,7 @@ def test_a_teacher_near_chance_is_told_of(tmp_path: Path) -> None:
     assert preflight.near_chance(0.6, 2)
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -163,21 +167,14 @@ def test_precision_of_the_settings(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling takes a minute of one CPU core")
 @pytest.mark.filterwarnings("ignore")
-def test_through_the_compiler_or_one_error(tmp_path: Path) -> None:
-    """With a C++ compiler the student comes out nearly the same; without one it is said."""
+def test_through_the_compiler(tmp_path: Path) -> None:
     plan = runs.edited("kd", lambda p: p.update(stages=p["stages"][-1:], control=[]))
-    try:
-        execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, compile=True))
-    except InputError as error:
-        assert "C++ compiler" in error.hint
-    else:
-        assert (tmp_path / "run" / "student.onnx").exists()
+    execute(plan, tmp_path / "run", Settings(device="cuda", allow=runs.ALLOW, compile=True))
+    assert (tmp_path / "run" / "student.onnx").exists()
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_no_compiler_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor.exc import InvalidCxxCompiler
-
     def broken(_: object) -> nn.Module:
         class Broken(nn.Module):
             def forward(self, *_: Tensor) -> Tensor:
@@ -232,15 +229,13 @@ def test_the_user_keeps_the_loop() -> None:
     before = student.get_parameter("conv1.weight").clone()
     only = warm_up(images, labels)
     assert len(only) == 1
-    warm_up.total(only).backward()
+    torch.autograd.backward(warm_up.total(only))
     optimizer.step()
     assert not torch.equal(before, student.get_parameter("conv1.weight"))
 
 
 def test_places_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan, models and run are moved together, and used from anywhere."""
-    from fxdistill import deploy, places
-
     assert places.relative_data("npz:a/b.npz", Path("plans/plan.json")) == "npz:../a/b.npz"
     assert places.relative_data("npz:/a/b.npz", Path("plan.json")) == "npz:/a/b.npz"
     assert places.relative_data("digits", Path("plan.json")) == "digits"
@@ -254,15 +249,13 @@ def test_places_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_and_resumed(tmp_path: Path) -> None:
+def test_on_cuda_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fxdistill.result.export.export_checked", _interrupt_keywords)
-        execute(runs.plan_file(), run, Settings(device="cuda", allow=runs.ALLOW, save_seconds=0))
+    with monkeypatch.context() as patch:
+        patch.setattr("fxdistill.result.export.export_checked", _interrupt)
+        interrupted = pytest.raises(KeyboardInterrupt)
+        with interrupted:
+            execute(runs.plan_file(), run, Settings(device="cuda", allow=runs.ALLOW, save_seconds=0))
     result = execute(runs.plan_file(), run, Settings(device="cuda", allow=runs.ALLOW, resume=True))
     assert result["device"].startswith("cuda")
     assert (run / "student.onnx").exists()
-
-
-def _interrupt_keywords(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt

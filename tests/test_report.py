@@ -1,7 +1,6 @@
 import io
 
 from rich.console import Console
-from tests import runs
 
 from fxdistill import report
 from fxdistill.arms import Arm, arms_of
@@ -10,6 +9,7 @@ from fxdistill.plan import load
 from fxdistill.progress import RunView
 from fxdistill.rundir import RunDir
 from fxdistill.train import Position, Progress
+from tests import runs
 
 
 def drawn(*, terminal: bool, width: int = 100) -> tuple[Console, io.StringIO]:

@@ -1,6 +1,7 @@
 import errno
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -9,16 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from tests import runs
-from tests.runs import execute
 
+import fxdistill.rundir
+from fxdistill import export, result, resume, rundir
 from fxdistill import plan as plan_module
-from fxdistill import resume
 from fxdistill.errors import FxdistillError, PlanError, RunDirError
 from fxdistill.execute import Settings
 from fxdistill.resume import Checkpoint
 from fxdistill.rundir import RunDir, lock
 from fxdistill.train import Means, Position
+from tests import runs
+from tests.runs import execute
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
@@ -119,8 +121,6 @@ def test_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> No
 @pytest.mark.parametrize("place", ["plan", "onnx", "result"])
 def test_killed_at_the_start_and_in_the_end(tmp_path: Path, place: str) -> None:
     def arrange() -> None:
-        from fxdistill import export, result, rundir
-
         def dying(*_: Any, **__: Any) -> None:
             die()
 
@@ -164,11 +164,10 @@ def test_killed_at_random_times_with_several_seeds(tmp_path: Path, from_file: bo
 
 
 def test_each_seed_of_a_factory_starts_from_weights_of_its_own() -> None:
+    lines = runs.metrics(runs.finished("seeds-fresh", from_file=False, repeats=2, align="slice"))
     first, second = (
-        [line["losses"] for line in runs.metrics(runs.finished("seeds-fresh", from_file=False, repeats=2, align="slice"))
-         if line["seed"] == seed and line["name"] == "control"]
-        for seed in (0, 1)
-    )  # fmt: skip
+        [line["losses"] for line in lines if line["seed"] == seed and line["name"] == "control"] for seed in (0, 1)
+    )
     assert first[0] != second[0]
 
 
@@ -178,9 +177,10 @@ def test_two_undisturbed_runs_are_equal(tmp_path: Path) -> None:
 
 
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resume, "save", interrupt_after(resume.save, 7))
-        execute(runs.plan_file(), tmp_path / "run", EVERY_STEP)
+        with pytest.raises(KeyboardInterrupt):
+            execute(runs.plan_file(), tmp_path / "run", EVERY_STEP)
     execute(runs.plan_file(), tmp_path / "run", AGAIN)
     equal(tmp_path / "run", runs.finished())
 
@@ -221,7 +221,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
 def test_a_disk_that_fills_up_in_the_metrics(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk; whatever is being written, the run can be resumed."""
-    import resource
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
@@ -290,6 +289,4 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
 def test_nothing_of_unix_is_needed_to_import() -> None:
     """``fcntl`` is looked up by whoever takes a lock, not at import."""
     assert not hasattr(plan_module, "fcntl")
-    import fxdistill.rundir
-
     assert not hasattr(fxdistill.rundir, "fcntl")

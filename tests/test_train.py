@@ -1,13 +1,13 @@
 import pytest
 import torch
-from tests import runs
 from torch import nn
 
 from fxdistill.errors import TrainingError
 from fxdistill.factory import build
 from fxdistill.pipeline import build as build_program
 from fxdistill.plan import load
-from fxdistill.train import Means, _Running, _set_rate, make_optimizer, seeded, trainable_state
+from fxdistill.train import Means, Position, _Running, _set_rate, make_optimizer, seeded, trainable_state
+from tests import runs
 
 CPU = torch.device("cpu")
 
@@ -52,8 +52,6 @@ def test_a_checkpoint_leaves_the_teacher_out() -> None:
 
 
 def test_losses_are_looked_at_every_few_steps_and_named_when_not_finite() -> None:
-    from fxdistill.train import Position
-
     program = build_program(
         load(runs.plan_file()), build(*runs.TEACHER, seed=3), build(*runs.STUDENT, seed=4, allow=runs.ALLOW)
     ).stage("warm-up-1")
