@@ -91,7 +91,8 @@ def _refuse_fused(node: fx.Node, name: str, run: Rewriting) -> None:
         weighs = any(True for _ in module.parameters()) or any(True for _ in module.children())
     else:
         foreign = not (_owner(node) + ".").startswith(_LIBRARIES)
-        weighs = any(source.op == "get_attr" for source in node.all_input_nodes)
+        tensors = [source for source in node.all_input_nodes if isinstance(run.env[source], Tensor)]
+        weighs = len(tensors) > 1 and any(source.op == "get_attr" for source in tensors)
     if name in _FUSED or (foreign and weighs):
         raise Obstacle("it computes several operations in one", path=path_of(node), fused=True)
 

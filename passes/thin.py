@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxdistill.coupling import Constraint, Coupling, core, flat_layers, varying
 from fxdistill.diagnostics import Diagnostic
@@ -259,10 +259,26 @@ def removed_of(coupling: Coupling, kept: Kept) -> frozenset[int]:
 
 def _producers(coupling: Coupling) -> Iterator[tuple[str, Tensor]]:
     """The weights that produce channels, with the class of each output."""
-    for (name, dim), role in coupling.roles.items():
+    standardized = dict.fromkeys(_standardized(coupling), 0)
+    outputs = {name: dim for (name, dim), role in coupling.roles.items() if role == "out"}
+    for name, dim in (standardized | outputs).items():
         labels = coupling.parameter_labels(name).get(dim)
-        if role == "out" and labels is not None:
+        if labels is not None:
             yield name, core(labels).flatten()
+
+
+def _standardized(coupling: Coupling) -> Iterator[str]:
+    """The parameters that convolution weights are computed from (weight standardization)."""
+    for node in coupling.graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        if node.op != "call_function" or not name.startswith("conv") or len(node.args) < 2:
+            continue
+        weight = node.args[1]
+        shape = weight.meta.get("shape") if isinstance(weight, fx.Node) else None
+        while isinstance(weight, fx.Node) and weight.op != "get_attr":
+            weight = next(iter(weight.all_input_nodes), None)
+        if isinstance(weight, fx.Node) and weight.meta.get("shape") == shape:
+            yield str(weight.target)
 
 
 def _widths(stays: _Reasons, removed: frozenset[int]) -> Iterator[tuple[str, tuple[int, int]]]:

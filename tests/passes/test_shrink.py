@@ -216,6 +216,44 @@ def test_attention_heads_keep_equal_counts_and_their_scale() -> None:
     same(small, "out.weight", net.out.weight[:, [1, 2, 3, 4, 6, 7]])
 
 
+def test_pieces_of_every_head_keep_equal_counts() -> None:
+    def forward(m: Net, x: Tensor) -> Any:
+        tokens = m.embed(x).flatten(2).transpose(1, 2)
+        b, n, _ = tokens.shape
+        q, k, v = m.qkv(tokens).view(b, n, 2, 12).transpose(1, 2).chunk(3, dim=-1)
+        mixed = torch.softmax((q * 0.5) @ k.transpose(-2, -1), -1) @ v
+        return m.head(m.out(mixed.transpose(1, 2).reshape(b, n, 8)).mean(1))
+
+    net = Net(forward, embed=conv(3, 10), qkv=nn.Linear(10, 24), out=nn.Linear(8, 10), head=nn.Linear(10, 5))
+    result = shrink_model(net, input_shape=IMAGE, keep=0.5)
+    assert result.barriers == ()
+    assert result.widths["qkv"] == (24, 12)
+    counts = [sum(start <= i < start + 4 for i in result.kept["qkv.weight"]) for start in range(0, 24, 4)]
+    assert counts[:3] == counts[3:]
+    assert counts[0] == counts[1]
+
+
+def test_standardized_weights_have_statistics_over_the_survivors() -> None:
+    class Standardized(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            weight = F.batch_norm(
+                self.weight.reshape(1, self.out_channels, -1), None, None, training=True, momentum=0.0
+            )
+            return F.conv2d(input, weight.reshape_as(self.weight), self.bias)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = Standardized(3, 8, 1), Standardized(8, 6, 1), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.b(F.relu(self.a(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    result = shrink_model(Two().eval(), input_shape=IMAGE, keep=0.5)
+    assert result.widths == {"a": (8, 4), "b": (6, 3), "head": (5, 5)}
+
+
 def test_the_residual_stream_of_a_transformer() -> None:
     net = attention_net()
     small = remove(net, {"embed.weight": [0, 9]})
