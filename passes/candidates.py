@@ -57,10 +57,12 @@ class Candidate:
 
     Attributes:
         index: Position in the graph.
+        grid: Height and width of the positions, a class token left aside; None for vectors, and for tokens that form no
+            square (register tokens, distillation tokens, a class token alone).
         side: Geometric mean of height and width, 1 for vectors.
         stride: Side of the input over ``side``.
         layers: Layers that compute (have a cost) on the longest way from the input to here.
-        depth: The same as a share of the whole network.
+        depth: The same as a share of the way to the last candidate: the depth of a classifier does not count.
         cost: Share of the network's MACs that are spent when the node is reached.
         kind: What the value comes from, data movement left aside.
         block: Path of the block that ends here; '' where none does.
@@ -70,6 +72,7 @@ class Candidate:
 
     index: int
     tap: Tap
+    grid: Shape | None
     side: float
     stride: float
     layers: int
@@ -89,9 +92,8 @@ class Candidate:
     def size(self) -> str:
         """The size of the value in words."""
         shape, layout = self.tap.shape, self.tap.layout
-        if layout in ("nchw", "nhwc"):
-            height, width = shape[2:] if layout == "nchw" else shape[1:3]
-            return f"{height}x{width}"
+        if layout in ("nchw", "nhwc") and self.grid is not None:
+            return "x".join(map(str, self.grid))
         return f"{shape[1]} tokens" if layout == "tokens" else f"{shape[1]} values"
 
     @property
@@ -148,7 +150,11 @@ class Survey:
                 "layout is none of (N, C, H, W), (N, H, W, C), (N, tokens, C) and (N, C)",
                 where=f"{path_of(node)}, shape {shape_of(node)}", hint="choose the output of a block",
             )  # fmt: skip
-        return found
+        return replace(found, depth=min(1.0, found.layers / max(1, self._last_layer)))
+
+    @property
+    def _last_layer(self) -> int:
+        return max((c.layers for c in self.candidates), default=self._layers[self.traced.output])
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -159,7 +165,9 @@ class Survey:
         placed = [blocks.place(node, candidate) for node, candidate in maps]
         found = _close_by_pooling([c for c in placed if c is not None])
         has_blocks = any(c.tier == 0 for c in found)
-        return [c for c in found if not _is_stem(c, has_blocks=has_blocks)]
+        kept = [c for c in found if not _is_stem(c, has_blocks=has_blocks)]
+        last = max((c.layers for c in kept), default=1)
+        return [replace(c, depth=c.layers / max(1, last)) for c in kept]
 
     def _trunk(self) -> Iterator[fx.Node]:
         """The dominators that have a layer ahead of them, up to the global pooling."""
@@ -195,18 +203,14 @@ class Survey:
         if shape is None or dim is None or layout is None:
             return None
         image = self.traced.input_shape[2:]
-        spatial, class_token = _spatial(shape, layout, image)
-        side, depth = math.sqrt(math.prod(spatial)), self._layers[self.traced.output]
-        tap = Tap(
-            path=path_of(node),
-            shape=list(shape),
-            channel_dim=dim,
-            width=shape[dim],
-            layout=layout,
-            class_token=class_token,
-        )
+        grid, class_token = _spatial(shape, layout, image)
+        side = math.sqrt(math.prod(grid or shape[1:2] * (layout == "tokens")))
+        depth = self._layers[self.traced.output]
+        tap = Tap(path=path_of(node), shape=list(shape), channel_dim=dim, width=shape[dim], layout=layout,
+                  class_token=class_token)  # fmt: skip
         return Candidate(
-            index=self._index[node], tap=tap, side=side, stride=math.sqrt(math.prod(image)) / side,
+            index=self._index[node], tap=tap, grid=_square(grid, layout),
+            side=side, stride=math.sqrt(math.prod(image)) / side,
             layers=self._layers[node], depth=self._layers[node] / max(1, depth),
             cost=self._spent[node] / max(1, self.traced.macs), kind=_kind(node, self.traced),
         )  # fmt: skip
@@ -310,27 +314,31 @@ def _input_shape(node: fx.Node) -> Shape | None:
     return next((shape_of(n) for n in node.all_input_nodes), None)
 
 
-def _spatial(shape: Shape, layout: Layout, image: Shape) -> tuple[Shape, bool]:
+def _spatial(shape: Shape, layout: Layout, image: Shape) -> tuple[Shape | None, bool]:
     """Height and width of a value, and whether a class token comes with them."""
     if layout == "nchw":
         return shape[2:], False
     if layout == "nhwc":
         return shape[1:3], False
     if layout == "features":
-        return (1, 1), False
-    if _grid(shape[1], image) is None and (grid := _grid(shape[1] - 1, image)) is not None:
-        return grid, True
-    return (shape[1], 1), False
+        return None, False
+    whole, rest = _grid(shape[1], image), _grid(shape[1] - 1, image)
+    return (rest, True) if rest and not whole else (whole, False)
 
 
 def _grid(tokens: int, image: Shape) -> Shape | None:
-    """The grid of the image's proportions that has so many cells."""
-    if len(image) != 2 or tokens < 1:
+    """The grid of the image's proportions that has so many cells; fewer than four may be class tokens on their own."""
+    if len(image) != 2 or tokens < 4:
         return None
     height = round(math.sqrt(tokens * image[0] / image[1]))
     width = tokens // max(1, height)
     fits = height * width == tokens and math.isclose(height * image[1], width * image[0], rel_tol=0.1)
     return (height, width) if fits else None
+
+
+def _square(grid: Shape | None, layout: Layout) -> Shape | None:
+    """A grid as the adapters read it: they unfold tokens to a square."""
+    return None if grid is None or (layout == "tokens" and grid[0] != grid[1]) else grid
 
 
 def _kind(node: fx.Node, traced: Traced) -> Kind:

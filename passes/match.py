@@ -9,8 +9,13 @@ stages with the largest sum of scores, found by dynamic programming:
     preference = mean of 1 / (1 + place in the stage's order of preference)
 
 A stage is represented by its first choice, or by the next that is not forbidden. A model of one resolution (a
-vision transformer) has no stages to go by: ``limit`` of its blocks, spread evenly and ending with the last,
-stand for them. What is left alone is said.
+vision transformer) has no stages to go by. Where the other one has, each stage takes the block that is nearest in its
+share of depth and cost: all blocks being of one resolution, a different one lowers the score and not the choice. Where
+both are of one resolution, ``limit`` of the student's blocks stand for stages, spread evenly and ending with the last.
+
+    comparable = same layout, positions and class token, or both on a grid, which is then pooled to the smaller
+
+What is left alone is said.
 """
 
 import math
@@ -53,7 +58,8 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         forbid: Pairs that must not be.
         align: How the teacher's width is brought to the student's; where the teacher is the narrower one a
             slice is impossible and the pair gets ``project`` with a diagnostic.
-        limit: Number of pairs for a student of one resolution.
+        limit: Largest number of pairs, pins aside, where a model of one resolution takes part; of more stages those
+            of the nearest resolution are paired.
     """
 
     pins: tuple[tuple[str, str], ...] = ()
@@ -81,34 +87,32 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         """Align the stages.
 
         Raises:
-            PairingError: A pinned or forbidden path does not exist, pins contradict each other, or nothing
-                can be paired.
+            PairingError: A pinned or forbidden path does not exist, pins contradict each other or cannot be
+                compared, or nothing can be paired.
         """
         teacher = Survey(source.teacher, source.teacher_coupling)
         student = Survey(source.student, source.student_coupling)
         forbidden = {(path_of(a), path_of(b)) for a, b in self._resolved(source, self.forbid)}
         pins = self._pinned(source, teacher, student, forbidden)
-        rows = _free_stages(teacher, [t for t, _ in pins])
-        columns = _free_stages(student, [s for _, s in pins], limit=self.limit)
-        chosen = _align(rows, columns, lambda t, s: (t.path, s.path) not in forbidden and _fits(t, s, pins))
+        rows, columns = self._sides(teacher, student, pins)
+        nearest = _nearest(rows, columns, (teacher, student), self.limit)
+        chosen = _align(*nearest, lambda t, s: (t.path, s.path) not in forbidden and _fits(t, s, pins))
         pairings = sorted([*pins, *chosen], key=lambda pair: pair[0].index)
         if not pairings:
-            raise PairingError(
-                "no teacher node can be paired with a student node", where=_first_choices(teacher, student),
-                hint="pin a pair with --pair TEACHER=STUDENT",
-            )  # fmt: skip
+            raise _no_pair(teacher, student)
         pinned = {s.path for _, s in pins}
         supply = [c for stage in teacher.stages for c in stage]
         pairs = [
             self._pair(t, s, _runner_up(number, pairings, supply, forbidden), pinned=s.path in pinned)
             for number, (t, s) in enumerate(pairings)
         ]
-        remarks = [*_narrower(pairs, self.align), *_unpaired("teacher", teacher, rows, pairings),
-                   *_unpaired("student", student, columns, pairings)]  # fmt: skip
+        lenders = teacher.single_resolution, student.single_resolution and not teacher.single_resolution
+        remarks = [*_narrower(pairs, self.align), *_unpaired("teacher", [] if lenders[0] else rows, pairings),
+                   *_unpaired("student", [] if lenders[1] else columns, pairings)]  # fmt: skip
         return PassResult(_named(pairs, pairings), modified=True, diagnostics=tuple(remarks))
 
     def ensures(self, source: MatchSource, value: tuple[Pair, ...]) -> None:
-        """Pairs are in the order of both graphs, and their names are unique.
+        """Pairs are in the order of both models, and their names are unique.
 
         Raises:
             InvariantError: They are not.
@@ -127,6 +131,17 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
     def _resolved(self, source: MatchSource, named: tuple[tuple[str, str], ...]) -> list[tuple[fx.Node, fx.Node]]:
         return [(find(source.teacher, a), find(source.student, b)) for a, b in named]
 
+    def _sides(self, teacher: Survey, student: Survey, pins: list[Pairing]) -> tuple[Stages, Stages]:
+        """What is aligned: stages that no pin replaces, and the blocks of a model of one resolution to choose from."""
+        rows, columns = teacher.stages, student.stages
+        if not teacher.single_resolution:
+            rows = _free(rows, [t for t, _ in pins])
+        elif student.single_resolution and self.limit < len(columns):
+            columns = [columns[math.ceil((k + 1) * len(columns) / self.limit) - 1] for k in range(self.limit)]
+        if teacher.single_resolution or not student.single_resolution:
+            columns = _free(columns, [s for _, s in pins])
+        return rows, columns
+
     def _pinned(
         self, source: MatchSource, teacher: Survey, student: Survey, forbidden: set[tuple[str, str]]
     ) -> list[Pairing]:
@@ -139,6 +154,11 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
                     where=f"{t.path}={s.path}",
                     hint="take one of the two back",
                 )
+            if obstacle := _obstacle(t, s):
+                raise PairingError(
+                    f"this pair is pinned and cannot be compared: {obstacle}",
+                    where=f"{t.path}={s.path}", hint="pin nodes of the same form, or take this one back",
+                )  # fmt: skip
         for number, (t, s) in enumerate(pins):
             for u, v in pins[:number]:
                 if (t.index - u.index) * (s.index - v.index) <= 0:
@@ -157,15 +177,26 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         )  # fmt: skip
 
 
-def _free_stages(survey: Survey, pinned: list[Candidate], *, limit: int | None = None) -> Stages:
-    """The stages that no pin replaces; of a model of one resolution ``limit`` that are evenly spread."""
-    stages = survey.stages
-    if survey.single_resolution and limit is None:
-        return stages
-    if survey.single_resolution and limit is not None and limit < len(stages):
-        stages = [stages[math.ceil((k + 1) * len(stages) / limit) - 1] for k in range(limit)]
+def _free(stages: Stages, pinned: list[Candidate]) -> Stages:
+    """The stages that no pin replaces."""
     replaced = [_stage_around(pin, stages) for pin in pinned]
     return [stage for stage in stages if not any(stage is other for other in replaced)]
+
+
+def _nearest(rows: Stages, columns: Stages, surveys: tuple[Survey, Survey], limit: int) -> tuple[Stages, Stages]:
+    """Of two sides, one of one resolution, at most ``limit`` stages of the other, those nearest in resolution."""
+
+    def nearest(stages: Stages, blocks: Stages) -> Stages:
+        def octaves(stage: list[Candidate]) -> tuple[float, int]:
+            return abs(round(math.log2(stage[0].side / blocks[0][0].side))), -stage[0].index
+
+        chosen = {stage[0].path for stage in sorted(stages, key=octaves)[:limit]}
+        return [stage for stage in stages if stage[0].path in chosen]
+
+    one = [survey.single_resolution for survey in surveys]
+    if one[0] == one[1] or not rows or not columns:
+        return rows, columns
+    return (rows, nearest(columns, rows)) if one[0] else (nearest(rows, columns), columns)
 
 
 def _stage_around(pin: Candidate, stages: Stages) -> list[Candidate] | None:
@@ -209,8 +240,30 @@ def _representatives(
     row: list[Candidate], column: list[Candidate], allowed: Callable[[Candidate, Candidate], bool]
 ) -> Pairing | None:
     """The pair of two stages: first choices, or the next ones that are allowed."""
-    pairings = [(t, s) for t in row for s in column if allowed(t, s) and _score(t, s) >= _LEAST_SCORE]
+    pairings = [
+        (t, s) for t in row for s in column
+        if allowed(t, s) and not _obstacle(t, s) and _score(t, s) >= _LEAST_SCORE
+    ]  # fmt: skip
     return min(pairings, key=lambda c: (c[0].rank + c[1].rank, -_score(*c)), default=None)
+
+
+def _obstacle(teacher: Candidate, student: Candidate) -> str:
+    """Why two values cannot be brought to one shape, channels aside; '' where they can."""
+    taps = teacher.tap, student.tap
+    layouts = {tap.layout for tap in taps}
+    if "features" in layouts:
+        return "" if layouts == {"features"} else "one is a vector, the other a feature map or a token sequence"
+    if (teacher.grid and student.grid) or (layouts == {"tokens"} and taps[0].shape[1] == taps[1].shape[1]):
+        return ""
+    role, bare = ("student", student) if teacher.grid else ("teacher", teacher)
+    return f"the {role}'s {_no_grid(bare)}"
+
+
+def _no_grid(candidate: Candidate) -> str:
+    return (
+        f"{candidate.size} form no square grid, with or without a class token, so that they can be compared with "
+        "token sequences of the same length only"
+    )
 
 
 def _score(teacher: Candidate, student: Candidate) -> float:
@@ -235,16 +288,22 @@ def _runner_up(
     others = [
         c for c in supply
         if low < c.index < high and c.path != teacher.path and (c.path, student.path) not in forbidden
+        and not _obstacle(c, student)
     ]  # fmt: skip
     best = max(others, key=lambda c: _score(c, student), default=None)
     return RunnerUp(teacher=best.path, score=_score(best, student)) if best is not None else None
 
 
 def _reasons(teacher: Candidate, student: Candidate, runner_up: RunnerUp | None) -> Iterator[str]:
-    size = teacher.size if teacher.size == student.size else f"{teacher.size} and {student.size}"
+    same_size = teacher.size == student.size
+    size = teacher.size if same_size else f"{teacher.size} and {student.size}"
     if teacher.block and student.block:
         yield f"outputs of the blocks '{teacher.block}' and '{student.block}'"
-    yield f"both end a stage at {size}" if teacher.rank == student.rank == 0 else f"of size {size}"
+    if teacher.grid and student.grid and teacher.grid != student.grid:
+        grids = ["x".join(map(str, candidate.grid or ())) for candidate in (teacher, student)]
+        yield f"grids {grids[0]} and {grids[1]}: pooled to the smaller"
+    else:
+        yield f"both end a stage at {size}" if same_size and teacher.rank == student.rank == 0 else f"of size {size}"
     yield f"share of depth {teacher.depth:.2f} and {student.depth:.2f}"
     yield f"share of cost {teacher.cost:.2f} and {student.cost:.2f}"
     same = teacher.kind == student.kind
@@ -273,23 +332,34 @@ def _narrower(pairs: list[Pair], align: Align) -> Iterator[Diagnostic]:
             )  # fmt: skip
 
 
-def _unpaired(role: str, survey: Survey, free: Stages, pairings: list[Pairing]) -> Iterator[Diagnostic]:
-    """One remark for each stage that could have been paired and was not."""
+def _unpaired(role: str, stages: Stages, pairings: list[Pairing]) -> Iterator[Diagnostic]:
+    """One remark for each stage that could have been paired and was not; one for all tokens without a grid."""
     used = [pairing[role == "student"] for pairing in pairings]
-    if survey.single_resolution and role == "teacher":
-        return  # its blocks are a supply to choose from, not stages
-    for stage in free:
-        paths = {c.path for c in stage}
-        if not any(c.path in paths or c.layers == stage[0].layers for c in used):
-            other = "student" if role == "teacher" else "teacher"
-            yield Diagnostic(
-                code="unpaired-stage", severity="note", where=stage[0].path,
-                why=f"the {role}'s stage at {stage[0].size}, ending in '{stage[0].path}', "
-                f"has no counterpart in the {other}",
-                hint="pin one with --pair TEACHER=STUDENT if it should be learnt",
-            )  # fmt: skip
+    paths = {c.path for c in used}
+    alone = [s for s in stages if not any(c.path in paths for c in s) and s[0].layers not in {c.layers for c in used}]
+    for stage in alone:
+        other = "student" if role == "teacher" else "teacher"
+        yield Diagnostic(
+            code="unpaired-stage", severity="note", where=stage[0].path,
+            why=f"the {role}'s stage at {stage[0].size}, ending in '{stage[0].path}', "
+            f"has no counterpart in the {other}",
+            hint="pin one with --pair TEACHER=STUDENT if it should be learnt",
+        )  # fmt: skip
+    bare = [stage[0] for stage in alone if stage[0].tap.layout == "tokens" and stage[0].grid is None]
+    if bare:
+        yield Diagnostic(
+            code="no-token-grid", severity="warning", where=bare[0].path, why=f"the {role}'s {_no_grid(bare[0])}",
+            hint="choose a model without register or distillation tokens, or one whose blocks leave them out",
+        )  # fmt: skip
 
 
-def _first_choices(teacher: Survey, student: Survey) -> str:
-    told = [", ".join(stage[0].path for stage in survey.stages) or "none" for survey in (teacher, student)]
-    return f"candidates of the teacher: {told[0]}; of the student: {told[1]}"
+def _no_pair(teacher: Survey, student: Survey) -> PairingError:
+    ends = [[stage[0] for stage in survey.stages] for survey in (teacher, student)]
+    obstacles = [_obstacle(t, s) for t in ends[0] for s in ends[1]]
+    reason = f": {obstacles[-1]}" if obstacles and all(obstacles) else ""
+    told = [", ".join(c.path for c in side) or "none" for side in ends]
+    return PairingError(
+        f"no teacher node can be paired with a student node{reason}",
+        where=f"candidates of the teacher: {told[0]}; of the student: {told[1]}",
+        hint="pin a pair with --pair TEACHER=STUDENT",
+    )
