@@ -41,7 +41,7 @@ def test_training_the_program_trains_the_module() -> None:
     statistics = student.get_buffer("body.0.1.running_mean").clone()
     stage = program.stage("main")
     optimizer = torch.optim.SGD([p for p in stage.parameters() if p.requires_grad], 0.1)
-    stage.total(stage(IMAGES, LABELS)).backward()
+    torch.autograd.backward(stage.total(stage(IMAGES, LABELS)))
     optimizer.step()
     changed = {n for n, p in student.named_parameters() if not torch.equal(p, before[n])}
     before_norm = {"body.0.0.bias", "body.1.0.bias"}  # batch statistics take them away again
@@ -92,7 +92,7 @@ def test_compiles_without_breaks(stage: str) -> None:
     found = compiled(IMAGES, LABELS)
     for key, value in expected.items():
         assert found[key].item() == pytest.approx(value.item(), rel=1e-5)
-    program.total(found).backward()
+    torch.autograd.backward(program.total(found))
 
 
 def test_double_precision() -> None:

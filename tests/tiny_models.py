@@ -49,14 +49,15 @@ def conv_norm(inputs: int, outputs: int, *, groups: int = 1, **options: Any) -> 
 class Body(nn.Module):
     """A named body from a function of its layers and the input."""
 
-    def __init__(self, layers: dict[str, nn.Module], forward: Callable[[Any, Tensor], Tensor]) -> None:
+    def __init__(self, layers: dict[str, nn.Module], forward: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
         self._forward = forward
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._forward(self, x)
+        value: Tensor = self._forward(self, x)
+        return value
 
 
 def plain(width: int = 8) -> nn.Module:
@@ -64,7 +65,7 @@ def plain(width: int = 8) -> nn.Module:
 
 
 def residual(width: int = 8) -> nn.Module:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.stem(x)
         out: Tensor = m.second(F.relu(m.first(x), inplace=True))
         out += x
@@ -76,7 +77,7 @@ def residual(width: int = 8) -> nn.Module:
 
 
 def dense(width: int = 8) -> nn.Module:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         one = m.one(x)
         two = m.two(one)
         return m.pool(torch.cat([one, two], 1))
@@ -95,7 +96,7 @@ def depthwise(width: int = 8) -> nn.Module:
 
 
 def excited(width: int = 8) -> nn.Module:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.stem(x)
         scale: Tensor = m.gate(F.adaptive_avg_pool2d(x, 1))
         return x * scale
@@ -107,7 +108,7 @@ def excited(width: int = 8) -> nn.Module:
 def shared(width: int = 8) -> nn.Module:
     """One convolution, called twice."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         return m.again(F.relu(m.again(m.stem(x))))
 
     layers = {"stem": conv_norm(3, width), "again": nn.Conv2d(width, width, 3, padding=1)}
@@ -115,7 +116,7 @@ def shared(width: int = 8) -> nn.Module:
 
 
 def overwriting_input(width: int = 8) -> nn.Module:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x -= 0.5
         return m.conv(x.relu_())
 
@@ -125,7 +126,7 @@ def overwriting_input(width: int = 8) -> nn.Module:
 def overwriting_a_view(width: int = 8) -> nn.Module:
     """What ``conv`` made is overwritten through a view, and through a layer that gives back what it got."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.conv(x)
         same = m.identity(x)
         same.view(x.shape[0], -1).mul_(2)
@@ -137,7 +138,7 @@ def overwriting_a_view(width: int = 8) -> nn.Module:
 def ignoring_a_result(width: int = 8) -> nn.Module:
     """An in-place activation whose result nobody takes: it counts all the same."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.conv(x)
         m.relu(x)
         return m.last(x)
@@ -153,7 +154,7 @@ def ignoring_a_result(width: int = 8) -> nn.Module:
 def random_layers(width: int = 8) -> nn.Module:
     """Dropout as a layer and as a function, and stochastic depth."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.drop(m.conv(x))
         x = F.dropout(x, 0.3, m.training)
         return x + stochastic_depth(x, 0.5, "row", m.training)

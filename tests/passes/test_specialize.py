@@ -123,7 +123,8 @@ def layer_of(name: str, width: int = 8) -> nn.Module:
     if name == "subclass":
         return Doubling(width, width, 1)
     if name == "weight norm":
-        return nn.utils.parametrizations.weight_norm(conv)
+        made: nn.Module = nn.utils.parametrizations.weight_norm(conv)
+        return made
     if name == "hook":
         conv.register_forward_hook(lambda *call: call[2] * 2)
         return conv
@@ -175,7 +176,7 @@ def test_layers_that_are_not_what_they_seem_stay_right(name: str, before: bool) 
         lambda m, x: torch.maximum(m.b(x), torch.zeros((), dtype=x.dtype)).clamp(max=1),
     ],
 )
-def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Tensor]) -> None:
+def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Any]) -> None:
     body = Body({"a": conv_norm(3, 4), "b": nn.Conv2d(3, 8, 3, padding=1)}, forward)
     body.register_buffer("order", torch.arange(7, -1, -1))
     teacher = Classifier(body, 8)
@@ -188,7 +189,7 @@ def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Tens
 def test_memory_that_others_look_at_is_not_sliced_away() -> None:
     """relu_ writes through a view of what the sum reads; without the write the sum would differ."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.conv(x)
         activated = m.identity(x).relu_()
         return activated * 1 + x
@@ -219,7 +220,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, list[int]]:
         parts[f"{kind}{number}"] = made[kind]()
     skips = [draw(st.integers(0, 3)) for _ in kinds]
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         values = [m.stem(x)]
         for number, (kind, skip) in enumerate(zip(kinds, skips, strict=True)):
             last, earlier = values[-1], values[max(0, len(values) - 1 - skip)]

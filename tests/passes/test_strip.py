@@ -16,7 +16,7 @@ def trained() -> Trained:
     plan = planned("body", "body", (2, 8, 8, 8), (2, 3, 8, 8))
     program = pipeline.build(plan, tiny_models.plain(8), student)
     stage = program.stage("main")
-    stage.total(stage(torch.randn(SHAPE), torch.tensor([0, 1]))).backward()
+    torch.autograd.backward(stage.total(stage(torch.randn(SHAPE), torch.tensor([0, 1]))))
     torch.optim.SGD(student.parameters(), 0.1).step()
     return Trained(program, student)
 

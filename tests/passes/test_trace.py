@@ -113,7 +113,8 @@ def test_one_image_in_training_mode_has_its_own_shapes_and_cost() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             bias = self.heads.weight * 2
-            return self.norm(self.heads(x.mean((2, 3)) @ torch.ones(3, 4))) + bias.sum(0)
+            logits: Tensor = self.norm(self.heads(x.mean((2, 3)) @ torch.ones(3, 4))) + bias.sum(0)
+            return logits
 
     traced = trace(Biased(), (1, 3, 8, 8), training=True)
     shapes = {path_of(node): shape_of(node) for node in traced.graph.nodes}
@@ -129,7 +130,8 @@ def test_paths_are_those_of_modules_and_do_not_collide() -> None:
             self.relu, self.relu_1 = nn.ReLU(), nn.ReLU()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.relu(self.relu_1(self.relu(self.relu(x)))) + x
+            total: Tensor = self.relu(self.relu_1(self.relu(self.relu(x)))) + x
+            return total
 
     paths = [path_of(node) for node in trace(Twice()).graph.nodes]
     assert paths == ["x", "relu", "relu_1", "relu_1_1", "relu_2", "add", "output"]
