@@ -31,7 +31,7 @@ def runnable(plan: Plan, where: Path) -> None:
         if reads != {"labels"}:
             raise PlanError(
                 "the control arm trains without a teacher, and a loss of it needs one",
-                where=f"{where}, control, stage '{stage.name}'", hint="leave only losses of the labels there: cross_entropy",
+                where=f"{where}, control, stage '{stage.name}'", hint="leave only cross_entropy there",
             )  # fmt: skip
     if plan.teacher.path is None:
         raise PlanError(

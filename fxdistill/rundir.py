@@ -15,6 +15,7 @@ Every file is written whole or not at all, ``plan.json`` first of those that mak
 import importlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,14 +179,23 @@ class RunDir:
         return result
 
     def sweep(self) -> None:
-        """Remove the temporary files of writes that were killed."""
+        """Remove the temporary files and folders of writes that were killed."""
         for entry in self.path.iterdir():
-            if entry.is_file() and entry.name.startswith(_TEMPORARY):
-                entry.unlink(missing_ok=True)
+            if entry.name.startswith(_TEMPORARY):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 _TEMPORARY = tuple(
-    f".{name}." for name in ("plan.json", "origin.json", "metrics.jsonl", "checkpoint.pt", "student.pt", "result.json")
+    f".{name}."
+    for name in (
+        "plan.json",
+        "origin.json",
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "student.pt",
+        "student.onnx",
+        "result.json",
+    )
 )
 
 

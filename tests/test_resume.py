@@ -118,7 +118,7 @@ def test_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> No
     equal(out, runs.finished())
 
 
-@pytest.mark.parametrize("place", ["plan", "onnx", "result"])
+@pytest.mark.parametrize("place", ["plan", "draft", "onnx", "result"])
 def test_killed_at_the_start_and_in_the_end(tmp_path: Path, place: str) -> None:
     def arrange() -> None:
         def dying(*_: Any, **__: Any) -> None:
@@ -130,7 +130,7 @@ def test_killed_at_the_start_and_in_the_end(tmp_path: Path, place: str) -> None:
 
         export_checked = export.export_checked
         target: tuple[Any, str, Any] = {
-            "plan": (rundir, "write_text", dying), "onnx": (export, "export_checked", exported),
+            "plan": (rundir, "write_text", dying), "draft": (export, "gate", dying), "onnx": (export, "export_checked", exported),
             "result": (result, "write_text", dying),
         }[place]  # fmt: skip
         setattr(*target)
