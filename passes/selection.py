@@ -1,7 +1,8 @@
 """Selection: which classes of each block stay, by importance, under equal counts and wanted widths.
 
-A block alone is a sort. Blocks that share a constraint or a wanted width are solved together, exactly, as an integer
-program over x_c ∈ {0, 1} (class c stays), with the blocks' targets t_b met as nearly as the rest allows:
+A block alone is a sort, and so is one that a rule divides into equal rows. Blocks that share a constraint or a wanted
+width are solved together, exactly, as an integer program over x_c ∈ {0, 1} (class c stays), with the blocks' targets
+t_b met as nearly as the rest allows:
 
     maximise    Σ importance_c x_c  -  P Σ_b |z_b - t_b / step_b|
     subject to  Σ_{c in b} x_c = step_b z_b               every block b: a multiple
@@ -9,6 +10,7 @@ program over x_c ∈ {0, 1} (class c stays), with the blocks' targets t_b met as
                 Σ_{i in tap} x_{class of i} = width       every wanted width
 """
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +65,10 @@ def select(
     free = {class_id for block in blocks for class_id in block.classes} - set(frozen)
     constraints = [c for c in coupling.constraints if any(i in free for row in c.sets for i in row)]
     for part, rules, taps in _components(blocks, constraints, widths):
-        if rules or taps:
+        rows = _partition(part, rules) if not taps else None
+        if rows is not None:
+            removed |= _least_of_rows(part[0], rows, scores)
+        elif rules or taps:
             removed |= _Program(part, rules, taps, scores).solve()
         else:
             for block in part:
@@ -100,6 +105,25 @@ def _least(coupling: Coupling, block: Block, scores: Tensor) -> set[int]:
     best = list(first.values()) if len(first) <= count else []
     stay = [*best, *(i for i in ranked if i not in set(best))][:count]
     return set(block.classes) - set(stay)
+
+
+def _partition(blocks: Sequence[Block], rules: Sequence[Constraint]) -> tuple[tuple[int, ...], ...] | None:
+    """The rows of the only rule, if they divide the only block into equal parts: the common case, a sort too."""
+    if len(blocks) != 1 or len(rules) != 1 or blocks[0].target is None:
+        return None
+    rows = rules[0].sets
+    classes = [class_id for row in rows for class_id in row]
+    equal = len(classes) == len(set(classes)) and len({len(row) for row in rows}) == 1
+    return rows if equal and set(classes) == set(blocks[0].classes) else None
+
+
+def _least_of_rows(block: Block, rows: tuple[tuple[int, ...], ...], scores: Tensor) -> set[int]:
+    """All but the most important classes of each row, the same number in each."""
+    size, target = len(rows[0]), block.target or len(block.classes)
+    step = math.lcm(block.step, len(rows)) // len(rows)
+    step = step if step <= size else 1
+    count = min(size // step * step, max(step, step * round(target / len(rows) / step)))
+    return {i for row in rows for i in sorted(row, key=lambda i: (-float(scores[i]), i))[count:]}
 
 
 class _Program:
