@@ -130,8 +130,8 @@ def test_killed_at_the_start_and_in_the_end(tmp_path: Path, place: str) -> None:
 
         export_checked = export.export_checked
         target: tuple[Any, str, Any] = {
-            "plan": (rundir, "write_text", dying), "draft": (export, "gate", dying), "onnx": (export, "export_checked", exported),
-            "result": (result, "write_text", dying),
+            "plan": (rundir, "write_text", dying), "draft": (export, "gate", dying),
+            "onnx": (export, "export_checked", exported), "result": (result, "write_text", dying),
         }[place]  # fmt: skip
         setattr(*target)
 
