@@ -1,7 +1,8 @@
 """The user keeps the loop: a plan and two modules become a program, and the program gives the losses of a stage.
 
-Runs on scikit-learn's digits, some seconds on a CPU. The teacher is trained here for a moment, so that there is something to
-learn from; the student's parameters in the program are its own, so whatever optimises the program trains the student.
+Runs on scikit-learn's digits, some seconds on a CPU. The teacher is trained here for a moment, so that there is
+something to learn from; the student's parameters in the program are its own, so whatever optimises the program trains
+the student.
 """
 
 from collections.abc import Iterator

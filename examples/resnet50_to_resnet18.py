@@ -13,7 +13,7 @@ def main() -> None:
     teacher, student = models.resnet50(weights=None), models.resnet18(weights=None)
     plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(1, 3, 224, 224)))
     for pair, kept in zip(plan.pairs, plan.kept, strict=True):
-        print(f"{pair.teacher.path} -> {pair.student.path}: keep {len(kept.channels)} of {kept.width} ({pair.score:.2f})")
+        print(f"{pair.teacher.path} -> {pair.student.path}: keep {len(kept.channels)} of {kept.width}")
     for stage in plan.stages:
         print(f"{stage.name}: {stage.epochs} epochs, {stage.cost:.1%} of the full cost")
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors", "LoadedModel": "checkpoint",
     "Options": "pipeline", "Plan": "plan", "Program": "program", "build": "pipeline", "compile": "pipeline",
-    "Settings": "execute", "run": "execute.execute", "load": "checkpoint", "load_plan": "plan.load", "parse_source": "checkpoint", "save": "checkpoint",
+    "Settings": "execute", "run": "execute.execute", "load": "checkpoint", "load_plan": "plan.load",
+    "parse_source": "checkpoint", "save": "checkpoint",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__

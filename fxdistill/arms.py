@@ -3,13 +3,13 @@
 An **arm** is one training of the student from its initial weights: the plan's stages, and, where the plan has a
 control, the same budget without distillation, for each of the plan's seeds. A student that comes from a factory alone
 starts from fresh weights under each seed; one that comes from a file starts from that file's, and the seeds vary
-order, augmentation and dropout.
+order, augmentation and dropout. An auxiliary teacher is the first arm: it learns from the teacher, then teaches.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, TrainingError
 from fxdistill.metrics import Metrics
 from fxdistill.passes.strip import Strip, Trained
-from fxdistill.plan import Plan, write_bytes
+from fxdistill.plan import ArmName, Plan, write_bytes
 from fxdistill.program import Program
 from fxdistill.resume import Checkpoint
 from fxdistill.rundir import RunDir
@@ -29,13 +29,12 @@ from fxdistill.train import Loop, Moment, Progress, trainable_state
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
 
-ArmName = Literal["distilled", "control"]
 _SHARE_OF_SAVING = 0.05  # of the time, at most
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One training of the student."""
+    """One training of the student, or of the auxiliary teacher."""
 
     seed: int
     name: ArmName
@@ -61,8 +60,9 @@ class Execution:
         dataset: On the device, as far as it fits.
         teacher: The user's module.
         student: The user's module: the one that is trained.
+        auxiliary: The smaller teacher that is trained first and then teaches; None where the teacher itself does.
         fabric: Device and precision.
-        initial: The student's state dict at the start, by seed.
+        initial: The state dict that an arm starts from.
         observer: Who watches.
         compiled: Whether to train through ``torch.compile``.
         save_seconds: Seconds between two checkpoints.
@@ -76,8 +76,9 @@ class Execution:
     dataset: Dataset
     teacher: nn.Module
     student: nn.Module
+    auxiliary: nn.Module | None
     fabric: "Fabric"
-    initial: Callable[[int], dict[str, Tensor]]
+    initial: Callable[[Arm], dict[str, Tensor]]
     observer: Observer
     compiled: bool
     save_seconds: float
@@ -85,14 +86,21 @@ class Execution:
     checkpoint: Checkpoint
     programs: dict[Arm, Program] = field(default_factory=dict)
 
+    def trainee(self, arm: Arm) -> nn.Module:
+        """The module that an arm trains."""
+        return self.auxiliary if arm.name == "auxiliary" and self.auxiliary is not None else self.student
+
 
 def arms_of(plan: Plan) -> list[Arm]:
-    """The arms of a plan in order: for each seed the distilled student, then the control."""
+    """The arms of a plan in order: the auxiliary teacher, then for each seed the distilled student and the control."""
     names: list[ArmName] = ["distilled", "control"] if plan.control else ["distilled"]
-    return [Arm(seed, name) for seed in plan.seeds for name in names]
+    first = [Arm(plan.seeds[0], "auxiliary")] if plan.auxiliary is not None else []
+    return [*first, *(Arm(seed, name) for seed in plan.seeds for name in names)]
 
 
-def build_program(plan: Plan, arm: Arm, teacher: nn.Module, student: nn.Module) -> Program:
+def build_program(
+    plan: Plan, arm: Arm, teacher: nn.Module, student: nn.Module, *, auxiliary: nn.Module | None = None
+) -> Program:
     """The program of an arm; what is new in it (a learned encoder) is drawn under the arm's seed.
 
     Raises:
@@ -100,13 +108,17 @@ def build_program(plan: Plan, arm: Arm, teacher: nn.Module, student: nn.Module) 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arm.seed)
+        if arm.name == "auxiliary" and auxiliary is not None:
+            return pipeline.build_auxiliary(plan, teacher, auxiliary)
         if arm.name == "distilled":
-            return pipeline.build(plan, teacher, student)
+            return pipeline.build(plan, auxiliary or teacher, student)
         return pipeline.build_control(plan, student)
 
 
 def train_arm(run: Execution, index: int, arm: Arm) -> None:
-    """Train an arm from where the checkpoint is, write the student if it is the first, and note the arm as finished.
+    """Train an arm from where the checkpoint is, write what it is for, and note the arm as finished.
+
+    The first distilled student is written, and the auxiliary teacher, which the arms after it read.
 
     Raises:
         TrainingError: A loss, or a trained weight, is not a number.
@@ -116,30 +128,34 @@ def train_arm(run: Execution, index: int, arm: Arm) -> None:
     watch = _Watch(run, program, index, arm)
     loop = Loop(fabric, program, run.dataset, run.plan.data, arm.seed, run.compiled, watch.progress, watch.save)
     loop.run(at.position, at.optimizer, at.means)
-    student = Strip()(Trained(program, run.student)).value
-    _check_finite(student, arm)
-    if index == 0:
-        write_bytes(run.rundir.student_path, checkpoint.state_dict_bytes(student))
+    trained = Strip()(Trained(program, run.trainee(arm))).value
+    _check_finite(trained, arm)
+    if arm.name == "auxiliary":
+        write_bytes(run.rundir.auxiliary_path, checkpoint.state_dict_bytes(trained))
+    elif arm == Arm(run.plan.seeds[0], "distilled"):
+        write_bytes(run.rundir.student_path, checkpoint.state_dict_bytes(trained))
     seconds = round(watch.seconds, 1)
-    record = {**asdict(arm), "accuracy": accuracy(run, run.student), "seconds": seconds}
+    record = {**asdict(arm), "accuracy": accuracy(run, run.trainee(arm)), "seconds": seconds}
     run.checkpoint = Checkpoint(arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record])
     resume.save(run.rundir, run.checkpoint)
 
 
 def _restored(run: Execution, arm: Arm) -> Program:
     """The arm's program on the device, with the weights of the checkpoint, or those of the start."""
-    run.student.cpu().load_state_dict(run.initial(arm.seed))
-    program = run.programs.pop(arm, None) or build_program(run.plan, arm, run.teacher, run.student)
+    trainee = run.trainee(arm)
+    trainee.cpu().load_state_dict(run.initial(arm))
+    program = run.programs.pop(arm, None) or build_program(
+        run.plan, arm, run.teacher, run.student, auxiliary=run.auxiliary
+    )
     program.to(run.fabric.device)
-    run.student.to(run.fabric.device)
-    share_buffers(run.student, program)
+    trainee.to(run.fabric.device)
+    share_buffers(trainee, program)
     at = run.checkpoint
     if at.state is not None:
         missing, unexpected = program.load_state_dict(at.state, strict=False)
         lost = [name for name in missing if not name.startswith("teacher.")]
         if lost or unexpected:
             raise InvariantError(f"the checkpoint does not fit the program: '{(lost + unexpected)[0]}'")
-        run.student.load_state_dict(run.student.state_dict())
     if at.scaler:
         run.fabric.strategy.precision.load_state_dict(at.scaler)
     return program
@@ -170,7 +186,7 @@ class _Watch:
 
     def _log(self, progress: Progress) -> float | None:
         has_logits = any(term.pair is None for term in progress.stage.losses)
-        reached = accuracy(self.run, self.run.student) if has_logits else None
+        reached = accuracy(self.run, self.run.trainee(self.arm)) if has_logits else None
         self.run.metrics.log(
             {
                 **asdict(self.arm),
@@ -225,11 +241,11 @@ def accuracy(run: Execution, module: nn.Module) -> float:
     return evaluate.accuracy(module, found)
 
 
-def _check_finite(student: nn.Module, arm: Arm) -> None:
+def _check_finite(trained: nn.Module, arm: Arm) -> None:
     """The last step's losses say nothing of what that step made of the weights."""
-    for name, tensor in student.state_dict().items():
+    for name, tensor in trained.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
-                f"the trained weight '{name}' is not finite", where=f"{arm.name} student, seed {arm.seed}",
+                f"the trained weight '{name}' is not finite", where=f"arm '{arm.name}', seed {arm.seed}",
                 hint="lower the learning rate in the plan",
             )  # fmt: skip

@@ -41,7 +41,7 @@ Input = Annotated[
 ]
 Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
 Method = StrEnum("Method", {"indistill": "indistill", "kd": "kd"})
-Align = StrEnum("Align", {"slice": "slice", "project": "project"})
+Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
 
 _PLACE_ERRORS = {
@@ -91,8 +91,15 @@ def plan(
     pair: Annotated[list[str], typer.Option(help="T=S: this pair must be; node or module paths; repeatable.")] = [],
     forbid: Annotated[list[str], typer.Option(help="T=S: this pair must not be; repeatable.")] = [],
     align: Annotated[
-        Align, typer.Option(help="slice: prune the teacher's taps; project: a learned encoder.")
+        Align,
+        typer.Option(
+            help="slice: prune the teacher's taps; shrink: make a smaller teacher first; project: a learned encoder."
+        ),
     ] = Align.slice,
+    keep: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="With --align shrink: share of channels to keep where no tap decides."),
+    ] = None,
     criterion: Annotated[str, typer.Option(help="Importance of a channel: l1 or l2 norm of its filters.")] = "l1",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the main stage.")] = 60,
     batch_size: Annotated[int, typer.Option(min=2, help="Images a training step.")] = 128,
@@ -115,6 +122,8 @@ def plan(
     """Pair the layers, choose the channels, write a plan to review."""
     with _reported():
         wanted = arguments.shape(input_shape)
+        if keep is not None and align is not Align.shrink:
+            raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         pins, forbidden = arguments.pairs(pair, "--pair"), arguments.pairs(forbid, "--forbid")
         arguments.writable(output)
 
@@ -142,8 +151,8 @@ def plan(
                 preflight.classes_fit(loaded.module, dataset, input_shape=shape, spec=str(data))
         options = pipeline.Options(
             input_shape=shape, method=method.value, align=align.value, pins=pins, forbid=forbidden,
-            criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control, data=data_plan,
-            precision=precision.value,
+            keep=keep, criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control,
+            data=data_plan, precision=precision.value,
         )  # fmt: skip
         passes = PassManager()
         made = pipeline.compile(
@@ -242,6 +251,44 @@ def export(
         )
         agreement = f"largest error {parity.max_abs_error:.1e}, top-1 agreement {parity.top1_agreement:.2%}"
         out.print(Text(f"wrote {output}: {agreement} on {kind}"), soft_wrap=True)
+
+
+@app.command()
+def shrink(
+    model: Annotated[str, typer.Argument(help=_MODEL)],
+    keep: Annotated[float, typer.Option(help="Share of the channels to keep, between 0 and 1.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")] = Path("aux.pt"),
+    by: Annotated[str, typer.Option(help="Importance of a channel: l1, l2, fpgm, taylor, bn or random.")] = "l1",
+    round_to: Annotated[int, typer.Option(min=1, help="Widths become multiples of this, e.g. 8.")] = 1,
+    protect: Annotated[list[str], typer.Option(help="Module or node whose channels stay; repeatable.")] = [],
+    only: Annotated[list[str], typer.Option(help="Module to prune, and no other; repeatable.")] = [],
+    data: Annotated[str | None, typer.Option(help=f"For --by taylor. {_DATA}")] = None,
+    input_shape: Input = "",
+    factory: Annotated[str | None, typer.Option(help="Factory for a file that is a state dict.")] = None,
+    arg: Annotated[list[str], typer.Option(help="KEY=VALUE for that factory; repeatable.")] = [],
+    seed: Annotated[int, typer.Option(min=0, help="For --by random.")] = 0,
+    allow_factory: Allow = [],
+    trust_pickle: Trust = False,
+) -> None:
+    """Make a model physically smaller, and prove that it is the masked original."""
+    with _reported():
+        wanted = arguments.shape(input_shape)
+        arguments.writable(output)
+        found = arguments.model(model, factory, arg, seed=seed, allow=allow_factory, trust_pickle=trust_pickle)
+
+        from fxdistill import data as data_module
+        from fxdistill import report, shrinking
+
+        dataset = None if data is None else data_module.load(data, input_shape=wanted, allow=allow_factory)
+        image = (1, *dataset.image_shape) if dataset is not None else None
+        made = shrinking.shrink_model(
+            found.module, input_shape=arguments.first_shape(wanted, found.input_shape, image), keep=keep, criterion=by,
+            round_to=round_to, protect=protect, only=only, seed=seed,
+            batch=None if dataset is None else data_module.first_batch(dataset),
+        )  # fmt: skip
+        made.save(output, factory=found.factory, kwargs=found.kwargs)
+        out.print(report.shrunk_view(made))
+        out.print(Text(f"\nwrote {output}"), soft_wrap=True)
 
 
 @app.command("eval")

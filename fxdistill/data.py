@@ -104,9 +104,7 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
-def load(
-    data: DataPlan | str, *, input_shape: Sequence[int] | None = None, allow: Sequence[str] = ()
-) -> Dataset:
+def load(data: DataPlan | str, *, input_shape: Sequence[int] | None = None, allow: Sequence[str] = ()) -> Dataset:
     """Load what a spec or a plan names.
 
     Args:
@@ -252,6 +250,11 @@ def batches(
     return produce()
 
 
+def first_batch(dataset: Dataset, size: int = 128) -> tuple[Tensor, Tensor]:
+    """Normalised training images (size, C, H, W) and their labels (size,), shuffled under seed 0."""
+    return next(batches(dataset.train, size, mean=dataset.mean, std=dataset.std, shuffle=True))
+
+
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -293,9 +296,7 @@ def _crop(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
     columns = offsets[1] + torch.arange(width, device=device)
     padded = F.pad(images, [padding] * 4)
     image, channel = torch.arange(count, device=device), torch.arange(channels, device=device)
-    return padded[
-        image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
-    ]
+    return padded[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def measure(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,6 +1,7 @@
 """The main job on bundled data: scikit-learn's digits, a small residual teacher, a tiny convolutional student.
 
-Trains the teacher, writes ``teacher.pt`` and ``student.pt``, then calls ``fxdistill plan`` and ``fxdistill run`` as a user would.
+Trains the teacher, writes ``teacher.pt`` and ``student.pt``, then calls ``fxdistill plan`` and ``fxdistill run`` as a
+user would.
 """
 
 import shlex

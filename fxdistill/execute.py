@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxdistill import preflight, resume
 from fxdistill.arms import Arm, Execution, Observer, accuracy, arms_of, build_program, train_arm
+from fxdistill.auxiliary import make
 from fxdistill.data import Dataset
 from fxdistill.metrics import Metrics
 from fxdistill.plan import Plan, Precision
@@ -51,8 +52,9 @@ class _Parts:
 
     teacher: nn.Module
     student: nn.Module
+    auxiliary: nn.Module | None
     dataset: Dataset
-    initial: dict[int, dict[str, Tensor]]
+    initial: dict[Arm, dict[str, Tensor]]
     programs: dict[Arm, Program]
 
 
@@ -89,7 +91,7 @@ def execute(
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         at = resume.load(rundir)
         run = Execution(
-            plan, rundir, parts.dataset.to(fabric.device), parts.teacher, parts.student, fabric,
+            plan, rundir, parts.dataset.to(fabric.device), parts.teacher, parts.student, parts.auxiliary, fabric,
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
             Metrics(rundir, size=at.metrics_size), at, parts.programs,
         )  # fmt: skip
@@ -105,6 +107,8 @@ def _train(run: Execution) -> dict[str, Any]:
     for index, arm in enumerate(arms):
         if index >= run.checkpoint.arm:
             train_arm(run, index, arm)
+        elif arm.name == "auxiliary" and run.auxiliary is not None:
+            run.auxiliary.load_state_dict(resume.state_dict(run.rundir.auxiliary_path))
     return finish(run, teacher_accuracy=teacher_accuracy)
 
 
@@ -124,8 +128,24 @@ def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
         seed: copy.deepcopy((student if fixed or seed == plan.seed else load("student", seed)).state_dict())
         for seed in plan.seeds
     }
-    programs = {arm: build_program(plan, arm, teacher, student) for arm in arms_of(plan)[:2]}
+    auxiliary = None
+    if plan.auxiliary is not None:
+        auxiliary = make(plan.auxiliary, teacher, input_shape=tuple(plan.input.shape))
+    starts = {arm: initial[arm.seed] for arm in arms_of(plan)}
+    if auxiliary is not None:
+        starts[arms_of(plan)[0]] = copy.deepcopy(auxiliary.state_dict())
+    return _Parts(teacher, student, auxiliary, dataset, starts, _programs(plan, teacher, student, auxiliary))
+
+
+def _programs(plan: Plan, teacher: nn.Module, student: nn.Module, auxiliary: nn.Module | None) -> dict[Arm, Program]:
+    """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves."""
+    programs = {
+        arm: build_program(plan, arm, teacher, student, auxiliary=auxiliary)
+        for arm in arms_of(plan)
+        if arm.seed == plan.seeds[0]
+    }
     for program in programs.values():
         for stage in program.stages:
             program.stage(stage.name)
-    return _Parts(teacher, student, dataset, initial, programs)
+    # a program keeps its teacher as it was: an auxiliary one is yet to be trained
+    return {arm: program for arm, program in programs.items() if auxiliary is None or arm.name != "distilled"}

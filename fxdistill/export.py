@@ -217,7 +217,8 @@ def _publish(draft: Path, path: Path) -> None:
 
 def _check_folder(path: Path) -> None:
     if not path.parent.is_dir():
-        raise PlanError("cannot write: the folder does not exist", where=str(path), hint="make it, or give another place")
+        hint = "make it, or give another place"
+        raise PlanError("cannot write: the folder does not exist", where=str(path), hint=hint)
 
 
 class _Prediction(nn.Module):
@@ -301,9 +302,7 @@ def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) 
                 proto = cast("torch.onnx.ONNXProgram", program).model_proto
             else:
                 file, axes = io.BytesIO(), {INPUT: {0: BATCH}, OUTPUT: {0: BATCH}}
-                torch.onnx.export(
-                    source, (example,), cast("Any", file), dynamo=False, dynamic_axes=axes, **names
-                )
+                torch.onnx.export(source, (example,), cast("Any", file), dynamo=False, dynamic_axes=axes, **names)
                 proto = onnx.load_model_from_string(file.getvalue())
     except Exception as cause:  # exporters raise whatever the model's code and their own parts raise
         raise ModelError(_reason(cause)) from cause
@@ -340,9 +339,7 @@ def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> No
 
     try:
         onnx.checker.check_model(draft, full_check=True)
-    except (
-        Exception
-    ) as cause:  # the checker and shape inference have errors of their own, without a common base
+    except Exception as cause:  # the checker and shape inference have errors of their own, without a common base
         raise ModelError(f"its file is not valid ONNX: {_reason(cause)}") from cause
     session = open_session(draft)
     for batch in _TRIAL_BATCHES:
@@ -351,9 +348,7 @@ def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> No
         with torch.no_grad():
             ours = source(image)
         if ours.shape != theirs.shape:
-            raise ModelError(
-                f"its file gives shape {tuple(theirs.shape)} for {batch} images, not {tuple(ours.shape)}"
-            )
+            raise ModelError(f"its file gives shape {tuple(theirs.shape)} for {batch} images, not {tuple(ours.shape)}")
         if (ours - theirs).abs().max() > _TRIAL_TOLERANCE * max(1.0, float(ours.abs().max())):
             raise ModelError(f"its file computes something else, seen on a batch of {batch}")
 

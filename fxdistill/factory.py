@@ -22,7 +22,7 @@ from torch import nn
 
 from fxdistill.errors import DataError, InputError, ModelError
 
-TRUSTED = ("fxdistill.models", "torchvision.models", "timm")
+TRUSTED = ("fxdistill.models", "fxdistill.shrinking", "torchvision.models", "timm")
 _FACTORY = re.compile(r"(?P<name>[A-Za-z_][\w.]*:[A-Za-z_]\w*)(\?(?P<query>.*))?", re.DOTALL)
 _WEIGHTS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
 _HINT = "torchvision.models:resnet18?num_classes=10"

@@ -50,9 +50,9 @@ class RunView(Observer):
 
     def _begin(self, plan: Plan, arms: list[Arm]) -> None:
         """Learn how the cost of the run is spread over arms and stages."""
-        costs = {"distilled": plan.stages, "control": plan.control}
         self._shares = {
-            name: [stage.epochs * max(stage.cost, _LEAST_COST) for stage in stages] for name, stages in costs.items()
+            arm.name: [stage.epochs * max(stage.cost, _LEAST_COST) for stage in plan.stages_of(arm.name)]
+            for arm in arms
         }
         self._order = arms
         self._logged = time.monotonic()

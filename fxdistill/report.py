@@ -4,7 +4,7 @@ Everything is laid out in short lines rather than wide tables, so that it reads 
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -13,6 +13,9 @@ from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan import ModelRef, Pair, Plan, RunnerUp, Stage, Tap
+
+if TYPE_CHECKING:
+    from fxdistill.shrinking import ShrunkResult
 
 _COLOURS = {"note": "dim", "warning": "yellow", "error": "red"}
 
@@ -43,6 +46,10 @@ def plan_view(plan: Plan) -> RenderableType:
         ]
     )
     parts.extend(_stage_line(stage) for stage in plan.stages)
+    if plan.auxiliary is not None:
+        made = f", {count(plan.auxiliary.parameters)} parameters, {count(plan.auxiliary.macs)} MACs, trained first"
+        parts.append(Text.assemble(("auxiliary teacher", "bold"), made))
+        parts.extend(_stage_line(stage) for stage in plan.auxiliary.stages)
     if plan.control:
         parts.append(Text("control arm, without distillation", style="bold"))
         parts.extend(_stage_line(stage) for stage in plan.control)
@@ -61,11 +68,11 @@ def _model_line(role: str, ref: ModelRef) -> Text:
 
 def _pair_lines(plan: Plan, pair: Pair) -> Iterator[RenderableType]:
     kept = plan.kept_for(pair.name)
-    widths = (
-        f"keeps {len(kept.channels)} of {kept.width} channels"
-        if kept
-        else f"projects {pair.student.width} to {pair.teacher.width} channels"
-    )
+    widths = f"projects {pair.student.width} to {pair.teacher.width} channels"
+    if kept:
+        widths = f"keeps {len(kept.channels)} of {kept.width} channels"
+    elif pair.align == "shrink":
+        widths = f"{pair.teacher.width} channels in the auxiliary teacher"
     yield Text.assemble("  ", (pair.name, "bold cyan"), f"  score {pair.score:.2f}  {widths}")
     lines = Table.grid(padding=(0, 2))
     lines.add_column(no_wrap=True)
@@ -118,6 +125,26 @@ def diagnostics_view(remarks: Iterable[Diagnostic]) -> list[Text]:
     return lines
 
 
+def shrunk_view(shrunk: "ShrunkResult") -> RenderableType:
+    """What shrinking did: widths, sizes, the proof, and what stayed."""
+    changed = {path: widths for path, widths in shrunk.widths.items() if widths[0] != widths[1]}
+    table = Table.grid(padding=(0, 2))
+    for path, (old, new) in changed.items():
+        table.add_row(path, Text(f"{old} -> {new}", style="bold"))
+    before, after, proof = shrunk.before, shrunk.after, shrunk.proof
+    sizes = (
+        f"parameters {count(before.parameters)} -> {count(after.parameters)}, MACs {count(before.macs)} -> "
+        f"{count(after.macs)}"
+    )
+    return Group(
+        table,
+        Text(),
+        Text(sizes, style="bold"),
+        Text(f"proof: equals the masked original at {proof.nodes} nodes, largest relative error {proof.error:.1e}"),
+        *diagnostics_view(shrunk.diagnostics),
+    )
+
+
 def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
     """The table that a run ends with, and the parity gate."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -132,6 +159,14 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         count(plan.teacher.macs),
         _ms(latency["teacher"]),
     )
+    if plan.auxiliary is not None and "auxiliary" in result["summary"]:
+        table.add_row(
+            "auxiliary teacher",
+            _accuracy(result, "auxiliary"),
+            count(plan.auxiliary.parameters),
+            count(plan.auxiliary.macs),
+            _ms(latency["auxiliary"]),
+        )
     labels = {"control": "student, no distillation", "distilled": "student, distilled"}
     for name, label in labels.items():
         if name in result["summary"]:

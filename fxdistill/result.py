@@ -10,9 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fxdistill import data, evaluate, export, pipeline
+from fxdistill import data, evaluate, export, pipeline, resume
 from fxdistill.arms import Execution
 from fxdistill.plan import Plan, write_text
 
@@ -26,7 +24,7 @@ def finish(run: Execution, *, teacher_accuracy: float) -> dict[str, Any]:
     run.observer.on_phase("export")
     rundir, shape = run.rundir, tuple(run.plan.input.shape)
     student = run.student.cpu()
-    student.load_state_dict(torch.load(rundir.student_path, map_location="cpu", weights_only=True))
+    student.load_state_dict(resume.state_dict(rundir.student_path))
     rundir.onnx_path.unlink(missing_ok=True)
     test = run.dataset
     images = data.batches(test.test, run.plan.data.batch_size, mean=test.mean, std=test.std)
@@ -47,12 +45,17 @@ def finish(run: Execution, *, teacher_accuracy: float) -> dict[str, Any]:
 
 
 def _latencies(run: Execution, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Latency of teacher and student in ONNX Runtime, measured side by side, batch 1."""
+    """Latency of teacher, auxiliary teacher and student in ONNX Runtime, measured side by side, batch 1."""
     single = (1, *shape[1:])
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher.onnx"
         export.export_onnx(run.teacher.cpu(), teacher, input_shape=single, opset=run.plan.export.opset)
-        found = evaluate.interleaved_latency({"teacher": teacher, "student": run.rundir.onnx_path}, single)
+        paths = {"teacher": teacher, "student": run.rundir.onnx_path}
+        if run.auxiliary is not None:
+            paths["auxiliary"] = Path(folder) / "auxiliary.onnx"
+            module = run.auxiliary.cpu()
+            export.export_onnx(module, paths["auxiliary"], input_shape=single, opset=run.plan.export.opset)
+        found = evaluate.interleaved_latency(paths, single)
     return {name: asdict(latency) for name, latency in found.items()}
 
 

@@ -7,6 +7,7 @@ losses over the epoch so far and the length of the metrics, which are cut back t
 
 import io
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,21 @@ def save(run: RunDir, checkpoint: Checkpoint) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(run.checkpoint_path, buffer.getvalue())
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """Weights that an earlier part of the run has written.
+
+    Raises:
+        RunDirError: The file is missing or damaged.
+    """
+    try:
+        found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as cause:
+        raise RunDirError(
+            "the weights are missing or damaged", where=str(path), hint="remove the run directory and start again"
+        ) from cause
+    return found
 
 
 def load(run: RunDir) -> Checkpoint:

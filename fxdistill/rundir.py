@@ -5,6 +5,7 @@
     metrics.jsonl    one line an epoch
     tensorboard/     the same for TensorBoard
     checkpoint.pt    the last checkpoint: removed when the run is complete
+    auxiliary.pt     the auxiliary teacher's state dict, where the plan has one
     student.pt       the distilled student's state dict
     student.onnx     the same, exported
     result.json      what came out; its presence says that the run is complete
@@ -119,6 +120,11 @@ class RunDir:
         return self.path / "student.pt"
 
     @property
+    def auxiliary_path(self) -> Path:
+        """The auxiliary teacher's state dict."""
+        return self.path / "auxiliary.pt"
+
+    @property
     def onnx_path(self) -> Path:
         """The exported student."""
         return self.path / "student.onnx"
@@ -192,6 +198,7 @@ _TEMPORARY = tuple(
         "origin.json",
         "metrics.jsonl",
         "checkpoint.pt",
+        "auxiliary.pt",
         "student.pt",
         "student.onnx",
         "result.json",
