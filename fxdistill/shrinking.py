@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxdistill import checkpoint
+from fxdistill import checkpoint, plan
+from fxdistill import factory as factories
 from fxdistill.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError, PassError
-from fxdistill.factory import build
 from fxdistill.graph import Rung, Shape, Traced, path_of
 from fxdistill.passbase import PassManager
 from fxdistill.passes.couple import Couple
@@ -29,7 +29,6 @@ from fxdistill.passes.rewrites import Obstacle
 from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
 from fxdistill.passes.thin import Kept, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
-from fxdistill.plan import write_bytes
 from fxdistill.survivors import Survivors
 
 RUNGS: tuple[Rung, ...] = ("symbolic", "leaves", "export")
@@ -85,7 +84,7 @@ class ShrunkResult:
             PlanError: The file cannot be written.
         """
         if factory is None:
-            write_bytes(Path(path), _exported(self.module, self.input_shape))
+            plan.write_bytes(Path(path), _exported(self.module, self.input_shape))
             return
         recipe = {
             "factory": factory, "kwargs": dict(kwargs or {}), "input_shape": list(self.input_shape), "rung": self.rung,
@@ -207,7 +206,7 @@ def rebuild(
         InputError: The factory may not be called, or the indices do not fit what it builds.
     """
     shape = tuple(input_shape)
-    traced = Trace(shape, rungs=(rung,))(build(factory, kwargs).eval()).value
+    traced = Trace(shape, rungs=(rung,))(factories.build(factory, kwargs).eval()).value
     coupling = with_barriers(traced, Couple()(traced).value, barriers)
     removed = removed_of(coupling, kept)
     for class_id in sorted(removed):

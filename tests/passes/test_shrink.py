@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxdistill import checkpoint
+from fxdistill import checkpoint, shrinking
 from fxdistill.errors import InputError, InvariantError
 from fxdistill.factory import ModelSource
 from fxdistill.passes.couple import Couple
@@ -349,10 +349,17 @@ def test_a_bundle_replays_the_kept_indices_on_fresh_weights(tmp_path: Path) -> N
     net = checkpoint.load(source, seed=3).module
     result = shrink_model(net, input_shape=(1, 1, 8, 8), keep=0.5)
     result.save(tmp_path / "aux.pt", factory=source.factory, kwargs=source.kwargs)
-    loaded = checkpoint.load(ModelSource(tmp_path / "aux.pt", None, allow=("fxdistill.shrinking",)))
+    loaded = checkpoint.load(ModelSource(tmp_path / "aux.pt", None))
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(loaded.module(images), result.module(images))
     assert loaded.input_shape == (1, 1, 8, 8)
+
+
+def test_a_file_can_reach_no_function_that_writes_or_calls_others() -> None:
+    for name in ("build", "write_bytes"):
+        with pytest.raises(InputError):
+            checkpoint.load(ModelSource(None, f"fxdistill.shrinking:{name}"))
+        assert not callable(getattr(shrinking, name, None))
 
 
 def test_without_a_factory_an_exported_program_is_written(tmp_path: Path) -> None:
