@@ -11,8 +11,8 @@ of a block is no candidate. So MobileNetV2 is tapped at ``features.3``, not at t
             > end of a module of one layer > activation > other,
             and among equals the deepest
 
-Left out: stems, whatever follows the global pooling, and the logits. Vectors (B, C) are candidates only where
-a model has nothing else.
+Left out: stems, whatever follows the global pooling, and the logits. Vectors (B, C) and class
+tokens on their own are candidates only where a model has nothing else.
 """
 
 import math
@@ -89,6 +89,11 @@ class Candidate:
         return self.tap.path
 
     @property
+    def is_vector(self) -> bool:
+        """Whether there is one position only by layout: a pooled feature, or a class token on its own."""
+        return self.tap.layout == "features" or (self.tap.layout == "tokens" and self.tap.shape[1] == 1)
+
+    @property
     def size(self) -> str:
         """The size of the value in words."""
         shape, layout = self.tap.shape, self.tap.layout
@@ -160,7 +165,7 @@ class Survey:
     def candidates(self) -> list[Candidate]:
         """All candidates, shallow first."""
         described = [(n, c) for n in self._trunk() if (c := self._describe(n)) is not None]
-        maps = [(n, c) for n, c in described if c.tap.layout != "features"] or described
+        maps = [(n, c) for n, c in described if not c.is_vector] or described
         blocks = _Blocks(self.traced, self._nodes, maps)
         placed = [blocks.place(node, candidate) for node, candidate in maps]
         found = _close_by_pooling([c for c in placed if c is not None])

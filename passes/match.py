@@ -345,7 +345,8 @@ def _unpaired(role: str, stages: Stages, pairings: list[Pairing]) -> Iterator[Di
             f"has no counterpart in the {other}",
             hint="pin one with --pair TEACHER=STUDENT if it should be learnt",
         )  # fmt: skip
-    bare = [stage[0] for stage in alone if stage[0].tap.layout == "tokens" and stage[0].grid is None]
+    firsts = [stage[0] for stage in stages if stage[0].path not in paths]
+    bare = [c for c in firsts if c.tap.layout == "tokens" and c.grid is None]
     if bare:
         yield Diagnostic(
             code="no-token-grid", severity="warning", where=bare[0].path, why=f"the {role}'s {_no_grid(bare[0])}",

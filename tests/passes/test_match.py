@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fxdistill import models
+from fxdistill import models, pipeline
 from fxdistill.coupling import Coupling
 from fxdistill.errors import PairingError
 from fxdistill.graph import Traced, find, path_of
@@ -21,6 +22,7 @@ from fxdistill.passes.trace import Trace
 from fxdistill.plan import Pair
 
 Prepared = tuple[Traced, Coupling]
+SIZE = 96  # pixels a side: the pairs of 224 pixels, in less time
 
 
 def prepare(module: nn.Module, shape: tuple[int, ...]) -> Prepared:
@@ -32,7 +34,7 @@ def small_vit() -> nn.Module:
     from torchvision.models import VisionTransformer  # noqa: PLC0415 - slow to import
 
     model: nn.Module = VisionTransformer(
-        image_size=224, patch_size=16, num_layers=6, num_heads=6, hidden_dim=384, mlp_dim=1536
+        image_size=SIZE, patch_size=16, num_layers=6, num_heads=6, hidden_dim=384, mlp_dim=1536
     )
     return model
 
@@ -43,18 +45,25 @@ def models_are_let_go() -> Iterator[None]:
     torchvision_model.cache_clear()
 
 
+def constant(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    del args, kwargs
+    with torch.no_grad():
+        return tensor.fill_(0.01)
+
+
+RANDOM = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_")
+
+
 @functools.cache
 def torchvision_model(name: str) -> Prepared:
     import torchvision  # noqa: PLC0415 - slow to import
 
-    torch.manual_seed(0)
-    if name == "small_vit":
-        module = small_vit()
-    else:
-        slow_to_initialise = ("vgg", "inception", "googlenet")
-        kwargs: dict[str, Any] = {"init_weights": False} if name.startswith(slow_to_initialise) else {}
-        module = getattr(torchvision.models, name)(**kwargs)
-    return prepare(module, (1, 3, 224, 224))
+    kwargs: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    kwargs |= {"image_size": SIZE} if name.startswith("vit") else {}
+    constants: dict[str, Any] = dict.fromkeys(RANDOM, constant)
+    with mock.patch.multiple(torch.nn.init, **constants):  # the pairs do not depend on the weights
+        module = small_vit() if name == "small_vit" else getattr(torchvision.models, name)(**kwargs)
+    return prepare(module, (1, 3, SIZE, SIZE))
 
 
 def match(teacher: Prepared, student: Prepared, **options: Any) -> PassResult[tuple[Pair, ...]]:
@@ -116,6 +125,18 @@ BY_HAND: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("wide_resnet50_2", "googlenet"): [
         ("layer1", "conv3"), ("layer2", "inception3b"), ("layer3", "inception4e"), ("layer4", "inception5b"),
+    ],
+    # one resolution and four stages of two blocks, which end at a quarter, half, three quarters and all of the depth
+    ("vit_b_16", "resnet18"): [(f"encoder.layers.encoder_layer_{3 * i - 1}", f"layer{i}") for i in (1, 2, 3, 4)],
+    # 3, 7, 13 and 16 of ResNet-50's 16 blocks are 1.1, 2.6, 4.9 and 6 of six layers: the first, third, fifth and sixth
+    ("resnet50", "small_vit"): [
+        ("layer1", "encoder.layers.encoder_layer_0"), ("layer2", "encoder.layers.encoder_layer_2"),
+        ("layer3", "encoder.layers.encoder_layer_4"), ("layer4", "encoder.layers.encoder_layer_5"),
+    ],
+    # 2, 4, 10 and 12 blocks of twelve
+    ("swin_t", "vit_b_16"): [
+        ("features.1", "encoder.layers.encoder_layer_1"), ("features.3", "encoder.layers.encoder_layer_3"),
+        ("features.5", "encoder.layers.encoder_layer_9"), ("features.7", "encoder.layers.encoder_layer_11"),
     ],
 }  # fmt: skip
 
@@ -232,18 +253,18 @@ def test_every_pair_carries_its_evidence() -> None:
     assert first.runner_up is not None
     assert first.runner_up.teacher == "layer1.1.relu_2"
     assert "outputs of the blocks 'layer1' and 'features.3'" in first.why
-    assert "both end a stage at 56x56" in first.why
+    assert "both end a stage at 24x24" in first.why
     assert "after an activation and after an addition" in first.why
 
 
 def test_what_has_no_counterpart_is_said() -> None:
     result = match(torchvision_model("regnet_y_1_6gf"), torchvision_model("shufflenet_v2_x0_5"))
     assert [(d.code, d.severity) for d in result.diagnostics] == [("unpaired-stage", "note")]
-    assert "teacher's stage at 56x56" in result.diagnostics[0].why
+    assert "teacher's stage at 24x24" in result.diagnostics[0].why
     reverse = match(torchvision_model("shufflenet_v2_x0_5"), torchvision_model("regnet_y_1_6gf"))
     said = [d.why for d in reverse.diagnostics if d.code == "unpaired-stage"]
     assert len(said) == 1
-    assert "student's stage at 56x56" in said[0]
+    assert "student's stage at 24x24" in said[0]
 
 
 def test_a_narrower_teacher_is_projected_and_said() -> None:
@@ -341,7 +362,7 @@ def test_neither_the_run_nor_the_batch_size_changes_the_pairs() -> None:
 def transformer(layers: int, width: int) -> nn.Module:
     from torchvision.models import VisionTransformer  # noqa: PLC0415 - slow to import
 
-    model: nn.Module = VisionTransformer(32, 8, layers, 2, width, 2 * width)
+    model: nn.Module = VisionTransformer(32, 8, layers, 2, width, 2 * width, num_classes=10)
     return model
 
 
@@ -373,3 +394,101 @@ def test_pairs_keep_the_order_of_both_models(teacher: list[int], student: list[i
         assert list(chosen) == order
     assert 1 < len(result.value) <= min(len(teacher), len(student))
     assert len({pair.name for pair in result.value}) == len(result.value)
+
+
+def registered(layers: int, width: int, extra: int = 4) -> nn.Module:
+    """A vision transformer whose tokens have ``extra`` register tokens behind them, which the head leaves out."""
+    from torchvision.models.vision_transformer import EncoderBlock  # noqa: PLC0415 - slow to import
+
+    class Registered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, width, 8, 8)
+            self.registers = nn.Parameter(torch.zeros(1, extra, width))
+            blocks = [EncoderBlock(2, width, 2 * width, 0.0, 0.0) for _ in range(layers)]
+            self.blocks = nn.Sequential(*blocks)
+            self.head = nn.Linear(width, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tokens = self.patches(images).flatten(2).transpose(1, 2)
+            tokens = torch.cat([tokens, self.registers.expand(tokens.shape[0], -1, -1)], dim=1)
+            logits: torch.Tensor = self.head(self.blocks(tokens)[:, 0])
+            return logits
+
+    return Registered()
+
+
+def test_different_grids_lower_the_score_and_are_said() -> None:
+    there, back = cifar(transformer(4, 32), STUDENT(padding=1)), cifar(STUDENT(padding=1), transformer(4, 32))
+    assert [(b, a) for a, b in paths(there)] == paths(back)
+    assert [s for _, s in paths(there)] == ["block1.pool", "block2.pool", "block3.pool"]
+    assert [pair.why[1] for pair in there.value] == [
+        "grids 4x4 and 16x16: pooled to the smaller", "grids 4x4 and 8x8: pooled to the smaller",
+        "of size 17 tokens and 4x4",
+    ]  # fmt: skip
+    scores = [pair.score for pair in there.value]
+    assert scores == sorted(scores)
+    assert scores[0] < 0.7 < scores[-1]
+
+
+def test_a_stage_more_than_the_limit_is_left_alone_and_said() -> None:
+    result = cifar(models.preact_resnet18(), transformer(4, 32), limit=2)
+    # 8x8 and 4x4 are the nearest to 4x4
+    assert [t for t, _ in paths(result)] == ["layer3.1.add", "layer4.1.add"]
+    assert [d.where for d in result.diagnostics if d.code == "unpaired-stage"] == ["layer1.1.add", "layer2.1.add"]
+
+
+def test_tokens_without_a_grid_are_compared_with_as_many_tokens_only() -> None:
+    same = cifar(registered(4, 32), registered(2, 16))
+    assert [s for _, s in paths(same)] == ["blocks.0.add_1", "blocks.1.add_1"]
+    for teacher, student, role in (
+        (registered(4, 32), STUDENT(), "teacher"), (STUDENT(), registered(4, 32), "student"),
+        (transformer(4, 32), registered(2, 16), "student"),
+    ):  # fmt: skip
+        with pytest.raises(PairingError, match=f"the {role}'s 20 tokens form no square grid"):
+            cifar(teacher, student)
+    with pytest.raises(PairingError, match="pinned and cannot be compared: the teacher's 20 tokens"):
+        cifar(registered(4, 32), STUDENT(), pins=(("blocks.0", "block1"),))
+    with pytest.raises(PairingError, match="one is a vector"):
+        cifar(AUXILIARY(), STUDENT(), pins=(("hidden", "block3"),))
+
+
+class Mixed(nn.Module):
+    """Feature maps first, then tokens with registers behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU())
+        self.tail = registered(2, 16)
+        self.tail.patches = nn.Conv2d(16, 16, 2, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.tail(self.block1(images))
+        return logits
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_of_a_model_has_no_grid_is_said(turned: bool) -> None:
+    models_ = (STUDENT(), Mixed()) if turned else (Mixed(), STUDENT())
+    result = cifar(*models_)
+    assert all("tail.blocks" not in path for pair in paths(result) for path in pair)
+    (remark,) = (d for d in result.diagnostics if d.code == "no-token-grid")
+    assert remark.severity == "warning"
+    assert "20 tokens form no square grid" in remark.why
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("vit", "cnn"), ("cnn", "vit")])
+def test_programs_across_layouts_are_built_and_run(wide: str, narrow: str) -> None:
+    sizes = {"vit": (transformer(4, 64), transformer(3, 16)),
+             "cnn": (models.resnet(widths=[32, 64, 128], in_channels=3), STUDENT(padding=1))}  # fmt: skip
+    teacher, student = sizes[wide][0], sizes[narrow][1]
+    plan = pipeline.compile(teacher, student, pipeline.Options(input_shape=(2, 3, 32, 32)))
+    assert len(plan.pairs) == 3
+    assert {pair.align for pair in plan.pairs} == {"slice"}
+    assert all(pair.student.width < pair.teacher.width for pair in plan.pairs)
+    assert {pair.teacher.layout for pair in plan.pairs} != {pair.student.layout for pair in plan.pairs}
+    values = pipeline.build(plan, teacher, student)(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert {f"mse[{pair.name}]" for pair in plan.pairs} <= set(values)
+    assert all(torch.isfinite(value) for value in values.values())
+    sum(values.values()).backward()
+    assert any(p.grad is not None for p in student.parameters())
