@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	OMP_NUM_THREADS=2 $(BIN)/fxdistill demo --out demo
 
 test: lint types
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

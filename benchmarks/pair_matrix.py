@@ -9,6 +9,7 @@ else that goes wrong is an unexplained failure: it is printed, and the exit code
 """
 
 import argparse
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def auxiliary(teacher: Model, pairs: tuple[Pair, ...], reasons: dict[str, str]) 
 
 def letter(reasons: dict[str, str], refusal: FxdistillError) -> str:
     """The letter that stands for a refusal: one for each kind of sentence, numbers and names aside."""
-    kind = refusal.what.split("'")[0].rstrip("0123456789 ")
+    kind = re.sub(r"'[^']*'|\d+", "…", refusal.what)
     if kind not in reasons.values():
         reasons["abcdefghijklmnopqrstuvwxyz"[len(reasons)]] = kind
     return next(key for key, value in reasons.items() if value == kind)
@@ -112,7 +113,7 @@ def main() -> int:
         "A cell: pairs found / pairs whose teacher is wide enough to slice; `+`: an auxiliary teacher of the student's",
         "widths can be had, `=`: the teacher is nowhere wider; a letter: why not.", "",
     ]  # fmt: skip
-    tail = ["", *(f"- `{key}`: {value} …" for key, value in reasons.items()), *(f"- `!` {f}" for f in failures), ""]
+    tail = ["", *(f"- `{key}`: {value}" for key, value in reasons.items()), *(f"- `!` {f}" for f in failures), ""]
     options.out.write_text("\n".join([*head, *lines, *tail]), encoding="utf-8")
     print("\n".join([*tail, f"wrote {options.out}"]))
     return 1 if failures else 0

@@ -48,9 +48,7 @@ def read(spec: str, *, input_shape: Sequence[int] | None, allow: Sequence[str]) 
         if not place:
             raise DataError(f"'{kind}' needs a place", where=spec, hint=f"write {kind}:PATH; {_KNOWN}")
         if not Path(place).exists():
-            raise DataError(
-                f"there is no '{place}'", where=spec, hint="check the path, relative to where you are"
-            )
+            raise DataError(f"there is no '{place}'", where=spec, hint="check the path, relative to where you are")
         try:
             return _PLACES[kind](Path(place), spec, input_shape)
         except InputError:
@@ -222,9 +220,7 @@ def _imagefolder(root: Path, spec: str, input_shape: Sequence[int] | None) -> Da
 
     testing = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if testing is None or not (root / "train").is_dir():
-        raise DataError(
-            f"'{root}' has no train, or neither val nor test", where=spec, hint=_LAYOUTS["imagefolder"]
-        )
+        raise DataError(f"'{root}' has no train, or neither val nor test", where=spec, hint=_LAYOUTS["imagefolder"])
     parts = [ImageFolder(str(folder)) for folder in (root / "train", testing)]
     if parts[0].classes != parts[1].classes:
         odd = sorted(set(parts[0].classes) ^ set(parts[1].classes))
@@ -242,8 +238,7 @@ def _imagefolder(root: Path, spec: str, input_shape: Sequence[int] | None) -> Da
     if channels not in (1, 3):
         raise DataError(f"images have 1 or 3 channels, not {channels}", where=spec, hint="change --input")
     train, test = (
-        Folder(tuple(f for f, _ in part.samples), torch.tensor(part.targets), shape).in_memory()
-        for part in parts
+        Folder(tuple(f for f, _ in part.samples), torch.tensor(part.targets), shape).in_memory() for part in parts
     )
     return checked(train, test, parts[0].classes, where=spec)
 
@@ -254,9 +249,7 @@ def _own(spec: str, allow: Sequence[str]) -> Dataset:
     try:
         found = function()
     except Exception as cause:
-        raise DataError(
-            f"the factory failed: {type(cause).__name__}: {cause}", where=spec, hint=hint
-        ) from cause
+        raise DataError(f"the factory failed: {type(cause).__name__}: {cause}", where=spec, hint=hint) from cause
     if isinstance(found, Dataset):
         return found
     try:
@@ -289,9 +282,7 @@ def checked(train: Images, test: Images, classes: Sequence[str] | None, *, where
     highest = int(max(train.labels.max(), test.labels.max()))
     names = tuple(classes) if classes is not None else tuple(str(label) for label in range(highest + 1))
     if highest >= len(names):
-        raise DataError(
-            f"the label {highest} has no name", where=where, hint=f"there are {len(names)} classes"
-        )
+        raise DataError(f"the label {highest} has no name", where=where, hint=f"there are {len(names)} classes")
     mean, std = measure(train)
     return Dataset(train, test, names, mean, std)
 
@@ -302,9 +293,7 @@ def _checked_split(split: Images, name: str, where: str) -> Images:
 
     labels = split.labels
     if labels.ndim != 1 or labels.is_floating_point():
-        raise wrong(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}", "give one whole number an image"
-        )
+        raise wrong(f"labels are {labels.dtype} of shape {tuple(labels.shape)}", "give one whole number an image")
     if isinstance(split, Split):
         images = split.images
         if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):

@@ -80,9 +80,7 @@ def prediction(output: Any) -> Tensor:
         elif isinstance(output, tuple | list) and output:
             output = output[0]
         else:
-            raise ModelError(
-                "the model's output holds no tensor", where=f"an output of type {type(output).__name__}"
-            )
+            raise ModelError("the model's output holds no tensor", where=f"an output of type {type(output).__name__}")
     return output
 
 
@@ -102,9 +100,7 @@ def accuracy(module: nn.Module, batches: Batches) -> float:
         DataError: There are no images.
     """
     device = device_of(module)
-    correct = torch.zeros(
-        (), dtype=torch.long, device=device
-    )  # stays there: one wait at the end, not one a batch
+    correct = torch.zeros((), dtype=torch.long, device=device)  # stays there: one wait at the end, not one a batch
     images = 0
     with evaluating(module):
         for image, label in batches:
@@ -153,9 +149,7 @@ def retrieval(
     return Retrieval(*(totals / len(queries)).tolist())
 
 
-def _check_retrieval(
-    database: Tensor, database_labels: Tensor, queries: Tensor, query_labels: Tensor
-) -> None:
+def _check_retrieval(database: Tensor, database_labels: Tensor, queries: Tensor, query_labels: Tensor) -> None:
     for name, features, labels in (
         ("database", database, database_labels),
         ("queries", queries, query_labels),

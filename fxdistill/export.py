@@ -101,16 +101,13 @@ def export_onnx(
         ModelError: The module does not run on this shape, or no exporter gives a file that works.
         PlanError: The place cannot be written to, or there is no such opset.
     """
-    _check_opset(opset)
+    check_opset(opset)
     source = _deployable(module, input_shape)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             exporter, refused = _draft(source, draft, input_shape, opset, metadata or {})
-            # the weights (x.onnx.data) before the graph that names them
-            for file in sorted(draft.parent.iterdir(), reverse=True):
-                file.chmod(0o644)
-                file.replace(path.parent / file.name)
+            _publish(draft, path)
     except OSError as cause:
         raise PlanError(
             f"cannot write: {cause.strerror or cause}",
@@ -232,7 +229,12 @@ class _Prediction(nn.Module):
         return prediction(self.model(image))
 
 
-def _check_opset(opset: int) -> None:
+def check_opset(opset: int) -> None:
+    """Refuse an opset that neither exporter writes.
+
+    Raises:
+        PlanError: It is one.
+    """
     import onnx  # noqa: PLC0415 - slow
 
     newest = onnx.defs.onnx_opset_version()

@@ -64,9 +64,7 @@ def load(path: Path) -> tuple[nn.Module, tuple[int, ...] | None, tuple[Diagnosti
     try:
         with path.open("rb") as file:
             program = torch.export.load(io.BytesIO(file.read()))
-        options = (
-            {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-        )
+        options = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         frozen = program.module(**options)
     except Exception as cause:
         raise ModelError(
@@ -205,9 +203,7 @@ def _norm(frozen: fx.GraphModule, node: fx.Node) -> bool:
     x, *states = node.args[:5]
     training, momentum, eps = node.args[5:8]
     attributes = ("weight", "bias", "running_mean", "running_var")
-    named = {
-        name: state for name, state in zip(attributes, states, strict=True) if isinstance(state, fx.Node)
-    }
+    named = {name: state for name, state in zip(attributes, states, strict=True) if isinstance(state, fx.Node)}
     places = {str(state.target).removesuffix(f".{name}") for name, state in named.items()}
     if not {"running_mean", "running_var"} <= set(named) or len(places) != 1 or not isinstance(x, fx.Node):
         return False
@@ -256,9 +252,7 @@ def _call(frozen: fx.GraphModule, node: fx.Node, place: str, x: Any) -> None:
     frozen.graph.erase_node(node)
 
 
-def _remarks(
-    path: Path, shape: tuple[int, ...] | None, *, static: bool, stuck: list[str]
-) -> Iterator[Diagnostic]:
+def _remarks(path: Path, shape: tuple[int, ...] | None, *, static: bool, stuck: list[str]) -> Iterator[Diagnostic]:
     if static:
         yield Diagnostic(
             code="static-batch", severity="warning", where=str(path),

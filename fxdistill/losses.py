@@ -122,9 +122,7 @@ def _student_t_kernel(features: Tensor, eps: float) -> Tensor:
     products = features @ features.t()
     squared_norm: Tensor = products.diagonal()
     squared = squared_norm.unsqueeze(0) + squared_norm.unsqueeze(1) - 2 * products
-    distance: Tensor = (
-        squared.clamp_min(0) + eps
-    ).sqrt()  # eps keeps the root's slope finite on the diagonal
+    distance: Tensor = (squared.clamp_min(0) + eps).sqrt()  # eps keeps the root's slope finite on the diagonal
     return 1 / (1 + distance)
 
 
@@ -200,9 +198,7 @@ def arguments(name: str, given: Mapping[str, float]) -> dict[str, float]:
         where = f"loss '{name}', argument '{argument}'"
         if argument not in loss.arguments:
             hint = (
-                _suggestion(argument, tuple(loss.arguments), "its arguments are")
-                if loss.arguments
-                else "leave it out"
+                _suggestion(argument, tuple(loss.arguments), "its arguments are") if loss.arguments else "leave it out"
             )
             raise PlanError(f"the loss '{name}' has no argument '{argument}'", where=where, hint=hint)
         low, high = loss.bounds[argument]

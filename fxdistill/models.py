@@ -55,13 +55,9 @@ def convnet(
         )
         size, channels = (size + 2 * padding - 2) // 2, width
         if size < 1:
-            raise ValueError(
-                f"an image of {image_size} pixels is used up after {index} of {len(widths)} blocks"
-            )
+            raise ValueError(f"an image of {image_size} pixels is used up after {index} of {len(widths)} blocks")
     blocks["flatten"] = nn.Flatten()
-    blocks["hidden"] = nn.Sequential(
-        OrderedDict(linear=nn.Linear(channels * size * size, hidden), relu=nn.ReLU())
-    )
+    blocks["hidden"] = nn.Sequential(OrderedDict(linear=nn.Linear(channels * size * size, hidden), relu=nn.ReLU()))
     blocks["classifier"] = nn.Linear(hidden, classes)
     return nn.Sequential(blocks)
 
@@ -69,9 +65,7 @@ def convnet(
 class _ResNet(nn.Module):
     """A 3x3 stem, one ``layerN`` of basic blocks per width, global average pooling, a linear classifier."""
 
-    def __init__(
-        self, *, widths: Sequence[int], blocks: Sequence[int], classes: int, in_channels: int
-    ) -> None:
+    def __init__(self, *, widths: Sequence[int], blocks: Sequence[int], classes: int, in_channels: int) -> None:
         super().__init__()
         from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 - torchvision.models is slow to import
 
@@ -84,9 +78,7 @@ class _ResNet(nn.Module):
                 stride = 2 if index > 1 and position == 0 else 1
                 shortcut = None
                 if stride != 1 or channels != width:
-                    shortcut = nn.Sequential(
-                        nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-                    )
+                    shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
                 layer.append(BasicBlock(channels, width, stride, shortcut))
                 channels = width
             self.layers.add_module(f"layer{index}", layer)
@@ -123,9 +115,7 @@ def resnet(
     """
     depths = [blocks] * len(_widths(widths)) if isinstance(blocks, int) else list(blocks)
     if len(depths) != len(widths) or min(depths) < 1:
-        raise ValueError(
-            f"blocks={blocks!r} does not give each of the {len(widths)} widths at least one block"
-        )
+        raise ValueError(f"blocks={blocks!r} does not give each of the {len(widths)} widths at least one block")
     return _ResNet(widths=widths, blocks=depths, classes=classes, in_channels=in_channels)
 
 

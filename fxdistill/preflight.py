@@ -20,7 +20,7 @@ def runnable(plan: Plan, where: Path) -> None:
     Raises:
         PlanError: It is such a plan.
     """
-    export._check_opset(plan.export.opset)  # noqa: SLF001  # hours before the export itself would say so
+    export.check_opset(plan.export.opset)  # hours before the export itself would say so
     if plan.data.spec is None:
         raise PlanError(
             "the plan has no data, so it cannot be run", where=f"{where}, data.spec",

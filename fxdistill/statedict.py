@@ -36,9 +36,7 @@ def is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:
     return (
         isinstance(value, Mapping)
         and any(isinstance(v, Tensor) for v in value.values())
-        and all(
-            isinstance(k, str) and (isinstance(v, Tensor) or "_extra_state" in k) for k, v in value.items()
-        )
+        and all(isinstance(k, str) and (isinstance(v, Tensor) or "_extra_state" in k) for k, v in value.items())
     )
 
 
@@ -130,9 +128,7 @@ def fit(module: nn.Module, state: Mapping[str, Any], *, factory: str, where: str
     try:
         module.load_state_dict(state)
     except RuntimeError as cause:
-        raise ModelError(
-            f"the state dict does not fit: {cause}", where=where, hint="check the factory"
-        ) from cause
+        raise ModelError(f"the state dict does not fit: {cause}", where=where, hint="check the factory") from cause
     return _not_finite(state, where)
 
 
@@ -164,9 +160,7 @@ def _advice(state: Mapping[str, Any], own: Mapping[str, Any], shapes: list[str],
 
 
 def _size(value: object) -> str:
-    return (
-        "x".join(map(str, value.shape)) or "one number" if isinstance(value, Tensor) else type(value).__name__
-    )
+    return "x".join(map(str, value.shape)) or "one number" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _not_finite(state: Mapping[str, Any], where: str) -> tuple[Diagnostic, ...]:

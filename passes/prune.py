@@ -4,9 +4,9 @@ The importance of a coupled class is summed over its members, the weights that p
 
     importance(c) = Σ over weights W, over filters f of W in class c of |W[f]|_1
 
-as in InDistill (L1 norm of filters, one shot; :mod:`fxdistill.passes.importance`). A pair keeps the ``k`` most important
-channels of its teacher tap, ``k`` being the student's width, in their original order. Taps of different width in one
-class rank the same channels alike, so their kept sets are nested.
+as in InDistill (L1 norm of filters, one shot; :mod:`fxdistill.passes.importance`). A pair keeps the ``k`` most
+important channels of its teacher tap, ``k`` being the student's width, in their original order. Taps of different
+width in one class rank the same channels alike, so their kept sets are nested.
 """
 
 from dataclasses import dataclass

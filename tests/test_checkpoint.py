@@ -58,9 +58,7 @@ def refused(path: Path | str, *parts: str, **options: Any) -> ModelError:
 
 def test_a_bundle_comes_back_whole(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    save(
-        network(), path, factory=FACTORY, kwargs=KWARGS, input_shape=(1, 1, 8, 8), metadata={"accuracy": 0.5}
-    )
+    save(network(), path, factory=FACTORY, kwargs=KWARGS, input_shape=(1, 1, 8, 8), metadata={"accuracy": 0.5})
     loaded = load(parse_source(str(path)))
     assert same_outputs(loaded)
     assert (loaded.factory, loaded.kwargs, loaded.input_shape) == (FACTORY, KWARGS, (1, 1, 8, 8))
@@ -108,12 +106,8 @@ def wrapped(entry: str, prefix: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("entry", ["", "state_dict", "model", "model_state_dict", "ema", "model.state_dict"])
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."]
-)
-def test_weights_are_found_in_checkpoints_of_training_scripts(
-    tmp_path: Path, entry: str, prefix: str
-) -> None:
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
+def test_weights_are_found_in_checkpoints_of_training_scripts(tmp_path: Path, entry: str, prefix: str) -> None:
     torch.save(wrapped(entry, prefix), tmp_path / "model.pt")
     loaded = load(source(tmp_path / "model.pt"))
     assert same_outputs(loaded)
@@ -262,9 +256,7 @@ def attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("model_weights_config.json", '"use_pickle": false', '"use_pickle": true', "pickled tensors"),
     ],
 )
-def test_archives_that_can_run_code_are_refused(
-    tmp_path: Path, member: str, old: str, new: str, found: str
-) -> None:
+def test_archives_that_can_run_code_are_refused(tmp_path: Path, member: str, old: str, new: str, found: str) -> None:
     path = export(network(), tmp_path / "m.pt2")
 
     def change(data: bytes) -> bytes:
@@ -278,9 +270,7 @@ def test_archives_that_can_run_code_are_refused(
 def test_archives_with_pickles_are_refused_and_run_nothing(tmp_path: Path, attacked: Path) -> None:
     content = io.BytesIO()
     torch.save((Attack(), {}), content)
-    path = rewritten(
-        export(network(), tmp_path / "m.pt2"), "sample_inputs/model.pt", lambda _: content.getvalue()
-    )
+    path = rewritten(export(network(), tmp_path / "m.pt2"), "sample_inputs/model.pt", lambda _: content.getvalue())
     refused(path, "pickled example inputs", factory=None)
     assert not attacked.exists()
 
@@ -309,9 +299,7 @@ def test_exports_take_no_factory_and_one_input(tmp_path: Path) -> None:
 
 def test_a_pickled_module_is_refused_unless_trusted(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "model.pt")
-    refused(
-        tmp_path / "model.pt", "torch.nn.modules.container.Sequential", "runs whatever code", factory=None
-    )
+    refused(tmp_path / "model.pt", "torch.nn.modules.container.Sequential", "runs whatever code", factory=None)
     loaded = load(source(tmp_path / "model.pt", factory=None, trust_pickle=True))
     assert same_outputs(loaded)
     assert loaded.trusted
@@ -332,9 +320,7 @@ def test_trust_is_recorded_only_where_it_was_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("new_format", [True, False])
 def test_a_malicious_pickle_runs_nothing(tmp_path: Path, attacked: Path, new_format: bool) -> None:
     path = tmp_path / "model.pt"
-    torch.save(
-        {"state_dict": network().state_dict(), "x": Attack()}, path, _use_new_zipfile_serialization=new_format
-    )
+    torch.save({"state_dict": network().state_dict(), "x": Attack()}, path, _use_new_zipfile_serialization=new_format)
     refused(path, "pickled objects", "--trust-pickle")
     path.write_bytes(pickle.dumps(Attack()))
     refused(path)
@@ -343,9 +329,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path: Path, attacked: Path, new_for
 
 def test_a_trusted_pickle_of_an_unknown_class_is_explained(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "model.pt")
-    path = rewritten(
-        tmp_path / "model.pt", "data.pkl", lambda data: data.replace(b"Sequential", b"Zequential")
-    )
+    path = rewritten(tmp_path / "model.pt", "data.pkl", lambda data: data.replace(b"Sequential", b"Zequential"))
     refused(path, "cannot be imported", factory=None, trust_pickle=True)
 
 
@@ -486,9 +470,7 @@ def test_a_bundle_says_itself_what_builds_it(tmp_path: Path) -> None:
         ({"factory": FACTORY, "metadata": {"x": float("nan")}}, "not JSON"),
     ],
 )
-def test_saving_refuses_what_could_not_be_loaded(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         save(network(), tmp_path / "model.pt", **options)
     assert not list(tmp_path.iterdir())
@@ -584,9 +566,7 @@ def test_library_factories_build_without_downloads(text: str, monkeypatch: pytes
     assert isinstance(load(parse_source(text)).module, nn.Module)
 
 
-def test_the_users_own_modules_come_from_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_users_own_modules_come_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     Path("mine_for_test").mkdir()

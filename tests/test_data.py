@@ -83,9 +83,7 @@ def test_an_epoch_holds_every_image_once_and_normalised() -> None:
     ("count", "shuffle", "sizes"),
     [(8, True, [4, 4]), (9, True, [4, 4]), (9, False, [4, 4, 1]), (10, True, [4, 4, 2]), (1, True, [1])],
 )
-def test_one_image_left_over_is_dropped_in_training_alone(
-    count: int, shuffle: bool, sizes: list[int]
-) -> None:
+def test_one_image_left_over_is_dropped_in_training_alone(count: int, shuffle: bool, sizes: list[int]) -> None:
     assert [len(y) for _, y in epoch(split(count), shuffle=shuffle)] == sizes
     assert data.steps_per_epoch(split(count), 4, shuffle=shuffle) == len(sizes)
 
@@ -101,12 +99,7 @@ def test_flip_and_crop_are_drawn_for_each_image() -> None:
     padded = TF.pad(images, [2, 2, 2, 2])
     places = set()
     for index, image in enumerate(cropped):
-        options = [
-            (y, x)
-            for y in range(5)
-            for x in range(5)
-            if torch.equal(TF.crop(padded[index], y, x, 6, 6), image)
-        ]
+        options = [(y, x) for y in range(5) for x in range(5) if torch.equal(TF.crop(padded[index], y, x, 6, 6), image)]
         assert options, "not a crop of the padded image"
         places.add(options[0])
     assert len(places) > 15
@@ -237,9 +230,7 @@ def test_fashion_mnist_is_read_in_torchvisions_layout(tmp_path: Path) -> None:
     raw.mkdir(parents=True)
     for part, count in (("train", 6), ("t10k", 4)):
         pixels = np.arange(count * 784, dtype=np.uint32).astype(np.uint8)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(
-            struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes()
-        )
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + bytes(range(count)))
     found = load(f"fashion-mnist:{tmp_path}")
     assert (len(found.train), len(found.test), found.image_shape) == (6, 4, (1, 28, 28))
@@ -299,9 +290,7 @@ def test_npz_files_of_every_layout(tmp_path: Path, channels: int, layout: str) -
     found = load(f"npz:{tmp_path / 'data.npz'}")
     assert isinstance(found.train, Split)
     images = found.train.images
-    assert torch.equal(
-        images if images.dtype == torch.uint8 else images.mul(255).round().byte(), expected.images
-    )
+    assert torch.equal(images if images.dtype == torch.uint8 else images.mul(255).round().byte(), expected.images)
     assert torch.equal(found.train.labels, expected.labels)
     assert found.classes == tuple("abcde")
 
@@ -382,9 +371,7 @@ def test_image_folders_are_resized_to_the_input(tmp_path: Path, test: str) -> No
     assert defaults(spec).augmentation == ["flip"]
 
 
-def test_large_folders_stay_on_disk_and_give_the_same_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_folders_stay_on_disk_and_give_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = f"imagefolder:{folder(tmp_path)}"
     held = load(spec, input_shape=(1, 3, 8, 8))
     monkeypatch.setattr(datasources, "IN_MEMORY", 0)

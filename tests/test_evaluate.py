@@ -28,9 +28,7 @@ def linear_onnx(path: Path, *, size: int = 8) -> Path:
     return path
 
 
-def brute_force(
-    database: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, metric: str
-) -> np.ndarray:
+def brute_force(database: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor, metric: str) -> np.ndarray:
     rows = []
     for query, label in zip(queries.double().numpy(), query_labels.tolist(), strict=True):
         items = database.double().numpy()
@@ -44,8 +42,7 @@ def brute_force(
         average = np.mean([precision[k] for k in range(len(relevant)) if relevant[k]])
         # the products keep ties exact, where 0.1, 0.2 … would round them apart
         nearest = [
-            int(np.argmin(np.abs(np.round(10 * recall * relevant.sum()) - i * relevant.sum())))
-            for i in range(11)
+            int(np.argmin(np.abs(np.round(10 * recall * relevant.sum()) - i * relevant.sum()))) for i in range(11)
         ]
         rows.append([average, np.mean([precision[k] for k in nearest]), relevant[:100].mean()])
     return np.asarray(np.mean(rows, axis=0))
@@ -69,9 +66,7 @@ def test_mean_ap_is_that_of_scikit_learn() -> None:
     labels = torch.randint(3, (60,), generator=generator)
     found = evaluate.retrieval(database, labels, queries, torch.ones(10, dtype=torch.long), metric="l2")
     scores = -torch.cdist(queries, database).numpy()
-    assert found.mean_ap == pytest.approx(
-        np.mean([average_precision_score(labels == 1, s) for s in scores]), abs=1e-9
-    )
+    assert found.mean_ap == pytest.approx(np.mean([average_precision_score(labels == 1, s) for s in scores]), abs=1e-9)
 
 
 def test_retrieval_by_hand() -> None:
@@ -109,9 +104,7 @@ def test_top_100_looks_at_100() -> None:
         (torch.zeros(3, 2), torch.zeros(3), torch.zeros(1, 5), "have 2 entries, the queries' 5"),
     ],
 )
-def test_retrieval_refuses_what_does_not_fit(
-    database: Tensor, labels: Tensor, queries: Tensor, message: str
-) -> None:
+def test_retrieval_refuses_what_does_not_fit(database: Tensor, labels: Tensor, queries: Tensor, message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate.retrieval(database, labels, queries, torch.zeros(1), metric="l2")
 

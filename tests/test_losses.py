@@ -39,10 +39,7 @@ def numpy_pkt(student: np.ndarray, teacher: np.ndarray, eps: float) -> float:
     def cosine(x: np.ndarray) -> np.ndarray:
         norms = [math.sqrt((row**2).sum()) + eps for row in x]
         return np.array(
-            [
-                [(a @ b / (m * n) + 1) / 2 for b, n in zip(x, norms, strict=True)]
-                for a, m in zip(x, norms, strict=True)
-            ]
+            [[(a @ b / (m * n) + 1) / 2 for b, n in zip(x, norms, strict=True)] for a, m in zip(x, norms, strict=True)]
         )
 
     def student_t(x: np.ndarray) -> np.ndarray:
@@ -217,9 +214,7 @@ def test_losses_compile_without_breaks() -> None:
 def test_arguments_are_completed_and_passed() -> None:
     assert losses.arguments("kd", {}) == {"temperature": 4.0}
     assert losses.arguments("kd", {"temperature": 2}) == {"temperature": 2}
-    assert losses.get("kd").function(STUDENT, TEACHER) == losses.kd(
-        STUDENT, TEACHER, **losses.arguments("kd", {})
-    )
+    assert losses.get("kd").function(STUDENT, TEACHER) == losses.kd(STUDENT, TEACHER, **losses.arguments("kd", {}))
 
 
 @pytest.mark.parametrize("name", losses.names())

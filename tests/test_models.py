@@ -42,9 +42,7 @@ def test_the_students_features_have_the_published_sizes() -> None:
     ],
 )
 @pytest.mark.parametrize("training", [False, True])
-def test_every_network_is_traced_whole_and_exactly(
-    module: nn.Module, shape: tuple[int, ...], training: bool
-) -> None:
+def test_every_network_is_traced_whole_and_exactly(module: nn.Module, shape: tuple[int, ...], training: bool) -> None:
     module.train(training)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     traced = fx.symbolic_trace(module)
