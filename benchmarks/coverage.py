@@ -174,8 +174,8 @@ def table(rows: dict[str, Row]) -> str:
     lines += [
         "Each model in its own process, one thread, random weights; MiB is the peak of the process. *couple* is the",
         "time of the label execution alone. *error* is the largest difference of any node between the masked full",
-        "model and the shrunken one, relative to that node's largest value. *kept whole* counts the places that could not be",
-        "shrunk; the JSON beside this names them.", "",
+        "model and the shrunken one, relative to that node's largest value. *kept whole* counts the places that could",
+        "not be shrunk; the JSON beside this names them.", "",
         "| model | rung | couple s | total s | MiB | parameters | error | result | Torch-Pruning |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]  # fmt: skip
