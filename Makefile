@@ -12,6 +12,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed
+	rm -rf demo
 	OMP_NUM_THREADS=2 $(BIN)/fxdistill demo --out demo
 
 test: lint types
