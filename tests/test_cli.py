@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from fxdistill import arguments
+from fxdistill import arguments, cli
 from fxdistill.cli import app
 from fxdistill.errors import InputError
 from fxdistill.execute import Settings
@@ -53,7 +54,7 @@ def test_schema_is_that_of_plans() -> None:
 
 def test_plan_shows_pairs_and_is_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.plan_file()
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(cli, "out", Console(width=60, highlight=False))
     teacher, student = (str(runs.workshop() / name) for name in ("teacher.pt", "student.pt"))
     said = [
         call("plan", teacher, student, *ALLOW, "--data", "digits", "-o", str(tmp_path / name)) for name in ("a", "b")
