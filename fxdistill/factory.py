@@ -6,6 +6,7 @@ name. Nothing is ever downloaded: arguments that would fetch weights are None, o
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -126,14 +127,14 @@ def resolve(
 ) -> Callable[..., Any]:
     """The function that a factory's name stands for; its module is imported only if it may be.
 
+    What a module merely imports from elsewhere is not its own: it needs the permission of where it is defined.
+
     Raises:
         ModelError: The name is malformed, not allowed, or there is no such function (``error``, if given).
     """
     match = _FACTORY.fullmatch(factory)
     if match is None or match["query"] is not None:
-        raise error(
-            f"'{factory}' is not a factory", where=factory, hint=f"write MODULE:FUNCTION, such as {_HINT}"
-        )
+        raise error(f"'{factory}' is not a factory", where=factory, hint=f"write MODULE:FUNCTION, such as {_HINT}")
     module_name, _, name = factory.partition(":")
     allowed = [entry.partition(":")[0] for entry in allow]
     if not any(_below(module_name, package) for package in (*trusted, *allowed)):
@@ -143,7 +144,8 @@ def resolve(
             where=factory,
             hint=f"{known}if you trust that module, add --allow-factory {module_name}",
         )
-    module = _import(module_name, factory, user=not any(_below(module_name, p) for p in trusted), error=error)
+    user = not any(_below(module_name, package) for package in trusted)
+    module = _import(module_name, factory, user=user, error=error)
     function = getattr(module, name, None)
     if not callable(function):
         near = difflib.get_close_matches(name, [n for n in vars(module) if not n.startswith("_")], n=3)
@@ -152,7 +154,22 @@ def resolve(
             where=factory,
             hint=f"did you mean {', '.join(near)}?" if near else f"see what '{module_name}' offers",
         )
+    home = _home(function)
+    own = (module_name.partition(".")[0],) if user else ()  # a package that is trusted may gather what it defines
+    if not any(_below(home, package) for package in (*own, *TRUSTED, *allowed)):
+        raise error(
+            f"'{module_name}' only imports '{name}' from '{home}', whose code is not called unasked",
+            where=factory,
+            hint=f"name what '{module_name}' itself defines; if you trust that module, add --allow-factory {home}",
+        )
     return function  # type: ignore[no-any-return]
+
+
+def _home(function: Any) -> str:
+    """The module that a callable is defined in: what a partial calls, the class of a callable object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__module__", None) or type(function).__module__)
 
 
 @contextmanager
@@ -179,11 +196,7 @@ def _import(module: str, factory: str, *, user: bool, error: type[ModelError | D
     except ModuleNotFoundError as cause:
         absent = cause.name or module
         what = f"there is no module '{absent}'"
-        hint = (
-            "check the spelling, or run where the module lies"
-            if user
-            else f"check it, or `pip install {absent}`"
-        )
+        hint = "check the spelling, or run where the module lies" if user else f"check it, or `pip install {absent}`"
         raise error(what, where=factory, hint=hint) from cause
     except Exception as cause:
         raise error(
@@ -217,9 +230,7 @@ def _without_downloads(factory: str, function: Callable[..., Any], kwargs: dict[
 def _split(text: str) -> tuple[str, dict[str, Any]]:
     match = _FACTORY.fullmatch(text)
     if match is None:
-        raise ModelError(
-            f"'{text}' is not a factory", where=text, hint=f"write MODULE:FUNCTION, such as {_HINT}"
-        )
+        raise ModelError(f"'{text}' is not a factory", where=text, hint=f"write MODULE:FUNCTION, such as {_HINT}")
     kwargs: dict[str, Any] = {}
     for part in (match["query"] or "").split("&") if match["query"] else []:
         key, value = _argument(part)

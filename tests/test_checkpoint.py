@@ -18,6 +18,7 @@ from torch import fx, nn
 from fxdistill import models
 from fxdistill.checkpoint import LoadedModel, ModelSource, load, parse_source, save, save_state_dict
 from fxdistill.errors import ModelError
+from fxdistill.factory import resolve
 
 FACTORY = "fxdistill.models:convnet"
 KWARGS: dict[str, Any] = {"widths": [4, 6], "hidden": 5, "classes": 3}
@@ -526,6 +527,7 @@ def test_malformed_factories(text: str, options: dict[str, Any], message: str) -
         ("timm:create_model?model_name=hf-hub:a/b", "downloads nothing"),
         ("timm:create_model?model_name=resnet18&pretrained=true", "downloads nothing"),
         ("torchvision.models:list_models", "returned list"),
+        ("torchvision.models.resnet:partial", "only imports 'partial' from 'functools'"),
         ("torchvision.models:__doc__", "no function"),
         ("fxdistill.models:convnet?padding=0", "used up"),
     ],
@@ -571,11 +573,21 @@ def test_the_users_own_modules_come_from_the_working_directory(tmp_path: Path, m
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
     Path("mine_for_test").mkdir()
     Path("mine_for_test/nets.py").write_text("from torch import nn\ndef tiny(n=2): return nn.Linear(n, n)\n")
+    Path("mine_for_test/gathered.py").write_text(
+        "from functools import partial\nfrom os import system\nfrom torchvision.models import resnet18\n"
+        "from mine_for_test.nets import tiny\nthree = partial(tiny, 3)\nhidden = partial(system, 'exit')\n"
+    )
     Path("mine_for_test/broken.py").write_text("raise OSError('on fire')\n")
     with pytest.raises(ModelError, match=r"--allow-factory mine_for_test\.nets"):
         load(parse_source("mine_for_test.nets:tiny"))
     for allow in ("mine_for_test", "mine_for_test.nets"):
         assert isinstance(load(parse_source("mine_for_test.nets:tiny?n=3", allow=[allow])).module, nn.Linear)
+    for name in ("tiny", "three", "resnet18"):
+        assert resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test.gathered"])
+    for name in ("system", "hidden"):
+        with pytest.raises(ModelError, match=r"only imports '.*' from '(posix|nt)'"):
+            resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test"])
+    assert resolve("fxdistill.shrinking:rebuild")
     assert str(tmp_path) not in sys.path
     with pytest.raises(ModelError, match="cannot be imported: OSError: on fire"):
         load(parse_source("mine_for_test.broken:tiny", allow=["mine_for_test"]))
