@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed
 	rm -rf demo
-	OMP_NUM_THREADS=2 $(BIN)/fxdistill demo --out demo
+	$(BIN)/fxdistill demo --out demo
 
 test: lint types
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
