@@ -40,7 +40,7 @@ class Couple(Pass[Traced, Coupling]):
         start = time.perf_counter()
         ledger = Ledger(source.module)
         kept = buffers_kept(source.module) if source.training else nullcontext()
-        with torch.no_grad(), kept:
+        with torch.no_grad(), source.running(), kept:
             values = _Labeller(source, ledger).label()
             class_of = _components(ledger)
         coupling = Coupling(
@@ -110,14 +110,14 @@ class _Labeller(fx.Interpreter):
         super().__init__(source.module, garbage_collect_values=False)
         self.source, self.ledger, self.mode = source, ledger, LabelMode(ledger)
         self.values: dict[str, Structure] = {}
+        self.unchanged: dict[str, str] = {}  # nodes whose value is a parameter itself: its name
 
     def label(self) -> dict[str, Structure]:
         """Label the whole graph."""
         self.run(self._input())
-        for node in self.source.graph.nodes:
-            if node.op == "get_attr":
-                # only now is it known which of a parameter's dimensions are channels
-                self.values[path_of(node)] = tuple(self.ledger.parameters.get(str(node.target), {}).values())
+        for path, name in self.unchanged.items():
+            # only now is it known which of a parameter's dimensions are channels
+            self.values[path] = tuple(self.ledger.parameters.get(name, {}).values())
         return self.values
 
     def _input(self) -> Labelled:
@@ -144,6 +144,8 @@ class _Labeller(fx.Interpreter):
         if n.op == "output":
             end(self.ledger, value, "is the network's output")
         self.values[path_of(n)] = _structure(self.ledger, value)
+        if isinstance(value, Tensor) and id(value) in self.ledger.names:
+            self.unchanged[path_of(n)] = self.ledger.names[id(value)]
         return value
 
     def _barrier(self, n: fx.Node, cause: Exception) -> Any:

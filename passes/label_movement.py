@@ -21,10 +21,11 @@ Function = Callable[..., Any]
 
 _VIEWS = frozenset("view unsafe_view _unsafe_view _reshape_alias reshape_alias reshape".split())
 _PICKS = frozenset("index_select index roll flip fliplr flipud rot90 diagonal unfold".split())
-MOVEMENT = _VIEWS | _PICKS | frozenset(
+_CUTS = frozenset("chunk split split_with_sizes tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split narrow "
+                  "slice getitem".split())  # fmt: skip
+MOVEMENT = _VIEWS | _CUTS | _PICKS | frozenset(
     "permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze expand expand_as broadcast_to repeat tile "
-    "repeat_interleave chunk split split_with_sizes tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split unbind "
-    "narrow select slice getitem t T mT H adjoint pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+    "repeat_interleave unbind select t T mT H adjoint pixel_shuffle pixel_unshuffle "
     "flatten unflatten ravel view_as reshape_as atleast_2d".split()
 )  # fmt: skip
 
@@ -43,8 +44,8 @@ def move(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs:
     if name in _PICKS or (name in ("getitem", "slice") and _by_step(name, rest)):
         moved = [_picked(ledger, one, other) for one, other in zip(ledger.layers(source), moved, strict=True)]
     if isinstance(like, Tensor):
-        return _piece(ledger, source, like, moved)
-    return type(like)(_piece(ledger, source, part, [m[i] for m in moved]) for i, part in enumerate(like))
+        return _piece(ledger, name, source, like, moved)
+    return type(like)(_piece(ledger, name, source, part, [m[i] for m in moved]) for i, part in enumerate(like))
 
 
 def _by_step(name: str, rest: Sequence[Any]) -> bool:
@@ -74,8 +75,6 @@ def _on_labels(name: str, func: Function) -> Function:
         return lambda layer, *shape, **kw: layer.reshape(*shape, **_without_dtype(kw))
     if name == "expand_as":
         return lambda layer, shape: layer.expand(shape)
-    if name in ("channel_shuffle", "native_channel_shuffle"):
-        return lambda layer, groups: layer.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
     return func
 
 
@@ -85,7 +84,7 @@ def _without_dtype(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _piece(ledger: Ledger, source: Tensor, like: Tensor, moved: Sequence[Tensor]) -> Labelled:
+def _piece(ledger: Ledger, name: str, source: Tensor, like: Tensor, moved: Sequence[Tensor]) -> Labelled:
     layers = []
     for before, after in zip(ledger.layers(source), moved, strict=True):
         layer = compact(after)
@@ -93,10 +92,18 @@ def _piece(ledger: Ledger, source: Tensor, like: Tensor, moved: Sequence[Tensor]
         if dims:
             if len(dims) > len(dims_of(before)):
                 ledger.split(layer, "split")
+            elif name in _CUTS and dims == dims_of(before):
+                ledger.cut(before, layer)
             layers.append(layer)
         elif bool(core(layer).any()) and layer.numel():
             ledger.lock(layer, "is picked by its index")
     return labelled(like, layers)
+
+
+def channel_shuffle(value: Tensor, groups: int) -> Tensor:
+    """``F.channel_shuffle`` spelled out in views, which split the channels into groups."""
+    grouped: Tensor = value.unflatten(1, (groups, -1))
+    return grouped.transpose(1, 2).flatten(1, 2)
 
 
 def pad(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -42,7 +42,7 @@ POINTWISE = frozenset(
     "bitwise_not isnan isinf nan_to_num dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
     "feature_alpha_dropout contiguous clone to type float double half bfloat16 long int bool type_as detach alias cpu "
     "cuda positive identity zero fill zeros_like ones_like empty_like rand_like randn_like full_like lift lift_fresh "
-    "lift_fresh_copy _to_copy to_copy bernoulli uniform normal _assert_tensor_metadata".split()
+    "lift_fresh_copy _to_copy to_copy bernoulli uniform normal".split()
 )
 SUMS = frozenset(
     "sum mean nansum std var std_mean var_mean norm linalg_vector_norm vector_norm logsumexp count_nonzero".split()

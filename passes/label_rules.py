@@ -41,6 +41,7 @@ _METADATA = frozenset(
 )
 _PLACE = frozenset("is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_mtia is_maia is_hpu".split())
 _NEW = frozenset("new_zeros new_ones new_empty new_full new_tensor new".split())
+_VALUELESS = frozenset("_assert _assert_async _assert_scalar _assert_tensor_metadata".split())
 _PRODUCTS: dict[str, Rule] = {
     "linear": label_products.linear,
     **dict.fromkeys(("matmul", "rmatmul", "bmm", "mm", "mv", "dot"), label_products.matmul),
@@ -71,6 +72,7 @@ _SPELLED: dict[str, Function] = {
     "multi_head_attention_forward": label_products.multi_head_attention,
     "addmm": label_products.addmm, "baddbmm": label_products.addmm, "addbmm": label_products.addmm,
     "stack": lambda tensors, dim=0: torch.cat([t.unsqueeze(dim) for t in tensors], dim),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), label_movement.channel_shuffle),
     "glu": lambda value, dim=-1: torch.mul(*_gate(value, dim)),
 }  # fmt: skip
 
@@ -103,6 +105,8 @@ def _plain(mode: Mode, name: str, func: Function, args: tuple[Any, ...], kwargs:
     """Questions about shape, type and place, and what makes new tensors of a like kind."""
     if name in _METADATA:
         return func(*args, **kwargs)
+    if name in _VALUELESS:
+        return None
     if name == "device":
         return torch.device("cpu")
     if name in _PLACE:

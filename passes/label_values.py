@@ -177,6 +177,12 @@ class Ledger:
             self._split_of.update(zip(small.reshape(-1).tolist(), repeat(len(self.splits))))
         self.splits.append(Split(small, self.where, kind, fixed))
 
+    def cut(self, before: Tensor, after: Tensor) -> None:
+        """Note a piece along the dimension that shrinks of what is split: it has as many channels in each row."""
+        found = self.inner(after)
+        if found is not None and found[1] is not None and after.shape[found[0]] < before.shape[found[0]]:
+            self.splits.append(Split(core(after).movedim(found[0], -1).squeeze(), self.where))
+
     def inner(self, layer: Tensor) -> tuple[int, Split | None] | None:
         """The dimension of a layer that shrinks, with the split that says so; None where that is not known."""
         dims = dims_of(layer)

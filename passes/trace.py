@@ -51,6 +51,13 @@ class Trace(Pass[nn.Module, Traced]):
                 f"{self.input_shape} is no shape of a batch", where=type(source).__name__,
                 hint="give batch size, channels, height and width, e.g. --input 1x3x224x224",
             )  # fmt: skip
+        own = {name for name, _ in (*source.named_children(), *source.named_parameters(), *source.named_buffers())}
+        taken = sorted(own & {"code", "graph"})
+        if taken:
+            raise ModelError(
+                f"the model has a part called '{taken[0]}', a name that torch.fx graphs use themselves",
+                where=type(source).__name__, hint="give that parameter, buffer or submodule another name",
+            )  # fmt: skip
 
     def run(self, source: nn.Module) -> PassResult[Traced]:
         """Climb the ladder until a rung's graph reproduces the module exactly.

@@ -156,6 +156,27 @@ def test_channel_shuffle(rung):
     assert [(k.kind, k.sets) for k in c.constraints] == [("split", (tuple(a[:4]), tuple(a[4:])))]
 
 
+def test_channel_shuffle_as_one_function(rung):
+    c = couple(lambda m, x: m.b(F.channel_shuffle(m.a(x), 2)), rung=rung, a=conv(3, 8), b=conv(8, 2))
+    a = ids(c, "a.weight")
+    assert ids(c, "b.weight", 1) == [a[i] for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+    assert [(k.kind, k.sets) for k in c.constraints] == [("split", (tuple(a[:4]), tuple(a[4:])))]
+
+
+def test_pieces_of_what_is_split(rung):
+    """Cut within each of two groups: each piece keeps as many channels in one group as in the other."""
+
+    def forward(m, x):
+        one, two = m.a(x).unflatten(1, (2, 6)).split((2, 4), 2)
+        return m.b(one.flatten(1, 2)) + m.c(two.flatten(1, 2))
+
+    c = couple(forward, rung=rung, a=conv(3, 12), b=conv(4, 2), c=conv(8, 2))
+    a = ids(c, "a.weight")
+    assert ids(c, "b.weight", 1) == a[:2] + a[6:8]
+    pieces = [((0, 6), (6, 12)), ((0, 2), (6, 8)), ((2, 6), (8, 12))]
+    assert [k.sets for k in c.constraints] == [tuple(tuple(a[i:j]) for i, j in piece) for piece in pieces]
+
+
 def test_pixel_shuffle_and_unshuffle(rung):
     forward = lambda m, x: m.c(F.pixel_unshuffle(m.b(F.pixel_shuffle(m.a(x), 2)), 2))  # noqa: E731
     c = couple(forward, rung=rung, a=conv(3, 8), b=conv(2, 3), c=conv(12, 2))
@@ -392,6 +413,50 @@ def test_assignment_into_a_tensor_is_a_barrier():
         assert all(c.locked(i) for i in ids(c, "a.weight"))
 
 
+def test_a_copy_into_a_tensor_is_a_barrier():
+    def forward(m, x):
+        return m.b(torch.zeros(1, 4, 8, 8).copy_(m.a(x)))
+
+    c = couple(forward, rung="export", a=conv(3, 4), b=conv(4, 2))
+    assert all(c.locked(i) for i in [*ids(c, "a.weight"), *ids(c, "b.weight", 1)])
+    (diagnostic,) = c.diagnostics
+    assert "'copy'" in diagnostic.why
+
+
+def test_checks_in_the_graph_have_no_labels():
+    def forward(m, x):
+        y = m.a(x)
+        torch.ops.aten._assert_tensor_metadata(y, dtype=torch.float32)
+        return m.b(y)
+
+    c = couple(forward, rung="export", a=conv(3, 4), b=conv(4, 2))
+    assert c.values["_assert_tensor_metadata"] is None
+    assert free(c, ids(c, "a.weight"))
+    assert c.diagnostics == ()
+
+
+def test_a_parameter_handed_on_as_it_is_keeps_its_labels():
+    traced = Trace(input_shape=IMAGE)(
+        Net(lambda m, x: m.b(m.a(x) + handed_on(m.p)), a=conv(3, 4), b=conv(4, 2), p=nn.Parameter(torch.ones(4, 1, 1)))
+    ).value
+    c = Couple()(traced).value
+    assert c.classes("handed_on") == tuple(ids(c, "a.weight"))
+
+
+@torch.fx.wrap
+def handed_on(value):
+    return value
+
+
+def test_counters_of_batches_stay_whatever_the_mode_of_the_model():
+    net = Net(lambda m, x: m.n(m.a(x)), a=conv(3, 4), n=nn.BatchNorm2d(4))
+    traced = Trace(input_shape=IMAGE)(net).value
+    net.train()
+    Couple()(traced)
+    assert int(net.n.num_batches_tracked) == 0
+    assert net.training
+
+
 def test_chain_names_the_way_to_the_blocker():
     c = couple(lambda m, x: m.b(F.relu(m.a(x))) + x, a=conv(3, 4), b=conv(4, 3))
     label = ids(c, "b.weight")[0]
@@ -487,15 +552,33 @@ def test_rungs_agree(steps):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf", "vit_b_32", "swin_t"]
-)
-def test_torchvision_models_couple_alike_on_both_rungs(name):
-    from torchvision.models import get_model  # noqa: PLC0415
+def small(name: str) -> nn.Module:
+    """A model of a torchvision family, with its blocks, but few of them."""
+    from torchvision import models  # noqa: PLC0415
 
-    with torch.device("cpu"):
-        net = get_model(name, weights=None).eval()
-    results = [Couple()(Trace(input_shape=(1, 3, 224, 224), rungs=(r,))(net).value).value for r in RUNGS]
+    block = models.mobilenetv3.InvertedResidualConfig
+    makers = {
+        "resnet": lambda: models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1]),
+        "mobilenet": lambda: models.MobileNetV3(
+            [
+                block(16, 3, 16, 16, use_se=True, activation="RE", stride=2, dilation=1, width_mult=1),
+                block(16, 5, 40, 24, use_se=False, activation="HS", stride=2, dilation=1, width_mult=1),
+                block(24, 5, 40, 24, use_se=True, activation="HS", stride=1, dilation=1, width_mult=1),
+            ],
+            64,
+        ),
+        "shufflenet": lambda: models.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 64]),
+        "regnet": lambda: models.RegNet(models.regnet.BlockParams.from_init_params(5, 16, 10.0, 2.5, 8, se_ratio=0.25)),
+        "vit": lambda: models.VisionTransformer(64, 32, 2, 2, 16, 32),
+        "swin": lambda: models.SwinTransformer([4, 4], 8, [2, 2], [2, 4], [4, 4]),
+    }
+    return makers[name]()
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "shufflenet", "regnet", "vit", "swin"])
+def test_torchvision_models_couple_alike_on_both_rungs(name):
+    net = small(name).eval()
+    results = [Couple()(Trace(input_shape=(1, 3, 64, 64), rungs=(r,))(net).value).value for r in RUNGS]
     assert partition(results[0]) == partition(results[1])
     for c in results:
         assert not c.diagnostics

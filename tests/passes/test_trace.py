@@ -246,3 +246,12 @@ def test_auxiliary_heads_of_torchvision(name: str) -> None:
     traced = trace(module, (1, 3, size, size), training=True)
     assert shape_of(traced.output) == (1, 7)
     assert path_of(traced.output) == "fc"
+
+
+@pytest.mark.parametrize("name", ["code", "graph"])
+def test_names_that_graphs_use_themselves_are_refused(name):
+    net = nn.Sequential(nn.Flatten())
+    net.add_module(name, nn.Linear(4, 2))
+    with pytest.raises(ModelError, match=f"a part called '{name}'") as caught:
+        Trace(input_shape=(1, 4))(net)
+    assert "another name" in caught.value.hint
