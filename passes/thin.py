@@ -9,12 +9,12 @@ counts (groups, heads, views that split channels) and wanted widths make this an
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
 
-from fxdistill.coupling import Constraint, Coupling, core, flat_layers, varying
+from fxdistill.coupling import Coupling, core
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, InvariantError, PairingError
 from fxdistill.graph import Traced, find, path_of, within
@@ -90,7 +90,7 @@ class Thin(Pass[ThinSource, Removal]):
             PairingError: A width cannot be had; names the chain of couplings.
             InputError: The request changes nothing.
         """
-        coupling = with_pieces(source.coupling)
+        coupling = source.coupling
         stays = _Reasons(source, self.protect, self.only)
         wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
         scores = importance(source.traced, coupling, criterion=self.criterion, batch=source.batch, seed=self.seed)
@@ -111,7 +111,7 @@ class Thin(Pass[ThinSource, Removal]):
         """Locked classes stay, rows of constraints keep equal counts, wanted widths are met, the indices replay."""
         if any(i in source.coupling.locks for i in value.removed):
             raise InvariantError("a locked channel was removed")
-        for constraint in with_pieces(source.coupling).constraints:
+        for constraint in source.coupling.constraints:
             counts = {sum(i not in value.removed for i in row) for row in constraint.sets}
             if len(counts) > 1 or 0 in counts:
                 raise InvariantError(f"unequal counts {sorted(counts)}", where=constraint.where)
@@ -203,24 +203,6 @@ def _wanted(source: ThinSource, path: str, width: int, stays: _Reasons) -> Width
             where=where, hint="pair another node, protect less, or use --align slice",
         )  # fmt: skip
     return Width(path, classes, width)
-
-
-def with_pieces(coupling: Coupling) -> Coupling:
-    """The coupling with equal counts in each piece of what is cut up head by head (``chunk`` of a split dimension)."""
-    found = list(coupling.constraints)
-    known = {constraint.sets for constraint in found}
-    for node in coupling.graph.nodes:
-        structure = coupling.structure(path_of(node))
-        for layer in flat_layers(structure) if isinstance(structure, list) and node.op != "output" else ():
-            dims = varying(layer)
-            small = core(layer)
-            if len(dims) < 2 or not bool((small > 0).all()):
-                continue
-            rows = tuple(tuple(row) for row in small.movedim(dims[-1], -1).reshape(-1, small.shape[dims[-1]]).tolist())
-            if rows not in known and len({*map(frozenset, rows)}) > 1:
-                known.add(rows)
-                found.append(Constraint("split", path_of(node), rows))
-    return replace(coupling, constraints=tuple(found), _cache={})
 
 
 def kept_indices(coupling: Coupling, removed: Iterable[int]) -> Kept:
