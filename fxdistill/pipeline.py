@@ -14,7 +14,7 @@ from torch import nn
 
 from fxdistill.auxiliary import propose
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import PlanError
+from fxdistill.errors import PairingError, PlanError
 from fxdistill.graph import Rung, Shape, Traced, in_mode
 from fxdistill.passbase import PassManager
 from fxdistill.passes.couple import Couple
@@ -24,7 +24,7 @@ from fxdistill.passes.prune import Prune, PruneSource
 from fxdistill.passes.schedule import Method, Schedule, control
 from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
-from fxdistill.plan import VERSION, Align, Auxiliary, DataPlan, InputSpec, Kept, ModelRef, Plan, Precision, Stage
+from fxdistill.plan import VERSION, Align, Auxiliary, DataPlan, InputSpec, Kept, ModelRef, Pair, Plan, Precision, Stage
 from fxdistill.program import Program
 
 _RUNGS: tuple[Rung, ...] = ("symbolic", "leaves", "export")
@@ -100,20 +100,19 @@ def _compile(
     with traced_teacher.running(), traced_student.running():
         teacher_coupling = passes.run(Couple(), traced_teacher)
         student_coupling = passes.run(Couple(), traced_student)
-    pairs = passes.run(
-        Match(pins=options.pins, forbid=options.forbid, align=options.align),
-        MatchSource(traced_teacher, traced_student, teacher_coupling, student_coupling),
+    pairs, remarks = _paired(
+        MatchSource(traced_teacher, traced_student, teacher_coupling, student_coupling), options, passes
     )
     kept: tuple[Kept, ...] = ()
     auxiliary: Auxiliary | None = None
-    remarks: tuple[Diagnostic, ...] = ()
     source = traced_teacher
     if options.align == "shrink":
         proposal = propose(
             teacher, pairs, input_shape=options.input_shape, keep=options.keep, criterion=options.criterion,
             epochs=options.epochs, lr=options.lr, passes=passes,
         )  # fmt: skip
-        auxiliary, source, pairs, remarks = proposal.auxiliary, proposal.traced, proposal.pairs, proposal.diagnostics
+        auxiliary, source, pairs = proposal.auxiliary, proposal.traced, proposal.pairs
+        remarks = (*remarks, *proposal.diagnostics)
     else:
         kept = passes.run(Prune(criterion=options.criterion), PruneSource(traced_teacher, teacher_coupling, pairs))
     stages = passes.run(Schedule(method=options.method, epochs=options.epochs, lr=options.lr), pairs)
@@ -133,6 +132,18 @@ def _compile(
     arm = [_share(stage, traced_student.macs, whole) for stage in draft.control]
     found = list(dict.fromkeys((*passes.diagnostics, *remarks)))
     return draft.model_copy(update={"stages": costed, "control": arm, "diagnostics": found})
+
+
+def _paired(
+    source: MatchSource, options: Options, passes: PassManager
+) -> tuple[tuple[Pair, ...], tuple[Diagnostic, ...]]:
+    """The pairs; plain KD compares logits and can do without, unless the user asks for some."""
+    try:
+        return passes.run(Match(pins=options.pins, forbid=options.forbid, align=options.align), source), ()
+    except PairingError as refusal:
+        if options.method != "kd" or options.pins or options.forbid or options.align == "shrink":
+            raise
+        return (), (Diagnostic(code="no-pairs", severity="note", where=refusal.where, why=refusal.what),)
 
 
 def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassManager | None = None) -> Program:

@@ -1,5 +1,6 @@
 """Two models in, a plan out; a plan and its models in, a program out."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -120,3 +121,24 @@ def test_dense_prediction() -> None:
     program = pipeline.build(plan, teacher, student)
     losses = program(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64))
     assert all(value.isfinite() for value in losses.values())
+
+
+def test_kd_does_without_pairs_where_there_are_none() -> None:
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(x.flatten(1))
+            return out
+
+    teacher, student = models.convnet(widths=[8, 16]), Flat()
+    options = Options(input_shape=DIGITS, epochs=1)
+    with pytest.raises(PairingError):
+        pipeline.compile(teacher, student, options)
+    plan = pipeline.compile(teacher, student, dataclasses.replace(options, method="kd"))
+    assert plan.pairs == []
+    assert [remark.code for remark in plan.diagnostics] == ["no-pairs"]
+    losses = pipeline.build(plan, teacher, student)(torch.randn(2, 1, 8, 8), torch.tensor([1, 2]))
+    assert set(losses) == {"cross_entropy", "kd"}
