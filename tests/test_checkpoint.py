@@ -583,11 +583,11 @@ def test_the_users_own_modules_come_from_the_working_directory(tmp_path: Path, m
     for allow in ("mine_for_test", "mine_for_test.nets"):
         assert isinstance(load(parse_source("mine_for_test.nets:tiny?n=3", allow=[allow])).module, nn.Linear)
     for name in ("tiny", "three", "resnet18"):
-        assert resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test.gathered"])
+        assert callable(resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test.gathered"]))
     for name in ("system", "hidden"):
         with pytest.raises(ModelError, match=r"only imports '.*' from '(posix|nt)'"):
             resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test"])
-    assert resolve("fxdistill.shrinking:rebuild")
+    assert resolve("fxdistill.shrinking:rebuild").__name__ == "rebuild"
     assert str(tmp_path) not in sys.path
     with pytest.raises(ModelError, match="cannot be imported: OSError: on fire"):
         load(parse_source("mine_for_test.broken:tiny", allow=["mine_for_test"]))

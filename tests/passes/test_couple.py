@@ -53,7 +53,8 @@ def free(coupling: Coupling, labels: list[int]) -> bool:
 
 @pytest.fixture(params=RUNGS)
 def rung(request) -> Rung:
-    return request.param
+    chosen: Rung = request.param
+    return chosen
 
 
 def test_conv_norm_conv(rung):
@@ -453,7 +454,7 @@ def test_counters_of_batches_stay_whatever_the_mode_of_the_model():
     traced = Trace(input_shape=IMAGE)(net).value
     net.train()
     Couple()(traced)
-    assert int(net.n.num_batches_tracked) == 0
+    assert int(net.state_dict()["n.num_batches_tracked"]) == 0
     assert net.training
 
 
@@ -572,7 +573,8 @@ def small(name: str) -> nn.Module:
         "vit": lambda: models.VisionTransformer(64, 32, 2, 2, 16, 32),
         "swin": lambda: models.SwinTransformer([4, 4], 8, [2, 2], [2, 4], [4, 4]),
     }
-    return makers[name]()
+    made: nn.Module = makers[name]()
+    return made
 
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "shufflenet", "regnet", "vit", "swin"])
