@@ -286,8 +286,11 @@ def shrink(
             round_to=round_to, protect=protect, only=only, seed=seed,
             batch=None if dataset is None else data_module.first_batch(dataset),
         )  # fmt: skip
-        made.save(output, factory=found.factory, kwargs=found.kwargs)
+        trusted = not allow_factory  # only such a factory can be replayed when the file is read
+        made.save(output, factory=found.factory if trusted else None, kwargs=found.kwargs)
         out.print(report.shrunk_view(made))
+        if found.random_weights:
+            out.print(Text("\nthe model was named by a factory alone: these are random weights", style="yellow"))
         out.print(Text(f"\nwrote {output}"), soft_wrap=True)
 
 

@@ -127,11 +127,14 @@ def _compile(
         precision=options.precision, versions=versions(),
     )  # fmt: skip
     program = passes.run(Instrument(draft), Joint(source, trained_student))
-    whole = program_cost(source, traced_student)
+    whole = program_cost(traced_teacher, traced_student)
     costed = [_costed(stage, passes.run(Specialize(stage.name), program), whole) for stage in stages]
     arm = [_share(stage, traced_student.macs, whole) for stage in draft.control]
+    if auxiliary is not None:
+        tuned = [_share(stage, traced_teacher.macs + source.macs, whole) for stage in auxiliary.stages]
+        auxiliary = auxiliary.model_copy(update={"stages": tuned})
     found = list(dict.fromkeys((*passes.diagnostics, *remarks)))
-    return draft.model_copy(update={"stages": costed, "control": arm, "diagnostics": found})
+    return draft.model_copy(update={"stages": costed, "control": arm, "auxiliary": auxiliary, "diagnostics": found})
 
 
 def _paired(

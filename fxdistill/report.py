@@ -186,6 +186,9 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
             f"top-1 agreement {parity['top1_agreement']:.2%}"
         ),
     ]
+    reached = result["summary"]
+    if "control" in reached and reached["distilled"]["mean"] < reached["control"]["mean"]:
+        notes.append("distillation did not help here: the student alone is better for as many epochs")
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 

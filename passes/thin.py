@@ -75,7 +75,8 @@ class Thin(Pass[ThinSource, Removal]):
     def requires(self, source: ThinSource) -> None:
         """A share between 0 and 1, a positive multiple, paths that exist."""
         if self.keep is not None and not 0 < self.keep < 1:
-            raise InputError(f"the share to keep is {self.keep}", where="keep", hint="give a number between 0 and 1")
+            hint = "give a number above 0 and below 1"
+            raise InputError(f"the share to keep is {self.keep}", where="--keep", hint=hint)
         if self.keep is None and not self.widths:
             raise InputError("nothing says how much to keep", where="keep", hint="give --keep 0.5, or widths")
         if self.round_to < 1:
