@@ -167,8 +167,11 @@ def table(rows: dict[str, Row]) -> str:
     for family, mine in (("torchvision", False), ("timm", True)):
         chosen = {n: r for n, r in sorted(rows.items()) if n.startswith("timm:") == mine}
         if chosen:
+            peer = (
+                f", {_total(chosen, 'peer')} by Torch-Pruning" if any("peer" in row for row in chosen.values()) else ""
+            )
             lines += [
-                f"**{family}**: {_total(chosen, 'ours')} by fxdistill, {_total(chosen, 'peer')} by Torch-Pruning.",
+                f"**{family}**: {_total(chosen, 'ours')} by fxdistill{peer}.",
                 "",
             ]
     lines += [
