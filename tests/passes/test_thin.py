@@ -135,7 +135,7 @@ def test_a_request_that_changes_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("keep", [0.0, 1.0, -1.0, 2.0, float("nan")])
 def test_a_share_outside_of_0_and_1_is_refused(keep: float) -> None:
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match="above 0 and below 1"):
         thin(Residual(), keep=keep)
 
 
