@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fxdistill demo --out demo
 
 test: lint types
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
