@@ -191,7 +191,7 @@ def _total(rows: dict[str, Row], key: str) -> str:
 
 
 def _line(name: str, row: Row) -> str:
-    mine, other = row["ours"], row.get("peer")
+    mine, other = row.get("ours", {"ok": False, "why": "not measured"}), row.get("peer")
     couple = mine.get("seconds", {}).get("couple", "")
     share = "{:.0%}".format(mine["parameters"][1] / mine["parameters"][0]) if mine.get("parameters") else ""
     error = f"{mine['error']:.0e}" if "error" in mine else ""
@@ -234,6 +234,7 @@ def main() -> None:
     parser.add_argument("--family", choices=("torchvision", "timm"))
     parser.add_argument("--only", action="append", default=[], metavar="MODEL")
     parser.add_argument("--without-peer", action="store_true")
+    parser.add_argument("--peer-only", action="store_true")
     parser.add_argument("--again", action="store_true", help="measure again what is there")
     parser.add_argument("--failed", action="store_true", help="measure again what failed")
     parser.add_argument("--seconds", type=int, default=600, help="limit of each process")
@@ -244,16 +245,17 @@ def main() -> None:
         child(arguments.child, arguments.only[0], arguments.memory)
         return
     rows: dict[str, Row] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    limits = {"seconds": arguments.seconds, "memory": arguments.memory}
+    tasks = ("ours",) if arguments.without_peer else ("peer",) if arguments.peer_only else ("ours", "peer")
     for name in wanted(arguments):
-        row = rows.setdefault(name, {})
-        if arguments.again or "ours" not in row or (arguments.failed and not row["ours"]["ok"]):
-            row["ours"] = measure("ours", name, **limits)
-        if not arguments.without_peer and (arguments.again or "peer" not in row):
-            row["peer"] = measure("peer", name, **limits)
-        RESULTS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
-        TABLE.write_text(table(rows))
-        print(_line(name, row), flush=True)
+        for task in tasks:
+            known = rows.get(name, {}).get(task)
+            if known is None or arguments.again or (arguments.failed and not known["ok"]):
+                found = measure(task, name, seconds=arguments.seconds, memory=arguments.memory)
+                rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # another process may have added
+                rows.setdefault(name, {})[task] = found
+                RESULTS.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+                TABLE.write_text(table(rows))
+        print(_line(name, rows[name]), flush=True)
 
 
 if __name__ == "__main__":

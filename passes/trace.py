@@ -159,14 +159,18 @@ def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Whatever runs inside leaves the module's buffers (running statistics) as they were; gives what they were."""
+    """Whatever runs inside leaves the module's buffers (running statistics) as they were; gives what they were.
+
+    A buffer that comes back with another shape is a cache that the module made itself (positions of an input size):
+    it stays, since old values do not fit it.
+    """
     before = {name: buffer.clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
     try:
         yield before
     finally:
         with torch.no_grad():
             for name, buffer in module.named_buffers(remove_duplicate=False):
-                if name in before and not _same(buffer, before[name]):
+                if name in before and buffer.shape == before[name].shape and not _same(buffer, before[name]):
                     buffer.copy_(before[name])
 
 
@@ -199,6 +203,11 @@ class _Annotator(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.measured: dict[fx.Node, tuple[Shape | None, int]] = {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Read a parameter apart from autograd: the counter would hang hooks on it, which need a gradient."""
+        value = super().get_attr(target, args, kwargs)
+        return value.detach() if isinstance(value, Tensor) else value
 
     def run_node(self, n: fx.Node) -> object:
         """Run one node under a counter."""
