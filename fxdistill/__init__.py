@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from fxdistill.pipeline import build as build
     from fxdistill.pipeline import compile as compile  # noqa: A004
     from fxdistill.plan import Plan as Plan
-    from fxdistill.plan import load as load_plan
+    from fxdistill.planfile import load as load_plan
     from fxdistill.program import Program as Program
 
 _HOMES = {
     "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors", "LoadedModel": "checkpoint",
     "Options": "pipeline", "Plan": "plan", "Program": "program", "build": "pipeline", "compile": "pipeline",
-    "Settings": "execute", "run": "execute.execute", "load": "checkpoint", "load_plan": "plan.load",
+    "Settings": "execute", "run": "execute.execute", "load": "checkpoint", "load_plan": "planfile.load",
     "parse_source": "checkpoint", "save": "checkpoint",
 }  # fmt: skip
 

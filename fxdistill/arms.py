@@ -18,9 +18,10 @@ from fxdistill import checkpoint, data, evaluate, pipeline, resume
 from fxdistill.data import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, TrainingError
+from fxdistill.files import write_bytes
 from fxdistill.metrics import Metrics
 from fxdistill.passes.strip import Strip, Trained
-from fxdistill.plan import ArmName, Plan, write_bytes
+from fxdistill.plan import ArmName, Plan
 from fxdistill.program import Program
 from fxdistill.resume import Checkpoint
 from fxdistill.rundir import RunDir

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from fxdistill import exported, modelfile, plan, statedict
+from fxdistill import exported, files, modelfile, statedict
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 from fxdistill.factory import ModelSource, build, parse_source
@@ -112,7 +112,7 @@ def save(
         **plain,
         "state_dict": statedict.portable(model),
     }
-    plan.write_bytes(Path(path), modelfile.to_bytes(bundle))
+    files.write_bytes(Path(path), modelfile.to_bytes(bundle))
 
 
 def save_state_dict(module: nn.Module, path: str | Path) -> None:
@@ -121,7 +121,7 @@ def save_state_dict(module: nn.Module, path: str | Path) -> None:
     Raises:
         PlanError: The file cannot be written.
     """
-    plan.write_bytes(Path(path), state_dict_bytes(module))
+    files.write_bytes(Path(path), state_dict_bytes(module))
 
 
 def state_dict_bytes(module: nn.Module) -> bytes:
@@ -143,7 +143,7 @@ def load(source: ModelSource, *, seed: int = 0) -> LoadedModel:
     if path is None:
         return _from_factory(source, seed)
     kind = modelfile.kind_of(path)
-    sha256 = plan.file_sha256(path)
+    sha256 = files.file_sha256(path)
     if kind == "export":
         return _from_export(source, path, sha256)
     content, trusted = modelfile.read(path, kind, trust_pickle=source.trust_pickle)

@@ -135,8 +135,9 @@ def plan(
             )
         )
         from fxdistill import pipeline, preflight, report  # after the models: mistakes are answered sooner
+        from fxdistill.files import write_text
         from fxdistill.passbase import PassManager
-        from fxdistill.plan import DataPlan, write_text
+        from fxdistill.plan import DataPlan
 
         data_plan, dataset = DataPlan(spec=None, batch_size=batch_size), None
         if data is not None:
@@ -186,7 +187,7 @@ def run(
     again += [part for module in allow_factory for part in ("--allow-factory", module)]
     again += ["--trust-pickle"] if trust_pickle else []
     with _reported(interrupted=f"interrupted; continue with: {shlex.join([*again, '--resume'])}"):
-        from fxdistill.plan import load
+        from fxdistill.planfile import load
 
         planned = load(plan_file)  # a mistake here is answered before anything heavy is imported
         from fxdistill import execute, progress, report
@@ -208,7 +209,7 @@ def show(
     """Print a plan, or a run's plan and result."""
     with _reported():
         from fxdistill import report
-        from fxdistill.plan import load
+        from fxdistill.planfile import load
         from fxdistill.rundir import RunDir
 
         if not path.is_dir():
@@ -328,7 +329,7 @@ def demo(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a plan."""
-    from fxdistill.plan import schema as plan_schema
+    from fxdistill.planfile import schema as plan_schema
 
     typer.echo(json.dumps(plan_schema(), indent=2))
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fxdistill import checkpoint, data, evaluate, export
 from fxdistill.data import Dataset
 from fxdistill.errors import RunDirError
-from fxdistill.plan import ModelRef, file_sha256
+from fxdistill.files import file_sha256
+from fxdistill.plan import ModelRef
 from fxdistill.preflight import classes_fit, load_data, load_model
 from fxdistill.result import provenance
 from fxdistill.rundir import RunDir

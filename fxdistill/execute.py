@@ -17,7 +17,7 @@ from fxdistill.auxiliary import make
 from fxdistill.data import Dataset
 from fxdistill.metrics import Metrics
 from fxdistill.plan import Plan, Precision
-from fxdistill.plan import load as load_plan
+from fxdistill.planfile import load as load_plan
 from fxdistill.program import Program
 from fxdistill.result import finish
 from fxdistill.rundir import RunDir, lock

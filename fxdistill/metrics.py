@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fxdistill.errors import PlanError
-from fxdistill.plan import write_bytes
+from fxdistill.files import write_bytes
 from fxdistill.rundir import RunDir
 
 

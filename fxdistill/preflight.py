@@ -11,7 +11,8 @@ from fxdistill import data as data_module
 from fxdistill.data import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError, InputError, ModelError, PlanError
-from fxdistill.plan import ModelRef, Plan, file_sha256
+from fxdistill.files import file_sha256
+from fxdistill.plan import ModelRef, Plan
 
 
 def runnable(plan: Plan, where: Path) -> None:

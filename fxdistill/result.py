@@ -12,7 +12,8 @@ from typing import Any
 
 from fxdistill import data, evaluate, export, pipeline, resume
 from fxdistill.arms import Execution
-from fxdistill.plan import Plan, write_text
+from fxdistill.files import write_text
+from fxdistill.plan import Plan
 
 
 def finish(run: Execution, *, teacher_accuracy: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxdistill.errors import RunDirError
-from fxdistill.plan import write_bytes
+from fxdistill.files import write_bytes
 from fxdistill.rundir import RunDir
 from fxdistill.train import Means, Position
 

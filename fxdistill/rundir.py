@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from fxdistill.errors import RunDirError
-from fxdistill.plan import Plan, write_text
-from fxdistill.plan import load as load_plan
+from fxdistill.files import write_text
+from fxdistill.plan import Plan
+from fxdistill.planfile import load as load_plan
 
 _OTHER = "choose another directory with -o"
 

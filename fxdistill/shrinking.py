@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxdistill import checkpoint, plan
+from fxdistill import checkpoint, files
 from fxdistill import factory as factories
 from fxdistill.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.diagnostics import Diagnostic
@@ -84,7 +84,7 @@ class ShrunkResult:
             PlanError: The file cannot be written.
         """
         if factory is None:
-            plan.write_bytes(Path(path), _exported(self.module, self.input_shape))
+            files.write_bytes(Path(path), _exported(self.module, self.input_shape))
             return
         recipe = {
             "factory": factory, "kwargs": dict(kwargs or {}), "input_shape": list(self.input_shape), "rung": self.rung,

@@ -17,7 +17,8 @@ from fxdistill.arms import Observer
 from fxdistill.execute import Settings
 from fxdistill.execute import execute as slow_execute
 from fxdistill.factory import build
-from fxdistill.plan import ModelRef, Plan, file_sha256, write_text
+from fxdistill.files import file_sha256, write_text
+from fxdistill.plan import ModelRef, Plan
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
 STUDENT = ("fxdistill_test_models:with_dropout", {"widths": [4, 8]})

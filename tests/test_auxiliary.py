@@ -10,7 +10,8 @@ from fxdistill import auxiliary, checkpoint, models, pipeline
 from fxdistill.arms import Arm, Observer
 from fxdistill.errors import InputError, PlanError
 from fxdistill.execute import Settings
-from fxdistill.plan import Plan, load, parse
+from fxdistill.plan import Plan
+from fxdistill.planfile import load, parse
 from fxdistill.rundir import RunDir
 from fxdistill.train import Progress
 from tests import runs

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fxdistill import checkpoint
 from fxdistill.cli import app
 from fxdistill.factory import build
-from fxdistill.plan import file_sha256
+from fxdistill.files import file_sha256
 from tests import runs
 
 RESNET = "fxdistill.models:resnet?widths=[8,16]&blocks=1"

@@ -19,7 +19,8 @@ from fxdistill.arms import Arm, Observer, arms_of
 from fxdistill.errors import InputError, ParityError, TrainingError
 from fxdistill.execute import Settings
 from fxdistill.factory import build
-from fxdistill.plan import file_sha256, load
+from fxdistill.files import file_sha256
+from fxdistill.planfile import load
 from fxdistill.result import summary
 from fxdistill.resume import load as load_checkpoint
 from fxdistill.rundir import RunDir

@@ -13,7 +13,8 @@ from fxdistill import models, pipeline
 from fxdistill.errors import InputError, PairingError
 from fxdistill.passbase import PassManager
 from fxdistill.pipeline import Options
-from fxdistill.plan import Plan, parse
+from fxdistill.plan import Plan
+from fxdistill.planfile import parse
 from tests.tiny_models import awake
 
 DIGITS = (1, 1, 8, 8)

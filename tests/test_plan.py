@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import fxdistill
-from fxdistill import plan as plans
+from fxdistill import files, planfile
 from fxdistill.errors import PlanError
 from tests.tiny_models import planned
 
@@ -30,8 +30,8 @@ def changed(path: str, value: object) -> Any:
 
 def test_round_trip_is_byte_identical(tmp_path: Path) -> None:
     text = PLAN.to_json()
-    plans.write_text(tmp_path / "plan.json", text)
-    again = plans.load(tmp_path / "plan.json")
+    files.write_text(tmp_path / "plan.json", text)
+    again = planfile.load(tmp_path / "plan.json")
     assert (again, again.to_json(), again.sha256) == (PLAN, text, PLAN.sha256)
     assert list(tmp_path.iterdir()) == [tmp_path / "plan.json"]
 
@@ -42,7 +42,7 @@ def test_lists_of_numbers_stay_on_one_line() -> None:
 
 
 def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
-    assert plans.parse(changed("stages.0.losses.0.weight", 1), where="p").to_json() == PLAN.to_json()
+    assert planfile.parse(changed("stages.0.losses.0.weight", 1), where="p").to_json() == PLAN.to_json()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
 )
 def test_nonsense_is_refused(path: str, value: object, field: str, message: str) -> None:
     with pytest.raises(PlanError) as caught:
-        plans.parse(changed(path, value), where="plan.json")
+        planfile.parse(changed(path, value), where="plan.json")
     assert message in caught.value.what
     assert caught.value.where.startswith(f"plan.json, {field}")
     assert caught.value.hint
@@ -115,17 +115,17 @@ def test_the_same_pair_twice_is_refused() -> None:
     made = data()
     made["pairs"].append(made["pairs"][0])
     with pytest.raises(PlanError, match="more than one pair 'pair'"):
-        plans.parse(made, where="p")
+        planfile.parse(made, where="p")
     made["pairs"][1] = {**made["pairs"][0], "name": "again"}
     with pytest.raises(PlanError, match="more than one pair of the nodes 'body = body'"):
-        plans.parse(made, where="p")
+        planfile.parse(made, where="p")
 
 
 def test_missing_fields_are_counted() -> None:
     made = data()
     del made["seed"], made["stages"]
     with pytest.raises(PlanError, match=r"Field required \(and 1 more\)"):
-        plans.parse(made, where="p")
+        planfile.parse(made, where="p")
 
 
 @pytest.mark.parametrize(
@@ -140,23 +140,23 @@ def test_files_that_are_no_plan(tmp_path: Path, text: str, message: str) -> None
     path = tmp_path / "plan.json"
     path.write_text(text)
     with pytest.raises(PlanError, match=message) as caught:
-        plans.load(path)
+        planfile.load(path)
     assert str(path) in caught.value.where
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot be read: No such file"):
-        plans.load(tmp_path / "none.json")
+        planfile.load(tmp_path / "none.json")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PlanError, match="not a text file"):
-        plans.load(tmp_path / "binary")
+        planfile.load(tmp_path / "binary")
     with pytest.raises(PlanError, match="Is a directory"):
-        plans.load(tmp_path)
+        planfile.load(tmp_path)
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "plan.json"
-    plans.write_text(path, "old")
+    files.write_text(path, "old")
     for failure in (OSError(28, "No space left on device"), KeyboardInterrupt()):
 
         def fail(_: int, failure: BaseException = failure) -> None:
@@ -164,12 +164,12 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
 
         monkeypatch.setattr("os.fsync", fail)
         with pytest.raises((PlanError, KeyboardInterrupt)):
-            plans.write_text(path, "new")
+            files.write_text(path, "new")
         assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("plan.json", "old")]
     with pytest.raises(PlanError, match="cannot write: No such file"):
-        plans.write_text(tmp_path / "none" / "plan.json", "new")
+        files.write_text(tmp_path / "none" / "plan.json", "new")
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:
     published = Path(str(fxdistill.__file__)).with_name("plan.schema.json")
-    assert json.loads(published.read_text()) == plans.schema()
+    assert json.loads(published.read_text()) == planfile.schema()

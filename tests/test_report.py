@@ -5,7 +5,7 @@ from rich.console import Console
 from fxdistill import report
 from fxdistill.arms import Arm, arms_of
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.plan import load
+from fxdistill.planfile import load
 from fxdistill.progress import RunView
 from fxdistill.rundir import RunDir
 from fxdistill.train import Position, Progress

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import fxdistill.rundir
-from fxdistill import export, result, resume, rundir
-from fxdistill import plan as plan_module
+from fxdistill import export, files, result, resume, rundir
 from fxdistill.errors import FxdistillError, PlanError, RunDirError
 from fxdistill.execute import Settings
 from fxdistill.resume import Checkpoint
@@ -288,5 +287,5 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
 
 def test_nothing_of_unix_is_needed_to_import() -> None:
     """``fcntl`` is looked up by whoever takes a lock, not at import."""
-    assert not hasattr(plan_module, "fcntl")
+    assert not hasattr(files, "fcntl")
     assert not hasattr(fxdistill.rundir, "fcntl")

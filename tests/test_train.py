@@ -5,7 +5,7 @@ from torch import nn
 from fxdistill.errors import TrainingError
 from fxdistill.factory import build
 from fxdistill.pipeline import build as build_program
-from fxdistill.plan import load
+from fxdistill.planfile import load
 from fxdistill.train import Means, Position, _Running, _set_rate, make_optimizer, seeded, trainable_state
 from tests import runs
 
