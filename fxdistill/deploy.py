@@ -11,6 +11,7 @@ from fxdistill import checkpoint, data, evaluate, export
 from fxdistill.data import Dataset
 from fxdistill.errors import RunDirError
 from fxdistill.files import file_sha256
+from fxdistill.parity import Parity
 from fxdistill.plan import ModelRef
 from fxdistill.preflight import classes_fit, load_data, load_model
 from fxdistill.result import provenance
@@ -90,9 +91,7 @@ def accuracy(found: Found) -> float:
     return evaluate.accuracy(found.module, _batches(found, found.image_shape or ()))
 
 
-def export_checked(
-    found: Found, path: Path, *, input_shape: tuple[int, ...], opset: int, tolerance: float
-) -> export.Parity:
+def export_checked(found: Found, path: Path, *, input_shape: tuple[int, ...], opset: int, tolerance: float) -> Parity:
     """Write the ONNX file, and let it pass the parity gate, on test images or else on seeded noise.
 
     Raises:

@@ -1,21 +1,13 @@
-"""ONNX, and the gate that says whether the file is the model that was trained.
+"""A model as an ONNX file; :mod:`fxdistill.parity` says whether the file is the model.
 
     module → copy (CPU, float32, eval) → exporter → provenance → checker → trial → rename into place
 
 Two exporters are tried in turn, torch's ``dynamo`` one and the older TorchScript one; which of them wrote the
 file is returned. What either gives must pass ONNX's checker and a trial at two batch sizes before it gets its
 final name: an exporter may freeze the batch size into a shape without saying so.
-
-The gate then compares real images. With p PyTorch's and o ONNX Runtime's logits it demands
-
-    max |p - o| ≤ tolerance    and    p[argmax p] - p[argmax o] ≤ tolerance for every prediction.
-
-The second says that top-1 agrees, except where PyTorch's own two best logits tie to within the tolerance. It
-is the stricter one: errors within the tolerance may flip choices that lie up to twice the tolerance apart.
 """
 
 import contextlib
-import copy
 import io
 import logging
 import tempfile
@@ -25,16 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxdistill.errors import DataError, ModelError, ParityError, PlanError
-from fxdistill.evaluate import Batches, evaluating, open_session, prediction
+from fxdistill.errors import ModelError, PlanError
+from fxdistill.evaluate import Batches, open_session, prediction
+from fxdistill.parity import Parity, frozen, gate, logits, measure, reason
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
-    from onnxruntime import InferenceSession
 
 Exporter = Literal["dynamo", "torchscript"]
 
@@ -61,24 +52,6 @@ class Exported:
     exporter: Exporter
     opset: int
     refused: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How an ONNX file's logits differ from the module's.
-
-    Attributes:
-        max_abs_error: Largest absolute difference of two logits.
-        top1_agreement: Share of equal top-1 predictions, 0 to 1.
-        images: How many were compared.
-        widest_flip: Over the predictions that differ, PyTorch's largest gap between its own choice and ONNX
-            Runtime's, in logits; 0 where all agree.
-    """
-
-    max_abs_error: float
-    top1_agreement: float
-    images: int
-    widest_flip: float = 0.0
 
 
 def export_onnx(
@@ -117,43 +90,6 @@ def export_onnx(
     return Exported(path, exporter, opset, refused)
 
 
-def parity(module: nn.Module, path: Path, batches: Batches) -> Parity:
-    """Compare an ONNX file with the module that it came from, both in float32 on the CPU.
-
-    A copy of the module is compared, so that an accelerator's reduced precision is not taken for an error of
-    the file.
-
-    Args:
-        module: The module; its mode and device do not matter and do not change.
-        path: The ONNX file.
-        batches: Images (N, ...), and labels, which are not read.
-
-    Raises:
-        ModelError: The file cannot be loaded or run.
-        DataError: There are no images.
-    """
-    reference, session = _copy(module), open_session(path)
-    worst, widest, agreeing, predictions, images = 0.0, 0.0, 0, 0, 0
-    with evaluating(reference):
-        for image, _ in batches:
-            # first ONNX Runtime: a module may write into its input
-            theirs = _run(session, image.cpu().float(), where=str(path))
-            ours = prediction(reference(image.cpu().float()))
-            flips = ours.amax(1) - ours.gather(1, theirs.argmax(1, keepdim=True)).squeeze(1)
-            same = ours.argmax(1) == theirs.argmax(1)
-            # np.maximum, unlike max, keeps a NaN, which the gate must see
-            worst = float(np.maximum(worst, (ours - theirs).abs().max().item()))
-            widest = float(np.maximum(widest, flips.masked_fill(same, 0).max().item()))
-            agreeing, predictions, images = (
-                agreeing + int(same.sum()),
-                predictions + same.numel(),
-                images + len(image),
-            )
-    if not images:
-        raise DataError("there are no images to compare the exported model on", where=str(path))
-    return Parity(worst, agreeing / predictions, images, widest)
-
-
 def export_checked(
     module: nn.Module, path: Path, batches: Batches, *, input_shape: tuple[int, ...], opset: int = 18,
     tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None,
@@ -163,7 +99,7 @@ def export_checked(
     Args:
         module: See :func:`export_onnx`.
         path: The file to write.
-        batches: Images to compare on, see :func:`parity`.
+        batches: Images to compare on, see :func:`fxdistill.parity.measure`.
         input_shape: Shape of one batch.
         opset: Version of ONNX's operators.
         tolerance: Largest absolute difference of two logits.
@@ -177,32 +113,10 @@ def export_checked(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         written = export_onnx(module, draft, input_shape=input_shape, opset=opset, metadata=metadata)
-        measured = parity(module, draft, batches)
+        measured = measure(module, draft, batches)
         gate(measured, tolerance)
         _publish(draft, path)
     return replace(written, path=path), measured
-
-
-def gate(measured: Parity, tolerance: float = 1e-4) -> None:
-    """Let a file pass, or not. The conditions are in the module docstring.
-
-    Raises:
-        ParityError: The file is not the model.
-    """
-    if not measured.max_abs_error <= tolerance:  # so written, a NaN fails
-        what = f"the logits differ by up to {measured.max_abs_error:.3g}; allowed is {tolerance:.3g}"
-    elif not measured.widest_flip <= tolerance:
-        what = (
-            f"top-1 agrees on {measured.top1_agreement:.4%} only, and not for ties: a prediction flipped "
-            f"over a gap of {measured.widest_flip:.3g}; allowed is {tolerance:.3g}"
-        )
-    else:
-        return
-    raise ParityError(
-        f"the ONNX model is not the trained one: {what}",
-        where=f"{measured.images} images compared",
-        hint="export the weights that were evaluated; if it was those, the exporter errs: try another opset",
-    )
 
 
 def _publish(draft: Path, path: Path) -> None:
@@ -246,23 +160,19 @@ def check_opset(opset: int) -> None:
         )
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(requires_grad=False)
-
-
 def _noise(batch: int, input_shape: tuple[int, ...]) -> Tensor:
     return torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(batch))
 
 
 def _deployable(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-    source = _copy(module)
+    source = frozen(module)
     for batch in _TRIAL_BATCHES:
         try:
             with torch.no_grad():
                 output = source(_noise(batch, input_shape))
         except Exception as cause:  # whatever the model's own code raises
             raise ModelError(
-                f"the model does not run on an input of shape {(batch, *input_shape[1:])}: {_reason(cause)}",
+                f"the model does not run on an input of shape {(batch, *input_shape[1:])}: {reason(cause)}",
                 where=type(module).__name__,
                 hint="give the shape that the model was made for; exported models must take any batch size",
             ) from cause
@@ -307,7 +217,7 @@ def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) 
                 torch.onnx.export(source, (example,), cast("Any", file), dynamo=False, dynamic_axes=axes, **names)
                 proto = onnx.load_model_from_string(file.getvalue())
     except Exception as cause:  # exporters raise whatever the model's code and their own parts raise
-        raise ModelError(_reason(cause)) from cause
+        raise ModelError(reason(cause)) from cause
     found = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
     if found != opset:
         raise ModelError(f"it wrote opset {found} where {opset} was asked for")
@@ -342,11 +252,11 @@ def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> No
     try:
         onnx.checker.check_model(draft, full_check=True)
     except Exception as cause:  # the checker and shape inference have errors of their own, without a common base
-        raise ModelError(f"its file is not valid ONNX: {_reason(cause)}") from cause
+        raise ModelError(f"its file is not valid ONNX: {reason(cause)}") from cause
     session = open_session(draft)
     for batch in _TRIAL_BATCHES:
         image = _noise(batch, input_shape)
-        theirs = _run(session, image, where=str(draft))  # before the module, which may write into its input
+        theirs = logits(session, image, where=str(draft))  # before the module, which may write into its input
         with torch.no_grad():
             ours = source(image)
         if ours.shape != theirs.shape:
@@ -355,25 +265,8 @@ def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> No
             raise ModelError(f"its file computes something else, seen on a batch of {batch}")
 
 
-def _run(session: "InferenceSession", image: Tensor, *, where: str) -> Tensor:
-    try:
-        output = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
-    except Exception as cause:  # ONNX Runtime's errors share no base class
-        raise ModelError(
-            f"its file does not run on an input of shape {tuple(image.shape)}: {_reason(cause)}", where=where
-        ) from cause
-    return torch.from_numpy(np.asarray(output))
-
-
 def _bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-
-
-def _reason(cause: BaseException) -> str:
-    """The innermost cause in one line: exporters wrap it in pages of advice."""
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return f"{type(cause).__name__}: {(str(cause).strip() or 'no message').splitlines()[0]}"
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from fxdistill import export
+from fxdistill import export, parity
 from fxdistill.errors import DataError, ModelError, ParityError, PlanError
 from fxdistill.evaluate import open_session
-from fxdistill.export import Parity
+from fxdistill.parity import Parity
 
 SHAPE = (1, 3, 12, 12)
 
@@ -106,12 +106,12 @@ def test_the_same_module_gives_the_same_bytes(small: tuple[Small, Path], tmp_pat
 
 def test_parity_at_any_batch_size(small: tuple[Small, Path]) -> None:
     module, path = small
-    measured = export.parity(module, path, batches(1, 3, 7))
+    measured = parity.measure(module, path, batches(1, 3, 7))
     assert measured.images == 11
     assert measured.max_abs_error < 1e-5
     assert measured.top1_agreement == 1.0
     assert module.training
-    export.gate(measured)
+    parity.gate(measured)
 
 
 def test_parity_of_a_resnet(tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_parity_of_a_resnet(tmp_path: Path) -> None:
     with torch.no_grad():
         module(torch.randn(8, 3, 32, 32))  # statistics of its own in every BatchNorm
     export.export_onnx(module, tmp_path / "resnet.onnx", input_shape=(8, 3, 32, 32))
-    measured = export.parity(module, tmp_path / "resnet.onnx", batches(1, 3, 7, shape=(1, 3, 32, 32)))
-    export.gate(measured)
+    measured = parity.measure(module, tmp_path / "resnet.onnx", batches(1, 3, 7, shape=(1, 3, 32, 32)))
+    parity.gate(measured)
     assert measured.images == 11
 
 
@@ -131,7 +131,7 @@ def test_other_modules(tmp_path: Path, kind: type[nn.Module]) -> None:
     export.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
     (logits,) = open_session(tmp_path / "x.onnx").get_outputs()
     assert (logits.name, logits.shape[1]) == ("logits", 5)
-    export.gate(export.parity(module, tmp_path / "x.onnx", batches(4)))
+    parity.gate(parity.measure(module, tmp_path / "x.onnx", batches(4)))
 
 
 def test_the_second_exporter_is_named(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_second_exporter_is_named(tmp_path: Path) -> None:
     assert len(made.refused) == 1
     assert made.refused[0].startswith("dynamo: GuardOnDataDependentSymNode")
     assert "\n" not in made.refused[0]
-    export.gate(export.parity(module, tmp_path / "x.onnx", batches(1, 3, 7)))
+    parity.gate(parity.measure(module, tmp_path / "x.onnx", batches(1, 3, 7)))
 
 
 def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]) -> None:
@@ -149,11 +149,11 @@ def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]) -> None:
     module.load_state_dict(small[0].state_dict())
     with torch.no_grad():
         module.head.bias[0] += 5
-    measured = export.parity(module, small[1], batches(20))
+    measured = parity.measure(module, small[1], batches(20))
     assert measured.max_abs_error == pytest.approx(5, abs=1e-4)
     assert measured.top1_agreement < 1
     with pytest.raises(ParityError, match=r"differ by up to 5; allowed is 0.0001(.|\n)*20 images compared"):
-        export.gate(measured, 1e-4)
+        parity.gate(measured, 1e-4)
     assert ParityError.exit_code == 1
 
 
@@ -163,7 +163,7 @@ def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]) -> None:
     with torch.no_grad():
         module.conv.weight[0, 0, 0, 0] += 0.05
     with pytest.raises(ParityError):
-        export.gate(export.parity(module, small[1], batches(20)))
+        parity.gate(parity.measure(module, small[1], batches(20)))
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]) -> None:
 )
 def test_gate(measured: Parity, passes: bool) -> None:
     if passes:
-        export.gate(measured, 1e-4)
+        parity.gate(measured, 1e-4)
     else:
         with pytest.raises(ParityError, match="not the trained one"):
-            export.gate(measured, 1e-4)
+            parity.gate(measured, 1e-4)
 
 
 def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]) -> None:
@@ -198,7 +198,7 @@ def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]) -> None:
     (image, _), *_ = data = batches(6)
     top = Shifted()(image).topk(2).values
     small[0].train()
-    measured = export.parity(Shifted(), small[1], data)
+    measured = parity.measure(Shifted(), small[1], data)
     assert measured.top1_agreement == 0
     assert measured.widest_flip == pytest.approx((top[:, 0] - top[:, 1]).max().item(), abs=1e-5)
 
@@ -206,14 +206,14 @@ def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]) -> None:
 def test_a_nan_is_seen_wherever_it_is(small: tuple[Small, Path]) -> None:
     (first, label), second = batches(2, 2)
     first[0, 0, 0, 0] = float("nan")
-    measured = export.parity(small[0], small[1], [(first, label), second])
+    measured = parity.measure(small[0], small[1], [(first, label), second])
     with pytest.raises(ParityError):
-        export.gate(measured)
+        parity.gate(measured)
 
 
 def test_no_images_is_an_error(small: tuple[Small, Path]) -> None:
     with pytest.raises(DataError, match="no images"):
-        export.parity(small[0], small[1], [])
+        parity.measure(small[0], small[1], [])
 
 
 def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.
     module.head = nn.Linear(8, 64)  # small tensors stay in the graph
     export.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.onnx", "x.onnx.data"]
-    export.gate(export.parity(module, tmp_path / "x.onnx", batches(3)))
+    parity.gate(parity.measure(module, tmp_path / "x.onnx", batches(3)))
 
 
 class FixedBatch(Small):
@@ -275,4 +275,4 @@ def test_another_opset(tmp_path: Path) -> None:
     module = build()
     assert export.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE, opset=20).opset == 20
     assert onnx.load(tmp_path / "x.onnx").opset_import[0].version == 20
-    export.gate(export.parity(module, tmp_path / "x.onnx", batches(3)))
+    parity.gate(parity.measure(module, tmp_path / "x.onnx", batches(3)))
