@@ -1,16 +1,13 @@
-"""What the command line's arguments stand for: shapes, pairs, models, data, and how a plan refers to them."""
+"""What the command line's arguments stand for: shapes, pairs, models, places to write to."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
     from fxdistill.checkpoint import LoadedModel
-    from fxdistill.data import Dataset
-    from fxdistill.plan import DataPlan, ModelRef
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -61,57 +58,26 @@ def writable(path: Path) -> None:
 
 
 def model(
-    text: str, factory: str | None, args: Sequence[str], *, seed: int, allow: Sequence[str], trust_pickle: bool
-) -> "LoadedModel":
+    text: str, factory: str | None, args: Sequence[str], *, option: str, seed: int, allow: Sequence[str],
+    trust_pickle: bool,
+) -> "LoadedModel":  # fmt: skip
     """Load a model argument.
+
+    Args:
+        text: The argument.
+        factory: Its factory, where given apart.
+        args: Arguments of that factory.
+        option: The option that names that factory, for hints.
+        seed: Seed of the weights of a factory alone.
+        allow: Modules whose factories may be called.
+        trust_pickle: Whether a pickle may be opened.
 
     Raises:
         ModelError: Whatever is wrong with it.
     """
     from fxdistill import checkpoint  # noqa: PLC0415  # slow to import
 
-    source = checkpoint.parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow)
+    source = checkpoint.parse_source(
+        text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option
+    )
     return checkpoint.load(source, seed=seed)
-
-
-def reference(found: "LoadedModel", plan: Path) -> "ModelRef":
-    """How the plan in a file refers to a model."""
-    from fxdistill import places  # noqa: PLC0415  # slow to import
-    from fxdistill.plan import ModelRef  # noqa: PLC0415
-
-    return ModelRef(
-        path=None if found.path is None else places.relative(found.path, plan), sha256=found.sha256,
-        factory=found.factory, kwargs=found.kwargs, entry=found.entry, trusted=found.trusted,
-    )  # fmt: skip
-
-
-def data(
-    spec: str, *, plan: Path, input_shape: tuple[int, ...] | None, batch_size: int, allow: Sequence[str]
-) -> "tuple[DataPlan, Dataset]":
-    """The data's part of the plan in a file, and the data.
-
-    Raises:
-        DataError: The data is not there, or not of that shape.
-    """
-    from fxdistill import data as data_module  # noqa: PLC0415  # slow to import
-    from fxdistill import places  # noqa: PLC0415
-
-    dataset = data_module.load(spec, input_shape=input_shape, allow=allow)
-    if input_shape is not None:
-        data_module.check_input(dataset, input_shape)
-    made = data_module.defaults(spec, dataset=dataset, batch_size=batch_size)
-    return made.model_copy(update={"spec": places.relative_data(spec, plan)}), dataset
-
-
-def remarks(teacher: "LoadedModel", student: "LoadedModel") -> list[Diagnostic]:
-    """What there is to say about how the models were loaded."""
-    found = [*teacher.diagnostics, *student.diagnostics]
-    if teacher.random_weights:
-        found.append(
-            Diagnostic(
-                code="random-teacher", severity="warning", where="teacher",
-                why="the teacher has random weights: this plan can be reviewed, not run",
-                hint="give a file that holds a trained teacher",
-            )
-        )  # fmt: skip
-    return found

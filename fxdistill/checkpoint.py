@@ -142,11 +142,11 @@ def load(source: ModelSource, *, seed: int = 0) -> LoadedModel:
     path = source.path
     if path is None:
         return _from_factory(source, seed)
-    kind = modelfile.kind_of(path)
+    kind = modelfile.kind_of(path, option=source.option)
     sha256 = files.file_sha256(path)
     if kind == "export":
         return _from_export(source, path, sha256)
-    content, trusted = modelfile.read(path, kind, trust_pickle=source.trust_pickle)
+    content, trusted = modelfile.read(path, kind, trust_pickle=source.trust_pickle, option=source.option)
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
         return _from_bundle(source, path, sha256, content)
     state, entry = statedict.find(content, where=str(path))
@@ -159,7 +159,7 @@ def load(source: ModelSource, *, seed: int = 0) -> LoadedModel:
         raise ModelError(
             "the file holds weights, but not what they belong to",
             where=str(path),
-            hint=modelfile.NAME_FACTORY,
+            hint=modelfile.name_factory(source.option),
         )
     module = build(source.factory, source.kwargs, allow=source.allow, seed=seed)
     remarks += statedict.fit(module, state, factory=source.factory, where=str(path))

@@ -48,7 +48,9 @@ def find(
     """
     if Path(text).is_dir():
         return _of_run(Path(text), data, allow)
-    source = checkpoint.parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow)
+    source = checkpoint.parse_source(
+        text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
+    )
     loaded = checkpoint.load(source)
     dataset = _dataset(data, loaded.input_shape, allow)
     shape = (1, *dataset.image_shape) if dataset is not None else loaded.input_shape

@@ -39,6 +39,7 @@ class ModelSource:
         kwargs: Keyword arguments of the factory.
         trust_pickle: Whether a file that runs code when it is loaded may be loaded.
         allow: Modules and packages beside the trusted ones whose factories may be called.
+        option: The command line's option that names the factory, for hints.
     """
 
     path: Path | None
@@ -46,6 +47,7 @@ class ModelSource:
     kwargs: dict[str, Any] = field(default_factory=dict)
     trust_pickle: bool = False
     allow: tuple[str, ...] = ()
+    option: str = ""
 
 
 def parse_source(
@@ -55,6 +57,7 @@ def parse_source(
     args: Sequence[str] = (),
     trust_pickle: bool = False,
     allow: Sequence[str] = (),
+    option: str = "",
 ) -> ModelSource:
     """Read a model argument of the command line.
 
@@ -65,6 +68,7 @@ def parse_source(
         args: Further arguments, ``key=value``. A value is JSON (a number, list, true …), else it is a string.
         trust_pickle: As in :class:`ModelSource`.
         allow: As in :class:`ModelSource`.
+        option: As in :class:`ModelSource`.
 
     Raises:
         ModelError: A factory or an argument is malformed, or given twice.
@@ -86,7 +90,9 @@ def parse_source(
         if key in kwargs:
             raise ModelError(f"the factory argument '{key}' is given twice", where=f"{factory}, {key}")
         kwargs[key] = value
-    return ModelSource(path=path, factory=name, kwargs=kwargs, trust_pickle=trust_pickle, allow=tuple(allow))
+    return ModelSource(
+        path=path, factory=name, kwargs=kwargs, trust_pickle=trust_pickle, allow=tuple(allow), option=option
+    )
 
 
 def build(factory: str, kwargs: dict[str, Any], *, allow: Sequence[str] = (), seed: int = 0) -> nn.Module:

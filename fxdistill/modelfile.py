@@ -19,16 +19,28 @@ from fxdistill.factory import working_directory_importable
 
 Kind = Literal["torch", "export", "safetensors"]
 _TEXT = bytes([*b"\t\n\r\f", *range(32, 127)])
-NAME_FACTORY = "name its factory: --teacher-factory or --student-factory torchvision.models:resnet18"
 
 
-def read(path: Path, kind: Kind, *, trust_pickle: bool) -> tuple[Any, bool]:
+def name_factory(option: str) -> str:
+    """The advice to name a model's factory, by the option that does it where there is one."""
+    return f"name its factory{f': {option}' if option else ', such as'} torchvision.models:resnet18"
+
+
+def read(path: Path, kind: Kind, *, trust_pickle: bool, option: str = "") -> tuple[Any, bool]:
     """What a file holds, on the CPU, and whether it had to be unpickled.
+
+    Args:
+        path: The file.
+        kind: What it is.
+        trust_pickle: Whether it may be unpickled.
+        option: The option that names the model's factory, for the hint.
 
     Raises:
         ModelError: The file is damaged, or holds objects and is not trusted.
     """
-    return _read_safetensors(path) if kind == "safetensors" else _read_torch(path, trust_pickle=trust_pickle)
+    if kind == "safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path, trust_pickle=trust_pickle, option=option)
 
 
 def to_bytes(content: object) -> bytes:
@@ -38,15 +50,19 @@ def to_bytes(content: object) -> bytes:
     return buffer.getvalue()
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Path, *, option: str = "") -> Kind:
     """What a file is, by its first bytes and, for an archive, its members.
+
+    Args:
+        path: The file.
+        option: The option that names the model's factory, for the hint.
 
     Raises:
         ModelError: It is missing, damaged or nothing that holds a model; says what it is.
     """
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
-        return _archive_kind(path)
+        return _archive_kind(path, option)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27:
         return "safetensors"
     if head.startswith(b"\x80"):
@@ -87,7 +103,7 @@ def _head(path: Path) -> bytes:
         ) from cause
 
 
-def _archive_kind(path: Path) -> Kind:
+def _archive_kind(path: Path, option: str) -> Kind:
     where = str(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -103,7 +119,7 @@ def _archive_kind(path: Path) -> Kind:
     if "constants.pkl" in names:
         raise ModelError(
             "the file is a TorchScript archive, whose graph cannot be trained or paired",
-            where=where, hint=f"save the state dict of the original model, and {NAME_FACTORY}",
+            where=where, hint=f"save the state dict of the original model, and {name_factory(option)}",
         )  # fmt: skip
     if "data.pkl" in names:
         return "torch"
@@ -113,7 +129,7 @@ def _archive_kind(path: Path) -> Kind:
     )  # fmt: skip
 
 
-def _read_torch(path: Path, *, trust_pickle: bool) -> tuple[Any, bool]:
+def _read_torch(path: Path, *, trust_pickle: bool, option: str) -> tuple[Any, bool]:
     """What torch.save wrote, and whether it had to be unpickled."""
     try:
         with warnings.catch_warnings():
@@ -128,7 +144,7 @@ def _read_torch(path: Path, *, trust_pickle: bool) -> tuple[Any, bool]:
             raise ModelError(
                 f"the file holds pickled objects{named}, and unpickling runs whatever code is in the file",
                 where=str(path),
-                hint=f"save torch.save(model.state_dict(), PATH) instead and {NAME_FACTORY}; "
+                hint=f"save torch.save(model.state_dict(), PATH) instead and {name_factory(option)}; "
                 "or, if you trust where the file comes from, add --trust-pickle",
             ) from cause
     except Exception as cause:

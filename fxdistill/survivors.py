@@ -84,7 +84,14 @@ class Mask:
         """The survivors of a full tensor, in their order. The mask must be a box."""
         if self.whole:
             return tensor
-        return tensor[self.full.to(tensor.device)].reshape(self.sizes or (-1,))
+        if self.sizes is None:
+            return tensor[self.full.to(tensor.device)]
+        cut = [dim for dim, size in enumerate(self.small.shape) if size > 1]
+        rest = [dim for dim in range(tensor.dim()) if dim not in cut]
+        rows = tensor.permute(*cut, *rest).flatten(0, len(cut) - 1)
+        taken = rows[self.small.flatten().nonzero().flatten().to(tensor.device)]
+        order = sorted(range(tensor.dim()), key=[*cut, *rest].__getitem__)
+        return taken.unflatten(0, [self.sizes[dim] for dim in cut]).permute(order).contiguous()
 
 
 class Survivors:

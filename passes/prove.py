@@ -8,6 +8,7 @@ consumers read zeros, and statistics over channels are taken over the survivors.
 The first node at which that fails is named.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,14 +109,18 @@ def _difference(one: Tensor, other: Tensor, path: str) -> float:
         raise InvariantError(
             f"the shrunken model has the shape {tuple(other.shape)} where {tuple(one.shape)} survive", where=path
         )
-    if not one.is_floating_point() or one.numel() == 0 or torch.equal(one, other):
-        return 0.0 if torch.equal(one, other) or one.is_floating_point() else float("inf")
+    if one.numel() == 0:
+        return 0.0
+    if not one.is_floating_point():
+        return 0.0 if torch.equal(one, other) else float("inf")
+    error = float((one.float() - other.float()).abs_().max())
+    if math.isfinite(error):
+        low, high = one.aminmax()
+        return error / max(-float(low), float(high), 1e-12)
     finite = one.isfinite()
-    if not torch.equal(one[~finite].nan_to_num(), other[~finite].nan_to_num()):
+    if bool(finite.all()) or not torch.equal(one[~finite].nan_to_num(), other[~finite].nan_to_num()):
         return float("inf")
-    error = (one[finite].double() - other[finite].double()).abs()
-    scale = float(one[finite].abs().max()) if bool(finite.any()) else 0.0
-    return float(error.max()) / max(scale, 1e-12) if error.numel() else 0.0
+    return _difference(one[finite], other[finite], path)
 
 
 def _without_broadcast(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
