@@ -71,7 +71,9 @@ def propose(
         name="fine-tune", epochs=epochs, losses=main_losses(), optimizer=optimizer, schedule="cosine"
     )  # fmt: skip
     auxiliary = Auxiliary(
-        kept=shrunk.kept, barriers=list(shrunk.barriers), rung=shrunk.rung, stages=[stage],
+        kept=shrunk.kept, widths={name: shrunk.widths[_owner(name)][0] for name in shrunk.kept},
+        taps={pair.name: pair.teacher.width for pair in pairs if pair.student.width < pair.teacher.width},
+        barriers=list(shrunk.barriers), rung=shrunk.rung, stages=[stage],
         parameters=shrunk.after.parameters, macs=shrunk.after.macs,
     )  # fmt: skip
     return Proposal(auxiliary, traced, tuple(_narrowed(pair, traced) for pair in pairs), shrunk.diagnostics)
@@ -94,6 +96,10 @@ def make(
         if reason := coupling.locked(class_id):
             raise PlanError(f"the plan removes a channel that {reason}", where="auxiliary.kept", hint="plan anew")
     return passes.run(Shrink(), ShrinkSource(traced, coupling, removed)).module
+
+
+def _owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0] or parameter
 
 
 def _narrowed(pair: Pair, traced: Traced) -> Pair:

@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 FORMAT = "fxdistill-bundle"
+RANDOM_WEIGHTS = "random_weights"
+"""The metadata that says so, of a file made from random weights."""
 VERSION = 1
 
 
@@ -47,7 +49,7 @@ class LoadedModel:
         kwargs: Keyword arguments of the factory.
         entry: The checkpoint's entry that the weights were taken from; '' for the whole file.
         trusted: Whether the file was unpickled because the user trusts it.
-        random_weights: Whether no file gave the weights.
+        random_weights: Whether no file gave the weights, or they were shrunk from such.
         input_shape: Shape of one input batch, where the file says so.
         metadata: What was saved with the model.
         diagnostics: Remarks.
@@ -180,12 +182,16 @@ def _from_export(source: ModelSource, path: Path, sha256: str) -> LoadedModel:
     trusted = False
     try:
         exported.inspect_archive(path)
+        metadata = exported.metadata(path)
     except ModelError:
         if not source.trust_pickle:
             raise
-        trusted = True
+        trusted, metadata = True, {}
     module, shape, remarks = exported.load(path)
-    return LoadedModel(module, path, sha256, None, trusted=trusted, input_shape=shape, diagnostics=remarks)
+    return LoadedModel(
+        module, path, sha256, None, trusted=trusted, input_shape=shape, diagnostics=remarks, metadata=metadata,
+        random_weights=metadata.get(RANDOM_WEIGHTS) is True,
+    )  # fmt: skip
 
 
 def _from_factory(source: ModelSource, seed: int) -> LoadedModel:
@@ -214,8 +220,9 @@ def _from_bundle(source: ModelSource, path: Path, sha256: str, bundle: Mapping[s
     source = ModelSource(path, factory, dict(kwargs or {}), source.trust_pickle, source.allow)
     module = build(str(factory), source.kwargs, allow=source.allow)
     remarks = statedict.fit(module, bundle["state_dict"], factory=str(factory), where=str(path))
+    random = (metadata or {}).get(RANDOM_WEIGHTS) is True
     return LoadedModel(
-        module.eval(), path, sha256, source.factory, source.kwargs,
+        module.eval(), path, sha256, source.factory, source.kwargs, random_weights=random,
         input_shape=tuple(shape) if shape else None, metadata=dict(metadata or {}), diagnostics=remarks,
     )  # fmt: skip
 

@@ -63,7 +63,7 @@ def plan(
             load(teacher, teacher_factory, teacher_arg, option="--teacher-factory"),
             load(student, student_factory, student_arg, option="--student-factory"),
         )
-        from fxdistill import pipeline, planning  # after the models: mistakes are answered sooner
+        from fxdistill import pipeline, planning, report  # after the models: mistakes are answered sooner
 
         data_plan, shape = planning.data(data, output, wanted, models, batch_size=batch_size, allow=allow_factory)
         decisions = pipeline.Options(
@@ -71,8 +71,10 @@ def plan(
             keep=keep, criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control,
             data=data_plan, precision=precision.value,
         )  # fmt: skip
-        for part in planning.write(output, models, decisions):
-            out.print(part)
+        made, passes = planning.write(output, models, decisions)
+        out.print(report.plan_view(made))
+        seconds = sum(record.seconds for record in passes.records)
+        out.print(Text(f"\nwrote {output} ({seconds:.1f} s in {len(passes.records)} passes)"), soft_wrap=True)
 
 
 @app.command()
@@ -198,10 +200,13 @@ def shrink(
             batch=None if dataset is None else data_module.first_batch(dataset),
         )  # fmt: skip
         trusted = not allow_factory  # only such a factory can be replayed when the file is read
-        made.save(output, factory=found.factory if trusted else None, kwargs=found.kwargs)
+        made.save(
+            output, factory=found.factory if trusted else None, kwargs=found.kwargs, random_weights=found.random_weights
+        )
         out.print(report.shrunk_view(made))
         if found.random_weights:
-            out.print(Text("\nthe model was named by a factory alone: these are random weights", style="yellow"))
+            out.print()
+            out.print(report.Line(Text("these are random weights: as a teacher the file cannot be run", "yellow")))
         out.print(Text(f"\nwrote {output}"), soft_wrap=True)
 
 

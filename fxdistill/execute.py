@@ -78,7 +78,7 @@ def execute(
     plan = load_plan(plan_path)
     preflight.runnable(plan, plan_path)
     held = RunDir(out)
-    if held.holds(plan) and settings.resume and (done := held.result()) is not None:
+    if held.holds(plan, resume=settings.resume) and settings.resume and (done := held.result()) is not None:
         return done
     precision = settings.precision or plan.precision
     accelerator = preflight.accelerator(settings.device, precision)
@@ -115,7 +115,9 @@ def _train(run: Execution) -> dict[str, Any]:
 def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
     def load(role: Literal["teacher", "student"], seed: int) -> nn.Module:
         ref = plan.teacher if role == "teacher" else plan.student
-        return preflight.load_model(ref, base, seed=seed, allow=settings.allow, trust_pickle=settings.trust_pickle)
+        return preflight.load_model(
+            ref, base, seed=seed, allow=settings.allow, trust_pickle=settings.trust_pickle, trained=role == "teacher"
+        )
 
     dataset = preflight.load_data(plan, base, allow=settings.allow)
     teacher, student = load("teacher", plan.seed), load("student", plan.seed)

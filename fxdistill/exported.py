@@ -27,6 +27,8 @@ from torch.utils import _pytree as pytree
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 
+METADATA = "fxdistill.json"
+"""The extra file of an archive that says where its weights come from."""
 _TARGET = re.compile(
     r"torch\.ops\.(?!__)\w+\.\w+(\.(?!__)\w+)?|torch\._?sym_\w+|math\.(?!_)\w+"
     r"|_operator\.(?!__|attrgetter|methodcaller|itemgetter|call$)\w+"
@@ -77,6 +79,23 @@ def load(path: Path) -> tuple[nn.Module, tuple[int, ...] | None, tuple[Diagnosti
     shape, static = _input_shape(program, frozen, path)
     module, stuck = _thaw(frozen)
     return module.eval(), shape, tuple(_remarks(path, shape, static=static, stuck=stuck))
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What :data:`METADATA` in an archive says, {} without it.
+
+    Raises:
+        ModelError: It is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.partition("/")[2] == f"extra/{METADATA}"]
+            found = json.loads(archive.read(names[0])) if names else {}
+    except (zipfile.BadZipFile, ValueError, OSError) as cause:
+        raise ModelError(
+            f"the exported program's metadata is damaged: {cause}", where=str(path), hint="write the file again"
+        ) from cause
+    return found if isinstance(found, dict) else {}
 
 
 def inspect_archive(path: Path) -> None:

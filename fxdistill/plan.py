@@ -196,12 +196,16 @@ class Auxiliary(_Data):
 
     Attributes:
         kept: For each weight of the teacher that gets smaller, the output indices that it keeps.
+        widths: Outputs of each of these weights in the teacher, for the reader.
+        taps: For each pair whose teacher tap gets narrower, its width in the teacher, for the reader.
         barriers: Nodes and parameters of the teacher whose channels all stay.
         rung: How the teacher was traced for this.
         stages: Its training, with the teacher as teacher; their losses compare logits.
     """
 
     kept: dict[str, Annotated[list[Count], Field(min_length=1)]]
+    widths: dict[str, PositiveInt] = {}
+    taps: dict[str, PositiveInt] = {}
     barriers: list[str] = []
     rung: Literal["symbolic", "leaves", "export"] = "symbolic"
     stages: Annotated[list[Stage], Field(min_length=1)]
@@ -292,6 +296,10 @@ def _auxiliary_holds(auxiliary: Auxiliary | None, pairs: list[Pair]) -> None:
         _unique([stage.name for stage in auxiliary.stages], "stage")
         if any(term.pair is not None for stage in auxiliary.stages for term in stage.losses):
             raise ValueError("a stage of the auxiliary teacher names a pair; its losses compare logits")
+        names = {"weight": (auxiliary.widths, auxiliary.kept), "pair": (auxiliary.taps, {pair.name for pair in pairs})}
+        for kind, (given, known) in names.items():
+            if unknown := sorted(set(given) - set(known)):
+                raise ValueError(f"the auxiliary teacher's widths name the {kind} '{unknown[0]}', which it has not")
     for pair in pairs:
         if pair.align == "shrink" and auxiliary is None:
             raise ValueError(f"the align of the pair '{pair.name}' is 'shrink', and the plan has no auxiliary teacher")

@@ -35,15 +35,20 @@ def runnable(plan: Plan, where: Path) -> None:
                 where=f"{where}, control, stage '{stage.name}'", hint="leave only cross_entropy there",
             )  # fmt: skip
     if plan.teacher.path is None:
-        raise PlanError(
-            "the plan's teacher has random weights, so there is nothing to learn from it",
-            where=f"{where}, teacher.path", hint="plan with a file that holds a trained teacher",
-        )  # fmt: skip
+        raise _random_teacher(f"{where}, teacher.path")
+
+
+def _random_teacher(where: str) -> PlanError:
+    return PlanError(
+        "the plan's teacher has random weights, so there is nothing to learn from it",
+        where=where, hint="plan with a file that holds a trained teacher",
+    )  # fmt: skip
 
 
 def load_model(
-    ref: ModelRef, base: Path, *, seed: int, allow: Sequence[str] = (), trust_pickle: bool = False
-) -> nn.Module:
+    ref: ModelRef, base: Path, *, seed: int, allow: Sequence[str] = (), trust_pickle: bool = False,
+    trained: bool = False,
+) -> nn.Module:  # fmt: skip
     """Load a plan's model and check that its file is the one that was planned.
 
     Args:
@@ -52,9 +57,10 @@ def load_model(
         seed: Seed of the weights of a factory alone.
         allow: Modules whose factories may be called.
         trust_pickle: Whether a file that the plan says to unpickle may be.
+        trained: Whether the weights have to be trained ones.
 
     Raises:
-        PlanError: The file's hash is not the plan's.
+        PlanError: The file's hash is not the plan's, or it says that its weights are random and may not be.
         ModelError: The file cannot be loaded.
     """
     path = None if ref.path is None else (base / ref.path)
@@ -65,7 +71,10 @@ def load_model(
         path=path, factory=ref.factory, kwargs=dict(ref.kwargs), trust_pickle=ref.trusted and trust_pickle,
         allow=tuple(allow),
     )  # fmt: skip
-    return checkpoint.load(source, seed=seed).module
+    loaded = checkpoint.load(source, seed=seed)
+    if trained and loaded.random_weights:
+        raise _random_teacher(str(path))
+    return loaded.module
 
 
 def _same_file(path: Path, ref: ModelRef) -> None:

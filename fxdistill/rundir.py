@@ -48,10 +48,10 @@ class RunDir:
             resume: Whether a run that is there may be continued.
 
         Raises:
-            RunDirError: It holds another run, or this one and ``resume`` is not asked for.
+            RunDirError: It holds another run, or this one and ``resume`` is not asked for, or none and it is.
         """
         run = cls(path)
-        if run.holds(plan):
+        if run.holds(plan, resume=resume):
             if resume:
                 return run
             complete = run.result_path.exists()
@@ -84,11 +84,15 @@ class RunDir:
             )
         return run
 
-    def holds(self, plan: Plan) -> bool:
+    def holds(self, plan: Plan, *, resume: bool) -> bool:
         """Whether the run of this plan is there; False where a run can start.
 
+        Args:
+            plan: The plan.
+            resume: Whether a run is to be continued: then there must be one.
+
         Raises:
-            RunDirError: Something else is there.
+            RunDirError: Something else is there, or nothing to continue.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunDirError("the run directory is a file", where=str(self.path), hint=_OTHER)
@@ -96,6 +100,11 @@ class RunDir:
             # what a run leaves that was killed before it had its plan is no obstacle
             if self.path.exists() and any(not _is_ours(entry) for entry in self.path.iterdir()):
                 raise RunDirError("the directory is not empty and holds no run", where=str(self.path), hint=_OTHER)
+            if resume:
+                raise RunDirError(
+                    "there is no run to resume", where=str(self.path),
+                    hint="name the run's directory with -o, or start the run without --resume",
+                )  # fmt: skip
             return False
         theirs = self.plan().sha256
         if theirs != plan.sha256:

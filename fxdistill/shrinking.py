@@ -7,6 +7,7 @@ program.
 """
 
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fxdistill import factory as factories
 from fxdistill.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError, PassError
+from fxdistill.exported import METADATA
 from fxdistill.graph import Rung, Shape, Traced, path_of
 from fxdistill.passbase import PassManager
 from fxdistill.passes.couple import Couple
@@ -71,26 +73,33 @@ class ShrunkResult:
     input_shape: Shape
     diagnostics: tuple[Diagnostic, ...]
 
-    def save(self, path: str | Path, *, factory: str | None = None, kwargs: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self, path: str | Path, *, factory: str | None = None, kwargs: Mapping[str, Any] | None = None,
+        random_weights: bool = False,
+    ) -> None:  # fmt: skip
         """Write the model so that it can be given as a teacher or a student.
 
         Args:
             path: The file to write, whole or not at all.
             factory: The original's factory, for a bundle; None for a ``torch.export`` program.
             kwargs: The original's keyword arguments.
+            random_weights: Whether the original's weights were random, which the file then says.
 
         Raises:
             ModelError: The model has no factory and cannot be exported.
             PlanError: The file cannot be written.
         """
+        metadata = {checkpoint.RANDOM_WEIGHTS: True} if random_weights else {}
         if factory is None:
-            files.write_bytes(Path(path), _exported(self.module, self.input_shape))
+            files.write_bytes(Path(path), _exported(self.module, self.input_shape, metadata))
             return
         recipe = {
             "factory": factory, "kwargs": dict(kwargs or {}), "input_shape": list(self.input_shape), "rung": self.rung,
             "barriers": list(self.barriers), "kept": self.kept,
         }  # fmt: skip
-        checkpoint.save(self.module, path, factory=REBUILD, kwargs=recipe, input_shape=self.input_shape)
+        checkpoint.save(
+            self.module, path, factory=REBUILD, kwargs=recipe, input_shape=self.input_shape, metadata=metadata
+        )
 
 
 def shrink_model(
@@ -225,12 +234,12 @@ def rebuild(
         ) from cause
 
 
-def _exported(module: nn.Module, shape: Shape) -> bytes:
+def _exported(module: nn.Module, shape: Shape, metadata: Mapping[str, Any]) -> bytes:
     images = torch.randn(max(2, shape[0]), *shape[1:])
     try:
         program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
         buffer = io.BytesIO()
-        torch.export.save(program, buffer)
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata))})
     except Exception as cause:
         raise ModelError(
             f"the shrunken model cannot be exported: {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}",

@@ -106,7 +106,9 @@ class Thin(Pass[ThinSource, Removal]):
                 hint=f"what stays, and why: {most or 'rounding'}; lower --keep or --round-to, or protect less",
             )  # fmt: skip
         removal = Removal(removed, kept_indices(coupling, removed), dict(_widths(stays, removed)))
-        return PassResult(removal, modified=True, diagnostics=tuple(_not_pruned(stays, removed)))
+        # without a share, nobody asked for the channels of the others
+        remarks = () if self.keep is None else tuple(_not_pruned(stays, removed))
+        return PassResult(removal, modified=True, diagnostics=remarks)
 
     def ensures(self, source: ThinSource, value: Removal) -> None:
         """Locked classes stay, rows of constraints keep equal counts, wanted widths are met, the indices replay."""

@@ -104,9 +104,9 @@ def test_an_interrupted_run_continues_to_the_same_weights(tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     plan = runs.plan_file("auxiliary", align="shrink")
-    for _ in range(2):  # in the auxiliary arm, then in the one after it
+    for again in (False, True):  # in the auxiliary arm, then in the one after it
         with pytest.raises(KeyboardInterrupt):
-            runs.execute(plan, cut, Settings(**{**vars(CPU), "resume": True}), Observer(on_progress=stop))
+            runs.execute(plan, cut, Settings(**{**vars(CPU), "resume": again}), Observer(on_progress=stop))
     runs.execute(plan, cut, Settings(**{**vars(CPU), "resume": True}))
     for name in ("auxiliary.pt", "student.pt"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()

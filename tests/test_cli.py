@@ -32,6 +32,22 @@ def test_help_of_every_command() -> None:
         assert f"fxdistill {command}" in call(command, "--help").replace("root", "fxdistill")
 
 
+@pytest.mark.parametrize("width", ["80", "50"])
+def test_the_commands_are_summed_up_in_whole_sentences(width: str) -> None:
+    environment = {**os.environ, "COLUMNS": width}
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True, env=environment)
+    said = done.stdout
+    assert "..." not in said.partition("Commands:")[2]
+    assert "and compare the file with the model." in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= int(width)
+
+
+def test_without_a_command_there_is_help() -> None:
+    done = CliRunner().invoke(app, [])
+    assert done.exit_code == 2
+    assert done.output.startswith("Usage: ")
+
+
 def test_mistakes_and_help_import_nothing_heavy() -> None:
     program = "import sys; from fxdistill.cli import app; app(sys.argv[1:], standalone_mode=False)"
     check = "; sys.exit('torch' in sys.modules)"
@@ -112,6 +128,17 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Warning" not in said
     runs.execute(runs.plan_file(), out, Settings(device="cpu", allow=runs.ALLOW, resume=True))
     assert (out / "student.pt").read_bytes() == (runs.finished() / "student.pt").read_bytes()
+
+
+def test_ctrl_c_before_there_is_a_run_does_not_say_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxdistill.execute.execute", interrupt)
+    done = CliRunner().invoke(app, ["run", str(runs.plan_file()), "-o", str(tmp_path / "run"), "--device", "cpu"])
+    assert done.exit_code == 130
+    assert done.stderr.startswith("interrupted before anything was trained; start again with: fxdistill run ")
+    assert done.stderr.endswith(f"-o {tmp_path / 'run'} --device cpu\n")
 
 
 def test_arguments() -> None:

@@ -1,10 +1,16 @@
 import io
 
+import pytest
+import torch
+from pydantic import JsonValue
 from rich.console import Console
+from rich.text import Text
 
-from fxdistill import report
+from fxdistill import models, pipeline, report
 from fxdistill.arms import Arm, arms_of
 from fxdistill.diagnostics import Diagnostic
+from fxdistill.factory import parse_source
+from fxdistill.plan import ModelRef
 from fxdistill.planfile import load
 from fxdistill.progress import RunView
 from fxdistill.rundir import RunDir
@@ -58,6 +64,63 @@ def test_a_plan_in_a_narrow_terminal() -> None:
     for pair in plan.pairs:
         assert pair.teacher.path in text.getvalue()
         assert pair.student.path in text.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 50])
+@pytest.mark.parametrize("align", ["slice", "shrink", "project"])
+def test_what_wraps_stays_in_its_column(align: str, width: int) -> None:
+    console, text = drawn(terminal=False, width=width)
+    plan = load(runs.plan_file(f"view-{align}", align=align))
+    console.print(report.plan_view(plan))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert [line for line in lines if line != line.rstrip()] == []
+    heads = ("teacher", "student", "input", "pairs", "auxiliary teacher,", "stages", "control", "note", "warning")
+    assert [line for line in lines if line and not line.startswith((" ", *heads))] == []
+    assert f"{plan.stages[0].cost:.1%} of the cost" in " ".join(text.getvalue().split())
+
+
+def test_a_factory_is_shown_with_its_arguments() -> None:
+    console, text = drawn(terminal=False)
+    kwargs: dict[str, JsonValue] = {"widths": [8, 16], "padding": 1, "name": "small"}
+    factory = ModelRef(path=None, sha256=None, factory="fxdistill.models:convnet", kwargs=kwargs)
+    console.print(report.plan_view(load(runs.plan_file()).model_copy(update={"student": factory})))
+    shown = "fxdistill.models:convnet?widths=[8,16]&padding=1&name=small"
+    assert f"student  {shown}   0 parameters" in text.getvalue()
+    source = parse_source(shown)
+    assert (source.factory, source.kwargs) == (factory.factory, kwargs)
+
+
+def test_an_auxiliary_teacher_is_shown_beside_the_teacher() -> None:
+    torch.manual_seed(0)
+    teacher, student = models.resnet(widths=[16, 32], blocks=1), models.convnet(widths=[4, 8], hidden=8)
+    for keep, kept in ((None, False), (0.5, True)):
+        options = pipeline.Options(input_shape=(1, 1, 8, 8), align="shrink", keep=keep)
+        console, text = drawn(terminal=False)
+        console.print(report.plan_view(pipeline.compile(teacher, student, options)))
+        said = text.getvalue()
+        assert "4 of 16 channels in the auxiliary teacher" in said
+        assert "  16x8x8, in the auxiliary teacher 4x8x8\n" in said
+        assert "  keeps 4 of 16 channels in stem.0, layers.layer1.0.conv2\n" in said
+        assert ("  keeps 8 of 16 channels in layers.layer1.0.conv1\n" in said) == kept
+        assert ("not-pruned" in said) == kept
+        assert "already what was asked for" not in said
+
+
+def test_a_plan_without_the_teachers_widths_is_shown_too() -> None:
+    plan = load(runs.plan_file("view-shrink", align="shrink"))
+    assert plan.auxiliary is not None
+    console, text = drawn(terminal=False)
+    bare = plan.auxiliary.model_copy(update={"widths": {}, "taps": {}})
+    console.print(report.plan_view(plan.model_copy(update={"auxiliary": bare})))
+    assert "4 channels in the auxiliary teacher" in text.getvalue()
+    assert "keeps 4 channels in stem.0" in text.getvalue()
+
+
+def test_a_line_whose_head_is_as_wide_as_the_console_wraps_whole() -> None:
+    console, text = drawn(terminal=False, width=20)
+    console.print(report.Line(Text("32 -> 16"), Text("features.denseblock1.conv  ")))
+    assert text.getvalue().splitlines() == ["features.densebl", "    ock1.conv  32 ->", "    16"]
 
 
 def test_the_result_names_every_arm() -> None:

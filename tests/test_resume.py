@@ -135,7 +135,10 @@ def test_killed_at_the_start_and_in_the_end(tmp_path: Path, place: str) -> None:
         setattr(*target)
 
     killed(runs.plan_file(), tmp_path / "run", arrange)
-    execute(runs.plan_file(), tmp_path / "run", AGAIN)
+    if place == "plan":
+        with pytest.raises(RunDirError, match="no run to resume"):
+            execute(runs.plan_file(), tmp_path / "run", AGAIN)
+    execute(runs.plan_file(), tmp_path / "run", EVERY_STEP if place == "plan" else AGAIN)
     equal(tmp_path / "run", runs.finished())
 
 
@@ -149,7 +152,7 @@ def test_killed_at_random_times_with_several_seeds(tmp_path: Path, from_file: bo
         pid = os.fork()
         if pid == 0:
             try:
-                execute(plan, out, AGAIN)
+                execute(plan, out, AGAIN if attempt else EVERY_STEP)
             finally:
                 os._exit(0)
         deadline = time.monotonic() + 60

@@ -1,0 +1,89 @@
+"""How the command line ends when something goes wrong: one message of one shape, and the exit code.
+
+Exit codes: 1 the work failed (a pass, training, the parity gate), 2 the input is wrong, 130 interrupted. A message
+says what, where and what to do, also where the words come from the parser of the command line.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from fxdistill.errors import FxdistillError, InputError
+
+err = Console(stderr=True, highlight=False)
+
+_PLACE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
+_UsageError: Any = typer.BadParameter.__base__  # of click, which typer depends on or brings along, by its version
+
+
+class Commands(TyperGroup):
+    """The commands: their help in whole sentences, and the parser's complaints in our shape."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command, with a summary that is wrapped and not cut."""
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            found.short_help = found.help
+        return found
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse what stands before the command."""
+        with _parsed():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse what stands after the command, and call it."""
+        with _parsed():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _parsed() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # no mistake
+            raise
+        command = error.ctx.command_path if error.ctx is not None else "fxdistill"
+        what = error.format_message().rstrip(".")
+        known = InputError(what[:1].lower() + what[1:], where=command, hint=f"see `{command} --help`")
+        raise _failed(str(known), known.exit_code) from None
+
+
+@contextmanager
+def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
+    """Turn an error into one message and its exit code; what is left is a fault of ours and keeps its traceback."""
+    try:
+        yield
+    except FxdistillError as error:
+        raise _failed(str(error), error.exit_code) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
+        raise typer.Exit(1) from None
+    except OSError as error:
+        if error.errno not in _PLACE_ERRORS:
+            raise
+        known = InputError(
+            f"cannot write or read: {error.strerror}", where=str(error.filename or "the file system"),
+            hint="choose another place, or free some space",
+        )  # fmt: skip
+        raise _failed(str(known), known.exit_code) from None
+    except KeyboardInterrupt:
+        err.print(Text(interrupted()), soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+def _failed(message: str, code: int) -> typer.Exit:
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    return typer.Exit(code)

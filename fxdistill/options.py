@@ -1,0 +1,90 @@
+"""The command line's arguments and options: names, meanings and bounds, each said once for all commands."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MODEL = "A .pt file, or a factory such as torchvision.models:resnet18?num_classes=10."
+_RUN_OR_MODEL = f"A run directory. {_MODEL}"
+_DATA = "digits, cifar10:ROOT, cifar100:ROOT, fashion-mnist:ROOT, imagefolder:DIR, npz:FILE or my.module:factory."
+_SHAPE = "Shape of one batch, e.g. 1x3x224x224. Default: from the data, the file, else that."
+_ALIGN = "slice: prune the teacher's taps; shrink: make a smaller teacher first; project: a learned encoder."
+_FACTORY = "Factory for a {}file that is a state dict."
+_ARGUMENT = "KEY=VALUE for that factory; repeatable."
+
+Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
+Method = StrEnum("Method", {"indistill": "indistill", "kd": "kd"})
+Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
+Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
+
+# models
+Model = Annotated[str, typer.Argument(help=_MODEL)]
+RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=_RUN_OR_MODEL)]
+Factory = Annotated[str | None, typer.Option("--factory", help=_FACTORY.format(""))]
+Argument = Annotated[list[str], typer.Option("--arg", help=_ARGUMENT)]
+TeacherFactory = Annotated[str | None, typer.Option("--teacher-factory", help=_FACTORY.format("teacher "))]
+TeacherArgument = Annotated[list[str], typer.Option("--teacher-arg", help=_ARGUMENT)]
+StudentFactory = Annotated[str | None, typer.Option("--student-factory", help=_FACTORY.format("student "))]
+StudentArgument = Annotated[list[str], typer.Option("--student-arg", help=_ARGUMENT)]
+Allow = Annotated[
+    list[str], typer.Option("--allow-factory", help="A module of your own whose factories may be called; repeatable.")
+]
+Trust = Annotated[bool, typer.Option("--trust-pickle", help="Unpickle model files: they can run any code.")]
+
+# data
+Input = Annotated[str, typer.Option("--input", help=_SHAPE)]
+Data = Annotated[str | None, typer.Option("--data", help=_DATA)]
+PlanData = Annotated[
+    str | None, typer.Option("--data", help=f"{_DATA} Without it the plan is structural: reviewable, not runnable.")
+]
+GateData = Annotated[str | None, typer.Option("--data", help=f"{_DATA} For the parity gate; without it, noise.")]
+TaylorData = Annotated[str | None, typer.Option("--data", help=f"For --by taylor. {_DATA}")]
+
+# plans
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan written by `fxdistill plan`.")]
+PlanOrRun = Annotated[Path, typer.Argument(metavar="PLAN|RUN_DIR", help="A plan, or a run directory.")]
+PlanOutput = Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")]
+HowTaught = Annotated[Method, typer.Option("--method", help="indistill: warm-up layer by layer, then kd.")]
+Pairs = Annotated[list[str], typer.Option("--pair", help="T=S: this pair must be; node or module paths; repeatable.")]
+Forbidden = Annotated[list[str], typer.Option("--forbid", help="T=S: this pair must not be; repeatable.")]
+Widths = Annotated[Align, typer.Option("--align", help=_ALIGN)]
+KeepElsewhere = Annotated[
+    float | None,
+    typer.Option("--keep", min=0, max=1, help="With --align shrink: share of channels to keep where no tap decides."),
+]
+Criterion = Annotated[str, typer.Option("--criterion", help="Importance of a channel: l1 or l2 norm of its filters.")]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Epochs of the main stage.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
+LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, help="Learning rate of Adam.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Everything random comes from it.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="How many seeds to run.")]
+Control = Annotated[
+    bool,
+    typer.Option("--control/--no-control", help="Also train the student for as long without distillation."),
+]
+TrainingPrecision = Annotated[Precision, typer.Option("--precision", help="Training precision.")]
+
+# runs
+RunOutput = Annotated[Path, typer.Option("--output", "-o", help="The run directory.")]
+Where = Annotated[Device, typer.Option("--device", help="Where to train.")]
+OtherPrecision = Annotated[
+    Precision | None, typer.Option("--precision", help="Instead of the plan's training precision.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
+SaveEvery = Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")]
+DemoOutput = Annotated[Path, typer.Option("--out", "-o", help="Where to work.")]
+
+# export and shrink
+OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file.")]
+Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
+Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
+Keep = Annotated[float, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
+SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
+By = Annotated[str, typer.Option("--by", help="Importance of a channel: l1, l2, fpgm, taylor, bn or random.")]
+RoundTo = Annotated[int, typer.Option("--round-to", min=1, help="Widths become multiples of this, e.g. 8.")]
+Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
+Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]
+RandomSeed = Annotated[int, typer.Option("--seed", min=0, help="For --by random.")]
