@@ -91,7 +91,8 @@ class Mask:
         rows = tensor.permute(*cut, *rest).flatten(0, len(cut) - 1)
         taken = rows[self.small.flatten().nonzero().flatten().to(tensor.device)]
         order = sorted(range(tensor.dim()), key=[*cut, *rest].__getitem__)
-        return taken.unflatten(0, [self.sizes[dim] for dim in cut]).permute(order).contiguous()
+        sizes = [self.sizes[dim] for dim in (*cut, *rest)]
+        return taken.reshape(sizes).permute(order).contiguous()
 
 
 class Survivors:
