@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
@@ -46,6 +45,26 @@ class Line:
         for number, line in enumerate(lines):
             line.rstrip()
             yield Text.assemble(" " * indent if number else head, line, no_wrap=True, overflow="ignore")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header, the first column a name; where they are too wide, a paragraph a row."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lines that fit."""
+        first, *others = (max(map(len, column)) for column in zip(self.header, *self.rows, strict=True))
+        if first + sum(others) + 2 * len(others) > options.max_width:
+            for name, *values in self.rows:
+                cells = (f"{label} {value}" for label, value in zip(self.header[1:], values, strict=True))
+                yield Line(Text(f"{name}: {', '.join(cells)}"), indent=2)
+            return
+        for number, (name, *values) in enumerate((self.header, *self.rows)):
+            cells = (f"  {value:>{width}}" for value, width in zip(values, others, strict=True))
+            yield Text(f"{name:<{first}}{''.join(cells)}", "" if number else "bold", no_wrap=True)
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -189,36 +208,19 @@ def shrunk_view(shrunk: "ShrunkResult") -> RenderableType:
 
 def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
     """The table that a run ends with, and the parity gate."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model")
-    for name in ("accuracy", "parameters", "MACs", "ONNX latency"):
-        table.add_column(name, justify="right")
-    latency = result["latency"]
-    table.add_row(
-        "teacher",
-        f"{result['teacher']['accuracy']:.2%}",
-        count(plan.teacher.parameters),
-        count(plan.teacher.macs),
-        _ms(latency["teacher"]),
+    latency, reached = result["latency"], result["summary"]
+    models: list[tuple[str, str, ModelRef | Auxiliary, str]] = [
+        ("teacher", f"{result['teacher']['accuracy']:.2%}", plan.teacher, "teacher")
+    ]
+    if plan.auxiliary is not None and "auxiliary" in reached:
+        models.append(("auxiliary teacher", _accuracy(result, "auxiliary"), plan.auxiliary, "auxiliary"))
+    for name, label in (("control", "student, no distillation"), ("distilled", "student, distilled")):
+        if name in reached:
+            models.append((label, _accuracy(result, name), plan.student, "student"))
+    rows = tuple(
+        (label, accuracy, count(sizes.parameters), count(sizes.macs), f"{latency[timed]['median_ms']:.3f} ms")
+        for label, accuracy, sizes, timed in models
     )
-    if plan.auxiliary is not None and "auxiliary" in result["summary"]:
-        table.add_row(
-            "auxiliary teacher",
-            _accuracy(result, "auxiliary"),
-            count(plan.auxiliary.parameters),
-            count(plan.auxiliary.macs),
-            _ms(latency["auxiliary"]),
-        )
-    labels = {"control": "student, no distillation", "distilled": "student, distilled"}
-    for name, label in labels.items():
-        if name in result["summary"]:
-            table.add_row(
-                label,
-                _accuracy(result, name),
-                count(plan.student.parameters),
-                count(plan.student.macs),
-                _ms(latency["student"]),
-            )
     parity, seeds = result["parity"], len(plan.seeds)
     over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
     notes = [
@@ -228,9 +230,9 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
             f"top-1 agreement {parity['top1_agreement']:.2%}"
         ),
     ]
-    reached = result["summary"]
     if "control" in reached and reached["distilled"]["mean"] < reached["control"]["mean"]:
         notes.append("distillation did not help here: the student alone is better for as many epochs")
+    table = Table(("model", "accuracy", "parameters", "MACs", "ONNX latency"), rows)
     return Group(table, *(Line(Text(note, "dim"), indent=2) for note in notes))
 
 
@@ -238,10 +240,6 @@ def _accuracy(result: dict[str, Any], arm: str) -> str:
     found = result["summary"][arm]
     spread = f" ± {found['deviation'] * 100:.2f}" if found["deviation"] else ""
     return f"{found['mean']:.2%}{spread}"
-
-
-def _ms(latency: dict[str, Any]) -> str:
-    return f"{latency['median_ms']:.3f} ms"
 
 
 def size(shape: Iterable[int]) -> str:

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from torch import nn
 from typer.testing import CliRunner
 
-from fxdistill import arguments, cli
+from fxdistill import arguments, cli, preflight
 from fxdistill.cli import app
 from fxdistill.errors import InputError
 from fxdistill.execute import Settings
+from fxdistill.planfile import load
 from tests import runs
 
 ALLOW = ("--allow-factory", runs.ALLOW[0])
+RESNET = "fxdistill.models:resnet?widths=[8,16]&blocks=1"
 COMMAND = [sys.executable, "-m", "fxdistill"]
 
 
@@ -83,9 +86,38 @@ def test_plan_shows_pairs_and_is_the_same_twice(tmp_path: Path, monkeypatch: pyt
 
 def test_a_random_teacher_can_be_planned(tmp_path: Path) -> None:
     runs.plan_file()
-    teacher = "fxdistill.models:resnet?widths=[8,16]&blocks=1"
-    said = call("plan", teacher, str(runs.workshop() / "student.pt"), *ALLOW, "-o", str(tmp_path / "plan.json"))
+    said = call("plan", RESNET, str(runs.workshop() / "student.pt"), *ALLOW, "-o", str(tmp_path / "plan.json"))
     assert "random-teacher" in said
+
+
+@pytest.mark.parametrize("kind", ["bundle", "export"])
+def test_a_teacher_shrunken_from_random_weights_cannot_be_run(tmp_path: Path, kind: str) -> None:
+    runs.plan_file()
+    teacher, student = tmp_path / "teacher.pt", str(runs.workshop() / "student.pt")
+    source, allow = ("fxdistill_test_models:with_dropout?widths=[16,32]", ALLOW) if kind == "export" else (RESNET, ())
+    small = ("--keep", "0.5", "--input", "1x1x8x8", "-o")
+    assert "random weights" in call("shrink", source, *allow, *small, str(teacher))
+    assert "random weights" in call("shrink", str(teacher), *small, str(tmp_path / "again.pt"))
+    for name in ("teacher.pt", "again.pt"):
+        plan, out = str(tmp_path / f"{name}.json"), tmp_path / "run"
+        said = call("plan", str(tmp_path / name), student, *ALLOW, "--data", "digits", "--method", "kd", "-o", plan)
+        assert "random-teacher" in said
+        done = CliRunner().invoke(app, ["run", plan, "-o", str(out), *ALLOW])
+        assert done.exit_code == 2
+        assert done.stderr.startswith("error: the plan's teacher has random weights")
+        assert name in done.stderr
+        assert not out.exists()
+
+
+def test_a_teacher_shrunken_from_a_file_can_be_run(tmp_path: Path) -> None:
+    runs.plan_file()
+    source, student = (str(runs.workshop() / name) for name in ("teacher.pt", "student.pt"))
+    small, plan = str(tmp_path / "small.pt"), str(tmp_path / "plan.json")
+    assert "random" not in call("shrink", source, "--keep", "0.5", "-o", small)
+    planned = call("plan", small, student, *ALLOW, "--data", "digits", "--method", "kd", "--epochs", "1", "-o", plan)
+    assert "random-teacher" not in planned
+    ref = load(Path(plan)).teacher
+    assert isinstance(preflight.load_model(ref, tmp_path, seed=0, trained=True), nn.Module)
 
 
 def test_show_a_plan_and_a_run(tmp_path: Path) -> None:

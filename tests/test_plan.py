@@ -111,6 +111,14 @@ def test_nonsense_is_refused(path: str, value: object, field: str, message: str)
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("field", "kind"), [("widths", "weight"), ("taps", "pair")])
+def test_widths_of_an_auxiliary_teacher_are_about_what_it_has(field: str, kind: str) -> None:
+    made = data()
+    made["auxiliary"] = {"kept": {"body.weight": [0, 1]}, field: {"other": 3}, "stages": made["stages"][1:]}
+    with pytest.raises(PlanError, match=f"widths name the {kind} 'other', which it has not"):
+        planfile.parse(made, where="p")
+
+
 def test_the_same_pair_twice_is_refused() -> None:
     made = data()
     made["pairs"].append(made["pairs"][0])

@@ -133,5 +133,18 @@ def test_the_result_names_every_arm() -> None:
     ]  # fmt: skip
 
 
+def test_a_result_that_is_too_wide_for_a_table_is_cut_nowhere() -> None:
+    console, text = drawn(terminal=False, width=50)
+    result = RunDir(runs.finished()).result()
+    assert result is not None
+    console.print(report.result_view(load(runs.plan_file()), result))
+    lines = text.getvalue().splitlines()
+    assert "…" not in text.getvalue()
+    assert max(map(len, lines)) <= 50
+    assert [line for line in lines if line != line.rstrip()] == []
+    accuracy = result["summary"]["distilled"]["mean"]
+    assert f"student, distilled: accuracy {accuracy:.2%}, parameters " in " ".join(text.getvalue().split())
+
+
 def test_numbers_are_short() -> None:
     assert [report.count(n) for n in (12, 1_234, 25_557_032, 4.1e9)] == ["12", "1.23 k", "25.6 M", "4.1 G"]
