@@ -9,6 +9,7 @@
     student.pt       the distilled student's state dict
     student.onnx     the same, exported
     result.json      what came out; its presence says that the run is complete
+    .lock            held by the process at work; the file stays, the lock goes with the process
 
 Every file is written whole or not at all, ``plan.json`` first of those that make a directory a run.
 """

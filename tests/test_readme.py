@@ -1,0 +1,25 @@
+"""What the README says, held against what happens."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tests import runs
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_snippet_runs_as_it_stands() -> None:
+    found = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    names: dict[str, Any] = {}
+    exec(found[1].replace("224", "64"), names)
+    assert set(names["losses"]) == {"cross_entropy", "kd", *(f"mse[layer{n}]" for n in (1, 2, 3, 4))}
+    assert names["student"].conv1.weight.grad is not None
+    assert names["teacher"].conv1.weight.grad is None
+
+
+def test_every_file_of_a_run_directory_is_named() -> None:
+    for run in (runs.finished(), runs.finished("auxiliary", align="shrink")):
+        for entry in run.iterdir():
+            assert f"`{entry.name}{'/' if entry.is_dir() else ''}`" in README
