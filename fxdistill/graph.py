@@ -6,6 +6,7 @@ of the operation, with ``_1``, ``_2`` … for repetitions, as in torchvision's f
 module's own path (``layer1``) stands for the node at which that module's scope ends.
 """
 
+import copy
 import difflib
 import functools
 import inspect
@@ -57,8 +58,8 @@ class Traced:
 
     @contextmanager
     def running(self) -> Iterator[fx.GraphModule]:
-        """The graph in the mode that it was traced in; afterwards every module has the mode back that it had."""
-        with in_mode(self.module, training=self.training) as module:
+        """The graph in the mode that it was traced in; afterwards every module has its mode and attributes back."""
+        with attributes_kept(self.module), in_mode(self.module, training=self.training) as module:
             yield module
 
     @property
@@ -136,6 +137,39 @@ def main_output(graph: fx.Graph) -> fx.Node:
 def _first(graph: fx.Graph, op: str) -> fx.Node:
     nodes: Iterable[fx.Node] = graph.nodes
     return next(node for node in nodes if node.op == op)
+
+
+@contextmanager
+def attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Whatever runs inside leaves the plain attributes of a module and its parts as they were.
+
+    Tracers put constants on the module, and a forward pass that keeps results (a cache of attention biases, the last
+    attention map) would keep the tracer's stand-ins, or hand a stale constant to the next trace.
+    """
+    before = {part: _plain(part) for part in module.modules()}
+    values = (value for attributes in before.values() for value in attributes.values())
+    held = [(value, copy.copy(value)) for value in values if type(value) in (dict, list)]
+    try:
+        yield
+    finally:
+        for part, attributes in before.items():
+            for name in _plain(part).keys() - attributes.keys():
+                delattr(part, name)
+            vars(part).update(attributes)
+        for container, content in held:
+            if isinstance(container, dict):
+                container.clear()
+                container.update(content)
+            else:
+                container[:] = content
+
+
+_REGISTRIES = frozenset(vars(nn.Module()))
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that torch does not keep in registries of its own."""
+    return {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
 
 
 @contextmanager

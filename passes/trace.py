@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError
-from fxdistill.graph import Rung, Shape, Traced, example, in_mode, tensors_in
+from fxdistill.graph import Rung, Shape, Traced, attributes_kept, example, in_mode, tensors_in
 from fxdistill.passbase import Pass, PassResult
 from fxdistill.passes.rungs import RUNGS
 
@@ -68,7 +68,7 @@ class Trace(Pass[nn.Module, Traced]):
         probe = _Probe(source, self.input_shape, training=self.training)
         failures: list[str] = []
         for rung in self.rungs:
-            with in_mode(source, training=self.training), buffers_kept(source), _attributes_kept(source), _quiet():
+            with in_mode(source, training=self.training), buffers_kept(source), attributes_kept(source), _quiet():
                 try:
                     module = RUNGS[rung](source, probe.images)
                     module.train(self.training)
@@ -106,7 +106,7 @@ class _Probe:
         self.images = example(module, (batch, *input_shape[1:]))
         self.input_shape = input_shape
         try:
-            with in_mode(module, training=training), buffers_kept(module) as before:
+            with in_mode(module, training=training), attributes_kept(module), buffers_kept(module) as before:
                 self.expected = tensors_in(self.call(module, self.images))
                 after = dict(module.named_buffers(remove_duplicate=False))
                 self.updates = {n: b.clone() for n, b in after.items() if n in before and not _same(b, before[n])}
@@ -172,17 +172,6 @@ def buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
             for name, buffer in module.named_buffers(remove_duplicate=False):
                 if name in before and buffer.shape == before[name].shape and not _same(buffer, before[name]):
                     buffer.copy_(before[name])
-
-
-@contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """The tracer of torch.fx leaves the constants that it meets on the module; the graph holds them itself."""
-    before = set(vars(module))
-    try:
-        yield
-    finally:
-        for name in set(vars(module)) - before:
-            delattr(module, name)
 
 
 @contextmanager
