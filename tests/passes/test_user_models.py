@@ -597,3 +597,23 @@ def test_statistics_move_where_the_model_was_traced_by_export() -> None:
     before = result.module.get_buffer("stem.1.running_mean").clone()
     result.module.train()(torch.randn(IMAGE) + 1)
     assert not torch.equal(result.module.get_buffer("stem.1.running_mean"), before)
+
+
+@limit("the labelled input is of float32, whatever the model is of")
+def test_a_model_in_double_precision() -> None:
+    net = Net(lambda m, x: m.head(F.relu(m.a(x))), a=nn.Conv2d(3, 8, 1), head=nn.Conv2d(8, 4, 1)).double()
+    assert shrink_model(net.eval(), input_shape=IMAGE, keep=0.5).widths["a"] == (8, 4)
+
+
+@limit("without any BatchNorm all channels count alike, and the first ones are kept without a word")
+def test_batch_norms_scales_of_a_model_without_any() -> None:
+    net = Net(lambda m, x: m.head(F.relu(m.a(x))), a=nn.Conv2d(3, 8, 1), head=nn.Conv2d(8, 4, 1)).eval()
+    with pytest.raises(FxdistillError, match=r"bn|BatchNorm|norm"):
+        shrink_model(net, input_shape=IMAGE, keep=0.5, criterion="bn")
+
+
+@limit("the way goes through a convolution, which couples nothing")
+def test_the_chain_goes_the_way_of_the_coupling() -> None:
+    net = Net(lambda m, x: m.head(F.relu(m.a(x)) + x), a=nn.Conv2d(3, 3, 1), head=nn.Conv2d(3, 4, 1)).eval()
+    coupling = Couple()(Trace(IMAGE)(net).value).value
+    assert coupling.chain("a", coupling.classes("a")[0]) == ("a", "relu", "add", "x")
