@@ -407,7 +407,7 @@ def test_files_without_a_state_dict(tmp_path: Path, content: Any, message: str) 
 
 def test_a_state_dict_needs_its_factory(tmp_path: Path) -> None:
     save_state_dict(network(), tmp_path / "model.pt")
-    refused(tmp_path / "model.pt", "--teacher-factory", factory=None)
+    refused(tmp_path / "model.pt", "name its factory, such as torchvision.models:resnet18", factory=None)
 
 
 def test_a_state_dict_that_does_not_fit_is_explained(tmp_path: Path) -> None:
