@@ -205,12 +205,28 @@ class Coupling:
             node = queue.popleft()
             if path_of(node) == goal:
                 return tuple(reversed([path_of(n) for n in _walk_back(before, node)]))
-            for neighbour in (*node.all_input_nodes, *node.users):
+            inputs = () if self._mixes(node) else node.all_input_nodes
+            for neighbour in (
+                *inputs,
+                *(user for user in node.users if not self._mixes(user) or path_of(user) == goal),
+            ):
                 reached = path_of(neighbour) == goal or class_id in self._carried(path_of(neighbour))
                 if neighbour not in before and reached:
                     before[neighbour] = node
                     queue.append(neighbour)
         return ()
+
+    def _mixes(self, node: fx.Node) -> bool:
+        """Whether a node consumes its inputs with a weight: its outputs are other channels."""
+        owned = (str(node.target),) if node.op == "call_module" else ()
+        weights = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
+        return any(name in self._consuming for name in (*owned, *weights))
+
+    @cached_property
+    def _consuming(self) -> frozenset[str]:
+        """Weights that consume channels, and the modules that own them."""
+        names = {name for (name, _), role in self.roles.items() if role == "in"}
+        return frozenset(names | {name.rpartition(".")[0] for name in names})
 
     @cached_property
     def _carried_sets(self) -> dict[str, frozenset[int]]:

@@ -197,6 +197,7 @@ def shrunk_view(shrunk: "ShrunkResult") -> RenderableType:
         f"{count(after.macs)}"
     )
     compared = f"proof: equals the masked original at {proof.nodes} nodes, largest relative error {proof.error:.1e}"
+    compared += " in double precision" if proof.precision == "float64" else ""
     return Group(
         *layers,
         Text(),

@@ -22,7 +22,7 @@ from fxdistill.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError, PassError
 from fxdistill.exported import METADATA
-from fxdistill.graph import Rung, Shape, Traced, path_of
+from fxdistill.graph import Rung, Shape, Traced, op_name, path_of
 from fxdistill.passbase import PassManager
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.importance import Batch
@@ -155,7 +155,9 @@ def shrink_model(
         before=Size(sum(p.numel() for p in module.parameters()), traced.macs),
         after=Size(sum(p.numel() for p in shrunken.module.parameters()), again.macs),
         rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
-        diagnostics=(*coupling.diagnostics, *passes.records[-2].diagnostics, *_barrier_remarks(barriers)),
+        diagnostics=(
+            *coupling.diagnostics, *passes.records[-2].diagnostics, *_barrier_remarks(barriers), *_frozen(traced),
+        ),
     )  # fmt: skip
 
 
@@ -164,6 +166,17 @@ def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="shrink-barrier", severity="note", where=path, why=f"the channels that it touches stay, because {why}"
         )
+
+
+def _frozen(traced: Traced) -> Iterator[Diagnostic]:
+    """Batch norms that an exported graph spells out: their mode is that of the trace for good."""
+    norms = [path_of(node) for node in traced.graph.nodes if op_name(node, traced.module).endswith("batch_norm")]
+    if traced.rung == "export" and norms:
+        yield Diagnostic(
+            code="frozen-batch-norm", severity="warning", where=norms[0],
+            why=f"the model was traced by torch.export, so its {len(norms)} batch norms stay in eval mode: train() "
+            "does not change them, and training goes on with the statistics that they have",
+        )  # fmt: skip
 
 
 def _in_small_operations(traced: Traced, module: nn.Module, shape: Shape, passes: PassManager) -> Traced | None:

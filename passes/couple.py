@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxdistill.coupling import Constraint, Coupling, Lock, Structure, core, varying
 from fxdistill.errors import InvariantError
-from fxdistill.graph import Traced, path_of, shape_of
+from fxdistill.graph import Traced, example, path_of, shape_of
 from fxdistill.passbase import Pass, PassResult
 from fxdistill.passes.label_operations import empty_labels, end
 from fxdistill.passes.label_rules import apply_rule
@@ -122,7 +122,7 @@ class _Labeller(fx.Interpreter):
 
     def _input(self) -> Labelled:
         shape = shape_of(self.source.input) or self.source.input_shape
-        like = torch.empty(shape, device="meta")
+        like = torch.empty(shape, dtype=example(self.source.module, shape).dtype, device="meta")
         dim = 1 if len(shape) != 3 else 2
         self.ledger.where = path_of(self.source.input)
         if len(shape) < 2 or shape[dim] == 1:

@@ -38,7 +38,7 @@ def importance(
 
     Raises:
         PlanError: The criterion is unknown.
-        InputError: ``taylor`` has neither a batch nor gradients.
+        InputError: ``taylor`` has neither a batch nor gradients; ``bn`` finds no batch norm.
     """
     if criterion not in get_args(Criterion):
         raise PlanError(
@@ -88,12 +88,18 @@ _NORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 def _batch_norm_scales(traced: Traced, coupling: Coupling) -> Tensor:
     scores = torch.zeros(coupling.class_count + 1, dtype=torch.float64)
-    buffers = dict(traced.module.named_buffers())
+    buffers, found = dict(traced.module.named_buffers()), False
     for name, weight in traced.module.named_parameters():
         labels = coupling.parameter_labels(name).get(0)
         owner, _, leaf = name.rpartition(".")
         if leaf == "weight" and f"{owner}.running_var" in buffers and labels is not None:
+            found = True
             scores.index_add_(0, labels.contiguous(), weight.detach().cpu().abs().to(torch.float64))
+    if not found:
+        raise InputError(
+            "the criterion 'bn' ranks channels by the scales of batch norms, and the model has none",
+            where="criterion", hint="choose another, e.g. l1",
+        )  # fmt: skip
     return scores
 
 

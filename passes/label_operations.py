@@ -44,10 +44,8 @@ POINTWISE = frozenset(
     "cuda positive identity zero fill zeros_like ones_like empty_like rand_like randn_like full_like lift lift_fresh "
     "lift_fresh_copy _to_copy to_copy bernoulli uniform normal".split()
 )
-SUMS = frozenset(
-    "sum mean nansum std var std_mean var_mean norm linalg_vector_norm vector_norm logsumexp count_nonzero".split()
-)
-RANKS = frozenset("amax amin max min argmax argmin prod any all softmax log_softmax softmin median".split())
+SUMS = frozenset("sum mean nansum std var std_mean var_mean norm linalg_vector_norm vector_norm count_nonzero".split())
+RANKS = frozenset("amax amin max min argmax argmin prod any all softmax log_softmax softmin median logsumexp".split())
 ALONG = frozenset("cumsum cumprod sort topk argsort logcumsumexp".split())
 NORMS = frozenset(("layer_norm", "rms_norm"))
 CHANNEL_NORMS = frozenset(("batch_norm", "instance_norm"))
@@ -57,7 +55,7 @@ def elementwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dic
     """Join all tensor operands under broadcasting."""
     values = list(tensors((args, kwargs)))
     shape = _broadcast(values)
-    kind = torch.bool if rule_name(func) in COMPARISONS else next(v for v in values if isinstance(v, Labelled)).dtype
+    kind = torch.bool if rule_name(func) in COMPARISONS else reduce(torch.promote_types, (v.dtype for v in values))
     return labelled(torch.empty(shape, dtype=kind, device="meta"), joined(ledger, values, shape))
 
 
@@ -79,7 +77,23 @@ def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[
     source = next(t for t in tensors((args, kwargs)) if isinstance(t, Labelled))
     # a value that was expanded stays broadcast, unless the operation lays it out anew
     like = source.contiguous() if rule_name(func) in ("contiguous", "clone") else source
-    return labelled(like, ledger.layers(source))
+    return labelled(like.to(_cast(rule_name(func), args, kwargs) or like.dtype), ledger.layers(source))
+
+
+_CASTS = {
+    "float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16,
+    "long": torch.int64, "int": torch.int32, "bool": torch.bool, "logical_not": torch.bool, "isnan": torch.bool,
+    "isinf": torch.bool,
+}  # fmt: skip
+
+
+def _cast(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.dtype | None:
+    """The type that an operation casts to; None where it keeps the type."""
+    if name == "type_as":
+        kind: torch.dtype = args[1].dtype
+        return kind
+    given = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype))
+    return _CASTS.get(name) or next(given, None)
 
 
 def reduction(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -140,9 +140,25 @@ def transposed_convolution(ledger: Ledger, func: Function, args: Sequence[Any], 
     elif groups == weight.shape[0]:
         outputs = rows.repeat_interleave(weight.shape[1]) if rows is not None else None
     else:
-        raise Opaque("it is a grouped transposed convolution")
+        outputs = _transposed_in_groups(ledger, rows, weight, groups)
     layers = [spread(outputs, 1, like.shape)] if outputs is not None else []
     return _biased(ledger, labelled(like, layers), bias, 1)
+
+
+def _transposed_in_groups(ledger: Ledger, rows: Tensor | None, weight: Tensor, groups: int) -> Tensor:
+    """Grouped, inputs first: dimension 1 of the weight numbers the outputs within each group."""
+    if not isinstance(weight, Labelled) or not weight.parameter:
+        raise Opaque("it is a grouped transposed convolution with a computed weight")
+    known = ledger.parameters.setdefault(weight.parameter, {})
+    fresh = ledger.mint(groups * weight.shape[1]).reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
+    layer = fresh.reshape(*fresh.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
+    ledger.unite(known.setdefault(1, layer), layer)
+    ledger.roles.setdefault((weight.parameter, 1), "out")
+    outputs = fresh[:: weight.shape[0] // groups]
+    for table in (outputs, rows.reshape(groups, -1) if rows is not None else None):
+        if table is not None:
+            ledger.split(table, "groups", fixed=True)
+    return outputs.reshape(-1)
 
 
 def _groups(kwargs: dict[str, Any], args: Sequence[Any], position: int) -> int:

@@ -235,7 +235,7 @@ def to_meta(value: Any) -> Any:
     return value
 
 
-_OPERATORS = frozenset(("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"))
+_OPERATORS = frozenset(("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"))
 
 
 def rule_name(func: Callable[..., Any]) -> str:

@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 """Largest difference, relative to the node's largest value."""
 
 _NORMS = {"layer_norm", "rms_norm", "group_norm"}
-_MOMENTS = {"mean", "var", "std"}
+_MOMENTS = {"mean", "var", "std", "var_mean", "std_mean"}
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,12 @@ class _Masked(_Steps):
         name = op_name(n, self.root)
         special = self._statistic(n) if path_of(n) in self.statistics or name == "batch_norm" else None
         value = super().run_node(n) if special is None else special
-        return _silence(value, self.survivors.of(path_of(n)), in_place=mutates_input(n, self.root))
+        masks = self.survivors.of(path_of(n))
+        if n.meta.get("shares") and isinstance(value, Tensor) and isinstance(masks, Mask) and _is_silent(value, masks):
+            return value  # a view stays one: what is written to it later is written to its base
+        return _silence(value, masks, in_place=mutates_input(n, self.root))
 
-    def _statistic(self, node: fx.Node) -> Tensor | None:
+    def _statistic(self, node: fx.Node) -> Tensor | tuple[Tensor, Tensor] | None:
         """The value of a node that normalises over channels, with statistics over the survivors."""
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         source = node.args[0] if node.args else node.kwargs.get("input")
@@ -239,6 +242,10 @@ class _Masked(_Steps):
         return None
 
 
+def _is_silent(value: Tensor, mask: Mask) -> bool:
+    return mask.whole or not bool((value.ne(0) & ~mask.full).any())
+
+
 def _silence(value: Any, masks: Masks, *, in_place: bool) -> Any:
     if isinstance(value, Tensor) and isinstance(masks, Mask):
         if masks.whole:
@@ -251,20 +258,22 @@ def _silence(value: Any, masks: Masks, *, in_place: bool) -> Any:
     return value
 
 
-def _moment(name: str, args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor) -> Tensor:
-    """``mean``, ``var`` and ``std`` of the survivors along dimensions."""
+def _moment(name: str, args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """``mean``, ``var``, ``std``, ``var_mean`` and ``std_mean`` of the survivors along dimensions."""
     x: Tensor = args[0]
-    dim = kwargs.get("dim", args[1] if len(args) > 1 and not isinstance(args[1], bool) else None)
-    dims = tuple(range(x.dim())) if dim is None else tuple(dim) if isinstance(dim, list | tuple) else (dim,)
-    keep = bool(kwargs.get("keepdim", args[-1] if len(args) > 2 and isinstance(args[-1], bool) else False))
-    correction = kwargs.get("correction", 1 if kwargs.get("unbiased", True) else 0)
+    flags = [value for value in args[1:] if isinstance(value, bool)]  # keepdim of a mean; else unbiased, then keepdim
+    keep = flags[-1] if flags and (name == "mean" or len(flags) > 1) else False
+    unbiased = flags[0] if flags and name != "mean" else True
+    given = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 and not isinstance(args[1], bool) else None))
+    dims = tuple(range(x.dim())) if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
+    keep = bool(kwargs.get("keepdim", kwargs.get("keepdims", keep)))
+    correction = kwargs.get("correction", 1 if kwargs.get("unbiased", unbiased) else 0)
     count = alive.sum(dims, keepdim=True)
     mean: Tensor = (x * alive).sum(dims, keepdim=True) / count.clamp(min=1)
-    if name != "mean":
-        square = (((x - mean) ** 2) * alive).sum(dims, keepdim=True)
-        mean = square / (count - correction).clamp(min=1)
-        mean = mean.sqrt() if name == "std" else mean
-    return mean if keep else mean.squeeze(dims)
+    square = (((x - mean) ** 2) * alive).sum(dims, keepdim=True) / (count - correction).clamp(min=1)
+    mean, square = (mean, square) if keep else (mean.squeeze(dims), square.squeeze(dims))
+    spread = square.sqrt() if name.startswith("std") else square
+    return mean if name == "mean" else (spread, mean) if name.endswith("_mean") else spread
 
 
 def _norm(name: str, args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor, module: nn.Module | None) -> Tensor:

@@ -251,13 +251,16 @@ def _convolution(node: fx.Node, run: Rewriting, _: Masks) -> None:
     """Functional convolutions: the number of groups."""
     x, weight = (run.env[node.args[i]] for i in (0, 1))  # type: ignore[index]
     position = 8 if op_name(node, run.root) == "convolution" else 6
-    groups = int(_argument(node, position, "groups", default=1))
+    groups = _argument(node, position, "groups", default=1)
+    computed = isinstance(groups, fx.Node)  # one kernel for each image, say
+    groups = int(run.env[groups] if computed else groups)
     full = run.shapes[path_of(node.args[0])]  # type: ignore[arg-type]
     transposed = "transpose" in op_name(node, run.root) or (position == 8 and bool(_argument(node, 6, default=False)))
     if groups > 1:
         depthwise = full is not None and groups == full[1]
         new = (x.shape[1] if depthwise else groups) if transposed else x.shape[1] // weight.shape[1]
-        _set_argument(node, position, int(new), "groups")
+        if int(new) != groups or not computed:
+            _set_argument(node, position, int(new), "groups")
 
 
 def _attention(node: fx.Node, run: Rewriting, _: Masks) -> None:

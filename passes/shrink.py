@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.coupling import Coupling
-from fxdistill.errors import InputError
+from fxdistill.errors import InputError, ModelError
 from fxdistill.graph import Shape, Traced, example, op_name, path_of, shape_of, tensors_in
 from fxdistill.passbase import Pass, PassResult
 from fxdistill.passes.prove import Proof, prove
@@ -95,7 +95,14 @@ class Shrink(Pass[ShrinkSource, Shrunken]):
 
 def shrink(traced: Traced, survivors: Survivors) -> fx.GraphModule:
     """The shrunken model, not proved yet; its nodes' ``meta["path"]`` are those of the full graph."""
-    module = copy.deepcopy(traced.module).train(traced.training)
+    try:
+        module = copy.deepcopy(traced.module).train(traced.training)
+    except RuntimeError as cause:
+        raise ModelError(
+            f"the model cannot be copied: {next(iter(str(cause).splitlines()), '')}",
+            where=type(traced.module).__name__,
+            hint="take off hooks that keep computed weights on a module, e.g. with torch.nn.utils.remove_weight_norm",
+        ) from cause  # fmt: skip
     slice_weights(traced, survivors, module)
     images = example(traced.module, traced.input_shape)
     with torch.no_grad(), seeded(images.device), buffers_kept(module), traced.running():
@@ -164,7 +171,8 @@ class _Rewriter(fx.Interpreter):
             self.env[node] = value = self.run_node(node)
         except Exception as cause:
             first = next(iter(str(cause).splitlines()), "")
-            raise Obstacle(f"the smaller model does not run ({type(cause).__name__}: {first})", path=path) from cause
+            why = f"the smaller model does not run ({type(cause).__name__}: {first})"
+            raise Obstacle(why, path=path, fused=node.op == "call_module") from cause
         if isinstance(value, Tensor):
             mask = masks if isinstance(masks, Mask) else None
             if self._may_permute(node, sources, mask):
@@ -195,7 +203,7 @@ class _Rewriter(fx.Interpreter):
             raise Obstacle("the survivors come in another order", path=path_of(node))
         layout = self._moved(node, op_name(node, self.root), sources[0])
         ordered = mask.full.reshape(-1).nonzero().reshape(-1)
-        if torch.equal(layout.reshape(-1), ordered):
+        if torch.equal(layout.reshape(-1), ordered) and mask.sizes in (None, tuple(layout.shape)):
             return
         node.meta = {**node.meta, "unordered": True}
         found = _order(layout, ordered.reshape(layout.shape)) if mask.sizes == tuple(layout.shape) else None
