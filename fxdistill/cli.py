@@ -73,8 +73,7 @@ def plan(
         )  # fmt: skip
         made, passes = planning.write(output, models, decisions)
         out.print(report.plan_view(made))
-        seconds = sum(record.seconds for record in passes.records)
-        out.print(Text(f"\nwrote {output} ({seconds:.1f} s in {len(passes.records)} passes)"), soft_wrap=True)
+        out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
 
 
 @app.command()
@@ -190,14 +189,15 @@ def shrink(
         )
 
         from fxdistill import data as data_module
-        from fxdistill import report, shrinking
+        from fxdistill import passbase, report, shrinking
 
+        passes = passbase.PassManager()
         dataset = None if data is None else data_module.load(data, input_shape=wanted, allow=allow_factory)
         image = (1, *dataset.image_shape) if dataset is not None else None
         made = shrinking.shrink_model(
             found.module, input_shape=arguments.first_shape(wanted, found.input_shape, image), keep=keep, criterion=by,
             round_to=round_to, protect=protect, only=only, seed=seed,
-            batch=None if dataset is None else data_module.first_batch(dataset),
+            batch=None if dataset is None else data_module.first_batch(dataset), passes=passes,
         )  # fmt: skip
         trusted = not allow_factory  # only such a factory can be replayed when the file is read
         made.save(
@@ -207,7 +207,7 @@ def shrink(
         if found.random_weights:
             out.print()
             out.print(report.Line(Text("these are random weights: as a teacher the file cannot be run", "yellow")))
-        out.print(Text(f"\nwrote {output}"), soft_wrap=True)
+        out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
 
 
 @app.command("eval")

@@ -106,6 +106,12 @@ class PassManager:
         self.records.append(PassRecord(step.name, seconds, result.modified, result.diagnostics))
         return result.value
 
+    def timing(self) -> str:
+        """What the passes took, and coupling of it: ``7.1 s in 13 passes, 0.4 s of it to couple``."""
+        total = sum(record.seconds for record in self.records)
+        couple = sum(record.seconds for record in self.records if record.name == "couple")
+        return f"{total:.1f} s in {len(self.records)} passes, {couple:.1f} s of it to couple"
+
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Everything said so far, in the order of the passes, each remark once."""
