@@ -70,8 +70,8 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
 
 def ours(name: str) -> Row:
     """Trace, couple, shrink to half, prove, run, in this process."""
-    from fxdistill.passbase import PassManager  # noqa: PLC0415
-    from fxdistill.shrinking import shrink_model  # noqa: PLC0415
+    from fxdistill.compiler.shrink_model import shrink_model  # noqa: PLC0415
+    from fxdistill.ir.contract import PassManager  # noqa: PLC0415
 
     model, shape = build(name)
     passes = PassManager()

@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 from torchvision import models
 
-from fxdistill.coupling import Coupling
 from fxdistill.errors import FxdistillError, InputError
-from fxdistill.graph import Traced
+from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.prune import Prune, PruneSource
 from fxdistill.passes.thin import Thin, ThinSource
 from fxdistill.passes.trace import Trace
-from fxdistill.plan import Pair
+from fxdistill.plan.schema import Pair
 
 NAMES = (
     "alexnet", "vgg16_bn", "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "googlenet",

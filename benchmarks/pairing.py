@@ -8,7 +8,7 @@ import time
 
 import torchvision
 
-from fxdistill.graph import Traced
+from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.trace import Trace

@@ -11,13 +11,15 @@ import torch
 from torch.nn import functional
 
 import fxdistill
-from fxdistill import data, evaluate, models
+from fxdistill import models
+from fxdistill.data import batches
+from fxdistill.measure import evaluate
 
 
 def main() -> None:
     """Train a teacher, plan, then train the student stage by stage in a loop of our own."""
     torch.manual_seed(0)
-    digits = data.load("digits")
+    digits = batches.load("digits")
     teacher, student = models.resnet(widths=[16, 32, 64], blocks=1), models.convnet(widths=[8, 16, 32])
     optimizer = torch.optim.Adam(teacher.parameters(), lr=2e-3)
     for epoch in range(5):
@@ -41,14 +43,14 @@ def main() -> None:
     print(f"teacher {accuracy(teacher, digits):.2%}, student {accuracy(student, digits):.2%}")
 
 
-def training(digits: data.Dataset, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def training(digits: batches.Dataset, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Shuffled batches of an epoch."""
-    return data.batches(digits.train, 64, mean=digits.mean, std=digits.std, epoch=epoch, shuffle=True)
+    return batches.batches(digits.train, 64, mean=digits.mean, std=digits.std, epoch=epoch, shuffle=True)
 
 
-def accuracy(module: torch.nn.Module, digits: data.Dataset) -> float:
+def accuracy(module: torch.nn.Module, digits: batches.Dataset) -> float:
     """Share of the test images that are right."""
-    return evaluate.accuracy(module, data.batches(digits.test, 64, mean=digits.mean, std=digits.std))
+    return evaluate.accuracy(module, batches.batches(digits.test, 64, mean=digits.mean, std=digits.std))
 
 
 if __name__ == "__main__":

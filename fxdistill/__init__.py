@@ -11,27 +11,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxdistill.checkpoint import LoadedModel as LoadedModel
-    from fxdistill.checkpoint import load as load
-    from fxdistill.checkpoint import parse_source as parse_source
-    from fxdistill.checkpoint import save as save
+    from fxdistill.compiler.pipeline import Options as Options
+    from fxdistill.compiler.pipeline import build as build
+    from fxdistill.compiler.pipeline import compile as compile  # noqa: A004
     from fxdistill.diagnostics import Diagnostic as Diagnostic
     from fxdistill.errors import FxdistillError as FxdistillError
     from fxdistill.errors import InputError as InputError
-    from fxdistill.execute import Settings as Settings
-    from fxdistill.execute import execute as run
-    from fxdistill.pipeline import Options as Options
-    from fxdistill.pipeline import build as build
-    from fxdistill.pipeline import compile as compile  # noqa: A004
-    from fxdistill.plan import Plan as Plan
-    from fxdistill.planfile import load as load_plan
-    from fxdistill.program import Program as Program
+    from fxdistill.ir.program import Program as Program
+    from fxdistill.modelfiles.store import LoadedModel as LoadedModel
+    from fxdistill.modelfiles.store import load as load
+    from fxdistill.modelfiles.store import parse_source as parse_source
+    from fxdistill.modelfiles.store import save as save
+    from fxdistill.plan.file import load as load_plan
+    from fxdistill.plan.schema import Plan as Plan
+    from fxdistill.runtime.execute import Settings as Settings
+    from fxdistill.runtime.execute import execute as run
 
 _HOMES = {
-    "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors", "LoadedModel": "checkpoint",
-    "Options": "pipeline", "Plan": "plan", "Program": "program", "build": "pipeline", "compile": "pipeline",
-    "Settings": "execute", "run": "execute.execute", "load": "checkpoint", "load_plan": "planfile.load",
-    "parse_source": "checkpoint", "save": "checkpoint",
+    "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors",
+    "LoadedModel": "modelfiles.store", "Options": "compiler.pipeline", "Plan": "plan.schema",
+    "Program": "ir.program", "build": "compiler.pipeline", "compile": "compiler.pipeline",
+    "Settings": "runtime.execute", "run": "runtime.execute:execute", "load": "modelfiles.store",
+    "load_plan": "plan.file:load", "parse_source": "modelfiles.store", "save": "modelfiles.store",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
@@ -43,5 +44,5 @@ __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fxdistill' has no attribute '{name}'")
-    module, _, other = _HOMES[name].partition(".")
+    module, _, other = _HOMES[name].partition(":")
     return getattr(importlib.import_module(f"fxdistill.{module}"), other or name)

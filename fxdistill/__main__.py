@@ -1,5 +1,5 @@
 """``python -m fxdistill``."""
 
-from fxdistill.cli import main
+from fxdistill.cli.commands import main
 
 main()

@@ -1,83 +1,12 @@
-"""What the command line's arguments stand for: shapes, pairs, models, places to write to."""
+"""The arguments that a named thing takes: a validated model of its own, instead of a dict of floats."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from fxdistill.errors import InputError
-
-if TYPE_CHECKING:
-    from fxdistill.checkpoint import LoadedModel
-
-DEFAULT_SHAPE = (1, 3, 224, 224)
+from pydantic import BaseModel, ConfigDict
 
 
-def shape(text: str) -> tuple[int, ...] | None:
-    """The shape of a batch, from ``1x3x32x32``; None from an empty text.
+class Arguments(BaseModel):
+    """Base of the arguments of losses, augmentations and criteria. A bare one takes none.
 
-    Raises:
-        InputError: It is no such text.
+    Fields have defaults, which a plan spells out, and bounds (``Annotated[float, Field(gt=0)]``).
     """
-    if not text:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"'{text}' is not a batch shape", where="--input", hint="write it as 1x3x224x224")
-    return tuple(int(part) for part in parts)
 
-
-def first_shape(*shapes: Sequence[int] | None) -> tuple[int, ...]:
-    """The first shape that is known, else one image as ImageNet's models read it."""
-    return next((tuple(found) for found in shapes if found), DEFAULT_SHAPE)
-
-
-def pairs(texts: Sequence[str], option: str) -> tuple[tuple[str, str], ...]:
-    """Pairs of paths, from ``T=S`` each.
-
-    Raises:
-        InputError: One is no such text.
-    """
-    found = []
-    for text in texts:
-        teacher, equals, student = text.partition("=")
-        if not (teacher and equals and student):
-            raise InputError(f"'{text}' is not a pair", where=option, hint=f"write it as {option} layer1=features.3")
-        found.append((teacher, student))
-    return tuple(found)
-
-
-def writable(path: Path) -> None:
-    """Check that a file may get this name.
-
-    Raises:
-        InputError: It is a folder, or lies in none.
-    """
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise InputError(f"the output {what}", where=str(path), hint="give the name of a file with -o")
-
-
-def model(
-    text: str, factory: str | None, args: Sequence[str], *, option: str, seed: int, allow: Sequence[str],
-    trust_pickle: bool,
-) -> "LoadedModel":  # fmt: skip
-    """Load a model argument.
-
-    Args:
-        text: The argument.
-        factory: Its factory, where given apart.
-        args: Arguments of that factory.
-        option: The option that names that factory, for hints.
-        seed: Seed of the weights of a factory alone.
-        allow: Modules whose factories may be called.
-        trust_pickle: Whether a pickle may be opened.
-
-    Raises:
-        ModelError: Whatever is wrong with it.
-    """
-    from fxdistill import checkpoint  # noqa: PLC0415  # slow to import
-
-    source = checkpoint.parse_source(
-        text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option
-    )
-    return checkpoint.load(source, seed=seed)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

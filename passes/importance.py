@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxdistill.coupling import Coupling, varying
 from fxdistill.errors import InputError, PlanError
-from fxdistill.graph import Traced, tensors_in
+from fxdistill.ir.coupling import Coupling, varying
+from fxdistill.ir.graph import Traced
+from fxdistill.ir.running import tensors_in
 
 Criterion = Literal["l1", "l2", "fpgm", "taylor", "bn", "random"]
 Batch = tuple[Tensor, Tensor]

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
 
-from fxdistill import losses
 from fxdistill.errors import InvariantError, PairingError, PlanError
-from fxdistill.graph import Traced, example, find, in_mode, memory, written
-from fxdistill.passbase import Pass, PassResult
-from fxdistill.passes.trace import buffers_kept, seeded
-from fxdistill.plan import ArmName, LossTerm, Pair, Plan, Stage, Tap
-from fxdistill.program import Program, Term, inline, tap, tap_copy
+from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.ir.graph import Traced, find, memory, written
+from fxdistill.ir.program import Program, Term, inline, tap, tap_copy
+from fxdistill.ir.running import buffers_kept, example, in_mode, seeded
+from fxdistill.losses import old as losses
+from fxdistill.plan.schema import ArmName, LossTerm, Pair, Plan, Stage, Tap
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxdistill.coupling import Coupling
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, PairingError
-from fxdistill.graph import Traced
-from fxdistill.passbase import Pass, PassResult
+from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.graph import Traced
 from fxdistill.passes.importance import importance
-from fxdistill.plan import Kept, Pair
+from fxdistill.plan.schema import Kept, Pair
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxdistill.errors import PairingError, PlanError
-from fxdistill.passbase import Pass, PassResult
-from fxdistill.plan import LossTerm, Optimizer, Pair, Stage
+from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.plan.schema import LossTerm, Optimizer, Pair, Stage
 
 Method = Literal["indistill", "kd"]
 _FIRST_WARM_UP = 3

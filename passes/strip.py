@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from fxdistill.errors import InvariantError
-from fxdistill.passbase import Pass, PassResult
+from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.ir.program import Program
 from fxdistill.passes.instrument import Projection
-from fxdistill.program import Program
 
 
 @dataclass(frozen=True)

@@ -5,4 +5,4 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First those that fork: once anything has started autograd's threads, a forked child can no longer train."""
-    items.sort(key=lambda item: item.path.name != "test_resume.py")
+    items.sort(key=lambda item: item.path.parts[-2:] != ("runtime", "test_checkpoint.py"))

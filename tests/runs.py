@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
-from fxdistill import checkpoint, data, export, pipeline, places
-from fxdistill.arms import Observer
-from fxdistill.execute import Settings
-from fxdistill.execute import execute as slow_execute
-from fxdistill.factory import build
+from fxdistill.compiler import pipeline
+from fxdistill.data import batches
 from fxdistill.files import file_sha256, write_text
-from fxdistill.plan import ModelRef, Plan
+from fxdistill.measure import onnx_file
+from fxdistill.modelfiles import store
+from fxdistill.modelfiles.factories import build
+from fxdistill.plan import places
+from fxdistill.plan.schema import ModelRef, Plan
+from fxdistill.runtime.arms import Observer
+from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execute import execute as slow_execute
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
 STUDENT = ("fxdistill_test_models:with_dropout", {"widths": [4, 8]})
@@ -65,9 +69,9 @@ def workshop() -> Path:
     (folder / "fxdistill_test_models.py").write_text(_SOURCE)
     sys.path.insert(0, str(folder))
     teacher = build(*TEACHER, seed=3)
-    checkpoint.save(teacher, folder / "teacher.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
+    store.save(teacher, folder / "teacher.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
     student = build(*STUDENT, seed=4, allow=ALLOW)
-    checkpoint.save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
+    store.save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
     return folder
 
 
@@ -76,10 +80,10 @@ def plan_file(name: str = "plan", *, from_file: bool = True, repeats: int = 1, a
     """A plan of few epochs: two warm-ups, the main stage of two epochs, the control of two."""
     folder = workshop()
     path = folder / f"{name}.json"
-    dataset = data.load("digits")
+    dataset = batches.load("digits")
     options = pipeline.Options(
         input_shape=(1, 1, 8, 8), epochs=2, repeats=repeats, control=True, align=align,
-        data=data.defaults("digits", dataset=dataset, batch_size=BATCH),
+        data=batches.defaults("digits", dataset=dataset, batch_size=BATCH),
     )  # fmt: skip
     student = build(*STUDENT, seed=4, allow=ALLOW)
     made = pipeline.compile(
@@ -108,7 +112,7 @@ def _ref(factory: tuple[str, dict[str, Any]], file: Path | None, plan: Path) -> 
 def execute(plan: Path, out: Path, settings: Settings, observer: Observer | None = None) -> dict[str, Any]:
     """Execute with the quicker of the two exporters; the other one has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_EXPORTERS", ("torchscript",))
+        patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
         return slow_execute(plan, out, settings, observer)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.inception import InceptionOutputs
 from torchvision.ops import stochastic_depth
 
-from fxdistill.plan import (
+from fxdistill.plan.schema import (
     Align,
     DataPlan,
     InputSpec,

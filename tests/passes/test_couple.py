@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxdistill.coupling import Coupling, core
-from fxdistill.graph import Rung, path_of
+from fxdistill.ir.coupling import Coupling, core
+from fxdistill.ir.graph import Rung, path_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxdistill import pipeline
+from fxdistill.compiler import pipeline
 from fxdistill.errors import InvariantError, PairingError, PassError, PlanError
-from fxdistill.passbase import PassManager
+from fxdistill.ir.contract import PassManager
+from fxdistill.ir.program import Program, tap_copy
 from fxdistill.passes.instrument import Instrument, Joint, frozen
 from fxdistill.passes.trace import Trace
-from fxdistill.plan import Pair, Plan, Tap
-from fxdistill.program import Program, tap_copy
+from fxdistill.plan.schema import Pair, Plan, Tap
 from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, Body, Classifier, awake, conv_norm, planned
 

@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fxdistill import models, pipeline
-from fxdistill.coupling import Coupling
+from fxdistill import models
+from fxdistill.compiler import pipeline
 from fxdistill.errors import PairingError
-from fxdistill.graph import Traced, find, path_of
-from fxdistill.passbase import PassResult
+from fxdistill.ir.contract import PassResult
+from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.graph import Traced, find, path_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.trace import Trace
-from fxdistill.plan import Pair
+from fxdistill.plan.schema import Pair
 
 Prepared = tuple[Traced, Coupling]
 SIZE = 96  # pixels a side: the pairs of 224 pixels, in less time

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.errors import InvariantError
-from fxdistill.graph import Traced
+from fxdistill.ir.graph import Traced
+from fxdistill.ir.survivors import Mask, Survivors
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.prove import _difference, prove
 from fxdistill.passes.shrink import shrink
+from fxdistill.passes.shrink.prove import _difference, prove
 from fxdistill.passes.thin import removed_of
 from fxdistill.passes.trace import Trace
-from fxdistill.survivors import Mask, Survivors
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.prune import Prune, PruneSource, importance
 from fxdistill.passes.trace import Trace
-from fxdistill.plan import Align, Kept, Pair
+from fxdistill.plan.schema import Align, Kept, Pair
 
 IMAGE = (1, 3, 8, 8)
 

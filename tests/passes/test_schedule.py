@@ -3,9 +3,9 @@
 import pytest
 
 from fxdistill.errors import PairingError, PlanError
-from fxdistill.passbase import PassManager
+from fxdistill.ir.contract import PassManager
 from fxdistill.passes.schedule import Schedule, control
-from fxdistill.plan import Pair
+from fxdistill.plan.schema import Pair
 from tests.tiny_models import planned
 
 PAIR = planned("body", "body", (2, 8, 8, 8), (2, 4, 8, 8)).pairs[0]

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxdistill import checkpoint, shrinking
+from fxdistill.compiler import shrink_model as shrinking
+from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import InputError, InvariantError
-from fxdistill.factory import ModelSource
+from fxdistill.ir.survivors import Masks, Survivors
+from fxdistill.modelfiles import store
+from fxdistill.modelfiles.factories import ModelSource
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.prove import prove
-from fxdistill.passes.rewrites import Rewriting, rewrite
 from fxdistill.passes.shrink import Shrink, ShrinkSource
+from fxdistill.passes.shrink.prove import prove
+from fxdistill.passes.shrink.rewrites import Rewriting, rewrite
 from fxdistill.passes.thin import removed_of
 from fxdistill.passes.trace import Trace
-from fxdistill.shrinking import shrink_model
-from fxdistill.survivors import Masks, Survivors
 
 IMAGE = (2, 3, 8, 8)
 
@@ -346,10 +347,10 @@ def test_is_traced_again_trained_and_shrunk_again() -> None:
 
 def test_a_bundle_replays_the_kept_indices_on_fresh_weights(tmp_path: Path) -> None:
     source = ModelSource(None, "fxdistill.models:convnet", {"widths": [8, 16]})
-    net = checkpoint.load(source, seed=3).module
+    net = store.load(source, seed=3).module
     result = shrink_model(net, input_shape=(1, 1, 8, 8), keep=0.5)
     result.save(tmp_path / "aux.pt", factory=source.factory, kwargs=source.kwargs)
-    loaded = checkpoint.load(ModelSource(tmp_path / "aux.pt", None))
+    loaded = store.load(ModelSource(tmp_path / "aux.pt", None))
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(loaded.module(images), result.module(images))
     assert loaded.input_shape == (1, 1, 8, 8)
@@ -358,14 +359,14 @@ def test_a_bundle_replays_the_kept_indices_on_fresh_weights(tmp_path: Path) -> N
 def test_a_file_can_reach_no_function_that_writes_or_calls_others() -> None:
     for name in ("build", "write_bytes"):
         with pytest.raises(InputError):
-            checkpoint.load(ModelSource(None, f"fxdistill.shrinking:{name}"))
+            store.load(ModelSource(None, f"fxdistill.compiler.shrink_model:{name}"))
         assert not callable(getattr(shrinking, name, None))
 
 
 def test_without_a_factory_an_exported_program_is_written(tmp_path: Path) -> None:
     result = shrink_model(Tiny().eval(), input_shape=IMAGE, keep=0.5)
     result.save(tmp_path / "aux.pt2")
-    loaded = checkpoint.load(ModelSource(tmp_path / "aux.pt2", None)).module
+    loaded = store.load(ModelSource(tmp_path / "aux.pt2", None)).module
     images = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(loaded(images), result.module(images))
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxdistill import pipeline
+from fxdistill.compiler import pipeline
 from fxdistill.errors import InvariantError, PlanError
+from fxdistill.ir.program import Program
 from fxdistill.passes.specialize import Specialize, restricted, teacher_values
-from fxdistill.program import Program
 from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, Body, Classifier, awake, conv_norm, planned
 
@@ -282,9 +282,9 @@ def test_an_unknown_stage_is_named() -> None:
 
 
 def test_a_wrong_rewrite_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxdistill.passes.sink._POOLING", {"softmax", "max_pool2d"})
+    monkeypatch.setattr("fxdistill.passes.specialize.sink._POOLING", {"softmax", "max_pool2d"})
     teacher = Classifier(nn.Sequential(conv_norm(3, 8), nn.Softmax(1)), 8)
     program = program_of(teacher, [0, 5])
-    monkeypatch.setattr("fxdistill.passes.sink._POINTWISE", {"softmax"})
+    monkeypatch.setattr("fxdistill.passes.specialize.sink._POINTWISE", {"softmax"})
     with pytest.raises(InvariantError, match=r"specializing changed what 'mse\[pair\]' reads from the teacher"):
         program.stage("warm-up-1")

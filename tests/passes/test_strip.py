@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fxdistill import pipeline
+from fxdistill.compiler import pipeline
 from fxdistill.errors import InvariantError
+from fxdistill.ir.program import Program
 from fxdistill.passes.strip import Strip, Trained
-from fxdistill.program import Program
 from tests import tiny_models
 from tests.tiny_models import SHAPE, planned
 

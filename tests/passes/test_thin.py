@@ -9,9 +9,9 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxdistill.coupling import Coupling
 from fxdistill.errors import InputError, PairingError, PlanError
-from fxdistill.graph import Traced
+from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.importance import importance
 from fxdistill.passes.thin import Removal, Thin, ThinSource, removed_of

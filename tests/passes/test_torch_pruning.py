@@ -8,7 +8,7 @@ import torch
 import torch_pruning
 from torch import nn
 
-from fxdistill.coupling import Coupling
+from fxdistill.ir.coupling import Coupling
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.thin import removed_of

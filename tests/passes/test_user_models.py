@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, with_barriers
 from fxdistill.errors import FxdistillError
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import removed_of
 from fxdistill.passes.trace import Trace
-from fxdistill.shrinking import ShrunkResult, shrink_model, with_barriers
 
 IMAGE = (2, 3, 16, 16)
 

@@ -1,0 +1,99 @@
+"""The main job on bundled data: scikit-learn's digits, a small residual teacher, a tiny convolutional student.
+
+Trains the teacher, writes ``teacher.pt`` and ``student.pt``, then calls ``fxdistill plan`` and ``fxdistill run`` as a
+user would.
+"""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from fxdistill.compiler import pipeline
+from fxdistill.data import batches
+from fxdistill.errors import FxdistillError, RunDirError
+from fxdistill.measure import evaluate
+from fxdistill.modelfiles import store
+from fxdistill.modelfiles.factories import build
+from fxdistill.passes.schedule import control
+from fxdistill.plan.schema import VERSION, DataPlan, InputSpec, LossTerm, ModelRef, Optimizer, Plan, Stage
+from fxdistill.runtime.loop import Loop, Position
+
+TEACHER = ("fxdistill.models:resnet", {"widths": [32, 64, 128], "blocks": 1})
+STUDENT = ("fxdistill.models:convnet", {"widths": [8, 16, 32], "hidden": 32})
+_EPOCHS, _SEED = 20, 0
+_OPTIONS = "--data digits --epochs 18 --lr 3e-3 --batch-size 64"
+
+
+def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
+    """Do the whole job in a folder.
+
+    Args:
+        folder: New or empty.
+        repeats: How many seeds to run.
+        say: Prints a line.
+
+    Raises:
+        RunDirError: The folder holds something.
+        FxdistillError: A command failed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunDirError(
+            "the demo's folder is not empty", where=str(folder), hint="remove it, or choose another with -o"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"training a teacher on digits, {_EPOCHS} epochs")
+    accuracy = train_teacher(folder / "teacher.pt")
+    student = build(*STUDENT, seed=_SEED)
+    store.save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
+    say(f"wrote {folder / 'teacher.pt'} (accuracy {accuracy:.2%}) and {folder / 'student.pt'} (untrained)")
+    commands = [
+        f"fxdistill plan teacher.pt student.pt {_OPTIONS} --repeats {repeats}",
+        "fxdistill run plan.json -o run",
+    ]
+    for command in commands:
+        say(f"\n$ {command}")
+        _call(command, folder)
+    say(f"\neverything lies in {folder}; the student is {folder / 'run' / 'student.onnx'}")
+
+
+def train_teacher(path: Path) -> float:
+    """Train the demo's teacher, save it as a bundle, return its accuracy on the test images."""
+    dataset = batches.load("digits")
+    plan = supervised_plan(batches.defaults("digits", dataset=dataset, batch_size=64), (1, 1, 8, 8), epochs=_EPOCHS)
+    teacher = build(*TEACHER, seed=_SEED)
+    loop = Loop(
+        Fabric(accelerator="cpu", devices=1), pipeline.build_control(plan, teacher), dataset, plan.data, _SEED,
+        compiled=False, on_progress=lambda _: None, on_save=lambda *_: None,
+    )  # fmt: skip
+    loop.run(Position(), None)
+    store.save(teacher, path, factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
+    return evaluate.accuracy(teacher, batches.batches(dataset.test, 64, mean=dataset.mean, std=dataset.std))
+
+
+def supervised_plan(data_plan: DataPlan, input_shape: tuple[int, ...], *, epochs: int) -> Plan:
+    """A plan without a teacher: cross-entropy, Adam at 1e-3, cosine to zero."""
+    loss = LossTerm(loss="cross_entropy", pair=None)
+    stage = Stage(
+        name="supervised",
+        epochs=epochs,
+        losses=[loss],
+        optimizer=Optimizer(name="adam", lr=1e-3),
+        schedule="cosine",
+    )
+    nothing = ModelRef(path=None, sha256=None, factory=None, kwargs={})
+    return Plan(
+        version=VERSION, method="supervised", seed=_SEED, teacher=nothing, student=nothing,
+        input=InputSpec(shape=list(input_shape)), data=data_plan, pairs=[], kept=[], stages=[stage],
+        control=list(control((stage,))), seeds=[_SEED],
+    )  # fmt: skip
+
+
+def _call(command: str, folder: Path) -> None:
+    arguments = [sys.executable, "-m", *shlex.split(command)]
+    done = subprocess.run(arguments, cwd=folder, check=False)  # noqa: S603  # our own command, without a shell
+    if done.returncode:
+        raise FxdistillError(f"`{command}` ended with exit code {done.returncode}", where=str(folder))

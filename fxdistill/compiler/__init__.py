@@ -1,0 +1,1 @@
+"""Models in, plan out; plan in, program out; a whole model made smaller."""

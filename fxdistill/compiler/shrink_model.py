@@ -1,0 +1,259 @@
+"""Shrinking a whole model: trace, couple, decide, carry out, prove; and the file that it is kept in.
+
+A shrunken model is kept as a bundle (:mod:`fxdistill.modelfiles.store`) whose factory is :func:`rebuild`: the
+original's factory with its arguments, and for each weight the output indices that it keeps. Replaying these on a fresh
+original gives the architecture; the state dict gives the weights. A model without a factory is kept as a
+``torch.export`` program.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxdistill import files
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import InvariantError, ModelError, PassError
+from fxdistill.ir.contract import PassManager
+from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
+from fxdistill.ir.graph import Rung, Shape, Traced, op_name, path_of
+from fxdistill.ir.survivors import Survivors
+from fxdistill.modelfiles import factories, store
+from fxdistill.modelfiles.pt2 import METADATA
+from fxdistill.passes.couple import Couple
+from fxdistill.passes.importance import Batch
+from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
+from fxdistill.passes.shrink.prove import Proof
+from fxdistill.passes.shrink.rewrites import Obstacle
+from fxdistill.passes.thin import Kept, Thin, ThinSource, removed_of
+from fxdistill.passes.trace import Trace
+
+RUNGS: tuple[Rung, ...] = ("symbolic", "leaves", "export")
+REBUILD = "fxdistill.compiler.shrink_model:rebuild"
+
+
+@dataclass(frozen=True, eq=False)
+class Size:
+    """Parameters and multiply-accumulates of a model at its input shape."""
+
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, eq=False)
+class ShrunkResult:
+    """A shrunken model and what there is to say about it.
+
+    Attributes:
+        module: The smaller model, a plain ``fx.GraphModule`` in eval mode.
+        proof: What was compared with the masked original.
+        kept: For each weight that got smaller the output indices that it keeps.
+        widths: For each producing module its width before and after.
+        before: Size of the original.
+        after: Size of the smaller model.
+        rung: How the original was traced.
+        barriers: Paths of what cannot be shrunk; the channels that go through it had to stay.
+        input_shape: Shape of one batch.
+        diagnostics: What was not pruned, and why; other remarks.
+    """
+
+    module: fx.GraphModule
+    proof: Proof
+    kept: Kept
+    widths: dict[str, tuple[int, int]]
+    before: Size
+    after: Size
+    rung: Rung
+    barriers: tuple[str, ...]
+    input_shape: Shape
+    diagnostics: tuple[Diagnostic, ...]
+
+    def save(
+        self, path: str | Path, *, factory: str | None = None, kwargs: Mapping[str, Any] | None = None,
+        random_weights: bool = False,
+    ) -> None:  # fmt: skip
+        """Write the model so that it can be given as a teacher or a student.
+
+        Args:
+            path: The file to write, whole or not at all.
+            factory: The original's factory, for a bundle; None for a ``torch.export`` program.
+            kwargs: The original's keyword arguments.
+            random_weights: Whether the original's weights were random, which the file then says.
+
+        Raises:
+            ModelError: The model has no factory and cannot be exported.
+            PlanError: The file cannot be written.
+        """
+        metadata = {store.RANDOM_WEIGHTS: True} if random_weights else {}
+        if factory is None:
+            files.write_bytes(Path(path), _exported(self.module, self.input_shape, metadata))
+            return
+        recipe = {
+            "factory": factory, "kwargs": dict(kwargs or {}), "input_shape": list(self.input_shape), "rung": self.rung,
+            "barriers": list(self.barriers), "kept": self.kept,
+        }  # fmt: skip
+        store.save(self.module, path, factory=REBUILD, kwargs=recipe, input_shape=self.input_shape, metadata=metadata)
+
+
+def shrink_model(
+    module: nn.Module, *, input_shape: Shape, keep: float | None = None, widths: Sequence[tuple[str, int]] = (),
+    criterion: str = "l1", round_to: int = 1, protect: Sequence[str] = (), only: Sequence[str] = (),
+    batch: Batch | None = None, seed: int = 0, passes: PassManager | None = None,
+) -> ShrunkResult:  # fmt: skip
+    """Make a model physically smaller; the model itself is not changed.
+
+    Args:
+        module: Takes one batch of images.
+        input_shape: Shape of the batch, the batch size first.
+        keep: Share of the channels to keep, in (0, 1).
+        widths: Wanted widths of taps, (node path, channels); without ``keep`` nothing else is removed.
+        criterion: See :mod:`fxdistill.passes.importance`.
+        round_to: Widths become multiples of this.
+        protect: Paths whose channels stay.
+        only: Paths of the modules to prune; empty for the whole model.
+        batch: Images and classes for the criterion ``taylor``.
+        seed: Seed of the criterion ``random`` and of the proof.
+        passes: A manager to run the passes in, for its timings and remarks.
+
+    Raises:
+        InputError: The request changes nothing, or names what is not there.
+        PairingError: A width cannot be had; names the chain of couplings.
+        PassError: The smaller model is not the masked one; nothing is returned.
+    """
+    passes = passes or PassManager()
+    thin = Thin(
+        keep=keep, widths=tuple(widths), criterion=criterion, round_to=round_to, protect=tuple(protect),
+        only=tuple(only), seed=seed,
+    )  # fmt: skip
+    barriers: dict[str, str] = {}
+    traced = passes.run(Trace(input_shape), module)
+    while True:
+        coupling = with_barriers(traced, passes.run(Couple(), traced), tuple(barriers))
+        removal = passes.run(thin, ThinSource(traced, coupling, batch))
+        try:
+            shrunken = passes.run(Shrink(seed=seed), ShrinkSource(traced, coupling, removal.removed))
+            break
+        except PassError as error:
+            obstacle = error.__cause__
+            if not isinstance(obstacle, Obstacle) or obstacle.path in barriers:
+                raise
+        smaller = _in_small_operations(traced, module, input_shape, passes) if obstacle.fused else None
+        if smaller is None:
+            barriers[obstacle.path] = obstacle.why
+        else:
+            traced, barriers = smaller, {}
+    again = Trace(input_shape)(shrunken.module).value
+    return ShrunkResult(
+        module=shrunken.module, proof=shrunken.proof, kept=removal.kept, widths=removal.widths,
+        before=Size(sum(p.numel() for p in module.parameters()), traced.macs),
+        after=Size(sum(p.numel() for p in shrunken.module.parameters()), again.macs),
+        rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
+        diagnostics=(
+            *coupling.diagnostics, *passes.records[-2].diagnostics, *_barrier_remarks(barriers), *_frozen(traced),
+        ),
+    )  # fmt: skip
+
+
+def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
+    for path, why in barriers.items():
+        yield Diagnostic(
+            code="shrink-barrier", severity="note", where=path, why=f"the channels that it touches stay, because {why}"
+        )
+
+
+def _frozen(traced: Traced) -> Iterator[Diagnostic]:
+    """Batch norms that an exported graph spells out: their mode is that of the trace for good."""
+    norms = [path_of(node) for node in traced.graph.nodes if op_name(node, traced.module).endswith("batch_norm")]
+    if traced.rung == "export" and norms:
+        yield Diagnostic(
+            code="frozen-batch-norm", severity="warning", where=norms[0],
+            why=f"the model was traced by torch.export, so its {len(norms)} batch norms stay in eval mode: train() "
+            "does not change them, and training goes on with the statistics that they have",
+        )  # fmt: skip
+
+
+def _in_small_operations(traced: Traced, module: nn.Module, shape: Shape, passes: PassManager) -> Traced | None:
+    """The model traced by ``torch.export``, where fused functions fall apart; None where that is no use."""
+    if traced.rung == "export":
+        return None
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its kernel rounds differently from what it is made of
+    try:
+        return passes.run(Trace(shape, rungs=("export",)), module)
+    except ModelError:
+        return None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def with_barriers(traced: Traced, coupling: Coupling, barriers: Sequence[str]) -> Coupling:
+    """The coupling with everything locked that enters, leaves or lies in these nodes and parameters."""
+    locks = dict(coupling.locks)
+    nodes = {path_of(node): node for node in traced.graph.nodes}
+    for path in barriers:
+        labels = list(coupling.parameter_labels(path).values())
+        node = nodes.get(path)
+        if node is not None:
+            structures = [coupling.structure(path_of(n)) for n in (node, *node.all_input_nodes)]
+            labels += [layer for structure in structures for layer in flat_layers(structure)]
+        if node is not None and node.op == "call_module":
+            owned = traced.module.get_submodule(str(node.target)).named_parameters(str(node.target))
+            labels += [layer for name, _ in owned for layer in coupling.parameter_labels(name).values()]
+        for class_id in {i for layer in labels for i in core(layer).flatten().tolist()} - {0}:
+            locks.setdefault(class_id, Lock("goes through what cannot be shrunk", path))
+    return replace(coupling, locks=locks, _cache={})
+
+
+def rebuild(
+    *, factory: str, kwargs: dict[str, Any], input_shape: Sequence[int], rung: Rung, barriers: Sequence[str], kept: Kept
+) -> nn.Module:
+    """The architecture of a shrunken model, on fresh weights: what a bundle's state dict is loaded into.
+
+    Args:
+        factory: The original's factory; only trusted ones are called.
+        kwargs: Its keyword arguments.
+        input_shape: Shape of one batch.
+        rung: How the original was traced.
+        barriers: What cannot be shrunk.
+        kept: For each weight that gets smaller the output indices that it keeps.
+
+    Raises:
+        InputError: The factory may not be called, or the indices do not fit what it builds.
+    """
+    shape = tuple(input_shape)
+    traced = Trace(shape, rungs=(rung,))(factories.build(factory, kwargs).eval()).value
+    coupling = with_barriers(traced, Couple()(traced).value, barriers)
+    removed = removed_of(coupling, kept)
+    for class_id in sorted(removed):
+        reason = coupling.locked(class_id)
+        if reason is not None:
+            raise ModelError(
+                f"the kept indices remove a channel that {reason}", where=factory, hint="shrink the model again"
+            )
+    try:
+        return shrink(traced, Survivors(coupling, removed))
+    except (InvariantError, Obstacle) as cause:
+        raise ModelError(
+            f"the kept indices do not fit the model: {next(iter(str(cause).splitlines()), '')}",
+            where=factory,
+            hint="shrink the model again",
+        ) from cause
+
+
+def _exported(module: nn.Module, shape: Shape, metadata: Mapping[str, Any]) -> bytes:
+    images = torch.randn(max(2, shape[0]), *shape[1:])
+    try:
+        program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata))})
+    except Exception as cause:
+        raise ModelError(
+            f"the shrunken model cannot be exported: {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}",
+            where=type(module).__name__, hint="give the original by its factory, so that a bundle can be written",
+        ) from cause  # fmt: skip
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Data: from a spec to batches on a device."""

@@ -1,0 +1,53 @@
+"""Data sources, one file each: from the place that a spec names to a checked data set.
+
+A spec is a source's name, with its place behind a colon where it has one: ``digits``, ``npz:FILE``. Nothing is
+downloaded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fxdistill.registry import Registry
+
+if TYPE_CHECKING:
+    from fxdistill.data.dataset import Dataset
+    from fxdistill.tasks import Task
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a source.
+
+    Attributes:
+        spec: The whole spec, for messages.
+        place: What stands behind its colon; the current folder where there is nothing.
+        input_shape: Shape of one input batch (N, C, H, W), for sources that can resize; None for the data's own.
+        task: What the data is for.
+    """
+
+    spec: str
+    place: Path
+    input_shape: tuple[int, ...] | None
+    task: "Task"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source.
+
+    Attributes:
+        read: Reads the data.
+        place: What its spec names behind the colon: ``ROOT``, ``DIR``, ``FILE``; '' for nothing.
+        layout: How the data must lie there, in one sentence: the hint where it does not.
+        augmentation: The augmentations that are usual for it, for an image shape (C, H, W).
+    """
+
+    read: "Callable[[Request], Dataset]"
+    place: str = ""
+    layout: str = ""
+    augmentation: Callable[[tuple[int, int, int]], tuple[str, ...]] = lambda _shape: ()
+
+
+SOURCES: Registry[Source] = Registry("data source", __name__, "SOURCE")

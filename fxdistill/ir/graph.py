@@ -1,0 +1,284 @@
+"""FX vocabulary: what a traced model is, and how its nodes are named, found and read.
+
+A node is named by its **path**: the path of the module it lies in plus, for what is not a module call, the name
+of the operation, with ``_1``, ``_2`` … for repetitions, as in torchvision's feature extraction
+(``layer1.1.relu_1``, ``layer1.1.add``). Paths are stable under retracing, so that plans can refer to them. A
+module's own path (``layer1``) stands for the node at which that module's scope ends.
+"""
+
+import difflib
+import functools
+import inspect
+import operator
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import fx, nn
+
+from fxdistill.errors import PairingError
+from fxdistill.ir.running import attributes_kept, in_mode
+
+Rung = Literal["symbolic", "leaves", "export"]
+Shape = tuple[int, ...]
+
+_IN_PLACE_OPERATORS = {
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
+    operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem,
+}  # fmt: skip
+_MAY_VIEW = {
+    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "movedim",
+    "swapaxes", "getitem", "chunk", "split", "tensor_split", "unbind", "select", "slice", "narrow", "squeeze",
+    "unsqueeze", "expand", "expand_as", "detach", "contiguous", "to", "type_as", "float", "identity", "real",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as an FX graph.
+
+    Attributes:
+        module: The graph; its parameters and buffers **are** those of the traced model. Its modules are too, so that
+            the mode is common to both: run the graph inside :meth:`running`. Every node's ``meta`` holds ``path``
+            (str), ``scope`` (path of the innermost module), ``shape`` (tuple, or None where the value is not one
+            tensor), ``macs`` (multiply-accumulates at ``input_shape``) and, as it was seen when it ran, which of its
+            inputs (positions in ``all_input_nodes``) the node ``writes`` into and ``shares`` memory with.
+        rung: How it was traced.
+        training: The mode that is frozen into the graph.
+        input_shape: Shape of the one input, batch included.
+    """
+
+    module: fx.GraphModule
+    rung: Rung
+    training: bool
+    input_shape: Shape
+
+    @contextmanager
+    def running(self) -> Iterator[fx.GraphModule]:
+        """The graph in the mode that it was traced in; afterwards every module has its mode and attributes back."""
+        with attributes_kept(self.module), in_mode(self.module, training=self.training) as module:
+            yield module
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The FX graph."""
+        return self.module.graph
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one forward pass at ``input_shape``."""
+        return sum(macs_of(node) for node in self.graph.nodes)
+
+    @property
+    def input(self) -> fx.Node:
+        """The placeholder of the image batch."""
+        return _first(self.graph, "placeholder")
+
+    @property
+    def output(self) -> fx.Node:
+        """The node whose value is the prediction: the output, or the main entry of a structured one."""
+        return main_output(self.graph)
+
+
+def path_of(node: fx.Node) -> str:
+    """The stable path of a traced node."""
+    return str(node.meta["path"])
+
+
+def scope_of(node: fx.Node) -> str:
+    """The path of the innermost module that the node lies in; '' at the top."""
+    return str(node.meta["scope"])
+
+
+def shape_of(node: fx.Node) -> Shape | None:
+    """The shape of the node's value, None where it is not one tensor."""
+    shape: Shape | None = node.meta.get("shape")
+    return shape
+
+
+def macs_of(node: fx.Node) -> int:
+    """Multiply-accumulates of the node at the traced input shape."""
+    return int(node.meta.get("macs", 0))
+
+
+def main_output(graph: fx.Graph) -> fx.Node:
+    """The node that holds the prediction.
+
+    A structured output (auxiliary heads, segmentation) gives its entry ``out`` or ``logits``, else its first.
+
+    Raises:
+        PairingError: No node holds it.
+    """
+    value: Any = _first(graph, "output").args[0]
+    while not isinstance(value, fx.Node):
+        if isinstance(value, dict) and value:
+            value = value.get("out", value.get("logits", next(iter(value.values()))))
+        elif isinstance(value, tuple | list) and value:
+            value = value[0]
+        else:
+            raise PairingError("the model's output is not a tensor", where=str(value))
+    fields: tuple[str, ...] = getattr(value.target, "_fields", ())
+    if (
+        value.op == "call_function" and fields
+    ):  # a named tuple built in the graph: auxiliary heads of Inception, GoogLeNet
+        entries = {**dict(zip(fields, value.args, strict=False)), **value.kwargs}
+        value = entries.get("out", entries.get("logits", next(iter(entries.values()))))
+    if not isinstance(value, fx.Node) or ("shape" in value.meta and shape_of(value) is None):
+        raise PairingError(
+            "the model's output is not a tensor", where=str(value),
+            hint="return the logits, or a dict or a tuple that holds them as 'out', as 'logits' or first",
+        )  # fmt: skip
+    return value
+
+
+def _first(graph: fx.Graph, op: str) -> fx.Node:
+    nodes: Iterable[fx.Node] = graph.nodes
+    return next(node for node in nodes if node.op == op)
+
+
+def find(traced: Traced, path: str) -> fx.Node:
+    """The node with this path; a module's path gives the node at which its scope ends.
+
+    Raises:
+        PairingError: There is none; the closest names are given.
+    """
+    ends = False
+    nodes: Iterable[fx.Node] = traced.graph.nodes
+    for node in nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        if path_of(node) == path:
+            return node
+        if within(scope_of(node), path):
+            ends = True
+    if ends:
+        return scope_end(traced, path)
+    known = [path_of(n) for n in traced.graph.nodes] + sorted({scope_of(n) for n in traced.graph.nodes} - {""})
+    near = difflib.get_close_matches(path, known, n=3, cutoff=0.3)
+    raise PairingError(
+        f"no node or module has the path '{path}'",
+        where=path,
+        hint=f"did you mean {', '.join(near)}?" if near else "use a module path of the model",
+    )
+
+
+def scope_end(traced: Traced, path: str) -> fx.Node:
+    """The last node of a module's scope whose value is used outside of it.
+
+    Raises:
+        PairingError: Nothing of that module is used outside of it.
+    """
+    nodes: Iterable[fx.Node] = traced.graph.nodes
+    inside = [n for n in nodes if within(scope_of(n), path) or n.meta.get("path") == path]
+    chosen = set(inside)
+    for node in reversed(inside):
+        if any(user not in chosen for user in node.users):
+            return node
+    raise PairingError(f"no value of '{path}' is used outside of it", where=path)
+
+
+def within(scope: str, path: str) -> bool:
+    """Whether a scope is a module path or lies below it."""
+    return scope == path or scope.startswith(path + ".")
+
+
+def submodule(root: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that a ``call_module`` node calls, None for other nodes."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def op_name(node: fx.Node, root: nn.Module) -> str:
+    """One name for an operation, however it is spelled.
+
+    ``nn.Conv2d``, ``F.conv2d``, ``torch.conv2d`` and ``aten.conv2d.default`` are all ``conv2d``; ``x + y``, ``x += y``,
+    ``torch.add`` and ``x.add_(y)`` are all ``add``. Modules of other packages keep their class name in snake case.
+    """
+    module = submodule(root, node)
+    if module is not None:
+        return module_op_name(module)
+    if node.op not in ("call_function", "call_method"):
+        return node.op
+    name = node.target if isinstance(node.target, str) else _function_name(node.target)
+    if node.target in _IN_PLACE_OPERATORS:
+        name = name[1:]
+    return name.rstrip("_") if not name.startswith("_") else name
+
+
+def module_op_name(module: nn.Module) -> str:
+    """The operation of a leaf module: its class name in snake case without the dimension of norms and dropouts."""
+    name = type(module).__name__
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    snake = {"re_lu": "relu", "re_lu6": "relu6", "si_lu": "silu", "gelu": "gelu", "p_re_lu": "prelu",
+             "leaky_re_lu": "leaky_relu", "se_lu": "selu", "ce_lu": "celu"}.get(snake, snake)  # fmt: skip
+    return re.sub(r"^(batch_norm|instance_norm|dropout|sync_batch_norm)\d?d?$", r"\1", snake)
+
+
+def mutates_input(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the node writes into one of its inputs (in-place activations, ``+=``, ``relu_``, ``out=``)."""
+    return bool(written(node, root))
+
+
+def written(node: fx.Node, root: nn.Module) -> list[fx.Node]:
+    """The input nodes whose memory the node writes into: seen when it ran, or known from how it is called."""
+    found: list[Any] = [node.all_input_nodes[position] for position in node.meta.get("writes", ())]
+    if node.op in ("call_module", "call_function", "call_method") and _is_in_place(node, root):
+        found.append(node.args[0] if node.args else node.kwargs.get("input"))
+    found.append(node.kwargs.get("out"))
+    return [source for source in dict.fromkeys(found) if isinstance(source, fx.Node)]
+
+
+def memory(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, int]:
+    """A number for each node; nodes with the same number may share memory: views of one another, in-place results."""
+    group: dict[fx.Node, int] = {}
+    for number, node in enumerate(graph.nodes):
+        group[node] = number
+        if node.op == "output":
+            continue
+        joined = {node.all_input_nodes[position] for position in node.meta.get("shares", ())} | set(written(node, root))
+        if op_name(node, root) in _MAY_VIEW:
+            joined |= set(node.all_input_nodes[:1])
+        old = {group[source] for source in joined}
+        for member in group if old else ():
+            if group[member] in old:
+                group[member] = number
+    return group
+
+
+def _is_in_place(node: fx.Node, root: nn.Module) -> bool:
+    module = submodule(root, node)
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("inplace"):
+        return True
+    name = _function_name(node.target)
+    return (name.endswith("_") and not name.endswith("__")) or _inplace_argument(node)
+
+
+def _inplace_argument(node: fx.Node) -> bool:
+    """Whether ``inplace`` was given by position, as in ``F.relu(x, True)``."""
+    position = _inplace_position(node.target)
+    return position is not None and position < len(node.args) and bool(node.args[position])
+
+
+@functools.cache
+def _inplace_position(function: Any) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (ValueError, TypeError):  # builtins have none
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+def tensor_nodes(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """The nodes whose value is one tensor, without outputs and attributes."""
+    return (n for n in nodes if shape_of(n) is not None and n.op not in ("output", "get_attr"))
+
+
+def _function_name(target: Any) -> str:
+    if hasattr(target, "overloadpacket"):  # aten.conv2d.default
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))

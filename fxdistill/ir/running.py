@@ -1,0 +1,108 @@
+"""Running a module without a trace of it: modes, buffers, attributes and random numbers are afterwards as before."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[Any]:
+    """The module in one mode; afterwards every submodule has the mode back that it had."""
+    before = [(child, child.training) for child in module.modules()]
+    module.train(training)
+    try:
+        yield module
+    finally:
+        for child, was in before:
+            child.training = was
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Torch's global generators of the CPU and of a device from a seed; afterwards they are as before."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Whatever runs inside leaves the module's buffers (running statistics) as they were; gives what they were.
+
+    A buffer that comes back with another shape is a cache that the module made itself (positions of an input size):
+    it stays, since old values do not fit it.
+    """
+    before = {name: buffer.clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
+    try:
+        yield before
+    finally:
+        with torch.no_grad():
+            for name, buffer in module.named_buffers(remove_duplicate=False):
+                if name in before and buffer.shape == before[name].shape and not same(buffer, before[name]):
+                    buffer.copy_(before[name])
+
+
+@contextmanager
+def attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Whatever runs inside leaves the plain attributes of a module and its parts as they were.
+
+    Tracers put constants on the module, and a forward pass that keeps results (a cache of attention biases, the last
+    attention map) would keep the tracer's stand-ins, or hand a stale constant to the next trace.
+    """
+    before = {part: _plain(part) for part in module.modules()}
+    values = (value for attributes in before.values() for value in attributes.values())
+    held = [(value, copy.copy(value)) for value in values if type(value) in (dict, list)]
+    try:
+        yield
+    finally:
+        for part, attributes in before.items():
+            for name in _plain(part).keys() - attributes.keys():
+                delattr(part, name)
+            vars(part).update(attributes)
+        for container, content in held:
+            if isinstance(container, dict):
+                container.clear()
+                container.update(content)
+            else:
+                container[:] = content
+
+
+_REGISTRIES = frozenset(vars(nn.Module()))
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that torch does not keep in registries of its own."""
+    return {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
+
+
+def example(module: nn.Module, shape: Iterable[int], *, seed: int = 0) -> Tensor:
+    """Standard normal images of a shape, from a seed, on the device and in the precision of a module's parameters."""
+    images = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    like = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), images)
+    return images.to(like.device, like.dtype)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, NaN to NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or bool((one.isnan() & other.isnan() | (one == other)).all())
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """All tensors in a nested structure of dicts, tuples and lists, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for item in value.values() for t in tensors_in(item)]
+    if isinstance(value, tuple | list):
+        return [t for item in value for t in tensors_in(item)]
+    return []

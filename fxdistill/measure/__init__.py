@@ -1,0 +1,1 @@
+"""What models are measured by, and the ONNX file with its gate."""

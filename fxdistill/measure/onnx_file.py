@@ -1,0 +1,282 @@
+"""A model as an ONNX file; :mod:`fxdistill.measure.gate` says whether the file is the model.
+
+    module → copy (CPU, float32, eval) → exporter → provenance → checker → trial → rename into place
+
+Two exporters are tried in turn, torch's ``dynamo`` one and the older TorchScript one; which of them wrote the
+file is returned. What either gives must pass ONNX's checker and a trial at two batch sizes before it gets its
+final name: an exporter may freeze the batch size into a shape without saying so.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from fxdistill.errors import ModelError, PlanError
+from fxdistill.measure.evaluate import Batches, open_session, prediction
+from fxdistill.measure.gate import Parity, frozen, gate, logits, measure, reason
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+Exporter = Literal["dynamo", "torchscript"]
+
+INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+_OLDEST_OPSET = 11  # before it, operators lack what current models use
+_EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
+_LARGEST_FILE = 2**31 - 2**24  # protobuf's limit of 2 GiB, less room for the graph
+_TRIAL_BATCHES = (1, 3)
+_TRIAL_TOLERANCE = 1e-3  # relative: tells a wrong graph from rounding; precision is the gate's business
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: The ONNX file.
+        exporter: Which exporter wrote it.
+        opset: The version of ONNX's operators that it uses.
+        refused: Why the exporter tried before it was of no use; empty where the first one served.
+    """
+
+    path: Path
+    exporter: Exporter
+    opset: int
+    refused: tuple[str, ...] = ()
+
+
+def export_onnx(
+    module: nn.Module, path: Path, *, input_shape: tuple[int, ...], opset: int = 18,
+    metadata: Mapping[str, str] | None = None,
+) -> Exported:  # fmt: skip
+    """Write a module as ONNX: input ``input`` (batch, ...), output ``logits``, for any batch size.
+
+    A copy is exported, in eval mode; the module stays as it is. Of a structured output only the prediction is
+    kept. Weights lie inside the file, unless they pass 2 GiB: then in ``<file name>.data`` beside it.
+
+    Args:
+        module: Takes one float32 tensor.
+        path: The file to write, whole or not at all.
+        input_shape: Shape of one batch; its first entry is free in the file.
+        opset: Version of ONNX's operators.
+        metadata: Provenance, for the file's ``metadata_props``.
+
+    Raises:
+        ModelError: The module does not run on this shape, or no exporter gives a file that works.
+        PlanError: The place cannot be written to, or there is no such opset.
+    """
+    check_opset(opset)
+    source = _deployable(module, input_shape)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            draft = Path(folder) / path.name
+            exporter, refused = _draft(source, draft, input_shape, opset, metadata or {})
+            _publish(draft, path)
+    except OSError as cause:
+        raise PlanError(
+            f"cannot write: {cause.strerror or cause}",
+            where=str(path),
+            hint="choose another place, or free some space",
+        ) from cause
+    return Exported(path, exporter, opset, refused)
+
+
+def export_checked(
+    module: nn.Module, path: Path, batches: Batches, *, input_shape: tuple[int, ...], opset: int = 18,
+    tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None,
+) -> tuple[Exported, Parity]:  # fmt: skip
+    """Write a module as ONNX only if the file passes the gate; an earlier file stays where it does not.
+
+    Args:
+        module: See :func:`export_onnx`.
+        path: The file to write.
+        batches: Images to compare on, see :func:`fxdistill.measure.gate.measure`.
+        input_shape: Shape of one batch.
+        opset: Version of ONNX's operators.
+        tolerance: Largest absolute difference of two logits.
+        metadata: Provenance.
+
+    Raises:
+        ParityError: The file would not be the model; nothing was written.
+        ModelError, PlanError: As for :func:`export_onnx`.
+    """
+    _check_folder(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Path(folder) / path.name
+        written = export_onnx(module, draft, input_shape=input_shape, opset=opset, metadata=metadata)
+        measured = measure(module, draft, batches)
+        gate(measured, tolerance)
+        _publish(draft, path)
+    return replace(written, path=path), measured
+
+
+def _publish(draft: Path, path: Path) -> None:
+    """Move a finished file, and its weights if they lie beside it, to their place: the weights first."""
+    for file in sorted(draft.parent.glob(f"{draft.name}*"), reverse=True):
+        file.chmod(0o644)
+        file.replace(path.parent / file.name)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        hint = "make it, or give another place"
+        raise PlanError("cannot write: the folder does not exist", where=str(path), hint=hint)
+
+
+class _Prediction(nn.Module):
+    """A model with a structured output, reduced to its prediction."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return prediction(self.model(image))
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that neither exporter writes.
+
+    Raises:
+        PlanError: It is one.
+    """
+    import onnx  # noqa: PLC0415 - slow
+
+    newest = onnx.defs.onnx_opset_version()
+    if not _OLDEST_OPSET <= opset <= newest:
+        raise PlanError(
+            f"opset {opset} cannot be written",
+            where="opset",
+            hint=f"use one from {_OLDEST_OPSET} to {newest}; 18 is usual",
+        )
+
+
+def _noise(batch: int, input_shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(batch))
+
+
+def _deployable(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+    source = frozen(module)
+    for batch in _TRIAL_BATCHES:
+        try:
+            with torch.no_grad():
+                output = source(_noise(batch, input_shape))
+        except Exception as cause:  # whatever the model's own code raises
+            raise ModelError(
+                f"the model does not run on an input of shape {(batch, *input_shape[1:])}: {reason(cause)}",
+                where=type(module).__name__,
+                hint="give the shape that the model was made for; exported models must take any batch size",
+            ) from cause
+    return source if isinstance(output, Tensor) else _Prediction(source)
+
+
+def _draft(
+    source: nn.Module, draft: Path, input_shape: tuple[int, ...], opset: int, metadata: Mapping[str, str]
+) -> tuple[Exporter, tuple[str, ...]]:
+    """Write the first exporter's file that works; also say why those before it did not."""
+    refused: list[str] = []
+    for exporter in _EXPORTERS:
+        try:
+            proto = _export(source, _noise(2, input_shape), opset, exporter)
+            _save(proto, draft, metadata, external=_bytes(source) > _LARGEST_FILE)
+            _try_out(source, draft, input_shape)
+        except ModelError as cause:
+            refused.append(f"{exporter}: {cause.what}")
+            for file in draft.parent.iterdir():
+                file.unlink()
+        else:
+            return exporter, tuple(refused)
+    raise ModelError(
+        f"the model cannot be exported to ONNX; {'; '.join(refused)}",
+        where=f"input {input_shape}, opset {opset}",
+        hint="replace the operation named, or make the shapes inside the model independent of the batch size",
+    )
+
+
+def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) -> "ModelProto":
+    import onnx  # noqa: PLC0415 - slow
+
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": opset}
+    try:
+        with _quiet():
+            if exporter == "dynamo":
+                shapes = ({0: torch.export.Dim(BATCH)},)
+                program = torch.onnx.export(source, (example,), dynamic_shapes=shapes, verbose=False, **names)
+                proto = cast("torch.onnx.ONNXProgram", program).model_proto
+            else:
+                file, axes = io.BytesIO(), {INPUT: {0: BATCH}, OUTPUT: {0: BATCH}}
+                torch.onnx.export(source, (example,), cast("Any", file), dynamo=False, dynamic_axes=axes, **names)
+                proto = onnx.load_model_from_string(file.getvalue())
+    except Exception as cause:  # exporters raise whatever the model's code and their own parts raise
+        raise ModelError(reason(cause)) from cause
+    found = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
+    if found != opset:
+        raise ModelError(f"it wrote opset {found} where {opset} was asked for")
+    return proto
+
+
+def _save(proto: "ModelProto", draft: Path, metadata: Mapping[str, str], *, external: bool) -> None:
+    import onnx  # noqa: PLC0415 - slow
+
+    _strip(proto.graph)
+    onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
+    onnx.save_model(proto, draft, save_as_external_data=external, location=f"{draft.name}.data")
+
+
+def _strip(graph: "GraphProto") -> None:
+    """Drop what exporters note down about the machine: stack traces with its paths."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip(attribute.g)
+            for inner in attribute.graphs:
+                _strip(inner)
+
+
+def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> None:
+    """Raise ModelError unless the file is valid and follows the module at several batch sizes."""
+    import onnx  # noqa: PLC0415 - slow
+
+    try:
+        onnx.checker.check_model(draft, full_check=True)
+    except Exception as cause:  # the checker and shape inference have errors of their own, without a common base
+        raise ModelError(f"its file is not valid ONNX: {reason(cause)}") from cause
+    session = open_session(draft)
+    for batch in _TRIAL_BATCHES:
+        image = _noise(batch, input_shape)
+        theirs = logits(session, image, where=str(draft))  # before the module, which may write into its input
+        with torch.no_grad():
+            ours = source(image)
+        if ours.shape != theirs.shape:
+            raise ModelError(f"its file gives shape {tuple(theirs.shape)} for {batch} images, not {tuple(ours.shape)}")
+        if (ours - theirs).abs().max() > _TRIAL_TOLERANCE * max(1.0, float(ours.abs().max())):
+            raise ModelError(f"its file computes something else, seen on a batch of {batch}")
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' progress lines, warnings and logging."""
+    before, sink = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,134 @@
+"""Methods, one file each: what a method's name means, and the registry of the names.
+
+A method is a value. Its name expands into explicit stages with explicit numbers, which the plan holds; nothing of a
+method is left when a plan is run. Names **compose**: ``indistill+kd`` warms up as ``indistill`` does and then trains
+as ``kd`` does; the main stage is that of the last part that has one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fxdistill.errors import InputError, PlanError
+from fxdistill.registry import Origin, Registry
+
+if TYPE_CHECKING:
+    from fxdistill.plan.schema import LossTerm, Pair, Stage
+
+DISTIL = ("trace", "couple", "match", "prune", "schedule", "instrument", "specialize")
+"""The passes of a method that compares two members, by name, in order."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a method expands: the pairs, and the numbers that the user gave.
+
+    Attributes:
+        pairs: The pairs, from shallow to deep.
+        supervised: The task's own term, with weight 1; None for a task that has none.
+        teacher: The member that teaches.
+        student: The member that learns.
+        epochs: Epochs of the main stage.
+        lr: Learning rate.
+    """
+
+    pairs: "Sequence[Pair]"
+    supervised: "LossTerm | None" = None
+    teacher: str = "teacher"
+    student: str = "student"
+    epochs: int = 60
+    lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method's name means.
+
+    Attributes:
+        summary: One line for help.
+        warm_up: The stages before the main one; None for none.
+        main: The terms of the main stage; None where it is a warm-up only, for ``default_main`` to follow.
+        needs_pairs: Whether there must be pairs.
+        default_main: The method whose main stage follows where the name names none.
+        criterion: The criterion that chooses the channels to keep, where the user names none.
+        passes: The passes that make its plan, by name, in order.
+    """
+
+    summary: str
+    warm_up: "Callable[[Recipe], Sequence[Stage]] | None" = None
+    main: "Callable[[Recipe], Sequence[LossTerm]] | None" = None
+    needs_pairs: bool = False
+    default_main: str = "kd"
+    criterion: str = "l1"
+    passes: tuple[str, ...] = DISTIL
+
+
+METHODS: Registry[Method] = Registry("method", __name__, "METHOD")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A method's name, read: the methods that it names, the one of the main stage last.
+
+    Attributes:
+        name: As it was written.
+        parts: Name and method of each part.
+    """
+
+    name: str
+    parts: tuple[tuple[str, Method], ...]
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether any part does."""
+        return any(method.needs_pairs for _, method in self.parts)
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The passes of the first part."""
+        return self.parts[0][1].passes
+
+    @property
+    def criterion(self) -> str:
+        """The criterion of the first part."""
+        return self.parts[0][1].criterion
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """The distributions of the parts that are not ours, by name."""
+        found = {name: METHODS.origin(name) for name, _ in self.parts}
+        return {name: origin for name, origin in found.items() if origin is not None}
+
+    def warm_ups(self, recipe: Recipe) -> "list[Stage]":
+        """The warm-up stages of all parts, in order."""
+        return [stage for _, method in self.parts if method.warm_up is not None for stage in method.warm_up(recipe)]
+
+    def main_terms(self, recipe: Recipe) -> "list[LossTerm]":
+        """The terms of the main stage."""
+        main: Any = self.parts[-1][1].main
+        return list(main(recipe))
+
+
+def composed(name: str, *, where: str = "--method") -> Composed:
+    """Read a method's name.
+
+    Raises:
+        InputError: A part is unknown, or two parts have a main stage and no warm-up tells them apart.
+    """
+    parts = [(part, METHODS.get(part, where=where)) for part in name.split("+")]
+    if parts[-1][1].main is None:
+        default = parts[-1][1].default_main
+        parts.append((default, METHODS.get(default, where=where)))
+    for part, method in parts[:-1]:
+        if method.warm_up is None:
+            raise InputError(
+                f"'{part}' has no warm-up, so nothing of it is left in '{name}'", where=where,
+                hint=f"leave it out, or put a method with a warm-up there: {', '.join(_with_warm_up())}",
+            )  # fmt: skip
+    if parts[-1][1].main is None:
+        raise PlanError(f"the method '{parts[-1][0]}' has no main stage", where=where, hint="name another one last")
+    return Composed(name, tuple(parts))
+
+
+def _with_warm_up() -> list[str]:
+    return [name for name in METHODS.names() if METHODS.get(name).warm_up is not None]

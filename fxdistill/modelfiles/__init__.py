@@ -1,0 +1,1 @@
+"""Models in files: read without running what a file contains."""

@@ -1,0 +1,87 @@
+"""A plan's file: read, validated, every nonsense refused with the line or the field named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fxdistill.errors import PlanError
+from fxdistill.plan.schema import VERSION, Plan
+
+
+def load(path: Path) -> Plan:
+    """Read and validate a plan.
+
+    Raises:
+        PlanError: Missing, not JSON, of a newer version, or not a valid plan; names the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        reason = cause.strerror if isinstance(cause, OSError) else "it is not a text file"
+        raise PlanError(
+            f"the plan cannot be read: {reason}", where=str(path), hint="write one with `fxdistill plan`"
+        ) from cause
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct_fields)
+    except json.JSONDecodeError as cause:
+        raise PlanError(
+            f"the plan is not JSON: {cause.msg}", where=f"{path}, line {cause.lineno}, column {cause.colno}",
+            hint="correct that line, or write the plan anew with `fxdistill plan`",
+        ) from cause  # fmt: skip
+    except (ValueError, RecursionError) as cause:
+        reason = "it is nested too deeply" if isinstance(cause, RecursionError) else str(cause)
+        raise PlanError(
+            f"the plan is not valid: {reason}", where=str(path), hint="write the plan anew with `fxdistill plan`"
+        ) from cause
+    return parse(data, where=str(path))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no number of JSON")
+
+
+def _distinct_fields(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(entries)
+    if len(fields) < len(entries):
+        names = [name for name, _ in entries]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it holds the field '{twice}' twice")
+    return fields
+
+
+def parse(data: object, *, where: str) -> Plan:
+    """Validate a plan's data.
+
+    Raises:
+        PlanError: As for :func:`load`.
+    """
+    if not isinstance(data, dict):
+        raise PlanError("the plan is not a JSON object", where=where, hint="write one with `fxdistill plan`")
+    version = data.get("version")
+    if type(version) is not int and version is not None:
+        raise PlanError(
+            f"the plan's version is {version!r}, not a whole number",
+            where=f"{where}, version", hint="write the plan anew with `fxdistill plan`",
+        )  # fmt: skip
+    if version is not None and version > VERSION:
+        raise PlanError(
+            f"the plan has version {version}; this fxdistill reads versions up to {VERSION}",
+            where=f"{where}, version", hint="update fxdistill, or write the plan anew",
+        )  # fmt: skip
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the plan"
+        more = f" (and {cause.error_count() - 1} more)" if cause.error_count() > 1 else ""
+        raise PlanError(
+            f"the plan is not valid: {first['msg'].removeprefix('Value error, ')}{more}",
+            where=f"{where}, {field}", hint="correct that field, or write the plan anew with `fxdistill plan`",
+        ) from cause  # fmt: skip
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a plan."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Plan.model_json_schema()}

@@ -1,0 +1,122 @@
+"""Names: what a plan or a command line may name, and where each name comes from.
+
+    kd              fxdistill/losses/kd.py, its attribute LOSS                    ours: the folder is the list
+    tp.lamp         fxdistill/criteria/tp/lamp.py, its attribute CRITERION        a folder in the folder: a family
+    anything else   an entry point of an installed distribution, in the group ``fxdistill.losses`` …
+
+Listing names imports nothing, so that help and "did you mean" are quick. Ours come first: an installed distribution
+adds names and replaces none. A plan records the distribution and version of every name that is not ours.
+"""
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Generic, TypeVar
+
+from fxdistill.errors import InputError
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The installed distribution that a name comes from."""
+
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Registry(Generic[Entry]):
+    """The named things of one kind.
+
+    Attributes:
+        kind: What they are, in messages: ``loss``.
+        package: Our package with a file for each of them; the group of others' entry points has the same name.
+        attribute: The attribute of each file that holds the thing.
+    """
+
+    kind: str
+    package: str
+    attribute: str
+
+    def names(self) -> tuple[str, ...]:
+        """All names, ours first, each kind in alphabetical order."""
+        return (*_files(self.package), *sorted(set(_entry_points(self.package)) - set(_files(self.package))))
+
+    def get(self, name: str, *, where: str = "", error: type[InputError] = InputError) -> Entry:
+        """The thing of a name.
+
+        Args:
+            name: The name.
+            where: What names it: an option, a field of the plan.
+            error: What to raise.
+
+        Raises:
+            InputError: There is no such name, two distributions give it, or it cannot be imported.
+        """
+        found: Entry
+        if name in _files(self.package):
+            found = getattr(importlib.import_module(f"{self.package}.{_files(self.package)[name]}"), self.attribute)
+            return found
+        points = _entry_points(self.package).get(name, ())
+        if not points:
+            raise error(
+                f"there is no {self.kind} named '{name}'", where=where or f"{self.kind} '{name}'",
+                hint=suggestion(name, self.names(), "known are"),
+            )  # fmt: skip
+        if len(points) > 1:
+            owners = " and ".join(sorted(point.dist.name for point in points if point.dist is not None))
+            raise error(
+                f"more than one distribution gives the {self.kind} '{name}'", where=owners, hint="uninstall one of them"
+            )
+        try:
+            found = points[0].load()
+        except Exception as cause:
+            raise error(
+                f"the {self.kind} '{name}' cannot be imported: {type(cause).__name__}: {cause}",
+                where=f"entry point {points[0].value}", hint="update or reinstall the distribution that gives it",
+            ) from cause  # fmt: skip
+        return found
+
+    def origin(self, name: str) -> Origin | None:
+        """The distribution of a name; None for ours, and for unknown ones."""
+        points = () if name in _files(self.package) else _entry_points(self.package).get(name, ())
+        dist = points[0].dist if points else None
+        return Origin(dist.name, dist.version) if dist is not None else None
+
+
+@functools.cache
+def _files(package: str) -> dict[str, str]:
+    """The names that our files give, and the modules below the package that hold them."""
+    return dict(sorted(_modules(importlib.import_module(package).__path__, "")))
+
+
+def _modules(path: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
+    for module in pkgutil.iter_modules(list(path)):
+        if module.name.startswith("_"):
+            continue
+        if module.ispkg:
+            yield from _modules([f"{folder}/{module.name}" for folder in path], f"{prefix}{module.name}.")
+        else:
+            name = f"{prefix}{module.name}"
+            yield name.replace("_", "-"), name
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, tuple[metadata.EntryPoint, ...]]:
+    found: dict[str, tuple[metadata.EntryPoint, ...]] = {}
+    for point in metadata.entry_points(group=group):
+        found[point.name] = (*found.get(point.name, ()), point)
+    return found
+
+
+def suggestion(wrong: str, known: Sequence[str], introduction: str) -> str:
+    """A hint for a wrong name: the nearest one, and all of them."""
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
+    question = f"did you mean '{near[0]}'? " if near else ""
+    return f"{question}{introduction} {', '.join(known)}" if known else f"there is no {introduction}"

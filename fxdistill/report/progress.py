@@ -1,0 +1,107 @@
+"""What people see while a run trains: one bar over all epochs, one line of what is happening.
+
+On a terminal both are live and disappear at the end. Elsewhere (a log file) only the end of each stage is written.
+"""
+
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.plan.schema import Plan
+from fxdistill.report.terminal import diagnostics_view
+from fxdistill.runtime.arms import Arm, Observer
+from fxdistill.runtime.loop import Progress as TrainProgress
+
+_LOG_SECONDS = 30.0
+_LEAST_COST = 0.05  # of an epoch: reading and augmenting images takes time too
+
+
+class RunView(Observer):
+    """The live view of a run.
+
+    Args:
+        console: Where to draw.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(self._begin, self._remark, self._progress, self._phase)
+        self.console = console
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=console,
+        )  # fmt: skip
+        self._live = Live(self._bar, console=console, refresh_per_second=8, transient=True)
+        self._task = self._bar.add_task("loading", total=None)
+        self._shares: dict[str, list[float]] = {}
+        self._order: list[Arm] = []
+        self._drawn = self._logged = 0.0
+
+    def __enter__(self) -> "RunView":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def _begin(self, plan: Plan, arms: list[Arm]) -> None:
+        """Learn how the cost of the run is spread over arms and stages."""
+        self._shares = {
+            arm.name: [stage.epochs * max(stage.cost, _LEAST_COST) for stage in plan.stages_of(arm.name)]
+            for arm in arms
+        }
+        self._order = arms
+        self._logged = time.monotonic()
+
+    def _remark(self, remark: Diagnostic) -> None:
+        for line in diagnostics_view([remark]):
+            self.console.print(line)
+
+    def _phase(self, phase: str) -> None:
+        self._bar.update(self._task, description=phase)
+        self._live.update(self._bar, refresh=self.console.is_terminal)
+
+    def _progress(self, arm: Arm, progress: TrainProgress, accuracy: float | None) -> None:
+        at, stage = progress.position, progress.stage
+        ended = at.step == 0
+        now = time.monotonic()
+        if now - self._drawn > 0.1 or ended:
+            self._drawn = now
+            self._draw(arm, progress)
+        finished = ended and at.epoch == stage.epochs
+        if finished or (ended and not self.console.is_terminal and now - self._logged > _LOG_SECONDS):
+            self._logged = now
+            reached = "" if accuracy is None else f"  accuracy {accuracy:.2%}"
+            where = "" if finished else f" {at.epoch}/{stage.epochs}"
+            self.console.print(
+                Text.assemble(
+                    f"{arm.name}, seed {arm.seed}: ",
+                    (stage.name, "bold cyan"),
+                    f"{where}  {_losses(progress)}{reached}",
+                ),
+                soft_wrap=not self.console.is_terminal,
+            )
+
+    def _draw(self, arm: Arm, progress: TrainProgress) -> None:
+        at, stage = progress.position, progress.stage
+        shares = self._shares[arm.name]
+        before = sum(sum(self._shares[one.name]) for one in self._order[: self._order.index(arm)])
+        within = (at.epoch + at.step / max(1, progress.steps)) / stage.epochs
+        done = before + sum(shares[: at.stage]) + within * shares[at.stage]
+        total, name = sum(sum(self._shares[one.name]) for one in self._order), f"{arm.name}, seed {arm.seed}"
+        if self._bar.tasks[0].total is None:
+            # of a resumed run, what was done before says nothing about its speed
+            self._bar.reset(self._task, total=total, completed=int(done), description=name)
+        self._bar.update(self._task, total=total, completed=done, description=name)
+        epoch = at.epoch + (1 if at.step else 0)
+        line = f"{stage.name}, epoch {epoch} of {stage.epochs}  {_losses(progress)}"
+        self._live.update(Group(self._bar, Text(f"{line}  {progress.images_per_second:,.0f} images/s")))
+
+
+def _losses(progress: TrainProgress) -> str:
+    """The losses by name, with their pair."""
+    return "  ".join(f"{key} {value:.4g}" for key, value in progress.losses.items())

@@ -1,0 +1,1 @@
+"""A run: executed, checked, trained, resumed, and what came out of it."""

@@ -1,0 +1,100 @@
+"""Checkpoints that continue a run exactly.
+
+What a step does depends on its place in the run, on the tensors and on the optimiser alone (see ``train``). A
+checkpoint holds just these and, so that a resumed run also *reports* what an undisturbed one does, the means of the
+losses over the epoch so far and the length of the metrics, which are cut back to it.
+"""
+
+import io
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdistill.errors import RunDirError
+from fxdistill.files import write_bytes
+from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.loop import Means, Position
+
+_FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """Everything that an exact resume needs.
+
+    Attributes:
+        arm: Index into the run's arms.
+        position: The place in that arm.
+        state: Trainable tensors by name; None at the start of an arm.
+        optimizer: The optimiser's state; None between stages.
+        means: The losses of the epoch so far.
+        scaler: State of the loss scaling of 16-bit training; empty for other precisions.
+        metrics_size: Length of metrics.jsonl, bytes.
+        seconds: Time spent in this arm.
+        finished: Results of the arms before.
+    """
+
+    arm: int = 0
+    position: Position = field(default_factory=Position)
+    state: dict[str, Tensor] | None = None
+    optimizer: dict[str, Any] | None = None
+    means: Means = field(default_factory=Means)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    metrics_size: int = 0
+    seconds: float = 0.0
+    finished: list[dict[str, Any]] = field(default_factory=list)
+
+
+_PLAIN = ("arm", "state", "optimizer", "scaler", "metrics_size", "seconds", "finished")
+
+
+def save(run: RunDir, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in place of the last one.
+
+    Raises:
+        PlanError: It cannot be written; the last one is as it was.
+    """
+    content = {"format": _FORMAT, **{name: getattr(checkpoint, name) for name in _PLAIN}}
+    content |= {"position": asdict(checkpoint.position), "means": asdict(checkpoint.means)}
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(run.checkpoint_path, buffer.getvalue())
+
+
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """Weights that an earlier part of the run has written.
+
+    Raises:
+        RunDirError: The file is missing or damaged.
+    """
+    try:
+        found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as cause:
+        raise RunDirError(
+            "the weights are missing or damaged", where=str(path), hint="remove the run directory and start again"
+        ) from cause
+    return found
+
+
+def load(run: RunDir) -> Checkpoint:
+    """The last checkpoint, or a fresh one.
+
+    Raises:
+        RunDirError: The file is damaged.
+    """
+    if not run.checkpoint_path.exists():
+        return Checkpoint()
+    try:
+        content = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
+        return Checkpoint(
+            **{name: content[name] for name in _PLAIN},
+            position=Position(**content["position"]), means=Means(**content["means"]),
+        )  # fmt: skip
+    except Exception as cause:
+        raise RunDirError(
+            "the checkpoint is damaged", where=str(run.checkpoint_path),
+            hint="remove the run directory and start again",
+        ) from cause  # fmt: skip

@@ -1,0 +1,251 @@
+"""A run directory on disk: which files it has, whom it belongs to, and who may work in it.
+
+    plan.json        the plan that is run; a directory holds one run
+    origin.json      where that plan lies: the places that it names are relative to it
+    metrics.jsonl    one line an epoch
+    tensorboard/     the same for TensorBoard
+    checkpoint.pt    the last checkpoint: removed when the run is complete
+    auxiliary.pt     the auxiliary teacher's state dict, where the plan has one
+    student.pt       the distilled student's state dict
+    student.onnx     the same, exported
+    result.json      what came out; its presence says that the run is complete
+    .lock            held by the process at work; the file stays, the lock goes with the process
+
+Every file is written whole or not at all, ``plan.json`` first of those that make a directory a run.
+"""
+
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fxdistill.errors import RunDirError
+from fxdistill.files import write_text
+from fxdistill.plan.file import load as load_plan
+from fxdistill.plan.schema import Plan
+
+_OTHER = "choose another directory with -o"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, plan: Plan, *, origin: Path, resume: bool) -> "RunDir":
+        """Start a run in a new or empty directory, or take one up again.
+
+        Args:
+            path: The directory.
+            plan: The plan to run.
+            origin: The plan's file.
+            resume: Whether a run that is there may be continued.
+
+        Raises:
+            RunDirError: It holds another run, or this one and ``resume`` is not asked for, or none and it is.
+        """
+        run = cls(path)
+        if run.holds(plan, resume=resume):
+            if resume:
+                return run
+            complete = run.result_path.exists()
+            raise RunDirError(
+                f"the run directory already holds this run{', complete' if complete else ''}", where=str(path),
+                hint=f"{'see it with `fxdistill show`' if complete else 'continue it with --resume'}, or {_OTHER}",
+            )  # fmt: skip
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise RunDirError(
+                f"cannot make the run directory: {cause.strerror}", where=str(path), hint=_OTHER
+            ) from cause
+        place = Path(os.path.relpath(origin.resolve(), path.resolve())).as_posix()
+        write_text(run.origin_path, json.dumps({"plan": place}) + "\n")
+        write_text(run.plan_path, plan.to_json())
+        return run
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunDir":
+        """A directory that holds a run.
+
+        Raises:
+            RunDirError: It does not.
+        """
+        run = cls(path)
+        if not run.plan_path.exists():
+            raise RunDirError(
+                "this directory holds no run", where=str(path), hint="start one with `fxdistill run PLAN -o DIR`"
+            )
+        return run
+
+    def holds(self, plan: Plan, *, resume: bool) -> bool:
+        """Whether the run of this plan is there; False where a run can start.
+
+        Args:
+            plan: The plan.
+            resume: Whether a run is to be continued: then there must be one.
+
+        Raises:
+            RunDirError: Something else is there, or nothing to continue.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirError("the run directory is a file", where=str(self.path), hint=_OTHER)
+        if not self.plan_path.exists():
+            # what a run leaves that was killed before it had its plan is no obstacle
+            if self.path.exists() and any(not _is_ours(entry) for entry in self.path.iterdir()):
+                raise RunDirError("the directory is not empty and holds no run", where=str(self.path), hint=_OTHER)
+            if resume:
+                raise RunDirError(
+                    "there is no run to resume", where=str(self.path),
+                    hint="name the run's directory with -o, or start the run without --resume",
+                )  # fmt: skip
+            return False
+        theirs = self.plan().sha256
+        if theirs != plan.sha256:
+            raise RunDirError(
+                f"the run directory holds another run: its plan has sha256 {theirs[:12]}…, yours {plan.sha256[:12]}…",
+                where=str(self.path), hint=_OTHER,
+            )  # fmt: skip
+        return True
+
+    @property
+    def plan_path(self) -> Path:
+        """The plan."""
+        return self.path / "plan.json"
+
+    @property
+    def origin_path(self) -> Path:
+        """Where the plan came from."""
+        return self.path / "origin.json"
+
+    @property
+    def student_path(self) -> Path:
+        """The distilled student's state dict."""
+        return self.path / "student.pt"
+
+    @property
+    def auxiliary_path(self) -> Path:
+        """The auxiliary teacher's state dict."""
+        return self.path / "auxiliary.pt"
+
+    @property
+    def onnx_path(self) -> Path:
+        """The exported student."""
+        return self.path / "student.onnx"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON line an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard_path(self) -> Path:
+        """TensorBoard's log directory."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The last checkpoint."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def result_path(self) -> Path:
+        """What came out."""
+        return self.path / "result.json"
+
+    @property
+    def base(self) -> Path:
+        """The folder to which the places in the plan are relative.
+
+        Raises:
+            RunDirError: The file that says so is damaged.
+        """
+        try:
+            origin = json.loads(self.origin_path.read_text(encoding="utf-8"))
+            return (self.path / str(origin["plan"])).parent
+        except (OSError, ValueError, KeyError, TypeError) as cause:
+            raise RunDirError(
+                "origin.json is damaged", where=str(self.origin_path), hint="run the plan anew"
+            ) from cause
+
+    def plan(self) -> Plan:
+        """The plan that this directory runs."""
+        return load_plan(self.plan_path)
+
+    def result(self) -> dict[str, Any] | None:
+        """What came out, None while the run is not complete.
+
+        Raises:
+            RunDirError: The file is damaged.
+        """
+        if not self.result_path.exists():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as cause:
+            raise RunDirError(
+                "result.json is damaged", where=str(self.result_path), hint="run the plan anew"
+            ) from cause
+        return result
+
+    def sweep(self) -> None:
+        """Remove the temporary files and folders of writes that were killed."""
+        for entry in self.path.iterdir():
+            if entry.name.startswith(_TEMPORARY):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+_TEMPORARY = tuple(
+    f".{name}."
+    for name in (
+        "plan.json",
+        "origin.json",
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "auxiliary.pt",
+        "student.pt",
+        "student.onnx",
+        "result.json",
+    )
+)
+
+
+def _is_ours(entry: Path) -> bool:
+    return entry.name in {".lock", "origin.json"} or entry.name.startswith(_TEMPORARY)
+
+
+@contextmanager
+def lock(run: RunDir) -> Iterator[None]:
+    """One process a run directory at a time; the system lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        RunDirError: Another process is at work in it.
+    """
+    with (run.path / ".lock").open("a+") as file:
+        try:
+            _take(file)
+        except OSError as cause:
+            raise RunDirError(
+                "another process is at work in this run directory", where=str(run.path),
+                hint="wait for it, or stop it, then use --resume",
+            ) from cause  # fmt: skip
+        run.sweep()
+        yield
+
+
+def _take(file: IO[str]) -> None:
+    """Lock a file without waiting, by the means of the operating system."""
+    if os.name == "nt":
+        system = importlib.import_module("msvcrt")
+        file.seek(0)
+        system.locking(file.fileno(), system.LK_NBLCK, 1)
+    else:
+        system = importlib.import_module("fcntl")
+        system.flock(file, system.LOCK_EX | system.LOCK_NB)

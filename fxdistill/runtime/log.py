@@ -1,0 +1,91 @@
+"""The metrics of a run: JSON lines, and the same for TensorBoard.
+
+The lines are the truth. After a kill they are cut back to the length that the checkpoint knows, and TensorBoard's files
+are made anew from what is left: neither ever shows an epoch twice.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from fxdistill.errors import PlanError
+from fxdistill.files import write_bytes
+from fxdistill.runtime.directory import RunDir
+
+
+class Metrics:
+    """The metrics of one run directory, open for more.
+
+    Args:
+        run: The directory.
+        size: How much of metrics.jsonl counts, bytes; the rest was written after the last checkpoint.
+    """
+
+    def __init__(self, run: RunDir, *, size: int) -> None:
+        self._lines, self._events = run.metrics_path, run.tensorboard_path
+        self._steps: dict[str, int] = {}
+        kept = self._lines.read_bytes()[:size] if self._lines.exists() else b""
+        if self._lines.exists():
+            write_bytes(self._lines, kept)
+        if self._events.exists():
+            shutil.rmtree(self._events)
+        for line in kept.splitlines():
+            self._event(json.loads(line))
+
+    @property
+    def size(self) -> int:
+        """Length of metrics.jsonl, bytes."""
+        return self._lines.stat().st_size if self._lines.exists() else 0
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one epoch: seed, name, stage, epoch, losses, accuracy and images_per_second.
+
+        Raises:
+            PlanError: It cannot be written.
+        """
+        record = {**record, "time": round(time.time(), 3)}
+        try:
+            with self._lines.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            self._event(record)
+        except OSError as cause:
+            raise PlanError(
+                f"cannot write: {cause.strerror}", where=str(self._lines),
+                hint="free some space, then continue with --resume",
+            ) from cause  # fmt: skip
+
+    def _event(self, record: dict[str, Any]) -> None:
+        """Append a record to the event file of its arm, at the number of epochs that the arm has had."""
+        arm = f"{record['name']}-seed{record['seed']}"
+        step = self._steps[arm] = self._steps.get(arm, 0) + 1
+        values = {f"{record['stage']}/{key}": value for key, value in record["losses"].items()}
+        values["images_per_second"] = record["images_per_second"]
+        if record["accuracy"] is not None:
+            values["accuracy"] = record["accuracy"]
+        write_event(self._events / arm, step=step, seconds=record["time"], values=values)
+
+
+def write_event(folder: Path, *, step: int, seconds: float, values: dict[str, float]) -> None:
+    """Append scalars to TensorBoard's event file of a folder.
+
+    TensorBoard's event writers start a thread and a new file each time; its record writer appends to any file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped] # noqa: PLC0415
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped] # noqa: PLC0415
+    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped] # noqa: PLC0415
+
+    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+    path = folder / "events.out.tfevents.fxdistill"
+    events = [Event(wall_time=seconds, step=step, summary=summary)]
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        events.insert(0, Event(wall_time=seconds, file_version="brain.Event:2"))
+    with path.open("ab") as file:
+        writer = RecordWriter(file)
+        for event in events:
+            writer.write(event.SerializeToString())

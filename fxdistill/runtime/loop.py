@@ -1,0 +1,292 @@
+"""The training loop, in view: forward, loss, backward, step.
+
+Randomness is a function of the place in the run and of nothing else: batches and augmentation of (seed, epoch, step),
+and torch's global generators are seeded from the same three before every step. A checkpoint therefore needs no
+generator state, and a run continued from one takes exactly the steps that an undisturbed run takes.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from fxdistill.data.batches import Dataset, batches, steps_per_epoch
+from fxdistill.errors import FxdistillError, InputError, TrainingError
+from fxdistill.ir.program import Program
+from fxdistill.plan.schema import DataPlan, Stage
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # slow to import
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+}  # fmt: skip
+_ACCELERATOR_CHECKS = 20  # steps
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in an arm of a run: so many stages, epochs of this stage and steps of this epoch are done."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Means:
+    """Means of an epoch's losses over its first ``count`` steps, by the key of the loss, unweighted."""
+
+    count: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+
+    def add(self, key: str, value: float) -> None:
+        """Take in a loss of the step after those counted."""
+        mean = self.values.get(key, 0.0)
+        self.values[key] = mean + (value - mean) / (self.count + 1)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a checkpoint may be taken.
+
+    Attributes:
+        position: The place reached.
+        optimizer: The optimiser in use; None between stages.
+        means: Gives the losses of the epoch so far. Waits for the device; raises :class:`TrainingError` where one of
+            them is not a number.
+    """
+
+    position: Position
+    optimizer: torch.optim.Optimizer | None = None
+    means: Callable[[], Means] = Means
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop reports after some steps.
+
+    Attributes:
+        stage: The stage in training.
+        position: The place reached.
+        steps: Steps of an epoch.
+        losses: Mean of each loss over the epoch so far, unweighted.
+        images_per_second: Over the epoch so far.
+    """
+
+    stage: Stage
+    position: Position
+    steps: int
+    losses: dict[str, float]
+    images_per_second: float
+
+
+@dataclass
+class Loop:
+    """Trains one arm: a program, stage by stage, with data, on a device.
+
+    Attributes:
+        fabric: Device, precision, backward.
+        program: The joint program of all stages.
+        dataset: Where batches come from.
+        data: Batch size and augmentation.
+        seed: Everything random comes from it.
+        compiled: Whether each stage's program goes through ``torch.compile``.
+        on_progress: Called after some steps, and at the end of every epoch.
+        on_save: Called after every step, epoch and stage: a checkpoint may be taken.
+    """
+
+    fabric: "Fabric"
+    program: Program
+    dataset: Dataset
+    data: DataPlan
+    seed: int
+    compiled: bool
+    on_progress: Callable[[Progress], None]
+    on_save: Callable[[Moment], None]
+
+    def run(
+        self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None
+    ) -> None:
+        """Train from a place to the end.
+
+        Args:
+            position: The place.
+            optimizer_state: The optimiser's state there; None at the start of a stage.
+            means: The losses of the epoch so far.
+
+        Raises:
+            TrainingError: A loss is not a number.
+        """
+        for index, stage in enumerate(self.program.stages):
+            if index < position.stage:
+                continue
+            self._stage(index, stage, position, optimizer_state, means or Means())
+            position, optimizer_state, means = Position(stage=index + 1), None, None
+            self.on_save(Moment(position))
+
+    def _stage(
+        self, index: int, stage: Stage, position: Position, state: dict[str, object] | None, means: Means
+    ) -> None:
+        program = self.program.stage(stage.name)
+        program.train()
+        optimizer = make_optimizer(stage, program)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        forward = compiled(program) if self.compiled else program
+        wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
+        done = sum(one.epochs for one in self.program.stages[:index])
+        for epoch in range(position.epoch, stage.epochs):
+            first = epoch == position.epoch
+            place = Position(index, epoch, position.step if first else 0)
+            running = _Running(stage, program, means if first else Means(), every=self._every)
+            self._epoch(running, wrapped, optimizer, place, run_epoch=done + epoch)
+
+    @property
+    def _every(self) -> int:
+        """Steps between two looks at the losses; on an accelerator a look waits for it."""
+        return 1 if self.fabric.device.type == "cpu" else _ACCELERATOR_CHECKS
+
+    def _epoch(
+        self, running: "_Running", forward: Callable[..., dict[str, Tensor]], optimizer: torch.optim.Optimizer,
+        position: Position, *, run_epoch: int,
+    ) -> None:  # fmt: skip
+        size, stage = self.data.batch_size, running.stage
+        steps = steps_per_epoch(self.dataset.train, size)
+        found = batches(
+            self.dataset.train, size, mean=self.dataset.mean, std=self.dataset.std, seed=self.seed, epoch=run_epoch,
+            start=position.step, shuffle=True, augment=self.data.augmentation, device=self.fabric.device,
+        )  # fmt: skip
+        for step, (images, labels) in enumerate(found, start=position.step):
+            _set_rate(optimizer, stage, (position.epoch * steps + step) / (stage.epochs * steps))
+            with seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
+                losses = forward(images, labels)
+                total = running.program.total(losses)
+                optimizer.zero_grad()
+                self.fabric.backward(total)
+                optimizer.step()
+            place = replace(position, step=step + 1)
+            if running.add(losses, place, len(images)):
+                self.on_progress(running.progress(place, steps))
+            if step + 1 < steps:
+                self.on_save(Moment(place, optimizer, running.flush))
+        running.flush()
+        end = replace(position, epoch=position.epoch + 1, step=0)
+        self.on_progress(running.progress(end, steps))
+        if end.epoch < stage.epochs:
+            self.on_save(Moment(end, optimizer))
+
+
+class _Running:
+    """An epoch in training: its losses, looked at every few steps; one that is not a number stops the run."""
+
+    def __init__(self, stage: Stage, program: Program, means: Means, *, every: int) -> None:
+        self.stage, self.program, self.means, self.every = stage, program, means, every
+        self._speed = 0.0
+        self._pending: list[tuple[Position, Tensor]] = []
+        self._images = 0
+        self._since = time.perf_counter()
+
+    def progress(self, position: Position, steps: int) -> Progress:
+        """What there is to report."""
+        return Progress(self.stage, position, steps, dict(self.means.values), self._speed)
+
+    def add(self, losses: dict[str, Tensor], position: Position, images: int) -> bool:
+        """Take one step's losses; returns whether the means are up to date."""
+        self._pending.append((position, torch.stack([losses[t.key].detach().float() for t in self.program.terms])))
+        self._images += images
+        if len(self._pending) < self.every:
+            return False
+        self.flush()
+        return True
+
+    def flush(self) -> Means:
+        """The means, with what is pending taken in."""
+        if not self._pending:
+            return self.means
+        values = torch.stack([value for _, value in self._pending]).cpu()
+        for (position, _), row in zip(self._pending, values.tolist(), strict=True):
+            for term, value in zip(self.program.terms, row, strict=True):
+                if not math.isfinite(value):
+                    raise self._not_finite(term.key, position)
+                self.means.add(term.key, value)
+            self.means.count += 1
+        self._speed = self._images / max(time.perf_counter() - self._since, 1e-9)
+        self._pending = []
+        return self.means
+
+    def _not_finite(self, key: str, position: Position) -> TrainingError:
+        term = next(term for term in self.program.terms if term.key == key)
+        tap = f"the taps of the pair '{term.loss.pair}'" if term.loss.pair else "the logits"
+        return TrainingError(
+            f"the loss '{key}' is not a number; it reads {tap}",
+            where=f"stage '{self.stage.name}', epoch {position.epoch + 1}, batch {position.step}",
+            hint="lower the learning rate of that stage in the plan, or train in --precision 32-true",
+        )
+
+
+def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:
+    """A fresh optimiser over the student's and the adapters' parameters that the stage's program uses.
+
+    Raises:
+        TrainingError: There are none.
+    """
+    parameters = [p for p in program.parameters() if p.requires_grad]
+    if not parameters:
+        raise TrainingError(
+            "nothing in this stage can be trained: its losses do not depend on the student's parameters",
+            where=f"stage '{stage.name}'", hint="give the stage another loss in the plan",
+        )  # fmt: skip
+    spec = stage.optimizer
+    arguments: dict[str, float] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
+    if spec.name == "sgd":
+        arguments["momentum"] = spec.momentum
+    make = cast("Callable[..., torch.optim.Optimizer]", _OPTIMIZERS[spec.name])
+    return make(parameters, **arguments)
+
+
+def compiled(program: Program) -> nn.Module:
+    """The program through ``torch.compile``, on its first call."""
+    return cast("nn.Module", torch.compile(program))
+
+
+@contextmanager
+def _compiler_errors() -> Iterator[None]:
+    """Make one clear error of what the compiler says; what it hides of ours comes out."""
+    try:
+        yield
+    except FxdistillError:
+        raise
+    except Exception as error:
+        if "torch._dynamo" not in type(error).__module__ and "torch._inductor" not in type(error).__module__:
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"torch.compile cannot compile this program: {first}", where="--compile",
+            hint="run without --compile, or install what is missing: on a CPU it needs a C++ compiler",
+        ) from error  # fmt: skip
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, progress: float) -> None:
+    """The learning rate at a share of the stage: constant, or half a cosine to zero (Loshchilov and Hutter, 2017)."""
+    factor = 0.5 * (1 + math.cos(math.pi * progress)) if stage.schedule == "cosine" else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = stage.optimizer.lr * factor
+
+
+@contextmanager
+def seeded(seed: int, epoch: int, step: int, *, device: torch.device) -> Iterator[None]:
+    """Torch's global generators as a function of a place in the run; afterwards they are as before."""
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type="cuda"):
+        torch.manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
+        yield
+
+
+def trainable_state(program: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a program: student and adapters, without the frozen teacher."""
+    return {name: tensor for name, tensor in program.state_dict().items() if not name.startswith("teacher.")}

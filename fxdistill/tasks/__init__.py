@@ -1,0 +1,106 @@
+"""Tasks, one file each: what data must hold, what an output must look like, and what is measured.
+
+A task knows its supervised term (or that it has none), its metrics and which of them is the primary one, what chance
+is, whether targets move with the images under augmentation, and what it means that two models agree.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fxdistill.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two predictions of one batch say the same.
+
+    Attributes:
+        agreeing: How many of them.
+        total: Of how many.
+        widest: Over those that differ, the reference's largest gap between its own choice and the other's, in units of
+            the output; 0 where all agree.
+    """
+
+    agreeing: int
+    total: int
+    widest: float = 0.0
+
+
+class Task(ABC):
+    """A task. Instances have no state.
+
+    Attributes:
+        summary: One line for help.
+        supervised: The loss that the labels alone give, by name; None for a task that has none.
+        primary: The metric that runs are compared by, one of those that :meth:`evaluate` returns.
+        higher_is_better: Whether more of it is better.
+        is_share: Whether it is a share of 1, to be shown as a percentage.
+        has_classes: Whether labels are numbers of classes that have names.
+        moves_targets: Whether targets are maps (B, H, W) that move with the images under augmentation.
+    """
+
+    summary: ClassVar[str]
+    supervised: ClassVar[str | None]
+    primary: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    is_share: ClassVar[bool] = True
+    has_classes: ClassVar[bool] = True
+    moves_targets: ClassVar[bool] = False
+
+    @abstractmethod
+    def wrong_targets(self, targets: "Tensor", image_shape: Sequence[int], classes: int) -> str:
+        """What is wrong with a split's targets, '' where nothing is.
+
+        Args:
+            targets: (N, ...), those of a whole split.
+            image_shape: Channels, height and width of an image.
+            classes: Number of class names; 0 where the data has none.
+        """
+
+    @abstractmethod
+    def wrong_output(self, output: "Tensor", image_shape: Sequence[int], classes: int) -> str:
+        """What is wrong with a model's prediction for a batch, '' where nothing is; arguments as above."""
+
+    @abstractmethod
+    def metrics(self, classes: int) -> "Mapping[str, Metric]":
+        """Fresh metrics by name, each updated with (prediction, targets)."""
+
+    def evaluate(
+        self, predict: "Callable[[str], Iterable[tuple[Tensor, Tensor]]]", classes: int, device: "torch.device | str"
+    ) -> dict[str, float]:
+        """All metrics of a model.
+
+        Args:
+            predict: For ``train`` or ``test`` the predictions and targets of that split, batch after batch, unaugmented
+                and in order.
+            classes: Number of classes.
+            device: Where they are.
+        """
+        metrics = {name: metric.to(device) for name, metric in self.metrics(classes).items()}
+        for output, targets in predict("test"):
+            for metric in metrics.values():
+                metric.update(output, targets)
+        return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+    def chance(self, classes: int) -> float | None:
+        """What the primary metric is without any knowledge; None where that is not known."""
+        del classes
+        return None
+
+    @abstractmethod
+    def agreement(self, ours: "Tensor", theirs: "Tensor") -> Agreement:
+        """How far two predictions for one batch say the same; ``ours`` is the reference."""
+
+    def shown(self, value: float) -> str:
+        """A value of the primary metric for people."""
+        return f"{value:.2%}" if self.is_share else f"{value:.4g}"
+
+
+TASKS: Registry[Task] = Registry("task", __name__, "TASK")

@@ -1,0 +1,200 @@
+"""Label rules for operations that only move elements: the operation itself is run on the labels.
+
+``view`` and its kin, slices, permutations, ``chunk``, channel and pixel shuffles are exact by construction. Three
+things need care: a view that splits a channel dimension is noted (equal counts), a dimension along which labels do
+not vary stays compact whatever is padded or concatenated, and tensors are boxes: what is concatenated side by side
+shares its other dimensions' channels.
+"""
+
+# ruff: noqa: SIM905  # tables of names read best as words
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdistill.ir.coupling import core
+from fxdistill.passes.couple.values import Labelled, Ledger, Opaque, compact, dims_of, labelled, tensors, to_meta
+
+Function = Callable[..., Any]
+
+_VIEWS = frozenset("view unsafe_view _unsafe_view _reshape_alias reshape_alias reshape".split())
+_PICKS = frozenset("index_select index roll flip fliplr flipud rot90 diagonal unfold".split())
+_CUTS = frozenset("chunk split split_with_sizes tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split narrow "
+                  "slice getitem".split())  # fmt: skip
+MOVEMENT = _VIEWS | _CUTS | _PICKS | frozenset(
+    "permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze expand expand_as broadcast_to repeat tile "
+    "repeat_interleave unbind select t T mT H adjoint pixel_shuffle pixel_unshuffle "
+    "flatten unflatten ravel view_as reshape_as atleast_2d".split()
+)  # fmt: skip
+
+
+def move(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run a movement on every layer of its (only) labelled operand."""
+    source, rest = args[0], args[1:]
+    if not isinstance(source, Labelled) or any(isinstance(t, Labelled) for t in tensors((_sized(name, rest), kwargs))):
+        raise Opaque("its indices depend on values")
+    if name in _VIEWS and any(isinstance(a, torch.dtype) for a in rest):
+        raise Opaque("it reads the values as another type")
+    function = _on_labels(name, func)
+    rest = tuple(tuple(a.shape) if isinstance(a, Labelled) else a for a in rest)
+    like = function(source, *to_meta(rest), **to_meta(kwargs))
+    moved = [function(layer, *rest, **kwargs) for layer in ledger.layers(source)]
+    if name in _PICKS or (name in ("getitem", "slice") and _by_step(name, rest)):
+        moved = [_picked(ledger, one, other) for one, other in zip(ledger.layers(source), moved, strict=True)]
+    if isinstance(like, Tensor):
+        return _piece(ledger, name, source, like, moved)
+    return type(like)(_piece(ledger, name, source, part, [m[i] for m in moved]) for i, part in enumerate(like))
+
+
+def _by_step(name: str, rest: Sequence[Any]) -> bool:
+    """Whether an index is more than single positions and contiguous runs."""
+    if name == "slice":
+        return len(rest) > 3 and rest[3] != 1
+    parts = rest[0] if isinstance(rest[0], tuple) else rest[:1]
+    return any((part.step or 1) != 1 if isinstance(part, slice) else isinstance(part, Tensor | list) for part in parts)
+
+
+def _picked(ledger: Ledger, before: Tensor, after: Tensor) -> Tensor:
+    """Lock channels that are picked or reordered by fixed indices: survivors would be others."""
+    one, other = core(before).squeeze(), core(compact(after)).squeeze()
+    if one.shape != other.shape or not torch.equal(one, other):
+        ledger.lock(before, "is picked by its index")
+    return after
+
+
+def _sized(name: str, rest: Sequence[Any]) -> Sequence[Any]:
+    """The arguments that are read for more than their shape."""
+    return () if name in ("expand_as", "view_as", "reshape_as") else rest
+
+
+def _on_labels(name: str, func: Function) -> Function:
+    """What does the movement on expanded integers: a view of them may need a copy."""
+    if name in _VIEWS or name in ("view_as", "reshape_as"):
+        return lambda layer, *shape, **kw: layer.reshape(*shape, **_without_dtype(kw))
+    if name == "expand_as":
+        return lambda layer, shape: layer.expand(shape)
+    return func
+
+
+def _without_dtype(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key in ("shape", "size")} and {
+        "shape": kwargs.get("shape", kwargs.get("size"))
+    }
+
+
+def _piece(ledger: Ledger, name: str, source: Tensor, like: Tensor, moved: Sequence[Tensor]) -> Labelled:
+    layers = []
+    for before, after in zip(ledger.layers(source), moved, strict=True):
+        layer = compact(after)
+        dims = dims_of(layer)
+        if dims:
+            if len(dims) > len(dims_of(before)):
+                ledger.split(layer, "split")
+            elif name in _CUTS and dims == dims_of(before):
+                ledger.cut(before, layer)
+            layers.append(layer)
+        elif bool(core(layer).any()) and layer.numel():
+            ledger.lock(layer, "is picked by its index")
+    return labelled(like, layers)
+
+
+def channel_shuffle(value: Tensor, groups: int) -> Tensor:
+    """``F.channel_shuffle`` spelled out in views, which split the channels into groups."""
+    grouped: Tensor = value.unflatten(1, (groups, -1))
+    return grouped.transpose(1, 2).flatten(1, 2)
+
+
+def pad(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Padding: new channels get fresh labels; along other dimensions labels go on."""
+    source, widths = args[0], list(kwargs.get("pad", args[1] if len(args) > 1 else ()))
+    like = func(source, *to_meta(args[1:]), **to_meta(kwargs))
+    layers = []
+    mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
+    for layer in ledger.layers(source):
+        if isinstance(mode, str) and mode != "constant" and dims_of(layer)[-1] >= layer.dim() - len(widths) // 2:
+            raise Opaque("it repeats channels at the border")
+        for index in range(0, len(widths), 2):
+            dim = layer.dim() - 1 - index // 2
+            layer = _pad_dim(ledger, layer, dim, widths[index], widths[index + 1])  # noqa: PLW2901
+        layers.append(layer.expand(like.shape))
+    return labelled(like, layers)
+
+
+def _pad_dim(ledger: Ledger, layer: Tensor, dim: int, before: int, after: int) -> Tensor:
+    if before == after == 0:
+        return layer
+    size = layer.shape[dim] + before + after
+    shape = (*layer.shape[:dim], size, *layer.shape[dim + 1 :])
+    if dim not in dims_of(layer):
+        return layer.narrow(dim, 0, 1).expand(shape)
+    start, end = max(0, -before), layer.shape[dim] - max(0, -after)
+    view = core(layer).narrow(dim, start, end - start)
+    fresh = [_border(ledger, view, dim, max(0, n)) for n in (before, after)]
+    return torch.cat([fresh[0], view, fresh[1]], dim).expand(shape)
+
+
+def _border(ledger: Ledger, view: Tensor, dim: int, count: int) -> Tensor:
+    """Labels of a border: fresh channels, or none where the channels are those of heads, which keep it."""
+    shape = [count if d == dim else size for d, size in enumerate(view.shape)]
+    if view.numel() > view.shape[dim]:
+        return torch.zeros(shape, dtype=torch.int64)
+    return ledger.mint(count).reshape(shape)
+
+
+def cat(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Concatenation: along the channels the labels line up; along other dimensions the channels are shared."""
+    parts = kwargs.get("tensors", args[0] if args else ())
+    parts = [part for part in parts if part.shape != (0,)]
+    like = func(*to_meta(args), **to_meta(kwargs))
+    dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0)) % like.dim()
+    slots: list[list[Tensor | None]] = []
+    for index, part in enumerate(parts):
+        for layer in ledger.layers(part):
+            _into_slot(slots, layer, dim, index, len(parts))
+    layers = [_joined(ledger, slot, parts, dim, like) for slot in slots]
+    return labelled(like, [layer for layer in layers if layer is not None])
+
+
+def _into_slot(slots: list[list[Tensor | None]], layer: Tensor, dim: int, index: int, count: int) -> None:
+    wanted = set(dims_of(layer)) - {dim}
+    for slot in slots:
+        first = next(entry for entry in slot if entry is not None)
+        if slot[index] is None and set(dims_of(first)) - {dim} == wanted:
+            slot[index] = layer
+            return
+    slots.append([layer if i == index else None for i in range(count)])
+
+
+def _joined(
+    ledger: Ledger, slot: Sequence[Tensor | None], parts: Sequence[Tensor], dim: int, like: Tensor
+) -> Tensor | None:
+    present = [layer for layer in slot if layer is not None]
+    others = {d for layer in present for d in dims_of(layer)} - {dim}
+    if not others:
+        return _lined_up(slot, parts, dim, like)
+    if len(present) < len(slot):
+        for layer in present:
+            ledger.lock(layer, "is concatenated with values that carry no channels")
+        return None
+    if not any(dim in dims_of(layer) for layer in present):
+        first = present[0].narrow(dim, 0, 1)
+        for layer in present[1:]:
+            ledger.unite(layer.narrow(dim, 0, 1), first)
+        return first.expand(like.shape)
+    inner = [ledger.inner(layer) for layer in present]
+    result = _lined_up(slot, parts, dim, like)
+    if any(found is None or found[0] != dim for found in inner):
+        ledger.split(result.movedim(dim, 0), "split", fixed=True)
+    return result
+
+
+def _lined_up(slot: Sequence[Tensor | None], parts: Sequence[Tensor], dim: int, like: Tensor) -> Tensor:
+    pieces = [core(layer) if layer is not None else None for layer in slot]
+    shape = [max(p.shape[d] for p in pieces if p is not None) for d in range(like.dim())]
+    full = []
+    for piece, part in zip(pieces, parts, strict=True):
+        shape[dim] = part.shape[dim]
+        full.append(piece.expand(shape) if piece is not None else torch.zeros(shape, dtype=torch.int64))
+    return torch.cat(full, dim).expand(like.shape)

@@ -1,0 +1,275 @@
+"""Label rules for elementwise operations, reductions, normalisation, pooling.
+
+Elementwise operations join their operands (:mod:`fxdistill.passes.couple.joins`). A reduction over other dimensions
+than the channels drops them; over the channels it ends them: sums of survivors, statistics of survivors. What mixes
+neighbouring channels, or weighs channels against one another (softmax, maximum), locks them.
+"""
+
+# ruff: noqa: ARG001, SIM905  # rules share one signature; tables of names read best as words
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdistill.passes.couple.joins import Operand, join, operand
+from fxdistill.passes.couple.values import (
+    Labelled,
+    Ledger,
+    along,
+    dims_of,
+    labelled,
+    rule_name,
+    spread,
+    tensors,
+    to_meta,
+)
+
+Function = Callable[..., Any]
+
+COMPARISONS = frozenset("eq ne lt gt le ge logical_and logical_or logical_xor".split())
+ELEMENTWISE = COMPARISONS | frozenset(
+    "add sub rsub mul div true_divide divide multiply subtract floor_divide maximum minimum fmax fmin where addcmul "
+    "addcdiv lerp pow atan2 bitwise_and bitwise_or masked_fill fmod remainder xlogy hypot and or xor truediv floordiv "
+    "mod copysign logaddexp threshold heaviside clamp clamp_min clamp_max clip".split()
+)
+POINTWISE = frozenset(
+    "relu relu6 leaky_relu elu selu celu gelu silu swish mish hardswish hardsigmoid hardtanh sigmoid tanh softplus "
+    "softsign softshrink hardshrink tanhshrink logsigmoid log_sigmoid rrelu exp log log2 log10 log1p expm1 sqrt rsqrt "
+    "square abs absolute neg sign reciprocal sin cos tan erf erfc erfinv floor ceil round trunc frac logit logical_not "
+    "bitwise_not isnan isinf nan_to_num dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
+    "feature_alpha_dropout contiguous clone to type float double half bfloat16 long int bool type_as detach alias cpu "
+    "cuda positive identity zero fill zeros_like ones_like empty_like rand_like randn_like full_like lift lift_fresh "
+    "lift_fresh_copy _to_copy to_copy bernoulli uniform normal".split()
+)
+SUMS = frozenset("sum mean nansum std var std_mean var_mean norm linalg_vector_norm vector_norm count_nonzero".split())
+RANKS = frozenset("amax amin max min argmax argmin prod any all softmax log_softmax softmin median logsumexp".split())
+ALONG = frozenset("cumsum cumprod sort topk argsort logcumsumexp".split())
+NORMS = frozenset(("layer_norm", "rms_norm"))
+CHANNEL_NORMS = frozenset(("batch_norm", "instance_norm"))
+
+
+def elementwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Join all tensor operands under broadcasting."""
+    values = list(tensors((args, kwargs)))
+    shape = _broadcast(values)
+    kind = torch.bool if rule_name(func) in COMPARISONS else reduce(torch.promote_types, (v.dtype for v in values))
+    return labelled(torch.empty(shape, dtype=kind, device="meta"), joined(ledger, values, shape))
+
+
+def _broadcast(values: Sequence[Tensor]) -> tuple[int, ...]:
+    rank = max(value.dim() for value in values)
+    shapes = [(1,) * (rank - value.dim()) + tuple(value.shape) for value in values]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*shapes, strict=True))
+
+
+def joined(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """The layers of an elementwise operation on values that broadcast to a shape."""
+    rank = len(shape)
+    operands = [operand(ledger, v, range(rank - v.dim(), rank), shape) for v in values]
+    return reduce(lambda one, other: join(ledger, one, other), operands).layers
+
+
+def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """One operand in, the same channels out."""
+    source = next(t for t in tensors((args, kwargs)) if isinstance(t, Labelled))
+    # a value that was expanded stays broadcast, unless the operation lays it out anew
+    like = source.contiguous() if rule_name(func) in ("contiguous", "clone") else source
+    return labelled(like.to(_cast(rule_name(func), args, kwargs) or like.dtype), ledger.layers(source))
+
+
+_CASTS = {
+    "float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16,
+    "long": torch.int64, "int": torch.int32, "bool": torch.bool, "logical_not": torch.bool, "isnan": torch.bool,
+    "isinf": torch.bool,
+}  # fmt: skip
+
+
+def _cast(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.dtype | None:
+    """The type that an operation casts to; None where it keeps the type."""
+    if name == "type_as":
+        kind: torch.dtype = args[1].dtype
+        return kind
+    given = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype))
+    return _CASTS.get(name) or next(given, None)
+
+
+def reduction(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Sums, statistics, extremes and softmax over dimensions."""
+    source = args[0]
+    like = func(*to_meta(args), **to_meta(kwargs))
+    if name in ("max", "min") and any(isinstance(t, Tensor) for t in args[1:]):
+        return elementwise(ledger, func, args, kwargs)
+    parts = [like] if isinstance(like, Tensor) else list(like)
+    dims = _dims(name, args, kwargs, source.dim())
+    layers = [_reduced(ledger, name, layer, dims) for layer in ledger.layers(source)]
+    rows = [_fitted(layer, dims, parts[0]) for layer in layers if layer is not None]
+    results = [labelled(part, rows) for part in parts]
+    return results[0] if isinstance(like, Tensor) else _rebuilt(like, results)
+
+
+def _rebuilt(like: Any, results: list[Labelled]) -> Any:
+    return type(like)(results)
+
+
+def _dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> tuple[int, ...]:
+    position = 2 if name in ("norm", "linalg_vector_norm", "vector_norm") else 1
+    found = kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else None))
+    if found is None or isinstance(found, bool) or found in ([], ()):
+        return tuple(range(rank))
+    return tuple(d % rank for d in (found if isinstance(found, tuple | list) else (found,)))
+
+
+def _reduced(ledger: Ledger, name: str, layer: Tensor, dims: Sequence[int]) -> Tensor | None:
+    """The layer after a reduction, still of the source's shape; None where it ends."""
+    hit = [d for d in dims_of(layer) if d in dims]
+    if not hit:
+        return layer
+    inner = ledger.inner(layer)
+    ends = len(hit) == len(dims_of(layer)) or (inner is not None and hit == [inner[0]])
+    if not ends:
+        return ledger.unite_along(layer, hit)
+    if name in RANKS or name in ALONG:
+        ledger.lock(layer, f"is weighed against other channels by {name}")
+    elif name != "sum":
+        ledger.statistics[ledger.where] = None
+    if inner is not None and inner[1] is not None:
+        inner[1].fixed = True
+    return None
+
+
+def _fitted(layer: Tensor, dims: Sequence[int], like: Tensor) -> Tensor:
+    if layer.dim() != like.dim():
+        for dim in sorted(dims, reverse=True):
+            layer = layer.select(dim, 0)
+        return layer
+    for dim in dims:
+        if like.shape[dim] != layer.shape[dim]:
+            layer = layer.narrow(dim, 0, 1)
+    return layer.expand(like.shape)
+
+
+def normalize(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``F.normalize``: divides by a norm, which is taken over the survivors."""
+    rank = args[0].dim()
+    dim = kwargs.get("dim", args[2] if len(args) > 2 else 1)
+    dims = tuple(d % rank for d in (dim if isinstance(dim, tuple | list) else (dim,)))
+    for layer in ledger.layers(args[0]):
+        _reduced(ledger, "norm", layer, dims)
+    return pointwise(ledger, func, args, kwargs)
+
+
+def last_dims_norm(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """LayerNorm and RMSNorm: weights join the channels, statistics are over the survivors."""
+    source, shape = args[0], args[1] if len(args) > 1 else kwargs["normalized_shape"]
+    dims = range(source.dim() - len(shape), source.dim())
+    for layer in ledger.layers(source):
+        _reduced(ledger, "mean", layer, dims)
+    return labelled(source, joined(ledger, list(tensors((args, kwargs))), tuple(source.shape)))
+
+
+def channel_norm(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """BatchNorm and InstanceNorm: all vectors join dimension 1."""
+    return labelled(args[0], by_channel(ledger, list(tensors((args, kwargs))), tuple(args[0].shape)))
+
+
+def by_channel(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Join an activation with vectors along its dimension 1."""
+    result = operand(ledger, values[0], range(len(shape)), shape)
+    for vector in values[1:]:
+        if vector.numel() == 1 and shape[1] != 1:
+            continue
+        layers = tuple(spread(layer, 1, shape) for layer in ledger.layers(vector))
+        own = tuple(dim == 1 and vector.shape[0] > 1 for dim in range(len(shape)))
+        result = join(ledger, result, Operand(layers, own))
+    return result.layers
+
+
+def group_norm(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """GroupNorm: as BatchNorm, with the same number of survivors in each group."""
+    groups = int(kwargs.get("num_groups", args[1] if len(args) > 1 else 1))
+    source = args[0]
+    values = [t for t in tensors((args, kwargs)) if t.dim() == 1]
+    layers = by_channel(ledger, [source, *values], tuple(source.shape))
+    for layer in layers:
+        if dims_of(layer) == (1,):
+            if 1 < groups < layer.shape[1]:
+                ledger.split(along(layer, 1).reshape(groups, -1), "norm", fixed=True)
+            ledger.statistics[ledger.where] = None
+    return labelled(source, layers)
+
+
+def prelu(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """PReLU: one slope for each channel, or one for all."""
+    like = args[0]
+    return labelled(like, by_channel(ledger, [args[0], *tensors((args[1:], kwargs))], tuple(like.shape)))
+
+
+def spatial(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Pooling and interpolation: labels are the same all over a map, whatever its size."""
+    source = next(t for t in tensors((args, kwargs)) if isinstance(t, Labelled))
+    like = func(*to_meta(args), **to_meta(kwargs))
+    first = like if isinstance(like, Tensor) else like[0]
+    for extra in list(tensors((args, kwargs)))[1:]:
+        for layer in ledger.layers(extra):
+            ledger.lock(layer, "decides where to look")
+    changed = [d for d in range(source.dim()) if d >= 2 or source.shape[d] != first.shape[d]]
+    layers = []
+    for layer in ledger.layers(source):
+        flat = ledger.unite_along(layer, changed)
+        for dim in changed:
+            flat = flat.narrow(dim, 0, 1)
+        layers.append(flat.expand(first.shape))
+    layers = [layer for layer in layers if dims_of(layer)]
+    return labelled(like, layers) if isinstance(like, Tensor) else type(like)(labelled(p, layers) for p in like)
+
+
+def unfold_patches(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``F.unfold``: each channel becomes the rows of its patch."""
+    source = args[0]
+    like = func(*to_meta(args), **to_meta(kwargs))
+    layers = []
+    for layer in ledger.layers(source):
+        flat = ledger.unite_along(layer, (0, 2, 3))
+        repeats = like.shape[1] // source.shape[1]
+        layers.append(flat[:1, :, 0, :1].repeat_interleave(repeats, 1).expand(like.shape))
+    return labelled(like, layers)
+
+
+def fold_patches(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``F.fold``: the rows of a patch become one channel, so they live and die together."""
+    source = args[0]
+    like = func(*to_meta(args), **to_meta(kwargs))
+    layers = []
+    for layer in ledger.layers(source):
+        flat = ledger.unite_along(layer, (0, 2))
+        rows = ledger.unite_along(along(flat, 1).reshape(like.shape[1], -1), (1,))
+        layers.append(spread(rows[:, 0], 1, like.shape))
+    return labelled(like, layers)
+
+
+def neighbours(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Local response normalisation: the window runs over neighbouring channels."""
+    for layer in ledger.layers(args[0]):
+        ledger.lock(layer, "is mixed with its neighbours")
+    return pointwise(ledger, func, args, kwargs)
+
+
+def end(ledger: Ledger, values: object, reason: str) -> None:
+    """Lock everything that a value carries."""
+    for value in tensors(values):
+        for layer in ledger.layers(value):
+            ledger.lock(layer, reason)
+
+
+def empty_labels(like: Any) -> Any:
+    """A value without labels, of a given structure of meta tensors."""
+    if isinstance(like, Tensor):
+        return labelled(like, ())
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        return type(like)(*(empty_labels(item) for item in like))
+    if isinstance(like, tuple | list):
+        return type(like)(empty_labels(item) for item in like)
+    return {key: empty_labels(item) for key, item in like.items()} if isinstance(like, dict) else like

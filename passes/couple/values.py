@@ -1,0 +1,249 @@
+"""Labelled values and the ledger of what is known about labels.
+
+A :class:`Labelled` tensor has a real shape and type (it lives on the meta device) and **layers** of integer labels
+instead of numbers; see :mod:`fxdistill.ir.coupling`. Layers are always *compact*: a dimension has a stride other than 0
+only if labels vary along it. The :class:`Ledger` mints labels, notes which are united, locked or split, and is solved
+once at the end, as the connected components of a sparse graph.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.ir.coupling import Layers, Role, core, varying
+
+Key = tuple[str, int]
+
+
+class Opaque(Exception):  # noqa: N818  # not an error: the reason why an operation becomes a barrier
+    """An operation cannot be followed; the message says why."""
+
+
+class Labelled(Tensor):
+    """A tensor of labels: shape and type of a meta tensor, and label layers.
+
+    Attributes:
+        layers: Compact integer tensors of this tensor's shape.
+        parameter: Name of the parameter or buffer that this is, '' for an activation.
+    """
+
+    layers: Layers
+    parameter: str
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001  # the documented way to opt out
+
+
+def labelled(like: Tensor, layers: Sequence[Tensor], parameter: str = "") -> Labelled:
+    """A labelled tensor with the shape and type of a meta tensor."""
+    value: Labelled = Tensor._make_subclass(Labelled, like)  # noqa: SLF001  # the documented constructor
+    value.layers = tuple(layers)
+    value.parameter = parameter
+    return value
+
+
+def compact(labels: Tensor) -> Tensor:
+    """The same labels with stride 0 along every dimension that they do not vary along."""
+    small = core(labels)
+    dims = varying(small)
+    for dim, size in enumerate(small.shape):
+        if size > 1 and dim not in dims:
+            small = small.narrow(dim, 0, 1)
+    return small.expand(labels.shape)
+
+
+def dims_of(layer: Tensor) -> tuple[int, ...]:
+    """The dimensions that a compact layer varies along: told by its strides."""
+    return tuple(d for d, stride in enumerate(layer.stride()) if stride and layer.shape[d] > 1)
+
+
+def spread(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
+    """A vector of labels along one dimension of a shape."""
+    view = [1] * len(shape)
+    view[dim] = -1
+    return vector.reshape(view).expand(tuple(shape))
+
+
+def along(layer: Tensor, dim: int) -> Tensor:
+    """The labels of a layer along one dimension, the first entry being taken of all others."""
+    labels = layer.movedim(dim, 0)
+    for _ in range(labels.dim() - 1):
+        labels = labels.select(-1, 0)
+    return labels
+
+
+@dataclass
+class Split:
+    """A view that made several dimensions of one: the labels over them, of which the last dimension shrinks.
+
+    Attributes:
+        fixed: Whether a decision was taken that relies on the last dimension being the one that shrinks.
+    """
+
+    labels: Tensor
+    where: str
+    kind: Literal["groups", "heads", "norm", "split"] = "split"
+    fixed: bool = False
+
+
+@dataclass
+class Ledger:
+    """What is known about labels so far.
+
+    Attributes:
+        root: The module whose parameters and buffers get labels.
+        where: Path of the node that is executed now.
+    """
+
+    root: nn.Module
+    where: str = ""
+    count: int = 1
+    unions: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)
+    locks: list[tuple[Tensor, str, str]] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
+    parameters: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    roles: dict[Key, Role] = field(default_factory=dict)
+    statistics: dict[str, None] = field(default_factory=dict)
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    _wrapped: dict[int, Labelled] = field(default_factory=dict)
+    _split_of: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, tensor in (*self.root.named_parameters(), *self.root.named_buffers()):
+            if tensor.is_floating_point():
+                self.names.setdefault(id(tensor), name)
+
+    def mint(self, count: int) -> Tensor:
+        """Fresh labels."""
+        self.count += count
+        return torch.arange(self.count - count, self.count)
+
+    def wrap(self, tensor: Tensor) -> Labelled:
+        """A parameter or buffer of the model as a labelled value, its labels minted on first sight."""
+        key = id(tensor)
+        if key not in self._wrapped:
+            meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            self._wrapped[key] = labelled(meta, (), self.names[key])
+        return self._wrapped[key]
+
+    def layers(self, value: Tensor) -> Layers:
+        """The layers of a value; those of a parameter are minted here, one for each dimension."""
+        if not isinstance(value, Labelled):
+            return ()
+        if value.parameter:
+            dims = (d for d, size in enumerate(value.shape) if size > 1)
+            return tuple(self.dimension(value, d) for d in dims)
+        return value.layers
+
+    def dimension(self, value: Labelled, dim: int) -> Tensor:
+        """The layer of one dimension of a parameter."""
+        known = self.parameters.setdefault(value.parameter, {})
+        if dim not in known:
+            known[dim] = spread(self.mint(value.shape[dim]), dim, value.shape)
+        return known[dim]
+
+    def unite(self, one: Tensor, other: Tensor) -> None:
+        """The elements of two layers of one shape live and die together, where both have labels; else neither dies."""
+        small = core(one), core(other)
+        shape = [max(sizes) for sizes in zip(small[0].shape, small[1].shape, strict=True)]
+        left, right = (labels.expand(shape).reshape(-1) for labels in small)
+        if left.data_ptr() == right.data_ptr() and left.numel() == right.numel():
+            return
+        self.unions.append((left, right, self.where))
+
+    def unite_along(self, layer: Tensor, dims: Sequence[int]) -> Tensor:
+        """Unite all labels of a layer along dimensions; the layer as it is then (stride 0 there)."""
+        for dim in dims:
+            if layer.shape[dim] > 1 and layer.stride(dim) != 0:
+                first = layer.narrow(dim, 0, 1).expand(layer.shape)
+                self.unite(layer, first)
+                layer = first
+        return layer
+
+    def lock(self, labels: Tensor, reason: str) -> None:
+        """These labels may not be removed."""
+        self.locks.append((core(labels).reshape(-1), reason, self.where))
+
+    def split(self, layer: Tensor, kind: Literal["groups", "heads", "norm", "split"], *, fixed: bool = False) -> None:
+        """Note that the dimensions along which a layer varies stem from one, the last of them shrinking."""
+        small = core(layer).squeeze()
+        if small.dim() < 2:
+            return
+        if kind == "split":
+            self._split_of.update(zip(small.reshape(-1).tolist(), repeat(len(self.splits))))
+        self.splits.append(Split(small, self.where, kind, fixed))
+
+    def cut(self, before: Tensor, after: Tensor) -> None:
+        """Note a piece along the dimension that shrinks of what is split: it has as many channels in each row."""
+        found = self.inner(after)
+        if found is not None and found[1] is not None and after.shape[found[0]] < before.shape[found[0]]:
+            self.splits.append(Split(core(after).movedim(found[0], -1).squeeze(), self.where))
+
+    def inner(self, layer: Tensor) -> tuple[int, Split | None] | None:
+        """The dimension of a layer that shrinks, with the split that says so; None where that is not known."""
+        dims = dims_of(layer)
+        if len(dims) == 1:
+            return dims[0], None
+        small = core(layer)
+        origin = small[(0,) * small.dim()]
+        index = self._split_of.get(int(origin))
+        if index is None:
+            return None
+        split = self.splits[index]
+        found = [d for d in dims if _moves_last_only(split.labels, origin, small.select(d, 1).reshape(-1)[0])]
+        return (found[0], split) if len(found) == 1 else None
+
+    def note(self, code: str, why: str, hint: str = "") -> None:
+        """A remark about the current node."""
+        severity: Literal["warning", "note"] = "warning" if code == "opaque-node" else "note"
+        self.diagnostics.append(Diagnostic(code=code, severity=severity, where=self.where, why=why, hint=hint))
+
+
+def _moves_last_only(labels: Tensor, one: Tensor, other: Tensor) -> bool:
+    places = [(labels == label).nonzero() for label in (one, other)]
+    if not len(places[0]) or not len(places[1]):
+        return False
+    first, second = places[0][0], places[1][0]
+    return bool((first[:-1] == second[:-1]).all()) and bool(first[-1] != second[-1])
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """All tensors in nested arguments."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
+
+
+def to_meta(value: Any) -> Any:
+    """Nested arguments with every tensor on the meta device: what shapes are computed with."""
+    if isinstance(value, Tensor):
+        return value if value.device.type == "meta" else value.to("meta")
+    if isinstance(value, tuple | list):
+        items = [to_meta(item) for item in value]
+        return items if isinstance(value, list) else type(value)(items) if type(value) is tuple else value
+    if isinstance(value, dict):
+        return {key: to_meta(item) for key, item in value.items()}
+    return value
+
+
+_OPERATORS = frozenset(("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"))
+
+
+def rule_name(func: Callable[..., Any]) -> str:
+    """The bare name of a torch function: no overload, no dunder, no trailing underscore of in-place forms."""
+    name = str(getattr(getattr(func, "overloadpacket", func), "__name__", func))
+    if name == "__get__":
+        name = str(getattr(getattr(func, "__self__", None), "__name__", name))
+    if name.startswith("__") and name.endswith("__"):
+        name = name[2:-2]
+        return name[1:] if name[0] in "ri" and name[1:] in _OPERATORS else name
+    return name.rstrip("_") or name

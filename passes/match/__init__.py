@@ -1,0 +1,366 @@
+"""Match: pair teacher and student nodes of two different architectures.
+
+Both models' :mod:`~fxdistill.passes.match.candidates` come in stages. The pairs are the monotone alignment of
+stages with the largest sum of scores, found by dynamic programming:
+
+    best(i, j) = score(i, j) + max { best(k, m) : k < i, m < j, and something is computed in between }
+    score      = 0.35 resolution + 0.15 depth + 0.10 cost + 0.35 preference + 0.05 kind            in 0 … 1
+    resolution = exp(-1.2 log2(stride ratio)^2);  depth, cost = 1 - difference of the shares
+    preference = mean of 1 / (1 + place in the stage's order of preference)
+
+A stage is represented by its first choice, or by the next that is not forbidden. A model of one resolution (a
+vision transformer) has no stages to go by. Where the other one has, each stage takes the block that is nearest in its
+share of depth and cost: all blocks being of one resolution, a different one lowers the score and not the choice. Where
+both are of one resolution, ``limit`` of the student's blocks stand for stages, spread evenly and ending with the last.
+
+    comparable = same layout, positions and class token, or both on a grid, which is then pooled to the smaller
+
+What is left alone is said.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import InvariantError, PairingError
+from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.graph import Traced, find, path_of
+from fxdistill.passes.match.candidates import Candidate, Survey
+from fxdistill.plan.schema import Align, Pair, RunnerUp
+
+Pairing = tuple[Candidate, Candidate]
+Stages = list[list[Candidate]]
+
+_SHARPNESS = 1.2  # a factor of two in size costs as much as a whole stage of depth; unpadded convolutions cost little
+_LEAST_SCORE = 0.35
+
+
+@dataclass(frozen=True)
+class MatchSource:
+    """Two traced models and which of their channels are coupled."""
+
+    teacher: Traced
+    student: Traced
+    teacher_coupling: Coupling
+    student_coupling: Coupling
+
+
+@dataclass(frozen=True)
+class Match(Pass[MatchSource, tuple[Pair, ...]]):
+    """Pair the two models' nodes, shallow pairs first.
+
+    Attributes:
+        pins: Pairs (teacher path, student path) that must be; a module's path stands for its output.
+        forbid: Pairs that must not be.
+        align: How the teacher's width is brought to the student's; where the teacher is the narrower one a
+            slice is impossible and the pair gets ``project`` with a diagnostic.
+        limit: Largest number of pairs, pins aside, where a model of one resolution takes part; of more stages those
+            of the nearest resolution are paired.
+    """
+
+    pins: tuple[tuple[str, str], ...] = ()
+    forbid: tuple[tuple[str, str], ...] = ()
+    align: Align = "slice"
+    limit: int = 4
+
+    def requires(self, source: MatchSource) -> None:
+        """Both models must read the same images.
+
+        Raises:
+            PairingError: They do not, or no pair may be made.
+        """
+        shapes = source.teacher.input_shape[1:], source.student.input_shape[1:]
+        if shapes[0] != shapes[1]:
+            told = [" x ".join(map(str, shape)) for shape in shapes]
+            raise PairingError(
+                f"the teacher reads {told[0]}, the student {told[1]}", where="input shape",
+                hint="give both models the same input, e.g. --input 1x3x224x224",
+            )  # fmt: skip
+        if self.limit < 1:
+            raise PairingError(f"the limit of pairs is {self.limit}", where="limit", hint="give at least 1")
+
+    def run(self, source: MatchSource) -> PassResult[tuple[Pair, ...]]:
+        """Align the stages.
+
+        Raises:
+            PairingError: A pinned or forbidden path does not exist, pins contradict each other or cannot be
+                compared, or nothing can be paired.
+        """
+        teacher = Survey(source.teacher, source.teacher_coupling)
+        student = Survey(source.student, source.student_coupling)
+        forbidden = {(path_of(a), path_of(b)) for a, b in self._resolved(source, self.forbid)}
+        pins = self._pinned(source, teacher, student, forbidden)
+        rows, columns = self._sides(teacher, student, pins)
+        nearest = _nearest(rows, columns, (teacher, student), self.limit)
+        chosen = _align(*nearest, lambda t, s: (t.path, s.path) not in forbidden and _fits(t, s, pins))
+        pairings = sorted([*pins, *chosen], key=lambda pair: pair[0].index)
+        if not pairings:
+            raise _no_pair(teacher, student)
+        pinned = {s.path for _, s in pins}
+        supply = [c for stage in teacher.stages for c in stage]
+        pairs = [
+            self._pair(t, s, _runner_up(number, pairings, supply, forbidden), pinned=s.path in pinned)
+            for number, (t, s) in enumerate(pairings)
+        ]
+        lenders = teacher.single_resolution, student.single_resolution and not teacher.single_resolution
+        remarks = [*_narrower(pairs, self.align), *_unpaired("teacher", [] if lenders[0] else rows, pairings),
+                   *_unpaired("student", [] if lenders[1] else columns, pairings)]  # fmt: skip
+        return PassResult(_named(pairs, pairings), modified=True, diagnostics=tuple(remarks))
+
+    def ensures(self, source: MatchSource, value: tuple[Pair, ...]) -> None:
+        """Pairs are in the order of both models, and their names are unique.
+
+        Raises:
+            InvariantError: They are not.
+        """
+        for traced, ends in (
+            (source.teacher, [p.teacher for p in value]),
+            (source.student, [p.student for p in value]),
+        ):
+            position = {path_of(node): index for index, node in enumerate(traced.graph.nodes)}
+            order = [position[tap.path] for tap in ends]
+            if order != sorted(set(order)):
+                raise InvariantError("the pairs are not in the order of both models")
+        if len({pair.name for pair in value}) != len(value):
+            raise InvariantError("two pairs have the same name")
+
+    def _resolved(self, source: MatchSource, named: tuple[tuple[str, str], ...]) -> list[tuple[fx.Node, fx.Node]]:
+        return [(find(source.teacher, a), find(source.student, b)) for a, b in named]
+
+    def _sides(self, teacher: Survey, student: Survey, pins: list[Pairing]) -> tuple[Stages, Stages]:
+        """What is aligned: stages that no pin replaces, and the blocks of a model of one resolution to choose from."""
+        rows, columns = teacher.stages, student.stages
+        if not teacher.single_resolution:
+            rows = _free(rows, [t for t, _ in pins])
+        elif student.single_resolution and self.limit < len(columns):
+            columns = [columns[math.ceil((k + 1) * len(columns) / self.limit) - 1] for k in range(self.limit)]
+        if teacher.single_resolution or not student.single_resolution:
+            columns = _free(columns, [s for _, s in pins])
+        return rows, columns
+
+    def _pinned(
+        self, source: MatchSource, teacher: Survey, student: Survey, forbidden: set[tuple[str, str]]
+    ) -> list[Pairing]:
+        nodes = self._resolved(source, self.pins)
+        pins = [(teacher.describe(a), student.describe(b)) for a, b in nodes]
+        for t, s in pins:
+            if (t.path, s.path) in forbidden:
+                raise PairingError(
+                    "this pair is pinned and forbidden",
+                    where=f"{t.path}={s.path}",
+                    hint="take one of the two back",
+                )
+            if obstacle := _obstacle(t, s):
+                raise PairingError(
+                    f"this pair is pinned and cannot be compared: {obstacle}",
+                    where=f"{t.path}={s.path}", hint="pin nodes of the same form, or take this one back",
+                )  # fmt: skip
+        for number, (t, s) in enumerate(pins):
+            for u, v in pins[:number]:
+                if (t.index - u.index) * (s.index - v.index) <= 0:
+                    raise PairingError(
+                        "two pinned pairs cross: what is deeper in the teacher must be deeper in the student",
+                        where=f"{u.path}={v.path} and {t.path}={s.path}", hint="change or drop one of them",
+                    )  # fmt: skip
+        return pins
+
+    def _pair(self, teacher: Candidate, student: Candidate, runner_up: RunnerUp | None, *, pinned: bool) -> Pair:
+        why = [*(["pinned by the user"] if pinned else []), *_reasons(teacher, student, runner_up)]
+        align: Align = "project" if teacher.tap.width < student.tap.width else self.align
+        return Pair(
+            name=student.block or student.path, teacher=teacher.tap, student=student.tap,
+            score=_score(teacher, student), runner_up=runner_up, why=why, align=align,
+        )  # fmt: skip
+
+
+def _free(stages: Stages, pinned: list[Candidate]) -> Stages:
+    """The stages that no pin replaces."""
+    replaced = [_stage_around(pin, stages) for pin in pinned]
+    return [stage for stage in stages if not any(stage is other for other in replaced)]
+
+
+def _nearest(rows: Stages, columns: Stages, surveys: tuple[Survey, Survey], limit: int) -> tuple[Stages, Stages]:
+    """Of two sides, one of one resolution, at most ``limit`` stages of the other, those nearest in resolution."""
+
+    def nearest(stages: Stages, blocks: Stages) -> Stages:
+        def octaves(stage: list[Candidate]) -> tuple[float, int]:
+            return abs(round(math.log2(stage[0].side / blocks[0][0].side))), -stage[0].index
+
+        chosen = {stage[0].path for stage in sorted(stages, key=octaves)[:limit]}
+        return [stage for stage in stages if stage[0].path in chosen]
+
+    one = [survey.single_resolution for survey in surveys]
+    if one[0] == one[1] or not rows or not columns:
+        return rows, columns
+    return (rows, nearest(columns, rows)) if one[0] else (nearest(rows, columns), columns)
+
+
+def _stage_around(pin: Candidate, stages: Stages) -> list[Candidate] | None:
+    """The stage that a node lies in: it is in it, or on the way from the end of the stage before to its end."""
+    for stage in stages:
+        if pin.index <= stage[0].index or any(c.path == pin.path for c in stage):
+            return stage
+    return stages[-1] if stages and pin.side == stages[-1][0].side and pin.tap.layout != "features" else None
+
+
+def _fits(teacher: Candidate, student: Candidate, pins: list[Pairing]) -> bool:
+    """Whether a pair keeps the order of all pins, and says something that no pin says."""
+    return all(
+        (teacher.index - t.index) * (student.index - s.index) > 0 and not _same_layers((teacher, student), (t, s))
+        for t, s in pins
+    )
+
+
+def _same_layers(one: Pairing, other: Pairing) -> bool:
+    """Whether nothing is computed between two pairs in either model: an activation and its pooling."""
+    return one[0].layers == other[0].layers and one[1].layers == other[1].layers
+
+
+def _align(rows: Stages, columns: Stages, allowed: Callable[[Candidate, Candidate], bool]) -> list[Pairing]:
+    """The monotone alignment of largest total score; the shallower one among equals."""
+    best: dict[tuple[int, int], tuple[float, list[Pairing]]] = {}
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            pairing = _representatives(row, column, allowed)
+            if pairing is None:
+                continue
+            before: tuple[float, list[Pairing]] = (0.0, [])
+            for (k, m), way in best.items():
+                if k < i and m < j and way[0] > before[0] and not _same_layers(way[1][-1], pairing):
+                    before = way
+            best[i, j] = (before[0] + _score(*pairing), [*before[1], pairing])
+    return max(best.values(), key=lambda way: way[0], default=(0.0, []))[1]
+
+
+def _representatives(
+    row: list[Candidate], column: list[Candidate], allowed: Callable[[Candidate, Candidate], bool]
+) -> Pairing | None:
+    """The pair of two stages: first choices, or the next ones that are allowed."""
+    pairings = [
+        (t, s) for t in row for s in column
+        if allowed(t, s) and not _obstacle(t, s) and _score(t, s) >= _LEAST_SCORE
+    ]  # fmt: skip
+    return min(pairings, key=lambda c: (c[0].rank + c[1].rank, -_score(*c)), default=None)
+
+
+def _obstacle(teacher: Candidate, student: Candidate) -> str:
+    """Why two values cannot be brought to one shape, channels aside; '' where they can."""
+    taps = teacher.tap, student.tap
+    layouts = {tap.layout for tap in taps}
+    if "features" in layouts:
+        return "" if layouts == {"features"} else "one is a vector, the other a feature map or a token sequence"
+    if (teacher.grid and student.grid) or (layouts == {"tokens"} and taps[0].shape[1] == taps[1].shape[1]):
+        return ""
+    role, bare = ("student", student) if teacher.grid else ("teacher", teacher)
+    return f"the {role}'s {_no_grid(bare)}"
+
+
+def _no_grid(candidate: Candidate) -> str:
+    return (
+        f"{candidate.size} form no square grid, with or without a class token, so that they can be compared with "
+        "token sequences of the same length only"
+    )
+
+
+def _score(teacher: Candidate, student: Candidate) -> float:
+    octaves = math.log2(teacher.stride / student.stride)
+    score = (
+        0.35 * math.exp(-_SHARPNESS * octaves**2)
+        + 0.15 * (1 - abs(teacher.depth - student.depth))
+        + 0.1 * (1 - abs(teacher.cost - student.cost))
+        + 0.35 * (1 / (1 + teacher.rank) + 1 / (1 + student.rank)) / 2
+        + 0.05 * (teacher.kind == student.kind)
+    )
+    return round(score, 4)
+
+
+def _runner_up(
+    number: int, pairings: list[Pairing], supply: list[Candidate], forbidden: set[tuple[str, str]]
+) -> RunnerUp | None:
+    """The best teacher node that could take a pair's place and leave the other pairs as they are."""
+    teacher, student = pairings[number]
+    low = pairings[number - 1][0].index if number else -1
+    high = pairings[number + 1][0].index if number + 1 < len(pairings) else math.inf
+    others = [
+        c for c in supply
+        if low < c.index < high and c.path != teacher.path and (c.path, student.path) not in forbidden
+        and not _obstacle(c, student)
+    ]  # fmt: skip
+    best = max(others, key=lambda c: _score(c, student), default=None)
+    return RunnerUp(teacher=best.path, score=_score(best, student)) if best is not None else None
+
+
+def _reasons(teacher: Candidate, student: Candidate, runner_up: RunnerUp | None) -> Iterator[str]:
+    same_size = teacher.size == student.size
+    size = teacher.size if same_size else f"{teacher.size} and {student.size}"
+    if teacher.block and student.block:
+        yield f"outputs of the blocks '{teacher.block}' and '{student.block}'"
+    if teacher.grid and student.grid and teacher.grid != student.grid:
+        grids = ["x".join(map(str, candidate.grid or ())) for candidate in (teacher, student)]
+        yield f"grids {grids[0]} and {grids[1]}: pooled to the smaller"
+    else:
+        yield f"both end a stage at {size}" if same_size and teacher.rank == student.rank == 0 else f"of size {size}"
+    yield f"share of depth {teacher.depth:.2f} and {student.depth:.2f}"
+    yield f"share of cost {teacher.cost:.2f} and {student.cost:.2f}"
+    same = teacher.kind == student.kind
+    yield f"both after {teacher.kind}" if same else f"after {teacher.kind} and after {student.kind}"
+    if runner_up is not None and runner_up.score > _score(teacher, student):
+        yield "the runner-up alone scores higher, but is not the end of its stage, or leaves another stage alone"
+
+
+def _named(pairs: list[Pair], pairings: list[Pairing]) -> tuple[Pair, ...]:
+    """Pairs are named after the student's block; after its node where two would share that name."""
+    names = [pair.name for pair in pairs]
+    return tuple(
+        pair if names.count(pair.name) == 1 else pair.model_copy(update={"name": student.path})
+        for pair, (_, student) in zip(pairs, pairings, strict=True)
+    )
+
+
+def _narrower(pairs: list[Pair], align: Align) -> Iterator[Diagnostic]:
+    for pair in pairs:
+        if pair.align != align:
+            yield Diagnostic(
+                code="teacher-narrower", severity="warning", where=pair.name,
+                why=f"the teacher's '{pair.teacher.path}' has {pair.teacher.width} channels, the student's "
+                f"'{pair.student.path}' has {pair.student.width}: no slice is possible, so it is 'project'",
+                hint="pin another pair with --pair, or forbid this one with --forbid",
+            )  # fmt: skip
+
+
+def _unpaired(role: str, stages: Stages, pairings: list[Pairing]) -> Iterator[Diagnostic]:
+    """One remark for each stage that could have been paired and was not; one for all tokens without a grid."""
+    used = [pairing[role == "student"] for pairing in pairings]
+    paths = {c.path for c in used}
+    alone = [s for s in stages if not any(c.path in paths for c in s) and s[0].layers not in {c.layers for c in used}]
+    for stage in alone:
+        other = "student" if role == "teacher" else "teacher"
+        yield Diagnostic(
+            code="unpaired-stage", severity="note", where=stage[0].path,
+            why=f"the {role}'s stage at {stage[0].size}, ending in '{stage[0].path}', "
+            f"has no counterpart in the {other}",
+            hint="pin one with --pair TEACHER=STUDENT if it should be learnt",
+        )  # fmt: skip
+    firsts = [stage[0] for stage in stages if stage[0].path not in paths]
+    bare = [c for c in firsts if c.tap.layout == "tokens" and c.grid is None]
+    if bare:
+        yield Diagnostic(
+            code="no-token-grid", severity="warning", where=bare[0].path, why=f"the {role}'s {_no_grid(bare[0])}",
+            hint="choose a model without register or distillation tokens, or one whose blocks leave them out",
+        )  # fmt: skip
+
+
+def _no_pair(teacher: Survey, student: Survey) -> PairingError:
+    ends = [[stage[0] for stage in survey.stages] for survey in (teacher, student)]
+    obstacles = [_obstacle(t, s) for t in ends[0] for s in ends[1]]
+    reason = f": {obstacles[-1]}" if obstacles and all(obstacles) else ""
+    told = [", ".join(c.path for c in side) or "none" for side in ends]
+    return PairingError(
+        f"no teacher node can be paired with a student node{reason}",
+        where=f"candidates of the teacher: {told[0]}; of the student: {told[1]}",
+        hint="pin a pair with --pair TEACHER=STUDENT",
+    )

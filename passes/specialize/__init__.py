@@ -1,0 +1,202 @@
+"""Specialize: the program cut down to one stage.
+
+Only the stage's losses stay; whatever nothing needs any more goes, so that a warm-up stage on a shallow pair runs a
+fraction of both networks. Then the frozen teacher is made cheaper, in two rewrites:
+
+    bn(conv(x))                → conv'(x)                       BatchNorm in eval mode is affine per channel
+    slice(f(x))                → f(slice(x))                    f acts per channel: ReLU, pooling, BatchNorm …
+    slice(a + b)               → slice(a) + slice(b)
+    slice(cat(a, b))           → cat(slice(a), slice(b))        a part that nothing is kept of goes
+    slice(conv(x))             → conv[keep](x)                  fewer filters are computed at all
+
+A slice sinks as far as each value has no other user, and no further than what is known: plain layers of ``torch.nn``
+(no subclass, hook or parametrisation) and memory that nobody else looks at. That sinking *is* InDistill's pruning of
+an intermediate layer: each pruned layer reads the full activation of the unpruned teacher. The proof, run every time:
+what the stage's losses read from the teacher is what they read from it before.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fxdistill.errors import InvariantError
+from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.ir.graph import memory, scope_of, submodule, written
+from fxdistill.ir.program import Program, Term
+from fxdistill.ir.running import example
+from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_plain, is_teacher
+from fxdistill.plan.schema import Stage
+
+TOLERANCE = 1e-4
+"""Largest difference of a teacher value before and after, relative to the largest value (float32 rounding)."""
+
+
+@dataclass(frozen=True)
+class Specialize(Pass[Program, Program]):
+    """Cut a program down to one stage.
+
+    Attributes:
+        stage: The stage's name.
+    """
+
+    stage: str
+
+    def run(self, source: Program) -> PassResult[Program]:
+        """Restrict, fold, sink, remove what is dead."""
+        stage = source.find_stage(self.stage)
+        program = restricted(source, stage)
+        folded = _fold_batch_norms(program)
+        sunk = Sinker(program).run()
+        program = _clean(program)
+        smaller = len(program.graph.nodes) < len(source.graph.nodes)
+        return PassResult(program, modified=bool(smaller or folded or sunk))
+
+    def ensures(self, source: Program, value: Program) -> None:
+        """The losses read from the teacher what they read before."""
+        before = restricted(source, source.find_stage(self.stage))
+        one, other = teacher_values(before), teacher_values(value)
+        for key, first in one.items():
+            error = _relative_error(first, other[key])
+            if not error <= TOLERANCE:
+                raise InvariantError(
+                    f"specializing changed what '{key}' reads from the teacher, by {error:.1e} of its largest value",
+                    where=f"stage {self.stage}",
+                )
+
+
+def restricted(source: Program, stage: Stage) -> Program:
+    """The program with only a stage's losses and what they need; nothing is rewritten yet."""
+    graph = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    for node in source.graph.nodes:
+        if node.op != "output":
+            new[node] = graph.node_copy(node, new.__getitem__)
+    by_key = {node.meta["key"]: new[node] for node in source.nodes("loss") if "key" in node.meta}
+    terms = tuple(
+        Term(_key(source, wanted.name, wanted.model_copy(update={"weight": 1.0})), wanted) for wanted in stage.losses
+    )
+    graph.output({term.key: by_key[term.key] for term in terms})
+    _remove_dead(graph, source)
+    return _reassembled(source, graph, (stage,), terms)
+
+
+def _key(source: Program, name: str, wanted: object) -> str:
+    for term in source.terms:
+        if term.loss.model_copy(update={"weight": 1.0}) == wanted:
+            return term.key
+    raise InvariantError(f"the program lacks the loss '{name}'")
+
+
+def _remove_dead(graph: fx.Graph, root: nn.Module) -> None:
+    """Remove nodes that nothing needs; the inputs stay, so that every stage is called alike.
+
+    A node is needed when its value is, or when it writes into memory that is read later: ``relu_(x)`` where ``x``
+    itself is used. Running statistics are a side effect only for what reads the normalised value: in a stage that
+    does not reach it, a BatchNorm would learn from features that are not trained yet.
+    """
+    group = memory(graph, root)
+    live: set[fx.Node] = set()
+    read: set[int] = set()
+    scopes: set[str] = set()
+    for node in reversed(list(graph.nodes)):
+        targets = written(node, root) if node.op not in ("placeholder", "output", "get_attr") else []
+        later = any(group[target] in read for target in targets)
+        counts = any(target.op == "get_attr" for target in targets) and scope_of(node) in scopes
+        if node.op in ("placeholder", "output") or later or counts or any(user in live for user in node.users):
+            live.add(node)
+            read.update(group[source] for source in node.all_input_nodes)
+            if any(target.op == "get_attr" for target in targets):
+                scopes.add(scope_of(node))
+        else:
+            graph.erase_node(node)
+
+
+def _clean(program: Program) -> Program:
+    """Reassemble after rewriting: unused modules and tensors go."""
+    _remove_dead(program.graph, program)
+    return _reassembled(program, program.graph, program.stages, program.terms)
+
+
+def _reassembled(program: Program, graph: fx.Graph, stages: tuple[Stage, ...], terms: tuple[Term, ...]) -> Program:
+    made = Program.assemble(program, graph, stages=stages, terms=terms)
+    made.meta = {**program.meta, **made.meta}
+    made.training = program.training
+    return made
+
+
+def _fold_batch_norms(program: Program) -> int:
+    """Fold the frozen teacher's BatchNorms into the convolutions in front of them, on copies."""
+    calls = Counter(node.target for node in program.graph.nodes if node.op == "call_module")
+    folded = 0
+    for node in list(program.graph.nodes):
+        norm = submodule(program, node)
+        if not is_teacher(node) or type(norm) not in NORMS or not isinstance(norm, NORMS) or not is_plain(norm):
+            continue
+        conv_node = node.args[0] if node.args else None
+        if not isinstance(conv_node, fx.Node) or len(conv_node.users) != 1 or norm.running_mean is None:
+            continue
+        conv = submodule(program, conv_node)
+        if type(conv) not in CONVOLUTIONS or not isinstance(conv, CONVOLUTIONS) or not is_plain(conv):
+            continue
+        if calls[conv_node.target] > 1:
+            continue
+        program.add_submodule(f"{conv_node.target}_folded", fuse_conv_bn_eval(conv, norm))
+        conv_node.target = f"{conv_node.target}_folded"
+        node.replace_all_uses_with(conv_node)
+        program.graph.erase_node(node)
+        folded += 1
+    return folded
+
+
+def teacher_values(program: Program, images: Tensor | None = None) -> dict[str, Tensor]:
+    """What each loss of a program reads from the teacher, on some images or on seeded noise."""
+    read = {
+        str(node.meta["key"]): node.args[1]
+        for node in program.nodes("loss")
+        if isinstance(node.args[1], fx.Node) and _depends_on_teacher(node.args[1])
+    }
+    if not read:
+        return {}
+    graph = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op != "output":
+            new[node] = graph.node_copy(node, new.__getitem__)
+    graph.output({key: new[value] for key, value in read.items()})
+    _remove_dead(graph, program)
+    module = fx.GraphModule(program, graph)
+    images = example(program, program.meta["input_shape"]) if images is None else images
+    with torch.no_grad(), _full_precision(images.device):
+        values: dict[str, Tensor] = module(images, None)
+    return values
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Convolutions in full float32, whatever autocast and TF32 are set to: they differ by more than folding does."""
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def _relative_error(first: Tensor, second: Tensor) -> float:
+    """Largest difference as a share of the largest value; what is not finite must be so in both."""
+    first, second = first.double(), second.double()
+    known = first.isfinite() & second.isfinite()
+    if first.shape != second.shape or not torch.equal(first.isfinite(), second.isfinite()):
+        return float("inf")
+    scale = float(first[known].abs().max()) if known.any() else 0.0
+    error = float((first[known] - second[known]).abs().max()) if known.any() else 0.0
+    return error / max(scale, torch.finfo(torch.float32).tiny)
+
+
+def _depends_on_teacher(node: fx.Node, seen: set[fx.Node] | None = None) -> bool:
+    seen = set() if seen is None else seen
+    if node in seen:
+        return False
+    seen.add(node)
+    return is_teacher(node) or any(_depends_on_teacher(source, seen) for source in node.all_input_nodes)

@@ -1,0 +1,290 @@
+"""Thin: decide which coupled classes a whole model loses. No weight is touched.
+
+The classes that the same weights produce form a **block**; inside a block they compete by importance, and the block
+keeps ``keep`` of them, rounded so that the weights' widths are multiples of ``round_to``. Classes that must keep equal
+counts (groups, heads, views that split channels) and wanted widths make this an integer program
+(:mod:`fxdistill.passes.thin.selection`); everything else is a sort.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import InputError, InvariantError, PairingError
+from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.ir.coupling import Coupling, core
+from fxdistill.ir.graph import Traced, find, path_of, within
+from fxdistill.passes.importance import Batch, importance
+from fxdistill.passes.thin.selection import Block, Width, select
+
+Kept = dict[str, list[int]]
+"""For each weight that loses outputs the indices that it keeps, along its output dimension."""
+
+
+@dataclass(frozen=True)
+class ThinSource:
+    """A traced model, its coupled channels, and, for ``taylor``, a batch of images and classes."""
+
+    traced: Traced
+    coupling: Coupling
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The decision.
+
+    Attributes:
+        removed: The classes to remove.
+        kept: The same as indices, for the weights that get smaller; :func:`removed_of` replays them.
+        widths: For each producing module its width before and after.
+    """
+
+    removed: frozenset[int]
+    kept: Kept
+    widths: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Thin(Pass[ThinSource, Removal]):
+    """Choose the classes to remove.
+
+    Attributes:
+        keep: Share of the channels to keep, in (0, 1); None removes only what ``widths`` asks for.
+        widths: Wanted widths of taps: (node path, channels).
+        criterion: See :mod:`fxdistill.passes.importance`.
+        round_to: The widths of the producers become multiples of this.
+        protect: Module or node paths whose channels stay.
+        only: Module paths; channels that are produced anywhere else stay. Empty: everywhere.
+        seed: Seed of the criterion ``random``.
+    """
+
+    keep: float | None = None
+    widths: tuple[tuple[str, int], ...] = ()
+    criterion: str = "l1"
+    round_to: int = 1
+    protect: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    seed: int = 0
+
+    def requires(self, source: ThinSource) -> None:
+        """A share between 0 and 1, a positive multiple, paths that exist."""
+        if self.keep is not None and not 0 < self.keep < 1:
+            hint = "give a number above 0 and below 1"
+            raise InputError(f"the share to keep is {self.keep}", where="--keep", hint=hint)
+        if self.keep is None and not self.widths:
+            raise InputError("nothing says how much to keep", where="keep", hint="give --keep 0.5, or widths")
+        if self.round_to < 1:
+            raise InputError(f"widths cannot be multiples of {self.round_to}", where="round_to", hint="give 1 or more")
+        for path in (*self.protect, *self.only):
+            find(source.traced, path)
+
+    def run(self, source: ThinSource) -> PassResult[Removal]:
+        """Decide.
+
+        Raises:
+            PairingError: A width cannot be had; names the chain of couplings.
+            InputError: The request changes nothing.
+        """
+        coupling = source.coupling
+        stays = _Reasons(source, self.protect, self.only)
+        wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
+        scores = importance(source.traced, coupling, criterion=self.criterion, batch=source.batch, seed=self.seed)
+        named = {class_id for width in wanted for class_id in width.classes}
+        blocks = [self._block(key, members, named) for key, members in _blocks(stays).items()]
+        removed = select(coupling, blocks, wanted, scores, frozen=stays.frozen)
+        if not removed:
+            reasons = Counter(stays.reason(i) for i in stays.frozen)
+            most = ", ".join(f"{reason} ({count} channels)" for reason, count in reasons.most_common(3))
+            raise InputError(
+                "the request changes nothing: no channel would be removed", where="keep",
+                hint=f"what stays, and why: {most or 'rounding'}; lower --keep or --round-to, or protect less",
+            )  # fmt: skip
+        removal = Removal(removed, kept_indices(coupling, removed), dict(_widths(stays, removed)))
+        # without a share, nobody asked for the channels of the others
+        remarks = () if self.keep is None else tuple(_not_pruned(stays, removed))
+        return PassResult(removal, modified=True, diagnostics=remarks)
+
+    def ensures(self, source: ThinSource, value: Removal) -> None:
+        """Locked classes stay, rows of constraints keep equal counts, wanted widths are met, the indices replay."""
+        if any(i in source.coupling.locks for i in value.removed):
+            raise InvariantError("a locked channel was removed")
+        for constraint in source.coupling.constraints:
+            counts = {sum(i not in value.removed for i in row) for row in constraint.sets}
+            if len(counts) > 1 or 0 in counts:
+                raise InvariantError(f"unequal counts {sorted(counts)}", where=constraint.where)
+        for path, width in self.widths:
+            node = path_of(find(source.traced, path))
+            if sum(i not in value.removed for i in source.coupling.classes(node)) != width:
+                raise InvariantError(f"the width {width} of '{path}' was not met", where=path)
+        if removed_of(source.coupling, value.kept) != value.removed:
+            raise InvariantError("the kept indices do not say what is removed")
+
+    def _block(self, key: "_Key", members: list[int], named: set[int]) -> Block:
+        times = max(count for _, count in key)
+        step = self.round_to // math.gcd(self.round_to, times)
+        if self.keep is None:
+            target = None if named & set(members) else len(members)
+        else:
+            target = min(len(members), max(step, step * round(self.keep * len(members) / step)))
+        return Block(tuple(members), step, target)
+
+
+_Key = tuple[tuple[str, int], ...]
+
+
+@dataclass
+class _Reasons:
+    """Who produces which classes, and which classes stay for what reason."""
+
+    source: ThinSource
+    protect: tuple[str, ...]
+    only: tuple[str, ...]
+    producers: dict[str, Tensor] = field(default_factory=dict)
+    of_class: dict[int, dict[str, int]] = field(default_factory=dict)
+    frozen: set[int] = field(default_factory=set)
+    _kept_for: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        coupling = self.source.coupling
+        self.producers.update(_producers(coupling))
+        for name, classes in self.producers.items():
+            for class_id, count in Counter(classes.tolist()).items():
+                self.of_class.setdefault(class_id, {})[name] = count
+        self._protect()
+        self._confine()
+        self.frozen = {i for i in self.of_class if i == 0 or i in coupling.locks or i in self._kept_for}
+
+    def reason(self, class_id: int) -> str:
+        """Why a frozen class stays."""
+        return self.source.coupling.locked(class_id) or self._kept_for.get(class_id, "carries no channels")
+
+    def _protect(self) -> None:
+        for path in self.protect:
+            node = path_of(find(self.source.traced, path))
+            inside = {i for name, classes in self.producers.items() if within(name, path) for i in classes.tolist()}
+            for class_id in inside | set(self.source.coupling.classes(node)):
+                self._kept_for.setdefault(class_id, f"is protected by '{path}'")
+
+    def _confine(self) -> None:
+        for class_id, names in self.of_class.items():
+            outside = [n for n in names if self.only and not any(within(n, path) for path in self.only)]
+            if outside:
+                owner = outside[0].rpartition(".")[0]
+                self._kept_for.setdefault(class_id, f"is produced by '{owner}', outside of what is to be pruned")
+
+
+def _blocks(stays: _Reasons) -> dict[_Key, list[int]]:
+    """Free classes by who produces them, and how often."""
+    blocks: dict[_Key, list[int]] = {}
+    for class_id in sorted(stays.of_class):
+        if class_id not in stays.frozen:
+            blocks.setdefault(tuple(sorted(stays.of_class[class_id].items())), []).append(class_id)
+    return blocks
+
+
+def _wanted(source: ThinSource, path: str, width: int, stays: _Reasons) -> Width:
+    """A wanted width of a tap, refused at once where too much of it must stay."""
+    node = path_of(find(source.traced, path))
+    classes = source.coupling.classes(node)
+    where = f"tap {path}"
+    if not classes:
+        raise PairingError(f"the channels of '{path}' are not known", where=where, hint="take another node")
+    if not 1 <= width <= len(classes):
+        raise PairingError(f"'{path}' has {len(classes)} channels, so it cannot keep {width}", where=where)
+    held = [i for i in classes if i in stays.frozen or i not in stays.of_class]
+    if len(held) > width:
+        chain = source.coupling.chain(node, held[0])
+        raise PairingError(
+            f"'{path}' cannot have {width} channels: {len(held)} of its {len(classes)} must stay, because the channel "
+            f"{stays.reason(held[0])}" + (f"; coupled along {' → '.join(chain)}" if chain else ""),
+            where=where, hint="pair another node, protect less, or use --align slice",
+        )  # fmt: skip
+    return Width(path, classes, width)
+
+
+def kept_indices(coupling: Coupling, removed: Iterable[int]) -> Kept:
+    """The output indices that each weight keeps, for the weights that lose some."""
+    gone = torch.zeros(coupling.class_count + 1, dtype=torch.bool)
+    gone[sorted(removed)] = True
+    kept = {}
+    for name, classes in _producers(coupling):
+        alive = ~gone[classes]
+        if not bool(alive.all()):
+            kept[name] = [int(i) for i in alive.nonzero().flatten().tolist()]
+    return kept
+
+
+def removed_of(coupling: Coupling, kept: Kept) -> frozenset[int]:
+    """The classes that are removed where weights keep these output indices: a decision replayed.
+
+    Raises:
+        InputError: The indices are not of this architecture.
+    """
+    removed: set[int] = set()
+    producers = dict(_producers(coupling))
+    for name, indices in kept.items():
+        if name not in producers:
+            raise InputError(
+                f"the model has no producing weight '{name}'", where=name, hint="give the model it was made for"
+            )
+        classes = producers[name]
+        alive = torch.zeros(len(classes), dtype=torch.bool)
+        if not all(0 <= i < len(classes) for i in indices):
+            raise InputError(f"an index is out of range for '{name}', which has {len(classes)} outputs", where=name)
+        alive[indices] = True
+        removed |= set(classes[~alive].tolist())
+    return frozenset(removed)
+
+
+def _producers(coupling: Coupling) -> Iterator[tuple[str, Tensor]]:
+    """The weights that produce channels, with the class of each output."""
+    standardized = dict.fromkeys(_standardized(coupling), 0)
+    outputs = {name: dim for (name, dim), role in coupling.roles.items() if role == "out"}
+    for name, dim in (standardized | outputs).items():
+        labels = coupling.parameter_labels(name).get(dim)
+        if labels is not None:
+            yield name, core(labels).flatten()
+
+
+def _standardized(coupling: Coupling) -> Iterator[str]:
+    """The parameters that convolution weights are computed from (weight standardization)."""
+    for node in coupling.graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        if node.op != "call_function" or not name.startswith("conv") or len(node.args) < 2:
+            continue
+        weight = node.args[1]
+        shape = weight.meta.get("shape") if isinstance(weight, fx.Node) else None
+        while isinstance(weight, fx.Node) and weight.op != "get_attr":
+            weight = next(iter(weight.all_input_nodes), None)
+        if isinstance(weight, fx.Node) and weight.meta.get("shape") == shape:
+            yield str(weight.target)
+
+
+def _widths(stays: _Reasons, removed: frozenset[int]) -> Iterator[tuple[str, tuple[int, int]]]:
+    for name, classes in sorted(stays.producers.items()):
+        before = classes.tolist()
+        yield name.rpartition(".")[0] or name, (len(before), sum(i not in removed for i in before))
+
+
+def _not_pruned(stays: _Reasons, removed: frozenset[int]) -> Iterator[Diagnostic]:
+    """One remark for each producer that keeps its width."""
+    for name, classes in sorted(stays.producers.items()):
+        ids = classes.tolist()
+        if any(i in removed for i in ids):
+            continue
+        held = [i for i in ids if i in stays.frozen]
+        why = (
+            f"its channel {stays.reason(held[0])}"
+            if held
+            else "its width is already what was asked for, or rounds to it"
+        )
+        yield Diagnostic(
+            code="not-pruned", severity="note", where=name.rpartition(".")[0] or name,
+            why=f"keeps its {len(ids)} outputs: {why}",
+        )  # fmt: skip

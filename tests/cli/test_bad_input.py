@@ -1,0 +1,287 @@
+"""Whatever is wrong with the input: exit code 2, one message that says what, where and what to do, nothing written."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from fxdistill.cli.commands import app
+from fxdistill.files import file_sha256
+from fxdistill.modelfiles import store
+from fxdistill.modelfiles.factories import build
+from tests import runs
+
+RESNET = "fxdistill.models:resnet?widths=[8,16]&blocks=1"
+CONVNET = "fxdistill.models:convnet?widths=[4,8]"
+ALLOW = ("--allow-factory", runs.ALLOW[0])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a trained teacher, a student and a plan."""
+    runs.plan_file()
+    for name in ("teacher.pt", "student.pt", "plan.json"):
+        shutil.copy(runs.workshop() / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(folder: Path, *args: str) -> str:
+    """Call fxdistill, check how it refuses, and return what it says."""
+    before = runs.snapshot(folder)
+    done = CliRunner().invoke(app, list(args))
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert runs.snapshot(folder) == before
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("error: ") == 1
+    assert done.stderr.count("\n  where: ") == 1
+    assert done.stderr.count("\n  to do: ") == 1
+    return done.stderr
+
+
+def test_missing_files(folder: Path) -> None:
+    assert "no such file" in refused(folder, "plan", "nothing.pt", "student.pt")
+    assert "cannot be read" in refused(folder, "run", "nothing.json")
+    assert "cannot be read" in refused(folder, "show", "nothing.json")
+    assert "no such file" in refused(folder, "eval", "nothing.pt", "--data", "digits")
+    assert "no such file" in refused(folder, "export", "nothing.pt")
+
+
+def test_files_that_are_no_models(folder: Path) -> None:
+    whole = (folder / "teacher.pt").read_bytes()
+    (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "page.pt").write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+    (folder / "empty.pt").write_bytes(b"")
+    with (folder / "list.pt").open("wb") as file:
+        pickle.dump([1, 2, 3], file)
+    torch.save(nn.Linear(2, 2), folder / "module.pt")
+    for name in ("cut.pt", "page.pt", "empty.pt", "list.pt", "module.pt"):
+        assert name in refused(folder, "plan", name, "student.pt", *ALLOW)
+    assert "HTML" in refused(folder, "plan", "page.pt", "student.pt", *ALLOW)
+    assert "--trust-pickle" in refused(folder, "plan", "module.pt", "student.pt", *ALLOW)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_archive(folder: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), folder / "script.pt")
+    assert "TorchScript" in refused(folder, "plan", "script.pt", "student.pt", *ALLOW)
+
+
+def test_a_state_dict_that_does_not_fit(folder: Path) -> None:
+    store.save_state_dict(build("fxdistill.models:convnet", {"widths": [4, 8]}), folder / "weights.pt")
+    said = refused(folder, "plan", "teacher.pt", "weights.pt", "--student-factory", CONVNET.replace("8", "16"))
+    assert "weights.pt" in said
+
+
+def test_the_option_that_names_the_factory_is_the_right_one(folder: Path) -> None:
+    store.save_state_dict(build("fxdistill.models:convnet", {"widths": [4, 8]}), folder / "weights.pt")
+    torch.save(nn.Linear(2, 2), folder / "module.pt")
+    for name in ("weights.pt", "module.pt"):
+        assert "name its factory: --student-factory " in refused(folder, "plan", "teacher.pt", name)
+        assert "name its factory: --teacher-factory " in refused(folder, "plan", name, "student.pt")
+        for command in (("export", name), ("eval", name), ("shrink", name, "--keep", "0.5")):
+            assert "name its factory: --factory " in refused(folder, *command)
+
+
+def test_commands_that_cannot_be_parsed(folder: Path) -> None:
+    said = refused(folder, "plan", "teacher.pt", "student.pt", "--no-such-option")
+    assert said.splitlines()[0].startswith("error: no such option: --no-such-option")
+    assert "missing argument 'student'" in refused(folder, "plan", "teacher.pt")
+    assert "no such command 'plna'. Did you mean 'plan'?" in refused(folder, "plna")
+    assert "no such option: --no-such-option" in refused(folder, "--no-such-option")
+
+
+def test_factories(folder: Path) -> None:
+    assert "--allow-factory" in refused(folder, "plan", "teacher.pt", "os:getcwd")
+    assert "resnet" in refused(folder, "plan", "teacher.pt", "torchvision.models:resnett18")
+    assert "widthss" in refused(folder, "plan", "teacher.pt", "fxdistill.models:convnet?widthss=[4]")
+    assert "--allow-factory" in refused(folder, "run", "plan.json", "-o", "r")
+
+
+def test_models_that_do_not_go_together(folder: Path) -> None:
+    shape = ("--input", "1x1x8x8")
+    assert "10" in refused(folder, "plan", "teacher.pt", f"{CONVNET}&classes=7", *shape)
+    assert "channels" in refused(folder, "plan", "teacher.pt", f"{CONVNET}&in_channels=3", *shape)
+    assert "10 classes" in refused(folder, "plan", RESNET + "&classes=7", f"{CONVNET}&classes=7", "--data", "digits")
+    assert "1x8x8" in refused(folder, "plan", "teacher.pt", CONVNET, "--data", "digits", "--input", "1x3x8x8")
+
+
+@pytest.mark.parametrize(
+    ("args", "needle"),
+    [
+        (("--data", "digitss"), "digitss"),
+        (("--data", "cifar10"), "needs a place"),
+        (("--data", "npz:nowhere.npz"), "nowhere.npz"),
+        (("--data", "my.module:factory"), "--allow-factory"),
+        (("--data", "digits", "--input", "1x1x16x16"), "1x8x8"),
+        (("--input", "3x32"), "3x32"),
+        (("--input", "1x1x8x8", "--pair", "layers.layer1"), "--pair"),
+        (("--input", "1x1x8x8", "--pair", "layers.layer1=nothing.there"), "nothing.there"),
+        (("--input", "1x1x8x8", "--forbid", "a=b=c", "--pair", "=x"), "--pair"),
+        (("--input", "1x1x8x8", "--criterion", "taylor"), "taylor"),
+        (("-o", "missing/plan.json"), "missing/plan.json"),
+        (("-o", "."), "is a folder"),
+        (("--method", "magic"), "magic"),
+        (("--epochs", "0"), "--epochs"),
+        (("--epochs", "many"), "--epochs"),
+        (("--no-such-option",), "--no-such-option"),
+    ],
+)  # fmt: skip
+def test_options_of_plan(folder: Path, args: tuple[str, ...], needle: str) -> None:
+    assert needle in refused(folder, "plan", "teacher.pt", "student.pt", *ALLOW, *args)
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "plan.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _kept(plan: dict[str, Any]) -> list[int]:
+    channels: list[int] = plan["kept"][0]["channels"]
+    return channels
+
+
+@pytest.mark.parametrize(
+    ("change", "needle"),
+    [
+        (lambda p: p.update(version=2), "version 2"),
+        (lambda p: p.update(version="1"), "version"),
+        (lambda p: p.update(surprise=1), "surprise"),
+        (lambda p: p.pop("pairs"), "pairs"),
+        (lambda p: p["stages"][0].update(epochs=-1), "stages.0.epochs"),
+        (lambda p: p["stages"][0].update(epochs="3"), "stages.0.epochs"),
+        (lambda p: p["stages"][0].update(epochs=1.5), "stages.0.epochs"),
+        (lambda p: p.update(stages=[]), "stages"),
+        (lambda p: p["stages"][0]["losses"][0].update(loss="hinge"), "hinge"),
+        (lambda p: p["stages"][0]["losses"][0].update(weight=float("nan")), "NaN"),
+        (lambda p: p["stages"][0]["optimizer"].update(name="lion"), "optimizer"),
+        (lambda p: p["stages"][0]["optimizer"].update(lr=-1.0), "lr"),
+        (lambda p: p["stages"][0]["losses"][0].update(pair="nowhere"), "nowhere"),
+        (lambda p: p["stages"][1].update(name=p["stages"][0]["name"]), "warm-up-1"),
+        (lambda p: p["control"][0].update(losses=p["stages"][0]["losses"]), "control"),
+        (lambda p: p["kept"][0].update(channels=[*_kept(p)[:-1], 99]), "99"),
+        (lambda p: _kept(p).insert(0, -1), "kept"),
+        (lambda p: _kept(p).pop(), "keeps"),
+        (lambda p: _kept(p).reverse(), "sorted"),
+        (lambda p: p["pairs"][0]["student"].update(path="no.such.node"), "no.such.node"),
+        (lambda p: (p["pairs"][0]["teacher"].update(path="gone"), p["kept"][0].update(path="gone")), "gone"),
+        (lambda p: p["data"].update(spec="digitss"), "digitss"),
+        (lambda p: p["data"].update(spec=None), "no data"),
+        (lambda p: p["data"].update(mean=[0.1, 0.2], std=[1.0, 1.0]), "channels"),
+        (lambda p: p["data"].update(augmentation=["mixup"]), "mixup"),
+        (lambda p: p["data"].update(mean=[0.1, 0.2, 0.3]), "data.mean"),
+        (lambda p: p["data"].update(classes=["a", "b"]), "classes"),
+        (lambda p: p["data"].update(batch_size=0), "batch_size"),
+        (lambda p: p["data"].update(batch_size=1), "batch"),
+        (lambda p: p["input"].update(shape=[1, 3, 8, 8]), "3x8x8"),
+        (lambda p: p["teacher"].update(path="elsewhere.pt"), "missing"),
+        (lambda p: p["teacher"].update(path=None, sha256=None), "random weights"),
+        (lambda p: p["student"].update(sha256="0" * 64), "0" * 64),
+        (lambda p: p.update(precision="8-bit"), "precision"),
+        (lambda p: p.update(precision="16-mixed"), "CUDA"),
+        (lambda p: p.update(seeds=[]), "seeds"),
+        (lambda p: p["export"].update(opset=3), "opset"),
+    ],
+)  # fmt: skip
+def test_plans_edited_into_nonsense(folder: Path, change: Callable[[dict[str, Any]], object], needle: str) -> None:
+    _edit(folder, change)
+    assert needle in refused(folder, "run", "plan.json", "-o", "r", "--device", "cpu", *ALLOW)
+
+
+def test_plans_that_are_none(folder: Path) -> None:
+    (folder / "plan.json").write_text('{"version": 1,')
+    assert "line 1" in refused(folder, "run", "plan.json")
+    (folder / "plan.json").write_text("[]")
+    assert "object" in refused(folder, "run", "plan.json")
+    (folder / "plan.json").write_bytes(b"\xff\xfe\x00")
+    assert "text" in refused(folder, "show", "plan.json")
+    assert "not a text file" in refused(folder, "run", "teacher.pt")
+
+
+def test_a_model_file_that_changed_shows_both_hashes(folder: Path) -> None:
+    planned = json.loads((folder / "plan.json").read_text())["teacher"]["sha256"]
+    with (folder / "teacher.pt").open("ab") as file:
+        file.write(b" ")
+    said = refused(folder, "run", "plan.json", "-o", "r", *ALLOW)
+    assert planned in said
+    assert file_sha256(folder / "teacher.pt") in said
+
+
+class _Bomb:
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (Path(self.target), "unpickled")
+
+
+def test_a_plan_cannot_have_a_pickle_opened(folder: Path) -> None:
+    with (folder / "bomb.pt").open("wb") as file:
+        pickle.dump(_Bomb(str(folder / "harm")), file)
+    digest = file_sha256(folder / "bomb.pt")
+    _edit(folder, lambda p: p["teacher"].update(path="bomb.pt", sha256=digest, factory=None, kwargs={}, trusted=True))
+    assert "--trust-pickle" in refused(folder, "run", "plan.json", "-o", "r", *ALLOW)
+    assert not (folder / "harm").exists()
+
+
+def test_run_directories(folder: Path) -> None:
+    (folder / "full").mkdir()
+    (folder / "full" / "thesis.tex").write_text("important")
+    run = ("run", "plan.json", *ALLOW, "-o")
+    assert "not empty" in refused(folder, *run, "full")
+    assert "not empty" in refused(folder, *run, "full", "--resume")
+    assert "is a file" in refused(folder, *run, "teacher.pt")
+    assert "cannot make" in refused(folder, *run, "teacher.pt/below")
+    shutil.copytree(runs.finished(), folder / "done")
+    assert "another run" not in refused(folder, *run, "done")
+    _edit(folder, lambda p: p.update(seed=5, seeds=[5]))
+    said = refused(folder, *run, "done", "--resume")
+    assert "another run" in said
+    assert "no run" in refused(folder, "show", "full")
+    assert "no run" in refused(folder, "export", "full")
+
+
+@pytest.mark.parametrize("holding", ["nothing", "an empty folder", "a start that was killed"])
+def test_nothing_to_resume(folder: Path, holding: str) -> None:
+    if holding != "nothing":
+        (folder / "r").mkdir()
+    if holding == "a start that was killed":
+        (folder / "r" / "origin.json").write_text('{"plan": "../plan.json"}')
+    said = refused(folder, "run", "plan.json", "-o", "r", "--resume", *ALLOW)
+    assert said.startswith("error: there is no run to resume\n  where: r\n")
+    assert "-o" in said
+    assert "without --resume" in said
+
+
+def test_devices(folder: Path) -> None:
+    if not torch.cuda.is_available():
+        assert "--device" in refused(folder, "run", "plan.json", "--device", "cuda", *ALLOW)
+    assert "tpu" in refused(folder, "run", "plan.json", "--device", "tpu", *ALLOW)
+
+
+def test_eval_and_export(folder: Path) -> None:
+    assert "--data" in refused(folder, "eval", "teacher.pt")
+    assert "1x1x8x8" in refused(folder, "eval", "torchvision.models:resnet18?num_classes=10", "--data", "digits")
+    assert "10" in refused(folder, "eval", f"{CONVNET}&classes=7", "--data", "digits")
+    assert "opset" in refused(folder, "export", "teacher.pt", "--opset", "3")
+    assert "(1, 3, 8, 8)" in refused(folder, "export", "teacher.pt", "--input", "1x3x8x8")
+
+
+def test_data_that_lies(folder: Path) -> None:
+    images, labels = np.zeros((8, 8, 8), np.uint8), np.arange(8) % 2
+    np.savez(folder / "two.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    assert "2 classes" in refused(folder, "plan", "teacher.pt", "student.pt", *ALLOW, "--data", "npz:two.npz")
+    (folder / "two.npz").write_bytes((folder / "two.npz").read_bytes()[:300])
+    assert "two.npz" in refused(folder, "plan", "teacher.pt", "student.pt", *ALLOW, "--data", "npz:two.npz")

@@ -1,0 +1,146 @@
+"""Two models in, a plan out; a plan and its models in, a program out."""
+
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from fxdistill import models
+from fxdistill.compiler import pipeline
+from fxdistill.compiler.pipeline import Options
+from fxdistill.errors import InputError, PairingError
+from fxdistill.ir.contract import PassManager
+from fxdistill.plan.file import parse
+from fxdistill.plan.schema import Plan
+from tests.tiny_models import awake
+
+DIGITS = (1, 1, 8, 8)
+
+
+def digits() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    return awake(models.convnet(widths=[16, 32, 64])), models.convnet(widths=[8, 16, 32])
+
+
+def compiled(**options: Any) -> Plan:
+    return pipeline.compile(*digits(), Options(**{"input_shape": DIGITS, **options}))
+
+
+def test_the_same_inputs_and_seed_give_the_same_bytes() -> None:
+    first = compiled(seed=3)
+    torch.manual_seed(99)
+    assert compiled(seed=3).to_json() == first.to_json() != compiled(seed=4).to_json()
+    assert parse(first.model_dump(mode="json"), where="p") == first
+
+
+@pytest.mark.parametrize("align", ["slice", "project"])
+@pytest.mark.parametrize("method", ["indistill", "kd"])
+def test_every_stage_of_the_plan_runs_and_costs_what_it_says(method: str, align: str) -> None:
+    teacher, student = digits()
+    plan = compiled(method=method, align=align, control=True)
+    program = pipeline.build(plan, teacher, student)
+    images, labels = torch.randn(4, *DIGITS[1:]), torch.tensor([0, 1, 2, 3])
+    for stage in plan.stages:
+        cut = program.stage(stage.name)
+        assert cut.total(cut(images, labels)).isfinite()
+        assert stage.cost == pytest.approx(cut.macs / (plan.teacher.macs + plan.student.macs), abs=1e-4)
+    costs = [stage.cost for stage in plan.stages]
+    assert costs == sorted(costs)
+    arm = pipeline.build_control(plan, student).stage("control")
+    assert set(arm(images, labels)) == {"cross_entropy"}
+    assert plan.control[0].cost == pytest.approx(plan.student.macs / (plan.teacher.macs + plan.student.macs), abs=1e-4)
+    assert not hasattr(arm, "teacher")
+
+
+def test_neither_model_is_changed() -> None:
+    pair = digits()
+    for module in pair:
+        module.get_submodule("block1.norm").eval()  # a mode that its user chose
+    before = [[t.clone() for t in module.state_dict().values()] for module in pair]
+    modes = [[m.training for m in module.modules()] for module in pair]
+    generator = torch.get_rng_state()
+    pipeline.compile(*pair, Options(input_shape=DIGITS, align="project"))
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert [[m.training for m in module.modules()] for module in pair] == modes
+    assert all(p.requires_grad for module in pair for p in module.parameters())
+    for module, old in zip(pair, before, strict=True):
+        assert all(map(torch.equal, module.state_dict().values(), old))
+
+
+def test_pins_and_seeds_are_in_the_plan() -> None:
+    plan = compiled(pins=(("block2", "block2"),), forbid=(("block1", "block1"),), repeats=3, seed=5)
+    assert ("block2.pool", "block2.pool") in [(p.teacher.path, p.student.path) for p in plan.pairs]
+    assert plan.seeds == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pins": (("block9", "block1"),)}, "block9"),
+        ({"input_shape": (1, 3, 8, 8)}, "does not run on an input of shape 1x3x8x8"),
+        ({"epochs": 0}, "epochs is 0"),
+    ],
+)
+def test_bad_options_are_the_users(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        compiled(**options)
+    assert caught.value.exit_code == 2
+
+
+def test_models_of_other_classes_do_not_fit() -> None:
+    teacher, _ = digits()
+    with pytest.raises(PairingError, match="the student with"):
+        pipeline.compile(teacher, models.convnet(classes=7), Options(input_shape=DIGITS))
+
+
+def test_the_passes_are_timed_in_order() -> None:
+    manager = PassManager()
+    pipeline.compile(*digits(), Options(input_shape=DIGITS), passes=manager)
+    names = [record.name for record in manager.records]
+    assert names[:9] == ["trace"] * 3 + ["couple"] * 2 + ["match", "prune", "schedule", "instrument"]
+    assert set(names[9:]) == {"specialize"}
+
+
+def test_resnet50_to_resnet18_takes_seconds() -> None:
+    teacher, student = torchvision.models.resnet50(), torchvision.models.resnet18()
+    start = time.perf_counter()
+    plan = pipeline.compile(teacher, student, Options(input_shape=(1, 3, 224, 224)))
+    print(f"resnet50 to resnet18: planned in {time.perf_counter() - start:.1f} s")  # noqa: T201
+    assert [pair.student.path for pair in plan.pairs] == [f"layer{n}.1.relu_1" for n in (1, 2, 3, 4)]
+    assert [len(kept.channels) for kept in plan.kept] == [64, 128, 256, 512]
+    assert (plan.teacher.macs, plan.student.macs) == (4_089_184_256, 1_814_073_344)  # as torchvision publishes them
+
+
+def test_dense_prediction() -> None:
+    """Segmentation answers with a dict; labels are then one a pixel."""
+    make = torchvision.models.segmentation.lraspp_mobilenet_v3_large
+    teacher, student = make(weights_backbone=None, num_classes=4), make(weights_backbone=None, num_classes=4)
+    plan = pipeline.compile(teacher, student, Options(input_shape=(2, 3, 64, 64)))
+    program = pipeline.build(plan, teacher, student)
+    losses = program(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64))
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_kd_does_without_pairs_where_there_are_none() -> None:
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(x.flatten(1))
+            return out
+
+    teacher, student = models.convnet(widths=[8, 16]), Flat()
+    options = Options(input_shape=DIGITS, epochs=1)
+    with pytest.raises(PairingError):
+        pipeline.compile(teacher, student, options)
+    plan = pipeline.compile(teacher, student, dataclasses.replace(options, method="kd"))
+    assert plan.pairs == []
+    assert [remark.code for remark in plan.diagnostics] == ["no-pairs"]
+    losses = pipeline.build(plan, teacher, student)(torch.randn(2, 1, 8, 8), torch.tensor([1, 2]))
+    assert set(losses) == {"cross_entropy", "kd"}

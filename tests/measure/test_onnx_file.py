@@ -1,0 +1,278 @@
+"""The ONNX file: what is in it, that it is the module, and that the gate sees when it is not."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+from fxdistill.errors import DataError, ModelError, ParityError, PlanError
+from fxdistill.measure import gate, onnx_file
+from fxdistill.measure.evaluate import open_session
+from fxdistill.measure.gate import Parity
+
+SHAPE = (1, 3, 12, 12)
+
+
+class Small(nn.Module):
+    """Conv, BatchNorm with statistics of its own, functional dropout; auxiliary logits while training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+        self.norm.get_buffer("running_mean").uniform_()
+        self.norm.get_buffer("running_var").uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.dropout(F.relu(self.norm(self.conv(x))), 0.5, training=self.training).mean((2, 3))
+        return (self.head(x), x) if self.training else self.head(x)
+
+
+class Structured(Small):
+    def forward(self, x: Tensor) -> Any:
+        return {"aux": x, "out": super().forward(x)}
+
+
+class Branching(Small):
+    """Control flow on data: not for the first exporter."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) if x.sum() < 1e9 else x.flatten(1)
+
+
+class WritesIntoItsInput(Small):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.relu_())
+
+
+def build(kind: type[nn.Module] = Small) -> Any:
+    torch.manual_seed(0)
+    return kind().train()
+
+
+def batches(*sizes: int, shape: tuple[int, ...] = SHAPE) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(n, *shape[1:], generator=generator), torch.zeros(n)) for n in sizes]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Small, Path]:
+    module, path = build(), tmp_path_factory.mktemp("small") / "small.onnx"
+    onnx_file.export_onnx(module, path, input_shape=SHAPE, metadata={"plan": "ab12", "classes": '["a", "b"]'})
+    return module, path
+
+
+def test_what_is_in_the_file(small: tuple[Small, Path]) -> None:
+    model = onnx.load(small[1])
+    (image,), (logits,) = model.graph.input, model.graph.output
+    assert (image.name, logits.name) == ("input", "logits")
+    batch, *rest = image.type.tensor_type.shape.dim
+    assert (batch.dim_param, [d.dim_value for d in rest]) == ("batch", [3, 12, 12])
+    assert model.opset_import[0].version == 18
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "plan": "ab12",
+        "classes": '["a", "b"]',
+    }
+    assert [file.name for file in small[1].parent.iterdir()] == ["small.onnx"]
+    assert b".py" not in small[1].read_bytes(), "no traces of the machine that it was made on"
+    assert small[1].stat().st_mode & 0o777 == 0o644
+    assert dict(open_session(small[1]).get_modelmeta().custom_metadata_map)["plan"] == "ab12"
+
+
+def test_export_is_quiet_and_leaves_the_module_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = build()
+    module.norm.eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    made = onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
+    assert (made.exporter, made.opset, made.refused) == ("dynamo", 18, ())
+    assert (module.training, module.norm.training, module.conv.training) == (True, False, True)
+    assert all(p.requires_grad for p in module.parameters())
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+
+
+def test_the_same_module_gives_the_same_bytes(small: tuple[Small, Path], tmp_path: Path) -> None:
+    metadata = {"classes": '["a", "b"]', "plan": "ab12"}
+    onnx_file.export_onnx(small[0], tmp_path / "again.onnx", input_shape=SHAPE, metadata=metadata)
+    assert (tmp_path / "again.onnx").read_bytes() == small[1].read_bytes()
+
+
+def test_parity_at_any_batch_size(small: tuple[Small, Path]) -> None:
+    module, path = small
+    measured = gate.measure(module, path, batches(1, 3, 7))
+    assert measured.images == 11
+    assert measured.max_abs_error < 1e-5
+    assert measured.top1_agreement == 1.0
+    assert module.training
+    gate.gate(measured)
+
+
+def test_parity_of_a_resnet(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = resnet18(num_classes=10)
+    with torch.no_grad():
+        module(torch.randn(8, 3, 32, 32))  # statistics of its own in every BatchNorm
+    onnx_file.export_onnx(module, tmp_path / "resnet.onnx", input_shape=(8, 3, 32, 32))
+    measured = gate.measure(module, tmp_path / "resnet.onnx", batches(1, 3, 7, shape=(1, 3, 32, 32)))
+    gate.gate(measured)
+    assert measured.images == 11
+
+
+@pytest.mark.parametrize("kind", [Structured, WritesIntoItsInput])
+def test_other_modules(tmp_path: Path, kind: type[nn.Module]) -> None:
+    module = build(kind)
+    onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
+    (logits,) = open_session(tmp_path / "x.onnx").get_outputs()
+    assert (logits.name, logits.shape[1]) == ("logits", 5)
+    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(4)))
+
+
+def test_the_second_exporter_is_named(tmp_path: Path) -> None:
+    module = build(Branching)
+    made = onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
+    assert made.exporter == "torchscript"
+    assert len(made.refused) == 1
+    assert made.refused[0].startswith("dynamo: GuardOnDataDependentSymNode")
+    assert "\n" not in made.refused[0]
+    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(1, 3, 7)))
+
+
+def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]) -> None:
+    module = build()
+    module.load_state_dict(small[0].state_dict())
+    with torch.no_grad():
+        module.head.bias[0] += 5
+    measured = gate.measure(module, small[1], batches(20))
+    assert measured.max_abs_error == pytest.approx(5, abs=1e-4)
+    assert measured.top1_agreement < 1
+    with pytest.raises(ParityError, match=r"differ by up to 5; allowed is 0.0001(.|\n)*20 images compared"):
+        gate.gate(measured, 1e-4)
+    assert ParityError.exit_code == 1
+
+
+def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]) -> None:
+    module = build()
+    module.load_state_dict(small[0].state_dict())
+    with torch.no_grad():
+        module.conv.weight[0, 0, 0, 0] += 0.05
+    with pytest.raises(ParityError):
+        gate.gate(gate.measure(module, small[1], batches(20)))
+
+
+@pytest.mark.parametrize(
+    ("measured", "passes"),
+    [
+        (Parity(1e-5, 1.0, 10), True),
+        (Parity(1e-4, 1.0, 10), True),
+        (Parity(1.1e-4, 1.0, 10), False),
+        (Parity(9e-5, 0.9, 10, widest_flip=5e-5), True),
+        (Parity(9e-5, 0.9, 10, widest_flip=1.5e-4), False),
+        (Parity(float("nan"), 1.0, 10), False),
+        (Parity(0.0, 0.9, 10, widest_flip=float("nan")), False),
+    ],
+)
+def test_gate(measured: Parity, passes: bool) -> None:
+    if passes:
+        gate.gate(measured, 1e-4)
+    else:
+        with pytest.raises(ParityError, match="not the trained one"):
+            gate.gate(measured, 1e-4)
+
+
+def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]) -> None:
+    class Shifted(nn.Module):
+        """The module with its two best logits exchanged: every prediction flips, over a known gap."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = small[0].eval()(x)
+            best, where = logits.topk(2)
+            return logits.scatter(1, where, best.flip(1))
+
+    (image, _), *_ = data = batches(6)
+    top = Shifted()(image).topk(2).values
+    small[0].train()
+    measured = gate.measure(Shifted(), small[1], data)
+    assert measured.top1_agreement == 0
+    assert measured.widest_flip == pytest.approx((top[:, 0] - top[:, 1]).max().item(), abs=1e-5)
+
+
+def test_a_nan_is_seen_wherever_it_is(small: tuple[Small, Path]) -> None:
+    (first, label), second = batches(2, 2)
+    first[0, 0, 0, 0] = float("nan")
+    measured = gate.measure(small[0], small[1], [(first, label), second])
+    with pytest.raises(ParityError):
+        gate.gate(measured)
+
+
+def test_no_images_is_an_error(small: tuple[Small, Path]) -> None:
+    with pytest.raises(DataError, match="no images"):
+        gate.measure(small[0], small[1], [])
+
+
+def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "_LARGEST_FILE", 100)
+    module = build()
+    module.head = nn.Linear(8, 64)  # small tensors stay in the graph
+    onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.onnx", "x.onnx.data"]
+    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(3)))
+
+
+class FixedBatch(Small):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).reshape(2, 5)
+
+
+class Opaque(Branching):
+    """Its value leaves the graph: no exporter can follow."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x) * float(x.sum())
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        (Small, (1, 4, 12, 12), "does not run on an input of shape .1, 4, 12, 12."),
+        (FixedBatch, SHAPE, "does not run on an input of shape .1, 3, 12, 12.(.|\n)*any batch size"),
+        (Opaque, SHAPE, "cannot be exported to ONNX; dynamo: .*; torchscript: .*computes something else"),
+    ],
+)
+def test_what_cannot_be_exported_leaves_nothing(
+    tmp_path: Path, kind: Any, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        onnx_file.export_onnx(build(kind), tmp_path / "x.onnx", input_shape=shape)
+    assert caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_old_file_survives_a_failed_export(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"old")
+    with pytest.raises(ModelError):
+        onnx_file.export_onnx(build(Opaque), tmp_path / "x.onnx", input_shape=SHAPE)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("x.onnx", b"old")]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"cannot write: No such file(.|\n)*x\.onnx"):
+        onnx_file.export_onnx(build(), tmp_path / "missing" / "x.onnx", input_shape=SHAPE)
+
+
+def test_an_opset_that_is_not(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"opset 99 cannot be written(.|\n)*use one from 11 to \d+"):
+        onnx_file.export_onnx(build(), tmp_path / "x.onnx", input_shape=SHAPE, opset=99)
+
+
+def test_another_opset(tmp_path: Path) -> None:
+    module = build()
+    assert onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE, opset=20).opset == 20
+    assert onnx.load(tmp_path / "x.onnx").opset_import[0].version == 20
+    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(3)))

@@ -1,0 +1,600 @@
+"""Models from files: every kind of file that is read, and one clear message for every kind that is not."""
+
+import io
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import fx, nn
+
+from fxdistill import models
+from fxdistill.errors import ModelError
+from fxdistill.modelfiles.factories import resolve
+from fxdistill.modelfiles.store import LoadedModel, ModelSource, load, parse_source, save, save_state_dict
+
+FACTORY = "fxdistill.models:convnet"
+KWARGS: dict[str, Any] = {"widths": [4, 6], "hidden": 5, "classes": 3}
+X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        module = models.convnet(**KWARGS)
+        module(X)  # BatchNorm statistics other than at the start
+    return module.eval()
+
+
+def source(path: Path | str, **options: Any) -> ModelSource:
+    options.setdefault("factory", FACTORY)
+    return ModelSource(Path(path), kwargs=KWARGS if options["factory"] else {}, **options)
+
+
+def same_outputs(loaded: LoadedModel) -> bool:
+    assert not loaded.module.training
+    return torch.equal(loaded.module(X), network()(X))
+
+
+def refused(path: Path | str, *parts: str, **options: Any) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        load(source(path, **options))
+    for part in parts:
+        assert part in str(caught.value)
+    assert caught.value.hint
+    assert str(path) in caught.value.where
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+# What is read
+
+
+def test_a_bundle_comes_back_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save(network(), path, factory=FACTORY, kwargs=KWARGS, input_shape=(1, 1, 8, 8), metadata={"accuracy": 0.5})
+    loaded = load(parse_source(str(path)))
+    assert same_outputs(loaded)
+    assert (loaded.factory, loaded.kwargs, loaded.input_shape) == (FACTORY, KWARGS, (1, 1, 8, 8))
+    assert loaded.metadata == {"accuracy": 0.5}
+    assert not loaded.random_weights
+    assert not loaded.trusted
+    assert loaded.sha256 is not None
+    assert len(loaded.sha256) == 64
+    assert torch.load(path, weights_only=True)["format"] == "fxdistill-bundle"
+
+
+def test_the_same_model_gives_the_same_bytes_also_after_loading(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.pt", "b.pt", "c.pt")]
+    for file in files[:2]:
+        save(network(), file, factory=FACTORY, kwargs=KWARGS, input_shape=[1, 1, 8, 8])
+    save(
+        load(parse_source(str(files[0]))).module,
+        files[2],
+        factory=FACTORY,
+        kwargs=KWARGS,
+        input_shape=[1, 1, 8, 8],
+    )
+    assert len({file.read_bytes() for file in files}) == 1
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_saved_state_dict_is_plain_and_small(tmp_path: Path) -> None:
+    module = nn.Linear(3, 2)
+    module.weight = nn.Parameter(torch.randn(1000, 3)[:2])
+    save_state_dict(module, tmp_path / "student.pt")
+    assert (tmp_path / "student.pt").stat().st_size < 4000, "the whole storage of a view was written"
+    fresh = nn.Linear(3, 2)
+    state = torch.load(tmp_path / "student.pt", weights_only=True)
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh.weight, module.weight)
+    assert not any(value.requires_grad for value in state.values())
+
+
+def wrapped(entry: str, prefix: str) -> dict[str, Any]:
+    state = {prefix + name: value for name, value in network().state_dict().items()}
+    content: Any = state
+    for name in reversed(entry.split(".") if entry else []):
+        content = {"epoch": 3, name: content, "args": {"lr": 0.1}}
+    return dict(content)
+
+
+@pytest.mark.parametrize("entry", ["", "state_dict", "model", "model_state_dict", "ema", "model.state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model."])
+def test_weights_are_found_in_checkpoints_of_training_scripts(tmp_path: Path, entry: str, prefix: str) -> None:
+    torch.save(wrapped(entry, prefix), tmp_path / "model.pt")
+    loaded = load(source(tmp_path / "model.pt"))
+    assert same_outputs(loaded)
+    assert loaded.entry == entry
+    assert [d.code for d in loaded.diagnostics] == (["checkpoint-entry"] if entry else [])
+    assert all(f"'{entry}'" in d.why for d in loaded.diagnostics)
+
+
+def test_other_entries_are_named_where_one_was_chosen(tmp_path: Path) -> None:
+    torch.save({**wrapped("ema", ""), **wrapped("model", "")}, tmp_path / "model.pt")
+    loaded = load(source(tmp_path / "model.pt"))
+    assert loaded.entry == "model"
+    assert "also holds ema" in loaded.diagnostics[0].why
+
+
+def test_names_inside_and_averaged_models_are_made_plain(tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(network())
+    torch.save(averaged.state_dict(), tmp_path / "average.pt")
+    assert same_outputs(load(source(tmp_path / "average.pt")))
+    inner = {re.sub(r"^block1\.", "block1._orig_mod.", k): v for k, v in network().state_dict().items()}
+    torch.save(inner, tmp_path / "inner.pt")
+    assert same_outputs(load(source(tmp_path / "inner.pt")))
+
+
+def test_safetensors_old_files_and_missing_counters(tmp_path: Path) -> None:
+    save_file(network().state_dict(), tmp_path / "model.safetensors")
+    torch.save(network().state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    state = {k: v for k, v in network().state_dict().items() if "num_batches" not in k}
+    torch.save(state, tmp_path / "counters.pt")
+    for name in ("model.safetensors", "old.pt", "counters.pt"):
+        assert same_outputs(load(source(tmp_path / name))), name
+
+
+def test_weights_that_are_not_finite_are_said(tmp_path: Path) -> None:
+    module = network()
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[0] = float("nan")
+    save_state_dict(module, tmp_path / "model.pt")
+    (remark,) = load(source(tmp_path / "model.pt")).diagnostics
+    assert (remark.code, remark.severity) == ("weights-not-finite", "warning")
+    assert "block1.conv.weight" in remark.where
+
+
+# torch.export
+
+
+class WithDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.drop(self.body(x))
+        return result
+
+
+def export(module: nn.Module, path: Path, *, dynamic: bool = True) -> Path:
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    torch.export.save(torch.export.export(module, (X,), dynamic_shapes=shapes), path)
+    return path
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_exported_program_is_a_plain_module_again(tmp_path: Path, training: bool) -> None:
+    module = WithDropout().train(training)
+    loaded = load(source(export(module, tmp_path / "m.pt2"), factory=None))
+    found = loaded.module
+    assert isinstance(found, fx.GraphModule)
+    assert loaded.input_shape == (2, 1, 8, 8)
+    assert not loaded.diagnostics
+    assert found.state_dict().keys() == module.state_dict().keys()
+    assert torch.equal(found(X), module.eval()(X))
+    assert found(X[:1]).shape == (1, 3)
+    found.train()
+    module.train()
+    torch.manual_seed(0)
+    expected = module(X)
+    torch.manual_seed(0)
+    assert torch.equal(found(X), expected)
+    for name, value in found.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name]), f"{name} was not updated as in the original"
+    assert torch.equal(found.eval()(X), module.eval()(X))
+    assert torch.equal(fx.symbolic_trace(found)(X), found(X))
+
+
+def test_the_archive_is_recognised_whatever_its_name(tmp_path: Path) -> None:
+    export(network(), tmp_path / "m.pt2").rename(tmp_path / "m.pt")
+    assert same_outputs(load(source(tmp_path / "m.pt", factory=None)))
+
+
+def test_structured_outputs_and_fixed_batches_of_exports(tmp_path: Path) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = self.body(x)
+            return {"out": y, "aux": y * 2}
+
+    loaded = load(source(export(Heads(), tmp_path / "m.pt2", dynamic=False), factory=None))
+    assert torch.equal(loaded.module(X)["aux"], network()(X) * 2)
+    assert [d.code for d in loaded.diagnostics] == ["static-batch"]
+
+
+def test_torchvision_exports_equal_their_original(tmp_path: Path) -> None:
+    original = load(parse_source("torchvision.models:mobilenet_v3_small?num_classes=3")).module
+    x = torch.randn(2, 3, 64, 64)
+    program = torch.export.export(original, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "m.pt2")
+    found = load(source(tmp_path / "m.pt2", factory=None)).module
+    assert torch.equal(found(x), original(x))
+    assert {type(m) for m in found.modules()} >= {nn.BatchNorm2d, nn.Dropout}
+
+
+def rewritten(archive: Path, member: str, change: Any) -> Path:
+    content = io.BytesIO()
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(content, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, change(data) if name.endswith(member) else data)
+    archive.write_bytes(content.getvalue())
+    return archive
+
+
+class Attack:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["ATTACKED"],)
+
+
+@pytest.fixture
+def attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ATTACKED", str(tmp_path / "attacked"))
+    return tmp_path / "attacked"
+
+
+@pytest.mark.parametrize(
+    ("member", "old", "new", "found"),
+    [
+        ("model.json", "torch.ops.aten.linear.default", "torch.serialization.os.system", "a call of"),
+        ("model.json", "torch.ops.aten.linear.default", "torch.ops.load_library", "a call of"),
+        ("model.json", "torch.ops.aten.linear.default", "_operator.methodcaller", "a call of"),
+        ("model.json", r'"expr_str": "[^"]+"', r'"expr_str": "__import__(chr(111))"', "the size"),
+        ("model.json", r'"expr_str": "[^"]+"', r'"expr_str": "Integer(1).func"', "the size"),
+        ("model_weights_config.json", '"use_pickle": false', '"use_pickle": true', "pickled tensors"),
+    ],
+)
+def test_archives_that_can_run_code_are_refused(tmp_path: Path, member: str, old: str, new: str, found: str) -> None:
+    path = export(network(), tmp_path / "m.pt2")
+
+    def change(data: bytes) -> bytes:
+        text, count = re.subn(old, new, data.decode())
+        assert count
+        return text.encode()
+
+    refused(rewritten(path, member, change), found, "--trust-pickle", factory=None)
+
+
+def test_archives_with_pickles_are_refused_and_run_nothing(tmp_path: Path, attacked: Path) -> None:
+    content = io.BytesIO()
+    torch.save((Attack(), {}), content)
+    path = rewritten(export(network(), tmp_path / "m.pt2"), "sample_inputs/model.pt", lambda _: content.getvalue())
+    refused(path, "pickled example inputs", factory=None)
+    assert not attacked.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_an_archive_that_hides_a_member_behind_another_is_refused(tmp_path: Path) -> None:
+    path = export(network(), tmp_path / "m.pt2")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("m/models/model.json", "{}")
+    refused(path, "two members of one name", factory=None)
+
+
+def test_exports_take_no_factory_and_one_input(tmp_path: Path) -> None:
+    refused(export(network(), tmp_path / "m.pt2"), "needs no factory")
+
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    torch.export.save(torch.export.export(Two(), (X, X)), tmp_path / "two.pt2")
+    refused(tmp_path / "two.pt2", "2 inputs", factory=None)
+
+
+# Pickles
+
+
+def test_a_pickled_module_is_refused_unless_trusted(tmp_path: Path) -> None:
+    torch.save(network(), tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "torch.nn.modules.container.Sequential", "runs whatever code", factory=None)
+    loaded = load(source(tmp_path / "model.pt", factory=None, trust_pickle=True))
+    assert same_outputs(loaded)
+    assert loaded.trusted
+    torch.save({"model": nn.DataParallel(network()), "epoch": 1}, tmp_path / "entry.pt")
+    loaded = load(source(tmp_path / "entry.pt", factory=None, trust_pickle=True))
+    assert same_outputs(loaded)
+    assert loaded.entry == "model"
+    refused(tmp_path / "model.pt", "needs no factory", trust_pickle=True)
+
+
+def test_trust_is_recorded_only_where_it_was_needed(tmp_path: Path) -> None:
+    save_state_dict(network(), tmp_path / "model.pt")
+    assert not load(source(tmp_path / "model.pt", trust_pickle=True)).trusted
+    export(network(), tmp_path / "m.pt2")
+    assert not load(source(tmp_path / "m.pt2", factory=None, trust_pickle=True)).trusted
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_malicious_pickle_runs_nothing(tmp_path: Path, attacked: Path, new_format: bool) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": network().state_dict(), "x": Attack()}, path, _use_new_zipfile_serialization=new_format)
+    refused(path, "pickled objects", "--trust-pickle")
+    path.write_bytes(pickle.dumps(Attack()))
+    refused(path)
+    assert not attacked.exists()
+
+
+def test_a_trusted_pickle_of_an_unknown_class_is_explained(tmp_path: Path) -> None:
+    torch.save(network(), tmp_path / "model.pt")
+    path = rewritten(tmp_path / "model.pt", "data.pkl", lambda data: data.replace(b"Sequential", b"Zequential"))
+    refused(path, "cannot be imported", factory=None, trust_pickle=True)
+
+
+# Files that are no models
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.pt", b"", "empty"),
+        ("page.pt", b"\n<!DOCTYPE html><html>", "web page"),
+        ("pointer.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        ("text.pt", b"hello\n", "text"),
+        ("model.onnx", b"\x08\x08\x12\x07pytorch", "ONNX"),
+        ("noise.pt", bytes(range(255, 100, -1)), "not one that PyTorch wrote"),
+        ("pickle.pt", pickle.dumps({"a": 1}), "pickled objects"),
+        ("short.pt", b"\x80\x02", "truncated"),
+        ("broken.safetensors", (50).to_bytes(8, "little") + b'{"a":', "truncated"),
+        ("header.pt", b"PK\x03\x04" + bytes(100), "truncated"),
+    ],
+)
+def test_files_that_are_no_models_are_called_what_they_are(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, message)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    refused(tmp_path / "absent.pt", "no such file", "MODULE:FUNCTION")
+    refused(tmp_path, "folder")
+    (tmp_path / "file").write_bytes(b"x")
+    refused(tmp_path / "file" / "model.pt", "cannot be read")
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("kind", ["model.pt", "model.pt2", "old.pt", "model.safetensors"])
+def test_truncated_files_are_refused(tmp_path: Path, kind: str, kept: float) -> None:
+    path = tmp_path / kind
+    if kind == "model.pt2":
+        export(network(), path)
+    elif kind == "model.safetensors":
+        save_file(network().state_dict(), path)
+    else:
+        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=kind == "model.pt")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    refused(path, "truncated", factory=None if kind == "model.pt2" else FACTORY)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_and_foreign_archives(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(network()), tmp_path / "script.pt")
+    refused(tmp_path / "script.pt", "TorchScript", "state dict")
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    refused(tmp_path / "other.pt", "PyTorch did not write", "readme.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "optimizer": {}}, "entries are: epoch, optimizer"),
+        ({}, "entries are: none"),
+        ([1, 2], "holds list"),
+        (torch.zeros(2), "holds Tensor"),
+        ({"state_dict": {"a": 1}}, "entries are: state_dict"),
+    ],
+)
+def test_files_without_a_state_dict(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", message)
+
+
+def test_a_state_dict_needs_its_factory(tmp_path: Path) -> None:
+    save_state_dict(network(), tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "name its factory, such as torchvision.models:resnet18", factory=None)
+
+
+def test_a_state_dict_that_does_not_fit_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(models.convnet(**{**KWARGS, "classes": 7}).state_dict(), path)
+    error = refused(path, "2 of another shape", "classifier.weight is 7x5 in the file, 3x5 in the model")
+    assert error.hint.endswith("classes=7")
+    torch.save(models.convnet(**{**KWARGS, "widths": [4, 7]}).state_dict(), path)
+    assert "classes" not in refused(path, "of another shape", "…").hint
+    torch.save(models.resnet().state_dict(), path)
+    refused(path, "missing (block1.conv.weight", "unexpected (", "few names agree")
+    state = OrderedDict(network().state_dict())
+    state.popitem()
+    state["more"] = torch.zeros(1)
+    torch.save(state, path)
+    refused(path, "1 missing (classifier.bias)", "1 unexpected (more)")
+
+
+def test_torchvision_heads_get_the_argument_named(tmp_path: Path) -> None:
+    torch.save(
+        load(parse_source("torchvision.models:resnet18?num_classes=10")).module.state_dict(),
+        tmp_path / "r.pt",
+    )
+    with pytest.raises(ModelError, match="num_classes=10"):
+        load(ModelSource(tmp_path / "r.pt", "torchvision.models:resnet18"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"version": "x"}, "version x"),
+        ({"factory": None}, "lacks a part"),
+        ({"kwargs": [1]}, "lacks a part"),
+        ({"state_dict": {}}, "lacks a part"),
+        ({"input_shape": [1, -8]}, "lacks a part"),
+        ({"factory": "os:system"}, "--allow-factory os"),
+        ({"kwargs": {"width": 3}}, "unexpected keyword argument 'width'"),
+    ],
+)
+def test_bundles_that_were_tampered_with(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "model.pt"
+    save(network(), path, factory=FACTORY, kwargs=KWARGS)
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    with pytest.raises(ModelError, match=message):
+        load(parse_source(str(path)))
+
+
+def test_a_bundle_says_itself_what_builds_it(tmp_path: Path) -> None:
+    save(network(), tmp_path / "model.pt", factory=FACTORY, kwargs=KWARGS)
+    assert same_outputs(load(source(tmp_path / "model.pt")))
+    refused(tmp_path / "model.pt", "says itself", factory="fxdistill.models:resnet")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factory": "convnet"}, "a plain factory|not a factory"),
+        ({"factory": FACTORY + "?hidden=3"}, "not a plain factory"),
+        ({"factory": FACTORY, "kwargs": {"x": torch.zeros(1)}}, "not JSON"),
+        ({"factory": FACTORY, "metadata": {"x": float("nan")}}, "not JSON"),
+    ],
+)
+def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        save(network(), tmp_path / "model.pt", **options)
+    assert not list(tmp_path.iterdir())
+
+
+# Factories
+
+
+def test_factories_with_arguments_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'torchvision.models:resnet18?num_classes=10&norm="x"&name=a=b&flag=true&widths=[1, 2]'
+    found = parse_source(text, args=["more=1e-3"], allow=["mine"])
+    assert found.path is None
+    assert found.factory == "torchvision.models:resnet18"
+    assert found.kwargs == {
+        "num_classes": 10, "norm": "x", "name": "a=b", "flag": True, "widths": [1, 2], "more": 0.001,
+    }  # fmt: skip
+    assert found.allow == ("mine",)
+    assert parse_source("dir/model.pt").path == Path("dir/model.pt")
+    assert parse_source("C:/model.pt").path == Path("C:/model.pt")
+    assert parse_source("m.pt", factory="a.b:c?x=1", args=["y=2"]).kwargs == {"x": 1, "y": 2}
+    monkeypatch.chdir(tmp_path)
+    Path("odd:name").write_text("")
+    assert parse_source("odd:name").path == Path("odd:name")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("a:b", {"factory": "c:d"}, "two factories"),
+        ("a:b?x=1", {"args": ["x=2"]}, "twice"),
+        ("a:b?x=1&x=2", {}, "twice"),
+        ("a:b?x", {}, "KEY=VALUE"),
+        ("a:b", {"args": ["=1"]}, "KEY=VALUE"),
+        ("m.pt", {"factory": "resnet18"}, "not a factory"),
+    ],
+)
+def test_malformed_factories(text: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        parse_source(text, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("os:system?command=x", "--allow-factory os"),
+        ("torchvision.datasets.utils:download_url?url=x", "--allow-factory"),
+        ("torchvision_models:resnet18", "--allow-factory"),
+        ("torchvision.models:resnet81", "did you mean resnet18|did you mean"),
+        ("torchvision.models.absent:resnet18", "no module"),
+        ("torchvision.models:resnet18?classes=10", "unexpected keyword argument 'classes'"),
+        ("torchvision.models:resnet18?weights=DEFAULT", "downloads nothing"),
+        ("torchvision.models:get_model?name=resnet18", "name the function itself"),
+        ("timm:create_model?model_name=hf-hub:a/b", "downloads nothing"),
+        ("timm:create_model?model_name=resnet18&pretrained=true", "downloads nothing"),
+        ("torchvision.models:list_models", "returned list"),
+        ("torchvision.models.resnet:partial", "only imports 'partial' from 'functools'"),
+        ("torchvision.models:__doc__", "no function"),
+        ("fxdistill.models:convnet?padding=0", "used up"),
+    ],
+)
+def test_factories_that_cannot_be_used(text: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load(parse_source(text))
+    assert caught.value.hint
+
+
+def test_random_weights_depend_on_the_seed_alone() -> None:
+    found = parse_source(FACTORY, args=["hidden=4"])
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, again, other = load(found, seed=1), load(found, seed=1), load(found, seed=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert first.random_weights
+    assert first.path is None
+    assert torch.equal(first.module(X), again.module(X))
+    assert not torch.equal(first.module(X), other.module(X))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torchvision.models:googlenet?num_classes=3",
+        "torchvision.models.segmentation:lraspp_mobilenet_v3_large?num_classes=3",
+        "timm:create_model?model_name=resnet10t",
+        "timm.models.vision_transformer:vit_tiny_patch16_224?img_size=32",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Importing from timm.models.layers:FutureWarning")
+def test_library_factories_build_without_downloads(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_download(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_download)
+    assert isinstance(load(parse_source(text)).module, nn.Module)
+
+
+def test_the_users_own_modules_come_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    Path("mine_for_test").mkdir()
+    Path("mine_for_test/nets.py").write_text("from torch import nn\ndef tiny(n=2): return nn.Linear(n, n)\n")
+    Path("mine_for_test/gathered.py").write_text(
+        "from functools import partial\nfrom os import system\nfrom torchvision.models import resnet18\n"
+        "from mine_for_test.nets import tiny\nthree = partial(tiny, 3)\nhidden = partial(system, 'exit')\n"
+    )
+    Path("mine_for_test/broken.py").write_text("raise OSError('on fire')\n")
+    with pytest.raises(ModelError, match=r"--allow-factory mine_for_test\.nets"):
+        load(parse_source("mine_for_test.nets:tiny"))
+    for allow in ("mine_for_test", "mine_for_test.nets"):
+        assert isinstance(load(parse_source("mine_for_test.nets:tiny?n=3", allow=[allow])).module, nn.Linear)
+    for name in ("tiny", "three", "resnet18"):
+        assert callable(resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test.gathered"]))
+    for name in ("system", "hidden"):
+        with pytest.raises(ModelError, match=r"only imports '.*' from '(posix|nt)'"):
+            resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test"])
+    assert resolve("fxdistill.compiler.shrink_model:rebuild").__name__ == "rebuild"
+    assert str(tmp_path) not in sys.path
+    with pytest.raises(ModelError, match="cannot be imported: OSError: on fire"):
+        load(parse_source("mine_for_test.broken:tiny", allow=["mine_for_test"]))
+    with pytest.raises(ModelError, match="--allow-factory"):
+        load(parse_source("mine_for_test_too:tiny", allow=["mine_for_test"]))
+
+
+def test_a_source_without_anything() -> None:
+    with pytest.raises(ModelError, match="neither"):
+        load(ModelSource(None, None))

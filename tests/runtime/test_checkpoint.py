@@ -1,0 +1,295 @@
+import errno
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fxdistill import files
+from fxdistill.errors import FxdistillError, PlanError, RunDirError
+from fxdistill.measure import onnx_file
+from fxdistill.runtime import checkpoint, directory, result
+from fxdistill.runtime.checkpoint import Checkpoint
+from fxdistill.runtime.directory import RunDir, lock
+from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.loop import Means, Position
+from tests import runs
+from tests.runs import execute
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+EVERY_STEP = Settings(device="cpu", allow=runs.ALLOW, save_seconds=0)
+AGAIN = Settings(device="cpu", allow=runs.ALLOW, resume=True, save_seconds=0)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(plan: Path, out: Path, arrange: Callable[[], None], *, again: bool = False) -> None:
+    """Run in a child that arranges for its own death by SIGKILL."""
+
+    def work() -> None:
+        arrange()
+        execute(plan, out, AGAIN if again else EVERY_STEP)
+
+    status = runs.in_child(work)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def at_save(number: int, *, when: str) -> Callable[[], None]:
+    """Die at the n-th checkpoint: before it is written, half-way (written, not yet in place) or after."""
+
+    def arrange() -> None:
+        count = 0
+        replace, save = Path.replace, checkpoint.save
+
+        def counting(run: RunDir, checkpoint: Checkpoint) -> None:
+            nonlocal count
+            count += 1
+            if count == number and when == "before":
+                die()
+            save(run, checkpoint)
+            if count == number and when == "after":
+                die()
+
+        def half(self: Path, target: Path) -> Path:
+            if count == number and when == "half" and target.name == "checkpoint.pt":
+                die()
+            return replace(self, target)
+
+        checkpoint.save = counting
+        Path.replace = half  # type: ignore[method-assign,assignment]
+
+    return arrange
+
+
+def equal(run: Path, reference: Path) -> None:
+    """Same weights, bit for bit, same metrics, same result."""
+    assert (run / "student.pt").read_bytes() == (reference / "student.pt").read_bytes()
+    assert runs.metrics(run) == runs.metrics(reference)
+    mine, theirs = (RunDir(path).result() for path in (run, reference))
+    assert mine is not None
+    assert theirs is not None
+    assert [(a["name"], a["accuracy"]) for a in mine["arms"]] == [(a["name"], a["accuracy"]) for a in theirs["arms"]]
+    assert not [p.name for p in run.iterdir() if p.name.startswith(".") and p.name != ".lock"]
+    assert not (run / "checkpoint.pt").exists()
+
+
+# five steps an epoch: 1 to 5 the first warm-up, 6 to 10 the second, 11 to 20 the main stage, 21 the arm's end,
+# 22 to 31 the control, 32 its end
+MOMENTS = [(2, "after"), (5, "half"), (8, "before"), (13, "after"), (15, "half"), (21, "before"), (21, "after"),
+           (24, "half"), (31, "after"), (32, "after")]  # fmt: skip
+
+
+def test_the_moments_are_those_of_the_run(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, int, int]] = []
+    save = checkpoint.save
+
+    def watch(_: RunDir, at: Checkpoint) -> None:
+        seen.append((at.arm, at.position.stage, at.position.epoch, at.position.step))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", watch)
+        execute(runs.plan_file(), tmp_path / "run", EVERY_STEP)
+    assert save is checkpoint.save
+    assert len(seen) == 32
+    assert seen[1] == (0, 0, 0, 2)
+    assert seen[12] == (0, 2, 0, 3)
+    assert seen[20] == (1, 0, 0, 0)
+    assert seen[23] == (1, 0, 0, 3)
+    equal(tmp_path / "run", runs.finished())
+
+
+def test_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """Ten kills in one run: in warm-ups, in the middle of epochs and of writes, between arms, in the control."""
+    out, before = tmp_path / "run", 0
+    for number, when in MOMENTS:
+        killed(runs.plan_file(), out, at_save(number - before, when=when), again=bool(before))
+        before = number if when == "after" else number - 1
+    assert execute(runs.plan_file(), out, AGAIN)["arms"]
+    equal(out, runs.finished())
+
+
+@pytest.mark.parametrize("place", ["plan", "draft", "onnx", "result"])
+def test_killed_at_the_start_and_in_the_end(tmp_path: Path, place: str) -> None:
+    def arrange() -> None:
+        def dying(*_: Any, **__: Any) -> None:
+            die()
+
+        def exported(*args: Any, **kwargs: Any) -> None:
+            export_checked(*args, **kwargs)
+            die()
+
+        export_checked = onnx_file.export_checked
+        target: tuple[Any, str, Any] = {
+            "plan": (directory, "write_text", dying), "draft": (onnx_file, "gate", dying),
+            "onnx": (onnx_file, "export_checked", exported), "result": (result, "write_text", dying),
+        }[place]  # fmt: skip
+        setattr(*target)
+
+    killed(runs.plan_file(), tmp_path / "run", arrange)
+    if place == "plan":
+        with pytest.raises(RunDirError, match="no run to resume"):
+            execute(runs.plan_file(), tmp_path / "run", AGAIN)
+    execute(runs.plan_file(), tmp_path / "run", EVERY_STEP if place == "plan" else AGAIN)
+    equal(tmp_path / "run", runs.finished())
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_killed_at_random_times_with_several_seeds(tmp_path: Path, from_file: bool) -> None:
+    name, align = ("seeds-file", "project") if from_file else ("seeds-fresh", "slice")
+    plan = runs.plan_file(name, from_file=from_file, repeats=2, align=align)
+    reference, out = runs.finished(name, from_file=from_file, repeats=2, align=align), tmp_path / "run"
+    dice = random.Random(5)
+    for attempt in range(3):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                execute(plan, out, AGAIN if attempt else EVERY_STEP)
+            finally:
+                os._exit(0)
+        deadline = time.monotonic() + 60
+        while not (out / "checkpoint.pt").exists() and attempt == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0.3, 1.5))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    execute(plan, out, AGAIN)
+    equal(out, reference)
+
+
+def test_each_seed_of_a_factory_starts_from_weights_of_its_own() -> None:
+    lines = runs.metrics(runs.finished("seeds-fresh", from_file=False, repeats=2, align="slice"))
+    first, second = (
+        [line["losses"] for line in lines if line["seed"] == seed and line["name"] == "control"] for seed in (0, 1)
+    )
+    assert first[0] != second[0]
+
+
+def test_two_undisturbed_runs_are_equal(tmp_path: Path) -> None:
+    execute(runs.plan_file(), tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW))
+    equal(tmp_path / "run", runs.finished())
+
+
+def test_interrupted_and_resumed(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupt_after(checkpoint.save, 7))
+        with pytest.raises(KeyboardInterrupt):
+            execute(runs.plan_file(), tmp_path / "run", EVERY_STEP)
+    execute(runs.plan_file(), tmp_path / "run", AGAIN)
+    equal(tmp_path / "run", runs.finished())
+
+
+def interrupt_after(save: Callable[[RunDir, Checkpoint], None], number: int) -> Callable[[RunDir, Checkpoint], None]:
+    count = 0
+
+    def counting(run: RunDir, checkpoint: Checkpoint) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            raise KeyboardInterrupt
+        save(run, checkpoint)
+
+    return counting
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    out, fsync, count = tmp_path / "run", os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if count > 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(PlanError, match="No space left on device") as failure:
+            execute(runs.plan_file(), out, EVERY_STEP)
+    assert failure.value.exit_code == 2
+    assert checkpoint.load(RunDir(out)).position == Position(1, 0, 2)  # after plan and origin: seven checkpoints
+    assert not [p.name for p in out.iterdir() if p.name.startswith(".checkpoint")]
+    execute(runs.plan_file(), out, AGAIN)
+    equal(out, runs.finished())
+
+
+def test_a_disk_that_fills_up_in_the_metrics(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk; whatever is being written, the run can be resumed."""
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
+        try:
+            execute(runs.plan_file(), tmp_path / "run", EVERY_STEP)
+        except FxdistillError as error:
+            os._exit(error.exit_code)
+
+    assert os.waitstatus_to_exitcode(runs.in_child(work)) == 2
+    execute(runs.plan_file(), tmp_path / "run", AGAIN)
+    equal(tmp_path / "run", runs.finished())
+
+
+def test_a_checkpoint_survives_a_round_trip(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    saved = Checkpoint(
+        arm=2, position=Position(1, 2, 3), state={"w": torch.tensor([0.1, float("inf")])},
+        optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        means=Means(3, {"kd": 0.1}), metrics_size=12, seconds=1.5, finished=[{"name": "control", "accuracy": 0.5}],
+    )  # fmt: skip
+    checkpoint.save(run, saved)
+    found = checkpoint.load(run)
+    assert torch.equal(found.state["w"], saved.state["w"])  # type: ignore[index]
+    found.state = saved.state
+    assert found == saved
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    checkpoint.save(run, Checkpoint())
+    content = run.checkpoint_path.read_bytes()
+    run.checkpoint_path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(RunDirError, match="damaged"):
+        checkpoint.load(run)
+
+
+def test_means_carry_on() -> None:
+    means = Means()
+    for value in (1.0, 2.0, 6.0):
+        means.add("a", value)
+        means.count += 1
+    assert means == Means(3, {"a": 3.0})
+
+
+def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    ready, go = os.pipe()
+
+    def holding() -> None:
+        with lock(run):
+            os.write(go, b"x")
+            time.sleep(60)
+
+    pid = os.fork()
+    if pid == 0:
+        holding()
+    os.read(ready, 1)
+    with pytest.raises(RunDirError, match="another process"), lock(run):
+        pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with lock(run):
+        pass
+
+
+def test_nothing_of_unix_is_needed_to_import() -> None:
+    """``fcntl`` is looked up by whoever takes a lock, not at import."""
+    assert not hasattr(files, "fcntl")
+    assert not hasattr(directory, "fcntl")

@@ -1,0 +1,265 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+from torch import Tensor, nn
+from torch._inductor.exc import InvalidCxxCompiler
+
+import fxdistill
+from fxdistill.data import batches
+from fxdistill.errors import InputError, ParityError, TrainingError
+from fxdistill.files import file_sha256
+from fxdistill.measure import evaluate
+from fxdistill.modelfiles.factories import build
+from fxdistill.plan import places
+from fxdistill.plan.file import load
+from fxdistill.runtime import deploy, preflight
+from fxdistill.runtime.arms import Arm, Observer, arms_of
+from fxdistill.runtime.checkpoint import load as load_checkpoint
+from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.result import summary
+from tests import runs
+from tests.runs import execute
+
+CPU = Settings(device="cpu", allow=runs.ALLOW)
+
+
+def test_a_finished_run_holds_everything() -> None:
+    run = runs.finished()
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        ".lock", "plan.json", "origin.json", "metrics.jsonl", "tensorboard", "student.pt", "student.onnx",
+        "result.json",
+    }  # fmt: skip
+    plan, result = load(run / "plan.json"), RunDir(run).result()
+    assert result is not None
+    assert result["plan"] == plan.sha256
+    assert [(arm["name"], arm["seed"]) for arm in result["arms"]] == [("distilled", 0), ("control", 0)]
+    assert result["parity"]["images"] == 537
+    assert result["parity"]["max_abs_error"] <= 1e-4
+    assert result["latency"]["student"]["median_ms"] > 0
+
+
+def test_the_accuracy_in_the_result_is_that_of_the_file() -> None:
+    run, dataset = runs.finished(), batches.load("digits")
+    student = build(*runs.STUDENT, allow=runs.ALLOW)
+    student.load_state_dict(torch.load(run / "student.pt", weights_only=True))
+    result = RunDir(run).result()
+    assert result is not None
+    found = evaluate.accuracy(student, batches.batches(dataset.test, 64, mean=dataset.mean, std=dataset.std))
+    assert result["arms"][0]["accuracy"] == found
+
+
+def test_training_changes_the_student_and_not_the_teacher() -> None:
+    before = fxdistill.load(fxdistill.parse_source(str(runs.workshop() / "student.pt"), allow=runs.ALLOW)).module
+    after = torch.load(runs.finished() / "student.pt", weights_only=True)
+    assert list(after) == list(before.state_dict())
+    assert not torch.equal(after["conv1.weight"], before.state_dict()["conv1.weight"])
+    assert int(after["bn1.num_batches_tracked"]) == 5 * (1 + 1 + 2)
+
+
+def test_metrics_have_one_line_an_epoch() -> None:
+    lines = runs.metrics(runs.finished())
+    places = [(line["name"], line["stage"], line["epoch"]) for line in lines]
+    assert places == [
+        ("distilled", "warm-up-1", 1), ("distilled", "warm-up-2", 1), ("distilled", "main", 1),
+        ("distilled", "main", 2),
+        ("control", "control", 1), ("control", "control", 2),
+    ]  # fmt: skip
+    assert [line["accuracy"] is None for line in lines] == [True, True, False, False, False, False]
+
+
+def test_tensorboard_shows_the_same() -> None:
+    found = EventAccumulator(str(runs.finished() / "tensorboard" / "distilled-seed0"))
+    found.Reload()
+    lines = [line for line in runs.metrics(runs.finished()) if line["name"] == "distilled"]
+    kd = [(event.step, round(event.value, 4)) for event in found.Scalars("main/kd")]
+    assert kd == [(step, round(lines[step - 1]["losses"]["kd"], 4)) for step in (3, 4)]
+    assert [event.step for event in found.Scalars("accuracy")] == [3, 4]
+
+
+def test_onnx_says_where_it_comes_from() -> None:
+    model = onnx.load(runs.finished() / "student.onnx")
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    plan = load(runs.plan_file())
+    assert found["fxdistill.plan_sha256"] == plan.sha256 == file_sha256(runs.plan_file())
+    assert json.loads(found["fxdistill.classes"]) == [str(n) for n in range(10)]
+    assert json.loads(found["fxdistill.normalization"])["mean"] == plan.data.mean
+    assert "torch" in json.loads(found["fxdistill.versions"])
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_a_finished_run_gives_its_result_again() -> None:
+    before = runs.snapshot(runs.finished())
+    again = execute(runs.plan_file(), runs.finished(), Settings(resume=True))
+    assert again == RunDir(runs.finished()).result()
+    assert runs.snapshot(runs.finished()) == before
+
+
+@pytest.mark.parametrize("tolerance", [1e-12])
+def test_a_failed_gate_leaves_no_onnx(tmp_path: Path, tolerance: float) -> None:
+    plan = runs.edited("strict", lambda p: p["export"].update(tolerance=tolerance))
+    with pytest.raises(ParityError) as failure:
+        execute(plan, tmp_path / "run", CPU)
+    assert failure.value.exit_code == 1
+    assert not (tmp_path / "run" / "student.onnx").exists()
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert (tmp_path / "run" / "student.pt").read_bytes() == (runs.finished() / "student.pt").read_bytes()
+    with pytest.raises(ParityError):
+        execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, resume=True))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
+    plan = runs.edited("hot", lambda p: p["stages"][1]["optimizer"].update(lr=1e30))
+    with pytest.raises(TrainingError) as failure:
+        execute(plan, tmp_path / "run", CPU)
+    pair = load(plan).stages[1].losses[0].pair
+    assert f"'{pair}'" in failure.value.what
+    assert "stage 'warm-up-2', epoch 1, batch 2" in failure.value.where
+    assert failure.value.exit_code == 1
+    assert load_checkpoint(RunDir(tmp_path / "run")).position.stage == 1
+
+
+def test_weights_that_end_as_no_numbers_are_no_student(tmp_path: Path) -> None:
+    def change(plan: dict[str, Any]) -> None:
+        plan["stages"], plan["control"] = plan["stages"][-1:], []
+        plan["stages"][0].update(epochs=1)
+        plan["stages"][0]["optimizer"].update(name="sgd", lr=1e30, weight_decay=1e30)
+        plan["data"]["batch_size"] = 2000
+
+    with pytest.raises(TrainingError, match="not finite"):
+        execute(runs.edited("last-step", change), tmp_path / "run", CPU)
+    assert not (tmp_path / "run" / "student.pt").exists()
+
+
+def test_a_teacher_near_chance_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    observer = Observer(on_diagnostic=lambda remark: said.append(remark.code))
+    monkeypatch.setattr("fxdistill.runtime.execute.train_arm", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        execute(runs.plan_file(), tmp_path / "run", CPU, observer)
+    assert said == ["teacher-near-chance"]
+    assert not preflight.near_chance(0.9, 10)
+    assert not preflight.near_chance(0.8, 2)
+    assert preflight.near_chance(0.6, 2)
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_precision_of_the_settings(tmp_path: Path) -> None:
+    plan = runs.edited("kd", lambda p: p.update(stages=p["stages"][-1:], control=[]))
+    execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, precision="bf16-mixed"))
+    execute(plan, tmp_path / "full", CPU)
+    mixed, full = (torch.load(tmp_path / name / "student.pt", weights_only=True) for name in ("run", "full"))
+    assert mixed["fc.weight"].dtype == torch.float32
+    assert not torch.equal(mixed["fc.weight"], full["fc.weight"])
+    with pytest.raises(InputError, match="CUDA"):
+        preflight.accelerator("cpu", "16-mixed")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling takes a minute of one CPU core")
+@pytest.mark.filterwarnings("ignore")
+def test_through_the_compiler(tmp_path: Path) -> None:
+    plan = runs.edited("kd", lambda p: p.update(stages=p["stages"][-1:], control=[]))
+    execute(plan, tmp_path / "run", Settings(device="cuda", allow=runs.ALLOW, compile=True))
+    assert (tmp_path / "run" / "student.onnx").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_compiler_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> nn.Module:
+        class Broken(nn.Module):
+            def forward(self, *_: Tensor) -> Tensor:
+                raise InvalidCxxCompiler
+
+        return Broken()
+
+    monkeypatch.setattr("fxdistill.runtime.loop.compiled", broken)
+    with pytest.raises(InputError, match=r"torch\.compile"):
+        execute(runs.plan_file(), tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, compile=True))
+
+
+def test_arms() -> None:
+    plan = load(runs.plan_file()).model_copy(update={"seeds": [3, 4]})
+    assert arms_of(plan) == [Arm(3, "distilled"), Arm(3, "control"), Arm(4, "distilled"), Arm(4, "control")]
+    assert arms_of(plan.model_copy(update={"control": []})) == [Arm(3, "distilled"), Arm(4, "distilled")]
+
+
+def test_summary_is_mean_and_sample_deviation() -> None:
+    found = summary([{"name": "control", "accuracy": value} for value in (0.5, 0.7)])
+    assert found["control"]["mean"] == pytest.approx(0.6)
+    assert found["control"]["deviation"] == pytest.approx(0.02**0.5)
+
+
+def test_the_student_needs_no_fxdistill(tmp_path: Path) -> None:
+    """A run on the user's own class; its file is loaded where fxdistill cannot be imported."""
+    program = """
+import sys
+sys.modules["fxdistill"] = None
+sys.path.insert(0, sys.argv[1])
+import torch, fxdistill_test_models
+model = fxdistill_test_models.with_dropout()
+model.load_state_dict(torch.load(sys.argv[2], weights_only=True))
+print(model.eval()(torch.zeros(1, 1, 8, 8)).shape[1])
+"""
+    student = runs.finished() / "student.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(runs.workshop()), str(student)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "10", done.stderr
+
+
+def test_the_user_keeps_the_loop() -> None:
+    teacher, student = build(*runs.TEACHER, seed=3), build(*runs.STUDENT, seed=4, allow=runs.ALLOW)
+    plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(4, 1, 8, 8), epochs=1))
+    program = fxdistill.build(plan, teacher, student)
+    images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
+    losses = program(images, labels)
+    assert set(losses) == {term.key for stage in plan.stages for term in program.stage(stage.name).terms}
+    warm_up = program.stage("warm-up-1")
+    optimizer = torch.optim.SGD([p for p in warm_up.parameters() if p.requires_grad], lr=0.1)
+    before = student.get_parameter("conv1.weight").clone()
+    only = warm_up(images, labels)
+    assert len(only) == 1
+    torch.autograd.backward(warm_up.total(only))
+    optimizer.step()
+    assert not torch.equal(before, student.get_parameter("conv1.weight"))
+
+
+def test_places_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan, models and run are moved together, and used from anywhere."""
+    assert places.relative_data("npz:a/b.npz", Path("plans/plan.json")) == "npz:../a/b.npz"
+    assert places.relative_data("npz:/a/b.npz", Path("plan.json")) == "npz:/a/b.npz"
+    assert places.relative_data("digits", Path("plan.json")) == "digits"
+    assert places.relative_data("my.module:factory", Path("plan.json")) == "my.module:factory"
+    assert places.resolved_data("npz:../a/b.npz", Path("/x/plans")) == "npz:/x/plans/../a/b.npz"
+    found = runs.finished()
+    monkeypatch.chdir(tmp_path)
+    assert RunDir(found).base.resolve() == runs.plan_file().parent.resolve()
+    assert deploy.accuracy(deploy.find(str(found), allow=runs.ALLOW)) == RunDir(found).result()["arms"][0]["accuracy"]  # type: ignore[index]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("fxdistill.runtime.result.export.export_checked", _interrupt)
+        interrupted = pytest.raises(KeyboardInterrupt)
+        with interrupted:
+            execute(runs.plan_file(), run, Settings(device="cuda", allow=runs.ALLOW, save_seconds=0))
+    result = execute(runs.plan_file(), run, Settings(device="cuda", allow=runs.ALLOW, resume=True))
+    assert result["device"].startswith("cuda")
+    assert (run / "student.onnx").exists()
