@@ -11,8 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxdistill.compiler.pipeline import Options as Options
-    from fxdistill.compiler.pipeline import build as build
+    from fxdistill.compiler.build import build as build
+    from fxdistill.compiler.options import Options as Options
     from fxdistill.compiler.pipeline import compile as compile  # noqa: A004
     from fxdistill.diagnostics import Diagnostic as Diagnostic
     from fxdistill.errors import FxdistillError as FxdistillError
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from fxdistill.modelfiles.store import load as load
     from fxdistill.modelfiles.store import parse_source as parse_source
     from fxdistill.modelfiles.store import save as save
+    from fxdistill.plan.document import Plan as Plan
     from fxdistill.plan.file import load as load_plan
-    from fxdistill.plan.schema import Plan as Plan
     from fxdistill.runtime.execute import Settings as Settings
     from fxdistill.runtime.execute import execute as run
 
 _HOMES = {
     "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors",
-    "LoadedModel": "modelfiles.store", "Options": "compiler.pipeline", "Plan": "plan.schema",
-    "Program": "ir.program", "build": "compiler.pipeline", "compile": "compiler.pipeline",
+    "LoadedModel": "modelfiles.store", "Options": "compiler.options", "Plan": "plan.document",
+    "Program": "ir.program", "build": "compiler.build", "compile": "compiler.pipeline",
     "Settings": "runtime.execute", "run": "runtime.execute:execute", "load": "modelfiles.store",
     "load_plan": "plan.file:load", "parse_source": "modelfiles.store", "save": "modelfiles.store",
 }  # fmt: skip

@@ -19,7 +19,8 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles import store
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan import places
-from fxdistill.plan.schema import ModelRef, Plan
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.execute import execute as slow_execute

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
+from fxdistill.methods import composed
+from fxdistill.registry import suggestion
+from fxdistill.tasks import TASKS
 
 if TYPE_CHECKING:
     from fxdistill.modelfiles.store import LoadedModel
@@ -44,6 +48,24 @@ def pairs(texts: Sequence[str], option: str) -> tuple[tuple[str, str], ...]:
             raise InputError(f"'{text}' is not a pair", where=option, hint=f"write it as {option} layer1=features.3")
         found.append((teacher, student))
     return tuple(found)
+
+
+def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str]) -> None:
+    """Check names before anything heavy is imported.
+
+    Raises:
+        InputError: One is unknown; says which are known.
+    """
+    expanded = composed(method)
+    for registry, name, option in ((TASKS, task, "--task"), (CRITERIA, criterion, "--criterion")):
+        if name is not None and name not in registry.names():
+            registry.get(name, where=option)
+    for name in passes:
+        if name not in expanded.passes:
+            raise InputError(
+                f"the method '{method}' has no pass named '{name}'", where="--print-after",
+                hint=suggestion(name, expanded.passes, "its passes are"),
+            )  # fmt: skip
 
 
 def writable(path: Path) -> None:

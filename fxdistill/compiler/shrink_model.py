@@ -33,7 +33,6 @@ from fxdistill.passes.shrink.rewrites import Obstacle
 from fxdistill.passes.thin import Kept, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
 
-RUNGS: tuple[Rung, ...] = ("symbolic", "leaves", "export")
 REBUILD = "fxdistill.compiler.shrink_model:rebuild"
 
 

@@ -23,6 +23,8 @@ from fxdistill.ir.running import attributes_kept, in_mode
 
 Rung = Literal["symbolic", "leaves", "export"]
 Shape = tuple[int, ...]
+LADDER: tuple[Rung, ...] = ("symbolic", "leaves", "export")
+"""How a model may be traced, in the order in which it is tried."""
 
 _IN_PLACE_OPERATORS = {
     operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
@@ -80,6 +82,11 @@ class Traced:
     def output(self) -> fx.Node:
         """The node whose value is the prediction: the output, or the main entry of a structured one."""
         return main_output(self.graph)
+
+
+def ladder(first: Rung) -> tuple[Rung, ...]:
+    """The ladder with one rung first: the one that a plan names, the others behind it."""
+    return (first, *(rung for rung in LADDER if rung != first))
 
 
 def path_of(node: fx.Node) -> str:

@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.errors import ModelError, PlanError
-from fxdistill.measure.evaluate import Batches, open_session, prediction
+from fxdistill.ir.outputs import prediction
 from fxdistill.measure.gate import Parity, frozen, gate, logits, measure, reason
+from fxdistill.measure.latency import open_session
+from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -56,7 +58,7 @@ class Exported:
 
 def export_onnx(
     module: nn.Module, path: Path, *, input_shape: tuple[int, ...], opset: int = 18,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None, entry: str = "",
 ) -> Exported:  # fmt: skip
     """Write a module as ONNX: input ``input`` (batch, ...), output ``logits``, for any batch size.
 
@@ -69,13 +71,14 @@ def export_onnx(
         input_shape: Shape of one batch; its first entry is free in the file.
         opset: Version of ONNX's operators.
         metadata: Provenance, for the file's ``metadata_props``.
+        entry: Which entry of a structured output is the prediction.
 
     Raises:
         ModelError: The module does not run on this shape, or no exporter gives a file that works.
         PlanError: The place cannot be written to, or there is no such opset.
     """
     check_opset(opset)
-    source = _deployable(module, input_shape)
+    source = _deployable(module, input_shape, entry)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
@@ -91,19 +94,21 @@ def export_onnx(
 
 
 def export_checked(
-    module: nn.Module, path: Path, batches: Batches, *, input_shape: tuple[int, ...], opset: int = 18,
-    tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None,
+    module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, input_shape: tuple[int, ...],
+    opset: int = 18, tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None, entry: str = "",
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a module as ONNX only if the file passes the gate; an earlier file stays where it does not.
 
     Args:
         module: See :func:`export_onnx`.
         path: The file to write.
-        batches: Images to compare on, see :func:`fxdistill.measure.gate.measure`.
+        images: Batches of images to compare on.
+        task: What agreement means, see :func:`fxdistill.measure.gate.measure`.
         input_shape: Shape of one batch.
         opset: Version of ONNX's operators.
-        tolerance: Largest absolute difference of two logits.
+        tolerance: Largest absolute difference of two entries.
         metadata: Provenance.
+        entry: Which entry of a structured output is the prediction.
 
     Raises:
         ParityError: The file would not be the model; nothing was written.
@@ -112,8 +117,8 @@ def export_checked(
     _check_folder(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
-        written = export_onnx(module, draft, input_shape=input_shape, opset=opset, metadata=metadata)
-        measured = measure(module, draft, batches)
+        written = export_onnx(module, draft, input_shape=input_shape, opset=opset, metadata=metadata, entry=entry)
+        measured = measure(module, draft, images, task=task, entry=entry)
         gate(measured, tolerance)
         _publish(draft, path)
     return replace(written, path=path), measured
@@ -135,12 +140,12 @@ def _check_folder(path: Path) -> None:
 class _Prediction(nn.Module):
     """A model with a structured output, reduced to its prediction."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, entry: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.entry = model, entry
 
     def forward(self, image: Tensor) -> Tensor:
-        return prediction(self.model(image))
+        return prediction(self.model(image), self.entry)
 
 
 def check_opset(opset: int) -> None:
@@ -164,7 +169,7 @@ def _noise(batch: int, input_shape: tuple[int, ...]) -> Tensor:
     return torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(batch))
 
 
-def _deployable(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+def _deployable(module: nn.Module, input_shape: tuple[int, ...], entry: str) -> nn.Module:
     source = frozen(module)
     for batch in _TRIAL_BATCHES:
         try:
@@ -176,7 +181,7 @@ def _deployable(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
                 where=type(module).__name__,
                 hint="give the shape that the model was made for; exported models must take any batch size",
             ) from cause
-    return source if isinstance(output, Tensor) else _Prediction(source)
+    return source if isinstance(output, Tensor) else _Prediction(source, entry)
 
 
 def _draft(

@@ -40,7 +40,7 @@ class Metrics:
         return self._lines.stat().st_size if self._lines.exists() else 0
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one epoch: seed, name, stage, epoch, losses, accuracy and images_per_second.
+        """Append one epoch: seed, name, stage, epoch, losses, metrics and images_per_second.
 
         Raises:
             PlanError: It cannot be written.
@@ -62,8 +62,7 @@ class Metrics:
         step = self._steps[arm] = self._steps.get(arm, 0) + 1
         values = {f"{record['stage']}/{key}": value for key, value in record["losses"].items()}
         values["images_per_second"] = record["images_per_second"]
-        if record["accuracy"] is not None:
-            values["accuracy"] = record["accuracy"]
+        values |= record["metrics"]
         write_event(self._events / arm, step=step, seconds=record["time"], values=values)
 
 

@@ -110,8 +110,9 @@ class Candidate:
 class Survey:
     """One model's candidates, in stages."""
 
-    def __init__(self, traced: Traced, coupling: Coupling) -> None:
+    def __init__(self, traced: Traced, coupling: Coupling, member: str = "teacher") -> None:
         self.traced = traced
+        self.member = member
         self.coupling = coupling
         self._nodes = [n for n in traced.graph.nodes if n.op != "get_attr"]
         self._index = {node: index for index, node in enumerate(self._nodes)}
@@ -211,8 +212,10 @@ class Survey:
         grid, class_token = _spatial(shape, layout, image)
         side = math.sqrt(math.prod(grid or shape[1:2] * (layout == "tokens")))
         depth = self._layers[self.traced.output]
-        tap = Tap(path=path_of(node), shape=list(shape), channel_dim=dim, width=shape[dim], layout=layout,
-                  class_token=class_token)  # fmt: skip
+        tap = Tap(
+            member=self.member, path=path_of(node), shape=list(shape), channel_dim=dim, width=shape[dim],
+            layout=layout, class_token=class_token,
+        )  # fmt: skip
         return Candidate(
             index=self._index[node], tap=tap, grid=_square(grid, layout),
             side=side, stride=math.sqrt(math.prod(image)) / side,

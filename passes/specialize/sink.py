@@ -27,9 +27,9 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PLAIN_PACKAGES = ("torch.nn.modules.", "torchvision.ops.")
 
 
-def is_teacher(node: fx.Node) -> bool:
-    """Whether the node belongs to the teacher's model."""
-    return node.meta.get("role") == "teacher"
+def is_frozen(node: fx.Node) -> bool:
+    """Whether the node belongs to a frozen member."""
+    return node.meta.get("role") == "model" and bool(node.meta.get("frozen"))
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -79,7 +79,7 @@ class Sinker:
             return self._through(node, value)
         if name in ("cat", "concat"):
             return self._through_cat(node, value, shape)
-        if module is not None and is_teacher(value):
+        if module is not None and is_frozen(value):
             return self._narrow(node, value, module)
         return []
 
@@ -218,7 +218,7 @@ def _has(root: nn.Module, target: str) -> bool:
 def narrowed(module: nn.Module, keep: Tensor) -> nn.Module:
     """A copy of a convolution, linear layer or BatchNorm that computes only the channels in ``keep`` (int64, sorted).
 
-    Its weights are slices of the module's; it is frozen and in eval mode.
+    Its weights are slices of the module's; it is frozen and in the module's mode.
     """
     made = copy.copy(module)
     made.__dict__ |= {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers")}
@@ -233,4 +233,4 @@ def narrowed(module: nn.Module, keep: Tensor) -> nn.Module:
     for name, size in sizes.items():
         if hasattr(module, name):
             setattr(made, name, size)
-    return made.eval()
+    return made.train(module.training)

@@ -11,7 +11,7 @@ from fxdistill.compiler import auxiliary, pipeline
 from fxdistill.errors import InputError, PlanError
 from fxdistill.modelfiles import store
 from fxdistill.plan.file import load, parse
-from fxdistill.plan.schema import Plan
+from fxdistill.plan.document import Plan
 from fxdistill.runtime.arms import Arm, Observer
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings

@@ -1,0 +1,131 @@
+"""Latency in ONNX Runtime.
+
+Latencies of several files are taken round robin, one run of each in turn: a machine's slow moments then hit all of
+them, and their ratio holds where single figures do not.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fxdistill.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a run: median, 10th and 90th percentile; and the execution provider that ran it."""
+
+    median_ms: float
+    p10: float
+    p90: float
+    provider: str
+
+
+def open_session(
+    path: Path, *, provider: str = "CPUExecutionProvider", threads: int | None = None
+) -> "InferenceSession":
+    """An ONNX Runtime session that runs on this provider (operators that it lacks fall to the CPU's).
+
+    Args:
+        path: The ONNX file.
+        provider: ONNX Runtime's name of the execution provider.
+        threads: Threads within an operator; None for ONNX Runtime's choice.
+
+    Raises:
+        ModelError: The file is missing or ONNX Runtime refuses it.
+        InputError: The provider does not come up on this machine.
+    """
+    import onnxruntime  # noqa: PLC0415 - slow
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads or 0
+    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+    if provider not in onnxruntime.get_available_providers():
+        raise _provider_error(provider, onnxruntime.get_available_providers())
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as cause:  # ONNX Runtime's errors share no base class
+        raise ModelError(
+            f"ONNX Runtime cannot load the model: {_first_line(cause)}",
+            where=str(path),
+            hint="export it anew",
+        ) from cause
+    if provider not in session.get_providers():  # it was built for it, but the device or a library is missing
+        raise _provider_error(provider, session.get_providers())
+    return session
+
+
+def _provider_error(provider: str, running: list[str]) -> InputError:
+    return InputError(
+        f"ONNX Runtime has no working {provider} here",
+        where="provider",
+        hint=f"choose one of: {', '.join(running)}; or install the driver and libraries that it needs",
+    )
+
+
+def _first_line(cause: Exception) -> str:
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+def onnx_latency(
+    path: Path, input_shape: tuple[int, ...], *, provider: str = "CPUExecutionProvider",
+    repeats: int = 50, warmup: int = 5, threads: int | None = 1,
+) -> Latency:  # fmt: skip
+    """Latency of one ONNX file; see :func:`interleaved_latency`."""
+    return interleaved_latency(
+        {"model": path}, input_shape, provider=provider, repeats=repeats, warmup=warmup, threads=threads
+    )["model"]
+
+
+def interleaved_latency(
+    paths: Mapping[str, Path], input_shape: tuple[int, ...], *, provider: str = "CPUExecutionProvider",
+    repeats: int = 50, warmup: int = 5, threads: int | None = 1,
+) -> dict[str, Latency]:  # fmt: skip
+    """Latencies of several ONNX files with one float32 input of this shape, measured side by side.
+
+    Args:
+        paths: Files by name.
+        input_shape: Shape of the input, batch included; filled with fixed normal noise.
+        provider: See :func:`open_session`.
+        repeats: Timed runs of each file; the time is that of ``session.run``, copies to the device included.
+        warmup: Runs of each file before those.
+        threads: Threads within an operator; None for ONNX Runtime's choice.
+
+    Raises:
+        ModelError: A file cannot be loaded or does not take this input.
+        InputError: The provider does not come up, or there are no repeats.
+    """
+    if repeats < 1:
+        raise InputError("a latency needs at least one timed run", where=f"repeats = {repeats}")
+    image = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
+    sessions = {name: open_session(path, provider=provider, threads=threads) for name, path in paths.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(warmup + repeats):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            _run(session, image, where=str(paths[name]))
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _latency(times, provider) for name, times in seconds.items()}
+
+
+def _run(session: "InferenceSession", image: np.ndarray[Any, Any], *, where: str) -> None:
+    try:
+        session.run(None, {session.get_inputs()[0].name: image})
+    except Exception as cause:  # ONNX Runtime's errors share no base class
+        raise ModelError(
+            f"the model does not run on an input of shape {image.shape}: {_first_line(cause)}", where=where
+        ) from cause
+
+
+def _latency(seconds: list[float], provider: str) -> Latency:
+    p10, median, p90 = (float(value) * 1000 for value in np.percentile(seconds, (10, 50, 90)))
+    return Latency(median_ms=median, p10=p10, p90=p90, provider=provider)
