@@ -58,6 +58,8 @@ StudentOutput = Annotated[str | None, typer.Option("--student-output", help=_OUT
 PrintAfter = Annotated[
     list[str], typer.Option("--print-after", metavar="PASS", help="Show what a pass made; repeatable.")
 ]
+    list[str], typer.Option("--print-after", metavar="PASS", help="Show what a pass made; repeatable.")
+]
 OtherTask = Annotated[str | None, typer.Option("--task", help="What is predicted: {tasks}. Default: as the run says.")]
 Pairs = Annotated[list[str], typer.Option("--pair", help="T=S: this pair must be; node or module paths; repeatable.")]
 Forbidden = Annotated[list[str], typer.Option("--forbid", help="T=S: this pair must not be; repeatable.")]
@@ -101,4 +103,4 @@ By = Annotated[str, typer.Option("--by", help="Importance of a channel: {criteri
 RoundTo = Annotated[int, typer.Option("--round-to", min=1, help="Widths become multiples of this, e.g. 8.")]
 Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
 Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]
-RandomSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, max=2**63 - 1, help="For --by random.")]
+RandomSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For --by random.")]
