@@ -26,6 +26,7 @@ from fxdistill.data.dataset import Split
 from fxdistill.data.load import defaults, load
 from fxdistill.data.sources import SOURCES, _images, forms
 from fxdistill.errors import DataError
+from fxdistill.tasks.segmentation import Segmentation
 
 
 def split(count: int = 23, *, channels: int = 1, size: int = 6) -> Split:
@@ -273,3 +274,53 @@ def test_image_folders_that_are_wrong(tmp_path: Path) -> None:
     (root / "val").rename(root / "elsewhere")
     with pytest.raises(DataError, match="neither val nor test"):
         load(f"imagefolder:{root}")
+
+
+# Targets that are not one class an image
+
+
+def segmented(path: Path, count: int = 12, size: int = 32) -> str:
+    """Images whose every pixel tells its label: class = pixel // 64, 250 and above have none."""
+    pixels = np.random.default_rng(0).integers(1, 256, (count, size, size), dtype=np.uint8)
+    labels = np.where(pixels >= 250, -100, pixels.astype(np.int16) // 64)
+    np.savez(path, train_images=pixels, train_labels=labels, test_images=pixels[:4], test_labels=labels[:4])
+    return f"npz:{path}"
+
+
+def test_maps_of_labels_in_a_file_move_exactly_with_the_images(tmp_path: Path) -> None:
+    spec = segmented(tmp_path / "maps.npz")
+    found = load(spec, task="segmentation")
+    assert found.classes == tuple("0123")
+    plan = defaults(spec, dataset=found)
+    assert plan.augmentation == ["flip", "crop:4"]
+    assert load(plan, task="segmentation").classes == found.classes
+    outside = 0
+    for batch in batches(
+        found.train, 4, mean=[0], std=[1], augment=plan.augmentation, moves_targets=True, shuffle=True
+    ):
+        pixels = (batch["images"][:, 0] * 255).round().long()
+        expected = pixels.div(64, rounding_mode="floor").masked_fill((pixels == 0) | (pixels >= 250), -100)
+        assert torch.equal(batch["labels"], expected)
+        outside += int((pixels == 0).sum())
+    assert outside
+
+
+def test_a_plan_whose_task_would_leave_the_maps_behind(tmp_path: Path) -> None:
+    class Still(Segmentation):
+        moves_targets = False
+
+    spec = segmented(tmp_path / "maps.npz")
+    plan = defaults(spec, task="segmentation")
+    with pytest.raises(DataError, match="leave their maps of labels where they are"):
+        load(plan, task=Still())
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 1), (8, 3)])
+def test_numbers_in_a_file(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images, labels = np.zeros((8, 4, 4), np.uint8), np.random.default_rng(0).normal(size=shape)
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    found = load(f"npz:{tmp_path / 'a.npz'}", task="regression")
+    (batch,) = batches(found.test, 8, mean=found.mean, std=found.std)
+    assert batch["labels"].dtype == torch.float32
+    np.testing.assert_allclose(batch["labels"].numpy(), labels, rtol=1e-6)
+    assert defaults("npz:x", dataset=found).classes == []
