@@ -1,193 +1,29 @@
-"""Data: from a spec to normalised batches on a device.
+"""Batches: normalised, on a device, each a mapping of its fields.
 
 Data that fits is a tensor on the device, augmented there; larger image folders are read by a ``DataLoader``.
 **Order and augmentation are a pure function of (seed, epoch, step)**, each drawn from a generator of its own
 and never from the global state. A run that resumes at any step sees bit for bit what an undisturbed run would
 have seen.
 
-    batch(seed, epoch, step) = normalise(augment(images[permutation(seed, epoch)[step]], seed, epoch, step))
+    index(seed, epoch, step)  = permutation(seed, epoch)[step]
+    images(seed, epoch, step) = normalise(augment(all images[index], seed, epoch, step))
+    labels(seed, epoch, step) = all labels[index], augmented in the same way where they are maps
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
+from fxdistill.data import augmentations
+from fxdistill.data.dataset import Dataset, Device, Images
 from fxdistill.errors import DataError
-from fxdistill.plan.schema import DataPlan
 
-Device = torch.device | str
-_CHUNK = 256
-_SAMPLE = 2048
+Batch = dict[str, Tensor]
+NO_LABEL = -100
+"""What says in a map of class numbers that a place has no label: torch's ``ignore_index``."""
 _ORDER = -1  # takes the place of a step in the seed of an epoch's order
-
-
-class Images(Protocol):
-    """Labelled images of one size, in memory (:class:`Split`) or on disk."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels (N,), int64."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each batch of indices: (n, C, H, W), uint8 or float in 0 … 1."""
-
-    def to(self, device: Device) -> "Images":
-        """The images on a device, if they fit into memory; else as they are."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Labelled images in memory.
-
-    Attributes:
-        images: (N, C, H, W), uint8 in 0 … 255 or float32 in 0 … 1.
-        labels: (N,), int64.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each batch of indices."""
-        return (self.images[indices.to(self.images.device)] for indices in batches)
-
-    def to(self, device: Device) -> "Split":
-        """The split on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training and test images with what is needed to read them.
-
-    Attributes:
-        train: The training split.
-        test: The test split.
-        classes: Class names in label order.
-        mean: Mean of the training pixels per channel, pixels in 0 … 1.
-        std: Their standard deviation; 1 for a channel that is constant.
-    """
-
-    train: Images
-    test: Images
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
-        return self.train.image_shape
-
-    def to(self, device: Device) -> "Dataset":
-        """The data on a device, as far as it fits into memory."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
-
-
-def load(data: DataPlan | str, *, input_shape: Sequence[int] | None = None, allow: Sequence[str] = ()) -> Dataset:
-    """Load what a spec or a plan names.
-
-    Args:
-        data: A spec, or the data of a plan, whose normalisation is then taken and whose classes are checked.
-        input_shape: Shape of one input batch (N, C, H, W), to which an image folder is resized.
-        allow: Modules whose factories may be called.
-
-    Raises:
-        DataError: The spec is unknown, the data is missing or damaged, or is not what the plan says.
-    """
-    from fxdistill.data import reading as sources  # noqa: PLC0415 - which needs the classes of this module
-
-    if isinstance(data, str):
-        return sources.read(data, input_shape=input_shape, allow=allow)
-    if data.spec is None:
-        raise DataError(
-            "the plan names no data, so it cannot be run",
-            where="data.spec",
-            hint="plan again with --data SPEC",
-        )
-    found = sources.read(data.spec, input_shape=input_shape, allow=allow)
-    augmentations(data.augmentation)
-    if data.classes and tuple(data.classes) != found.classes:
-        raise DataError(
-            f"the plan has {len(data.classes)} classes, the data {len(found.classes)}, or their names differ",
-            where=f"data.classes and {data.spec}", hint="plan again with this data",
-        )  # fmt: skip
-    if not data.mean and not data.std:
-        return found
-    channels = found.image_shape[0]
-    if len(data.mean) != channels or len(data.std) != channels:
-        raise DataError(
-            f"the plan normalises {len(data.mean)} and {len(data.std)} channels; the images have {channels}",
-            where="data.mean, data.std", hint="give one number a channel",
-        )  # fmt: skip
-    return replace(found, mean=tuple(data.mean), std=tuple(data.std))
-
-
-def defaults(
-    spec: str,
-    *,
-    dataset: Dataset | None = None,
-    batch_size: int = 128,
-    input_shape: Sequence[int] | None = None,
-    allow: Sequence[str] = (),
-) -> DataPlan:
-    """The data of a plan, with every default spelled out.
-
-    Args:
-        spec: The data spec.
-        dataset: What it stands for, where that is loaded already.
-        batch_size: Images a training step.
-        input_shape: As for :func:`load`.
-        allow: As for :func:`load`.
-
-    Raises:
-        DataError: As for :func:`load`.
-    """
-    found = dataset if dataset is not None else load(spec, input_shape=input_shape, allow=allow)
-    kind = spec.partition(":")[0]
-    usual = {"cifar10": ["flip", "crop:4"], "cifar100": ["flip", "crop:4"], "fashion-mnist": ["flip"]}
-    usual["imagefolder"] = ["flip"]
-    if kind == "npz" and found.image_shape[1:] == (32, 32):
-        usual["npz"] = ["flip", "crop:4"]
-    return DataPlan(
-        spec=spec, batch_size=batch_size, augmentation=usual.get(kind, []),
-        mean=list(found.mean), std=list(found.std), classes=list(found.classes),
-    )  # fmt: skip
-
-
-def check_input(dataset: Dataset, input_shape: Sequence[int]) -> None:
-    """Check that the images are what the models read.
-
-    Raises:
-        DataError: Channels or size differ.
-    """
-    expected = tuple(input_shape[1:])
-    if expected != dataset.image_shape:
-        have, want = ("x".join(map(str, shape)) for shape in (dataset.image_shape, expected))
-        raise DataError(
-            f"the images are {have} (channels x height x width), the models read {want}",
-            where="input.shape", hint=f"plan with --input 1x{have}, or use other data",
-        )  # fmt: skip
 
 
 def steps_per_epoch(split: Images, batch_size: int, *, shuffle: bool = True) -> int:
@@ -207,8 +43,9 @@ def batches(
     start: int = 0,
     shuffle: bool = False,
     augment: Sequence[str] = (),
+    moves_targets: bool = False,
     device: Device = "cpu",
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """The batches of one epoch from a step on; see the module docstring for what they depend on.
 
     Args:
@@ -221,15 +58,19 @@ def batches(
         start: The first step to give.
         shuffle: Whether the order is a permutation drawn for the epoch.
         augment: Names of augmentations, applied in order.
+        moves_targets: Whether labels are maps (N, H, W) that move with the images, as the task says. What comes in at
+            a border has no label there: -100, or not a number in maps of numbers that are not whole.
         device: Where the batches are wanted.
 
     Yields:
-        Images (n, C, H, W), float32, normalised; labels (n,), int64.
+        ``images`` (n, C, H, W), float32, normalised; ``labels`` (n, ...), int64 or float32; ``index`` (n,), int64,
+        the images' positions in the split.
 
     Raises:
-        DataError: An augmentation is unknown.
+        DataError: An augmentation is unknown, does not go with images of this size, or would leave maps of labels
+            behind.
     """
-    chain = augmentations(augment)
+    chain = drawable(split, augment, moves_targets=moves_targets)
     steps = steps_per_epoch(split, batch_size, shuffle=shuffle)
     order = torch.arange(len(split))
     if shuffle:
@@ -237,86 +78,44 @@ def batches(
     indices = [order[step * batch_size : (step + 1) * batch_size] for step in range(start, steps)]
     norm = tuple(torch.tensor(v, dtype=torch.float32, device=device)[:, None, None] for v in (mean, std))
 
-    def produce() -> Iterator[tuple[Tensor, Tensor]]:
+    def produce() -> Iterator[Batch]:
         for step, (chosen, images) in enumerate(zip(indices, split.read(indices), strict=True), start=start):
             x = images.to(device, non_blocking=True)
+            labels = split.labels[chosen.to(split.labels.device)].to(device, non_blocking=True)
             generator = _generator(seed, epoch, step)
             for augmentation in chain:
-                x = augmentation(x, generator)
+                change = augmentation.draw(x.shape, generator)
+                x = change(x)
+                if moves_targets and augmentation.augmentation.moves_pixels:
+                    labels = change(labels, fill=torch.nan if labels.is_floating_point() else NO_LABEL)
             x = x.to(torch.float32).div(255) if x.dtype == torch.uint8 else x.to(torch.float32)
-            labels = split.labels[chosen.to(split.labels.device)].to(device, non_blocking=True)
-            yield x.sub(norm[0]).div(norm[1]), labels
+            index = chosen.to(device, non_blocking=True)
+            yield {"images": x.sub(norm[0]).div(norm[1]), "labels": labels, "index": index}
 
     return produce()
 
 
-def first_batch(dataset: Dataset, size: int = 128) -> tuple[Tensor, Tensor]:
-    """Normalised training images (size, C, H, W) and their labels (size,), shuffled under seed 0."""
+def first_batch(dataset: Dataset, size: int = 128) -> Batch:
+    """The fields of a batch of normalised training images, shuffled under seed 0."""
     return next(batches(dataset.train, size, mean=dataset.mean, std=dataset.std, shuffle=True))
 
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-
-
-def augmentations(names: Sequence[str]) -> list[Augmentation]:
-    """The augmentations with these names.
-
-    ``flip`` mirrors each image left to right with probability one half. ``crop:PADDING`` shifts each image by
-    up to PADDING pixels either way, along both axes; what comes in is black.
+def drawable(split: Images, augment: Sequence[str], *, moves_targets: bool) -> tuple[augmentations.Named, ...]:
+    """The augmentations of some images, each drawn once for nothing: what cannot be drawn is found before training.
 
     Raises:
-        DataError: A name is unknown.
+        DataError: As for :func:`batches`.
     """
-    return [_augmentation(name) for name in names]
-
-
-def _augmentation(name: str) -> Augmentation:
-    kind, _, argument = name.partition(":")
-    if name == "flip":
-        return _flip
-    if kind == "crop" and argument.isdecimal() and int(argument) > 0:
-        return lambda images, generator: _crop(images, generator, int(argument))
-    raise DataError(
-        f"the augmentation '{name}' is unknown",
-        where="data.augmentation",
-        hint="use flip, or crop:PADDING (crop:4)",
-    )
-
-
-def _flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    mirrored = torch.rand(len(images), generator=generator).lt(0.5).to(images.device)
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-
-
-def _crop(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
-    count, channels, height, width = images.shape
-    offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=generator).to(images.device)
-    device = images.device
-    rows = offsets[0] + torch.arange(height, device=device)
-    columns = offsets[1] + torch.arange(width, device=device)
-    padded = F.pad(images, [padding] * 4)
-    image, channel = torch.arange(count, device=device), torch.arange(channels, device=device)
-    return padded[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def measure(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels per channel, pixels in 0 … 1, to six places.
-
-    Of images that are on disk, 2,048 evenly spaced ones are read.
-    """
-    count = len(images) if isinstance(images, Split) else min(len(images), _SAMPLE)
-    chosen = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()
-    total = torch.zeros(images.image_shape[0], dtype=torch.float64)
-    squares, pixels = total.clone(), 0
-    for chunk in images.read(torch.split(chosen, _CHUNK)):
-        values = chunk.to(torch.float64) / (255 if chunk.dtype == torch.uint8 else 1)
-        total += values.sum(dim=(0, 2, 3)).cpu()
-        squares += values.square().sum(dim=(0, 2, 3)).cpu()
-        pixels += values.numel() // len(total)
-    mean = total / pixels
-    std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
-    std = torch.where(std < 1e-6, 1.0, std)
-    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
+    chain = augmentations.named(augment)
+    are_maps = split.labels.shape[1:] == split.image_shape[1:]
+    for name, found in zip(augment, chain, strict=True):
+        found.draw((1, *split.image_shape), torch.Generator())
+        if are_maps and found.augmentation.moves_pixels and not moves_targets:
+            raise DataError(
+                f"the augmentation '{name}' would move the images and leave their maps of labels where they are",
+                where="data.augmentation", hint="leave it out, or choose a task whose targets move along",
+            )  # fmt: skip
+    return chain
 
 
 def _generator(seed: int, epoch: int, step: int) -> torch.Generator:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from fxdistill.errors import DataError
 from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Task(ABC):
         higher_is_better: Whether more of it is better.
         is_share: Whether it is a share of 1, to be shown as a percentage.
         has_classes: Whether labels are numbers of classes that have names.
-        moves_targets: Whether targets are maps (B, H, W) that move with the images under augmentation.
+        moves_targets: Whether targets are maps (B, H, W) that move with the images under augmentation. What comes in at
+            a border is -100, no label, in maps of whole numbers, and not a number in others.
     """
 
     summary: ClassVar[str]
@@ -59,14 +61,24 @@ class Task(ABC):
         """What is wrong with a split's targets, '' where nothing is.
 
         Args:
-            targets: (N, ...), those of a whole split.
+            targets: (N, ...), those of a whole split, at least one; int64, or float32 where they are not whole or the
+                task has no classes.
             image_shape: Channels, height and width of an image.
             classes: Number of class names; 0 where the data has none.
         """
 
     @abstractmethod
-    def wrong_output(self, output: "Tensor", image_shape: Sequence[int], classes: int) -> str:
-        """What is wrong with a model's prediction for a batch, '' where nothing is; arguments as above."""
+    def wrong_output(
+        self, output: "Tensor", image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
+    ) -> str:
+        """What is wrong with a model's prediction for a batch, '' where nothing is.
+
+        Args:
+            output: The prediction.
+            image_shape: As above.
+            classes: As above.
+            target_shape: Shape of one image's target; None where there is no data yet.
+        """
 
     @abstractmethod
     def metrics(self, classes: int) -> "Mapping[str, Metric]":
@@ -82,11 +94,18 @@ class Task(ABC):
                 and in order.
             classes: Number of classes.
             device: Where they are.
+
+        Raises:
+            DataError: There are none.
         """
         metrics = {name: metric.to(device) for name, metric in self.metrics(classes).items()}
+        images = 0
         for output, targets in predict("test"):
+            images += len(targets)
             for metric in metrics.values():
                 metric.update(output, targets)
+        if not images:
+            raise no_images("test")
         return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def chance(self, classes: int) -> float | None:
@@ -101,6 +120,11 @@ class Task(ABC):
     def shown(self, value: float) -> str:
         """A value of the primary metric for people."""
         return f"{value:.2%}" if self.is_share else f"{value:.4g}"
+
+
+def no_images(split: str) -> DataError:
+    """The error for a split that has no images to evaluate on."""
+    return DataError("there are no images to evaluate on", where=f"the {split} split", hint="check the data spec")
 
 
 TASKS: Registry[Task] = Registry("task", __name__, "TASK")

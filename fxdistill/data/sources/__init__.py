@@ -1,7 +1,11 @@
 """Data sources, one file each: from the place that a spec names to a checked data set.
 
 A spec is a source's name, with its place behind a colon where it has one: ``digits``, ``npz:FILE``. Nothing is
-downloaded.
+downloaded. What is read goes through :func:`fxdistill.data.dataset.checked`:
+
+    SOURCE = Source(read=read, place="FILE", layout="the file must hold ...")
+
+Names are known without importing a source, places are not: a source's file imports what reads it.
 """
 
 from collections.abc import Callable
@@ -9,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fxdistill.errors import InputError
 from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
@@ -39,7 +44,7 @@ class Source:
 
     Attributes:
         read: Reads the data.
-        place: What its spec names behind the colon: ``ROOT``, ``DIR``, ``FILE``; '' for nothing.
+        place: What its spec names behind the colon, a path: ``ROOT``, ``DIR``, ``FILE``; '' for nothing.
         layout: How the data must lie there, in one sentence: the hint where it does not.
         augmentation: The augmentations that are usual for it, for an image shape (C, H, W).
     """
@@ -51,3 +56,28 @@ class Source:
 
 
 SOURCES: Registry[Source] = Registry("data source", __name__, "SOURCE")
+
+
+def split(spec: str) -> tuple[str, str]:
+    """The source that a spec names and its place: '' where it has none; both '' where it names no source of ours.
+
+    Raises:
+        InputError: The source cannot be imported.
+    """
+    name, _, place = spec.partition(":")
+    if name not in SOURCES.names():
+        return "", ""
+    return name, place if SOURCES.get(name).place else ""
+
+
+def forms() -> tuple[str, ...]:
+    """What a spec may be, for messages: ``digits``, ``npz:FILE``. Imports all sources."""
+    return tuple(_form(name) for name in SOURCES.names())
+
+
+def _form(name: str) -> str:
+    try:
+        place = SOURCES.get(name).place
+    except InputError:  # one that cannot be imported is not what the message is about
+        return name
+    return f"{name}:{place}" if place else name

@@ -1,0 +1,171 @@
+"""Loading data: from a spec, or from the data of a plan, to a checked data set.
+
+NAME, NAME:PLACE       a source of :mod:`fxdistill.data.sources`
+my.module:factory      the user's own function, if allowed: it returns a data set, or
+                       ((images, labels), (images, labels)) for train and test
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fxdistill.data import augmentations, sources
+from fxdistill.data.batches import drawable
+from fxdistill.data.dataset import Dataset, Split, checked
+from fxdistill.data.sources import SOURCES, Request
+from fxdistill.errors import DataError, InputError
+from fxdistill.modelfiles.factories import resolve
+from fxdistill.plan.schema import DataPlan
+from fxdistill.registry import suggestion
+from fxdistill.tasks import TASKS, Task
+
+
+def load(
+    data: DataPlan | str,
+    *,
+    task: Task | str = "classification",
+    input_shape: Sequence[int] | None = None,
+    allow: Sequence[str] = (),
+) -> Dataset:
+    """Load what a spec or a plan names.
+
+    Args:
+        data: A spec, or the data of a plan, whose normalisation is then taken and whose classes are checked.
+        task: What the data is for, or its name.
+        input_shape: Shape of one input batch (N, C, H, W), to which an image folder is resized.
+        allow: Modules whose factories may be called.
+
+    Raises:
+        DataError: The spec is unknown, the data is missing or damaged, is not what the plan says, or not what the
+            task wants.
+        InputError: The task is unknown.
+    """
+    wanted = TASKS.get(task) if isinstance(task, str) else task
+    shape = None if input_shape is None else tuple(input_shape)
+    if isinstance(data, str):
+        return _read(data, wanted, shape, allow)
+    if data.spec is None:
+        raise DataError(
+            "the plan names no data, so it cannot be run",
+            where="data.spec",
+            hint="plan again with --data SPEC",
+        )
+    augmentations.check(data.augmentation)
+    found = _read(data.spec, wanted, shape, allow)
+    drawable(found.train, data.augmentation, moves_targets=wanted.moves_targets)
+    if data.classes and tuple(data.classes) != found.classes:
+        raise DataError(
+            f"the plan has {len(data.classes)} classes, the data {len(found.classes)}, or their names differ",
+            where=f"data.classes and {data.spec}", hint="plan again with this data",
+        )  # fmt: skip
+    return _normalised(found, data.mean, data.std, "data.mean, data.std") if data.mean or data.std else found
+
+
+def _normalised(found: Dataset, mean: Sequence[float], std: Sequence[float], where: str) -> Dataset:
+    channels = found.image_shape[0]
+    if len(mean) != channels or len(std) != channels:
+        raise DataError(
+            f"the images have {channels} channels, and {len(mean)} and {len(std)} are normalised",
+            where=where, hint="give one mean and one std a channel",
+        )  # fmt: skip
+    return replace(found, mean=tuple(mean), std=tuple(std))
+
+
+def defaults(
+    spec: str,
+    *,
+    dataset: Dataset | None = None,
+    task: Task | str = "classification",
+    batch_size: int = 128,
+    input_shape: Sequence[int] | None = None,
+    allow: Sequence[str] = (),
+) -> DataPlan:
+    """The data of a plan, with every default spelled out.
+
+    Args:
+        spec: The data spec.
+        dataset: What it stands for, where that is loaded already.
+        task: As for :func:`load`.
+        batch_size: Images a training step.
+        input_shape: As for :func:`load`.
+        allow: As for :func:`load`.
+
+    Raises:
+        DataError: As for :func:`load`.
+    """
+    found = dataset if dataset is not None else load(spec, task=task, input_shape=input_shape, allow=allow)
+    name, _ = sources.split(spec)
+    usual = SOURCES.get(name).augmentation(found.image_shape) if name else ()
+    return DataPlan(
+        spec=spec, batch_size=batch_size, augmentation=list(usual),
+        mean=list(found.mean), std=list(found.std), classes=list(found.classes),
+    )  # fmt: skip
+
+
+def check_input(dataset: Dataset, input_shape: Sequence[int]) -> None:
+    """Check that the images are what the models read.
+
+    Raises:
+        DataError: Channels or size differ.
+    """
+    expected = tuple(input_shape[1:])
+    if expected != dataset.image_shape:
+        have, want = ("x".join(map(str, shape)) for shape in (dataset.image_shape, expected))
+        raise DataError(
+            f"the images are {have} (channels x height x width), the models read {want}",
+            where="input.shape", hint=f"plan with --input 1x{have}, or use other data",
+        )  # fmt: skip
+
+
+def _read(spec: str, task: Task, input_shape: tuple[int, ...] | None, allow: Sequence[str]) -> Dataset:
+    name, colon, place = spec.partition(":")
+    if name in SOURCES.names():
+        return _from_source(name, place, Request(spec, Path(place), input_shape, task))
+    allowed = any(spec.startswith((f"{module}:", f"{module}.")) for module in allow)
+    if allowed or ("." in name and place):
+        return _own(spec, allow, task)
+    raise DataError(f"the data spec '{spec}' is unknown", where=spec, hint=_known(name + colon))
+
+
+def _known(wrong: str) -> str:
+    own = "; or your own my.module:factory, with --allow-factory my.module"
+    return f"{suggestion(wrong, sources.forms(), 'known specs:')}{own}"
+
+
+def _from_source(name: str, place: str, request: Request) -> Dataset:
+    source = SOURCES.get(name, error=DataError)
+    if source.place and not place:
+        raise DataError(f"'{name}' needs a place", where=request.spec, hint=f"write {name}:{source.place}")
+    if not source.place and place:
+        raise DataError(f"'{name}' has no place", where=request.spec, hint=f"write {name}")
+    if source.place and not request.place.exists():
+        raise DataError(f"there is no '{place}'", where=request.spec, hint="check the path, relative to where you are")
+    try:
+        return source.read(request)
+    except InputError:
+        raise
+    except Exception as cause:
+        raise DataError(
+            f"the data cannot be read: {type(cause).__name__}: {cause}", where=request.spec, hint=source.layout
+        ) from cause
+
+
+def _own(spec: str, allow: Sequence[str], task: Task) -> Dataset:
+    function = resolve(spec, allow=allow, trusted=(), error=DataError)
+    hint = "return a fxdistill.data.dataset.Dataset, or ((images, labels), (images, labels)) for train and test"
+    try:
+        found = function()
+    except Exception as cause:
+        raise DataError(f"the factory failed: {type(cause).__name__}: {cause}", where=spec, hint=hint) from cause
+    if isinstance(found, Dataset):
+        whole = checked(found.train, found.test, found.classes or None, where=spec, task=task)
+        return _normalised(whole, found.mean, found.std, spec)
+    try:
+        (train_images, train_labels), (test_images, test_labels) = found
+        train = Split(torch.as_tensor(train_images), torch.as_tensor(train_labels))
+        test = Split(torch.as_tensor(test_images), torch.as_tensor(test_labels))
+    except (TypeError, ValueError) as cause:
+        raise DataError(f"the factory returned {type(found).__name__}", where=spec, hint=hint) from cause
+    return checked(train, test, None, where=spec, task=task)

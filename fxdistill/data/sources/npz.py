@@ -1,0 +1,76 @@
+"""One file of arrays: for ``train`` and ``test`` each ``_labels``, and ``_images`` or ``_blob`` with ``_offsets``.
+
+``_images`` is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or float in 0 … 1. Image i of a blob is the encoded file
+``blob[offsets[i]:offsets[i + 1]]``. ``_labels`` is what the task wants: (N,) class numbers, maps (N, H, W) of them
+with -100 where there is no label, or values (N,) or (N, K). ``classes``, the names, is optional.
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxdistill.data.dataset import Dataset, Split, checked
+from fxdistill.data.sources import Request, Source
+from fxdistill.data.sources._images import decoded
+from fxdistill.errors import DataError
+
+_LAYOUT = (
+    "the file must hold train_images, train_labels, test_images and test_labels, or encoded images as "
+    "train_blob, train_offsets, train_labels and the same for test"
+)
+
+
+def read(request: Request) -> Dataset:
+    """The arrays of a file; nothing in it is unpickled."""
+    with request.place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        train, test = (_split(arrays, part, request.spec) for part in ("train", "test"))
+        classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+    return checked(train, test, classes, where=request.spec, task=request.task)
+
+
+def _split(arrays: Mapping[str, Any], part: str, spec: str) -> Split:
+    absent = [f"{part}_labels"] if f"{part}_labels" not in arrays else []
+    encoded = f"{part}_blob" in arrays and f"{part}_offsets" in arrays
+    if f"{part}_images" not in arrays and not encoded:
+        absent.insert(0, f"{part}_images (or {part}_blob and {part}_offsets)")
+    if absent:
+        raise DataError(
+            f"the file lacks {' and '.join(absent)}; it has {', '.join(sorted(arrays)) or 'nothing'}",
+            where=spec, hint=_LAYOUT,
+        )  # fmt: skip
+    labels = torch.from_numpy(np.asarray(arrays[f"{part}_labels"]))
+    if encoded:
+        return Split(_decoded(arrays[f"{part}_blob"], arrays[f"{part}_offsets"], spec), labels)
+    images = torch.from_numpy(arrays[f"{part}_images"])
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif images.ndim == 4 and images.shape[-1] in (1, 3):
+        images = images.permute(0, 3, 1, 2).contiguous()
+    return Split(images, labels)
+
+
+def _decoded(blob: Any, offsets: Any, spec: str) -> Tensor:
+    bounds = offsets.tolist()
+    if bounds != sorted(bounds) or not bounds or bounds[0] < 0 or bounds[-1] > len(blob):
+        raise DataError("the offsets do not lie in order in the blob", where=spec, hint=_LAYOUT)
+
+    def decode(index: int) -> Tensor:
+        file = io.BytesIO(blob[bounds[index] : bounds[index + 1]].tobytes())
+        return decoded(file, name=f"image {index} cannot be decoded", where=spec, hint="write the file again")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return torch.stack(list(pool.map(decode, range(len(bounds) - 1))))
+
+
+SOURCE = Source(
+    read=read,
+    place="FILE",
+    layout=_LAYOUT,
+    augmentation=lambda shape: ("flip", "crop:4") if shape[1:] == (32, 32) else (),
+)

@@ -1,0 +1,29 @@
+"""What tasks over classes share: class numbers one an image, and two models' choices among classes."""
+
+import torch
+from torch import Tensor
+
+from fxdistill.tasks import Agreement
+
+
+def wrong_numbers(targets: Tensor, classes: int) -> str:
+    """What is wrong with class numbers (N,), one an image; '' where nothing is."""
+    if targets.ndim != 1 or targets.is_floating_point():
+        return f"labels are {targets.dtype} of shape {tuple(targets.shape)}; give one whole number an image"
+    return wrong_range(targets, classes)
+
+
+def wrong_range(numbers: Tensor, classes: int) -> str:
+    """What is wrong with class numbers of any shape, at least one; '' where nothing is."""
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    if lowest < 0:
+        return f"the label {lowest} is negative; number the classes from 0"
+    return f"the label {highest} has no name; there are {classes} classes" if classes and highest >= classes else ""
+
+
+def same_choices(ours: Tensor, theirs: Tensor) -> Agreement:
+    """Equal largest entries along dimension 1, the classes; every other position is a choice of its own."""
+    own, other = ours.argmax(1), theirs.argmax(1)
+    same = own == other
+    gaps = ours.amax(1) - ours.gather(1, other.unsqueeze(1)).squeeze(1)
+    return Agreement(int(same.sum()), same.numel(), float(torch.where(same, 0, gaps).max()))

@@ -1,0 +1,69 @@
+"""Regression: numbers. The mean absolute error counts, in units of the targets.
+
+MAE = mean |prediction - target|
+R2  = 1 - sum (prediction - target)^2 / sum (target - mean target)^2        mean over the numbers of an image
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.regression import MeanAbsoluteError, R2Score
+
+from fxdistill.tasks import Agreement, Task
+
+
+class Regression(Task):
+    """Predictions (B,) or (B, K), targets likewise; (B, 1) goes with (B,)."""
+
+    summary = "a number an image, or several"
+    supervised = "l1"
+    primary = "MAE"
+    higher_is_better = False
+    is_share = False
+    has_classes = False
+
+    def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
+        """Finite numbers, (N,) or (N, K), of two images at least."""
+        del image_shape, classes
+        if targets.ndim not in (1, 2) or not targets.is_floating_point():
+            return f"labels are {targets.dtype} of shape {tuple(targets.shape)}; give numbers, (images,) or (images, K)"
+        if len(targets) < 2:
+            return "there is one image; give two at least, for their spread is measured"
+        return "" if bool(torch.isfinite(targets).all()) else "labels are infinite or not a number"
+
+    def wrong_output(
+        self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
+    ) -> str:
+        """As many numbers an image as targets."""
+        del image_shape, classes
+        if output.ndim not in (1, 2):
+            return f"the model answers with a tensor of shape {tuple(output.shape)}, not with (images, numbers)"
+        found = 1 if output.ndim == 1 else output.shape[1]
+        if target_shape is not None and found != (wanted := target_shape[0] if target_shape else 1):
+            return f"the model answers with {found} numbers an image, the data has {wanted}"
+        return ""
+
+    def metrics(self, classes: int) -> Mapping[str, Metric]:
+        """Mean absolute error, and the share of the targets' variance that is explained."""
+        del classes
+        return {"MAE": MeanAbsoluteError(), "R2": R2Score()}
+
+    def evaluate(
+        self, predict: Callable[[str], Iterable[tuple[Tensor, Tensor]]], classes: int, device: torch.device | str
+    ) -> dict[str, float]:
+        """All metrics, of targets in the predictions' shape."""
+
+        def shaped(split: str) -> Iterable[tuple[Tensor, Tensor]]:
+            return ((output, targets.reshape(output.shape)) for output, targets in predict(split))
+
+        return super().evaluate(shaped, classes, device)
+
+    def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
+        """Nothing beyond the error, which the gate bounds itself: there is no choice in which two models differ."""
+        del theirs
+        return Agreement(len(ours), len(ours))
+
+
+TASK = Regression()

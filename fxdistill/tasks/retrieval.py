@@ -1,0 +1,85 @@
+"""Retrieval: an embedding an image, of which images of one class are to be near each other.
+
+Nothing but the teacher is needed to train. To measure, the training split is ranked for every image of the test split
+by cosine similarity; mean average precision counts.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # its name everywhere
+from torch import Tensor
+from torchmetrics import Metric
+
+from fxdistill.tasks import Agreement, Task, no_images
+from fxdistill.tasks._classes import wrong_numbers
+from fxdistill.tasks._ranking import rank
+
+
+class Retrieval(Task):
+    """Embeddings (B, D), labels (B,), which only the metrics read."""
+
+    summary = "an embedding, and one class an image to measure it by"
+    supervised = None
+    primary = "mAP"
+
+    def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
+        """One class number an image."""
+        del image_shape
+        return wrong_numbers(targets, classes)
+
+    def wrong_output(
+        self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
+    ) -> str:
+        """One vector an image, of any length."""
+        del image_shape, classes, target_shape
+        if output.ndim != 2 or not output.shape[1]:
+            return f"the model answers with a tensor of shape {tuple(output.shape)}, not with embeddings (images, D)"
+        return ""
+
+    def metrics(self, classes: int) -> Mapping[str, Metric]:
+        """None that one split gives: all are ranks of one split for the other, see :meth:`evaluate`."""
+        del classes
+        return {}
+
+    def evaluate(
+        self, predict: Callable[[str], Iterable[tuple[Tensor, Tensor]]], classes: int, device: torch.device | str
+    ) -> dict[str, float]:
+        """Mean average precision, its 11-point form, and the precision of the first 100."""
+        del classes
+        database, queries = (_gathered(predict(split), split, device) for split in ("train", "test"))
+        found = rank(*database, *queries)
+        return {"mAP": found.mean_ap, "mAP-11": found.mean_ap_11, "top-100": found.top_100}
+
+    def chance(self, classes: int) -> float | None:
+        """One in so many classes: the share of each where they are of one size."""
+        return 1 / classes if classes else None
+
+    def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
+        """Equal nearest neighbours within the batch; gaps are differences of cosine similarity."""
+        if len(ours) < 2:
+            return Agreement(len(ours), len(ours))
+        own, other = (_similarities(features) for features in (ours, theirs))
+        chosen = other.argmax(1)
+        same = own.argmax(1) == chosen
+        gaps = own.amax(1) - own.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        return Agreement(int(same.sum()), len(ours), float(torch.where(same, 0, gaps).max()))
+
+
+def _similarities(features: Tensor) -> Tensor:
+    """Cosine similarities (B, B) of a batch; none is its own neighbour."""
+    unit = F.normalize(features.float())
+    return (unit @ unit.t()).fill_diagonal_(-torch.inf)
+
+
+def _gathered(
+    batches: Iterable[tuple[Tensor, Tensor]], split: str, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    pairs = [(features.to(device), labels.to(device)) for features, labels in batches]
+    if not pairs:
+        raise no_images(split)
+    features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return features, labels
+
+
+TASK = Retrieval()

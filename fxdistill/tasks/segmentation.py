@@ -1,0 +1,69 @@
+"""Semantic segmentation: one class a pixel. Mean intersection over union counts.
+
+IoU(c) = |predicted c and labelled c| / |predicted c or labelled c|        over all labelled pixels of the test split
+mean IoU = mean over the classes that are predicted or labelled anywhere
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from fxdistill.tasks import Agreement, Task
+from fxdistill.tasks._classes import same_choices, wrong_range
+
+_NO_LABEL = -100
+
+
+class Segmentation(Task):
+    """Logits (B, classes, H, W), labels (B, H, W); -100 where there is no label."""
+
+    summary = "one class a pixel"
+    supervised = "cross-entropy"
+    primary = "mean-IoU"
+    moves_targets = True
+
+    def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
+        """One class number a pixel, or -100."""
+        if targets.shape[1:] != tuple(image_shape[1:]) or targets.is_floating_point():
+            return (
+                f"labels are {targets.dtype} of shape {tuple(targets.shape)}; give one whole number a pixel, "
+                f"({len(targets)}, {', '.join(map(str, image_shape[1:]))})"
+            )
+        labelled = targets[targets != _NO_LABEL]
+        if not len(labelled):
+            return f"every pixel is {_NO_LABEL}, which says that it has no label"
+        wrong = wrong_range(labelled, classes)
+        return f"{wrong}; {_NO_LABEL} says that a pixel has no label" if wrong else ""
+
+    def wrong_output(
+        self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
+    ) -> str:
+        """As many logits as classes, for every pixel."""
+        del target_shape
+        size = tuple(image_shape[1:])
+        if output.ndim != 4 or output.shape[2:] != size:
+            return (
+                f"the model answers with a tensor of shape {tuple(output.shape)}, not with logits "
+                f"(images, classes, {', '.join(map(str, size))})"
+            )
+        if classes and output.shape[1] != classes:
+            return f"the model answers with {output.shape[1]} classes, the data has {classes} classes"
+        return ""
+
+    def metrics(self, classes: int) -> Mapping[str, Metric]:
+        """Mean intersection over union, and the share of pixels that are right."""
+        return {
+            "mean-IoU": MulticlassJaccardIndex(num_classes=classes, ignore_index=_NO_LABEL, validate_args=False),
+            "pixel-accuracy": MulticlassAccuracy(
+                num_classes=classes, average="micro", ignore_index=_NO_LABEL, validate_args=False
+            ),
+        }
+
+    def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
+        """Equal classes, pixel by pixel."""
+        return same_choices(ours, theirs)
+
+
+TASK = Segmentation()

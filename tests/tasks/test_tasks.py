@@ -1,0 +1,280 @@
+"""Tasks: metrics are those computed by hand; targets and outputs that are not the task's are refused."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxdistill.errors import DataError
+from fxdistill.tasks import TASKS, Agreement
+
+NAMES = ("classification", "regression", "retrieval", "segmentation")
+Predict = Callable[[str], Iterator[tuple[Tensor, Tensor]]]
+
+
+def predicting(outputs: Tensor, targets: Tensor, size: int = 2) -> Predict:
+    """Both splits hold the same, in batches of ``size``."""
+    return lambda _: zip(outputs.split(size), targets.split(size), strict=True)
+
+
+def one_hot(chosen: list[int], classes: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(chosen), classes).float()
+
+
+def test_the_names_and_that_listing_them_imports_nothing() -> None:
+    assert TASKS.names() == NAMES
+    code = (
+        "import sys; from fxdistill.tasks import TASKS; TASKS.names();"
+        "print([m for m in ('torch', 'torchmetrics') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_every_task_says(name: str) -> None:
+    task = TASKS.get(name)
+    outputs = torch.rand(4, 12, 3, 5) if name == "segmentation" else torch.rand(4, 1 if name == "regression" else 12)
+    targets = {
+        "segmentation": torch.randint(12, (4, 3, 5)), "regression": torch.rand(4),
+    }.get(name, torch.tensor([0, 1, 11, 0]))  # fmt: skip
+    shape = (3, 3, 5)
+    assert task.summary
+    assert task.wrong_targets(targets, shape, 12) == ""
+    assert task.wrong_output(outputs, shape, 12, targets.shape[1:]) == ""
+    found = task.evaluate(predicting(outputs, targets), 12, "cpu")
+    assert task.primary in found
+    assert all(isinstance(value, float) for value in found.values())
+    assert task.agreement(outputs, outputs.clone()).widest == 0
+    same = task.agreement(outputs, outputs.clone())
+    assert same.agreeing == same.total > 0
+    with pytest.raises(DataError, match="no images to evaluate on"):
+        task.evaluate(lambda _: iter(()), 12, "cpu")
+    for wrong in (torch.rand(4, 12, 3), torch.rand(4, 12, 5, 3), torch.rand(())):
+        assert "the model answers with" in task.wrong_output(wrong, shape, 12, targets.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "chance", "shown"),
+    [
+        ("classification", 0.25, "12.35%"),
+        ("retrieval", 0.25, "12.35%"),
+        ("segmentation", None, "12.35%"),
+        ("regression", None, "0.1235"),
+    ],
+)
+def test_chance_and_what_people_read(name: str, chance: float | None, shown: str) -> None:
+    task = TASKS.get(name)
+    assert task.chance(4) == chance
+    assert task.chance(0) is None
+    assert task.shown(0.12345) == shown
+
+
+# Classification
+
+
+def test_accuracy_by_hand() -> None:
+    outputs, targets = one_hot([0, 1, 2, 2, 1], 3), torch.tensor([0, 1, 2, 1, 1])
+    assert TASKS.get("classification").evaluate(predicting(outputs, targets), 3, "cpu") == {
+        "accuracy": pytest.approx(4 / 5)
+    }
+
+
+def test_top_5_by_hand() -> None:
+    """The five largest logits are those of classes 7 to 11: the labels 11 (the first), 7 and 9 are among them."""
+    outputs, targets = torch.arange(12.0).repeat(4, 1), torch.tensor([11, 7, 6, 9])
+    found = TASKS.get("classification").evaluate(predicting(outputs, targets), 12, "cpu")
+    assert found == {"accuracy": pytest.approx(1 / 4), "top-5": pytest.approx(3 / 4)}
+
+
+def test_one_class_alone_is_always_right() -> None:
+    found = TASKS.get("classification").evaluate(predicting(torch.rand(4, 1), torch.zeros(4).long()), 1, "cpu")
+    assert found == {"accuracy": 1.0}
+
+
+def test_agreement_of_choices_by_hand() -> None:
+    ours = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.5], [0.0, 1.0, 4.0]])
+    theirs = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 9.0], [5.0, 1.0, 4.0]])
+    # the second is 1.5 where ours is 2, the third 0 where ours is 4
+    assert TASKS.get("classification").agreement(ours, theirs) == Agreement(1, 3, 4.0)
+    maps = [values.T.reshape(1, 3, 3, 1) for values in (ours, theirs)]
+    assert TASKS.get("segmentation").agreement(*maps) == Agreement(1, 3, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "classes", "message"),
+    [
+        (torch.rand(4), 3, "one whole number an image"),
+        (torch.zeros(4, 1).long(), 3, "one whole number an image"),
+        (torch.tensor([0, -100]), 3, "-100 is negative"),
+        (torch.tensor([0, 3]), 3, "the label 3 has no name; there are 3 classes"),
+        (torch.tensor([0, 3]), 4, ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["classification", "retrieval"])
+def test_class_numbers(name: str, targets: Tensor, classes: int, message: str) -> None:
+    assert message in TASKS.get(name).wrong_targets(targets, (1, 2, 2), classes)
+    assert bool(TASKS.get(name).wrong_targets(targets, (1, 2, 2), classes)) is bool(message)
+
+
+@pytest.mark.parametrize("name", ["classification", "segmentation"])
+def test_logits_for_other_classes(name: str) -> None:
+    shape = (4, 7) if name == "classification" else (4, 7, 2, 2)
+    found = TASKS.get(name).wrong_output(torch.rand(shape), (1, 2, 2), 5)
+    assert found == "the model answers with 7 classes, the data has 5 classes"
+    assert TASKS.get(name).wrong_output(torch.rand(shape), (1, 2, 2), 0) == ""
+
+
+# Segmentation
+
+
+def test_mean_iou_and_pixel_accuracy_by_hand() -> None:
+    """Class 3 is neither predicted nor labelled; a pixel without a label counts nowhere, whatever is predicted.
+
+    labelled    0 0 1 1 2 . | 0 1        class 0: 2 of 3    class 1: 1 of 4    class 2: 1 of 2 are in both
+    predicted   0 0 1 2 2 3 | 1 0                 -> 2/4            1/4               1/2
+    """
+    targets = torch.tensor([[0, 0, 1, 1, 2, -100, 0, 1]]).reshape(2, 2, 2)
+    outputs = one_hot([0, 0, 1, 2, 2, 3, 1, 0], 4).reshape(2, 2, 2, 4).permute(0, 3, 1, 2)
+    for size in (1, 2):
+        found = TASKS.get("segmentation").evaluate(predicting(outputs, targets, size), 4, "cpu")
+        assert found == {
+            "mean-IoU": pytest.approx((2 / 4 + 1 / 4 + 1 / 2) / 3),
+            "pixel-accuracy": pytest.approx(4 / 7),
+        }
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.zeros(2, 3, 4).long(), ""),
+        (torch.full((2, 3, 4), 4), ""),
+        (torch.full((2, 3, 4), 5), "the label 5 has no name; there are 5 classes; -100 says that a pixel has no label"),
+        (torch.full((2, 3, 4), 255), "255 has no name"),
+        (torch.full((2, 3, 4), -1), "-1 is negative"),
+        (torch.full((2, 3, 4), -100), "every pixel is -100"),
+        (torch.zeros(2, 4, 3).long(), "(2, 3, 4)"),
+        (torch.zeros(2, 1, 3, 4).long(), "(2, 3, 4)"),
+        (torch.zeros(2, 3, 4), "whole number a pixel"),
+    ],
+)
+def test_maps_of_classes(targets: Tensor, message: str) -> None:
+    found = TASKS.get("segmentation").wrong_targets(targets, (1, 3, 4), 5)
+    assert message in found
+    assert bool(found) is bool(message)
+
+
+# Regression
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_error_and_r2_by_hand(shape: tuple[int, ...]) -> None:
+    """Errors 1, 0, 1, 2; squared 6 in all; the targets' squared distances from 2.5 are 5 in all."""
+    outputs, targets = torch.tensor([2.0, 2.0, 2.0, 6.0]).reshape(shape), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for size in (4, 3, 1):
+        found = TASKS.get("regression").evaluate(predicting(outputs, targets, size), 0, "cpu")
+        assert found == {"MAE": pytest.approx(1.0), "R2": pytest.approx(1 - 6 / 5)}
+
+
+def test_r2_is_the_mean_over_the_numbers_of_an_image() -> None:
+    targets = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 60.0]])
+    outputs = targets + torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 20.0]])
+    found = TASKS.get("regression").evaluate(predicting(outputs, targets), 0, "cpu")
+    assert found == {"MAE": pytest.approx(21 / 6), "R2": pytest.approx((1 - 1 / 2 + 1 - 400 / 1400) / 2)}
+
+
+def test_less_error_is_better() -> None:
+    task = TASKS.get("regression")
+    assert (task.primary, task.higher_is_better, task.has_classes, task.supervised) == ("MAE", False, False, "l1")
+    assert task.agreement(torch.zeros(3, 2), torch.ones(3, 2)) == Agreement(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "message"),
+    [
+        ((4,), (), ""),
+        ((4, 1), (), ""),
+        ((4,), (1,), ""),
+        ((4, 3), (3,), ""),
+        ((4, 3), None, ""),
+        ((4, 2), (3,), "2 numbers an image, the data has 3"),
+        ((4,), (3,), "1 numbers an image, the data has 3"),
+        ((4, 2), (), "2 numbers an image, the data has 1"),
+        ((4, 3, 1), (3,), "(4, 3, 1)"),
+    ],
+)
+def test_as_many_numbers_as_targets(output: tuple[int, ...], target: tuple[int, ...] | None, message: str) -> None:
+    found = TASKS.get("regression").wrong_output(torch.zeros(output), (1, 2, 2), 0, target)
+    assert message in found
+    assert bool(found) is bool(message)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.zeros(2), ""),
+        (torch.zeros(2, 5), ""),
+        (torch.zeros(2).long(), "give numbers"),
+        (torch.zeros(2, 3, 4), "give numbers"),
+        (torch.zeros(1), "give two at least"),
+        (torch.tensor([0, torch.nan]), "not a number"),
+        (torch.tensor([0, torch.inf]), "infinite"),
+    ],
+)
+def test_numbers(targets: Tensor, message: str) -> None:
+    found = TASKS.get("regression").wrong_targets(targets, (1, 2, 2), 0)
+    assert message in found
+    assert bool(found) is bool(message)
+
+
+# Retrieval
+
+
+def test_the_training_split_is_ranked_for_each_test_image() -> None:
+    """By cosine: for the query at 0 degrees the order is 10 (a), 20 (b), 90 (a); for that at 90 it is 90, 20, 10.
+
+    The first is an a: precision 1, 1/2, 2/3, AP = (1 + 2/3) / 2. The second is a b: AP = 1/2.
+    11 points: the first reads P = 1 for recalls 0 to 0.7 and 2/3 for 0.8 to 1. The second has one hit: P(1) = 0 for
+    recalls 0 to 0.5, P(2) = 1/2 for 0.6 to 1. Of fewer than 100, all are the first 100: 2/3 and 1/3.
+    """
+    angles = torch.deg2rad(torch.tensor([10.0, 20.0, 90.0]))
+    lengths = torch.tensor([[1.0], [100.0], [0.1]])
+    splits = {
+        "train": (lengths * torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([0, 1, 0])),
+        "test": (torch.tensor([[3.0, 0.0], [0.0, 0.2]]), torch.tensor([0, 1])),
+    }
+    for size in (1, 3):
+        found = TASKS.get("retrieval").evaluate(lambda split: predicting(*splits[split], size)(""), 2, "cpu")  # noqa: B023
+        assert found == {
+            "mAP": pytest.approx((5 / 6 + 1 / 2) / 2),
+            "mAP-11": pytest.approx(((8 + 3 * 2 / 3) / 11 + 5 / 2 / 11) / 2),
+            "top-100": pytest.approx(1 / 2),
+        }
+    assert TASKS.get("retrieval").supervised is None
+
+
+def test_agreement_of_neighbours_by_hand() -> None:
+    """The third image's neighbour becomes the first (cosine 0.6) instead of the second (0.8)."""
+    ours = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    theirs = torch.tensor([[5.0, 0.0], [0.0, 5.0], [8.0, 6.0]])
+    found = TASKS.get("retrieval").agreement(ours, theirs)
+    assert (found.agreeing, found.total) == (2, 3)
+    assert found.widest == pytest.approx(0.2)
+    assert TASKS.get("retrieval").agreement(ours * 7, ours) == Agreement(3, 3)
+    assert TASKS.get("retrieval").agreement(ours[:1], ours[1:2]) == Agreement(1, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_metrics_on_the_device(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = (8, 3, 4, 4) if name == "segmentation" else (8,) if name == "regression" else (8, 3)
+    outputs = torch.rand(shape, generator=generator)
+    targets = outputs + 1 if name == "regression" else outputs.argmax(1).flip(0)
+    here = TASKS.get(name).evaluate(predicting(outputs, targets), 3, "cpu")
+    there = TASKS.get(name).evaluate(predicting(outputs.cuda(), targets.cuda()), 3, "cuda")
+    assert there == pytest.approx(here, abs=1e-5)

@@ -1,0 +1,37 @@
+"""Errors say what, where and what to do, in any process."""
+
+import copy
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from fxdistill.errors import FxdistillError
+
+
+def kinds(kind: type[FxdistillError] = FxdistillError) -> Iterator[type[FxdistillError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from kinds(below)
+
+
+def fail(kind: type[FxdistillError]) -> None:
+    raise kind("it is wrong", where="there", hint="mend it")
+
+
+@pytest.mark.parametrize("kind", list(kinds()))
+def test_errors_survive_pickling_and_copying(kind: type[FxdistillError]) -> None:
+    error = kind("it is wrong", where="there", hint="mend it")
+    for again in (pickle.loads(pickle.dumps(error)), copy.deepcopy(error)):
+        assert type(again) is kind
+        assert str(again) == "it is wrong\n  where: there\n  to do: mend it"
+
+
+def test_errors_survive_another_process() -> None:
+    with (
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
+        pytest.raises(FxdistillError, match="it is wrong\n  where: there\n  to do: mend it"),
+    ):
+        pool.submit(fail, FxdistillError).result()
