@@ -8,7 +8,7 @@ Each freezes the mode that the module is in.
 """
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,15 +25,13 @@ class _PathTracer(fx.Tracer):
     call updates is followed, so that the graph updates it too; any other is a constant.
     """
 
-    proxy_buffer_attributes = True
-
     def __init__(
-        self, updated: Iterable[Tensor], leaves: tuple[type[nn.Module], ...] = (),
+        self, updated: Mapping[str, Tensor], leaves: tuple[type[nn.Module], ...] = (),
         functions: tuple[Callable[..., Any], ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(autowrap_functions=functions, param_shapes_constant=True)
         self._leaves = leaves
-        self._updated = {id(buffer) for buffer in updated}
+        self._updated = {id(buffer): name for name, buffer in updated.items()}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module stays one node."""
@@ -51,17 +49,20 @@ class _PathTracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", images, (), {})]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """A stand-in for a parameter, and for a buffer that is updated."""
-        if isinstance(attr_val, nn.Parameter) or id(attr_val) in self._updated:
+        """A stand-in for a parameter, and for a buffer that is updated; anything else as it is."""
+        name = self._updated.get(id(attr_val))
+        if name is None:
             return super().getattr(attr, attr_val, parameter_proxy_cache)
-        return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
 
 def _symbolic(module: nn.Module, probe: Probe, **more: Any) -> fx.GraphModule:
     if isinstance(module, fx.GraphModule):  # a graph already; tracing it again would lose where its nodes come from
         return fx.GraphModule(module, _copied(module.graph), type(module).__name__)
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    tracer = _PathTracer([buffers[name] for name in probe.updates], **more)
+    tracer = _PathTracer({name: buffers[name] for name in probe.updates}, **more)
     return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
 
 
