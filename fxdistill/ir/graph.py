@@ -2,8 +2,9 @@
 
 A node is named by its **path**: the path of the module it lies in plus, for what is not a module call, the name
 of the operation, with ``_1``, ``_2`` … for repetitions, as in torchvision's feature extraction
-(``layer1.1.relu_1``, ``layer1.1.add``). Paths are stable under retracing, so that plans can refer to them. A
-module's own path (``layer1``) stands for the node at which that module's scope ends.
+(``layer1.1.relu_1``, ``layer1.1.add``). Paths are stable under retracing, so that plans can refer to them, and both
+modes have those of the eval mode (:mod:`fxdistill.passes.trace.paths`). A module's own path (``layer1``) stands for
+the node at which that module's scope ends.
 """
 
 import difflib
@@ -158,14 +159,15 @@ def find(traced: Traced, path: str) -> fx.Node:
             continue
         if path_of(node) == path:
             return node
-        if within(scope_of(node), path):
+        if _lies_in(node, path):
             ends = True
     if ends:
         return scope_end(traced, path)
     known = [path_of(n) for n in traced.graph.nodes] + sorted({scope_of(n) for n in traced.graph.nodes} - {""})
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.3)
+    mode = " in training mode" if traced.training else ""
     raise PairingError(
-        f"no node or module has the path '{path}'",
+        f"no node or module has the path '{path}'{mode}",
         where=path,
         hint=f"did you mean {', '.join(near)}?" if near else "use a module path of the model",
     )
@@ -178,12 +180,19 @@ def scope_end(traced: Traced, path: str) -> fx.Node:
         PairingError: Nothing of that module is used outside of it.
     """
     nodes: Iterable[fx.Node] = traced.graph.nodes
-    inside = [n for n in nodes if within(scope_of(n), path) or n.meta.get("path") == path]
+    inside = [n for n in nodes if _lies_in(n, path)]
     chosen = set(inside)
     for node in reversed(inside):
         if any(user not in chosen for user in node.users):
             return node
     raise PairingError(f"no value of '{path}' is used outside of it", where=path)
+
+
+def _lies_in(node: fx.Node, path: str) -> bool:
+    """Whether a node is a module, or lies in it: the last node of a module may be named for what lies deeper."""
+    return node.op not in ("placeholder", "output", "get_attr") and (
+        within(scope_of(node), path) or within(path_of(node), path)
+    )
 
 
 def within(scope: str, path: str) -> bool:

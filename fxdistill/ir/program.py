@@ -23,7 +23,7 @@ from typing import Any, Literal, Self, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from fxdistill.errors import PlanError
+from fxdistill.errors import InvariantError, PlanError
 from fxdistill.ir.graph import macs_of
 from fxdistill.plan.schema import LossTerm, Stage
 
@@ -280,9 +280,14 @@ def inline(
         source: The model's graph.
         arguments: What stands for its placeholders.
         member: Whose nodes they are.
+
+    Raises:
+        InvariantError: The source has a placeholder that nothing stands for.
     """
     new: dict[fx.Node, fx.Node] = dict(arguments)
     for node in source.nodes:
+        if node.op == "placeholder" and node not in arguments:
+            raise InvariantError(f"nothing stands for the input '{node.target}'", where=member.name)
         if node.op in ("placeholder", "output"):
             continue
         target: Any = f"{member.name}.{node.target}" if node.op in ("call_module", "get_attr") else node.target
