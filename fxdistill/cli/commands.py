@@ -196,6 +196,7 @@ def shrink(
         from fxdistill.compiler import shrink_model
         from fxdistill.data import batches as data_module
         from fxdistill.ir import contract
+        from fxdistill.modelfiles import bundle
         from fxdistill.report import terminal
 
         passes = contract.PassManager()
@@ -207,9 +208,10 @@ def shrink(
             batch=None if dataset is None else data_module.first_batch(dataset), passes=passes,
         )  # fmt: skip
         trusted = not allow_factory  # only such a factory can be replayed when the file is read
-        made.save(
-            output, factory=found.factory if trusted else None, kwargs=found.kwargs, random_weights=found.random_weights
-        )
+        bundle.save_shrunken(
+            made, output, factory=found.factory if trusted else None, kwargs=found.kwargs, before=found.recipe,
+            random_weights=found.random_weights,
+        )  # fmt: skip
         out.print(terminal.shrunk_view(made))
         if found.random_weights:
             out.print()

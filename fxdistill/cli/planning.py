@@ -9,7 +9,7 @@ from fxdistill.data import batches as data_module
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
-from fxdistill.modelfiles.store import LoadedModel
+from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.plan import places
 from fxdistill.plan.schema import DataPlan, ModelRef, Plan
 from fxdistill.runtime import preflight

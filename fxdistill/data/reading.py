@@ -244,7 +244,7 @@ def _imagefolder(root: Path, spec: str, input_shape: Sequence[int] | None) -> Da
 
 
 def _own(spec: str, allow: Sequence[str]) -> Dataset:
-    function = resolve(spec, allow=allow, trusted=(), error=DataError)
+    function = resolve(spec, allow=allow, error=DataError)
     hint = "return a fxdistill.data.Dataset, or ((images, labels), (images, labels)) for train and test"
     try:
         found = function()

@@ -22,7 +22,7 @@ from fxdistill.errors import InvariantError, TrainingError
 from fxdistill.files import write_bytes
 from fxdistill.ir.program import Program
 from fxdistill.measure import evaluate
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.schema import ArmName, Plan
 from fxdistill.runtime import checkpoint
@@ -136,9 +136,9 @@ def train_arm(run: Execution, index: int, arm: Arm) -> None:
     trained = Strip()(Trained(program, run.trainee(arm))).value
     _check_finite(trained, arm)
     if arm.name == "auxiliary":
-        write_bytes(run.rundir.auxiliary_path, store.state_dict_bytes(trained))
+        write_bytes(run.rundir.auxiliary_path, state_dict_bytes(trained))
     elif arm == Arm(run.plan.seeds[0], "distilled"):
-        write_bytes(run.rundir.student_path, store.state_dict_bytes(trained))
+        write_bytes(run.rundir.student_path, state_dict_bytes(trained))
     seconds = round(watch.seconds, 1)
     record = {**asdict(arm), "accuracy": accuracy(run, run.trainee(arm)), "seconds": seconds}
     run.checkpoint = Checkpoint(arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record])

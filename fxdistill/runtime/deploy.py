@@ -13,8 +13,11 @@ from fxdistill.errors import RunDirError
 from fxdistill.files import file_sha256
 from fxdistill.measure import evaluate, onnx_file
 from fxdistill.measure.gate import Parity
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles import statedict
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.schema import ModelRef
+from fxdistill.runtime import checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.preflight import classes_fit, load_data, load_model
 from fxdistill.runtime.result import provenance
@@ -50,10 +53,8 @@ def find(
     """
     if Path(text).is_dir():
         return _of_run(Path(text), data, allow)
-    source = store.parse_source(
-        text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
-    )
-    loaded = store.load(source)
+    source = parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory")
+    loaded = load(source)
     dataset = _dataset(data, loaded.input_shape, allow)
     shape = (1, *dataset.image_shape) if dataset is not None else loaded.input_shape
     if dataset is not None:
@@ -78,16 +79,27 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
             "this run's student has no factory, so its state dict alone does not make a model", where=str(path),
             hint="load student.pt into your own class and export that",
         )  # fmt: skip
-    trained = ModelRef(
-        path="student.pt", sha256=file_sha256(rundir.student_path), factory=ref.factory, kwargs=ref.kwargs
-    )
-    module = load_model(trained, path, seed=plan.seed, allow=allow)
+    module = _trained(rundir, ref, seed=plan.seed, allow=allow)
     shape = tuple(plan.input.shape)
     if spec is None:
         dataset = load_data(plan, rundir.base, allow=allow)
     else:
         dataset = batches.load(plan.data.model_copy(update={"spec": spec}), input_shape=shape, allow=allow)
     return Found(module, dataset, shape, provenance(plan))
+
+
+def _trained(rundir: RunDir, ref: ModelRef, *, seed: int, allow: Sequence[str]) -> nn.Module:
+    """The trained student, in the architecture of the planned file where that is there: it may have been shrunken."""
+    planned = None if ref.path is None or ref.trusted else rundir.base / ref.path
+    if planned is None or not planned.is_file() or file_sha256(planned) != ref.sha256:
+        own = ModelRef(
+            path="student.pt", sha256=file_sha256(rundir.student_path), factory=ref.factory, kwargs=ref.kwargs
+        )
+        return load_model(own, rundir.path, seed=seed, allow=allow)
+    module = load_model(ref, rundir.base, seed=seed, allow=allow)
+    state = checkpoint.state_dict(rundir.student_path)
+    statedict.fit(module, state, factory=str(ref.factory), where=str(rundir.student_path))
+    return module
 
 
 def accuracy(found: Found) -> float:

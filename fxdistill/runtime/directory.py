@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fxdistill.errors import RunDirError
-from fxdistill.files import write_text
+from fxdistill.files import failure, write_text
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import Plan
 
@@ -63,8 +63,8 @@ class RunDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
-            raise RunDirError(
-                f"cannot make the run directory: {cause.strerror}", where=str(path), hint=_OTHER
+            raise failure(
+                cause, where=str(path), what="cannot make the run directory", hint=_OTHER, error=RunDirError
             ) from cause
         place = Path(os.path.relpath(origin.resolve(), path.resolve())).as_posix()
         write_text(run.origin_path, json.dumps({"plan": place}) + "\n")

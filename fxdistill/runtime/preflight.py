@@ -13,7 +13,8 @@ from fxdistill.errors import DataError, InputError, ModelError, PlanError
 from fxdistill.files import file_sha256
 from fxdistill.losses import old
 from fxdistill.measure import evaluate, onnx_file
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.source import ModelSource
 from fxdistill.plan import places
 from fxdistill.plan.schema import ModelRef, Plan
 
@@ -70,11 +71,11 @@ def load_model(
     if path is not None:
         _same_file(path, ref)
     # a bundle says itself what builds it; the plan's copy of that is for its reader
-    source = store.ModelSource(
+    source = ModelSource(
         path=path, factory=ref.factory, kwargs=dict(ref.kwargs), trust_pickle=ref.trusted and trust_pickle,
         allow=tuple(allow),
     )  # fmt: skip
-    loaded = store.load(source, seed=seed)
+    loaded = load(source, seed=seed)
     if trained and loaded.random_weights:
         raise _random_teacher(str(path))
     return loaded.module
