@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from fxdistill.errors import FxdistillError as FxdistillError
     from fxdistill.errors import InputError as InputError
     from fxdistill.ir.program import Program as Program
-    from fxdistill.modelfiles.store import LoadedModel as LoadedModel
-    from fxdistill.modelfiles.store import load as load
-    from fxdistill.modelfiles.store import parse_source as parse_source
-    from fxdistill.modelfiles.store import save as save
+    from fxdistill.modelfiles.bundle import save as save
+    from fxdistill.modelfiles.load import LoadedModel as LoadedModel
+    from fxdistill.modelfiles.load import load as load
+    from fxdistill.modelfiles.source import parse_source as parse_source
     from fxdistill.plan.document import Plan as Plan
     from fxdistill.plan.file import load as load_plan
     from fxdistill.runtime.execute import Settings as Settings
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors",
-    "LoadedModel": "modelfiles.store", "Options": "compiler.options", "Plan": "plan.document",
+    "LoadedModel": "modelfiles.load", "Options": "compiler.options", "Plan": "plan.document",
     "Program": "ir.program", "build": "compiler.build", "compile": "compiler.pipeline",
-    "Settings": "runtime.execute", "run": "runtime.execute:execute", "load": "modelfiles.store",
-    "load_plan": "plan.file:load", "parse_source": "modelfiles.store", "save": "modelfiles.store",
+    "Settings": "runtime.execute", "run": "runtime.execute:execute", "load": "modelfiles.load",
+    "load_plan": "plan.file:load", "parse_source": "modelfiles.source", "save": "modelfiles.bundle",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__

@@ -206,6 +206,7 @@ def shrink(
         from fxdistill.compiler import shrink_model
         from fxdistill.data.load import load
         from fxdistill.ir import contract
+        from fxdistill.modelfiles import bundle
         from fxdistill.report.layout import Line
         from fxdistill.report.result_view import shrunk_view
 
@@ -218,9 +219,10 @@ def shrink(
             batch=planning.batch(dataset), passes=passes,
         )  # fmt: skip
         trusted = not allow_factory  # only such a factory can be replayed when the file is read
-        made.save(
-            output, factory=found.factory if trusted else None, kwargs=found.kwargs, random_weights=found.random_weights
-        )
+        bundle.save_shrunken(
+            made, output, factory=found.factory if trusted else None, kwargs=found.kwargs, before=found.recipe,
+            random_weights=found.random_weights,
+        )  # fmt: skip
         out.print(shrunk_view(made))
         if found.random_weights:
             out.print()

@@ -16,7 +16,7 @@ from fxdistill.compiler.build import build_arm
 from fxdistill.data.load import defaults, load
 from fxdistill.errors import FxdistillError, RunDirError
 from fxdistill.measure.model import metrics
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.schema import Arm, DataPlan, ExportPlan, InputSpec, LossTerm, ModelRef, Optimizer, Stage
@@ -49,7 +49,7 @@ def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
     say(f"training a teacher on digits, {_EPOCHS} epochs")
     accuracy = train_teacher(folder / "teacher.pt")
     student = build(*STUDENT, seed=_SEED)
-    store.save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
+    save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
     say(f"wrote {folder / 'teacher.pt'} (accuracy {accuracy:.2%}) and {folder / 'student.pt'} (untrained)")
     commands = [
         f"fxdistill plan teacher.pt student.pt {_OPTIONS} --repeats {repeats}",
@@ -71,7 +71,7 @@ def train_teacher(path: Path) -> float:
         task, _SEED, compiled=False, on_progress=lambda _: None, on_save=lambda *_: None,
     )  # fmt: skip
     loop.run(Position(), None)
-    store.save(teacher, path, factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
+    save(teacher, path, factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
     return metrics(teacher, dataset, task)[task.primary]
 
 

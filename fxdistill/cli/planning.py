@@ -15,7 +15,7 @@ from fxdistill.data.load import check_input, defaults, load
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
-from fxdistill.modelfiles.store import LoadedModel
+from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.plan import places
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import DataPlan, ModelRef

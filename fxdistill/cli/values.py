@@ -11,7 +11,7 @@ from fxdistill.registry import suggestion
 from fxdistill.tasks import TASKS
 
 if TYPE_CHECKING:
-    from fxdistill.modelfiles.store import LoadedModel
+    from fxdistill.modelfiles.load import LoadedModel
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -97,7 +97,8 @@ def model(
     Raises:
         ModelError: Whatever is wrong with it.
     """
-    from fxdistill.modelfiles import store  # noqa: PLC0415  # slow to import
+    from fxdistill.modelfiles.load import load  # noqa: PLC0415  # slow to import
+    from fxdistill.modelfiles.source import parse_source  # noqa: PLC0415  # slow to import
 
-    source = store.parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option)
-    return store.load(source, seed=seed)
+    source = parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option)
+    return load(source, seed=seed)

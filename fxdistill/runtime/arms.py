@@ -21,7 +21,7 @@ from fxdistill.errors import InvariantError, TrainingError
 from fxdistill.files import write_bytes
 from fxdistill.ir.program import Program
 from fxdistill.measure.model import metrics
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm, ModelRef
@@ -137,7 +137,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         trained = Strip()(Trained(program, run.modules[member], member)).value
         _check_finite(trained, trial)
         if _is_kept(run.plan, trial, arm, member):
-            write_bytes(run.rundir.weights_path(member), store.state_dict_bytes(trained))
+            write_bytes(run.rundir.weights_path(member), state_dict_bytes(trained))
     record = {**asdict(trial), **run.measured(arm.trains[0]), "seconds": round(watch.seconds, 1)}
     run.checkpoint = Checkpoint(arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record])
     checkpoint.save(run.rundir, run.checkpoint)

@@ -17,9 +17,11 @@ from fxdistill.measure import onnx_file
 from fxdistill.measure.gate import Parity
 from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_file import Exported
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles import statedict
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import preflight
+from fxdistill.runtime import checkpoint, preflight
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.result import provenance
 from fxdistill.tasks import TASKS, Task
@@ -132,10 +134,10 @@ def find(
     if isinstance(model, nn.Module):
         module, shape = model.eval(), None
     else:
-        source = store.parse_source(
+        source = parse_source(
             str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
         )
-        loaded = store.load(source)
+        loaded = load(source)
         module, shape = loaded.module, loaded.input_shape
     if data is None:
         return Found(module, wanted, None, shape, "", {})
@@ -159,16 +161,25 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
             f"this run's {name} has no factory, so its state dict alone does not make a model", where=str(path),
             hint=f"load {name}.pt into your own class and export that",
         )  # fmt: skip
-    trained = ModelRef(
-        path=f"{name}.pt", sha256=file_sha256(rundir.weights_path(name)), factory=ref.factory, kwargs=ref.kwargs
-    )
-    module = preflight.load_model(trained, path, seed=plan.seed, allow=allow)
+    module = _trained(rundir, name, ref, seed=plan.seed, allow=allow)
     shape = tuple(plan.input.shape)
     if spec is None:
         dataset = preflight.load_data(plan, rundir.base, allow=allow)
     else:
         dataset = load_data(plan.data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow)
     return Found(module, TASKS.get(plan.task), dataset, shape, ref.output, provenance(plan))
+
+
+def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequence[str]) -> nn.Module:
+    """The trained member, in the architecture of the planned file where that is there: it may have been shrunken."""
+    weights = rundir.weights_path(name)
+    planned = None if ref.path is None or ref.trusted else rundir.base / ref.path
+    if planned is None or not planned.is_file() or file_sha256(planned) != ref.sha256:
+        own = ModelRef(path=weights.name, sha256=file_sha256(weights), factory=ref.factory, kwargs=ref.kwargs)
+        return preflight.load_model(own, rundir.path, seed=seed, allow=allow)
+    module = preflight.load_model(ref, rundir.base, seed=seed, allow=allow)
+    statedict.fit(module, checkpoint.state_dict(weights), factory=str(ref.factory), where=str(weights))
+    return module
 
 
 def _images(found: Found, input_shape: Sequence[int]) -> Iterator[Tensor]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fxdistill.errors import RunDirError
-from fxdistill.files import write_text
+from fxdistill.files import failure, write_text
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 
@@ -61,8 +61,8 @@ class RunDir:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
-            raise RunDirError(
-                f"cannot make the run directory: {cause.strerror}", where=str(path), hint=_OTHER
+            raise failure(
+                cause, where=str(path), what="cannot make the run directory", hint=_OTHER, error=RunDirError
             ) from cause
         with lock(run):
             if not run.holds(plan, resume=resume):

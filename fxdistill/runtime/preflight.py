@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.data.dataset import Dataset
-from fxdistill.data.load import check_input, load
+from fxdistill.data.load import check_input
+from fxdistill.data.load import load as load_dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError, InputError, ModelError, PlanError
 from fxdistill.files import file_sha256
 from fxdistill.ir import outputs
 from fxdistill.measure import onnx_file
 from fxdistill.measure.model import evaluating
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.source import ModelSource
 from fxdistill.plan import places
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import REGISTRIES
@@ -70,11 +72,11 @@ def load_model(
     if path is not None:
         _same_file(path, ref)
     # a bundle says itself what builds it; the plan's copy of that is for its reader
-    source = store.ModelSource(
+    source = ModelSource(
         path=path, factory=ref.factory, kwargs=dict(ref.kwargs), trust_pickle=ref.trusted and trust_pickle,
         allow=tuple(allow),
     )  # fmt: skip
-    loaded = store.load(source, seed=seed)
+    loaded = load(source, seed=seed)
     if trained and loaded.random_weights:
         raise _random_teacher(str(path))
     return loaded.module
@@ -100,7 +102,7 @@ def load_data(plan: Plan, base: Path, *, allow: Sequence[str] = ()) -> Dataset:
         DataError: It is missing, damaged or not what the plan says.
     """
     found = plan.data.changed(spec=places.resolved_data(plan.data.spec, base))
-    dataset = load(found, task=plan.task, input_shape=tuple(plan.input.shape), allow=tuple(allow))
+    dataset = load_dataset(found, task=plan.task, input_shape=tuple(plan.input.shape), allow=tuple(allow))
     check_input(dataset, plan.input.shape)
     smallest = min(plan.data.batch_size, len(dataset.train))
     if smallest < 2:
