@@ -10,7 +10,6 @@ the node at which that module's scope ends.
 import difflib
 import functools
 import inspect
-import operator
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,22 +19,14 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from fxdistill.errors import PairingError
+from fxdistill.ir.operators import IN_PLACE_OPERATORS, bare_name, is_a
 from fxdistill.ir.running import attributes_kept, in_mode
+from fxdistill.operators import Trait
 
 Rung = Literal["symbolic", "leaves", "export"]
 Shape = tuple[int, ...]
 LADDER: tuple[Rung, ...] = ("symbolic", "leaves", "export")
 """How a model may be traced, in the order in which it is tried."""
-
-_IN_PLACE_OPERATORS = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
-    operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem,
-}  # fmt: skip
-_MAY_VIEW = {
-    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "movedim",
-    "swapaxes", "getitem", "chunk", "split", "tensor_split", "unbind", "select", "slice", "narrow", "squeeze",
-    "unsqueeze", "expand", "expand_as", "detach", "contiguous", "to", "type_as", "float", "identity", "real",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -216,10 +207,7 @@ def op_name(node: fx.Node, root: nn.Module) -> str:
         return module_op_name(module)
     if node.op not in ("call_function", "call_method"):
         return node.op
-    name = node.target if isinstance(node.target, str) else _function_name(node.target)
-    if node.target in _IN_PLACE_OPERATORS:
-        name = name[1:]
-    return name.rstrip("_") if not name.startswith("_") else name
+    return bare_name(node.target)
 
 
 def module_op_name(module: nn.Module) -> str:
@@ -253,7 +241,7 @@ def memory(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, int]:
         if node.op == "output":
             continue
         joined = {node.all_input_nodes[position] for position in node.meta.get("shares", ())} | set(written(node, root))
-        if op_name(node, root) in _MAY_VIEW:
+        if is_a(op_name(node, root), Trait.VIEW):
             joined |= set(node.all_input_nodes[:1])
         old = {group[source] for source in joined}
         for member in group if old else ():
@@ -268,7 +256,7 @@ def _is_in_place(node: fx.Node, root: nn.Module) -> bool:
         return bool(getattr(module, "inplace", False))
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("inplace"):
+    if node.target in IN_PLACE_OPERATORS or node.kwargs.get("inplace"):
         return True
     name = _function_name(node.target)
     return (name.endswith("_") and not name.endswith("__")) or _inplace_argument(node)
