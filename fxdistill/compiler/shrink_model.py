@@ -12,12 +12,12 @@ from torch import fx, nn
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError, PassError
+from fxdistill.ir.channels import Batch
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.ir.graph import Rung, Shape, Traced, op_name, path_of
 from fxdistill.ir.survivors import Survivors
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.importance import Batch
 from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
 from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.shrink.rewrites import Obstacle
@@ -75,7 +75,7 @@ def shrink_model(
         input_shape: Shape of the batch, the batch size first.
         keep: Share of the channels to keep, in (0, 1).
         widths: Wanted widths of taps, (node path, channels); without ``keep`` nothing else is removed.
-        criterion: See :mod:`fxdistill.passes.importance`.
+        criterion: The name of one of :mod:`fxdistill.criteria`.
         round_to: Widths become multiples of this.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune; empty for the whole model.
