@@ -7,9 +7,12 @@ from typer.core import TyperCommand
 from fxdistill.criteria import CRITERIA
 from fxdistill.data.sources import SOURCES
 from fxdistill.methods import METHODS
+from fxdistill.registry import Registry
 from fxdistill.tasks import TASKS
 
-_LISTS = {"{methods}": METHODS, "{tasks}": TASKS, "{criteria}": CRITERIA, "{sources}": SOURCES}
+_LISTS: dict[str, Registry[Any]] = {
+    "{methods}": METHODS, "{tasks}": TASKS, "{criteria}": CRITERIA, "{sources}": SOURCES,
+}  # fmt: skip
 
 
 class Command(TyperCommand):
@@ -18,8 +21,8 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fill the lists in, then format."""
         for parameter in self.params:
-            text = getattr(parameter, "help", None)
-            for place, registry in _LISTS.items() if text else ():
+            text = getattr(parameter, "help", None) or ""
+            for place, registry in _LISTS.items():
                 if place in text:
                     text = text.replace(place, ", ".join(registry.names()))
                     parameter.help = text  # type: ignore[attr-defined]  # of an option, which has one

@@ -58,8 +58,6 @@ StudentOutput = Annotated[str | None, typer.Option("--student-output", help=_OUT
 PrintAfter = Annotated[
     list[str], typer.Option("--print-after", metavar="PASS", help="Show what a pass made; repeatable.")
 ]
-    list[str], typer.Option("--print-after", metavar="PASS", help="Show what a pass made; repeatable.")
-]
 OtherTask = Annotated[str | None, typer.Option("--task", help="What is predicted: {tasks}. Default: as the run says.")]
 Pairs = Annotated[list[str], typer.Option("--pair", help="T=S: this pair must be; node or module paths; repeatable.")]
 Forbidden = Annotated[list[str], typer.Option("--forbid", help="T=S: this pair must not be; repeatable.")]

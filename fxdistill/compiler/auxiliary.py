@@ -14,6 +14,7 @@ from torch import fx, nn
 from fxdistill.compiler.shrink_model import shrink_model, with_barriers
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
+from fxdistill.ir.channels import Batch
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.graph import Traced, find, path_of
 from fxdistill.passes.couple import Couple
@@ -42,7 +43,7 @@ class Proposal:
 
 def propose(
     teacher: nn.Module, pairs: Sequence[Pair], *, input_shape: tuple[int, ...], keep: float | None, criterion: str,
-    passes: PassManager, of: str, name: str,
+    batch: Batch | None, seed: int, passes: PassManager, of: str, name: str,
 ) -> Proposal:  # fmt: skip
     """Shrink a teacher to the student's widths.
 
@@ -52,6 +53,8 @@ def propose(
         input_shape: Shape of one batch.
         keep: Share of the other channels to keep; None keeps them all.
         criterion: Importance of a channel.
+        batch: Images and labels for criteria that read data.
+        seed: Seed of the criterion, where it draws.
         passes: Where the passes run.
         of: The teacher's name in the plan.
         name: The smaller one's.
@@ -62,8 +65,9 @@ def propose(
     """
     widths = [(pair.teacher.path, pair.student.width) for pair in pairs if pair.student.width < pair.teacher.width]
     shrunk = shrink_model(
-        teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, passes=passes
-    )
+        teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, batch=batch, seed=seed,
+        passes=passes,
+    )  # fmt: skip
     traced = passes.run(Trace(input_shape), shrunk.module)
     shrunken = Shrunken(
         of=of, kept=shrunk.kept, widths={name: shrunk.widths[_owner(name)][0] for name in shrunk.kept},

@@ -7,7 +7,7 @@ from torch import nn
 from fxdistill.compiler.pipeline import DISTILLED, STUDENT, TEACHER
 from fxdistill.errors import PlanError
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.graph import LADDER, Rung, ladder
+from fxdistill.ir.graph import LADDER, ladder
 from fxdistill.ir.program import Program
 from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.specialize import Specialize
@@ -54,10 +54,8 @@ def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: 
     missing = [name for name in found.members if name not in models]
     if missing:
         raise PlanError(f"the arm '{arm}' needs the member '{missing[0]}'", where="members", hint="give its model")
-    shape = tuple(plan.input.shape)
     traced = {
-        name: passes.run(Trace(shape, training=name in found.trains, rungs=_rungs(plan, name)), models[name])
-        for name in found.members
+        name: passes.run(_trace(plan, name, training=name in found.trains), models[name]) for name in found.members
     }
     return passes.run(Instrument(plan, arm), Joint(traced))
 
@@ -72,7 +70,8 @@ def specialize(program: Program, stage: str) -> Program:
     return PassManager().run(Specialize(stage), program)
 
 
-def _rungs(plan: Plan, member: str) -> tuple[Rung, ...]:
-    """The rung that the plan names for a member, then the others: a model's training mode may need another one."""
+def _trace(plan: Plan, member: str, *, training: bool) -> Trace:
+    """How a member is traced: the rung that the plan names, then the others; its training mode may need another one."""
     ref = plan.members[member]
-    return ladder(ref.rung if isinstance(ref, ModelRef) else LADDER[0])
+    rung, entry = (ref.rung, ref.output) if isinstance(ref, ModelRef) else (LADDER[0], "")
+    return Trace(tuple(plan.input.shape), training=training, entry=entry, rungs=ladder(rung))

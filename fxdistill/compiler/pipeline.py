@@ -8,7 +8,7 @@ A :class:`Compilation` is what is known so far; a step reads it, runs passes, an
 its steps, and ``PIPELINE`` says what each name does and how what it made is shown.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from fxdistill.compiler.versions import versions
 from fxdistill.criteria import CRITERIA
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, PairingError
+from fxdistill.ir import outputs
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, ladder
@@ -116,9 +117,23 @@ class Step:
 
 def _trace(c: Compilation, passes: PassManager) -> Compilation:
     shape = c.options.input_shape
-    traced = {name: passes.run(Trace(shape), module) for name, module in c.models.items()}
-    student = Trace(shape, training=True, rungs=ladder(traced[STUDENT].rung))
-    return replace(c, traced=traced, trainable={STUDENT: passes.run(student, c.models[STUDENT])})
+    entries = {name: c.refs[name].output for name in c.models}
+    traced = {name: passes.run(Trace(shape, entry=entries[name]), module) for name, module in c.models.items()}
+    student = Trace(shape, training=True, entry=entries[STUDENT], rungs=ladder(traced[STUDENT].rung))
+    trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
+    return replace(c, traced=traced, trainable=trainable, remarks=tuple(_several_outputs(traced)))
+
+
+def _several_outputs(traced: Mapping[str, Traced]) -> Iterator[Diagnostic]:
+    """A word where which output is the prediction was nobody's decision, and there are several without names."""
+    for name, one in traced.items():
+        found = list(outputs.entries(one.output_value))
+        if len(found) > 1 and not one.entry and all(place.isdecimal() for place, _ in found):
+            yield Diagnostic(
+                code="which-output", severity="warning", where=name,
+                why=f"it returns {len(found)} values; the first is taken for the prediction",
+                hint=f"if it is another one, name it: --{name}-output 1",
+            )  # fmt: skip
 
 
 def _couple(c: Compilation, passes: PassManager) -> Compilation:
@@ -143,8 +158,9 @@ def _match(c: Compilation, passes: PassManager) -> Compilation:
 def _prune(c: Compilation, passes: PassManager) -> Compilation:
     if c.options.align == "shrink":
         return c
-    prune = Prune(criterion=c.options.criterion or c.method.criterion)
-    return replace(c, kept=passes.run(prune, PruneSource(c.traced[TEACHER], c.coupling[TEACHER], c.pairs)))
+    prune = Prune(criterion=c.options.criterion or c.method.criterion, seed=c.options.seed)
+    source = PruneSource(c.traced[TEACHER], c.coupling[TEACHER], c.pairs, c.batch)
+    return replace(c, kept=passes.run(prune, source))
 
 
 def _shrink(c: Compilation, passes: PassManager) -> Compilation:
@@ -152,7 +168,8 @@ def _shrink(c: Compilation, passes: PassManager) -> Compilation:
         return c
     proposal = auxiliary.propose(
         c.models[TEACHER], c.pairs, input_shape=c.options.input_shape, keep=c.options.keep,
-        criterion=c.options.criterion or c.method.criterion, passes=passes, of=TEACHER, name=AUXILIARY,
+        criterion=c.options.criterion or c.method.criterion, batch=c.batch, seed=c.options.seed, passes=passes,
+        of=TEACHER, name=AUXILIARY,
     )  # fmt: skip
     return replace(
         c, made={AUXILIARY: proposal.shrunken}, traced={**c.traced, AUXILIARY: proposal.traced}, pairs=proposal.pairs,
@@ -302,4 +319,6 @@ def _plugins(c: Compilation) -> list[Plugin]:
 
 
 def _described(ref: ModelRef, module: nn.Module, traced: Traced) -> ModelRef:
-    return ref.changed(rung=traced.rung, macs=traced.macs, parameters=sum(p.numel() for p in module.parameters()))
+    entry = ref.output or outputs.choose(traced.output_value)
+    size = sum(p.numel() for p in module.parameters())
+    return ref.changed(rung=traced.rung, macs=traced.macs, parameters=size, output=entry)

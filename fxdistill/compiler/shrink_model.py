@@ -25,7 +25,6 @@ from fxdistill.passes.thin import Kept, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
 
 
-
 @dataclass(frozen=True, eq=False)
 class Size:
     """Parameters and multiply-accumulates of a model at its input shape."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from fxdistill.errors import PairingError
+from fxdistill.ir import outputs
 from fxdistill.ir.operators import IN_PLACE_OPERATORS, bare_name, is_a
 from fxdistill.ir.running import attributes_kept, in_mode
 from fxdistill.operators import Trait
@@ -42,12 +43,14 @@ class Traced:
         rung: How it was traced.
         training: The mode that is frozen into the graph.
         input_shape: Shape of the one input, batch included.
+        entry: Which entry of a structured output is the prediction.
     """
 
     module: fx.GraphModule
     rung: Rung
     training: bool
     input_shape: Shape
+    entry: str = ""
 
     @contextmanager
     def running(self) -> Iterator[fx.GraphModule]:
@@ -71,9 +74,14 @@ class Traced:
         return _first(self.graph, "placeholder")
 
     @property
+    def output_value(self) -> Any:
+        """What the graph returns: a node, or a structure of nodes."""
+        return _first(self.graph, "output").args[0]
+
+    @property
     def output(self) -> fx.Node:
         """The node whose value is the prediction: the output, or the main entry of a structured one."""
-        return main_output(self.graph)
+        return main_output(self.graph, self.entry)
 
 
 def ladder(first: Rung) -> tuple[Rung, ...]:
@@ -102,32 +110,23 @@ def macs_of(node: fx.Node) -> int:
     return int(node.meta.get("macs", 0))
 
 
-def main_output(graph: fx.Graph) -> fx.Node:
+def main_output(graph: fx.Graph, entry: str = "") -> fx.Node:
     """The node that holds the prediction.
 
-    A structured output (auxiliary heads, segmentation) gives its entry ``out`` or ``logits``, else its first.
+    Args:
+        graph: A model's graph.
+        entry: Which entry of a structured output is the prediction, '' for the rule of :mod:`fxdistill.ir.outputs`.
 
     Raises:
+        ModelError: There is no such entry.
         PairingError: No node holds it.
     """
-    value: Any = _first(graph, "output").args[0]
-    while not isinstance(value, fx.Node):
-        if isinstance(value, dict) and value:
-            value = value.get("out", value.get("logits", next(iter(value.values()))))
-        elif isinstance(value, tuple | list) and value:
-            value = value[0]
-        else:
-            raise PairingError("the model's output is not a tensor", where=str(value))
-    fields: tuple[str, ...] = getattr(value.target, "_fields", ())
-    if (
-        value.op == "call_function" and fields
-    ):  # a named tuple built in the graph: auxiliary heads of Inception, GoogLeNet
-        entries = {**dict(zip(fields, value.args, strict=False)), **value.kwargs}
-        value = entries.get("out", entries.get("logits", next(iter(entries.values()))))
+    value = outputs.find(_first(graph, "output").args[0], entry)
     if not isinstance(value, fx.Node) or ("shape" in value.meta and shape_of(value) is None):
         raise PairingError(
             "the model's output is not a tensor", where=str(value),
-            hint="return the logits, or a dict or a tuple that holds them as 'out', as 'logits' or first",
+            hint="return the prediction, or a dict or a tuple that holds it, and name the entry with --teacher-output "
+            "or --student-output",
         )  # fmt: skip
     return value
 

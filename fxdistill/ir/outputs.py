@@ -67,7 +67,7 @@ def choose(output: Any, fits: Callable[[Tensor], bool] = lambda _value: True) ->
     places = list(entries(output))
     default = find(output)
     by_rule = next((place for place, value in places if value is default), "")
-    if not isinstance(default, Tensor) or fits(default):
+    if not isinstance(default, Tensor) or fits(default):  # of a graph, whose values are nodes, the rule decides
         return by_rule
     return next((place for place, value in places if isinstance(value, Tensor) and fits(value)), by_rule)
 

@@ -16,9 +16,9 @@ keeps its mode and gets no gradients whatever is called on the program. A node's
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeGuard
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -241,7 +241,7 @@ class Program(fx.GraphModule):
         for node in self.nodes("loss"):
             term = by_key[node.meta["key"]]
             losses[node.meta["key"]] = node
-            for port, value in zip(node.meta["reads"], filter(_is_node, node.args), strict=True):
+            for port, value in zip(node.meta["reads"], _nodes(node.args), strict=True):
                 role, _, kind = port.partition(".")
                 if kind == "tap":
                     taps.setdefault(str(term.pair), {})[role] = value
@@ -259,8 +259,8 @@ class Program(fx.GraphModule):
         return sum(macs_of(node) for node in self.graph.nodes)
 
 
-def _is_node(value: object) -> TypeGuard[fx.Node]:
-    return isinstance(value, fx.Node)
+def _nodes(values: Iterable[object]) -> Iterator[fx.Node]:
+    return (value for value in values if isinstance(value, fx.Node))
 
 
 def _restored(root: nn.Module, graph: fx.Graph, meta: dict[str, Any], training: bool) -> Program:  # noqa: FBT001

@@ -38,11 +38,13 @@ class Trace(Pass[nn.Module, Traced]):
         input_shape: Shape of one batch, the batch size first.
         training: The mode to trace; the module itself is left in the mode that it had. A trace of the training mode
             takes its paths from a trace of the eval mode, which is made along with it.
+        entry: Which entry of a structured output is the prediction, '' for the rule of :mod:`fxdistill.ir.outputs`.
         rungs: The rungs to try, in order; in training mode the one that serves the eval mode comes first.
     """
 
     input_shape: Shape
     training: bool = False
+    entry: str = ""
     rungs: tuple[Rung, ...] = ("symbolic", "leaves", "export")
 
     def requires(self, source: nn.Module) -> None:
@@ -125,7 +127,7 @@ class Trace(Pass[nn.Module, Traced]):
                 except Exception as cause:  # noqa: BLE001  # any failure of a rung is a reason to try the next
                     failures.append(f"{rung}: {first_line(cause)}")
                     continue
-            return probe, Traced(module, rung, training, self.input_shape)
+            return probe, Traced(module, rung, training, self.input_shape, self.entry)
         raise ModelError(
             "the model could not be traced: " + "; ".join(dict.fromkeys(failures)),
             where=type(source).__name__,
