@@ -9,7 +9,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.adapters import Projection
@@ -38,7 +38,10 @@ class Strip(Pass[Trained, nn.Module]):
 
     def ensures(self, source: Trained, value: nn.Module) -> None:
         """It is the user's module with every tensor that the program trained, and nothing of this package is inside."""
-        if type(value) is not type(source.module):
+        graphs = isinstance(value, fx.GraphModule) and isinstance(
+            source.module, fx.GraphModule
+        )  # each of its own class
+        if type(value) is not type(source.module) and not graphs:
             raise InvariantError(f"the stripped member is a {type(value).__name__}, not what was trained")
         ours = [name for name, part in value.named_modules() if isinstance(part, Program | Projection)]
         if ours:
