@@ -1,15 +1,4 @@
-"""What models are measured by: accuracy, retrieval, size and ONNX latency.
-
-Retrieval ranks the database for every query. With rel(k) = 1 where rank k has the query's class, R the number
-of such items in the database and P(k) the share of them among the first k ranks:
-
-    mean_ap      mean over queries of  (1 / R) Σ_k rel(k) P(k), the usual mean average precision
-    mean_ap_11   mean over queries of  (1 / 11) Σ_r P(k_r) over r = 0, 0.1 … 1, where k_r is the first rank
-                 whose recall is nearest to r, and P is not interpolated
-    top_100      mean over queries of  P(100)
-
-The two averages differ: 11-point figures, which the papers on PKT and InDistill report, compare with each
-other only.
+"""What models are measured by: accuracy, size and ONNX latency.
 
 Latencies of several files are taken round robin, one run of each in turn: a machine's slow moments then hit
 all of them, and their ratio holds where single figures do not.
@@ -20,11 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
 
 from fxdistill.errors import DataError, InputError, ModelError
@@ -33,16 +21,6 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Metric = Literal["cosine", "l2"]
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Retrieval scores, each from 0 to 1. See the module docstring."""
-
-    mean_ap: float
-    mean_ap_11: float
-    top_100: float
 
 
 @dataclass(frozen=True)
@@ -116,69 +94,6 @@ def device_of(module: nn.Module) -> torch.device:
     """Where the module's tensors are; the CPU where it has none."""
     tensors = (*module.parameters(), *module.buffers())
     return tensors[0].device if tensors else torch.device("cpu")
-
-
-@torch.inference_mode()
-def retrieval(
-    database_features: Tensor, database_labels: Tensor, query_features: Tensor, query_labels: Tensor,
-    *, metric: Metric, chunk: int = 256,
-) -> Retrieval:  # fmt: skip
-    """Rank the database for each query and score the ranks. See the module docstring.
-
-    Args:
-        database_features: (N, D), or (N, ...), flattened.
-        database_labels: (N,) class indices.
-        query_features: (Q, D), on the database's device.
-        query_labels: (Q,). A query whose class the database has not scores 0.
-        metric: ``cosine`` similarity or ``l2`` distance; items equally near keep the database's order.
-        chunk: Queries ranked at once; takes about 40 bytes x chunk x N.
-
-    Raises:
-        DataError: Nothing to search, no queries, or features and labels that do not go together.
-    """
-    database, queries = database_features.flatten(1).float(), query_features.flatten(1).float()
-    _check_retrieval(database, database_labels, queries, query_labels)
-    if metric == "cosine":
-        database, queries = F.normalize(database), F.normalize(queries)
-    totals = torch.zeros(3, dtype=torch.double, device=database.device)
-    for start in range(0, len(queries), chunk):
-        features, labels = queries[start : start + chunk], query_labels[start : start + chunk]
-        distance = -(features @ database.t()) if metric == "cosine" else torch.cdist(features, database)
-        ranked = database_labels[distance.argsort(dim=1, stable=True)]
-        totals += _scores(ranked == labels.unsqueeze(1)).sum(0)
-    return Retrieval(*(totals / len(queries)).tolist())
-
-
-def _check_retrieval(database: Tensor, database_labels: Tensor, queries: Tensor, query_labels: Tensor) -> None:
-    for name, features, labels in (
-        ("database", database, database_labels),
-        ("queries", queries, query_labels),
-    ):
-        if not len(features) or labels.shape != (len(features),):
-            raise DataError(
-                f"retrieval needs one label for each feature, and at least one feature: got features "
-                f"{tuple(features.shape)} and labels {tuple(labels.shape)}",
-                where=f"retrieval, {name}",
-            )
-    if database.shape[1] != queries.shape[1]:
-        raise DataError(
-            f"the database's features have {database.shape[1]} entries, the queries' {queries.shape[1]}",
-            where="retrieval",
-            hint="take both from the same layer of the same model",
-        )
-
-
-def _scores(relevant: Tensor) -> Tensor:
-    """Average precision, 11-point precision and top-100 precision, (q, 3), of ranked relevances (q, N)."""
-    hits = relevant.cumsum(1)
-    total = hits[:, -1:]
-    precision = hits / torch.arange(1, relevant.shape[1] + 1, device=hits.device, dtype=torch.double)
-    average = (precision * relevant).sum(1) / total.squeeze(1).clamp_min(1)
-    # the hits at which recall is nearest to i / 10: i R / 10, rounded with halves down, in integers
-    wanted = (torch.arange(11, device=hits.device) * total + 4) // 10
-    ranks = torch.searchsorted(hits, wanted)
-    eleven = precision.gather(1, ranks).mean(1)
-    return torch.stack([average, eleven, precision[:, min(100, relevant.shape[1]) - 1]], dim=1)
 
 
 def open_session(
