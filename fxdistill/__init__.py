@@ -11,28 +11,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxdistill.compiler.pipeline import Options as Options
-    from fxdistill.compiler.pipeline import build as build
+    from fxdistill.compiler.build import build as build
+    from fxdistill.compiler.options import Options as Options
     from fxdistill.compiler.pipeline import compile as compile  # noqa: A004
     from fxdistill.diagnostics import Diagnostic as Diagnostic
     from fxdistill.errors import FxdistillError as FxdistillError
     from fxdistill.errors import InputError as InputError
     from fxdistill.ir.program import Program as Program
-    from fxdistill.modelfiles.store import LoadedModel as LoadedModel
-    from fxdistill.modelfiles.store import load as load
-    from fxdistill.modelfiles.store import parse_source as parse_source
-    from fxdistill.modelfiles.store import save as save
+    from fxdistill.modelfiles.bundle import save as save
+    from fxdistill.modelfiles.load import LoadedModel as LoadedModel
+    from fxdistill.modelfiles.load import load as load
+    from fxdistill.modelfiles.source import parse_source as parse_source
+    from fxdistill.plan.document import Plan as Plan
     from fxdistill.plan.file import load as load_plan
-    from fxdistill.plan.schema import Plan as Plan
     from fxdistill.runtime.execute import Settings as Settings
     from fxdistill.runtime.execute import execute as run
 
 _HOMES = {
     "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors",
-    "LoadedModel": "modelfiles.store", "Options": "compiler.pipeline", "Plan": "plan.schema",
-    "Program": "ir.program", "build": "compiler.pipeline", "compile": "compiler.pipeline",
-    "Settings": "runtime.execute", "run": "runtime.execute:execute", "load": "modelfiles.store",
-    "load_plan": "plan.file:load", "parse_source": "modelfiles.store", "save": "modelfiles.store",
+    "LoadedModel": "modelfiles.load", "Options": "compiler.options", "Plan": "plan.document",
+    "Program": "ir.program", "build": "compiler.build", "compile": "compiler.pipeline",
+    "Settings": "runtime.execute", "run": "runtime.execute:execute", "load": "modelfiles.load",
+    "load_plan": "plan.file:load", "parse_source": "modelfiles.source", "save": "modelfiles.bundle",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__

@@ -10,6 +10,7 @@
     ├── PassError                   a pass failed; the cause is chained
     ├── InvariantError              a promise that the product makes about itself did not hold
     ├── ParityError                 the exported model and the trained one disagree
+    ├── StorageError                the disk is full, or failed, where the place itself is right
     └── TrainingError               training diverged
 
 Every error says what is wrong, where, and what to do about it.
@@ -76,6 +77,10 @@ class InvariantError(FxdistillError):
 
 class ParityError(FxdistillError):
     """The exported model and the trained one disagree."""
+
+
+class StorageError(FxdistillError):
+    """There is no space left, or the disk failed; what was there before is as it was."""
 
 
 class TrainingError(FxdistillError):

@@ -1,11 +1,30 @@
-"""Files on disk: written whole or not at all, and told apart by their hash."""
+"""Files on disk: written whole or not at all, and told apart by their hash.
 
+What the file system refuses is one of two things: the place is wrong (no such folder, no permission, a folder in the
+way), which is the user's to correct, or the disk is full or failing, which is not.
+"""
+
+import errno
 import hashlib
 import os
-import tempfile
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fxdistill.errors import PlanError
+from fxdistill.errors import InputError, PlanError, StorageError
+
+PLACE_ERRORS = frozenset({
+    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EBUSY, errno.ENOTEMPTY,
+})  # fmt: skip
+"""The place is wrong."""
+STORAGE_ERRORS = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EMLINK, errno.ENODEV,
+    errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT,
+})  # fmt: skip
+"""The place is right, and the disk, or the number of open files, fails."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -13,6 +32,7 @@ def write_text(path: Path, text: str) -> None:
 
     Raises:
         PlanError: The place cannot be written to.
+        StorageError: The disk is full.
     """
     write_bytes(path, text.encode("utf-8"))
 
@@ -20,28 +40,80 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, synced, then renamed.
 
+    A file that is replaced keeps its mode; a new one gets that of every new file here (the umask).
+
     Raises:
-        PlanError: The place cannot be written to (missing folder, no permission, full disk).
+        PlanError: The place cannot be written to (missing folder, no permission).
+        StorageError: The disk is full or fails.
     """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException as cause:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if not isinstance(cause, OSError):  # Ctrl-C
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    with writing(path):
+        try:
+            with temporary.open("xb") as file:
+                _take_mode(temporary, path)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except FileExistsError:  # another's file of that name
             raise
-        raise PlanError(
-            f"cannot write: {cause.strerror or cause}",
-            where=str(path),
-            hint="choose another place, or free some space",
-        ) from cause
+        except BaseException:  # also Ctrl-C
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def put(draft: Path, path: Path) -> None:
+    """Move a finished file to its place on the same disk, with the mode that :func:`write_bytes` would give it.
+
+    Raises:
+        OSError: It cannot be moved.
+    """
+    probe = draft.with_name(f".{draft.name}.{secrets.token_hex(4)}")
+    probe.touch(exist_ok=False)  # whatever wrote the draft may have given it a mode of its own
+    _take_mode(draft, probe)
+    probe.unlink()
+    _take_mode(draft, path)
+    draft.replace(path)
+
+
+def _take_mode(file: Path, other: Path) -> None:
+    """Give a file the mode of another, where that is there."""
+    if other.is_file():
+        file.chmod(stat.S_IMODE(other.stat().st_mode))
+
+
+@contextmanager
+def writing(path: Path, *, hint: str = "") -> Iterator[None]:
+    """Tell what the file system refuses inside as an error about a path.
+
+    Raises:
+        PlanError: The place is wrong.
+        StorageError: The disk is full or fails.
+    """
+    try:
+        yield
+    except OSError as cause:
+        raise failure(cause, where=str(path), hint=hint) from cause
+
+
+def failure(
+    cause: OSError, *, where: str, what: str = "cannot write", hint: str = "", error: type[InputError] = PlanError
+) -> InputError | StorageError:
+    """The error that says what the file system refused.
+
+    Args:
+        cause: What it raised.
+        where: The file or folder.
+        what: What failed.
+        hint: What to do, where that is known better than here.
+        error: Of which kind a wrong place is.
+    """
+    what = f"{what}: {cause.strerror or cause}"
+    if cause.errno in PLACE_ERRORS:
+        return error(what, where=where, hint=hint or "choose another place, or look at its permissions")
+    return StorageError(
+        what, where=where, hint=hint or "free some space on the disk; a run continues from there with --resume"
+    )
 
 
 def file_sha256(path: Path) -> str:

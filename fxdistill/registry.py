@@ -119,4 +119,4 @@ def suggestion(wrong: str, known: Sequence[str], introduction: str) -> str:
     """A hint for a wrong name: the nearest one, and all of them."""
     near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
     question = f"did you mean '{near[0]}'? " if near else ""
-    return f"{question}{introduction} {', '.join(known)}" if known else f"there is no {introduction}"
+    return f"{question}{introduction} {', '.join(known)}" if known else "there are none"

@@ -1,7 +1,7 @@
-"""Instrument: two traced models and a plan become one program.
+"""Instrument: traced members and a plan become one program.
 
-Teacher and student are inlined side by side over the same input; for every pair a tap marks each of the two nodes, and
-adapters bring the two values to one shape; every distinct loss of the plan becomes a node:
+The members of an arm are inlined side by side over the same batch; for every pair a tap marks each of its two nodes,
+and adapters bring the two values to one shape; every distinct loss of the arm becomes a node that reads its ports:
 
     slice    loss(student_tap, teacher_tap[:, keep])
     project  loss(encoder(student_tap), teacher_tap)       encoder: a learned 1x1 projection, not exported
@@ -14,136 +14,153 @@ Inserting taps changes no output: checked exactly, every time.
 import copy
 import itertools
 import math
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError, PairingError, PlanError
+from fxdistill.ir.adapters import Projection
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.graph import Traced, find, memory, written
-from fxdistill.ir.program import Program, Term, inline, tap, tap_copy
+from fxdistill.ir.graph import Traced, find, memory, shape_of, written
+from fxdistill.ir.program import Member, Program, Term, inline, tap, tap_copy
 from fxdistill.ir.running import buffers_kept, example, in_mode, seeded
-from fxdistill.losses import old as losses
-from fxdistill.plan.schema import ArmName, LossTerm, Pair, Plan, Stage, Tap
+from fxdistill.losses import LOSSES, Context, Loss
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import Arm, LossTerm, Pair, Stage, Tap
 
 
 @dataclass(frozen=True)
 class Joint:
-    """What a program is made of: the traced teacher (eval mode; None without one) and the traced student."""
+    """What a program is made of: the members of an arm by name, each traced in the mode that it shall have."""
 
-    teacher: Traced | None
-    student: Traced
+    members: Mapping[str, Traced]
 
 
 @dataclass(frozen=True)
 class Instrument(Pass[Joint, Program]):
-    """Build the program of a plan.
+    """Build the program of one arm of a plan.
 
     Attributes:
         plan: Pairs, kept channels and losses.
-        arm: Whose stages to build: the distilled student's, the control's, or the auxiliary teacher's.
+        arm: The arm's name.
     """
 
     plan: Plan
-    arm: ArmName = "distilled"
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages whose losses the program holds."""
-        return self.plan.stages_of(self.arm)
+    arm: str = "distilled"
 
     def requires(self, source: Joint) -> None:
-        """The teacher is traced in eval mode; both have as many classes as each other."""
-        if source.teacher is None:
-            return
-        if source.teacher.training:
-            raise InvariantError("the teacher was traced in training mode")
-        widths = [traced.output.meta["shape"] for traced in (source.teacher, source.student)]
-        if widths[0][1:] != widths[1][1:]:
-            raise PairingError(
-                f"the teacher answers with shape {widths[0][1:]} an image, the student with {widths[1][1:]}",
-                where="model outputs", hint="both need the same classes: check num_classes of the factories",
-            )  # fmt: skip
+        """Every member of the arm is there, in the mode that it needs, and all read the same images."""
+        arm = self.plan.arm(self.arm)
+        for name in arm.members:
+            if name not in source.members:
+                raise PlanError(f"the arm '{arm.name}' needs the member '{name}'", where="members", hint="give it")
+        for name, traced in source.members.items():
+            if name not in arm.trains and traced.training:
+                raise InvariantError(f"the frozen member '{name}' was traced in training mode")
+        shapes = {name: traced.input_shape[1:] for name, traced in source.members.items()}
+        if len(set(shapes.values())) > 1:
+            told = ", ".join(f"'{name}' reads {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+            raise PairingError(f"the members read different images: {told}", where="input", hint="give both one size")
 
     def run(self, source: Joint) -> PassResult[Program]:
         """Inline, tap, adapt, add losses."""
-        return PassResult(_Builder(source, self.plan).program(self.stages), modified=True)
+        return PassResult(_Builder(source, self.plan, self.plan.arm(self.arm)).program(), modified=True)
 
     def ensures(self, source: Joint, value: Program) -> None:
-        """Inside the program both models answer exactly as outside of it."""
-        for role, traced in (("teacher", source.teacher), ("student", source.student)):
-            if traced is None:
-                continue
+        """Inside the program every member answers exactly as outside of it."""
+        for name, traced in source.members.items():
             batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
             images = example(traced.module, (batch, *traced.input_shape[1:]))
             with traced.running() as module:
                 alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), images)
-            with in_mode(_outputs_of(value, role), training=traced.training) as inside:
-                together = _answer(inside, images, None)
+            with in_mode(_outputs_of(value, name), training=traced.training) as inside:
+                together = _answer(inside, {"images": images.clone()})
             if not torch.allclose(alone, together, rtol=0, atol=0, equal_nan=True):
-                raise InvariantError(f"instrumenting changed the output of the {role}")
+                raise InvariantError(f"instrumenting changed the output of the {name}")
 
 
-def _answer(module: fx.GraphModule, images: Tensor, *labels: None) -> Tensor:
-    with torch.no_grad(), buffers_kept(module), seeded(images.device):
-        answer: Tensor = module(images.clone(), *labels)
+def _answer(module: fx.GraphModule, images: Tensor | dict[str, Tensor]) -> Tensor:
+    device = (images if isinstance(images, Tensor) else images["images"]).device
+    with torch.no_grad(), buffers_kept(module), seeded(device):
+        answer: Tensor = module(images.clone() if isinstance(images, Tensor) else images)
     return answer
 
 
 def _ending_at(graph: fx.Graph, node: fx.Node) -> fx.Graph:
     """A copy of a graph that returns one node's value; nothing is removed, so that random numbers fall alike."""
-    copy = fx.Graph()
+    copied = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     for old in graph.nodes:
         if old.op != "output":
-            new[old] = copy.node_copy(old, new.__getitem__)
-    copy.output(new[node])
-    return copy
+            new[old] = copied.node_copy(old, new.__getitem__)
+    copied.output(new[node])
+    return copied
 
 
-def _outputs_of(program: Program, role: str) -> fx.GraphModule:
-    """One model of the program with all its taps, returning its prediction."""
+def _outputs_of(program: Program, member: str) -> fx.GraphModule:
+    """One member of the program with all its taps, returning its prediction."""
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     last = None
     for old in program.graph.nodes:
-        wanted = old.op == "placeholder" or old.meta.get("role") in (role, "input") or old.meta.get("of") == role
-        if wanted:
+        image = old.meta.get("role") == "input" and old.meta["path"] in ("batch", "images")
+        if image or old.meta.get("member") == member:
             new[old] = graph.node_copy(old, new.__getitem__)
             last = new[old] if old.meta.get("prediction") else last
     if last is None:
-        raise InvariantError(f"the program lost the prediction of the {role}")
+        raise InvariantError(f"the program lost the prediction of the {member}")
     graph.output(last)
     return fx.GraphModule(program, graph)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A member inside the program: its trace, the nodes that stand for those of the trace, which share memory."""
+
+    traced: Traced
+    nodes: dict[fx.Node, fx.Node]
+    memory: dict[fx.Node, int]
+
+    @property
+    def prediction(self) -> fx.Node:
+        return self.nodes[self.traced.output]
+
+    def overwrites(self, node: fx.Node) -> bool:
+        """Whether a later node writes into this node's memory, directly or through a view."""
+        later = itertools.dropwhile(lambda other: other is not node, self.traced.graph.nodes)
+        return any(self.memory[target] == self.memory[node] for other in itertools.islice(later, 1, None)
+                   if other.op != "output" for target in written(other, self.traced.module))  # fmt: skip
 
 
 class _Builder:
     """Collects nodes and the modules that they call."""
 
-    def __init__(self, source: Joint, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, source: Joint, plan: Plan, arm: Arm) -> None:
+        self.plan, self.arm = plan, arm
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.adapters = nn.Module()
-        self.root.adapters = self.adapters
-        self.memory: dict[str, dict[fx.Node, int]] = {}
-        self.student_training = source.student.training
-        self.input_shape = source.student.input_shape
-        self.images = self._placeholder("x")
-        self.labels = self._placeholder("y")
-        self.sides: dict[str, tuple[Traced, dict[fx.Node, fx.Node]]] = {}
-        for role, traced in (("teacher", source.teacher), ("student", source.student)):
-            if traced is not None:
-                self.sides[role] = (traced, self._inline(role, traced))
+        self.adapters, self.losses = nn.Module(), nn.Module()
+        self.root.add_module("adapters", self.adapters)
+        self.root.add_module("losses", self.losses)
+        self.batch = self.graph.placeholder("batch")
+        self.batch.meta = {"role": "input", "path": "batch"}
+        self.fields: dict[str, fx.Node] = {}
+        self.members = tuple(
+            Member(name, trained=name in arm.trains, training=traced.training)
+            for name, traced in source.members.items()
+        )
+        self.input_shape = source.members[arm.trains[0]].input_shape
+        self.sides = {member.name: self._inline(member, source.members[member.name]) for member in self.members}
 
-    def program(self, stages: tuple[Stage, ...]) -> Program:
+    def program(self) -> Program:
+        stages = tuple(self.arm.stages)
         used = {loss.pair for stage in stages for loss in stage.losses}
-        if used != {None} and "teacher" not in self.sides:
-            raise PlanError("a stage compares taps, and there is no teacher", where="stages")
         taps = {pair.name: self._adapted(pair) for pair in self.plan.pairs if pair.name in used}
         values: dict[str, fx.Node] = {}
         terms: list[Term] = []
@@ -151,34 +168,31 @@ class _Builder:
             values[term.key] = self._loss(term, taps)
             terms.append(term)
         self.graph.output(values)
-        program = Program.assemble(self.root, self.graph, stages=stages, terms=tuple(terms))
-        program.meta["student_training"] = self.student_training
+        program = Program.assemble(self.root, self.graph, members=self.members, stages=stages, terms=tuple(terms))
         program.meta["input_shape"] = self.input_shape
-        program.train(self.student_training)
-        return program
+        return program.train(any(member.training for member in self.members if member.trained))
 
-    def _placeholder(self, name: str) -> fx.Node:
-        node = self.graph.placeholder(name)
-        node.meta = {"role": "input", "path": name}
-        return node
+    def _field(self, name: str) -> fx.Node:
+        """A field of the batch: read once, in front of everything."""
+        if name not in self.fields:
+            with self.graph.inserting_after(next(reversed(self.fields.values()), self.batch)):
+                node = self.graph.call_function(operator.getitem, (self.batch, name))
+            node.meta = {"role": "input", "path": name}
+            self.fields[name] = node
+        return self.fields[name]
 
-    def _inline(self, role: str, traced: Traced) -> dict[fx.Node, fx.Node]:
-        self.root.add_module(role, frozen(traced.module) if role == "teacher" else traced.module)
-        self.memory[role] = memory(traced.graph, traced.module)
-        images = self.images
-        if self._overwritten(role, traced.input, traced):
-            images = self._call("adapter", torch.clone, self.images, of=role)
-        nodes = inline(
-            self.graph,
-            traced.graph,
-            {traced.input: images},
-            role="teacher" if role == "teacher" else "student",
-        )
-        nodes[traced.output].meta["prediction"] = True
-        return nodes
+    def _inline(self, member: Member, traced: Traced) -> _Side:
+        self.root.add_module(member.name, traced.module if member.trained else frozen(traced.module))
+        side = _Side(traced, {}, memory(traced.graph, traced.module))
+        images = self._field("images")
+        if side.overwrites(traced.input):
+            images = self._call("adapter", torch.clone, images, member=member.name)
+        side.nodes.update(inline(self.graph, traced.graph, {traced.input: images}, member=member))
+        side.prediction.meta["prediction"] = True
+        return side
 
-    def _adapted(self, pair: Pair) -> tuple[fx.Node, fx.Node]:
-        """The student's and the teacher's value of a pair, of one shape."""
+    def _adapted(self, pair: Pair) -> dict[str, fx.Node]:
+        """The values of a pair by role, of one shape."""
         teacher, student = self._tap("teacher", pair, pair.teacher), self._tap("student", pair, pair.student)
         kept = self.plan.kept_for(pair.name)
         name = self._identifier(pair.name)
@@ -193,7 +207,8 @@ class _Builder:
             self.adapters.add_module(f"project_{name}", Projection(pair.student, pair.teacher.width).to(like))
             student = self.graph.call_module(f"adapters.project_{name}", (student,))
             student.meta = {"role": "adapter"}
-        return self._same_layout(pair, student, teacher)
+        student, teacher = self._same_layout(pair, student, teacher)
+        return {"student": student, "teacher": teacher}
 
     def _same_layout(self, pair: Pair, student: fx.Node, teacher: fx.Node) -> tuple[fx.Node, fx.Node]:
         one, other = pair.student, pair.teacher
@@ -221,76 +236,110 @@ class _Builder:
         return self._call("adapter", torch.unflatten, node, 2, _spatial(tap_))
 
     def _tap(self, role: str, pair: Pair, tap_: Tap) -> fx.Node:
-        traced, nodes = self.sides[role]
-        source = find(traced, tap_.path)
+        side = self._side(tap_.member)
+        source = find(side.traced, tap_.path)
         shape = list(source.meta["shape"] or ())
         if shape[1:] != tap_.shape[1:]:
             raise PlanError(
-                f"the {role}'s node has shape {shape}, the plan says {tap_.shape}",
+                f"the {tap_.member}'s node has shape {shape}, the plan says {tap_.shape}",
                 where=f"pair {pair.name}, {tap_.path}", hint="write the plan anew with `fxdistill plan`",
             )  # fmt: skip
-        function = tap_copy if self._overwritten(role, source, traced) else tap
-        with self.graph.inserting_after(nodes[source]):
-            node = self.graph.call_function(function, (nodes[source], f"{role} {pair.name}"))
-        node.meta = {"role": "tap", "of": role, "shape": source.meta["shape"]}
+        function = tap_copy if side.overwrites(source) else tap
+        with self.graph.inserting_after(side.nodes[source]):
+            node = self.graph.call_function(function, (side.nodes[source], f"{role} {pair.name}"))
+        frozen_ = side.nodes[source].meta["frozen"]
+        node.meta = {"role": "tap", "member": tap_.member, "frozen": frozen_, "shape": source.meta["shape"]}
         return node
 
-    def _overwritten(self, role: str, node: fx.Node, traced: Traced) -> bool:
-        """Whether a later node writes into this node's memory, directly or through a view."""
-        group = self.memory[role]
-        later = itertools.dropwhile(lambda other: other is not node, traced.graph.nodes)
-        return any(group[target] == group[node] for other in itertools.islice(later, 1, None)
-                   if other.op != "output" for target in written(other, traced.module))  # fmt: skip
-
     def _identifier(self, name: str) -> str:
-        """A pair's name as a Python identifier that no other pair has."""
+        """A name as a Python identifier that no other adapter or loss has."""
         found = re.sub(r"\W", "_", name)
-        while hasattr(self.adapters, f"keep_{found}") or hasattr(self.adapters, f"project_{found}"):
+        taken = {name for name, _ in (*self.losses.named_children(), *self.adapters.named_children())}
+        taken |= {name for name, _ in self.adapters.named_buffers()}
+        while {found, f"keep_{found}", f"project_{found}"} & taken:
             found += "_"
         return found
 
-    def _loss(self, term: Term, taps: dict[str, tuple[fx.Node, fx.Node]]) -> fx.Node:
-        loss = losses.get(term.loss.loss)
-        if (loss.reads == "taps") != (term.loss.pair is not None):
-            needs = "a pair" if loss.reads == "taps" else "no pair"
-            raise PlanError(f"the loss '{loss.name}' needs {needs}", where=f"loss {term.loss.name}")
-        if term.loss.pair is not None:
-            arguments = taps[term.loss.pair]
-        elif loss.reads == "labels":
-            arguments = (self._prediction("student"), self.labels)
+    def _loss(self, term: Term, taps: dict[str, dict[str, fx.Node]]) -> fx.Node:
+        """The node of a loss: every port that it reads, resolved by one rule."""
+        loss = LOSSES.get(term.loss.loss)
+        values = [self._port(port, term.loss, taps) for port in loss.reads]
+        self._same_answers(loss, term.loss, values)
+        arguments = dict(term.loss.args)
+        if loss.build is not None:
+            shapes = {port: self._shape(value) for port, value in zip(loss.reads, values, strict=True)}
+            context = Context(shapes, classes=len(self.plan.data.classes), train_size=self.plan.data.train_size)
+            model = loss.arguments
+            made = loss.build(context, model.model_validate(arguments) if model is not None else None)
+            node = self._built(term, made, values)
+        elif loss.function is not None:
+            node = self._call("loss", loss.function, *values)
+            node.kwargs = {**arguments}
         else:
-            arguments = (self._prediction("student"), self._prediction("teacher"))
-        node = self._call("loss", loss.function, *arguments)
-        node.kwargs = {**losses.arguments(loss.name, dict(term.loss.args))}
-        node.meta["key"] = term.key
+            raise PlanError(f"the loss '{term.loss.loss}' has neither a function nor a way to build one", where="loss")
+        node.meta |= {"key": term.key, "reads": loss.reads}
         return node
 
-    def _prediction(self, role: str) -> fx.Node:
-        if role not in self.sides:
-            raise PlanError(f"a loss compares with the {role}, and there is none", where="stages")
-        traced, nodes = self.sides[role]
-        return nodes[traced.output]
+    def _built(self, term: Term, made: Any, values: list[fx.Node]) -> fx.Node:
+        """The node of a loss that was built: a module of the program, which is trained along, or a function."""
+        if not isinstance(made, nn.Module):
+            return self._call("loss", made, *values)
+        name = self._identifier(term.key)
+        like = next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
+        self.losses.add_module(name, made.to(device=like.device))
+        node = self.graph.call_module(f"losses.{name}", tuple(values))
+        node.meta = {"role": "loss"}
+        return node
 
-    def _call(self, role: str, function: object, *arguments: object, of: str = "") -> fx.Node:
+    def _port(self, port: str, term: LossTerm, taps: dict[str, dict[str, fx.Node]]) -> fx.Node:
+        role, dot, kind = port.partition(".")
+        if not dot:
+            return self._field(port)
+        if kind == "tap":
+            return taps[str(term.pair)][role]
+        return self._side(str(getattr(term, role))).prediction
+
+    def _side(self, member: str) -> _Side:
+        if member not in self.sides:
+            raise PlanError(f"a loss compares with the member '{member}', and there is none", where="arms")
+        return self.sides[member]
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The shape of a port's value; of adapted taps it is computed, on no data; () for a field of the batch."""
+        known = shape_of(node)
+        if known is not None or node.meta.get("role") == "input":
+            return known or ()
+        return self._adapted_shape(node, self._shape(node.all_input_nodes[0]))
+
+    def _adapted_shape(self, node: fx.Node, before: tuple[int, ...]) -> tuple[int, ...]:
+        value = torch.empty(before, device="meta")
+        if node.op == "call_module":
+            module = copy.deepcopy(self.root.get_submodule(str(node.target))).to("meta")
+            return tuple(module(value).shape)
+        rest = [self._constant(argument) for argument in node.args[1:]]
+        function: Any = node.target
+        return tuple(function(value, *rest).shape)
+
+    def _constant(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return self.root.get_buffer(str(argument.target)).to("meta")
+        return argument
+
+    def _same_answers(self, loss: Loss, term: LossTerm, values: list[fx.Node]) -> None:
+        """Predictions that are compared entry by entry have one shape."""
+        if not {"student.logits", "teacher.logits"} <= set(loss.reads):
+            return
+        one, other = (shape_of(values[loss.reads.index(f"{role}.logits")]) or () for role in ("teacher", "student"))
+        if one[1:] != other[1:]:
+            raise PairingError(
+                f"the {term.teacher} answers with shape {one[1:]} an image, the {term.student} with {other[1:]}",
+                where="model outputs", hint="both need the same classes: check num_classes of the factories",
+            )  # fmt: skip
+
+    def _call(self, role: str, function: object, *arguments: object, member: str = "") -> fx.Node:
         node = self.graph.create_node("call_function", function, arguments)  # type: ignore[arg-type]
-        node.meta = {"role": role, "of": of}
+        node.meta = {"role": role, **({"member": member} if member else {})}
         return node
-
-
-class Projection(nn.Module):
-    """A learned encoder from the student's to the teacher's width: a 1x1 convolution (FitNets, Romero et al., 2015).
-
-    Reads the student's tap in its own layout and returns the same layout.
-    """
-
-    def __init__(self, student: Tap, width: int) -> None:
-        super().__init__()
-        self.channel_dim = student.channel_dim
-        self.weight = nn.Linear(student.width, width, bias=False)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Apply to the channel dimension."""
-        return self.weight(value.movedim(self.channel_dim, -1)).movedim(-1, self.channel_dim)  # type: ignore[no-any-return]
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -316,7 +365,7 @@ def _distinct(stages: tuple[Stage, ...]) -> Iterator[Term]:
     seen: list[LossTerm] = []
     for stage in stages:
         for loss in stage.losses:
-            plain = loss.model_copy(update={"weight": 1.0})
+            plain = loss.changed(weight=1.0)
             if plain not in seen:
                 same = sum(one.name == loss.name for one in seen)
                 seen.append(plain)

@@ -1,35 +1,44 @@
 """Prune: which teacher channels to keep, written into the plan only; no weight is touched.
 
-The importance of a coupled class is summed over its members, the weights that produce its channels:
-
-    importance(c) = Σ over weights W, over filters f of W in class c of |W[f]|_1
-
-as in InDistill (L1 norm of filters, one shot; :mod:`fxdistill.passes.importance`). A pair keeps the ``k`` most
-important channels of its teacher tap, ``k`` being the student's width, in their original order. Taps of different
-width in one class rank the same channels alike, so their kept sets are nested.
+The importance of a coupled class is what the criterion says (:mod:`fxdistill.criteria`): as in InDistill the L1 norm of
+its filters, one shot, unless another is named. A pair keeps the ``k`` most important channels of its teacher tap, ``k``
+being the student's width, in their original order. Ties go to the lower class. Every tap ranks classes alike, so where
+two taps share channels, what one keeps of these contains what the other keeps.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+from torch.nn import functional
 
+from fxdistill.criteria import CRITERIA, importance
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InvariantError, PairingError
+from fxdistill.errors import InvariantError, PairingError, PlanError
+from fxdistill.ir.channels import Batch, Channels
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
-from fxdistill.passes.importance import importance
 from fxdistill.plan.schema import Kept, Pair
 
 
 @dataclass(frozen=True)
 class PruneSource:
-    """The traced teacher, its coupled channels, and the pairs."""
+    """The traced teacher, its coupled channels, and the pairs.
+
+    Attributes:
+        teacher: The traced teacher.
+        coupling: Its coupled channels.
+        pairs: All pairs; the sliced ones are pruned.
+        batch: Images and targets, for criteria that read gradients.
+        loss: What the targets say about a prediction, for the same.
+    """
 
     teacher: Traced
     coupling: Coupling
     pairs: tuple[Pair, ...]
+    batch: Batch | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
 
 
 @dataclass(frozen=True)
@@ -37,25 +46,48 @@ class Prune(Pass[PruneSource, tuple[Kept, ...]]):
     """Choose the kept channels of every sliced pair.
 
     Attributes:
-        criterion: See :mod:`fxdistill.passes.importance`; ``taylor`` uses the gradients that lie in ``.grad``.
+        criterion: The name of one of :mod:`fxdistill.criteria`.
+        seed: Seed of what is random in it.
     """
 
     criterion: str = "l1"
+    seed: int = 0
+
+    def requires(self, source: PruneSource) -> None:
+        """A criterion that exists, whether or not a pair is sliced."""
+        del source
+        CRITERIA.get(self.criterion, where="criterion", error=PlanError)
 
     def run(self, source: PruneSource) -> PassResult[tuple[Kept, ...]]:
-        """One entry a sliced pair, in the order of the pairs."""
-        scores = importance(source.teacher, source.coupling, criterion=self.criterion)
-        kept = tuple(self._kept(pair, source, scores) for pair in source.pairs if pair.align == "slice")
+        """One entry a sliced pair, in the order of the pairs.
+
+        Raises:
+            PairingError: The channels of a tap are not known.
+            InputError: The criterion is unknown, or cannot say anything.
+            InvariantError: The criterion touched a weight.
+        """
+        sliced = [pair for pair in source.pairs if pair.align == "slice"]
+        if not sliced:
+            return PassResult((), modified=False)
+        channels = Channels(source.teacher, source.coupling, batch=source.batch, seed=self.seed, loss=source.loss)
+        scores = importance(self.criterion, channels)
+        kept = tuple(self._kept(pair, source, scores) for pair in sliced)
         remarks = tuple(_unscored(one, source.coupling, scores) for one in kept)
-        return PassResult(kept, modified=bool(kept), diagnostics=tuple(r for r in remarks if r is not None))
+        return PassResult(kept, modified=True, diagnostics=tuple(r for r in remarks if r is not None))
 
     def ensures(self, source: PruneSource, value: tuple[Kept, ...]) -> None:
-        """As many channels as the student has, and nested sets where taps share their channels."""
-        for one in value:
-            for other in value:
-                same = source.coupling.classes(one.path) == source.coupling.classes(other.path)
-                if same and len(one.channels) <= len(other.channels) and not set(one.channels) <= set(other.channels):
-                    raise InvariantError(f"the kept channels of '{one.pair}' and '{other.pair}' are not nested")
+        """One entry a sliced pair, with as many channels as the student has; nested where taps share channels."""
+        sliced = [pair for pair in source.pairs if pair.align == "slice"]
+        if [one.pair for one in value] != [pair.name for pair in sliced]:
+            raise InvariantError(
+                f"channels are kept for {_listed([one.pair for one in value])}, but the sliced pairs are "
+                f"{_listed([pair.name for pair in sliced])}"
+            )
+        for pair, one in zip(sliced, value, strict=True):
+            _check(pair, one, source.coupling)
+        for index, one in enumerate(value):
+            for other in value[:index]:
+                _check_nested(one, other, source.coupling)
 
     def _kept(self, pair: Pair, source: PruneSource, scores: Tensor) -> Kept:
         path = pair.teacher.path
@@ -65,12 +97,48 @@ class Prune(Pass[PruneSource, tuple[Kept, ...]]):
                 f"the channels of '{path}' are not known, so they cannot be sliced", where=f"pair {pair.name}",
                 hint="pair another node, or use --align project",
             )  # fmt: skip
-        ranked = torch.argsort(scores[list(classes)], descending=True, stable=True)
-        channels = sorted(ranked[: pair.student.width].tolist())
+        values = scores[list(classes)].tolist()
+        ranked = sorted(range(len(classes)), key=lambda i: (-values[i], classes[i], i))
+        channels = sorted(ranked[: pair.student.width])
         return Kept(
             pair=pair.name, path=path, channels=channels, width=len(classes), criterion=self.criterion,
             coupled=coupled_modules(source.coupling, classes),
         )  # fmt: skip
+
+
+def _check(pair: Pair, kept: Kept, coupling: Coupling) -> None:
+    """One entry against its pair and the tap."""
+    where, width = f"pair {pair.name}", len(coupling.classes(pair.teacher.path))
+    if (kept.path, kept.width) != (pair.teacher.path, width):
+        raise InvariantError(
+            f"channels are kept of '{kept.path}' with {kept.width} channels, but the tap is '{pair.teacher.path}' "
+            f"with {width}", where=where,
+        )  # fmt: skip
+    if kept.channels != sorted(set(kept.channels)):
+        raise InvariantError(f"the kept channels of '{kept.path}' are not in order, each once", where=where)
+    if len(kept.channels) != pair.student.width:
+        raise InvariantError(
+            f"{len(kept.channels)} channels of '{kept.path}' are kept, but the student has {pair.student.width}",
+            where=where,
+        )
+    if kept.channels and not (kept.channels[0] >= 0 and kept.channels[-1] < width):
+        raise InvariantError(f"a kept channel of '{kept.path}' is not one of its {width} channels", where=where)
+
+
+def _check_nested(one: Kept, other: Kept, coupling: Coupling) -> None:
+    """Of the classes that two taps share, one keeps all that the other keeps."""
+    classes = coupling.classes(one.path), coupling.classes(other.path)
+    shared = set(classes[0]) & set(classes[1])
+    first, second = ({ids[i] for i in kept.channels} & shared for kept, ids in zip((one, other), classes, strict=True))
+    if not (first <= second or second <= first):
+        raise InvariantError(
+            f"the kept channels of '{one.pair}' and '{other.pair}' are not nested, though '{one.path}' and "
+            f"'{other.path}' share channels", where=f"pair {one.pair}",
+        )  # fmt: skip
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
 
 
 def coupled_modules(coupling: Coupling, classes: tuple[int, ...]) -> list[str]:
@@ -80,12 +148,9 @@ def coupled_modules(coupling: Coupling, classes: tuple[int, ...]) -> list[str]:
 
 
 def _unscored(kept: Kept, coupling: Coupling, scores: Tensor) -> Diagnostic | None:
-    if len(kept.channels) == kept.width or float(scores[list(coupling.classes(kept.path))].max()) > 0:
+    if len(kept.channels) == kept.width or bool(scores[list(coupling.classes(kept.path))].any()):
         return None
     return Diagnostic(
         code="no-importance", severity="warning", where=kept.path,
-        why="no weight produces these channels, so all count alike and the first ones are kept",
+        why=f"the criterion '{kept.criterion}' says nothing about these channels: all count alike, the first are kept",
     )  # fmt: skip
-
-
-__all__ = ["Prune", "PruneSource", "coupled_modules", "importance"]

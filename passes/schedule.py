@@ -1,89 +1,73 @@
 """Schedule: a method's name becomes explicit stages with explicit numbers.
 
-``indistill`` (Sarridis et al., WACV 2025): one warm-up stage a pair, from shallow to deep, 2 + l epochs of MSE for pair
-l, one loss at a time, earlier ones dropped; then the main stage, any distillation method. ``kd`` is that main stage
-alone: cross-entropy 0.1 + KD 0.9 at temperature 4, the weights of the common CIFAR-100 comparisons (Tian et al., 2020).
+What a name means lies in :mod:`fxdistill.methods`; this pass expands it over the pairs. The main stage is last, at a
+learning rate that follows half a cosine to zero:
 
-The control arm is the same budget without distillation: cross-entropy for as many epochs as all stages together.
+    stages = warm-ups of every part of the name, main(terms of the last part)
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
-from fxdistill.errors import PairingError, PlanError
+from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.plan.schema import LossTerm, Optimizer, Pair, Stage
+from fxdistill.methods import Recipe, composed
+from fxdistill.plan.schema import Optimizer, Stage
 
-Method = Literal["indistill", "kd"]
-_FIRST_WARM_UP = 3
+MAIN = "main"
+"""The name of the main stage."""
 
 
 @dataclass(frozen=True)
-class Schedule(Pass[tuple[Pair, ...], tuple[Stage, ...]]):
+class Schedule(Pass[Recipe, tuple[Stage, ...]]):
     """Expand a method into stages.
 
     Attributes:
-        method: ``indistill`` or ``kd``.
-        epochs: Epochs of the main stage.
-        lr: Learning rate of Adam in every stage; constant in warm-up, cosine to zero in the main stage.
+        method: Its name, composed with ``+`` or not.
     """
 
-    method: Method = "indistill"
-    epochs: int = 60
-    lr: float = 1e-3
+    method: str = "indistill"
 
-    def requires(self, source: tuple[Pair, ...]) -> None:
-        """Numbers that a stage can have.
+    def requires(self, source: Recipe) -> None:
+        """Numbers that a stage can have, and pairs where the method compares some.
 
         Raises:
+            InputError: The method is unknown.
             PlanError: The epochs or the learning rate are not above zero.
+            PairingError: The method needs pairs, and there are none.
         """
-        del source
-        for name, value in (("epochs", self.epochs), ("lr", self.lr)):
+        for name, value in (("epochs", source.epochs), ("lr", source.lr)):
             if not 0 < value < math.inf:
                 raise PlanError(f"{name} is {value}", where=name, hint="give a number above 0")
-
-    def run(self, source: tuple[Pair, ...]) -> PassResult[tuple[Stage, ...]]:
-        """The stages in order.
-
-        Raises:
-            PairingError: InDistill without pairs.
-        """
-        if self.method == "indistill" and not source:
-            raise PairingError("InDistill needs at least one pair", where="pairs", hint="use --method kd, or pin pairs")
-        warm_up = self._warm_up(source) if self.method == "indistill" else iter(())
-        return PassResult((*warm_up, self._main()), modified=True)
-
-    def _warm_up(self, pairs: tuple[Pair, ...]) -> Iterator[Stage]:
-        for order, pair in enumerate(pairs):
-            yield Stage(
-                name=f"warm-up-{order + 1}", epochs=_FIRST_WARM_UP + order,
-                losses=[LossTerm(loss="mse", pair=pair.name)], optimizer=self._optimizer,
+        if composed(self.method).needs_pairs and not source.pairs:
+            raise PairingError(
+                f"the method '{self.method}' needs at least one pair", where="pairs",
+                hint="use --method kd, or pin pairs",
             )  # fmt: skip
 
-    def _main(self) -> Stage:
-        return Stage(
-            name="main", epochs=self.epochs, losses=main_losses(), optimizer=self._optimizer, schedule="cosine"
+    def run(self, source: Recipe) -> PassResult[tuple[Stage, ...]]:
+        """The stages in order."""
+        method = composed(self.method)
+        terms = method.main_terms(source)
+        if not terms:
+            raise PlanError(
+                f"the method '{method.parts[-1][0]}' has no term for this task", where="--method",
+                hint="choose another method for the main stage",
+            )  # fmt: skip
+        main = Stage(
+            name=MAIN, epochs=source.epochs, losses=terms, optimizer=Optimizer(name="adam", lr=source.lr),
+            schedule="cosine",
         )  # fmt: skip
+        return PassResult((*method.warm_ups(source), main), modified=True)
 
-    @property
-    def _optimizer(self) -> Optimizer:
-        return Optimizer(name="adam", lr=self.lr)
-
-
-def main_losses() -> list[LossTerm]:
-    """Cross-entropy and knowledge distillation, weighted as in the module docstring."""
-    return [
-        LossTerm(loss="cross_entropy", pair=None, weight=0.1, args={"label_smoothing": 0.0}),
-        LossTerm(loss="kd", pair=None, weight=0.9, args={"temperature": 4.0}),
-    ]
-
-
-def control(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """The control arm of some stages: their last stage's optimiser and schedule, cross-entropy, all of their epochs."""
-    last = stages[-1]
-    loss = LossTerm(loss="cross_entropy", pair=None, args={"label_smoothing": 0.0})
-    epochs = sum(stage.epochs for stage in stages)
-    return (Stage(name="control", epochs=epochs, losses=[loss], optimizer=last.optimizer, schedule=last.schedule),)
+    def ensures(self, source: Recipe, value: tuple[Stage, ...]) -> None:
+        """Names differ, the main stage is last with the epochs that were asked for, every pair named is there."""
+        names = [stage.name for stage in value]
+        if len(set(names)) != len(names):
+            raise InvariantError(f"two stages have one name: {', '.join(names)}")
+        if not value or value[-1].name != MAIN or value[-1].epochs != source.epochs:
+            raise InvariantError("the main stage is not last, or not as long as was asked for")
+        known = {pair.name for pair in source.pairs}
+        named = {term.pair for stage in value for term in stage.losses} - {None}
+        if not named <= known:
+            raise InvariantError(f"a stage names the pair '{sorted(map(str, named - known))[0]}', which there is not")

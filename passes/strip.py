@@ -1,4 +1,4 @@
-"""Strip: the student alone, as its user made it, with new weights.
+"""Strip: a trained member alone, as its user made it, with new weights.
 
 The program trains the user's own parameters, so there is nothing to extract: stripping moves a copy of the user's
 module to the CPU in eval mode, and proves that it is what was trained. Taps, adapters and losses stay behind with the
@@ -9,39 +9,51 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxdistill.errors import InvariantError
+from fxdistill.ir.adapters import Projection
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.program import Program
-from fxdistill.passes.instrument import Projection
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A program, and the user's module that is its student."""
+    """A program, and the user's module that is one of its trained members."""
 
     program: Program
-    student: nn.Module
+    module: nn.Module
+    member: str = "student"
 
 
 @dataclass(frozen=True)
 class Strip(Pass[Trained, nn.Module]):
-    """Take the trained student out of a program."""
+    """Take a trained member out of a program."""
 
     def run(self, source: Trained) -> PassResult[nn.Module]:
         """A copy of the user's module on the CPU, in eval mode."""
-        student = copy.deepcopy(source.student).cpu().eval()
-        student.zero_grad(set_to_none=True)
-        return PassResult(student, modified=True)
+        stripped = copy.deepcopy(source.module).cpu().eval()
+        stripped.zero_grad(set_to_none=True)
+        return PassResult(stripped, modified=True)
 
     def ensures(self, source: Trained, value: nn.Module) -> None:
-        """Every tensor that the program trained is in the result, and nothing of this package is."""
-        state = value.state_dict()
-        inside = getattr(source.program, "student", nn.Module())
-        for name, tensor in inside.state_dict().items():
-            if name in state and not torch.allclose(state[name], tensor.cpu(), rtol=0, atol=0, equal_nan=True):
-                raise InvariantError(f"'{name}' of the stripped student is not what was trained")
+        """It is the user's module with every tensor that the program trained, and nothing of this package is inside."""
+        if type(value) is not type(source.module):
+            raise InvariantError(f"the stripped member is a {type(value).__name__}, not what was trained")
         ours = [name for name, part in value.named_modules() if isinstance(part, Program | Projection)]
         if ours:
-            raise InvariantError(f"the stripped student still holds a part of the program: '{ours[0]}'")
+            raise InvariantError(f"the stripped member still holds a part of the program: '{ours[0]}'")
+        state, own = value.state_dict(), source.module.state_dict()
+        if state.keys() != own.keys():
+            raise InvariantError(f"the stripped member has other tensors: '{sorted(state.keys() ^ own.keys())[0]}'")
+        inside = source.program.get_submodule(source.member).state_dict()
+        trained = {name: tensor for name, tensor in inside.items() if name in own}
+        if own and not trained:
+            raise InvariantError(f"no tensor of the stripped member is one of the program's '{source.member}'")
+        for name, tensor in {**own, **trained}.items():
+            if isinstance(tensor, Tensor) and not _equal(state[name], tensor):
+                raise InvariantError(f"'{name}' of the stripped member is not what was trained")
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other.cpu(), rtol=0, atol=0, equal_nan=True)

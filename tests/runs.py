@@ -16,10 +16,11 @@ from fxdistill.compiler import pipeline
 from fxdistill.data import batches
 from fxdistill.files import file_sha256, write_text
 from fxdistill.measure import onnx_file
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan import places
-from fxdistill.plan.schema import ModelRef, Plan
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.execute import execute as slow_execute
@@ -69,9 +70,9 @@ def workshop() -> Path:
     (folder / "fxdistill_test_models.py").write_text(_SOURCE)
     sys.path.insert(0, str(folder))
     teacher = build(*TEACHER, seed=3)
-    store.save(teacher, folder / "teacher.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
+    save(teacher, folder / "teacher.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
     student = build(*STUDENT, seed=4, allow=ALLOW)
-    store.save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
+    save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
     return folder
 
 

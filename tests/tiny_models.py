@@ -9,19 +9,8 @@ from torch.nn import functional as F
 from torchvision.models.inception import InceptionOutputs
 from torchvision.ops import stochastic_depth
 
-from fxdistill.plan.schema import (
-    Align,
-    DataPlan,
-    InputSpec,
-    Kept,
-    LossTerm,
-    ModelRef,
-    Optimizer,
-    Pair,
-    Plan,
-    Stage,
-    Tap,
-)  # fmt: skip
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import Align, DataPlan, InputSpec, Kept, LossTerm, ModelRef, Optimizer, Pair, Stage, Tap  # fmt: skip
 
 SHAPE = (2, 3, 8, 8)
 CLASSES = 5

@@ -7,6 +7,7 @@ command that needs it, so that ``--help`` and mistakes answer at once.
 import functools
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from fxdistill.cli import parameters, values
 from fxdistill.cli.exits import Commands, err, reported
+from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
 
 app = typer.Typer(
@@ -24,19 +26,20 @@ app = typer.Typer(
 out = Console(highlight=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     teacher: parameters.Model,
     student: parameters.Model,
     output: parameters.PlanOutput = Path("plan.json"),
     data: parameters.PlanData = None,
     input_shape: parameters.Input = "",
-    method: parameters.HowTaught = parameters.Method.indistill,
+    method: parameters.HowTaught = "indistill",
+    task: parameters.TaskName = "classification",
     pair: parameters.Pairs = [],
     forbid: parameters.Forbidden = [],
     align: parameters.Widths = parameters.Align.slice,
     keep: parameters.KeepElsewhere = None,
-    criterion: parameters.Criterion = "l1",
+    criterion: parameters.Criterion = None,
     epochs: parameters.Epochs = 60,
     batch_size: parameters.BatchSize = 128,
     lr: parameters.LearningRate = 1e-3,
@@ -48,6 +51,9 @@ def plan(
     teacher_arg: parameters.TeacherArgument = [],
     student_factory: parameters.StudentFactory = None,
     student_arg: parameters.StudentArgument = [],
+    teacher_output: parameters.TeacherOutput = None,
+    student_output: parameters.StudentOutput = None,
+    print_after: parameters.PrintAfter = [],
     allow_factory: parameters.Allow = [],
     trust_pickle: parameters.Trust = False,
 ) -> None:
@@ -57,6 +63,7 @@ def plan(
         if keep is not None and align is not parameters.Align.shrink:
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
+        values.names(method=method, task=task, criterion=criterion, passes=print_after)
         values.writable(output)
         load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_pickle=trust_pickle)
         models = (
@@ -64,21 +71,29 @@ def plan(
             load(student, student_factory, student_arg, option="--student-factory"),
         )
         from fxdistill.cli import planning  # after the models: mistakes are answered sooner
-        from fxdistill.compiler import pipeline  # after the models: mistakes are answered sooner
-        from fxdistill.report import terminal  # after the models: mistakes are answered sooner
+        from fxdistill.compiler.options import Options
+        from fxdistill.report.plan_view import plan_view
 
-        data_plan, shape = planning.data(data, output, wanted, models, batch_size=batch_size, allow=allow_factory)
-        decisions = pipeline.Options(
-            input_shape=shape, method=method.value, align=align.value, pins=pins, forbid=forbidden,
-            keep=keep, criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control,
-            data=data_plan, precision=precision.value,
+        seen = planning.look(
+            data, output, wanted, models, task=task, batch_size=batch_size, allow=allow_factory,
+            entries=(teacher_output, student_output),
         )  # fmt: skip
-        made, passes = planning.write(output, models, decisions)
-        out.print(terminal.plan_view(made))
+        decisions = Options(
+            input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
+            keep=keep, criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control,
+            data=seen.data, precision=precision.value,
+        )  # fmt: skip
+
+        def after(step: str, text: Callable[[], str]) -> None:
+            if step in print_after:
+                out.print(Text(f"after {step}\n{text()}\n"), soft_wrap=True)
+
+        made, passes = planning.write(output, models, decisions, seen, after=after)
+        out.print(plan_view(made))
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def run(
     plan_file: parameters.PlanFile,
     output: parameters.RunOutput = Path("run"),
@@ -101,7 +116,8 @@ def run(
         from fxdistill.plan.file import load
 
         planned = load(plan_file)  # a mistake here is answered before anything heavy is imported
-        from fxdistill.report import progress, terminal
+        from fxdistill.report import progress
+        from fxdistill.report.result_view import result_view
         from fxdistill.runtime import execute
 
         settings = execute.Settings(
@@ -110,8 +126,9 @@ def run(
         )  # fmt: skip
         with progress.RunView(out if out.is_terminal else err) as view:
             result = execute.execute(plan_file, output, settings, view)
-        out.print(terminal.result_view(planned, result))
-        out.print(Text(f"student: {output / 'student.pt'}  {output / 'student.onnx'}"), soft_wrap=True)
+        out.print(result_view(planned, result))
+        member = planned.export.member
+        out.print(Text(f"{member}: {output / f'{member}.pt'}  {output / f'{member}.onnx'}"), soft_wrap=True)
 
 
 def _interrupted(output: Path, command: list[str]) -> str:
@@ -120,31 +137,21 @@ def _interrupted(output: Path, command: list[str]) -> str:
     return f"interrupted before anything was trained; start again with: {shlex.join(command)}"
 
 
-@app.command()
+@app.command(cls=Command)
 def show(path: parameters.PlanOrRun) -> None:
     """Print a plan, or a run's plan and result."""
     with reported():
-        from fxdistill.plan.file import load
-        from fxdistill.report import terminal
-        from fxdistill.runtime.directory import RunDir
+        from fxdistill.report.show import view
 
-        if not path.is_dir():
-            out.print(terminal.plan_view(load(path)))
-            return
-        rundir = RunDir.existing(path)
-        plan, result = rundir.plan(), rundir.result()
-        out.print(terminal.plan_view(plan))
-        out.print()
-        out.print(
-            terminal.result_view(plan, result) if result else "this run is not complete: continue it with --resume"
-        )
+        out.print(view(path))
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     model: parameters.RunOrModel,
     output: parameters.OnnxOutput = Path("student.onnx"),
     data: parameters.GateData = None,
+    task: parameters.OtherTask = None,
     input_shape: parameters.Input = "",
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
@@ -160,15 +167,17 @@ def export(
 
         from fxdistill.runtime import deploy
 
-        found = deploy.find(model, factory=factory, args=arg, data=data, allow=allow_factory, trust_pickle=trust_pickle)
-        shape = values.first_shape(wanted, found.image_shape)
-        parity = deploy.export_checked(found, output, input_shape=shape, opset=opset, tolerance=tolerance)
-        kind = "test images" if found.dataset else "images of noise (give --data for real ones)"
-        agreement = f"largest error {parity.max_abs_error:.1e}, top-1 agreement {parity.top1_agreement:.2%}"
+        _, parity = deploy.export(
+            model, output, data=data, task=task, input_shape=wanted, opset=opset, tolerance=tolerance, factory=factory,
+            args=arg, allow=allow_factory, trust_pickle=trust_pickle,
+        )  # fmt: skip
+        real = data is not None or Path(model).is_dir()
+        kind = "test images" if real else "images of noise (give --data for real ones)"
+        agreement = f"largest error {parity.max_abs_error:.1e}, agreement {parity.agreement:.2%}"
         out.print(Text(f"wrote {output}: {agreement} on {parity.images} {kind}"), soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Command)
 def shrink(
     model: parameters.Model,
     keep: parameters.Keep,
@@ -193,50 +202,57 @@ def shrink(
             model, factory, arg, option="--factory", seed=seed, allow=allow_factory, trust_pickle=trust_pickle
         )
 
+        from fxdistill.cli import planning
         from fxdistill.compiler import shrink_model
-        from fxdistill.data import batches as data_module
+        from fxdistill.data.load import load
         from fxdistill.ir import contract
-        from fxdistill.report import terminal
+        from fxdistill.modelfiles import bundle
+        from fxdistill.report.layout import Line
+        from fxdistill.report.result_view import shrunk_view
 
         passes = contract.PassManager()
-        dataset = None if data is None else data_module.load(data, input_shape=wanted, allow=allow_factory)
+        dataset = None if data is None else load(data, input_shape=wanted, allow=allow_factory)
         image = (1, *dataset.image_shape) if dataset is not None else None
         made = shrink_model.shrink_model(
             found.module, input_shape=values.first_shape(wanted, found.input_shape, image), keep=keep, criterion=by,
             round_to=round_to, protect=protect, only=only, seed=seed,
-            batch=None if dataset is None else data_module.first_batch(dataset), passes=passes,
+            batch=planning.batch(dataset), passes=passes,
         )  # fmt: skip
         trusted = not allow_factory  # only such a factory can be replayed when the file is read
-        made.save(
-            output, factory=found.factory if trusted else None, kwargs=found.kwargs, random_weights=found.random_weights
-        )
-        out.print(terminal.shrunk_view(made))
+        bundle.save_shrunken(
+            made, output, factory=found.factory if trusted else None, kwargs=found.kwargs, before=found.recipe,
+            random_weights=found.random_weights,
+        )  # fmt: skip
+        out.print(shrunk_view(made))
         if found.random_weights:
             out.print()
-            out.print(terminal.Line(Text("these are random weights: as a teacher the file cannot be run", "yellow")))
+            out.print(Line(Text("these are random weights: as a teacher the file cannot be run", "yellow")))
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
 
 
-@app.command("eval")
+@app.command("eval", cls=Command)
 def evaluate_model(
     model: parameters.RunOrModel,
     data: parameters.Data = None,
+    task: parameters.OtherTask = None,
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
     allow_factory: parameters.Allow = [],
     trust_pickle: parameters.Trust = False,
 ) -> None:
-    """Measure a model's accuracy on test images."""
+    """Measure a model on test images."""
     with reported():
         from fxdistill.runtime import deploy
 
-        found = deploy.find(model, factory=factory, args=arg, data=data, allow=allow_factory, trust_pickle=trust_pickle)
-        if found.dataset is None:
-            raise InputError("there is no data to evaluate on", where=model, hint="give --data, e.g. --data digits")
-        out.print(f"accuracy {deploy.accuracy(found):.2%} on {len(found.dataset.test)} test images")
+        found = deploy.find(
+            model, data=data, task=task, factory=factory, args=arg, allow=allow_factory, trust_pickle=trust_pickle
+        )
+        values_by_name, images = deploy.measured(found, where=model)
+        for name, value in values_by_name.items():
+            out.print(f"{name} {found.task.shown(value)} on {images} test images")
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repeats = 3) -> None:
     """The main job on bundled data: train a teacher, plan, run, compare."""
     with reported():
@@ -245,7 +261,7 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
         job.run(output, repeats=repeats, say=lambda line: out.print(Text(line), soft_wrap=True))
 
 
-@app.command()
+@app.command(cls=Command)
 def schema() -> None:
     """Print the JSON Schema of a plan."""
     from fxdistill.plan.file import schema as plan_schema

@@ -12,15 +12,16 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from fxdistill.compiler import pipeline
-from fxdistill.data import batches
+from fxdistill.compiler.build import build_arm
+from fxdistill.data.load import defaults, load
 from fxdistill.errors import FxdistillError, RunDirError
-from fxdistill.measure import evaluate
-from fxdistill.modelfiles import store
+from fxdistill.measure.model import metrics
+from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
-from fxdistill.passes.schedule import control
-from fxdistill.plan.schema import VERSION, DataPlan, InputSpec, LossTerm, ModelRef, Optimizer, Plan, Stage
+from fxdistill.plan.document import VERSION, Plan
+from fxdistill.plan.schema import Arm, DataPlan, ExportPlan, InputSpec, LossTerm, ModelRef, Optimizer, Stage
 from fxdistill.runtime.loop import Loop, Position
+from fxdistill.tasks import TASKS
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [32, 64, 128], "blocks": 1})
 STUDENT = ("fxdistill.models:convnet", {"widths": [8, 16, 32], "hidden": 32})
@@ -48,7 +49,7 @@ def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
     say(f"training a teacher on digits, {_EPOCHS} epochs")
     accuracy = train_teacher(folder / "teacher.pt")
     student = build(*STUDENT, seed=_SEED)
-    store.save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
+    save(student, folder / "student.pt", factory=STUDENT[0], kwargs=STUDENT[1], input_shape=(1, 1, 8, 8))
     say(f"wrote {folder / 'teacher.pt'} (accuracy {accuracy:.2%}) and {folder / 'student.pt'} (untrained)")
     commands = [
         f"fxdistill plan teacher.pt student.pt {_OPTIONS} --repeats {repeats}",
@@ -62,33 +63,29 @@ def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
 
 def train_teacher(path: Path) -> float:
     """Train the demo's teacher, save it as a bundle, return its accuracy on the test images."""
-    dataset = batches.load("digits")
-    plan = supervised_plan(batches.defaults("digits", dataset=dataset, batch_size=64), (1, 1, 8, 8), epochs=_EPOCHS)
+    dataset, task = load("digits"), TASKS.get("classification")
+    plan = supervised_plan(defaults("digits", dataset=dataset, batch_size=64), (1, 1, 8, 8), epochs=_EPOCHS)
     teacher = build(*TEACHER, seed=_SEED)
     loop = Loop(
-        Fabric(accelerator="cpu", devices=1), pipeline.build_control(plan, teacher), dataset, plan.data, _SEED,
-        compiled=False, on_progress=lambda _: None, on_save=lambda *_: None,
+        Fabric(accelerator="cpu", devices=1), build_arm(plan, "supervised", {"teacher": teacher}), dataset, plan.data,
+        task, _SEED, compiled=False, on_progress=lambda _: None, on_save=lambda *_: None,
     )  # fmt: skip
     loop.run(Position(), None)
-    store.save(teacher, path, factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
-    return evaluate.accuracy(teacher, batches.batches(dataset.test, 64, mean=dataset.mean, std=dataset.std))
+    save(teacher, path, factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
+    return metrics(teacher, dataset, task)[task.primary]
 
 
-def supervised_plan(data_plan: DataPlan, input_shape: tuple[int, ...], *, epochs: int) -> Plan:
+def supervised_plan(data: DataPlan, input_shape: tuple[int, ...], *, epochs: int) -> Plan:
     """A plan without a teacher: cross-entropy, Adam at 1e-3, cosine to zero."""
-    loss = LossTerm(loss="cross_entropy", pair=None)
     stage = Stage(
-        name="supervised",
-        epochs=epochs,
-        losses=[loss],
-        optimizer=Optimizer(name="adam", lr=1e-3),
-        schedule="cosine",
-    )
-    nothing = ModelRef(path=None, sha256=None, factory=None, kwargs={})
+        name="supervised", epochs=epochs, losses=[LossTerm(loss="cross-entropy", student="teacher")],
+        optimizer=Optimizer(name="adam", lr=1e-3), schedule="cosine",
+    )  # fmt: skip
     return Plan(
-        version=VERSION, method="supervised", seed=_SEED, teacher=nothing, student=nothing,
-        input=InputSpec(shape=list(input_shape)), data=data_plan, pairs=[], kept=[], stages=[stage],
-        control=list(control((stage,))), seeds=[_SEED],
+        version=VERSION, method="supervised", seed=_SEED, input=InputSpec(shape=list(input_shape)), data=data,
+        members={"teacher": ModelRef(path=None, sha256=None, factory=None, kwargs={})}, pairs=[], kept=[],
+        arms=[Arm(name="supervised", trains=["teacher"], stages=[stage])], seeds=[_SEED],
+        export=ExportPlan(member="teacher", arm="supervised"),
     )  # fmt: skip
 
 

@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from fxdistill import files
 from fxdistill.errors import FxdistillError, InputError
 
 err = Console(stderr=True, highlight=False)
 
-_PLACE_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG,
-}  # fmt: skip
+_OURS_TO_EXPLAIN = (files.PLACE_ERRORS | files.STORAGE_ERRORS) - {errno.ENOENT, errno.EEXIST, errno.EINVAL}
+"""What the file system may refuse anywhere; a missing file that nobody looked for before is a fault of ours."""
 _UsageError: Any = typer.BadParameter.__base__  # of click, which typer depends on or brings along, by its version
 
 
@@ -72,12 +71,10 @@ def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Itera
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
         raise typer.Exit(1) from None
     except OSError as error:
-        if error.errno not in _PLACE_ERRORS:
+        if error.errno not in _OURS_TO_EXPLAIN:
             raise
-        known = InputError(
-            f"cannot write or read: {error.strerror}", where=str(error.filename or "the file system"),
-            hint="choose another place, or free some space",
-        )  # fmt: skip
+        where = str(error.filename or "the file system")
+        known = files.failure(error, where=where, what="cannot write or read", error=InputError)
         raise _failed(str(known), known.exit_code) from None
     except KeyboardInterrupt:
         err.print(Text(interrupted()), soft_wrap=True)

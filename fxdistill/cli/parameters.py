@@ -1,4 +1,7 @@
-"""The command line's arguments and options: names, meanings and bounds, each said once for all commands."""
+"""The command line's arguments and options: names, meanings and bounds, each said once for all commands.
+
+Lists of names in help texts (``{methods}``) are filled in when a help text is shown: see :mod:`fxdistill.cli.help`.
+"""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,14 +11,14 @@ import typer
 
 _MODEL = "A .pt file, or a factory such as torchvision.models:resnet18?num_classes=10."
 _RUN_OR_MODEL = f"A run directory. {_MODEL}"
-_DATA = "digits, cifar10:ROOT, cifar100:ROOT, fashion-mnist:ROOT, imagefolder:DIR, npz:FILE or my.module:factory."
+_DATA = "{sources}, or my.module:factory."
 _SHAPE = "Shape of one batch, e.g. 1x3x224x224. Default: from the data, the file, else that."
+_OUTPUT = "Which entry of the {}'s output is the prediction: NAME or INDEX. Default: the one that fits."
 _ALIGN = "slice: prune the teacher's taps; shrink: make a smaller teacher first; project: a learned encoder."
 _FACTORY = "Factory for a {}file that is a state dict."
 _ARGUMENT = "KEY=VALUE for that factory; repeatable."
 
 Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
-Method = StrEnum("Method", {"indistill": "indistill", "kd": "kd"})
 Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
 
@@ -40,13 +43,22 @@ PlanData = Annotated[
     str | None, typer.Option("--data", help=f"{_DATA} Without it the plan is structural: reviewable, not runnable.")
 ]
 GateData = Annotated[str | None, typer.Option("--data", help=f"{_DATA} For the parity gate; without it, noise.")]
-TaylorData = Annotated[str | None, typer.Option("--data", help=f"For --by taylor. {_DATA}")]
+TaylorData = Annotated[str | None, typer.Option("--data", help=f"For criteria that read data. {_DATA}")]
 
 # plans
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan written by `fxdistill plan`.")]
 PlanOrRun = Annotated[Path, typer.Argument(metavar="PLAN|RUN_DIR", help="A plan, or a run directory.")]
 PlanOutput = Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")]
-HowTaught = Annotated[Method, typer.Option("--method", help="indistill: warm-up layer by layer, then kd.")]
+HowTaught = Annotated[
+    str, typer.Option("--method", help="How the student is taught: {methods}. Names compose: indistill+kd.")
+]
+TaskName = Annotated[str, typer.Option("--task", help="What is predicted: {tasks}.")]
+TeacherOutput = Annotated[str | None, typer.Option("--teacher-output", help=_OUTPUT.format("teacher"))]
+StudentOutput = Annotated[str | None, typer.Option("--student-output", help=_OUTPUT.format("student"))]
+PrintAfter = Annotated[
+    list[str], typer.Option("--print-after", metavar="PASS", help="Show what a pass made; repeatable.")
+]
+OtherTask = Annotated[str | None, typer.Option("--task", help="What is predicted: {tasks}. Default: as the run says.")]
 Pairs = Annotated[list[str], typer.Option("--pair", help="T=S: this pair must be; node or module paths; repeatable.")]
 Forbidden = Annotated[list[str], typer.Option("--forbid", help="T=S: this pair must not be; repeatable.")]
 Widths = Annotated[Align, typer.Option("--align", help=_ALIGN)]
@@ -54,11 +66,13 @@ KeepElsewhere = Annotated[
     float | None,
     typer.Option("--keep", min=0, max=1, help="With --align shrink: share of channels to keep where no tap decides."),
 ]
-Criterion = Annotated[str, typer.Option("--criterion", help="Importance of a channel: l1 or l2 norm of its filters.")]
-Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Epochs of the main stage.")]
+Criterion = Annotated[
+    str | None, typer.Option("--criterion", help="Importance of a channel: {criteria}. Default: the method's own.")
+]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, max=1_000_000, help="Epochs of the main stage.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
 LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, help="Learning rate of Adam.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Everything random comes from it.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Everything random comes from it.")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="How many seeds to run.")]
 Control = Annotated[
     bool,
@@ -83,8 +97,8 @@ Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's o
 Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
 Keep = Annotated[float, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
 SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
-By = Annotated[str, typer.Option("--by", help="Importance of a channel: l1, l2, fpgm, taylor, bn or random.")]
+By = Annotated[str, typer.Option("--by", help="Importance of a channel: {criteria}.")]
 RoundTo = Annotated[int, typer.Option("--round-to", min=1, help="Widths become multiples of this, e.g. 8.")]
 Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
 Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]
-RandomSeed = Annotated[int, typer.Option("--seed", min=0, help="For --by random.")]
+RandomSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For --by random.")]

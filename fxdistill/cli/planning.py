@@ -1,33 +1,60 @@
 """What ``fxdistill plan`` does with its arguments: models and data in, a plan's file out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from fxdistill.cli import values
 from fxdistill.compiler import pipeline
-from fxdistill.data import batches as data_module
+from fxdistill.compiler.options import Options
+from fxdistill.data.batches import first_batch
+from fxdistill.data.dataset import Dataset
+from fxdistill.data.load import check_input, defaults, load
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
-from fxdistill.modelfiles.store import LoadedModel
+from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.plan import places
-from fxdistill.plan.schema import DataPlan, ModelRef, Plan
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import DataPlan, ModelRef
 from fxdistill.runtime import preflight
+from fxdistill.tasks import TASKS
 
 
-def data(
-    spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Sequence[LoadedModel], *, batch_size: int,
-    allow: Sequence[str],
-) -> tuple[DataPlan, tuple[int, ...]]:  # fmt: skip
-    """The data's part of the plan in a file, and the shape of a batch.
+@dataclass(frozen=True)
+class Seen:
+    """What the models and the data say.
+
+    Attributes:
+        data: The data's part of the plan.
+        shape: Shape of a batch.
+        entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
+        batch: Images and labels for criteria that read data; None without data.
+    """
+
+    data: DataPlan
+    shape: tuple[int, ...]
+    entries: tuple[str, str]
+    batch: tuple[Tensor, Tensor] | None = None
+
+
+def look(
+    spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Sequence[LoadedModel], *, task: str,
+    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None],
+) -> Seen:  # fmt: skip
+    """Look at the data and at what the models answer to its shape.
 
     Args:
         spec: The data; None for a structural plan.
         plan: The plan's file.
         wanted: The shape that was asked for, where one was.
         models: Their files may say the shape; they have to fit the data.
+        task: The task's name.
         batch_size: Images a training step.
         allow: Modules whose factories may be called.
+        entries: Of each model which entry of its output the user names; None to find it.
 
     Raises:
         DataError: The data is not there, or not of that shape.
@@ -35,19 +62,34 @@ def data(
     """
     shapes = [loaded.input_shape for loaded in models]
     if spec is None:
-        return DataPlan(spec=None, batch_size=batch_size), values.first_shape(wanted, *shapes)
+        shape = values.first_shape(wanted, *shapes)
+        return Seen(DataPlan(spec=None, batch_size=batch_size), shape, (entries[0] or "", entries[1] or ""))
     known = next((shape for shape in (wanted, *shapes) if shape), None)
-    dataset = data_module.load(spec, input_shape=known, allow=allow)
+    dataset = load(spec, task=task, input_shape=known, allow=allow)
     if known is not None:
-        data_module.check_input(dataset, known)
-    made = data_module.defaults(spec, dataset=dataset, batch_size=batch_size)
+        check_input(dataset, known)
+    made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size)
     shape = values.first_shape(wanted, (1, *dataset.image_shape))
-    for loaded in models:
-        preflight.classes_fit(loaded.module, dataset, input_shape=shape, spec=spec)
-    return made.model_copy(update={"spec": places.relative_data(spec, plan)}), shape
+    found = [
+        preflight.fits(loaded.module, dataset, TASKS.get(task), input_shape=shape, spec=spec, entry=entry)
+        for loaded, entry in zip(models, entries, strict=True)
+    ]
+    data = made.changed(spec=places.relative_data(spec, plan), train_size=len(dataset.train))
+    return Seen(data, shape, (found[0], found[1]), batch(dataset))
 
 
-def write(output: Path, models: tuple[LoadedModel, LoadedModel], options: pipeline.Options) -> tuple[Plan, PassManager]:
+def batch(dataset: Dataset | None) -> tuple[Tensor, Tensor] | None:
+    """Images and labels for criteria that read data."""
+    if dataset is None:
+        return None
+    first = first_batch(dataset)
+    return first["images"], first["labels"]
+
+
+def write(
+    output: Path, models: tuple[LoadedModel, LoadedModel], options: Options, seen: Seen, *,
+    after: Callable[[str, Callable[[], str]], None],
+) -> tuple[Plan, PassManager]:  # fmt: skip
     """Plan and write the file; also the passes that did it.
 
     Raises:
@@ -56,10 +98,11 @@ def write(output: Path, models: tuple[LoadedModel, LoadedModel], options: pipeli
     teacher, student = models
     passes = PassManager()
     made = pipeline.compile(
-        teacher.module, student.module, options, passes=passes, teacher_ref=reference(teacher, output),
-        student_ref=reference(student, output),
+        teacher.module, student.module, options, passes=passes, after=after, batch=seen.batch,
+        teacher_ref=reference(teacher, output).changed(output=seen.entries[0]),
+        student_ref=reference(student, output).changed(output=seen.entries[1]),
     )  # fmt: skip
-    made = made.model_copy(update={"diagnostics": [*remarks(teacher, student), *made.diagnostics]})
+    made = made.changed(diagnostics=[*remarks(teacher, student), *made.diagnostics])
     write_text(output, made.to_json())
     return made, passes
 

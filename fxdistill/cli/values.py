@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
+from fxdistill.methods import composed
+from fxdistill.registry import suggestion
+from fxdistill.tasks import TASKS
 
 if TYPE_CHECKING:
-    from fxdistill.modelfiles.store import LoadedModel
+    from fxdistill.modelfiles.load import LoadedModel
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -46,6 +50,24 @@ def pairs(texts: Sequence[str], option: str) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
+def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str]) -> None:
+    """Check names before anything heavy is imported.
+
+    Raises:
+        InputError: One is unknown; says which are known.
+    """
+    expanded = composed(method)
+    for registry, name, option in ((TASKS, task, "--task"), (CRITERIA, criterion, "--criterion")):
+        if name is not None and name not in registry.names():
+            registry.get(name, where=option)
+    for name in passes:
+        if name not in expanded.passes:
+            raise InputError(
+                f"the method '{method}' has no pass named '{name}'", where="--print-after",
+                hint=suggestion(name, expanded.passes, "its passes are"),
+            )  # fmt: skip
+
+
 def writable(path: Path) -> None:
     """Check that a file may get this name.
 
@@ -75,7 +97,8 @@ def model(
     Raises:
         ModelError: Whatever is wrong with it.
     """
-    from fxdistill.modelfiles import store  # noqa: PLC0415  # slow to import
+    from fxdistill.modelfiles.load import load  # noqa: PLC0415  # slow to import
+    from fxdistill.modelfiles.source import parse_source  # noqa: PLC0415  # slow to import
 
-    source = store.parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option)
-    return store.load(source, seed=seed)
+    source = parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option)
+    return load(source, seed=seed)

@@ -14,28 +14,28 @@ from torch import fx, nn
 from fxdistill.compiler.shrink_model import shrink_model, with_barriers
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
+from fxdistill.ir.channels import Batch
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.graph import Traced, find, path_of
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.schedule import main_losses
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.thin import removed_of
 from fxdistill.passes.trace import Trace
-from fxdistill.plan.schema import Auxiliary, Optimizer, Pair, Stage
+from fxdistill.plan.schema import Pair, Shrunken
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """An auxiliary teacher that was decided on.
+    """A smaller member that was decided on.
 
     Attributes:
-        auxiliary: What the plan says of it.
-        traced: The smaller teacher, with the original's weights that are left.
-        pairs: The pairs, their teacher taps now those of the smaller teacher.
+        shrunken: What the plan says of it.
+        traced: The smaller model, with the original's weights that are left.
+        pairs: The pairs, their teacher taps now those of the smaller model.
         diagnostics: What was not pruned, and why.
     """
 
-    auxiliary: Auxiliary
+    shrunken: Shrunken
     traced: Traced
     pairs: tuple[Pair, ...]
     diagnostics: tuple[Diagnostic, ...]
@@ -43,7 +43,7 @@ class Proposal:
 
 def propose(
     teacher: nn.Module, pairs: Sequence[Pair], *, input_shape: tuple[int, ...], keep: float | None, criterion: str,
-    epochs: int, lr: float, passes: PassManager,
+    batch: Batch | None, seed: int, passes: PassManager, of: str, name: str,
 ) -> Proposal:  # fmt: skip
     """Shrink a teacher to the student's widths.
 
@@ -53,9 +53,11 @@ def propose(
         input_shape: Shape of one batch.
         keep: Share of the other channels to keep; None keeps them all.
         criterion: Importance of a channel.
-        epochs: Epochs of fine-tuning.
-        lr: Learning rate of fine-tuning.
+        batch: Images and labels for criteria that read data.
+        seed: Seed of the criterion, where it draws.
         passes: Where the passes run.
+        of: The teacher's name in the plan.
+        name: The smaller one's.
 
     Raises:
         PairingError: A width cannot be had; names the chain of couplings that forbids it.
@@ -63,38 +65,34 @@ def propose(
     """
     widths = [(pair.teacher.path, pair.student.width) for pair in pairs if pair.student.width < pair.teacher.width]
     shrunk = shrink_model(
-        teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, passes=passes
-    )
+        teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, batch=batch, seed=seed,
+        passes=passes,
+    )  # fmt: skip
     traced = passes.run(Trace(input_shape), shrunk.module)
-    optimizer = Optimizer(name="adam", lr=lr)
-    stage = Stage(
-        name="fine-tune", epochs=epochs, losses=main_losses(), optimizer=optimizer, schedule="cosine"
-    )  # fmt: skip
-    auxiliary = Auxiliary(
-        kept=shrunk.kept, widths={name: shrunk.widths[_owner(name)][0] for name in shrunk.kept},
+    shrunken = Shrunken(
+        of=of, kept=shrunk.kept, widths={name: shrunk.widths[_owner(name)][0] for name in shrunk.kept},
         taps={pair.name: pair.teacher.width for pair in pairs if pair.student.width < pair.teacher.width},
-        barriers=list(shrunk.barriers), rung=shrunk.rung, stages=[stage],
-        parameters=shrunk.after.parameters, macs=shrunk.after.macs,
+        barriers=list(shrunk.barriers), rung=shrunk.rung, parameters=shrunk.after.parameters, macs=shrunk.after.macs,
     )  # fmt: skip
-    return Proposal(auxiliary, traced, tuple(_narrowed(pair, traced) for pair in pairs), shrunk.diagnostics)
+    return Proposal(shrunken, traced, tuple(_narrowed(pair, traced, name) for pair in pairs), shrunk.diagnostics)
 
 
 def make(
-    auxiliary: Auxiliary, teacher: nn.Module, *, input_shape: tuple[int, ...], passes: PassManager | None = None
+    shrunken: Shrunken, teacher: nn.Module, *, input_shape: tuple[int, ...], passes: PassManager | None = None
 ) -> fx.GraphModule:
-    """The auxiliary teacher of a plan, on the teacher's weights, proved; the teacher is not changed.
+    """A plan's shrunken member, on the weights of the one that it is made from, proved; that one is not changed.
 
     Raises:
         PlanError: The kept indices remove what has to stay.
-        InputError: They are not of this teacher.
+        InputError: They are not of this model.
     """
     passes = passes or PassManager()
-    traced = passes.run(Trace(input_shape, rungs=(auxiliary.rung,)), teacher)
-    coupling = with_barriers(traced, passes.run(Couple(), traced), auxiliary.barriers)
-    removed = removed_of(coupling, auxiliary.kept)
+    traced = passes.run(Trace(input_shape, rungs=(shrunken.rung,)), teacher)
+    coupling = with_barriers(traced, passes.run(Couple(), traced), shrunken.barriers)
+    removed = removed_of(coupling, shrunken.kept)
     for class_id in sorted(removed):
         if reason := coupling.locked(class_id):
-            raise PlanError(f"the plan removes a channel that {reason}", where="auxiliary.kept", hint="plan anew")
+            raise PlanError(f"the plan removes a channel that {reason}", where="members, kept", hint="plan anew")
     return passes.run(Shrink(), ShrinkSource(traced, coupling, removed)).module
 
 
@@ -102,11 +100,11 @@ def _owner(parameter: str) -> str:
     return parameter.rpartition(".")[0] or parameter
 
 
-def _narrowed(pair: Pair, traced: Traced) -> Pair:
+def _narrowed(pair: Pair, traced: Traced, member: str) -> Pair:
     """The pair with the teacher's tap as it is in the smaller teacher."""
     node = find(traced, pair.teacher.path)
     shape = [int(size) for size in node.meta["shape"]]
     width = shape[pair.teacher.channel_dim]
-    tap = pair.teacher.model_copy(update={"path": path_of(node), "shape": shape, "width": width})
+    tap = pair.teacher.changed(member=member, path=path_of(node), shape=shape, width=width)
     align = "shrink" if width == pair.student.width else "project"
-    return pair.model_copy(update={"teacher": tap, "align": align})
+    return pair.changed(teacher=tap, align=align)

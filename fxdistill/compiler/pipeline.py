@@ -1,245 +1,324 @@
-"""The compiler on one screen: two models in, a plan out; a plan and its models in, a program out.
+"""The compiler on one screen: two models in, a plan out.
 
-teacher ─ trace ─ couple ─┐
-                          ├─ match ─ prune ─ schedule ──▶ plan ──▶ instrument ──▶ program ─ specialize ─▶ stages
-student ─ trace ─ couple ─┘
+    teacher ─ trace ─ couple ─┐
+                              ├─ match ─ prune ─ shrink ─ schedule ─▶ plan ─ instrument ─▶ program ─ specialize ─▶ costs
+    student ─ trace ─ couple ─┘
+
+A :class:`Compilation` is what is known so far; a step reads it, runs passes, and returns it with more. A method names
+its steps, and ``PIPELINE`` says what each name does and how what it made is shown.
 """
 
-import importlib.metadata
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fxdistill.compiler.auxiliary import propose
+from fxdistill.compiler import auxiliary, shown
+from fxdistill.compiler.options import Options
+from fxdistill.compiler.versions import versions
+from fxdistill.criteria import CRITERIA
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import PairingError, PlanError
+from fxdistill.errors import InputError, PairingError
+from fxdistill.ir import outputs
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.graph import Rung, Shape, Traced
+from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.graph import Traced, ladder
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import in_mode
+from fxdistill.losses import LOSSES
+from fxdistill.methods import METHODS, Composed, Recipe, composed
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.prune import Prune, PruneSource
-from fxdistill.passes.schedule import Method, Schedule, control
+from fxdistill.passes.schedule import Schedule
 from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.schema import (
-    VERSION,
-    Align,
-    Auxiliary,
-    DataPlan,
+    Arm,
+    Control,
     InputSpec,
     Kept,
+    LossTerm,
     ModelRef,
     Pair,
-    Plan,
-    Precision,
+    Plugin,
+    Shrunken,
     Stage,
-)
+)  # fmt: skip
+from fxdistill.registry import Registry, suggestion
+from fxdistill.tasks import TASKS, Task
 
-_RUNGS: tuple[Rung, ...] = ("symbolic", "leaves", "export")
+TEACHER, STUDENT, AUXILIARY, DISTILLED = "teacher", "student", "auxiliary", "distilled"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user decides about a plan.
+class Compilation:
+    """What is known so far.
 
     Attributes:
-        input_shape: Shape of one batch, the batch size first; MACs are counted for it.
-        method: ``indistill`` or ``kd``.
-        align: How teacher widths are brought to the student's.
-        pins: Pairs (teacher path, student path) that must be.
-        forbid: Pairs that must not be.
-        keep: With ``shrink``, the share of channels to keep where no tap decides; None keeps them all.
-        criterion: Importance of a channel, by name.
-        epochs: Epochs of the main stage.
-        lr: Learning rate.
-        seed: Everything random in a run comes from it.
-        repeats: How many seeds to run, from ``seed`` on.
-        control: Whether to run the same budget without distillation as well.
-        data: Data, augmentation, normalisation; without a spec the plan is structural and cannot be run.
-        precision: Lightning Fabric's name of the training precision.
+        options: The user's decisions.
+        method: The method, read.
+        task: The task.
+        models: The given members: the user's modules.
+        refs: Where they come from.
+        batch: Images and labels for criteria that read data; None without data.
+        traced: Members in eval mode; the shrunken ones too.
+        trainable: The members that an arm trains, in training mode.
+        coupling: Their coupled channels.
+        pairs: The pairs.
+        kept: The kept channels.
+        made: Members that are made from others.
+        arms: The arms.
+        plan: The plan, whose stages have their costs after the last step.
+        programs: The program of the arm in which the student learns; after the last step those of its stages too.
+        remarks: What steps have to say beside the passes.
     """
 
-    input_shape: Shape
-    method: Method = "indistill"
-    align: Align = "slice"
-    pins: tuple[tuple[str, str], ...] = ()
-    forbid: tuple[tuple[str, str], ...] = ()
-    keep: float | None = None
-    criterion: str = "l1"
-    epochs: int = 60
-    lr: float = 1e-3
-    seed: int = 0
-    repeats: int = 1
-    control: bool = False
-    data: DataPlan = field(default_factory=lambda: DataPlan(spec=None))
-    precision: Precision = "32-true"
+    options: Options
+    method: Composed
+    task: Task
+    models: Mapping[str, nn.Module]
+    refs: Mapping[str, ModelRef]
+    batch: tuple[Tensor, Tensor] | None = None
+    traced: Mapping[str, Traced] = field(default_factory=dict)
+    trainable: Mapping[str, Traced] = field(default_factory=dict)
+    coupling: Mapping[str, Coupling] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    made: Mapping[str, Shrunken] = field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+    plan: Plan | None = None
+    programs: Mapping[str, Program] = field(default_factory=dict)
+    remarks: tuple[Diagnostic, ...] = ()
+
+    @property
+    def supervised(self) -> LossTerm | None:
+        """The task's own term; None for a task that has none."""
+        return LossTerm(loss=self.task.supervised, student=STUDENT) if self.task.supervised is not None else None
+
+    @property
+    def teaches(self) -> str:
+        """The member that teaches the student."""
+        return AUXILIARY if AUXILIARY in self.made else TEACHER
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the pipeline: what it does, and what is shown of it."""
+
+    run: Callable[[Compilation, PassManager], Compilation]
+    show: Callable[[Any], str]
+
+
+def _trace(c: Compilation, passes: PassManager) -> Compilation:
+    shape = c.options.input_shape
+    entries = {name: c.refs[name].output for name in c.models}
+    traced = {name: passes.run(Trace(shape, entry=entries[name]), module) for name, module in c.models.items()}
+    student = Trace(shape, training=True, entry=entries[STUDENT], rungs=ladder(traced[STUDENT].rung))
+    trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
+    return replace(c, traced=traced, trainable=trainable, remarks=tuple(_several_outputs(traced)))
+
+
+def _several_outputs(traced: Mapping[str, Traced]) -> Iterator[Diagnostic]:
+    """A word where which output is the prediction was nobody's decision, and there are several without names."""
+    for name, one in traced.items():
+        found = list(outputs.entries(one.output_value))
+        if len(found) > 1 and not one.entry and all(place.isdecimal() for place, _ in found):
+            yield Diagnostic(
+                code="which-output", severity="warning", where=name,
+                why=f"it returns {len(found)} values; the first is taken for the prediction",
+                hint=f"if it is another one, name it: --{name}-output 1",
+            )  # fmt: skip
+
+
+def _couple(c: Compilation, passes: PassManager) -> Compilation:
+    return replace(c, coupling={name: passes.run(Couple(), traced) for name, traced in c.traced.items()})
+
+
+def _match(c: Compilation, passes: PassManager) -> Compilation:
+    options = c.options
+    source = MatchSource(c.traced[TEACHER], c.traced[STUDENT], c.coupling[TEACHER], c.coupling[STUDENT])
+    with source.teacher.running(), source.student.running():
+        try:
+            pairs = passes.run(Match(pins=options.pins, forbid=options.forbid, align=options.align), source)
+        except PairingError as refusal:
+            # a method that compares predictions alone can do without, unless the user asks for some
+            if c.method.needs_pairs or options.pins or options.forbid or options.align == "shrink":
+                raise
+            note = Diagnostic(code="no-pairs", severity="note", where=refusal.where, why=refusal.what)
+            return replace(c, remarks=(*c.remarks, note))
+    return replace(c, pairs=pairs)
+
+
+def _prune(c: Compilation, passes: PassManager) -> Compilation:
+    if c.options.align == "shrink":
+        return c
+    prune = Prune(criterion=c.options.criterion or c.method.criterion, seed=c.options.seed)
+    source = PruneSource(c.traced[TEACHER], c.coupling[TEACHER], c.pairs, c.batch)
+    return replace(c, kept=passes.run(prune, source))
+
+
+def _shrink(c: Compilation, passes: PassManager) -> Compilation:
+    if c.options.align != "shrink":
+        return c
+    proposal = auxiliary.propose(
+        c.models[TEACHER], c.pairs, input_shape=c.options.input_shape, keep=c.options.keep,
+        criterion=c.options.criterion or c.method.criterion, batch=c.batch, seed=c.options.seed, passes=passes,
+        of=TEACHER, name=AUXILIARY,
+    )  # fmt: skip
+    return replace(
+        c, made={AUXILIARY: proposal.shrunken}, traced={**c.traced, AUXILIARY: proposal.traced}, pairs=proposal.pairs,
+        remarks=(*c.remarks, *proposal.diagnostics),
+    )  # fmt: skip
+
+
+def _schedule(c: Compilation, passes: PassManager) -> Compilation:
+    recipe = Recipe(
+        pairs=c.pairs, supervised=c.supervised, teacher=c.teaches, student=STUDENT, epochs=c.options.epochs,
+        lr=c.options.lr,
+    )  # fmt: skip
+    stages: tuple[Stage, ...] = passes.run(Schedule(c.method.name), recipe)
+    arms = [Arm(name=DISTILLED, trains=[STUDENT], stages=list(stages))]
+    if AUXILIARY in c.made:
+        own = replace(
+            recipe, pairs=(), teacher=TEACHER, student=AUXILIARY,
+            supervised=recipe.supervised.changed(student=AUXILIARY) if recipe.supervised is not None else None,
+        )  # fmt: skip
+        tuned: tuple[Stage, ...] = passes.run(Schedule("kd"), own)
+        arms.insert(0, Arm(name=AUXILIARY, trains=[AUXILIARY], stages=[tuned[-1].changed(name="fine-tune")], once=True))
+    c = replace(c, arms=tuple(arms))
+    return replace(c, plan=_planned(c))
+
+
+def _instrument(c: Compilation, passes: PassManager) -> Compilation:
+    plan = _plan_of(c)
+    members = {name: c.trainable.get(name, c.traced[name]) for name in plan.arm(DISTILLED).members}
+    return replace(c, programs={DISTILLED: passes.run(Instrument(plan, DISTILLED), Joint(members))})
+
+
+def _specialize(c: Compilation, passes: PassManager) -> Compilation:
+    """Cut every stage out, which proves it, and note what it costs."""
+    plan, program = _plan_of(c), c.programs[DISTILLED]
+    staged = {stage.name: passes.run(Specialize(stage.name), program) for stage in program.stages}
+    whole = max(1, c.traced[TEACHER].macs + c.traced[STUDENT].macs)
+    costs = {name: round(one.macs / whole, 4) for name, one in staged.items()}
+    arms = [
+        arm.changed(stages=[stage.changed(cost=_cost(c, arm, stage, costs, whole)) for stage in arm.stages])
+        for arm in plan.arms
+    ]
+    control = plan.control and plan.control.changed(cost=round(c.traced[STUDENT].macs / whole, 4))
+    remarks = list(dict.fromkeys((*passes.diagnostics, *c.remarks)))
+    plan = plan.changed(arms=arms, control=control, costed=plan.cost_basis, diagnostics=remarks)
+    return replace(c, plan=plan.changed(costed=plan.cost_basis), programs={**c.programs, **staged})
+
+
+def _cost(c: Compilation, arm: Arm, stage: Stage, costs: Mapping[str, float], whole: int) -> float:
+    if arm.name == DISTILLED:
+        return costs[stage.name]
+    return round(sum(c.traced[name].macs for name in arm.members) / whole, 4)
+
+
+PIPELINE: dict[str, Step] = {
+    "trace": Step(_trace, lambda c: shown.traces(c.traced)),
+    "couple": Step(_couple, lambda c: shown.couplings(c.coupling)),
+    "match": Step(_match, lambda c: shown.pairs(c.pairs)),
+    "prune": Step(_prune, lambda c: shown.kept(c.kept)),
+    "shrink": Step(_shrink, lambda c: shown.members(c.made)),
+    "schedule": Step(_schedule, lambda c: shown.arms(c.arms)),
+    "instrument": Step(_instrument, lambda c: shown.programs(c.programs)),
+    "specialize": Step(_specialize, lambda c: shown.programs(c.programs)),
+}
 
 
 def compile(  # noqa: A001  # what a compiler does
-    teacher: nn.Module, student: nn.Module, options: Options, *,
-    teacher_ref: ModelRef | None = None, student_ref: ModelRef | None = None, passes: PassManager | None = None,
+    teacher: nn.Module, student: nn.Module, options: Options, *, teacher_ref: ModelRef | None = None,
+    student_ref: ModelRef | None = None, batch: tuple[Tensor, Tensor] | None = None,
+    passes: PassManager | None = None,
+    after: Callable[[str, Callable[[], str]], None] = lambda _step, _text: None,
 ) -> Plan:  # fmt: skip
     """Plan how a student learns from a teacher. Neither model is changed; no data is read.
 
     Args:
-        teacher: Takes float images of ``options.input_shape``, returns logits.
-        student: Takes the same, returns logits of the same shape.
+        teacher: Takes float images of ``options.input_shape``, gives a prediction.
+        student: Takes the same, gives a prediction for the same task.
         options: The user's decisions.
         teacher_ref: Where the teacher comes from; without it the plan works from Python only.
         student_ref: The same for the student.
+        batch: Images and labels for criteria that read data.
         passes: A manager to run the passes in, for its timings and remarks.
+        after: Called after every step with its name, and what gives the text that shows what the step made.
 
     Raises:
         InputError: The models, or the options, do not fit each other.
         PassError: The compiler broke.
     """
     passes = passes or PassManager()
-    with in_mode(student, training=student.training), torch.random.fork_rng(devices=[]):
-        return _compile(teacher, student, options, (teacher_ref, student_ref), passes)
-
-
-def _compile(
-    teacher: nn.Module, student: nn.Module, options: Options, refs: tuple[ModelRef | None, ModelRef | None],
-    passes: PassManager,
-) -> Plan:  # fmt: skip
-    traced_teacher = passes.run(Trace(options.input_shape), teacher)
-    traced_student = passes.run(Trace(options.input_shape), student)
-    trained_student = passes.run(_trace(options.input_shape, traced_student.rung, training=True), student)
-    with traced_teacher.running(), traced_student.running():
-        teacher_coupling = passes.run(Couple(), traced_teacher)
-        student_coupling = passes.run(Couple(), traced_student)
-    pairs, remarks = _paired(
-        MatchSource(traced_teacher, traced_student, teacher_coupling, student_coupling), options, passes
-    )
-    kept: tuple[Kept, ...] = ()
-    auxiliary: Auxiliary | None = None
-    source = traced_teacher
-    if options.align == "shrink":
-        proposal = propose(
-            teacher, pairs, input_shape=options.input_shape, keep=options.keep, criterion=options.criterion,
-            epochs=options.epochs, lr=options.lr, passes=passes,
-        )  # fmt: skip
-        auxiliary, source, pairs = proposal.auxiliary, proposal.traced, proposal.pairs
-        remarks = (*remarks, *proposal.diagnostics)
-    else:
-        kept = passes.run(Prune(criterion=options.criterion), PruneSource(traced_teacher, teacher_coupling, pairs))
-    stages = passes.run(Schedule(method=options.method, epochs=options.epochs, lr=options.lr), pairs)
-    draft = Plan(
-        version=VERSION, method=options.method, seed=options.seed,
-        teacher=_described(refs[0], teacher, traced_teacher),
-        student=_described(refs[1], student, traced_student),
-        input=InputSpec(shape=list(options.input_shape)), data=options.data,
-        pairs=list(pairs), kept=list(kept), auxiliary=auxiliary, stages=list(stages),
-        control=list(control(stages)) if options.control else [],
-        seeds=[options.seed + repeat for repeat in range(options.repeats)],
-        precision=options.precision, versions=versions(),
+    nothing = ModelRef(path=None, sha256=None, factory=None, kwargs={})
+    c = Compilation(
+        options=options, method=composed(options.method), task=TASKS.get(options.task, where="--task"),
+        models={TEACHER: teacher, STUDENT: student},
+        refs={TEACHER: teacher_ref or nothing, STUDENT: student_ref or nothing}, batch=batch,
     )  # fmt: skip
-    program = passes.run(Instrument(draft), Joint(source, trained_student))
-    whole = program_cost(traced_teacher, traced_student)
-    costed = [_costed(stage, passes.run(Specialize(stage.name), program), whole) for stage in stages]
-    arm = [_share(stage, traced_student.macs, whole) for stage in draft.control]
-    if auxiliary is not None:
-        tuned = [_share(stage, traced_teacher.macs + source.macs, whole) for stage in auxiliary.stages]
-        auxiliary = auxiliary.model_copy(update={"stages": tuned})
-    found = list(dict.fromkeys((*passes.diagnostics, *remarks)))
-    return draft.model_copy(update={"stages": costed, "control": arm, "auxiliary": auxiliary, "diagnostics": found})
+    with in_mode(student, training=student.training), torch.random.fork_rng(devices=[]):
+        for name in c.method.passes:
+            step = _step(name)
+            c = step.run(c, passes)
+            after(name, partial(step.show, c))
+    return _plan_of(c)
 
 
-def _paired(
-    source: MatchSource, options: Options, passes: PassManager
-) -> tuple[tuple[Pair, ...], tuple[Diagnostic, ...]]:
-    """The pairs; plain KD compares logits and can do without, unless the user asks for some."""
-    try:
-        return passes.run(Match(pins=options.pins, forbid=options.forbid, align=options.align), source), ()
-    except PairingError as refusal:
-        if options.method != "kd" or options.pins or options.forbid or options.align == "shrink":
-            raise
-        return (), (Diagnostic(code="no-pairs", severity="note", where=refusal.where, why=refusal.what),)
+def _step(name: str) -> Step:
+    if name not in PIPELINE:
+        raise InputError(
+            f"no pass is named '{name}'", where="passes", hint=suggestion(name, tuple(PIPELINE), "the passes are")
+        )
+    return PIPELINE[name]
 
 
-def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassManager | None = None) -> Program:
-    """Turn a plan and its models into a program: ``program(x, y)`` gives the named losses of all stages.
-
-    The student's layers in the program are the module's own: an optimiser over the program trains the module, and both
-    share one mode. The teacher is frozen. ``program.stage(name)`` is what one stage runs. A projection's first weights
-    come from torch's global generator: seed it. Where the plan has an auxiliary teacher, give that one as the teacher
-    (:func:`fxdistill.compiler.auxiliary.make`, then trained with :func:`build_auxiliary`).
-
-    Raises:
-        PlanError: The plan does not fit the models.
-    """
-    passes = passes or PassManager()
-    shape = tuple(plan.input.shape)
-    joint = Joint(
-        passes.run(_trace(shape, plan.teacher.rung, training=False), teacher),
-        passes.run(_trace(shape, plan.student.rung, training=True), student),
-    )
-    return passes.run(Instrument(plan), joint)
+def _plan_of(c: Compilation) -> Plan:
+    if c.plan is None:
+        raise InputError(
+            f"the passes of the method '{c.method.name}' make no plan", where="method",
+            hint="'schedule' has to be among them",
+        )  # fmt: skip
+    return c.plan
 
 
-def build_auxiliary(
-    plan: Plan, teacher: nn.Module, auxiliary: nn.Module, *, passes: PassManager | None = None
-) -> Program:
-    """The program that fine-tunes a plan's auxiliary teacher from the teacher.
-
-    Raises:
-        PlanError: The plan has no auxiliary teacher.
-    """
-    if plan.auxiliary is None:
-        raise PlanError("the plan has no auxiliary teacher", where="auxiliary", hint="plan with --align shrink")
-    passes = passes or PassManager()
-    shape = tuple(plan.input.shape)
-    joint = Joint(
-        passes.run(_trace(shape, plan.teacher.rung, training=False), teacher),
-        passes.run(_trace(shape, "symbolic", training=True), auxiliary),
-    )
-    return passes.run(Instrument(plan, arm="auxiliary"), joint)
+def _planned(c: Compilation) -> Plan:
+    """The plan without costs."""
+    options = c.options
+    given = {name: _described(c.refs[name], module, c.traced[name]) for name, module in c.models.items()}
+    main = c.arms[-1].stages[-1]
+    control = None
+    if options.control and c.supervised is not None:
+        control = Control(of=DISTILLED, losses=[c.supervised], optimizer=main.optimizer, schedule=main.schedule)
+    return Plan(
+        version=VERSION, method=c.method.name, task=options.task, seed=options.seed, members={**given, **c.made},
+        input=InputSpec(shape=list(options.input_shape)), data=options.data, pairs=list(c.pairs), kept=list(c.kept),
+        arms=list(c.arms), control=control, seeds=[options.seed + repeat for repeat in range(options.repeats)],
+        precision=options.precision, plugins=_plugins(c), versions=versions(),
+    )  # fmt: skip
 
 
-def build_control(plan: Plan, student: nn.Module, *, passes: PassManager | None = None) -> Program:
-    """The program of the control arm: the student with its own loss, no teacher."""
-    passes = passes or PassManager()
-    traced = passes.run(_trace(tuple(plan.input.shape), plan.student.rung, training=True), student)
-    return passes.run(Instrument(plan, arm="control"), Joint(None, traced))
+def _plugins(c: Compilation) -> list[Plugin]:
+    """The names in the plan that do not come with this package."""
+    losses = dict.fromkeys(term.loss for arm in c.arms for stage in arm.stages for term in stage.losses)
+    criteria = dict.fromkeys(kept.criterion for kept in c.kept)
+    used: list[tuple[Registry[Any], str]] = [(METHODS, name) for name, _ in c.method.parts]
+    used += [(TASKS, c.options.task), *((LOSSES, name) for name in losses), *((CRITERIA, name) for name in criteria)]
+    return [
+        Plugin(kind=registry.kind, name=name, distribution=origin.distribution, version=origin.version)
+        for registry, name in used
+        if (origin := registry.origin(name)) is not None
+    ]
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides about a plan and a run."""
-    names = ("fxdistill", "torch", "torchvision", "torch-pruning", "onnx", "timm")
-    found: dict[str, str] = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def program_cost(teacher: Traced, student: Traced) -> int:
-    """MACs of one forward pass of both models in full: what a stage's cost is a share of."""
-    return max(1, teacher.macs + student.macs)
-
-
-def _trace(shape: Shape, first: Rung, *, training: bool) -> Trace:
-    """The rung that the plan names, then the others: a model's training mode may need another one."""
-    return Trace(shape, training=training, rungs=(first, *(rung for rung in _RUNGS if rung != first)))
-
-
-def _costed(stage: Stage, program: Program, whole: int) -> Stage:
-    return _share(stage, program.macs, whole)
-
-
-def _share(stage: Stage, macs: int, whole: int) -> Stage:
-    return stage.model_copy(update={"cost": round(macs / whole, 4)})
-
-
-def _described(ref: ModelRef | None, module: nn.Module, traced: Traced) -> ModelRef:
-    measured: dict[str, Any] = {
-        "rung": traced.rung, "macs": traced.macs, "parameters": sum(p.numel() for p in module.parameters()),
-    }  # fmt: skip
-    return (ref or ModelRef(path=None, sha256=None, factory=None, kwargs={})).model_copy(update=measured)
+def _described(ref: ModelRef, module: nn.Module, traced: Traced) -> ModelRef:
+    entry = ref.output or outputs.choose(traced.output_value)
+    size = sum(p.numel() for p in module.parameters())
+    return ref.changed(rung=traced.rung, macs=traced.macs, parameters=size, output=entry)

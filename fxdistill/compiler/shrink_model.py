@@ -1,40 +1,28 @@
-"""Shrinking a whole model: trace, couple, decide, carry out, prove; and the file that it is kept in.
+"""Shrinking a whole model: trace, couple, decide, carry out, prove.
 
-A shrunken model is kept as a bundle (:mod:`fxdistill.modelfiles.store`) whose factory is :func:`rebuild`: the
-original's factory with its arguments, and for each weight the output indices that it keeps. Replaying these on a fresh
-original gives the architecture; the state dict gives the weights. A model without a factory is kept as a
-``torch.export`` program.
+What was decided can be carried out again: :func:`replay` on a fresh original, with for each weight the output indices
+that it keeps, gives the architecture of the smaller model. Files of shrunken models rest on that.
 """
 
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxdistill import files
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError, PassError
+from fxdistill.ir.channels import Batch
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.ir.graph import Rung, Shape, Traced, op_name, path_of
 from fxdistill.ir.survivors import Survivors
-from fxdistill.modelfiles import factories, store
-from fxdistill.modelfiles.pt2 import METADATA
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.importance import Batch
 from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
 from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.shrink.rewrites import Obstacle
 from fxdistill.passes.thin import Kept, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
-
-RUNGS: tuple[Rung, ...] = ("symbolic", "leaves", "export")
-REBUILD = "fxdistill.compiler.shrink_model:rebuild"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,32 +61,6 @@ class ShrunkResult:
     input_shape: Shape
     diagnostics: tuple[Diagnostic, ...]
 
-    def save(
-        self, path: str | Path, *, factory: str | None = None, kwargs: Mapping[str, Any] | None = None,
-        random_weights: bool = False,
-    ) -> None:  # fmt: skip
-        """Write the model so that it can be given as a teacher or a student.
-
-        Args:
-            path: The file to write, whole or not at all.
-            factory: The original's factory, for a bundle; None for a ``torch.export`` program.
-            kwargs: The original's keyword arguments.
-            random_weights: Whether the original's weights were random, which the file then says.
-
-        Raises:
-            ModelError: The model has no factory and cannot be exported.
-            PlanError: The file cannot be written.
-        """
-        metadata = {store.RANDOM_WEIGHTS: True} if random_weights else {}
-        if factory is None:
-            files.write_bytes(Path(path), _exported(self.module, self.input_shape, metadata))
-            return
-        recipe = {
-            "factory": factory, "kwargs": dict(kwargs or {}), "input_shape": list(self.input_shape), "rung": self.rung,
-            "barriers": list(self.barriers), "kept": self.kept,
-        }  # fmt: skip
-        store.save(self.module, path, factory=REBUILD, kwargs=recipe, input_shape=self.input_shape, metadata=metadata)
-
 
 def shrink_model(
     module: nn.Module, *, input_shape: Shape, keep: float | None = None, widths: Sequence[tuple[str, int]] = (),
@@ -112,7 +74,7 @@ def shrink_model(
         input_shape: Shape of the batch, the batch size first.
         keep: Share of the channels to keep, in (0, 1).
         widths: Wanted widths of taps, (node path, channels); without ``keep`` nothing else is removed.
-        criterion: See :mod:`fxdistill.passes.importance`.
+        criterion: The name of one of :mod:`fxdistill.criteria`.
         round_to: Widths become multiples of this.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune; empty for the whole model.
@@ -209,51 +171,36 @@ def with_barriers(traced: Traced, coupling: Coupling, barriers: Sequence[str]) -
     return replace(coupling, locks=locks, _cache={})
 
 
-def rebuild(
-    *, factory: str, kwargs: dict[str, Any], input_shape: Sequence[int], rung: Rung, barriers: Sequence[str], kept: Kept
-) -> nn.Module:
-    """The architecture of a shrunken model, on fresh weights: what a bundle's state dict is loaded into.
+def replay(module: nn.Module, *, input_shape: Shape, rung: Rung, barriers: Sequence[str], kept: Kept) -> fx.GraphModule:
+    """Shrink a model as another of its architecture was shrunk; neither weights nor a proof are asked for.
 
     Args:
-        factory: The original's factory; only trusted ones are called.
-        kwargs: Its keyword arguments.
+        module: The original, in eval mode, on any weights; it is not changed.
         input_shape: Shape of one batch.
         rung: How the original was traced.
         barriers: What cannot be shrunk.
         kept: For each weight that gets smaller the output indices that it keeps.
 
+    Returns:
+        The smaller model, on those of the weights that are left.
+
     Raises:
-        InputError: The factory may not be called, or the indices do not fit what it builds.
+        InputError: The indices do not fit the model.
     """
-    shape = tuple(input_shape)
-    traced = Trace(shape, rungs=(rung,))(factories.build(factory, kwargs).eval()).value
+    traced = Trace(input_shape, rungs=(rung,))(module).value
     coupling = with_barriers(traced, Couple()(traced).value, barriers)
     removed = removed_of(coupling, kept)
     for class_id in sorted(removed):
         reason = coupling.locked(class_id)
         if reason is not None:
             raise ModelError(
-                f"the kept indices remove a channel that {reason}", where=factory, hint="shrink the model again"
+                f"the kept indices remove a channel that {reason}", where="kept", hint="shrink the model again"
             )
     try:
         return shrink(traced, Survivors(coupling, removed))
     except (InvariantError, Obstacle) as cause:
         raise ModelError(
             f"the kept indices do not fit the model: {next(iter(str(cause).splitlines()), '')}",
-            where=factory,
+            where="kept",
             hint="shrink the model again",
         ) from cause
-
-
-def _exported(module: nn.Module, shape: Shape, metadata: Mapping[str, Any]) -> bytes:
-    images = torch.randn(max(2, shape[0]), *shape[1:])
-    try:
-        program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata))})
-    except Exception as cause:
-        raise ModelError(
-            f"the shrunken model cannot be exported: {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}",
-            where=type(module).__name__, hint="give the original by its factory, so that a bundle can be written",
-        ) from cause  # fmt: skip
-    return buffer.getvalue()

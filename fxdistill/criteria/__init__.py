@@ -1,21 +1,26 @@
 """Criteria: how much each coupled class of channels matters, one file each, and the registry of their names.
 
-The importance of a class is the sum over its members, the filters f of the weights W that produce its channels. A
-criterion is a function of :class:`Channels` (what is known of one model), or scores it whole:
+A criterion is a function of :class:`fxdistill.ir.channels.Channels`, what may be known of one model. Most sum over the
+members of a class, the filters f of the weights W that produce its channels:
 
-    CRITERION = Criterion(score=lambda channels: channels.sum_over_filters(lambda filters: filters.abs().sum(1)))
+    CRITERION = Criterion(
+        summary="the L1 norm of the filters", score=lambda channels: channels.sum_over_filters(norm)
+    )
+
+A file in this folder is a criterion, and costs nothing else. A criterion reads: whoever touches the model is refused.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fxdistill.errors import InputError, InvariantError, PlanError
 from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxdistill.criteria.channels import Channels
+    from fxdistill.ir.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,42 @@ class Criterion:
 
     Attributes:
         score: The importance of every class, by class id: float64 of shape (classes + 1,); 0 where it says nothing.
+        summary: A few words for help.
         needs_batch: Whether it reads gradients or activations, on a batch of data.
     """
 
     score: "Callable[[Channels], Tensor]"
+    summary: str = ""
     needs_batch: bool = False
+
+
+def importance(name: str, channels: "Channels") -> "Tensor":
+    """The importance of every class by a criterion's name, float64 of shape (classes + 1,).
+
+    Raises:
+        PlanError: There is no such criterion.
+        InputError: The criterion cannot say anything: no batch, no batch norm, weights that are not numbers.
+        InvariantError: The criterion's scores have the wrong shape, or it changed the model.
+    """
+    criterion = CRITERIA.get(name, where="criterion", error=PlanError)
+    before = channels.fingerprint()
+    scores = criterion.score(channels)
+    after = channels.fingerprint()
+    if after != before:
+        touched = next((key for key in before if after.get(key) != before[key]), "a new tensor")
+        raise InvariantError(f"the criterion '{name}' changed the model that it measures: {touched}", where="criterion")
+    if scores.shape != (channels.coupling.class_count + 1,) or not scores.is_floating_point():
+        raise InvariantError(
+            f"the criterion '{name}' gave scores of shape {tuple(scores.shape)} in {scores.dtype} for "
+            f"{channels.coupling.class_count} classes", where="criterion",
+        )  # fmt: skip
+    scores = scores.detach().cpu().double()
+    if not bool(scores.isfinite().all()):
+        raise InputError(
+            f"the criterion '{name}' gives importances that are not numbers", where="criterion",
+            hint="the model's weights, or its loss on the given data, are not finite; choose another criterion",
+        )  # fmt: skip
+    return scores
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", __name__, "CRITERION")

@@ -153,7 +153,7 @@ def _from_source(name: str, place: str, request: Request) -> Dataset:
 
 
 def _own(spec: str, allow: Sequence[str], task: Task) -> Dataset:
-    function = resolve(spec, allow=allow, trusted=(), error=DataError)
+    function = resolve(spec, allow=allow, error=DataError)
     hint = "return a fxdistill.data.dataset.Dataset, or ((images, labels), (images, labels)) for train and test"
     try:
         found = function()

@@ -13,7 +13,7 @@ they are; anything else that goes wrong becomes a :class:`PassError` that names 
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -136,6 +136,8 @@ def _graphs(source: object, depth: int = 0) -> Iterator[fx.Graph]:
         yield source.graph
     elif isinstance(source, fx.Graph):
         yield source
+    elif depth < 3 and isinstance(source, Mapping):
+        yield from _graphs(list(source.values()), depth)
     elif depth < 3 and isinstance(source, tuple | list):
         for item in source:
             yield from _graphs(item, depth + 1)

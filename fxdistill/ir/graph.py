@@ -2,14 +2,14 @@
 
 A node is named by its **path**: the path of the module it lies in plus, for what is not a module call, the name
 of the operation, with ``_1``, ``_2`` … for repetitions, as in torchvision's feature extraction
-(``layer1.1.relu_1``, ``layer1.1.add``). Paths are stable under retracing, so that plans can refer to them. A
-module's own path (``layer1``) stands for the node at which that module's scope ends.
+(``layer1.1.relu_1``, ``layer1.1.add``). Paths are stable under retracing, so that plans can refer to them, and both
+modes have those of the eval mode (:mod:`fxdistill.passes.trace.paths`). A module's own path (``layer1``) stands for
+the node at which that module's scope ends.
 """
 
 import difflib
 import functools
 import inspect
-import operator
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,20 +19,15 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from fxdistill.errors import PairingError
+from fxdistill.ir import outputs
+from fxdistill.ir.operators import IN_PLACE_OPERATORS, bare_name, is_a
 from fxdistill.ir.running import attributes_kept, in_mode
+from fxdistill.operators import Trait
 
 Rung = Literal["symbolic", "leaves", "export"]
 Shape = tuple[int, ...]
-
-_IN_PLACE_OPERATORS = {
-    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod,
-    operator.ipow, operator.iand, operator.ior, operator.ixor, operator.setitem,
-}  # fmt: skip
-_MAY_VIEW = {
-    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "permute", "transpose", "t", "movedim",
-    "swapaxes", "getitem", "chunk", "split", "tensor_split", "unbind", "select", "slice", "narrow", "squeeze",
-    "unsqueeze", "expand", "expand_as", "detach", "contiguous", "to", "type_as", "float", "identity", "real",
-}  # fmt: skip
+LADDER: tuple[Rung, ...] = ("symbolic", "leaves", "export")
+"""How a model may be traced, in the order in which it is tried."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,14 @@ class Traced:
         rung: How it was traced.
         training: The mode that is frozen into the graph.
         input_shape: Shape of the one input, batch included.
+        entry: Which entry of a structured output is the prediction.
     """
 
     module: fx.GraphModule
     rung: Rung
     training: bool
     input_shape: Shape
+    entry: str = ""
 
     @contextmanager
     def running(self) -> Iterator[fx.GraphModule]:
@@ -77,9 +74,19 @@ class Traced:
         return _first(self.graph, "placeholder")
 
     @property
+    def output_value(self) -> Any:
+        """What the graph returns: a node, or a structure of nodes."""
+        return _first(self.graph, "output").args[0]
+
+    @property
     def output(self) -> fx.Node:
         """The node whose value is the prediction: the output, or the main entry of a structured one."""
-        return main_output(self.graph)
+        return main_output(self.graph, self.entry)
+
+
+def ladder(first: Rung) -> tuple[Rung, ...]:
+    """The ladder with one rung first: the one that a plan names, the others behind it."""
+    return (first, *(rung for rung in LADDER if rung != first))
 
 
 def path_of(node: fx.Node) -> str:
@@ -103,32 +110,23 @@ def macs_of(node: fx.Node) -> int:
     return int(node.meta.get("macs", 0))
 
 
-def main_output(graph: fx.Graph) -> fx.Node:
+def main_output(graph: fx.Graph, entry: str = "") -> fx.Node:
     """The node that holds the prediction.
 
-    A structured output (auxiliary heads, segmentation) gives its entry ``out`` or ``logits``, else its first.
+    Args:
+        graph: A model's graph.
+        entry: Which entry of a structured output is the prediction, '' for the rule of :mod:`fxdistill.ir.outputs`.
 
     Raises:
+        ModelError: There is no such entry.
         PairingError: No node holds it.
     """
-    value: Any = _first(graph, "output").args[0]
-    while not isinstance(value, fx.Node):
-        if isinstance(value, dict) and value:
-            value = value.get("out", value.get("logits", next(iter(value.values()))))
-        elif isinstance(value, tuple | list) and value:
-            value = value[0]
-        else:
-            raise PairingError("the model's output is not a tensor", where=str(value))
-    fields: tuple[str, ...] = getattr(value.target, "_fields", ())
-    if (
-        value.op == "call_function" and fields
-    ):  # a named tuple built in the graph: auxiliary heads of Inception, GoogLeNet
-        entries = {**dict(zip(fields, value.args, strict=False)), **value.kwargs}
-        value = entries.get("out", entries.get("logits", next(iter(entries.values()))))
+    value = outputs.find(_first(graph, "output").args[0], entry)
     if not isinstance(value, fx.Node) or ("shape" in value.meta and shape_of(value) is None):
         raise PairingError(
             "the model's output is not a tensor", where=str(value),
-            hint="return the logits, or a dict or a tuple that holds them as 'out', as 'logits' or first",
+            hint="return the prediction, or a dict or a tuple that holds it, and name the entry with --teacher-output "
+            "or --student-output",
         )  # fmt: skip
     return value
 
@@ -151,14 +149,15 @@ def find(traced: Traced, path: str) -> fx.Node:
             continue
         if path_of(node) == path:
             return node
-        if within(scope_of(node), path):
+        if _lies_in(node, path):
             ends = True
     if ends:
         return scope_end(traced, path)
     known = [path_of(n) for n in traced.graph.nodes] + sorted({scope_of(n) for n in traced.graph.nodes} - {""})
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.3)
+    mode = " in training mode" if traced.training else ""
     raise PairingError(
-        f"no node or module has the path '{path}'",
+        f"no node or module has the path '{path}'{mode}",
         where=path,
         hint=f"did you mean {', '.join(near)}?" if near else "use a module path of the model",
     )
@@ -171,12 +170,19 @@ def scope_end(traced: Traced, path: str) -> fx.Node:
         PairingError: Nothing of that module is used outside of it.
     """
     nodes: Iterable[fx.Node] = traced.graph.nodes
-    inside = [n for n in nodes if within(scope_of(n), path) or n.meta.get("path") == path]
+    inside = [n for n in nodes if _lies_in(n, path)]
     chosen = set(inside)
     for node in reversed(inside):
         if any(user not in chosen for user in node.users):
             return node
     raise PairingError(f"no value of '{path}' is used outside of it", where=path)
+
+
+def _lies_in(node: fx.Node, path: str) -> bool:
+    """Whether a node is a module, or lies in it: the last node of a module may be named for what lies deeper."""
+    return node.op not in ("placeholder", "output", "get_attr") and (
+        within(scope_of(node), path) or within(path_of(node), path)
+    )
 
 
 def within(scope: str, path: str) -> bool:
@@ -200,10 +206,7 @@ def op_name(node: fx.Node, root: nn.Module) -> str:
         return module_op_name(module)
     if node.op not in ("call_function", "call_method"):
         return node.op
-    name = node.target if isinstance(node.target, str) else _function_name(node.target)
-    if node.target in _IN_PLACE_OPERATORS:
-        name = name[1:]
-    return name.rstrip("_") if not name.startswith("_") else name
+    return bare_name(node.target)
 
 
 def module_op_name(module: nn.Module) -> str:
@@ -237,7 +240,7 @@ def memory(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, int]:
         if node.op == "output":
             continue
         joined = {node.all_input_nodes[position] for position in node.meta.get("shares", ())} | set(written(node, root))
-        if op_name(node, root) in _MAY_VIEW:
+        if is_a(op_name(node, root), Trait.VIEW):
             joined |= set(node.all_input_nodes[:1])
         old = {group[source] for source in joined}
         for member in group if old else ():
@@ -252,7 +255,7 @@ def _is_in_place(node: fx.Node, root: nn.Module) -> bool:
         return bool(getattr(module, "inplace", False))
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.target in _IN_PLACE_OPERATORS or node.kwargs.get("inplace"):
+    if node.target in IN_PLACE_OPERATORS or node.kwargs.get("inplace"):
         return True
     name = _function_name(node.target)
     return (name.endswith("_") and not name.endswith("__")) or _inplace_argument(node)

@@ -1,32 +1,36 @@
-"""The program: one FX graph that holds teacher, student, taps, adapters and losses.
+"""The program: one FX graph that holds members, taps, adapters and losses.
 
-    (x, y) ──▶ teacher ──▶ tap ─▶ slice ─┐
-      │                                  ├─▶ loss ──▶ {"mse[layer1]": …, "kd": …}
-      └──────▶ student ──▶ tap ─▶ adapt ─┘
+    batch ─▶ images ─┬─▶ teacher ──▶ tap ─▶ slice ─┐
+                     │                             ├─▶ loss ──▶ {"mse[layer1]": …, "kd": …}
+                     └─▶ student ──▶ tap ─▶ adapt ─┘
 
-A program is an ``nn.Module``: calling it on a batch of images ``x`` (as the plan's input) and labels ``y`` (int64, one
-an image) returns the named losses, unweighted scalars.
+A program is an ``nn.Module``: calling it on a batch, a mapping from the names of fields (``images`` as the plan's
+input; ``labels``, ``index`` …) to tensors, returns the named losses, unweighted scalars. :attr:`Program.inputs` says
+which fields it reads.
 
-Its student **is** the user's module: the same layers over the same tensors, so that training, modes and moves to a
-device are common to both. Its teacher is a frozen copy of the user's, over the same weights until it is moved; it
-stays in eval mode and without gradients whatever is called on the program. A node's ``meta["role"]`` says what it is.
+A member that is trained **is** the user's module: the same layers over the same tensors, so that training, modes and
+moves to a device are common to both. A frozen one is a copy of the user's, over the same weights until it is moved; it
+keeps its mode and gets no gradients whatever is called on the program. A node's ``meta["role"]`` says what it is, and
+``meta["member"]`` whose.
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxdistill.errors import PlanError
+from fxdistill.errors import InvariantError, PlanError
 from fxdistill.ir.graph import macs_of
 from fxdistill.plan.schema import LossTerm, Stage
 
 _FACTS = ("shape", "macs", "path", "scope", "writes", "shares")
 
-Role = Literal["input", "teacher", "student", "tap", "adapter", "loss"]
+Role = Literal["input", "model", "tap", "adapter", "loss"]
+Batch = Mapping[str, Tensor]
 
 
 def tap(value: Tensor, name: str) -> Tensor:
@@ -42,6 +46,21 @@ def tap_copy(value: Tensor, name: str) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A model in a program.
+
+    Attributes:
+        name: Its name, and that of the submodule that holds it.
+        trained: Whether its parameters are trained; else it is frozen.
+        training: The mode that it is in: a frozen member always, a trained one while the program trains.
+    """
+
+    name: str
+    trained: bool
+    training: bool
+
+
+@dataclass(frozen=True)
 class Term:
     """A loss of the program: the plan's term, and the key under which its value is returned."""
 
@@ -49,17 +68,42 @@ class Term:
     loss: LossTerm
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What a program computes for one batch.
+
+    Attributes:
+        losses: The named losses, unweighted scalars.
+        logits: The prediction of each member, as far as a loss reads it.
+        taps: For each pair the two values that its losses compare, brought to one shape, by role.
+    """
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    taps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
 class Program(fx.GraphModule):
     """See the module docstring. Made by the passes ``instrument`` and ``specialize``."""
 
     @classmethod
-    def assemble(cls, root: nn.Module, graph: fx.Graph, *, stages: tuple[Stage, ...], terms: tuple[Term, ...]) -> Self:
+    def assemble(
+        cls, root: nn.Module, graph: fx.Graph, *, members: tuple[Member, ...], stages: tuple[Stage, ...],
+        terms: tuple[Term, ...],
+    ) -> Self:  # fmt: skip
         """A program from a module that owns all targets of the graph; tensors are shared, not copied."""
         graph.lint()
         program = cls(root, graph, "Program")
-        program.meta |= {"stages": stages, "terms": terms}  # torch.fx copies what is in meta, and nothing else
-        program.freeze_teacher()
+        # torch.fx copies what is in meta, and nothing else
+        program.meta |= {"members": members, "stages": stages, "terms": terms}
+        program.settle()
         return program
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members, those that have no part in it any more as well."""
+        members: tuple[Member, ...] = self.meta["members"]
+        return members
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -73,22 +117,45 @@ class Program(fx.GraphModule):
         terms: tuple[Term, ...] = self.meta["terms"]
         return terms
 
-    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # the signature of nn.Module
-        """Set the mode of student and adapters; the teacher stays in eval mode."""
-        super().train(mode)
-        return self.freeze_teacher()
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The fields of a batch that it reads."""
+        return tuple(str(node.args[1]) for node in self.nodes("input") if node.target is operator.getitem)
 
-    def freeze_teacher(self) -> Self:
-        """Teacher in eval mode, without gradients."""
-        teacher = getattr(self, "teacher", None)
-        if isinstance(teacher, nn.Module):
-            teacher.eval().requires_grad_(False)  # noqa: FBT003  # torch's signature
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # the signature of nn.Module
+        """Set the mode of trained members, adapters and losses; a frozen member stays in its own."""
+        super().train(mode)
+        return self.settle()
+
+    def settle(self) -> Self:
+        """Frozen members in their own mode, without gradients; trained ones that are traced in eval mode in that."""
+        for member, module in self._inside():
+            if not member.trained:
+                module.train(member.training).requires_grad_(False)  # noqa: FBT003  # torch's signature
+            elif not member.training:
+                module.eval()
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:  # noqa: FBT001, FBT002  # the signature of nn.Module
-        """Set for student and adapters whether they get gradients; the teacher gets none."""
+        """Set whether trained members, adapters and losses get gradients; frozen members get none."""
         super().requires_grad_(requires_grad)
-        return self.freeze_teacher()
+        return self.settle()
+
+    def _inside(self) -> Iterator[tuple[Member, nn.Module]]:
+        """The members that have a part in the program, with their modules."""
+        for member in self.meta.get("members", ()):
+            module = self._modules.get(member.name)
+            if module is not None:
+                yield member, module
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a parameter or buffer, by its name in the program, belongs to a frozen member."""
+        owner = name.partition(".")[0]
+        return any(member.name == owner and not member.trained for member in self.members)
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: trained members, adapters and losses, by name, without the frozen members."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not self.is_frozen(name)}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002  # as nn.Module
         """Move or convert: what ``to``, ``cuda``, ``double`` … call.
@@ -107,9 +174,19 @@ class Program(fx.GraphModule):
 
     def __copy__(self) -> "Program":
         """Another program over the same tensors."""
-        twin = Program.assemble(self, copy.deepcopy(self.graph), stages=self.stages, terms=self.terms)
-        twin.meta |= self.meta
-        return twin
+        return self.with_graph(copy.deepcopy(self.graph))
+
+    def with_graph(
+        self, graph: fx.Graph, *, stages: tuple[Stage, ...] | None = None, terms: tuple[Term, ...] | None = None
+    ) -> "Program":
+        """A program with another graph over the same modules and tensors; it has the same mode."""
+        made = Program.assemble(
+            self, graph, members=self.members, stages=self.stages if stages is None else stages,
+            terms=self.terms if terms is None else terms,
+        )  # fmt: skip
+        made.meta = {**self.meta, **made.meta}
+        made.training = self.training
+        return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle modules and graph with what its nodes mean; ``fx.GraphModule`` would trace its own code anew."""
@@ -118,17 +195,6 @@ class Program(fx.GraphModule):
             root.add_module(name, child)
         graph = copy.deepcopy(self.graph)  # one that does not refer back to this module
         return _restored, (root, graph, dict(self.meta), self.training)
-
-    def stage(self, name: str) -> "Program":
-        """The program of one stage: only its losses, and only what they need.
-
-        Raises:
-            PlanError: There is no such stage.
-        """
-        from fxdistill.passes.specialize import Specialize  # noqa: PLC0415  # nouns do not import verbs at load time
-
-        self.find_stage(name)
-        return Specialize(stage=name)(self).value
 
     def find_stage(self, name: str) -> Stage:
         """A stage by name.
@@ -142,9 +208,46 @@ class Program(fx.GraphModule):
         known = ", ".join(stage.name for stage in self.stages)
         raise PlanError(f"no stage is named '{name}'", where=name, hint=f"the stages are: {known}")
 
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of a stage's losses: sum over terms of weight times value, a scalar."""
         return torch.stack([term.loss.weight * losses[term.key] for term in self.terms]).sum()
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Losses, predictions and taps for one batch, so that a term of one's own can be added to the losses.
+
+        Args:
+            batch: The fields that :attr:`inputs` names.
+        """
+        values: Outputs = self._with_outputs()(batch)
+        return values
+
+    def _with_outputs(self) -> fx.GraphModule:
+        found: fx.GraphModule | None = self.__dict__.get("_outputs_graph")  # no submodule: it holds what we hold
+        if found is None:
+            graph = fx.Graph()
+            new: dict[fx.Node, fx.Node] = {}
+            for node in self.graph.nodes:
+                if node.op != "output":
+                    new[node] = graph.node_copy(node, new.__getitem__)
+            made = graph.call_function(Outputs, kwargs=fx.map_arg(self._read(), new.__getitem__))
+            graph.output(made)
+            found = self.__dict__["_outputs_graph"] = fx.GraphModule(self, graph)
+        return found
+
+    def _read(self) -> dict[str, Any]:
+        """The nodes whose values :class:`Outputs` holds."""
+        losses, logits, taps = {}, dict[str, fx.Node](), dict[str, dict[str, fx.Node]]()
+        by_key = {term.key: term.loss for term in self.terms}
+        for node in self.nodes("loss"):
+            term = by_key[node.meta["key"]]
+            losses[node.meta["key"]] = node
+            for port, value in zip(node.meta["reads"], _nodes(node.args), strict=True):
+                role, _, kind = port.partition(".")
+                if kind == "tap":
+                    taps.setdefault(str(term.pair), {})[role] = value
+                elif kind == "logits":
+                    logits[str(getattr(term, role))] = value
+        return {"losses": losses, "logits": logits, "taps": taps}
 
     def nodes(self, role: Role) -> list[fx.Node]:
         """The nodes of one role, in order."""
@@ -152,37 +255,47 @@ class Program(fx.GraphModule):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of teacher and student in one forward pass at the planned batch size."""
+        """Multiply-accumulates of all members in one forward pass at the planned batch size."""
         return sum(macs_of(node) for node in self.graph.nodes)
 
 
+def _nodes(values: Iterable[object]) -> Iterator[fx.Node]:
+    return (value for value in values if isinstance(value, fx.Node))
+
+
 def _restored(root: nn.Module, graph: fx.Graph, meta: dict[str, Any], training: bool) -> Program:  # noqa: FBT001
-    program = Program.assemble(root, graph, stages=meta["stages"], terms=meta["terms"])
+    program = Program.assemble(root, graph, members=meta["members"], stages=meta["stages"], terms=meta["terms"])
     program.meta |= meta
     program.training = training
     return program
 
 
 def inline(
-    graph: fx.Graph, source: fx.Graph, arguments: dict[fx.Node, fx.Node], *, role: Role
+    graph: fx.Graph, source: fx.Graph, arguments: dict[fx.Node, fx.Node], *, member: Member
 ) -> dict[fx.Node, fx.Node]:
-    """Copy a model's nodes into a graph, its targets below ``role``; returns old node to new node.
+    """Copy a member's nodes into a graph, its targets below its name; returns old node to new node.
 
     Args:
         graph: Where to copy to.
         source: The model's graph.
         arguments: What stands for its placeholders.
-        role: ``teacher`` or ``student``.
+        member: Whose nodes they are.
+
+    Raises:
+        InvariantError: The source has a placeholder that nothing stands for.
     """
     new: dict[fx.Node, fx.Node] = dict(arguments)
     for node in source.nodes:
+        if node.op == "placeholder" and node not in arguments:
+            raise InvariantError(f"nothing stands for the input '{node.target}'", where=member.name)
         if node.op in ("placeholder", "output"):
             continue
-        target: Any = f"{role}.{node.target}" if node.op in ("call_module", "get_attr") else node.target
+        target: Any = f"{member.name}.{node.target}" if node.op in ("call_module", "get_attr") else node.target
         copied = graph.create_node(
             node.op, target, fx.node.map_arg(node.args, new.__getitem__),
-            fx.node.map_arg(node.kwargs, new.__getitem__), name=f"{role}_{node.name}",
+            fx.node.map_arg(node.kwargs, new.__getitem__), name=f"{member.name}_{node.name}",
         )  # fmt: skip
-        copied.meta = {k: v for k, v in node.meta.items() if k in _FACTS} | {"role": role}
+        copied.meta = {k: v for k, v in node.meta.items() if k in _FACTS}
+        copied.meta |= {"role": "model", "member": member.name, "frozen": not member.trained}
         new[node] = copied
     return new

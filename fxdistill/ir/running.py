@@ -37,17 +37,25 @@ def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
 def buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Whatever runs inside leaves the module's buffers (running statistics) as they were; gives what they were.
 
-    A buffer that comes back with another shape is a cache that the module made itself (positions of an input size):
-    it stays, since old values do not fit it.
+    They are the same tensors again, too, where a call put others in their place. A buffer that comes back with another
+    shape is a cache that the module made itself (positions of an input size): it stays, since old values do not fit it.
     """
-    before = {name: buffer.clone() for name, buffer in module.named_buffers(remove_duplicate=False)}
+    parts = dict(module.named_modules(remove_duplicate=False))
+    before = dict(module.named_buffers(remove_duplicate=False))
+    values = {name: buffer.clone() for name, buffer in before.items()}
     try:
-        yield before
+        yield values
     finally:
         with torch.no_grad():
-            for name, buffer in module.named_buffers(remove_duplicate=False):
-                if name in before and buffer.shape == before[name].shape and not same(buffer, before[name]):
-                    buffer.copy_(before[name])
+            for name, buffer in before.items():
+                owner, _, leaf = name.rpartition(".")
+                now = getattr(parts[owner], leaf, None)
+                if now is not None and now.shape != values[name].shape:
+                    continue
+                if now is not buffer:
+                    parts[owner]._buffers[leaf] = buffer  # noqa: SLF001  # whether it is persistent stays as it is
+                if not same(buffer, values[name]):
+                    buffer.copy_(values[name])
 
 
 @contextmanager

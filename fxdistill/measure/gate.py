@@ -1,14 +1,16 @@
 """The gate that says whether an ONNX file is the model that was trained.
 
-The gate compares real images. With p PyTorch's and o ONNX Runtime's logits it demands
+The gate compares real images. With p PyTorch's and o ONNX Runtime's predictions it demands
 
-    max |p - o| ≤ tolerance    and    p[argmax p] - p[argmax o] ≤ tolerance for every prediction.
+    max |p - o| ≤ tolerance    and    what the task calls agreement, except for ties to within the tolerance.
 
-The second says that top-1 agrees, except where PyTorch's own two best logits tie to within the tolerance. It
-is the stricter one: errors within the tolerance may flip choices that lie up to twice the tolerance apart.
+In classification the second is p[argmax p] - p[argmax o] ≤ tolerance for every prediction: top-1 agrees, except where
+PyTorch's own two best logits tie. It is the stricter one: errors within the tolerance may flip choices that lie up to
+twice the tolerance apart.
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.errors import DataError, ModelError, ParityError
-from fxdistill.measure.evaluate import Batches, evaluating, open_session, prediction
+from fxdistill.ir.outputs import prediction
+from fxdistill.measure.latency import open_session
+from fxdistill.measure.model import evaluating
+from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -26,23 +31,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parity:
-    """How an ONNX file's logits differ from the module's.
+    """How an ONNX file's predictions differ from the module's.
 
     Attributes:
-        max_abs_error: Largest absolute difference of two logits.
-        top1_agreement: Share of equal top-1 predictions, 0 to 1.
+        max_abs_error: Largest absolute difference of two entries.
+        agreement: Share of predictions that say the same, 0 to 1: in classification, of equal top-1 predictions.
         images: How many were compared.
         widest_flip: Over the predictions that differ, PyTorch's largest gap between its own choice and ONNX
-            Runtime's, in logits; 0 where all agree.
+            Runtime's, in units of the output; 0 where all agree.
     """
 
     max_abs_error: float
-    top1_agreement: float
+    agreement: float
     images: int
     widest_flip: float = 0.0
 
 
-def measure(module: nn.Module, path: Path, batches: Batches) -> Parity:
+def measure(module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, entry: str = "") -> Parity:
     """Compare an ONNX file with the module that it came from, both in float32 on the CPU.
 
     A copy of the module is compared, so that an accelerator's reduced precision is not taken for an error of
@@ -51,32 +56,29 @@ def measure(module: nn.Module, path: Path, batches: Batches) -> Parity:
     Args:
         module: The module; its mode and device do not matter and do not change.
         path: The ONNX file.
-        batches: Images (N, ...), and labels, which are not read.
+        images: Batches of images (N, ...).
+        task: What agreement means.
+        entry: Which entry of a structured output is the prediction.
 
     Raises:
         ModelError: The file cannot be loaded or run.
         DataError: There are no images.
     """
     reference, session = frozen(module), open_session(path)
-    worst, widest, agreeing, predictions, images = 0.0, 0.0, 0, 0, 0
+    worst, widest, agreeing, predictions, count = 0.0, 0.0, 0, 0, 0
     with evaluating(reference):
-        for image, _ in batches:
+        for image in images:
             # first ONNX Runtime: a module may write into its input
             theirs = logits(session, image.cpu().float(), where=str(path))
-            ours = prediction(reference(image.cpu().float()))
-            flips = ours.amax(1) - ours.gather(1, theirs.argmax(1, keepdim=True)).squeeze(1)
-            same = ours.argmax(1) == theirs.argmax(1)
+            ours = prediction(reference(image.cpu().float()), entry)
+            found = task.agreement(ours, theirs)
             # np.maximum, unlike max, keeps a NaN, which the gate must see
             worst = float(np.maximum(worst, (ours - theirs).abs().max().item()))
-            widest = float(np.maximum(widest, flips.masked_fill(same, 0).max().item()))
-            agreeing, predictions, images = (
-                agreeing + int(same.sum()),
-                predictions + same.numel(),
-                images + len(image),
-            )
-    if not images:
+            widest = float(np.maximum(widest, found.widest))
+            agreeing, predictions, count = agreeing + found.agreeing, predictions + found.total, count + len(image)
+    if not count:
         raise DataError("there are no images to compare the exported model on", where=str(path))
-    return Parity(worst, agreeing / predictions, images, widest)
+    return Parity(worst, agreeing / predictions, count, widest)
 
 
 def gate(measured: Parity, tolerance: float = 1e-4) -> None:
@@ -86,10 +88,10 @@ def gate(measured: Parity, tolerance: float = 1e-4) -> None:
         ParityError: The file is not the model.
     """
     if not measured.max_abs_error <= tolerance:  # so written, a NaN fails
-        what = f"the logits differ by up to {measured.max_abs_error:.3g}; allowed is {tolerance:.3g}"
+        what = f"the predictions differ by up to {measured.max_abs_error:.3g}; allowed is {tolerance:.3g}"
     elif not measured.widest_flip <= tolerance:
         what = (
-            f"top-1 agrees on {measured.top1_agreement:.4%} only, and not for ties: a prediction flipped "
+            f"it agrees on {measured.agreement:.4%} only, and not for ties: a prediction flipped "
             f"over a gap of {measured.widest_flip:.3g}; allowed is {tolerance:.3g}"
         )
     else:

@@ -12,17 +12,20 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from fxdistill import files
 from fxdistill.errors import ModelError, PlanError
-from fxdistill.measure.evaluate import Batches, open_session, prediction
+from fxdistill.ir.outputs import prediction
 from fxdistill.measure.gate import Parity, frozen, gate, logits, measure, reason
+from fxdistill.measure.latency import open_session
+from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -56,7 +59,7 @@ class Exported:
 
 def export_onnx(
     module: nn.Module, path: Path, *, input_shape: tuple[int, ...], opset: int = 18,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None, entry: str = "",
 ) -> Exported:  # fmt: skip
     """Write a module as ONNX: input ``input`` (batch, ...), output ``logits``, for any batch size.
 
@@ -69,78 +72,105 @@ def export_onnx(
         input_shape: Shape of one batch; its first entry is free in the file.
         opset: Version of ONNX's operators.
         metadata: Provenance, for the file's ``metadata_props``.
+        entry: Which entry of a structured output is the prediction.
 
     Raises:
         ModelError: The module does not run on this shape, or no exporter gives a file that works.
-        PlanError: The place cannot be written to, or there is no such opset.
+        PlanError: The place cannot be written to, its name does not end in .onnx, or there is no such opset.
+        StorageError: The disk is full.
     """
-    check_opset(opset)
-    source = _deployable(module, input_shape)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            draft = Path(folder) / path.name
-            exporter, refused = _draft(source, draft, input_shape, opset, metadata or {})
-            _publish(draft, path)
-    except OSError as cause:
-        raise PlanError(
-            f"cannot write: {cause.strerror or cause}",
-            where=str(path),
-            hint="choose another place, or free some space",
-        ) from cause
-    return Exported(path, exporter, opset, refused)
+    with _draft_of(path) as draft:
+        written = _write(
+            module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry
+        )
+        _publish(draft, path)
+    return written
 
 
 def export_checked(
-    module: nn.Module, path: Path, batches: Batches, *, input_shape: tuple[int, ...], opset: int = 18,
-    tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None,
+    module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, input_shape: tuple[int, ...],
+    opset: int = 18, tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None, entry: str = "",
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a module as ONNX only if the file passes the gate; an earlier file stays where it does not.
 
     Args:
         module: See :func:`export_onnx`.
         path: The file to write.
-        batches: Images to compare on, see :func:`fxdistill.measure.gate.measure`.
+        images: Batches of images to compare on.
+        task: What agreement means, see :func:`fxdistill.measure.gate.measure`.
         input_shape: Shape of one batch.
         opset: Version of ONNX's operators.
-        tolerance: Largest absolute difference of two logits.
+        tolerance: Largest absolute difference of two entries.
         metadata: Provenance.
+        entry: Which entry of a structured output is the prediction.
 
     Raises:
         ParityError: The file would not be the model; nothing was written.
-        ModelError, PlanError: As for :func:`export_onnx`.
+        ModelError, PlanError, StorageError: As for :func:`export_onnx`.
     """
-    _check_folder(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
-        written = export_onnx(module, draft, input_shape=input_shape, opset=opset, metadata=metadata)
-        measured = measure(module, draft, batches)
+    with _draft_of(path) as draft:
+        written = _write(
+            module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry
+        )
+        measured = measure(module, draft, images, task=task, entry=entry)
         gate(measured, tolerance)
         _publish(draft, path)
-    return replace(written, path=path), measured
+    return written, measured
+
+
+@contextlib.contextmanager
+def _draft_of(path: Path) -> Iterator[Path]:
+    """A place on the same disk for a file that is not finished yet; what is left there goes."""
+    if path.suffix.lower() != ".onnx":
+        hint = f"name it {path.with_suffix('.onnx').name}" if path.name else "give the name of a file, x.onnx"
+        raise PlanError(f"'{path.name}' is not the name of an ONNX file", where=str(path), hint=hint)
+    with files.writing(path):
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    with folder:
+        yield Path(folder.name) / path.name
+
+
+def _write(
+    module: nn.Module,
+    draft: Path,
+    path: Path,
+    *,
+    input_shape: tuple[int, ...],
+    opset: int,
+    metadata: Mapping[str, str],
+    entry: str,
+) -> Exported:
+    """Write the draft of the file at a path."""
+    check_opset(opset)
+    source = _deployable(module, input_shape, entry)
+    with files.writing(path):
+        exporter, refused = _draft(source, draft, input_shape, opset, metadata)
+    return Exported(path, exporter, opset, refused)
 
 
 def _publish(draft: Path, path: Path) -> None:
     """Move a finished file, and its weights if they lie beside it, to their place: the weights first."""
-    for file in sorted(draft.parent.glob(f"{draft.name}*"), reverse=True):
-        file.chmod(0o644)
-        file.replace(path.parent / file.name)
+    weights = _weights_beside(draft)
+    with files.writing(path):
+        if weights.exists():
+            files.put(weights, _weights_beside(path))
+        files.put(draft, path)
 
 
-def _check_folder(path: Path) -> None:
-    if not path.parent.is_dir():
-        hint = "make it, or give another place"
-        raise PlanError("cannot write: the folder does not exist", where=str(path), hint=hint)
+def _weights_beside(path: Path) -> Path:
+    """Where the weights lie that are too large for the file itself."""
+    return path.with_name(f"{path.name}.data")
 
 
 class _Prediction(nn.Module):
     """A model with a structured output, reduced to its prediction."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, entry: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.entry = model, entry
 
     def forward(self, image: Tensor) -> Tensor:
-        return prediction(self.model(image))
+        return prediction(self.model(image), self.entry)
 
 
 def check_opset(opset: int) -> None:
@@ -164,7 +194,7 @@ def _noise(batch: int, input_shape: tuple[int, ...]) -> Tensor:
     return torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(batch))
 
 
-def _deployable(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+def _deployable(module: nn.Module, input_shape: tuple[int, ...], entry: str) -> nn.Module:
     source = frozen(module)
     for batch in _TRIAL_BATCHES:
         try:
@@ -176,7 +206,7 @@ def _deployable(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
                 where=type(module).__name__,
                 hint="give the shape that the model was made for; exported models must take any batch size",
             ) from cause
-    return source if isinstance(output, Tensor) else _Prediction(source)
+    return source if isinstance(output, Tensor) else _Prediction(source, entry)
 
 
 def _draft(
@@ -229,7 +259,7 @@ def _save(proto: "ModelProto", draft: Path, metadata: Mapping[str, str], *, exte
 
     _strip(proto.graph)
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
-    onnx.save_model(proto, draft, save_as_external_data=external, location=f"{draft.name}.data")
+    onnx.save_model(proto, draft, save_as_external_data=external, location=_weights_beside(draft).name)
 
 
 def _strip(graph: "GraphProto") -> None:

@@ -15,7 +15,7 @@ from fxdistill.registry import Origin, Registry
 if TYPE_CHECKING:
     from fxdistill.plan.schema import LossTerm, Pair, Stage
 
-DISTIL = ("trace", "couple", "match", "prune", "schedule", "instrument", "specialize")
+DISTIL = ("trace", "couple", "match", "prune", "shrink", "schedule", "instrument", "specialize")
 """The passes of a method that compares two members, by name, in order."""
 
 

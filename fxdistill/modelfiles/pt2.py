@@ -16,7 +16,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxdistill import files
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 
@@ -79,6 +80,33 @@ def load(path: Path) -> tuple[nn.Module, tuple[int, ...] | None, tuple[Diagnosti
     shape, static = _input_shape(program, frozen, path)
     module, stuck = _thaw(frozen)
     return module.eval(), shape, tuple(_remarks(path, shape, static=static, stuck=stuck))
+
+
+def save(module: nn.Module, path: Path, *, input_shape: tuple[int, ...], metadata: Mapping[str, Any]) -> None:
+    """Write a module as an exported program, for any batch size where it allows that.
+
+    Args:
+        module: Takes one batch of images.
+        path: The file to write, whole or not at all.
+        input_shape: Shape of the batch.
+        metadata: What :func:`metadata` then finds.
+
+    Raises:
+        ModelError: The module cannot be exported.
+        PlanError: The file cannot be written there.
+        StorageError: The disk is full.
+    """
+    images = torch.randn(max(2, input_shape[0]), *input_shape[1:])
+    buffer = io.BytesIO()
+    try:
+        program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata))})
+    except Exception as cause:
+        raise ModelError(
+            f"the model cannot be exported: {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}",
+            where=type(module).__name__, hint="give the original by its factory, so that a bundle can be written",
+        ) from cause  # fmt: skip
+    files.write_bytes(path, buffer.getvalue())
 
 
 def metadata(path: Path) -> dict[str, Any]:

@@ -5,19 +5,37 @@ prefix that all names share (``model.`` of a Lightning module) is dropped where 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from fxdistill import files
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
+from fxdistill.modelfiles import kinds
 
 ENTRIES = (
     "state_dict", "model_state_dict", "model", "net", "network", "module", "weights",
     "ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model",
 )  # fmt: skip
 _SHOWN = 3
+
+
+def save_state_dict(module: nn.Module, path: str | Path) -> None:
+    """Write a plain state dict that ``load_state_dict`` takes without fxdistill, whole or not at all.
+
+    Raises:
+        PlanError: The file cannot be written there.
+        StorageError: The disk is full.
+    """
+    files.write_bytes(Path(path), state_dict_bytes(module))
+
+
+def state_dict_bytes(module: nn.Module) -> bytes:
+    """The bytes of :func:`save_state_dict`: tensors detached, on the CPU and contiguous."""
+    return kinds.to_bytes(portable(module))
 
 
 def portable(module: nn.Module) -> dict[str, Any]:

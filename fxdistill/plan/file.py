@@ -6,8 +6,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fxdistill.criteria import CRITERIA
 from fxdistill.errors import PlanError
-from fxdistill.plan.schema import VERSION, Plan
+from fxdistill.losses import LOSSES
+from fxdistill.methods import METHODS
+from fxdistill.plan.document import VERSION, Plan
+from fxdistill.registry import Registry
+from fxdistill.tasks import TASKS
+
+REGISTRIES: tuple[Registry[Any], ...] = (LOSSES, CRITERIA, METHODS, TASKS)
+"""The kinds of names that a plan records the distributions of."""
 
 
 def load(path: Path) -> Plan:
@@ -65,11 +73,17 @@ def parse(data: object, *, where: str) -> Plan:
             f"the plan's version is {version!r}, not a whole number",
             where=f"{where}, version", hint="write the plan anew with `fxdistill plan`",
         )  # fmt: skip
+    if version == 1:
+        raise PlanError(
+            "the plan has version 1, whose form is no longer read", where=f"{where}, version",
+            hint="write it anew with `fxdistill plan` and the same options; decisions can be pinned with --pair",
+        )  # fmt: skip
     if version is not None and version > VERSION:
         raise PlanError(
             f"the plan has version {version}; this fxdistill reads versions up to {VERSION}",
             where=f"{where}, version", hint="update fxdistill, or write the plan anew",
         )  # fmt: skip
+    _installed(data.get("plugins"), where)
     try:
         return Plan.model_validate(data)
     except ValidationError as cause:
@@ -80,6 +94,20 @@ def parse(data: object, *, where: str) -> Plan:
             f"the plan is not valid: {first['msg'].removeprefix('Value error, ')}{more}",
             where=f"{where}, {field}", hint="correct that field, or write the plan anew with `fxdistill plan`",
         ) from cause  # fmt: skip
+
+
+def _installed(plugins: object, where: str) -> None:
+    """Refuse a plan that names what an installed distribution has to give, and none gives it; says which."""
+    for plugin in plugins if isinstance(plugins, list) else ():
+        if not isinstance(plugin, dict):
+            continue
+        kind, name, distribution = (plugin.get(key) for key in ("kind", "name", "distribution"))
+        registry = next((one for one in REGISTRIES if one.kind == kind), None)
+        if registry is not None and isinstance(name, str) and name not in registry.names():
+            raise PlanError(
+                f"the plan uses the {kind} '{name}', which is not installed", where=f"{where}, plugins",
+                hint=f"pip install {distribution} (the plan was written with version {plugin.get('version')})",
+            )  # fmt: skip
 
 
 def schema() -> dict[str, Any]:

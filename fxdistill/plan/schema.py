@@ -1,40 +1,40 @@
-"""The plan: everything that a run does, as reviewable data.
+"""The parts of a plan: members, taps, pairs, kept channels, terms, stages, arms; see :mod:`fxdistill.plan.document`."""
 
-A plan is JSON: versioned, validated, without tensors and without code. ``run`` does what it says and nothing that it
-does not say; there are no hidden defaults, because writing a plan spells every default out. The same inputs and seed
-give the same bytes. Both models are bound by the sha256 of their files.
+from typing import Annotated, Any, Literal, Self
 
-    plan = models + input + data + pairs (with evidence) + kept channels (or an auxiliary teacher)
-         + stages (+ control stages) + export
-"""
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-import hashlib
-import json
-from typing import Annotated, Literal, Self
+from fxdistill.arguments import Arguments
+from fxdistill.errors import InputError
+from fxdistill.losses import LOSSES, Loss
+from fxdistill.registry import suggestion
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
-
-from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import PlanError
-
-VERSION: Literal[1] = 1
 Align = Literal["slice", "shrink", "project"]
-ArmName = Literal["auxiliary", "distilled", "control"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Layout = Literal["nchw", "nhwc", "tokens", "features"]
+Rung = Literal["symbolic", "leaves", "export"]
 PositiveInt = Annotated[int, Field(gt=0)]
+Epochs = Annotated[int, Field(gt=0, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+MemberName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=60)]
 _FORM: dict[str, tuple[int, int]] = {"nchw": (4, 1), "nhwc": (4, 3), "tokens": (3, 2), "features": (2, 1)}
 """Number of dimensions and the channels' dimension of each layout."""
 
 
-class _Data(BaseModel):
+class Part(BaseModel):
+    """A part of a plan: strict, frozen, nothing else allowed."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def changed(self, **update: Any) -> Self:
+        """The same with other values, validated like any."""
+        return type(self).model_validate({**{name: getattr(self, name) for name in type(self).model_fields}, **update})
 
-class ModelRef(_Data):
-    """Where a model comes from.
+
+class ModelRef(Part):
+    """A member that is given: where its model comes from.
 
     Attributes:
         path: The file, relative to the plan; None for a factory alone (random weights under the plan's seed).
@@ -44,26 +44,55 @@ class ModelRef(_Data):
         entry: The entry of a checkpoint that the weights were taken from; '' for the whole file.
         trusted: Whether the user allowed the file to be unpickled.
         rung: How the model was traced.
+        output: Which entry of a structured output is the prediction: ``logits``, ``1``; '' for the whole.
     """
 
+    kind: Literal["model"] = "model"
     path: str | None
     sha256: str | None
     factory: str | None
     kwargs: dict[str, JsonValue] = {}
     entry: str = ""
     trusted: bool = False
-    rung: Literal["symbolic", "leaves", "export"] = "symbolic"
+    rung: Rung = "symbolic"
+    output: str = ""
     parameters: Count = 0
     macs: Count = 0
 
 
-class InputSpec(_Data):
+class Shrunken(Part):
+    """A member that is made: another one, really smaller. InDistill's auxiliary teacher is one.
+
+    Attributes:
+        of: The member that it is made from.
+        kept: For each weight that gets smaller, the output indices that it keeps.
+        widths: Outputs of each of these weights before, for the reader.
+        taps: For each pair whose tap gets narrower, its width before, for the reader.
+        barriers: Nodes and parameters whose channels all stay.
+        rung: How the original was traced for this.
+    """
+
+    kind: Literal["shrunken"] = "shrunken"
+    of: MemberName
+    kept: dict[str, Annotated[list[Count], Field(min_length=1)]]
+    widths: dict[str, PositiveInt] = {}
+    taps: dict[str, PositiveInt] = {}
+    barriers: list[str] = []
+    rung: Rung = "symbolic"
+    parameters: Count = 0
+    macs: Count = 0
+
+
+Member = Annotated[ModelRef | Shrunken, Field(discriminator="kind")]
+
+
+class InputSpec(Part):
     """What both models read: shape of one batch (the first entry is the batch size used for planning)."""
 
     shape: Annotated[list[PositiveInt], Field(min_length=2)]
 
 
-class DataPlan(_Data):
+class DataPlan(Part):
     """The data, its augmentation and normalisation.
 
     Attributes:
@@ -72,7 +101,8 @@ class DataPlan(_Data):
         augmentation: Names of augmentations, applied in order: ``flip``, ``crop:PADDING``.
         mean: Subtracted per input channel, pixels in 0 … 1.
         std: Divided by, per input channel.
-        classes: Class names in label order.
+        classes: Class names in label order; empty where the task has none.
+        train_size: Number of training images; 0 where it is not known.
     """
 
     spec: str | None
@@ -81,11 +111,13 @@ class DataPlan(_Data):
     mean: list[float] = []
     std: list[Annotated[float, Field(gt=0)]] = []
     classes: list[str] = []
+    train_size: Count = 0
 
 
-class Tap(_Data):
-    """A node whose value is compared: path, shape, channel dimension and layout."""
+class Tap(Part):
+    """A node of a member whose value is compared: path, shape, channel dimension and layout."""
 
+    member: MemberName
     path: str
     shape: list[PositiveInt]
     channel_dim: Count
@@ -103,15 +135,15 @@ class Tap(_Data):
         return self
 
 
-class RunnerUp(_Data):
+class RunnerUp(Part):
     """The second-best teacher node for a student node."""
 
     teacher: str
     score: float
 
 
-class Pair(_Data):
-    """A teacher node and a student node that are brought together, with the evidence for it."""
+class Pair(Part):
+    """Two taps that are brought together, with the evidence for it: the one that teaches and the one that learns."""
 
     name: Name
     teacher: Tap
@@ -122,7 +154,7 @@ class Pair(_Data):
     align: Align
 
 
-class Kept(_Data):
+class Kept(Part):
     """The teacher channels that a pair keeps (sorted), of how many, by which criterion, coupled with what."""
 
     pair: str
@@ -133,7 +165,7 @@ class Kept(_Data):
     coupled: list[str]
 
 
-class Optimizer(_Data):
+class Optimizer(Part):
     """A torch optimiser by name, with its arguments."""
 
     name: Literal["sgd", "adam", "adamw"]
@@ -141,199 +173,144 @@ class Optimizer(_Data):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     momentum: Annotated[float, Field(ge=0)] = 0.0
 
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Self:
+        if self.momentum and self.name != "sgd":
+            raise ValueError(f"'{self.name}' takes no momentum; it is for sgd")
+        return self
 
-class LossTerm(_Data):
+
+class LossTerm(Part):
     """One loss of a stage.
 
     Attributes:
-        loss: Name in the registry of losses.
-        pair: The pair whose taps it compares; None for the logits.
+        loss: Its name.
+        pair: The pair whose taps it compares; None for a loss that reads no taps.
+        student: The member in the role of the student, None where the loss does not read it.
+        teacher: The member in the role of the teacher, None where the loss does not read it.
         weight: Factor in the sum.
-        args: Further arguments, e.g. ``temperature``.
+        args: Its arguments, every default spelled out.
     """
 
     loss: str
-    pair: str | None
+    pair: str | None = None
+    student: MemberName | None = None
+    teacher: MemberName | None = None
     weight: Annotated[float, Field(ge=0)] = 1.0
-    args: dict[str, float] = {}
+    args: dict[str, JsonValue] = {}
 
-    @model_validator(mode="after")
-    def _loss_is_known(self) -> Self:
-        from fxdistill.losses import old  # noqa: PLC0415  # brings torch, which a plan alone does not need
-
-        try:
-            old.arguments(self.loss, self.args)
-        except PlanError as cause:
-            raise ValueError(f"{cause.what}; {cause.hint}") from cause
-        if (old.get(self.loss).reads == "taps") != (self.pair is not None):
-            raise ValueError(f"the loss '{self.loss}' needs {'no pair' if self.pair is not None else 'a pair'}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, data: Any) -> Any:
+        """Fill in what the loss says of itself: the roles that it reads, the defaults of its arguments."""
+        if not isinstance(data, dict) or not isinstance(data.get("loss"), str):
+            return data
+        loss = _known_loss(data["loss"])
+        roles = {role: data.get(role) or role for role in loss.roles}
+        unread = [role for role in ("student", "teacher") if role not in roles and data.get(role)]
+        if unread:
+            raise ValueError(f"the loss '{data['loss']}' reads nothing of a {unread[0]}")
+        if loss.reads_taps != (data.get("pair") is not None):
+            raise ValueError(f"the loss '{data['loss']}' needs {'a pair' if loss.reads_taps else 'no pair'}")
+        return {**data, **roles, "args": _full_arguments(data["loss"], loss, data.get("args") or {})}
 
     @property
     def name(self) -> str:
         """The term's name in metrics: ``mse[pair]``, ``kd``."""
         return f"{self.loss}[{self.pair}]" if self.pair is not None else self.loss
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members that it reads."""
+        return tuple(member for member in (self.student, self.teacher) if member is not None)
 
-class Stage(_Data):
+
+def _known_loss(name: str) -> Loss:
+    try:
+        return LOSSES.get(name)
+    except InputError as cause:
+        raise ValueError(f"{cause.what}; {cause.hint}") from cause
+
+
+def _full_arguments(name: str, loss: Loss, given: Any) -> dict[str, Any]:
+    """The arguments of a loss, validated, with the defaults of those that are not given."""
+    model: type[Arguments] = loss.arguments or Arguments
+    try:
+        return model.model_validate(given).model_dump(mode="json")
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        argument = ".".join(map(str, first["loc"])) or "arguments"
+        if first["type"] == "extra_forbidden":
+            known = suggestion(argument, tuple(model.model_fields), "its arguments are")
+            raise ValueError(f"the loss '{name}' has no argument '{argument}'; {known}") from None
+        raise ValueError(f"the loss '{name}', {argument} = {first['input']!r}: {first['msg'].lower()}") from None
+
+
+class Stage(Part):
     """Some epochs under one set of losses, with an optimiser that starts fresh.
 
     Attributes:
         schedule: Learning rate over the stage: ``constant``, or ``cosine`` to zero.
-        cost: MACs of the stage's program for one image, as a share of teacher and student in full.
+        cost: MACs of the stage's program for one image, as a share of all given members in full.
     """
 
     name: Name
-    epochs: PositiveInt
+    epochs: Epochs
     losses: Annotated[list[LossTerm], Field(min_length=1)]
     optimizer: Optimizer
     schedule: Literal["constant", "cosine"] = "constant"
     cost: Annotated[float, Field(ge=0)] = 1.0
 
 
-class Auxiliary(_Data):
-    """A smaller teacher, made from the teacher and fine-tuned from it, that teaches in its place.
+class Arm(Part):
+    """One training: the members that it trains, and its stages.
 
     Attributes:
-        kept: For each weight of the teacher that gets smaller, the output indices that it keeps.
-        widths: Outputs of each of these weights in the teacher, for the reader.
-        taps: For each pair whose teacher tap gets narrower, its width in the teacher, for the reader.
-        barriers: Nodes and parameters of the teacher whose channels all stay.
-        rung: How the teacher was traced for this.
-        stages: Its training, with the teacher as teacher; their losses compare logits.
+        name: Its name.
+        trains: The members that it trains, the one that it is measured by first.
+        stages: Its stages, in order.
+        once: Whether it is trained once, under the first seed; else under every seed.
     """
 
-    kept: dict[str, Annotated[list[Count], Field(min_length=1)]]
-    widths: dict[str, PositiveInt] = {}
-    taps: dict[str, PositiveInt] = {}
-    barriers: list[str] = []
-    rung: Literal["symbolic", "leaves", "export"] = "symbolic"
+    name: MemberName
+    trains: Annotated[list[MemberName], Field(min_length=1)]
     stages: Annotated[list[Stage], Field(min_length=1)]
-    parameters: Count = 0
-    macs: Count = 0
+    once: bool = False
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members that take part, those that are trained first."""
+        read = (member for stage in self.stages for term in stage.losses for member in term.members)
+        return tuple(dict.fromkeys((*self.trains, *read)))
 
 
-class ExportPlan(_Data):
-    """The ONNX file and its gate."""
+class Control(Part):
+    """The control arm: an arm's members, for as many epochs, with losses that need no teacher.
 
+    Attributes:
+        of: The arm beside which it stands. It starts as that arm does and trains for as many epochs.
+    """
+
+    of: MemberName
+    losses: Annotated[list[LossTerm], Field(min_length=1)]
+    optimizer: Optimizer
+    schedule: Literal["constant", "cosine"] = "cosine"
+    cost: Annotated[float, Field(ge=0)] = 1.0
+
+
+class ExportPlan(Part):
+    """The ONNX file and its gate: which member is exported, as which arm trained it."""
+
+    member: MemberName = "student"
+    arm: MemberName = "distilled"
     opset: PositiveInt = 18
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
 
 
-class Plan(_Data):
-    """A whole plan. See the module docstring."""
+class Plugin(Part):
+    """A name that does not come with this package: what it is, and what has to be installed for it."""
 
-    version: Literal[1]
-    method: str
-    seed: Count
-    teacher: ModelRef
-    student: ModelRef
-    input: InputSpec
-    data: DataPlan
-    pairs: list[Pair]
-    kept: list[Kept]
-    auxiliary: Auxiliary | None = None
-    stages: Annotated[list[Stage], Field(min_length=1)]
-    control: list[Stage] = []
-    seeds: Annotated[list[Count], Field(min_length=1)]
-    precision: Precision = "32-true"
-    export: ExportPlan = ExportPlan()
-    diagnostics: list[Diagnostic] = []
-    versions: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _references_hold(self) -> Self:
-        names = [pair.name for pair in self.pairs]
-        _unique(names, "pair")
-        _unique([f"{pair.teacher.path} = {pair.student.path}" for pair in self.pairs], "pair of the nodes")
-        _unique([kept.pair for kept in self.kept], "list of kept channels of")
-        _unique([str(seed) for seed in self.seeds], "seed")
-        if len(self.data.mean) != len(self.data.std):
-            raise ValueError(f"data.mean has {len(self.data.mean)} entries, data.std {len(self.data.std)}")
-        for stages in (self.stages, self.control):
-            _unique([stage.name for stage in stages], "stage")
-        by_name = {pair.name: pair for pair in self.pairs}
-        for stage in (*self.stages, *self.control):
-            for term in stage.losses:
-                if term.pair is not None and term.pair not in by_name:
-                    raise ValueError(f"stage '{stage.name}' names the pair '{term.pair}', which the plan has not")
-        for kept in self.kept:
-            _kept_holds(kept, by_name)
-        _auxiliary_holds(self.auxiliary, self.pairs)
-        missing = [p.name for p in self.pairs if p.align == "slice"]
-        absent = set(missing) - {kept.pair for kept in self.kept}
-        if absent:
-            raise ValueError(f"no kept channels for the sliced pair '{sorted(absent)[0]}'")
-        return self
-
-    def kept_for(self, pair: str) -> Kept | None:
-        """The kept channels of a pair, None where it is not sliced."""
-        return next((kept for kept in self.kept if kept.pair == pair), None)
-
-    def stages_of(self, arm: ArmName) -> tuple[Stage, ...]:
-        """The stages of an arm; () where the plan does not have it."""
-        auxiliary = self.auxiliary.stages if self.auxiliary is not None else []
-        return tuple({"auxiliary": auxiliary, "distilled": self.stages, "control": self.control}[arm])
-
-    def to_json(self) -> str:
-        """The plan's text: stable, every default spelled out, lists of numbers on one line."""
-        return _dump(self.model_dump(mode="json")) + "\n"
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the plan's text."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-
-def _unique(names: list[str], kind: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"there is more than one {kind} '{name}'")
-
-
-def _auxiliary_holds(auxiliary: Auxiliary | None, pairs: list[Pair]) -> None:
-    if auxiliary is not None:
-        _unique([stage.name for stage in auxiliary.stages], "stage")
-        if any(term.pair is not None for stage in auxiliary.stages for term in stage.losses):
-            raise ValueError("a stage of the auxiliary teacher names a pair; its losses compare logits")
-        names = {"weight": (auxiliary.widths, auxiliary.kept), "pair": (auxiliary.taps, {pair.name for pair in pairs})}
-        for kind, (given, known) in names.items():
-            if unknown := sorted(set(given) - set(known)):
-                raise ValueError(f"the auxiliary teacher's widths name the {kind} '{unknown[0]}', which it has not")
-    for pair in pairs:
-        if pair.align == "shrink" and auxiliary is None:
-            raise ValueError(f"the align of the pair '{pair.name}' is 'shrink', and the plan has no auxiliary teacher")
-        if pair.align == "shrink" and pair.teacher.width != pair.student.width:
-            raise ValueError(f"the pair '{pair.name}' has two widths; with align 'shrink' they are the same")
-
-
-def _kept_holds(kept: Kept, pairs: dict[str, Pair]) -> None:
-    if kept.pair not in pairs:
-        raise ValueError(f"kept channels name the pair '{kept.pair}', which the plan has not")
-    pair = pairs[kept.pair]
-    if pair.align != "slice":
-        raise ValueError(f"the pair '{kept.pair}' has kept channels but its align is '{pair.align}'")
-    if kept.width != pair.teacher.width or kept.path != pair.teacher.path:
-        raise ValueError(f"the kept channels of '{kept.pair}' are not about its teacher tap")
-    if kept.channels != sorted(set(kept.channels)):
-        raise ValueError(f"the kept channels of '{kept.pair}' are not sorted and distinct")
-    if kept.channels and kept.channels[-1] >= kept.width:
-        raise ValueError(
-            f"the kept channel {kept.channels[-1]} of '{kept.pair}' is out of range: '{kept.path}' has "
-            f"{kept.width} channels, 0 to {kept.width - 1}"
-        )
-    if len(kept.channels) != pair.student.width:
-        raise ValueError(
-            f"'{kept.pair}' keeps {len(kept.channels)} channels; the student's tap has {pair.student.width}"
-        )
-
-
-def _dump(value: object, indent: int = 0) -> str:
-    """JSON with one entry a line, except that a list of plain values stays on one line: made for diffs."""
-    pad, inner = "  " * indent, "  " * (indent + 1)
-    if isinstance(value, dict) and value:
-        rows = (f"{inner}{json.dumps(key)}: {_dump(item, indent + 1)}" for key, item in value.items())
-        return "{\n" + ",\n".join(rows) + f"\n{pad}}}"
-    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-        return "[\n" + ",\n".join(f"{inner}{_dump(item, indent + 1)}" for item in value) + f"\n{pad}]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    kind: str
+    name: str
+    distribution: str
+    version: str

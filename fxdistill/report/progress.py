@@ -11,10 +11,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.plan.schema import Plan
-from fxdistill.report.terminal import diagnostics_view
-from fxdistill.runtime.arms import Arm, Observer
+from fxdistill.plan.document import Plan
+from fxdistill.report.layout import diagnostics_view
+from fxdistill.runtime.arms import Observer, Trial
 from fxdistill.runtime.loop import Progress as TrainProgress
+from fxdistill.tasks import TASKS, Task
 
 _LOG_SECONDS = 30.0
 _LEAST_COST = 0.05  # of an epoch: reading and augmenting images takes time too
@@ -36,9 +37,10 @@ class RunView(Observer):
             console=console,
         )  # fmt: skip
         self._live = Live(self._bar, console=console, refresh_per_second=8, transient=True)
-        self._task = self._bar.add_task("loading", total=None)
+        self._bar_task = self._bar.add_task("loading", total=None)
         self._shares: dict[str, list[float]] = {}
-        self._order: list[Arm] = []
+        self._order: list[Trial] = []
+        self._task: Task | None = None
         self._drawn = self._logged = 0.0
 
     def __enter__(self) -> "RunView":
@@ -48,13 +50,12 @@ class RunView(Observer):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def _begin(self, plan: Plan, arms: list[Arm]) -> None:
+    def _begin(self, plan: Plan, trials: list[Trial]) -> None:
         """Learn how the cost of the run is spread over arms and stages."""
         self._shares = {
-            arm.name: [stage.epochs * max(stage.cost, _LEAST_COST) for stage in plan.stages_of(arm.name)]
-            for arm in arms
+            arm.name: [stage.epochs * max(stage.cost, _LEAST_COST) for stage in arm.stages] for arm in plan.all_arms
         }
-        self._order = arms
+        self._order, self._task = trials, TASKS.get(plan.task)
         self._logged = time.monotonic()
 
     def _remark(self, remark: Diagnostic) -> None:
@@ -62,10 +63,10 @@ class RunView(Observer):
             self.console.print(line)
 
     def _phase(self, phase: str) -> None:
-        self._bar.update(self._task, description=phase)
+        self._bar.update(self._bar_task, description=phase)
         self._live.update(self._bar, refresh=self.console.is_terminal)
 
-    def _progress(self, arm: Arm, progress: TrainProgress, accuracy: float | None) -> None:
+    def _progress(self, arm: Trial, progress: TrainProgress, metrics: dict[str, float]) -> None:
         at, stage = progress.position, progress.stage
         ended = at.step == 0
         now = time.monotonic()
@@ -75,7 +76,9 @@ class RunView(Observer):
         finished = ended and at.epoch == stage.epochs
         if finished or (ended and not self.console.is_terminal and now - self._logged > _LOG_SECONDS):
             self._logged = now
-            reached = "" if accuracy is None else f"  accuracy {accuracy:.2%}"
+            task = self._task
+            shown = task is not None and task.primary in metrics
+            reached = f"  {task.primary} {task.shown(metrics[task.primary])}" if task is not None and shown else ""
             where = "" if finished else f" {at.epoch}/{stage.epochs}"
             self.console.print(
                 Text.assemble(
@@ -86,7 +89,7 @@ class RunView(Observer):
                 soft_wrap=not self.console.is_terminal,
             )
 
-    def _draw(self, arm: Arm, progress: TrainProgress) -> None:
+    def _draw(self, arm: Trial, progress: TrainProgress) -> None:
         at, stage = progress.position, progress.stage
         shares = self._shares[arm.name]
         before = sum(sum(self._shares[one.name]) for one in self._order[: self._order.index(arm)])
@@ -95,8 +98,8 @@ class RunView(Observer):
         total, name = sum(sum(self._shares[one.name]) for one in self._order), f"{arm.name}, seed {arm.seed}"
         if self._bar.tasks[0].total is None:
             # of a resumed run, what was done before says nothing about its speed
-            self._bar.reset(self._task, total=total, completed=int(done), description=name)
-        self._bar.update(self._task, total=total, completed=done, description=name)
+            self._bar.reset(self._bar_task, total=total, completed=int(done), description=name)
+        self._bar.update(self._bar_task, total=total, completed=done, description=name)
         epoch = at.epoch + (1 if at.step else 0)
         line = f"{stage.name}, epoch {epoch} of {stage.epochs}  {_losses(progress)}"
         self._live.update(Group(self._bar, Text(f"{line}  {progress.images_per_second:,.0f} images/s")))

@@ -1,57 +1,59 @@
 """The arms of a run: what is trained, from which start, and when a checkpoint is taken.
 
-An **arm** is one training of the student from its initial weights: the plan's stages, and, where the plan has a
-control, the same budget without distillation, for each of the plan's seeds. A student that comes from a factory alone
-starts from fresh weights under each seed; one that comes from a file starts from that file's, and the seeds vary
-order, augmentation and dropout. An auxiliary teacher is the first arm: it learns from the teacher, then teaches.
+A **trial** is one training of an arm of the plan under one seed: its members start from their initial weights and are
+trained stage by stage. Members that come from a factory alone start from fresh weights under each seed; those that come
+from a file start from that file's, and the seeds vary order, augmentation and dropout. An arm that is trained once
+(the auxiliary teacher) comes first, and what it trained then teaches. The control arm stands beside its arm.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler import pipeline
-from fxdistill.data import batches
-from fxdistill.data.batches import Dataset
+from fxdistill.compiler.build import build_arm
+from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, TrainingError
 from fxdistill.files import write_bytes
 from fxdistill.ir.program import Program
-from fxdistill.measure import evaluate
-from fxdistill.modelfiles import store
+from fxdistill.measure.model import metrics
+from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
-from fxdistill.plan.schema import ArmName, Plan
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import Arm, ModelRef
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
-from fxdistill.runtime.loop import Loop, Moment, Progress, trainable_state
+from fxdistill.runtime.loop import Loop, Moment, Progress
+from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
 
 _SHARE_OF_SAVING = 0.05  # of the time, at most
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One training of the student, or of the auxiliary teacher."""
+class Trial:
+    """One training: of which arm, under which seed."""
 
     seed: int
-    name: ArmName
+    name: str
 
 
 @dataclass
 class Observer:
     """Who watches a run; each callback does nothing unless it is given."""
 
-    on_begin: Callable[[Plan, list[Arm]], None] = lambda _plan, _arms: None
+    on_begin: Callable[[Plan, list[Trial]], None] = lambda _plan, _trials: None
     on_diagnostic: Callable[[Diagnostic], None] = lambda _remark: None
-    on_progress: Callable[[Arm, Progress, float | None], None] = lambda _arm, _progress, _accuracy: None
+    on_progress: Callable[[Trial, Progress, dict[str, float]], None] = lambda _trial, _progress, _metrics: None
     on_phase: Callable[[str], None] = lambda _phase: None
 
 
@@ -61,13 +63,12 @@ class Execution:
 
     Attributes:
         plan: The plan.
+        task: Its task.
         rundir: Where everything is written.
         dataset: On the device, as far as it fits.
-        teacher: The user's module.
-        student: The user's module: the one that is trained.
-        auxiliary: The smaller teacher that is trained first and then teaches; None where the teacher itself does.
+        modules: The members by name: the user's modules, and those that are made from them.
         fabric: Device and precision.
-        initial: The state dict that an arm starts from.
+        initial: For each trial the state dict that each trained member starts from.
         observer: Who watches.
         compiled: Whether to train through ``torch.compile``.
         save_seconds: Seconds between two checkpoints.
@@ -77,88 +78,98 @@ class Execution:
     """
 
     plan: Plan
+    task: Task
     rundir: RunDir
     dataset: Dataset
-    teacher: nn.Module
-    student: nn.Module
-    auxiliary: nn.Module | None
+    modules: Mapping[str, nn.Module]
     fabric: "Fabric"
-    initial: Callable[[Arm], dict[str, Tensor]]
+    initial: Callable[[Trial], Mapping[str, State]]
     observer: Observer
     compiled: bool
     save_seconds: float
     metrics: Metrics
     checkpoint: Checkpoint
-    programs: dict[Arm, Program] = field(default_factory=dict)
+    programs: dict[Trial, Program] = field(default_factory=dict)
 
-    def trainee(self, arm: Arm) -> nn.Module:
-        """The module that an arm trains."""
-        return self.auxiliary if arm.name == "auxiliary" and self.auxiliary is not None else self.student
-
-
-def arms_of(plan: Plan) -> list[Arm]:
-    """The arms of a plan in order: the auxiliary teacher, then for each seed the distilled student and the control."""
-    names: list[ArmName] = ["distilled", "control"] if plan.control else ["distilled"]
-    first = [Arm(plan.seeds[0], "auxiliary")] if plan.auxiliary is not None else []
-    return [*first, *(Arm(seed, name) for seed in plan.seeds for name in names)]
+    def measured(self, member: str) -> dict[str, float]:
+        """The metrics of a member on the run's data, on the run's device."""
+        module = self.modules[member].to(self.fabric.device)
+        ref = self.plan.members[member]
+        entry = ref.output if isinstance(ref, ModelRef) else ""
+        return metrics(module, self.dataset, self.task, batch_size=self.plan.data.batch_size, entry=entry)
 
 
-def build_program(
-    plan: Plan, arm: Arm, teacher: nn.Module, student: nn.Module, *, auxiliary: nn.Module | None = None
-) -> Program:
-    """The program of an arm; what is new in it (a learned encoder) is drawn under the arm's seed.
+def trials_of(plan: Plan) -> list[Trial]:
+    """The trials in order: arms that are trained once, then for each seed the others, the control beside its arm."""
+    once = [Trial(plan.seeds[0], arm.name) for arm in plan.all_arms if arm.once]
+    return [*once, *(Trial(seed, arm.name) for seed in plan.seeds for arm in plan.all_arms if not arm.once)]
+
+
+def build_program(plan: Plan, trial: Trial, modules: Mapping[str, nn.Module]) -> Program:
+    """The program of a trial; what is new in it (adapters, losses) is drawn under the trial's seed.
 
     Raises:
         PlanError: The plan does not fit the models.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arm.seed)
-        if arm.name == "auxiliary" and auxiliary is not None:
-            return pipeline.build_auxiliary(plan, teacher, auxiliary)
-        if arm.name == "distilled":
-            return pipeline.build(plan, auxiliary or teacher, student)
-        return pipeline.build_control(plan, student)
+        torch.manual_seed(trial.seed)
+        return build_arm(plan, trial.name, modules)
 
 
-def train_arm(run: Execution, index: int, arm: Arm) -> None:
-    """Train an arm from where the checkpoint is, write what it is for, and note the arm as finished.
+def train(run: Execution, index: int, trial: Trial) -> None:
+    """Carry a trial out from where the checkpoint is, write what it is for, and note it as finished.
 
-    The first distilled student is written, and the auxiliary teacher, which the arms after it read.
+    What is written: the member that the plan exports, under the first seed, and the members of an arm that is trained
+    once, which the arms after it read.
 
     Raises:
         TrainingError: A loss, or a trained weight, is not a number.
     """
-    program = _restored(run, arm)
-    at, fabric = run.checkpoint, run.fabric
-    watch = _Watch(run, program, index, arm)
-    loop = Loop(fabric, program, run.dataset, run.plan.data, arm.seed, run.compiled, watch.progress, watch.save)
+    arm = run.plan.arm(trial.name)
+    program = _restored(run, trial, arm)
+    at = run.checkpoint
+    watch = _Watch(run, program, index, trial)
+    loop = Loop(
+        run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.compiled, watch.progress, watch.save
+    )
     loop.run(at.position, at.optimizer, at.means)
-    trained = Strip()(Trained(program, run.trainee(arm))).value
-    _check_finite(trained, arm)
-    if arm.name == "auxiliary":
-        write_bytes(run.rundir.auxiliary_path, store.state_dict_bytes(trained))
-    elif arm == Arm(run.plan.seeds[0], "distilled"):
-        write_bytes(run.rundir.student_path, store.state_dict_bytes(trained))
-    seconds = round(watch.seconds, 1)
-    record = {**asdict(arm), "accuracy": accuracy(run, run.trainee(arm)), "seconds": seconds}
+    for member in arm.trains:
+        trained = Strip()(Trained(program, run.modules[member], member)).value
+        _check_finite(trained, trial)
+        if _is_kept(run.plan, trial, arm, member):
+            write_bytes(run.rundir.weights_path(member), state_dict_bytes(trained))
+    record = {**asdict(trial), **run.measured(arm.trains[0]), "seconds": round(watch.seconds, 1)}
     run.checkpoint = Checkpoint(arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record])
     checkpoint.save(run.rundir, run.checkpoint)
 
 
-def _restored(run: Execution, arm: Arm) -> Program:
-    """The arm's program on the device, with the weights of the checkpoint, or those of the start."""
-    trainee = run.trainee(arm)
-    trainee.cpu().load_state_dict(run.initial(arm))
-    program = run.programs.pop(arm, None) or build_program(
-        run.plan, arm, run.teacher, run.student, auxiliary=run.auxiliary
-    )
+def _is_kept(plan: Plan, trial: Trial, arm: Arm, member: str) -> bool:
+    """Whether what a trial made of a member is written."""
+    exported = (plan.export.arm, plan.export.member) == (arm.name, member) and trial.seed == plan.seeds[0]
+    return exported or arm.once
+
+
+def take_up(run: Execution, trial: Trial) -> None:
+    """Load what a trial that is finished has written, where trials after it read it."""
+    arm = run.plan.arm(trial.name)
+    for member in arm.trains if arm.once else ():
+        run.modules[member].load_state_dict(checkpoint.state_dict(run.rundir.weights_path(member)))
+
+
+def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
+    """The trial's program on the device, with the weights of the checkpoint, or those of the start."""
+    initial = run.initial(trial)
+    for member in arm.trains:
+        run.modules[member].cpu().load_state_dict(initial[member])
+    program = run.programs.pop(trial, None) or build_program(run.plan, trial, run.modules)
     program.to(run.fabric.device)
-    trainee.to(run.fabric.device)
-    share_buffers(trainee, program)
+    for member in arm.trains:
+        run.modules[member].to(run.fabric.device)
+        share_buffers(run.modules[member], program, member)
     at = run.checkpoint
     if at.state is not None:
         missing, unexpected = program.load_state_dict(at.state, strict=False)
-        lost = [name for name in missing if not name.startswith("teacher.")]
+        lost = [name for name in missing if not program.is_frozen(name)]
         if lost or unexpected:
             raise InvariantError(f"the checkpoint does not fit the program: '{(lost + unexpected)[0]}'")
     if at.scaler:
@@ -167,38 +178,39 @@ def _restored(run: Execution, arm: Arm) -> Program:
 
 
 class _Watch:
-    """Follows an arm: logs epochs, evaluates them, and takes a checkpoint now and then.
+    """Follows a trial: logs epochs, evaluates them, and takes a checkpoint now and then.
 
     A checkpoint is due at the end of every stage, and when the last one is ``save_seconds`` ago; but writing them takes
     at most a twentieth of the time.
     """
 
-    def __init__(self, run: Execution, program: Program, index: int, arm: Arm) -> None:
-        self.run, self.program, self.index, self.arm = run, program, index, arm
+    def __init__(self, run: Execution, program: Program, index: int, trial: Trial) -> None:
+        self.run, self.program, self.index, self.trial = run, program, index, trial
         self._finished, self._before = run.checkpoint.finished, run.checkpoint.seconds
         self._started = self._last = time.monotonic()
         self._took = 0.0
 
     @property
     def seconds(self) -> float:
-        """Time spent in this arm, that before a resume included."""
+        """Time spent in this trial, that before a resume included."""
         return self._before + time.monotonic() - self._started
 
     def progress(self, progress: Progress) -> None:
         """Log an epoch that has ended, and tell the observer."""
-        reached = self._log(progress) if progress.position.step == 0 else None
-        self.run.observer.on_progress(self.arm, progress, reached)
+        reached = self._log(progress) if progress.position.step == 0 else {}
+        self.run.observer.on_progress(self.trial, progress, reached)
 
-    def _log(self, progress: Progress) -> float | None:
-        has_logits = any(term.pair is None for term in progress.stage.losses)
-        reached = accuracy(self.run, self.run.trainee(self.arm)) if has_logits else None
+    def _log(self, progress: Progress) -> dict[str, float]:
+        """The metrics after an epoch; none after one that trains taps alone, of which a prediction says nothing."""
+        answers = any(term.pair is None for term in progress.stage.losses)
+        reached = self.run.measured(self.run.plan.arm(self.trial.name).trains[0]) if answers else {}
         self.run.metrics.log(
             {
-                **asdict(self.arm),
+                **asdict(self.trial),
                 "stage": progress.stage.name,
                 "epoch": progress.position.epoch,
                 "losses": {key: round(value, 6) for key, value in progress.losses.items()},
-                "accuracy": reached,
+                "metrics": reached,
                 "images_per_second": round(progress.images_per_second, 1),
             }
         )
@@ -213,7 +225,7 @@ class _Watch:
         checkpoint.save(
             self.run.rundir,
             Checkpoint(
-                arm=self.index, position=moment.position, state=trainable_state(self.program),
+                arm=self.index, position=moment.position, state=self.program.trainable_state(),
                 optimizer=moment.optimizer.state_dict() if moment.optimizer is not None else None,
                 means=moment.means(), scaler=self.run.fabric.strategy.precision.state_dict(),
                 metrics_size=self.run.metrics.size, seconds=self.seconds, finished=self._finished,
@@ -223,34 +235,24 @@ class _Watch:
         self._took = self._last - before
 
 
-def share_buffers(student: nn.Module, program: Program) -> None:
+def share_buffers(module: nn.Module, program: Program, member: str) -> None:
     """Make the program's buffers the module's own again after a move to a device.
 
     Moving keeps parameters what they are and replaces buffers; a graph of ``torch.export`` holds its own references.
     """
-    inside = getattr(program, "student", None)
-    if not isinstance(inside, nn.Module):
-        return
-    own = dict(student.named_buffers(remove_duplicate=False))
+    inside = program.get_submodule(member)
+    own = dict(module.named_buffers(remove_duplicate=False))
     for name, _ in list(inside.named_buffers(remove_duplicate=False)):
         if name in own:
             scope, _, leaf = name.rpartition(".")
             inside.get_submodule(scope)._buffers[leaf] = own[name]  # noqa: SLF001  # register_buffer would do the same
 
 
-def accuracy(run: Execution, module: nn.Module) -> float:
-    """Accuracy of a module on the run's test images, on the run's device."""
-    module.to(run.fabric.device)
-    plan, test = run.plan, run.dataset
-    found = batches.batches(test.test, plan.data.batch_size, mean=test.mean, std=test.std, device=run.fabric.device)
-    return evaluate.accuracy(module, found)
-
-
-def _check_finite(trained: nn.Module, arm: Arm) -> None:
+def _check_finite(trained: nn.Module, trial: Trial) -> None:
     """The last step's losses say nothing of what that step made of the weights."""
     for name, tensor in trained.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
-                f"the trained weight '{name}' is not finite", where=f"arm '{arm.name}', seed {arm.seed}",
+                f"the trained weight '{name}' is not finite", where=f"arm '{trial.name}', seed {trial.seed}",
                 hint="lower the learning rate in the plan",
             )  # fmt: skip

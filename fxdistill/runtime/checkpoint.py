@@ -55,7 +55,8 @@ def save(run: RunDir, checkpoint: Checkpoint) -> None:
     """Write a checkpoint in place of the last one.
 
     Raises:
-        PlanError: It cannot be written; the last one is as it was.
+        PlanError: It cannot be written there; the last one is as it was.
+        StorageError: The disk is full; the last one is as it was.
     """
     content = {"format": _FORMAT, **{name: getattr(checkpoint, name) for name in _PLAIN}}
     content |= {"position": asdict(checkpoint.position), "means": asdict(checkpoint.means)}

@@ -7,18 +7,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fxdistill.data import batches
-from fxdistill.data.batches import Dataset
-from fxdistill.errors import RunDirError
+from fxdistill.data.batches import batches
+from fxdistill.data.dataset import Dataset
+from fxdistill.data.load import check_input
+from fxdistill.data.load import load as load_data
+from fxdistill.errors import InputError, RunDirError
 from fxdistill.files import file_sha256
-from fxdistill.measure import evaluate, onnx_file
+from fxdistill.measure import onnx_file
 from fxdistill.measure.gate import Parity
-from fxdistill.modelfiles import store
+from fxdistill.measure.model import metrics
+from fxdistill.measure.onnx_file import Exported
+from fxdistill.modelfiles import statedict
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.schema import ModelRef
+from fxdistill.runtime import checkpoint, preflight
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.preflight import classes_fit, load_data, load_model
 from fxdistill.runtime.result import provenance
+from fxdistill.tasks import TASKS, Task
 
+DEFAULT_SHAPE = (1, 3, 224, 224)
+"""The shape of a batch where nothing says it: one image as ImageNet's models read it."""
 _NOISE_BATCHES, _BATCH = 4, 128
 
 
@@ -28,97 +37,156 @@ class Found:
 
     Attributes:
         module: The model, on the CPU in eval mode.
+        task: What its predictions are.
         dataset: Test images, normalised as in its plan or, without one, by their own statistics; None without data.
-        image_shape: Shape of a batch of one, where known.
+        input_shape: Shape of a batch of one, where known.
+        entry: Which entry of a structured output is the prediction.
         metadata: For the ONNX file.
     """
 
     module: nn.Module
+    task: Task
     dataset: Dataset | None
-    image_shape: tuple[int, ...] | None
+    input_shape: tuple[int, ...] | None
+    entry: str
     metadata: dict[str, str]
 
 
+def evaluate(
+    model: str | Path | nn.Module, data: str | None = None, *, task: str | None = None, factory: str | None = None,
+    args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Measure a model on the test split of some data: all metrics of its task by name.
+
+    Args:
+        model: A run directory (its student), a file, a factory, or a module of your own.
+        data: A data spec; None for that of the run.
+        task: The task's name; None for that of the run, or classification.
+        factory: The factory of a file that is a state dict.
+        args: Arguments of that factory, ``key=value``.
+        allow: Modules whose factories may be called.
+        trust_pickle: Whether a file may be unpickled: it can run any code.
+
+    Raises:
+        InputError: The model cannot be found or loaded, or does not fit the data.
+    """
+    found = find(model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
+    return measured(found, where=str(model))[0]
+
+
+def measured(found: Found, *, where: str) -> tuple[dict[str, float], int]:
+    """All metrics of a model that was found, and on how many test images.
+
+    Raises:
+        InputError: There is no data.
+    """
+    if found.dataset is None:
+        raise InputError("there is no data to evaluate on", where=where, hint="give --data, e.g. --data digits")
+    return metrics(found.module, found.dataset, found.task, entry=found.entry), len(found.dataset.test)
+
+
+def export(
+    model: str | Path | nn.Module, path: str | Path = "student.onnx", *, data: str | None = None,
+    task: str | None = None, input_shape: tuple[int, ...] | None = None, opset: int = 18, tolerance: float = 1e-4,
+    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+) -> tuple[Exported, Parity]:  # fmt: skip
+    """Write a model as ONNX with a dynamic batch, if the file passes the parity gate.
+
+    The gate compares test images, or, without data, seeded noise.
+
+    Args:
+        model: As for :func:`evaluate`.
+        path: The file to write.
+        data: A data spec; None for that of the run, or noise.
+        task: The task's name; None for that of the run, or classification.
+        input_shape: Shape of one batch; None for that of the data or the file.
+        opset: Version of ONNX's operators.
+        tolerance: Largest absolute difference of two entries of a prediction.
+        factory: As for :func:`evaluate`.
+        args: As for :func:`evaluate`.
+        allow: As for :func:`evaluate`.
+        trust_pickle: As for :func:`evaluate`.
+
+    Raises:
+        InputError: The model cannot be found, loaded or exported.
+        ParityError: The file would not be the model; nothing was written.
+    """
+    found = find(model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
+    shape = input_shape or found.input_shape or DEFAULT_SHAPE
+    return onnx_file.export_checked(
+        found.module, Path(path), _images(found, shape), task=found.task, input_shape=shape, opset=opset,
+        tolerance=tolerance, metadata=found.metadata, entry=found.entry,
+    )  # fmt: skip
+
+
 def find(
-    text: str, *, factory: str | None = None, args: Sequence[str] = (), data: str | None = None,
-    allow: Sequence[str] = (), trust_pickle: bool = False,
+    model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None, factory: str | None = None,
+    args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
 ) -> Found:  # fmt: skip
-    """The model that an argument names: the student of a run directory, a file or a factory.
+    """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
 
     Raises:
         InputError: It cannot be found or loaded, or does not fit the data.
     """
-    if Path(text).is_dir():
-        return _of_run(Path(text), data, allow)
-    source = store.parse_source(
-        text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
-    )
-    loaded = store.load(source)
-    dataset = _dataset(data, loaded.input_shape, allow)
-    shape = (1, *dataset.image_shape) if dataset is not None else loaded.input_shape
-    if dataset is not None:
-        classes_fit(loaded.module, dataset, input_shape=(1, *dataset.image_shape), spec=str(data))
-    return Found(loaded.module, dataset, shape, {})
-
-
-def _dataset(spec: str | None, shape: Sequence[int] | None, allow: Sequence[str]) -> Dataset | None:
-    return None if spec is None else batches.load(spec, input_shape=shape, allow=allow)
+    if not isinstance(model, nn.Module) and Path(model).is_dir():
+        return _of_run(Path(model), data, allow)
+    wanted = TASKS.get(task or "classification", where="--task")
+    if isinstance(model, nn.Module):
+        module, shape = model.eval(), None
+    else:
+        source = parse_source(
+            str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
+        )
+        loaded = load(source)
+        module, shape = loaded.module, loaded.input_shape
+    if data is None:
+        return Found(module, wanted, None, shape, "", {})
+    dataset = load_data(data, task=wanted, input_shape=shape, allow=allow)
+    shape = (1, *dataset.image_shape)
+    entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data)
+    return Found(module, wanted, dataset, shape, entry, {})
 
 
 def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
     rundir = RunDir.existing(path)
     plan = rundir.plan()
-    if not rundir.student_path.exists():
+    name = plan.export.member
+    if not rundir.weights_path(name).exists():
         raise RunDirError(
-            "this run has no student yet", where=str(path), hint="complete it with `fxdistill run … --resume`"
+            f"this run has no {name} yet", where=str(path), hint="complete it with `fxdistill run … --resume`"
         )
-    ref = plan.student
+    ref = plan.given(name)
     if ref.factory is None:
         raise RunDirError(
-            "this run's student has no factory, so its state dict alone does not make a model", where=str(path),
-            hint="load student.pt into your own class and export that",
+            f"this run's {name} has no factory, so its state dict alone does not make a model", where=str(path),
+            hint=f"load {name}.pt into your own class and export that",
         )  # fmt: skip
-    trained = ModelRef(
-        path="student.pt", sha256=file_sha256(rundir.student_path), factory=ref.factory, kwargs=ref.kwargs
-    )
-    module = load_model(trained, path, seed=plan.seed, allow=allow)
+    module = _trained(rundir, name, ref, seed=plan.seed, allow=allow)
     shape = tuple(plan.input.shape)
     if spec is None:
-        dataset = load_data(plan, rundir.base, allow=allow)
+        dataset = preflight.load_data(plan, rundir.base, allow=allow)
     else:
-        dataset = batches.load(plan.data.model_copy(update={"spec": spec}), input_shape=shape, allow=allow)
-    return Found(module, dataset, shape, provenance(plan))
+        dataset = load_data(plan.data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow)
+    return Found(module, TASKS.get(plan.task), dataset, shape, ref.output, provenance(plan))
 
 
-def accuracy(found: Found) -> float:
-    """Share of the test images whose largest logit is that of their label."""
-    return evaluate.accuracy(found.module, _batches(found, found.image_shape or ()))
+def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequence[str]) -> nn.Module:
+    """The trained member, in the architecture of the planned file where that is there: it may have been shrunken."""
+    weights = rundir.weights_path(name)
+    planned = None if ref.path is None or ref.trusted else rundir.base / ref.path
+    if planned is None or not planned.is_file() or file_sha256(planned) != ref.sha256:
+        own = ModelRef(path=weights.name, sha256=file_sha256(weights), factory=ref.factory, kwargs=ref.kwargs)
+        return preflight.load_model(own, rundir.path, seed=seed, allow=allow)
+    module = preflight.load_model(ref, rundir.base, seed=seed, allow=allow)
+    statedict.fit(module, checkpoint.state_dict(weights), factory=str(ref.factory), where=str(weights))
+    return module
 
 
-def export_checked(found: Found, path: Path, *, input_shape: tuple[int, ...], opset: int, tolerance: float) -> Parity:
-    """Write the ONNX file, and let it pass the parity gate, on test images or else on seeded noise.
-
-    Raises:
-        ParityError: The file would not be the model; nothing was written.
-    """
-    batches = _batches(found, input_shape)
-    _, parity = onnx_file.export_checked(
-        found.module,
-        path,
-        batches,
-        input_shape=input_shape,
-        opset=opset,
-        tolerance=tolerance,
-        metadata=found.metadata,
-    )
-    return parity
-
-
-def _batches(found: Found, input_shape: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def _images(found: Found, input_shape: Sequence[int]) -> Iterator[Tensor]:
     dataset = found.dataset
     if dataset is not None:
-        batches.check_input(dataset, input_shape)
-        return batches.batches(dataset.test, _BATCH, mean=dataset.mean, std=dataset.std)
+        check_input(dataset, input_shape)
+        test = batches(dataset.test, _BATCH, mean=dataset.mean, std=dataset.std)
+        return (batch["images"] for batch in test)
     generator = torch.Generator().manual_seed(0)
-    noise = (torch.randn(8, *input_shape[1:], generator=generator) for _ in range(_NOISE_BATCHES))
-    return ((images, torch.zeros(len(images), dtype=torch.int64)) for images in noise)
+    return (torch.randn(8, *input_shape[1:], generator=generator) for _ in range(_NOISE_BATCHES))

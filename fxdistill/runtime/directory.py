@@ -5,8 +5,7 @@
     metrics.jsonl    one line an epoch
     tensorboard/     the same for TensorBoard
     checkpoint.pt    the last checkpoint: removed when the run is complete
-    auxiliary.pt     the auxiliary teacher's state dict, where the plan has one
-    student.pt       the distilled student's state dict
+    student.pt       the trained student's state dict; so for every member that is kept (auxiliary.pt)
     student.onnx     the same, exported
     result.json      what came out; its presence says that the run is complete
     .lock            held by the process at work; the file stays, the lock goes with the process
@@ -17,6 +16,7 @@ Every file is written whole or not at all, ``plan.json`` first of those that mak
 import importlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from fxdistill.errors import RunDirError
-from fxdistill.files import write_text
+from fxdistill.files import failure, write_text
+from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
-from fxdistill.plan.schema import Plan
 
 _OTHER = "choose another directory with -o"
 
@@ -39,8 +39,12 @@ class RunDir:
     path: Path
 
     @classmethod
-    def open(cls, path: Path, plan: Plan, *, origin: Path, resume: bool) -> "RunDir":
-        """Start a run in a new or empty directory, or take one up again.
+    @contextmanager
+    def opened(cls, path: Path, plan: Plan, *, origin: Path, resume: bool) -> "Iterator[RunDir]":
+        """Start a run in a new or empty directory, or take one up again; it is this process's for as long as it takes.
+
+        Nothing of the run is written before the directory is locked: of two processes that start at once, the second
+        leaves everything as it is.
 
         Args:
             path: The directory.
@@ -49,27 +53,29 @@ class RunDir:
             resume: Whether a run that is there may be continued.
 
         Raises:
-            RunDirError: It holds another run, or this one and ``resume`` is not asked for, or none and it is.
+            RunDirError: It holds another run, or this one and ``resume`` is not asked for, or none and it is; or
+                another process is at work in it.
         """
         run = cls(path)
-        if run.holds(plan, resume=resume):
-            if resume:
-                return run
-            complete = run.result_path.exists()
-            raise RunDirError(
-                f"the run directory already holds this run{', complete' if complete else ''}", where=str(path),
-                hint=f"{'see it with `fxdistill show`' if complete else 'continue it with --resume'}, or {_OTHER}",
-            )  # fmt: skip
+        run.holds(plan, resume=resume)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as cause:
-            raise RunDirError(
-                f"cannot make the run directory: {cause.strerror}", where=str(path), hint=_OTHER
+            raise failure(
+                cause, where=str(path), what="cannot make the run directory", hint=_OTHER, error=RunDirError
             ) from cause
-        place = Path(os.path.relpath(origin.resolve(), path.resolve())).as_posix()
-        write_text(run.origin_path, json.dumps({"plan": place}) + "\n")
-        write_text(run.plan_path, plan.to_json())
-        return run
+        with lock(run):
+            if not run.holds(plan, resume=resume):
+                place = Path(os.path.relpath(origin.resolve(), path.resolve())).as_posix()
+                write_text(run.origin_path, json.dumps({"plan": place}) + "\n")
+                write_text(run.plan_path, plan.to_json())
+            elif not resume:
+                complete = run.result_path.exists()
+                raise RunDirError(
+                    f"the run directory already holds this run{', complete' if complete else ''}", where=str(path),
+                    hint=f"{'see it with `fxdistill show`' if complete else 'continue it with --resume'}, or {_OTHER}",
+                )  # fmt: skip
+            yield run
 
     @classmethod
     def existing(cls, path: Path) -> "RunDir":
@@ -125,20 +131,13 @@ class RunDir:
         """Where the plan came from."""
         return self.path / "origin.json"
 
-    @property
-    def student_path(self) -> Path:
-        """The distilled student's state dict."""
-        return self.path / "student.pt"
+    def weights_path(self, member: str) -> Path:
+        """The state dict of a trained member."""
+        return self.path / f"{member}.pt"
 
-    @property
-    def auxiliary_path(self) -> Path:
-        """The auxiliary teacher's state dict."""
-        return self.path / "auxiliary.pt"
-
-    @property
-    def onnx_path(self) -> Path:
-        """The exported student."""
-        return self.path / "student.onnx"
+    def onnx_path(self, member: str) -> Path:
+        """An exported member."""
+        return self.path / f"{member}.onnx"
 
     @property
     def metrics_path(self) -> Path:
@@ -198,27 +197,16 @@ class RunDir:
     def sweep(self) -> None:
         """Remove the temporary files and folders of writes that were killed."""
         for entry in self.path.iterdir():
-            if entry.name.startswith(_TEMPORARY):
+            if _TEMPORARY.match(entry.name):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
-_TEMPORARY = tuple(
-    f".{name}."
-    for name in (
-        "plan.json",
-        "origin.json",
-        "metrics.jsonl",
-        "checkpoint.pt",
-        "auxiliary.pt",
-        "student.pt",
-        "student.onnx",
-        "result.json",
-    )
-)
+_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9-]*\.(pt|onnx))\.")
+"""How the names of temporary files begin: the name of the file that they were to become, hidden."""
 
 
 def _is_ours(entry: Path) -> bool:
-    return entry.name in {".lock", "origin.json"} or entry.name.startswith(_TEMPORARY)
+    return entry.name in {".lock", "origin.json"} or _TEMPORARY.match(entry.name) is not None
 
 
 @contextmanager

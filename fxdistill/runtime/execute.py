@@ -1,26 +1,30 @@
-"""Execute a plan: load, check, train every arm, evaluate, export, write what came out.
+"""Execute a plan: load, check, train every arm, measure, export, write what came out.
 
-Everything that can be wrong with the input is found before the run directory is touched: the programs of both kinds of
-arm are built, and cut down to each stage, before the first is trained.
+Everything that can be wrong with the input is found before the run directory is touched: the programs of the arms are
+built, and cut down to each stage, and the student is exported once as it is, before anything is trained.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxdistill.compiler.auxiliary import make
-from fxdistill.data.batches import Dataset
+from fxdistill.compiler.build import specialize
+from fxdistill.data.dataset import Dataset
 from fxdistill.ir.program import Program
+from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
-from fxdistill.plan.schema import Plan, Precision
+from fxdistill.plan.schema import ModelRef, Precision, Shrunken
 from fxdistill.runtime import checkpoint, preflight
-from fxdistill.runtime.arms import Arm, Execution, Observer, accuracy, arms_of, build_program, train_arm
-from fxdistill.runtime.directory import RunDir, lock
+from fxdistill.runtime.arms import Execution, Observer, State, Trial, build_program, take_up, train, trials_of
+from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
+from fxdistill.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,10 @@ class Settings:
 class _Parts:
     """What a plan names, loaded, checked and found to fit."""
 
-    teacher: nn.Module
-    student: nn.Module
-    auxiliary: nn.Module | None
+    modules: dict[str, nn.Module]
     dataset: Dataset
-    initial: dict[Arm, dict[str, Tensor]]
-    programs: dict[Arm, Program]
+    initial: dict[Trial, Mapping[str, State]]
+    programs: dict[Trial, Program]
 
 
 def execute(
@@ -84,14 +86,13 @@ def execute(
     accelerator = preflight.accelerator(settings.device, precision)
     observer.on_phase("loading")
     parts = _load(plan, plan_path.resolve().parent, settings)
-    rundir = RunDir.open(out, plan, origin=plan_path, resume=settings.resume)
     from lightning_fabric import Fabric  # noqa: PLC0415  # slow to import, and only now needed
 
-    with lock(rundir):
+    with RunDir.opened(out, plan, origin=plan_path, resume=settings.resume) as rundir:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         at = checkpoint.load(rundir)
         run = Execution(
-            plan, rundir, parts.dataset.to(fabric.device), parts.teacher, parts.student, parts.auxiliary, fabric,
+            plan, TASKS.get(plan.task), rundir, parts.dataset.to(fabric.device), parts.modules, fabric,
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
             Metrics(rundir, size=at.metrics_size), at, parts.programs,
         )  # fmt: skip
@@ -99,55 +100,62 @@ def execute(
 
 
 def _train(run: Execution) -> dict[str, Any]:
-    arms = arms_of(run.plan)
-    run.observer.on_begin(run.plan, arms)
-    teacher_accuracy = accuracy(run, run.teacher)
-    for remark in preflight.near_chance(teacher_accuracy, len(run.dataset.classes)):
+    trials = trials_of(run.plan)
+    run.observer.on_begin(run.plan, trials)
+    for remark in (*preflight.other_versions(run.plan), *stale_costs(run.plan)):
         run.observer.on_diagnostic(remark)
-    for index, arm in enumerate(arms):
+    # a member that no arm trains teaches as it is
+    trained = {member for arm in run.plan.arms for member in arm.trains}
+    measured = {name: run.measured(name) for name in run.plan.members if name not in trained}
+    for name, found in measured.items():
+        for remark in preflight.near_chance(name, found, run.task, len(run.dataset.classes)):
+            run.observer.on_diagnostic(remark)
+    for index, trial in enumerate(trials):
         if index >= run.checkpoint.arm:
-            train_arm(run, index, arm)
-        elif arm.name == "auxiliary" and run.auxiliary is not None:
-            run.auxiliary.load_state_dict(checkpoint.state_dict(run.rundir.auxiliary_path))
-    return finish(run, teacher_accuracy=teacher_accuracy)
+            train(run, index, trial)
+        else:
+            take_up(run, trial)
+    return finish(run, measured=measured)
 
 
 def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
-    def load(role: Literal["teacher", "student"], seed: int) -> nn.Module:
-        ref = plan.teacher if role == "teacher" else plan.student
+    def load(name: str, seed: int) -> nn.Module:
         return preflight.load_model(
-            ref, base, seed=seed, allow=settings.allow, trust_pickle=settings.trust_pickle, trained=role == "teacher"
-        )
+            plan.given(name), base, seed=seed, allow=settings.allow, trust_pickle=settings.trust_pickle,
+            trained=name not in trained,
+        )  # fmt: skip
 
+    trained = {member for arm in plan.arms for member in arm.trains}
     dataset = preflight.load_data(plan, base, allow=settings.allow)
-    teacher, student = load("teacher", plan.seed), load("student", plan.seed)
-    spec = str(plan.data.spec)
-    for module in (teacher, student):
-        preflight.classes_fit(module, dataset, input_shape=plan.input.shape, spec=spec)
-    # a file holds the same weights whatever the seed
-    fixed = plan.student.path is not None
-    initial = {
-        seed: copy.deepcopy((student if fixed or seed == plan.seed else load("student", seed)).state_dict())
-        for seed in plan.seeds
-    }
-    auxiliary = None
-    if plan.auxiliary is not None:
-        auxiliary = make(plan.auxiliary, teacher, input_shape=tuple(plan.input.shape))
-    starts = {arm: initial[arm.seed] for arm in arms_of(plan)}
-    if auxiliary is not None:
-        starts[arms_of(plan)[0]] = copy.deepcopy(auxiliary.state_dict())
-    return _Parts(teacher, student, auxiliary, dataset, starts, _programs(plan, teacher, student, auxiliary))
+    given = [name for name, member in plan.members.items() if isinstance(member, ModelRef)]
+    modules = {name: load(name, plan.seed) for name in given}
+    for name, module in modules.items():
+        preflight.fits_data(module, dataset, plan=plan, member=name)
+    for name, member in plan.members.items():
+        if isinstance(member, Shrunken):
+            modules[name] = make(member, modules[member.of], input_shape=tuple(plan.input.shape))
+    preflight.exports(plan, modules[plan.export.member])
+
+    def start(name: str, seed: int) -> State:
+        """The weights that a member starts from; a file holds the same ones whatever the seed."""
+        ref = plan.members[name]
+        fresh = isinstance(ref, ModelRef) and ref.path is None and seed != plan.seed
+        return copy.deepcopy((load(name, seed) if fresh else modules[name]).state_dict())
+
+    states = {seed: {name: start(name, seed) for name in trained} for seed in plan.seeds}
+    initial: dict[Trial, Mapping[str, State]] = {trial: states[trial.seed] for trial in trials_of(plan)}
+    return _Parts(modules, dataset, initial, _programs(plan, modules))
 
 
-def _programs(plan: Plan, teacher: nn.Module, student: nn.Module, auxiliary: nn.Module | None) -> dict[Arm, Program]:
+def _programs(plan: Plan, modules: Mapping[str, nn.Module]) -> dict[Trial, Program]:
     """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves."""
-    programs = {
-        arm: build_program(plan, arm, teacher, student, auxiliary=auxiliary)
-        for arm in arms_of(plan)
-        if arm.seed == plan.seeds[0]
-    }
+    programs = {trial: build_program(plan, trial, modules) for trial in trials_of(plan) if trial.seed == plan.seeds[0]}
     for program in programs.values():
         for stage in program.stages:
-            program.stage(stage.name)
-    # a program keeps its teacher as it was: an auxiliary one is yet to be trained
-    return {arm: program for arm, program in programs.items() if auxiliary is None or arm.name != "distilled"}
+            specialize(program, stage.name)
+    # a program keeps its frozen members as they were: those that are trained before it are yet to change
+    early = {member for arm in plan.arms if arm.once for member in arm.trains}
+    return {
+        trial: program for trial, program in programs.items()
+        if not early & set(plan.arm(trial.name).members) or plan.arm(trial.name).once
+    }  # fmt: skip

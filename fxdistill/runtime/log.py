@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fxdistill.errors import PlanError
-from fxdistill.files import write_bytes
+from fxdistill import files
 from fxdistill.runtime.directory import RunDir
 
 
@@ -21,6 +20,10 @@ class Metrics:
     Args:
         run: The directory.
         size: How much of metrics.jsonl counts, bytes; the rest was written after the last checkpoint.
+
+    Raises:
+        PlanError: They cannot be written there.
+        StorageError: The disk is full.
     """
 
     def __init__(self, run: RunDir, *, size: int) -> None:
@@ -28,11 +31,12 @@ class Metrics:
         self._steps: dict[str, int] = {}
         kept = self._lines.read_bytes()[:size] if self._lines.exists() else b""
         if self._lines.exists():
-            write_bytes(self._lines, kept)
-        if self._events.exists():
-            shutil.rmtree(self._events)
-        for line in kept.splitlines():
-            self._event(json.loads(line))
+            files.write_bytes(self._lines, kept)
+        with files.writing(self._events):
+            if self._events.exists():
+                shutil.rmtree(self._events)
+            for line in kept.splitlines():
+                self._event(json.loads(line))
 
     @property
     def size(self) -> int:
@@ -40,21 +44,17 @@ class Metrics:
         return self._lines.stat().st_size if self._lines.exists() else 0
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one epoch: seed, name, stage, epoch, losses, accuracy and images_per_second.
+        """Append one epoch: seed, name, stage, epoch, losses, metrics and images_per_second.
 
         Raises:
-            PlanError: It cannot be written.
+            PlanError: It cannot be written there.
+            StorageError: The disk is full.
         """
         record = {**record, "time": round(time.time(), 3)}
-        try:
+        with files.writing(self._lines):
             with self._lines.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self._event(record)
-        except OSError as cause:
-            raise PlanError(
-                f"cannot write: {cause.strerror}", where=str(self._lines),
-                hint="free some space, then continue with --resume",
-            ) from cause  # fmt: skip
 
     def _event(self, record: dict[str, Any]) -> None:
         """Append a record to the event file of its arm, at the number of epochs that the arm has had."""
@@ -62,8 +62,7 @@ class Metrics:
         step = self._steps[arm] = self._steps.get(arm, 0) + 1
         values = {f"{record['stage']}/{key}": value for key, value in record["losses"].items()}
         values["images_per_second"] = record["images_per_second"]
-        if record["accuracy"] is not None:
-            values["accuracy"] = record["accuracy"]
+        values |= record["metrics"]
         write_event(self._events / arm, step=step, seconds=record["time"], values=values)
 
 

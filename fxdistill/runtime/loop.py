@@ -1,10 +1,11 @@
 """The training loop, in view: forward, loss, backward, step.
 
 Randomness is a function of the place in the run and of nothing else: batches and augmentation of (seed, epoch, step),
-and torch's global generators are seeded from the same three before every step. A checkpoint therefore needs no
-generator state, and a run continued from one takes exactly the steps that an undisturbed run takes.
+and torch's global generators are seeded from a hash of the same three before every step. A checkpoint therefore needs
+no generator state, and a run continued from one takes exactly the steps that an undisturbed run takes.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from fxdistill.data.batches import Dataset, batches, steps_per_epoch
+from fxdistill.compiler.build import specialize
+from fxdistill.data.batches import batches, steps_per_epoch
+from fxdistill.data.dataset import Dataset
 from fxdistill.errors import FxdistillError, InputError, TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.plan.schema import DataPlan, Stage
+from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
@@ -95,6 +99,7 @@ class Loop:
         program: The joint program of all stages.
         dataset: Where batches come from.
         data: Batch size and augmentation.
+        task: What the targets are.
         seed: Everything random comes from it.
         compiled: Whether each stage's program goes through ``torch.compile``.
         on_progress: Called after some steps, and at the end of every epoch.
@@ -105,6 +110,7 @@ class Loop:
     program: Program
     dataset: Dataset
     data: DataPlan
+    task: Task
     seed: int
     compiled: bool
     on_progress: Callable[[Progress], None]
@@ -133,7 +139,7 @@ class Loop:
     def _stage(
         self, index: int, stage: Stage, position: Position, state: dict[str, object] | None, means: Means
     ) -> None:
-        program = self.program.stage(stage.name)
+        program = specialize(self.program, stage.name)
         program.train()
         optimizer = make_optimizer(stage, program)
         if state is not None:
@@ -161,17 +167,18 @@ class Loop:
         found = batches(
             self.dataset.train, size, mean=self.dataset.mean, std=self.dataset.std, seed=self.seed, epoch=run_epoch,
             start=position.step, shuffle=True, augment=self.data.augmentation, device=self.fabric.device,
+            moves_targets=self.task.moves_targets,
         )  # fmt: skip
-        for step, (images, labels) in enumerate(found, start=position.step):
+        for step, batch in enumerate(found, start=position.step):
             _set_rate(optimizer, stage, (position.epoch * steps + step) / (stage.epochs * steps))
             with seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
-                losses = forward(images, labels)
+                losses = forward(batch)
                 total = running.program.total(losses)
                 optimizer.zero_grad()
                 self.fabric.backward(total)
                 optimizer.step()
             place = replace(position, step=step + 1)
-            if running.add(losses, place, len(images)):
+            if running.add(losses, place, len(batch["index"])):
                 self.on_progress(running.progress(place, steps))
             if step + 1 < steps:
                 self.on_save(Moment(place, optimizer, running.flush))
@@ -231,7 +238,7 @@ class _Running:
 
 
 def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:
-    """A fresh optimiser over the student's and the adapters' parameters that the stage's program uses.
+    """A fresh optimiser over the parameters that the stage's program uses and trains.
 
     Raises:
         TrainingError: There are none.
@@ -239,7 +246,7 @@ def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:
     parameters = [p for p in program.parameters() if p.requires_grad]
     if not parameters:
         raise TrainingError(
-            "nothing in this stage can be trained: its losses do not depend on the student's parameters",
+            "nothing in this stage can be trained: its losses depend on no parameter that is trained",
             where=f"stage '{stage.name}'", hint="give the stage another loss in the plan",
         )  # fmt: skip
     spec = stage.optimizer
@@ -282,11 +289,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, progress: float) -
 @contextmanager
 def seeded(seed: int, epoch: int, step: int, *, device: torch.device) -> Iterator[None]:
     """Torch's global generators as a function of a place in the run; afterwards they are as before."""
+    place = hashlib.sha256(f"step {seed},{epoch},{step}".encode()).digest()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type="cuda"):
-        torch.manual_seed((seed * 1_000_003 + epoch) * 1_000_003 + step)
+        torch.manual_seed(int.from_bytes(place[:8], "little") >> 1)
         yield
-
-
-def trainable_state(program: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint keeps of a program: student and adapters, without the frozen teacher."""
-    return {name: tensor for name, tensor in program.state_dict().items() if not name.startswith("teacher.")}

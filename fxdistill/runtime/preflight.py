@@ -1,21 +1,28 @@
 """What is checked before a run writes anything: the plan's models, data and device, and whether they go together."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fxdistill.data import batches as data_module
-from fxdistill.data.batches import Dataset
+from fxdistill.data.dataset import Dataset
+from fxdistill.data.load import check_input
+from fxdistill.data.load import load as load_dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError, InputError, ModelError, PlanError
 from fxdistill.files import file_sha256
-from fxdistill.losses import old
-from fxdistill.measure import evaluate, onnx_file
-from fxdistill.modelfiles import store
+from fxdistill.ir import outputs
+from fxdistill.measure import onnx_file
+from fxdistill.measure.model import evaluating
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.source import ModelSource
 from fxdistill.plan import places
-from fxdistill.plan.schema import ModelRef, Plan
+from fxdistill.plan.document import Plan
+from fxdistill.plan.file import REGISTRIES
+from fxdistill.plan.schema import ModelRef
+from fxdistill.tasks import TASKS, Task
 
 
 def runnable(plan: Plan, where: Path) -> None:
@@ -30,15 +37,10 @@ def runnable(plan: Plan, where: Path) -> None:
             "the plan has no data, so it cannot be run", where=f"{where}, data.spec",
             hint="write it anew with --data, e.g. --data digits",
         )  # fmt: skip
-    for stage in plan.control:
-        reads = {old.get(term.loss).reads for term in stage.losses}
-        if reads != {"labels"}:
-            raise PlanError(
-                "the control arm trains without a teacher, and a loss of it needs one",
-                where=f"{where}, control, stage '{stage.name}'", hint="leave only cross_entropy there",
-            )  # fmt: skip
-    if plan.teacher.path is None:
-        raise _random_teacher(f"{where}, teacher.path")
+    trained = {member for arm in plan.arms for member in arm.trains}
+    for name, member in plan.members.items():
+        if isinstance(member, ModelRef) and name not in trained and member.path is None:
+            raise _random_teacher(f"{where}, members.{name}.path")
 
 
 def _random_teacher(where: str) -> PlanError:
@@ -70,11 +72,11 @@ def load_model(
     if path is not None:
         _same_file(path, ref)
     # a bundle says itself what builds it; the plan's copy of that is for its reader
-    source = store.ModelSource(
+    source = ModelSource(
         path=path, factory=ref.factory, kwargs=dict(ref.kwargs), trust_pickle=ref.trusted and trust_pickle,
         allow=tuple(allow),
     )  # fmt: skip
-    loaded = store.load(source, seed=seed)
+    loaded = load(source, seed=seed)
     if trained and loaded.random_weights:
         raise _random_teacher(str(path))
     return loaded.module
@@ -99,9 +101,9 @@ def load_data(plan: Plan, base: Path, *, allow: Sequence[str] = ()) -> Dataset:
     Raises:
         DataError: It is missing, damaged or not what the plan says.
     """
-    found = plan.data.model_copy(update={"spec": places.resolved_data(plan.data.spec, base)})
-    dataset = data_module.load(found, input_shape=tuple(plan.input.shape), allow=tuple(allow))
-    data_module.check_input(dataset, plan.input.shape)
+    found = plan.data.changed(spec=places.resolved_data(plan.data.spec, base))
+    dataset = load_dataset(found, task=plan.task, input_shape=tuple(plan.input.shape), allow=tuple(allow))
+    check_input(dataset, plan.input.shape)
     smallest = min(plan.data.batch_size, len(dataset.train))
     if smallest < 2:
         raise DataError(
@@ -110,15 +112,36 @@ def load_data(plan: Plan, base: Path, *, allow: Sequence[str] = ()) -> Dataset:
     return dataset
 
 
-def classes_fit(module: nn.Module, dataset: Dataset, *, input_shape: Sequence[int], spec: str) -> None:
-    """Check that a model has as many classes as the data.
+def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -> None:
+    """Check that a member takes the plan's input, and that its prediction is one for the data.
 
     Raises:
-        ModelError: It has not, or it cannot take the input.
+        ModelError: It does not.
+    """
+    ref = plan.members[member]
+    entry = ref.output if isinstance(ref, ModelRef) else ""
+    fits(module, dataset, TASKS.get(plan.task), input_shape=plan.input.shape, spec=str(plan.data.spec), entry=entry)
+
+
+def fits(
+    module: nn.Module, dataset: Dataset, task: Task, *, input_shape: Sequence[int], spec: str, entry: str | None = None
+) -> str:
+    """Check that a model takes an input, and that its prediction is one for the data; which entry that is.
+
+    Args:
+        module: The model.
+        dataset: The data.
+        task: What its predictions have to be.
+        input_shape: Shape of one batch.
+        spec: The data's name, for messages.
+        entry: Which entry of a structured output is the prediction; None to find the one that fits.
+
+    Raises:
+        ModelError: It does not take the input, or no prediction of it fits.
     """
     try:
-        with evaluate.evaluating(module):
-            logits = evaluate.prediction(module(torch.zeros(tuple(input_shape))))
+        with evaluating(module):
+            output = module(torch.zeros(tuple(input_shape)))
     except InputError:
         raise
     except Exception as cause:
@@ -127,12 +150,43 @@ def classes_fit(module: nn.Module, dataset: Dataset, *, input_shape: Sequence[in
             f"the model cannot take a batch of {shape}: {cause}", where=f"data {spec}",
             hint="use data of the size and channels that the model was made for",
         ) from cause  # fmt: skip
-    if logits.ndim != 2 or logits.shape[1] != len(dataset.classes):
-        answer = f"{logits.shape[1]} classes" if logits.ndim == 2 else f"a tensor of shape {tuple(logits.shape)}"
+
+    def wrong(value: Tensor) -> str:
+        return task.wrong_output(value, dataset.image_shape, len(dataset.classes))
+
+    chosen = outputs.choose(output, fits=lambda value: not wrong(value)) if entry is None else entry
+    if reason := wrong(outputs.prediction(output, chosen)):
         raise ModelError(
-            f"the model answers with {answer}, the data has {len(dataset.classes)} classes",
-            where=f"data {spec}", hint="build teacher and student with the data's number of classes",
+            reason, where=f"data {spec}", hint="build teacher and student for the data: with its number of classes",
         )  # fmt: skip
+    return chosen
+
+
+def exports(plan: Plan, module: nn.Module) -> None:
+    """Export a member once as it is, so that one that cannot be exported is found before it is trained.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    ref = plan.members[plan.export.member]
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_file.export_onnx(
+            module, Path(folder) / "trial.onnx", input_shape=tuple(plan.input.shape), opset=plan.export.opset,
+            entry=ref.output if isinstance(ref, ModelRef) else "",
+        )  # fmt: skip
+
+
+def other_versions(plan: Plan) -> Iterator[Diagnostic]:
+    """A note for each name of the plan that comes from another version of its distribution than the plan says."""
+    for plugin in plan.plugins:
+        registry = next(one for one in REGISTRIES if one.kind == plugin.kind)
+        origin = registry.origin(plugin.name)
+        if origin is not None and (origin.distribution, origin.version) != (plugin.distribution, plugin.version):
+            yield Diagnostic(
+                code="other-version", severity="warning", where=f"{plugin.kind} {plugin.name}",
+                why=f"it comes from {origin.distribution} {origin.version}; the plan was written with "
+                f"{plugin.distribution} {plugin.version}",
+            )  # fmt: skip
 
 
 def accelerator(device: str, precision: str) -> str:
@@ -151,15 +205,16 @@ def accelerator(device: str, precision: str) -> str:
     return chosen
 
 
-def near_chance(accuracy: float, classes: int) -> list[Diagnostic]:
-    """A warning where a teacher knows hardly more than the number of classes."""
-    chance = 1 / classes
-    if accuracy >= 2 * chance or accuracy > (1 + chance) / 2:
+def near_chance(member: str, found: Mapping[str, float], task: Task, classes: int) -> list[Diagnostic]:
+    """A warning where a member that teaches knows hardly more than chance."""
+    chance, value = task.chance(classes), found[task.primary]
+    if chance is None or value >= 2 * chance or value > (1 + chance) / 2:
         return []
     return [
         Diagnostic(
-            code="teacher-near-chance", severity="warning", where="teacher",
-            why=f"the teacher's accuracy on this data is {accuracy:.1%}, near chance ({chance:.1%})",
+            code="teacher-near-chance", severity="warning", where=member,
+            why=f"the {task.primary} of the {member} on this data is {task.shown(value)}, near chance "
+            f"({task.shown(chance)})",
             hint="check label order, normalisation (data.mean, data.std in the plan) and the checkpoint",
         )
     ]  # fmt: skip

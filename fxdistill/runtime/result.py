@@ -1,73 +1,102 @@
-"""What a run ends with: the exported student, its gate, latencies, and the result as data.
+"""What a run ends with: the exported member, its gate, latencies, and the result as data.
 
-What is exported is the distilled student of the first seed, whatever the others reach.
+What is exported is the member that the plan names, as the first seed made it, whatever the others reach.
 """
 
 import json
 import statistics
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fxdistill.compiler import pipeline
-from fxdistill.data import batches
+from fxdistill.compiler.versions import versions
+from fxdistill.data.batches import batches
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import ModelError
 from fxdistill.files import write_text
-from fxdistill.measure import evaluate, onnx_file
-from fxdistill.plan.schema import Plan
+from fxdistill.measure import latency, onnx_file
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.arms import Execution
 
 
-def finish(run: Execution, *, teacher_accuracy: float) -> dict[str, Any]:
+def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[str, Any]:
     """Export, compare, measure, and write ``result.json``, which makes the run complete.
 
+    Args:
+        run: The execution, everything trained.
+        measured: The metrics of the members that were not trained.
+
     Raises:
-        ParityError: The exported student is not the trained one; there is no ``student.onnx`` then.
+        ParityError: The exported member is not the trained one; there is no ONNX file then.
     """
     run.observer.on_phase("export")
-    rundir, shape = run.rundir, tuple(run.plan.input.shape)
-    student = run.student.cpu()
-    student.load_state_dict(checkpoint.state_dict(rundir.student_path))
-    rundir.onnx_path.unlink(missing_ok=True)
+    rundir, export = run.rundir, run.plan.export
+    module = run.modules[export.member].cpu()
+    module.load_state_dict(checkpoint.state_dict(rundir.weights_path(export.member)))
+    path = rundir.onnx_path(export.member)
+    path.unlink(missing_ok=True)
     test = run.dataset
-    images = batches.batches(test.test, run.plan.data.batch_size, mean=test.mean, std=test.std)
+    images = batches(test.test, run.plan.data.batch_size, mean=test.mean, std=test.std)
     written, parity = onnx_file.export_checked(
-        student, rundir.onnx_path, images, input_shape=shape, opset=run.plan.export.opset,
-        tolerance=run.plan.export.tolerance, metadata=provenance(run.plan),
+        module, path, (batch["images"] for batch in images), task=run.task, input_shape=tuple(run.plan.input.shape),
+        opset=export.opset, tolerance=export.tolerance, metadata=provenance(run.plan), entry=_entry(run, export.member),
     )  # fmt: skip
     run.observer.on_phase("latency")
     finished = run.checkpoint.finished
     result = {
-        "plan": run.plan.sha256, "teacher": {"accuracy": teacher_accuracy}, "arms": finished,
-        "summary": summary(finished), "parity": asdict(parity), "exporter": written.exporter, "opset": written.opset,
-        "latency": _latencies(run, shape), "device": str(run.fabric.device), "versions": pipeline.versions(),
+        "plan": run.plan.sha256, "metric": run.task.primary, "members": dict(measured), "arms": finished,
+        "summary": summary(finished, run.task.primary), "parity": asdict(parity), "exporter": written.exporter,
+        "opset": written.opset, "latency": _latencies(run), "device": str(run.fabric.device), "versions": versions(),
     }  # fmt: skip
     write_text(rundir.result_path, json.dumps(result, indent=2) + "\n")
     rundir.checkpoint_path.unlink(missing_ok=True)
     return result
 
 
-def _latencies(run: Execution, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Latency of teacher, auxiliary teacher and student in ONNX Runtime, measured side by side, batch 1."""
-    single = (1, *shape[1:])
+def _entry(run: Execution, member: str) -> str:
+    ref = run.plan.members[member]
+    return ref.output if isinstance(ref, ModelRef) else ""
+
+
+def _latencies(run: Execution) -> dict[str, Any]:
+    """Latency of every member in ONNX Runtime, measured side by side, batch 1.
+
+    Of the other members it is wanted for comparison only: one that cannot be exported is said, and left out.
+    """
+    single = (1, *run.plan.input.shape[1:])
+    exported = run.plan.export.member
+    paths = {exported: run.rundir.onnx_path(exported)}
     with tempfile.TemporaryDirectory() as folder:
-        teacher = Path(folder) / "teacher.onnx"
-        onnx_file.export_onnx(run.teacher.cpu(), teacher, input_shape=single, opset=run.plan.export.opset)
-        paths = {"teacher": teacher, "student": run.rundir.onnx_path}
-        if run.auxiliary is not None:
-            paths["auxiliary"] = Path(folder) / "auxiliary.onnx"
-            module = run.auxiliary.cpu()
-            onnx_file.export_onnx(module, paths["auxiliary"], input_shape=single, opset=run.plan.export.opset)
-        found = evaluate.interleaved_latency(paths, single)
-    return {name: asdict(latency) for name, latency in found.items()}
+        for name, module in run.modules.items():
+            path = Path(folder) / f"{name}.onnx"
+            if name == exported:
+                continue
+            try:
+                onnx_file.export_onnx(
+                    module.cpu(), path, input_shape=single, opset=run.plan.export.opset, entry=_entry(run, name)
+                )
+            except ModelError as cause:
+                run.observer.on_diagnostic(
+                    Diagnostic(
+                        code="no-latency", severity="warning", where=name,
+                        why=f"it has no latency, because it cannot be exported to ONNX: {cause.what}",
+                    )
+                )  # fmt: skip
+            else:
+                paths[name] = path
+        found = latency.interleaved_latency(paths, single)
+    return {name: asdict(one) for name, one in found.items()}
 
 
-def summary(arms: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of the accuracy of each arm over the seeds (deviation 0 for one seed)."""
+def summary(arms: list[dict[str, Any]], metric: str) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of a metric of each arm over the seeds (deviation 0 for one seed)."""
     by_name: dict[str, list[float]] = {}
     for arm in arms:
-        by_name.setdefault(arm["name"], []).append(arm["accuracy"])
+        by_name.setdefault(arm["name"], []).append(arm[metric])
     return {
         name: {
             "mean": statistics.fmean(values),
@@ -82,7 +111,8 @@ def provenance(plan: Plan) -> dict[str, str]:
     normalization = {"mean": plan.data.mean, "std": plan.data.std, "scale": "pixels in 0 to 1"}
     return {
         "fxdistill.plan_sha256": plan.sha256,
-        "fxdistill.versions": json.dumps(pipeline.versions()),
+        "fxdistill.task": plan.task,
+        "fxdistill.versions": json.dumps(versions()),
         "fxdistill.normalization": json.dumps(normalization),
         "fxdistill.classes": json.dumps(plan.data.classes),
     }

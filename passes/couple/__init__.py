@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from fxdistill.errors import InvariantError
+from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Constraint, Coupling, Lock, Structure, core, varying
 from fxdistill.ir.graph import Traced, path_of, shape_of
@@ -138,6 +138,8 @@ class _Labeller(fx.Interpreter):
         try:
             with self.mode:
                 value = super().run_node(n)
+        except InputError:  # an operator that is wrong itself
+            raise
         except Exception as cause:  # noqa: BLE001  # whatever fails on labels is opaque, and said so
             del self.ledger.diagnostics[before:]
             value = self._barrier(n, cause)

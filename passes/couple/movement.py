@@ -6,8 +6,6 @@ not vary stays compact whatever is padded or concatenated, and tensors are boxes
 shares its other dimensions' channels.
 """
 
-# ruff: noqa: SIM905  # tables of names read best as words
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,33 +13,26 @@ import torch
 from torch import Tensor
 
 from fxdistill.ir.coupling import core
+from fxdistill.ir.operators import bare_name, is_a
+from fxdistill.operators import Trait
 from fxdistill.passes.couple.values import Labelled, Ledger, Opaque, compact, dims_of, labelled, tensors, to_meta
 
 Function = Callable[..., Any]
 
-_VIEWS = frozenset("view unsafe_view _unsafe_view _reshape_alias reshape_alias reshape".split())
-_PICKS = frozenset("index_select index roll flip fliplr flipud rot90 diagonal unfold".split())
-_CUTS = frozenset("chunk split split_with_sizes tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split narrow "
-                  "slice getitem".split())  # fmt: skip
-MOVEMENT = _VIEWS | _CUTS | _PICKS | frozenset(
-    "permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze expand expand_as broadcast_to repeat tile "
-    "repeat_interleave unbind select t T mT H adjoint pixel_shuffle pixel_unshuffle "
-    "flatten unflatten ravel view_as reshape_as atleast_2d".split()
-)  # fmt: skip
 
-
-def move(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def move(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run a movement on every layer of its (only) labelled operand."""
+    name = bare_name(func)
     source, rest = args[0], args[1:]
     if not isinstance(source, Labelled) or any(isinstance(t, Labelled) for t in tensors((_sized(name, rest), kwargs))):
         raise Opaque("its indices depend on values")
-    if name in _VIEWS and any(isinstance(a, torch.dtype) for a in rest):
+    if is_a(name, Trait.RESHAPES) and any(isinstance(a, torch.dtype) for a in rest):
         raise Opaque("it reads the values as another type")
     function = _on_labels(name, func)
     rest = tuple(tuple(a.shape) if isinstance(a, Labelled) else a for a in rest)
     like = function(source, *to_meta(rest), **to_meta(kwargs))
     moved = [function(layer, *rest, **kwargs) for layer in ledger.layers(source)]
-    if name in _PICKS or (name in ("getitem", "slice") and _by_step(name, rest)):
+    if is_a(name, Trait.PICKS) or (name in ("getitem", "slice") and _by_step(name, rest)):
         moved = [_picked(ledger, one, other) for one, other in zip(ledger.layers(source), moved, strict=True)]
     if isinstance(like, Tensor):
         return _piece(ledger, name, source, like, moved)
@@ -71,7 +62,7 @@ def _sized(name: str, rest: Sequence[Any]) -> Sequence[Any]:
 
 def _on_labels(name: str, func: Function) -> Function:
     """What does the movement on expanded integers: a view of them may need a copy."""
-    if name in _VIEWS or name in ("view_as", "reshape_as"):
+    if is_a(name, Trait.RESHAPES):
         return lambda layer, *shape, **kw: layer.reshape(*shape, **_without_dtype(kw))
     if name == "expand_as":
         return lambda layer, shape: layer.expand(shape)
@@ -92,18 +83,12 @@ def _piece(ledger: Ledger, name: str, source: Tensor, like: Tensor, moved: Seque
         if dims:
             if len(dims) > len(dims_of(before)):
                 ledger.split(layer, "split")
-            elif name in _CUTS and dims == dims_of(before):
+            elif dims == dims_of(before) and is_a(name, Trait.CUTS):
                 ledger.cut(before, layer)
             layers.append(layer)
         elif bool(core(layer).any()) and layer.numel():
             ledger.lock(layer, "is picked by its index")
     return labelled(like, layers)
-
-
-def channel_shuffle(value: Tensor, groups: int) -> Tensor:
-    """``F.channel_shuffle`` spelled out in views, which split the channels into groups."""
-    grouped: Tensor = value.unflatten(1, (groups, -1))
-    return grouped.transpose(1, 2).flatten(1, 2)
 
 
 def pad(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

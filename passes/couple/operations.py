@@ -5,7 +5,7 @@ than the channels drops them; over the channels it ends them: sums of survivors,
 neighbouring channels, or weighs channels against one another (softmax, maximum), locks them.
 """
 
-# ruff: noqa: ARG001, SIM905  # rules share one signature; tables of names read best as words
+# ruff: noqa: ARG001  # rules share one signature
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdistill.ir.operators import bare_name, is_a
+from fxdistill.operators import Trait
 from fxdistill.passes.couple.joins import Operand, join, operand
 from fxdistill.passes.couple.values import (
     Labelled,
@@ -21,7 +23,6 @@ from fxdistill.passes.couple.values import (
     along,
     dims_of,
     labelled,
-    rule_name,
     spread,
     tensors,
     to_meta,
@@ -29,33 +30,13 @@ from fxdistill.passes.couple.values import (
 
 Function = Callable[..., Any]
 
-COMPARISONS = frozenset("eq ne lt gt le ge logical_and logical_or logical_xor".split())
-ELEMENTWISE = COMPARISONS | frozenset(
-    "add sub rsub mul div true_divide divide multiply subtract floor_divide maximum minimum fmax fmin where addcmul "
-    "addcdiv lerp pow atan2 bitwise_and bitwise_or masked_fill fmod remainder xlogy hypot and or xor truediv floordiv "
-    "mod copysign logaddexp threshold heaviside clamp clamp_min clamp_max clip".split()
-)
-POINTWISE = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu swish mish hardswish hardsigmoid hardtanh sigmoid tanh softplus "
-    "softsign softshrink hardshrink tanhshrink logsigmoid log_sigmoid rrelu exp log log2 log10 log1p expm1 sqrt rsqrt "
-    "square abs absolute neg sign reciprocal sin cos tan erf erfc erfinv floor ceil round trunc frac logit logical_not "
-    "bitwise_not isnan isinf nan_to_num dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
-    "feature_alpha_dropout contiguous clone to type float double half bfloat16 long int bool type_as detach alias cpu "
-    "cuda positive identity zero fill zeros_like ones_like empty_like rand_like randn_like full_like lift lift_fresh "
-    "lift_fresh_copy _to_copy to_copy bernoulli uniform normal".split()
-)
-SUMS = frozenset("sum mean nansum std var std_mean var_mean norm linalg_vector_norm vector_norm count_nonzero".split())
-RANKS = frozenset("amax amin max min argmax argmin prod any all softmax log_softmax softmin median logsumexp".split())
-ALONG = frozenset("cumsum cumprod sort topk argsort logcumsumexp".split())
-NORMS = frozenset(("layer_norm", "rms_norm"))
-CHANNEL_NORMS = frozenset(("batch_norm", "instance_norm"))
-
 
 def elementwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Join all tensor operands under broadcasting."""
     values = list(tensors((args, kwargs)))
     shape = _broadcast(values)
-    kind = torch.bool if rule_name(func) in COMPARISONS else reduce(torch.promote_types, (v.dtype for v in values))
+    boolean = is_a(bare_name(func), Trait.BOOLEAN)
+    kind = torch.bool if boolean else reduce(torch.promote_types, (v.dtype for v in values))
     return labelled(torch.empty(shape, dtype=kind, device="meta"), joined(ledger, values, shape))
 
 
@@ -76,14 +57,14 @@ def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[
     """One operand in, the same channels out."""
     source = next(t for t in tensors((args, kwargs)) if isinstance(t, Labelled))
     # a value that was expanded stays broadcast, unless the operation lays it out anew
-    like = source.contiguous() if rule_name(func) in ("contiguous", "clone") else source
-    return labelled(like.to(_cast(rule_name(func), args, kwargs) or like.dtype), ledger.layers(source))
+    name = bare_name(func)
+    like = source.contiguous() if name in ("contiguous", "clone") else source
+    return labelled(like.to(_cast(name, args, kwargs) or like.dtype), ledger.layers(source))
 
 
 _CASTS = {
     "float": torch.float32, "double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16,
-    "long": torch.int64, "int": torch.int32, "bool": torch.bool, "logical_not": torch.bool, "isnan": torch.bool,
-    "isinf": torch.bool,
+    "long": torch.int64, "int": torch.int32,
 }  # fmt: skip
 
 
@@ -92,13 +73,15 @@ def _cast(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.dtype
     if name == "type_as":
         kind: torch.dtype = args[1].dtype
         return kind
+    if is_a(name, Trait.BOOLEAN):
+        return torch.bool
     given = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype))
     return _CASTS.get(name) or next(given, None)
 
 
-def reduction(ledger: Ledger, name: str, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def reduction(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Sums, statistics, extremes and softmax over dimensions."""
-    source = args[0]
+    name, source = bare_name(func), args[0]
     like = func(*to_meta(args), **to_meta(kwargs))
     if name in ("max", "min") and any(isinstance(t, Tensor) for t in args[1:]):
         return elementwise(ledger, func, args, kwargs)
@@ -131,9 +114,9 @@ def _reduced(ledger: Ledger, name: str, layer: Tensor, dims: Sequence[int]) -> T
     ends = len(hit) == len(dims_of(layer)) or (inner is not None and hit == [inner[0]])
     if not ends:
         return ledger.unite_along(layer, hit)
-    if name in RANKS or name in ALONG:
+    if is_a(name, Trait.WEIGHS):
         ledger.lock(layer, f"is weighed against other channels by {name}")
-    elif name != "sum":
+    elif is_a(name, Trait.STATISTIC):
         ledger.statistics[ledger.where] = None
     if inner is not None and inner[1] is not None:
         inner[1].fixed = True

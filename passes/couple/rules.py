@@ -1,9 +1,15 @@
-"""The table of label rules: which rule answers which torch function.
+"""Which label rule answers which torch function.
 
-A function is found by its bare name (``aten.conv2d.default``, ``F.conv2d`` and ``torch.conv2d`` are all ``conv2d``).
+A function is found by its bare name (``aten.conv2d.default``, ``F.conv2d`` and ``torch.conv2d`` are all ``conv2d``) in
+the table of :mod:`fxdistill.ir.operators`, which names its rule by a word. Here the words get their functions:
+
+    rule(ledger, function, args, kwargs) -> value      labelled, as the function's own result is shaped and typed
+
+Rules of operators that come from elsewhere have the same form; they build on :mod:`fxdistill.passes.couple.operations`,
+``movement`` and ``products``, and raise :class:`Opaque` where they give up.
 """
 
-# ruff: noqa: SIM905, PLR0917  # tables of names read best as words; a call is a name, a function and its arguments
+# ruff: noqa: ARG001, PLR0917  # rules share one signature; a call is a name, a function and its arguments
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fxdistill.ir.operators import bare_name, operator_of
+from fxdistill.operators import rule
 from fxdistill.passes.couple import movement, operations, products
 from fxdistill.passes.couple.operations import empty_labels, end
-from fxdistill.passes.couple.values import Ledger, Opaque, rule_name, tensors, to_meta
+from fxdistill.passes.couple.values import Ledger, Opaque, tensors, to_meta
 
 Function = Callable[..., Any]
 Rule = Callable[[Ledger, Function, tuple[Any, ...], dict[str, Any]], Any]
@@ -33,66 +41,24 @@ class Mode(Protocol):
         """Leave it."""
 
 
-_METADATA = frozenset(
-    "shape size dim ndim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex "
-    "dtype sym_size sym_numel sym_stride len layout requires_grad is_sparse is_quantized is_nested is_leaf grad_fn "
-    "element_size is_same_size is_inference is_meta names get_device itemsize nbytes is_signed is_conj is_neg "
-    "result_type promote_types can_cast is_distributed retains_grad data_ptr dim_order".split()
-)
-_PLACE = frozenset("is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_mtia is_maia is_hpu".split())
-_NEW = frozenset("new_zeros new_ones new_empty new_full new_tensor new".split())
-_VALUELESS = frozenset("_assert _assert_async _assert_scalar _assert_tensor_metadata".split())
-_PRODUCTS: dict[str, Rule] = {
-    "linear": products.linear,
-    **dict.fromkeys(("matmul", "rmatmul", "bmm", "mm", "mv", "dot"), products.matmul),
-    "einsum": products.einsum,
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), products.convolution),
-    **{f"conv_transpose{n}d": products.transposed_convolution for n in (1, 2, 3)},
-    "embedding": products.embedding,
-}  # fmt: skip
-_OPERATIONS: dict[str, Rule] = {
-    **dict.fromkeys(operations.ELEMENTWISE, operations.elementwise),
-    **dict.fromkeys(operations.POINTWISE, operations.pointwise),
-    **dict.fromkeys(operations.NORMS, operations.last_dims_norm),
-    **dict.fromkeys(operations.CHANNEL_NORMS, operations.channel_norm),
-    **dict.fromkeys(("cat", "concat", "concatenate"), movement.cat),
-    **dict.fromkeys(("pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"), movement.pad),
-    "group_norm": operations.group_norm,
-    "prelu": operations.prelu,
-    "normalize": operations.normalize,
-    "im2col": operations.unfold_patches,
-    **dict.fromkeys(("fold", "col2im"), operations.fold_patches),
-    "local_response_norm": operations.neighbours,
-}  # fmt: skip
-_POOLS = tuple("max_pool avg_pool adaptive_avg_pool adaptive_max_pool lp_pool fractional_max_pool upsample _upsample "
-               "interpolate grid_sample".split())  # fmt: skip
-_REDUCTIONS = operations.SUMS | operations.RANKS | operations.ALONG
-_SPELLED: dict[str, Function] = {
-    "scaled_dot_product_attention": products.scaled_dot_product_attention,
-    "multi_head_attention_forward": products.multi_head_attention,
-    "addmm": products.addmm, "baddbmm": products.addmm, "addbmm": products.addmm,
-    "stack": lambda tensors, dim=0: torch.cat([t.unsqueeze(dim) for t in tensors], dim),
-    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), movement.channel_shuffle),
-    "glu": lambda value, dim=-1: torch.mul(*_gate(value, dim)),
-}  # fmt: skip
-
-
-def _gate(value: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    one, other = value.chunk(2, dim)
-    return one, torch.sigmoid(other)
-
-
 def apply_rule(mode: Mode, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The labelled result of one torch function; a barrier where there is no rule, or the rule gives up."""
-    name = rule_name(func)
-    found = _plain(mode, name, func, args, kwargs)
-    if found is not NotImplemented:
-        return found
-    if name in _SPELLED:
+    """The labelled result of one torch function; a barrier where there is no rule, or the rule gives up.
+
+    Raises:
+        Opaque: Not even the shape of the result is known.
+        InputError: The operator names a rule that there is not.
+    """
+    name = bare_name(func)
+    known = operator_of(name)
+    spelled = known.spelled or (_SPELLED.get(known.labels) if isinstance(known.labels, str) else None)
+    if spelled is not None:
         with _context(mode):
-            return _SPELLED[name](*args, **kwargs)
+            return spelled(*args, **kwargs)
+    found = rule(known.labels, RULES, field="labels", name=name)
+    if found is None:
+        return _barrier(mode.ledger, name, func, args, kwargs, f"no label rule for '{name}'")
     try:
-        return _ruled(mode.ledger, name, func, args, kwargs)
+        return found(mode.ledger, func, args, kwargs)
     except Opaque as cause:
         return _barrier(mode.ledger, name, func, args, kwargs, str(cause))
 
@@ -101,53 +67,65 @@ def _context(mode: Mode) -> AbstractContextManager[Any]:
     return mode
 
 
-def _plain(mode: Mode, name: str, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Questions about shape, type and place, and what makes new tensors of a like kind."""
-    if name in _METADATA:
-        return func(*args, **kwargs)
-    if name in _VALUELESS:
-        return None
-    if name == "device":
-        return torch.device("cpu")
-    if name in _PLACE:
-        return name == "is_cpu"
-    if name in _NEW:
-        return func(torch.empty(0, dtype=args[0].dtype), *args[1:], **_on_cpu(kwargs))
-    if name == "setitem" and not any(mode.ledger.layers(t) for t in tensors((args, kwargs))):
-        return None
-    if name == "setitem":
-        end(mode.ledger, (args, kwargs), "is written into another tensor")
-        mode.ledger.note("opaque-node", "channels are not followed through an assignment to a part of a tensor")
-        return None
-    return NotImplemented
+def _metadata(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Questions about shape and type."""
+    return func(*args, **kwargs)
 
 
-def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
+def _device(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return torch.device("cpu")
 
 
-def _ruled(ledger: Ledger, name: str, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if name == "unfold":
-        return _unfold(ledger, func, args, kwargs)
-    if name == "rmatmul":
-        args = (args[1], args[0])
-    rule = _PRODUCTS.get(name) or _OPERATIONS.get(name)
-    if rule is not None:
-        return rule(ledger, func, args, kwargs)
-    if name in movement.MOVEMENT:
-        return movement.move(ledger, name, func, args, kwargs)
-    if name in _REDUCTIONS:
-        return operations.reduction(ledger, name, func, args, kwargs)
-    if name.startswith(_POOLS):
-        return operations.spatial(ledger, func, args, kwargs)
-    raise Opaque(f"no label rule for '{name}'")
+def _place(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return bare_name(func) == "is_cpu"
+
+
+def _new(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What makes new tensors of a like kind."""
+    on_cpu = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
+    return func(torch.empty(0, dtype=args[0].dtype), *args[1:], **on_cpu)
+
+
+def _nothing(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return None
+
+
+def _setitem(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if any(ledger.layers(t) for t in tensors((args, kwargs))):
+        end(ledger, (args, kwargs), "is written into another tensor")
+        ledger.note("opaque-node", "channels are not followed through an assignment to a part of a tensor")
 
 
 def _unfold(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``Tensor.unfold`` is a view; ``F.unfold`` takes patches."""
-    if func is functional.unfold:
-        return operations.unfold_patches(ledger, func, args, kwargs)
-    return movement.move(ledger, "unfold", func, args, kwargs)
+    taken = operations.unfold_patches if func is functional.unfold else movement.move
+    return taken(ledger, func, args, kwargs)
+
+
+def _matmul_reversed(ledger: Ledger, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return products.matmul(ledger, func, (args[1], args[0]), kwargs)
+
+
+RULES: dict[str, Rule] = {
+    "pointwise": operations.pointwise, "elementwise": operations.elementwise, "prelu": operations.prelu,
+    "reduction": operations.reduction, "spatial": operations.spatial, "neighbours": operations.neighbours,
+    "channel-norm": operations.channel_norm, "last-dims-norm": operations.last_dims_norm,
+    "group-norm": operations.group_norm, "normalize": operations.normalize,
+    "patches": operations.unfold_patches, "fold": operations.fold_patches, "unfold": _unfold,
+    "movement": movement.move, "cat": movement.cat, "pad": movement.pad,
+    "linear": products.linear, "matmul": products.matmul, "rmatmul": _matmul_reversed, "einsum": products.einsum,
+    "convolution": products.convolution, "transposed-convolution": products.transposed_convolution,
+    "embedding": products.embedding,
+    "metadata": _metadata, "device": _device, "place": _place, "new": _new, "nothing": _nothing, "setitem": _setitem,
+}  # fmt: skip
+"""The words that the table uses."""
+_SPELLED: dict[str, Function] = {
+    "attention": products.scaled_dot_product_attention,
+    "multi-head-attention": products.multi_head_attention,
+    "addmm": products.addmm,
+    "stack": lambda tensors, dim=0: torch.cat([t.unsqueeze(dim) for t in tensors], dim),
+}
+"""Words for what is spelled out in other operations."""
 
 
 def _barrier(ledger: Ledger, name: str, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], why: str) -> Any:

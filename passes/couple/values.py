@@ -6,7 +6,7 @@ only if labels vary along it. The :class:`Ledger` mints labels, notes which are 
 once at the end, as the connected components of a sparse graph.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Literal
@@ -233,17 +233,3 @@ def to_meta(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: to_meta(item) for key, item in value.items()}
     return value
-
-
-_OPERATORS = frozenset(("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"))
-
-
-def rule_name(func: Callable[..., Any]) -> str:
-    """The bare name of a torch function: no overload, no dunder, no trailing underscore of in-place forms."""
-    name = str(getattr(getattr(func, "overloadpacket", func), "__name__", func))
-    if name == "__get__":
-        name = str(getattr(getattr(func, "__self__", None), "__name__", name))
-    if name.startswith("__") and name.endswith("__"):
-        name = name[2:-2]
-        return name[1:] if name[0] in "ri" and name[1:] in _OPERATORS else name
-    return name.rstrip("_") or name

@@ -41,12 +41,13 @@ _LEAST_SCORE = 0.35
 
 @dataclass(frozen=True)
 class MatchSource:
-    """Two traced models and which of their channels are coupled."""
+    """Two traced members and which of their channels are coupled; their names in the plan."""
 
     teacher: Traced
     student: Traced
     teacher_coupling: Coupling
     student_coupling: Coupling
+    names: tuple[str, str] = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
             PairingError: A pinned or forbidden path does not exist, pins contradict each other or cannot be
                 compared, or nothing can be paired.
         """
-        teacher = Survey(source.teacher, source.teacher_coupling)
-        student = Survey(source.student, source.student_coupling)
+        teacher = Survey(source.teacher, source.teacher_coupling, source.names[0])
+        student = Survey(source.student, source.student_coupling, source.names[1])
         forbidden = {(path_of(a), path_of(b)) for a, b in self._resolved(source, self.forbid)}
         pins = self._pinned(source, teacher, student, forbidden)
         rows, columns = self._sides(teacher, student, pins)
@@ -316,7 +317,7 @@ def _named(pairs: list[Pair], pairings: list[Pairing]) -> tuple[Pair, ...]:
     """Pairs are named after the student's block; after its node where two would share that name."""
     names = [pair.name for pair in pairs]
     return tuple(
-        pair if names.count(pair.name) == 1 else pair.model_copy(update={"name": student.path})
+        pair if names.count(pair.name) == 1 else pair.changed(name=student.path)
         for pair, (_, student) in zip(pairs, pairings, strict=True)
     )
 

@@ -27,6 +27,8 @@ from torch import fx
 from fxdistill.errors import PairingError
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Shape, Traced, macs_of, op_name, path_of, scope_of, shape_of, within
+from fxdistill.ir.operators import is_a
+from fxdistill.operators import Trait
 from fxdistill.plan.schema import Layout, Tap
 
 Kind = Literal[
@@ -34,15 +36,6 @@ Kind = Literal[
     "another operation",
 ]  # fmt: skip
 
-_ACTIVATIONS = {
-    "relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish",
-    "hardswish", "hardtanh", "hardsigmoid", "sigmoid", "tanh", "softplus",
-}  # fmt: skip
-_MOVES_DATA = {
-    "view", "reshape", "permute", "transpose", "contiguous", "flatten", "clone", "identity", "dropout",
-    "alpha_dropout", "stochastic_depth", "drop_path",
-}  # fmt: skip
-_SIZE_QUERIES = {"getattr", "size", "dim", "numel", "len", "sym_size", "sym_numel", "ndimension"}
 _LAYOUTS: dict[tuple[int, int], Layout] = {
     (4, 1): "nchw", (4, 3): "nhwc", (3, 2): "tokens", (2, 1): "features",
 }  # fmt: skip
@@ -110,8 +103,9 @@ class Candidate:
 class Survey:
     """One model's candidates, in stages."""
 
-    def __init__(self, traced: Traced, coupling: Coupling) -> None:
+    def __init__(self, traced: Traced, coupling: Coupling, member: str = "teacher") -> None:
         self.traced = traced
+        self.member = member
         self.coupling = coupling
         self._nodes = [n for n in traced.graph.nodes if n.op != "get_attr"]
         self._index = {node: index for index, node in enumerate(self._nodes)}
@@ -211,8 +205,10 @@ class Survey:
         grid, class_token = _spatial(shape, layout, image)
         side = math.sqrt(math.prod(grid or shape[1:2] * (layout == "tokens")))
         depth = self._layers[self.traced.output]
-        tap = Tap(path=path_of(node), shape=list(shape), channel_dim=dim, width=shape[dim], layout=layout,
-                  class_token=class_token)  # fmt: skip
+        tap = Tap(
+            member=self.member, path=path_of(node), shape=list(shape), channel_dim=dim, width=shape[dim],
+            layout=layout, class_token=class_token,
+        )  # fmt: skip
         return Candidate(
             index=self._index[node], tap=tap, grid=_square(grid, layout),
             side=side, stride=math.sqrt(math.prod(image)) / side,
@@ -270,7 +266,7 @@ def _data_nodes(nodes: Iterable[fx.Node], traced: Traced) -> dict[fx.Node, None]
     """The nodes whose value carries the image's data; sizes read off a tensor do not."""
     data: dict[fx.Node, None] = {traced.input: None}
     for node in nodes:
-        asks_size = shape_of(node) is None and op_name(node, traced.module) in _SIZE_QUERIES
+        asks_size = shape_of(node) is None and is_a(op_name(node, traced.module), Trait.METADATA)
         if not asks_size and any(n in data for n in node.all_input_nodes):
             data[node] = None
     return data
@@ -348,14 +344,14 @@ def _square(grid: Shape | None, layout: Layout) -> Shape | None:
 
 def _kind(node: fx.Node, traced: Traced) -> Kind:
     name = op_name(node, traced.module)
-    while name in _MOVES_DATA and node.all_input_nodes:
+    while is_a(name, Trait.CARRIES) and node.all_input_nodes:
         node = node.all_input_nodes[0]
         name = op_name(node, traced.module)
-    by_name: dict[str, Kind] = {
-        "add": "an addition", "cat": "a concatenation", "concat": "a concatenation", "mul": "a gate",
-    }  # fmt: skip
-    if name in _ACTIVATIONS:
+    by_name: dict[str, Kind] = {"add": "an addition", "mul": "a gate"}
+    if is_a(name, Trait.ACTIVATION):
         return "an activation"
+    if is_a(name, Trait.CONCATENATES):
+        return "a concatenation"
     if name in by_name:
         return by_name[name]
     if "norm" in name:

@@ -18,26 +18,23 @@ holds, which :mod:`fxdistill.passes.shrink.prove` checks.
 """
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxdistill.errors import InputError, ModelError
+from fxdistill.errors import InputError, InvariantError, ModelError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Shape, Traced, op_name, path_of, shape_of
+from fxdistill.ir.operators import is_a
 from fxdistill.ir.running import buffers_kept, example, seeded, tensors_in
 from fxdistill.ir.survivors import Mask, Survivors
+from fxdistill.operators import Trait
 from fxdistill.passes.shrink.prove import Proof, prove
 from fxdistill.passes.shrink.rewrites import Obstacle, rewrite
-
-_FUSED = {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "roll", "flip"}
-_PERMUTATIONS = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t"} | _FUSED
-_ORDER_KEEPING = {
-    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "clone", "detach",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,22 @@ class Shrunken:
 
     Attributes:
         module: Independent of the model that it came from, and of fxdistill.
-        proof: What was compared with the masked full model.
+        proofs: The pass's guarantee leaves what it found here.
     """
 
     module: fx.GraphModule
-    proof: Proof
+    proofs: list[Proof] = field(default_factory=list)
+
+    @property
+    def proof(self) -> Proof:
+        """What was compared with the masked full model.
+
+        Raises:
+            InvariantError: Nothing was compared yet.
+        """
+        if not self.proofs:
+            raise InvariantError("the shrunken model is not proved", hint="run the pass as a whole: Shrink()(source)")
+        return self.proofs[-1]
 
 
 @dataclass(frozen=True)
@@ -82,15 +90,30 @@ class Shrink(Pass[ShrinkSource, Shrunken]):
                 raise InputError(f"a channel that {reason} cannot be removed", where=f"class {class_id}")
 
     def run(self, source: ShrinkSource) -> PassResult[Shrunken]:
-        """Slice the weights, correct the graph, prove.
+        """Slice the weights, correct the graph.
 
         Raises:
-            InvariantError: The shrunken model is not the masked one; names the first node that differs.
             Obstacle: The removal cannot be carried out at some node.
         """
+        module = shrink(source.traced, Survivors(source.coupling, source.removed))
+        return PassResult(Shrunken(module), modified=True)
+
+    def ensures(self, source: ShrinkSource, value: Shrunken) -> None:
+        """The shrunken model is the masked one, and shares no memory with the model that it came from.
+
+        Raises:
+            InvariantError: It is not; names the first node that differs.
+        """
+        theirs = {tensor.untyped_storage().data_ptr() for _, tensor in _tensors(source.traced.module)} - {0}
+        for name, tensor in _tensors(value.module):
+            if tensor.untyped_storage().data_ptr() in theirs:
+                raise InvariantError("the shrunken model shares memory with the full one", where=name)
         survivors = Survivors(source.coupling, source.removed)
-        module = shrink(source.traced, survivors)
-        return PassResult(Shrunken(module, prove(source.traced, survivors, module, seed=self.seed)), modified=True)
+        try:
+            value.proofs.append(prove(source.traced, survivors, value.module, seed=self.seed))
+        except (RuntimeError, TypeError, ValueError) as cause:
+            first = next(iter(str(cause).splitlines()), "")
+            raise InvariantError(f"the shrunken model does not run: {type(cause).__name__}: {first}") from cause
 
 
 def shrink(traced: Traced, survivors: Survivors) -> fx.GraphModule:
@@ -122,11 +145,7 @@ def slice_weights(traced: Traced, survivors: Survivors, module: nn.Module) -> No
     """Slice the parameters and buffers of a copy; what was one tensor under two names stays one."""
     first: dict[int, str] = {}
     new: dict[int, Tensor] = {}
-    tensors = [
-        *traced.module.named_parameters(remove_duplicate=False),
-        *traced.module.named_buffers(remove_duplicate=False),
-    ]
-    for name, tensor in tensors:
+    for name, tensor in _tensors(traced.module):
         mask = survivors.of_parameter(first.setdefault(id(tensor), name))
         if mask is None or mask.whole:
             continue
@@ -138,6 +157,12 @@ def slice_weights(traced: Traced, survivors: Survivors, module: nn.Module) -> No
             is_parameter = isinstance(tensor, nn.Parameter)
             new[id(tensor)] = nn.Parameter(sliced, requires_grad=tensor.requires_grad) if is_parameter else sliced
         setattr(module.get_submodule(owner), leaf, new[id(tensor)])
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters and buffers, under each of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 class _Rewriter(fx.Interpreter):
@@ -192,10 +217,10 @@ class _Rewriter(fx.Interpreter):
     def _may_permute(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> bool:
         if any(source in self.layouts for source in sources):
             return True
+        if mask is None or mask.whole:
+            return False
         name = op_name(node, self.root)
-        return (
-            mask is not None and not mask.whole and (name in _FUSED or (name in _PERMUTATIONS and not mask.is_product))
-        )
+        return is_a(name, Trait.REORDERS) or (is_a(name, Trait.PERMUTES) and not mask.is_product)
 
     def _follow(self, node: fx.Node, sources: list[fx.Node], mask: Mask | None) -> None:
         """Keep track of the order of survivors, and put it right as soon as one index_select can."""
@@ -220,10 +245,11 @@ class _Rewriter(fx.Interpreter):
             if before is None or before.sizes is None:
                 raise Obstacle("the survivors are not known", path=path_of(source))
             layout = before.full.reshape(-1).nonzero().reshape(before.sizes)
-        if name not in _PERMUTATIONS | _ORDER_KEEPING:
+        keeps = is_a(name, Trait.KEEPS_ORDER)
+        if not keeps and not is_a(name, Trait.PERMUTES):
             raise Obstacle("the survivors come in another order", path=path_of(node))
         moved = self._run_on(node, source, layout)
-        if name in _ORDER_KEEPING:
+        if keeps:
             return moved
         shape: Shape = self.shapes[path_of(source)]
         places = self._run_on(node, source, torch.arange(torch.Size(shape).numel()).reshape(shape)).reshape(-1)

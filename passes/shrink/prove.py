@@ -11,23 +11,23 @@ differs is therefore compared once more in double precision, where rounding vani
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.graph import Traced, mutates_input, op_name, path_of, submodule
+from fxdistill.ir.operators import operator_of
 from fxdistill.ir.running import buffers_kept, example, seeded
 from fxdistill.ir.survivors import Mask, Masks, Survivors
+from fxdistill.operators import rule
+from fxdistill.passes.shrink.masked import OVER_CHANNELS, RULES, Call
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the node's largest value."""
-
-_NORMS = {"layer_norm", "rms_norm", "group_norm"}
-_MOMENTS = {"mean", "var", "std", "var_mean", "std_mean"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,9 @@ def _doubled(argument: Any) -> Any:
 def _compare(full: "_Masked", shrunken: "_Steps", survivors: Survivors) -> Proof:
     count, worst, where = 0, 0.0, ""
     known = {path_of(node) for node in full.graph.nodes}
+    absent = known - {str(node.meta.get("path", "")) for node in shrunken.graph.nodes}
+    if absent:
+        raise InvariantError("the shrunken model lacks a node of the full one", where=min(absent))
     for node, value in shrunken.walk():
         path = str(node.meta.get("path", ""))
         if path not in known or node.op == "get_attr" or node.meta.get("unordered"):
@@ -216,30 +219,28 @@ class _Masked(_Steps):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and silence what was removed."""
-        name = op_name(n, self.root)
-        special = self._statistic(n) if path_of(n) in self.statistics or name == "batch_norm" else None
-        value = super().run_node(n) if special is None else special
+        reference = self._reference(n)
+        value = super().run_node(n) if reference is None else reference
         masks = self.survivors.of(path_of(n))
         if n.meta.get("shares") and isinstance(value, Tensor) and isinstance(masks, Mask) and _is_silent(value, masks):
             return value  # a view stays one: what is written to it later is written to its base
         return _silence(value, masks, in_place=mutates_input(n, self.root))
 
-    def _statistic(self, node: fx.Node) -> Tensor | tuple[Tensor, Tensor] | None:
-        """The value of a node that normalises over channels, with statistics over the survivors."""
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
+    def _reference(self, node: fx.Node) -> Any:
+        """The value of a node for which zeros in the place of what was removed do not do; None for other nodes."""
+        name = op_name(node, self.root)
+        given = operator_of(name).masked
+        found = rule(given, RULES, field="masked", name=name)
+        if found is None or (given in OVER_CHANNELS and path_of(node) not in self.statistics):
+            return None
         source = node.args[0] if node.args else node.kwargs.get("input")
         mask = self.survivors.of_tensor(path_of(source)) if isinstance(source, fx.Node) else None
         if mask is None or mask.whole:
             return None
-        name = op_name(node, self.root)
-        alive = mask.full
-        if name == "batch_norm":  # with statistics of its own: standardized weights (NFNet)
-            return _batch_norm(args, kwargs, alive) if submodule(self.root, node) is None else None
-        if name in _MOMENTS:
-            return _moment(name, args, kwargs, alive)
-        if name in _NORMS:
-            return _norm(name, args, kwargs, alive, submodule(self.root, node))
-        return None
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if not args:
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+        return found(Call(name, args, kwargs, submodule(self.root, node)), mask.full)
 
 
 def _is_silent(value: Tensor, mask: Mask) -> bool:
@@ -256,82 +257,3 @@ def _silence(value: Any, masks: Masks, *, in_place: bool) -> Any:
         items = [_silence(item, inner, in_place=False) for item, inner in zip(value, masks, strict=True)]
         return items if isinstance(value, list) else type(value)(items) if type(value) is tuple else value
     return value
-
-
-def _moment(name: str, args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """``mean``, ``var``, ``std``, ``var_mean`` and ``std_mean`` of the survivors along dimensions."""
-    x: Tensor = args[0]
-    flags = [value for value in args[1:] if isinstance(value, bool)]  # keepdim of a mean; else unbiased, then keepdim
-    keep = flags[-1] if flags and (name == "mean" or len(flags) > 1) else False
-    unbiased = flags[0] if flags and name != "mean" else True
-    given = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 and not isinstance(args[1], bool) else None))
-    dims = tuple(range(x.dim())) if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
-    keep = bool(kwargs.get("keepdim", kwargs.get("keepdims", keep)))
-    correction = kwargs.get("correction", 1 if kwargs.get("unbiased", unbiased) else 0)
-    count = alive.sum(dims, keepdim=True)
-    mean: Tensor = (x * alive).sum(dims, keepdim=True) / count.clamp(min=1)
-    square = (((x - mean) ** 2) * alive).sum(dims, keepdim=True) / (count - correction).clamp(min=1)
-    mean, square = (mean, square) if keep else (mean.squeeze(dims), square.squeeze(dims))
-    spread = square.sqrt() if name.startswith("std") else square
-    return mean if name == "mean" else (spread, mean) if name.endswith("_mean") else spread
-
-
-def _norm(name: str, args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor, module: nn.Module | None) -> Tensor:
-    """Layer, RMS and group normalisation with the statistics of the survivors."""
-    x, given = args[0], _norm_arguments(name, args, kwargs, module)
-    if name == "group_norm":
-        shape = (x.shape[0], given["groups"], -1)
-        normed = _standardized(x.reshape(shape), alive.reshape(shape), (2,), given["eps"], center=True).reshape(x.shape)
-        view: tuple[int, ...] = (1, -1, *(1,) * (x.dim() - 2))
-    else:
-        dims = tuple(range(x.dim() - len(given["shape"]), x.dim()))
-        normed = _standardized(x, alive, dims, given["eps"], center=name != "rms_norm")
-        view = tuple(given["shape"])
-    for key, combine in _AFFINE:
-        if given[key] is not None:
-            normed = combine(normed, given[key].reshape(view))
-    return normed
-
-
-def _batch_norm(args: Sequence[Any], kwargs: dict[str, Any], alive: Tensor) -> Tensor | None:
-    """A functional batch norm whose statistics run over channels, as weight standardization uses it."""
-    names = ("x", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    defaults: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
-    given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
-    if not given["training"]:
-        return None
-    x: Tensor = given["x"]
-    dims = tuple(d for d in range(x.dim()) if d != 1)
-    normed = _standardized(x, alive, dims, given["eps"], center=True)
-    for key, combine in _AFFINE:
-        if given[key] is not None:
-            normed = combine(normed, given[key].reshape(1, -1, *(1,) * (x.dim() - 2)))
-    return normed
-
-
-_AFFINE: tuple[tuple[str, Callable[[Tensor, Tensor], Tensor]], ...] = (("weight", torch.mul), ("bias", torch.add))
-
-
-def _standardized(x: Tensor, alive: Tensor, dims: tuple[int, ...], eps: float, *, center: bool) -> Tensor:
-    count = alive.sum(dims, keepdim=True).clamp(min=1)
-    if center:
-        x = (x - (x * alive).sum(dims, keepdim=True) / count) * alive
-    power = (x**2 * alive).sum(dims, keepdim=True) / count
-    return x * (power + eps).rsqrt()
-
-
-def _norm_arguments(name: str, args: Sequence[Any], kwargs: dict[str, Any], module: nn.Module | None) -> dict[str, Any]:
-    if module is not None:
-        eps = getattr(module, "eps", None)
-        return {
-            "groups": getattr(module, "num_groups", 1), "shape": getattr(module, "normalized_shape", ()),
-            "weight": getattr(module, "weight", None), "bias": getattr(module, "bias", None),
-            "eps": torch.finfo(args[0].dtype).eps if eps is None else eps,
-        }  # fmt: skip
-    names = ("shape", "weight", "eps") if name == "rms_norm" else ("shape", "weight", "bias", "eps")
-    given = {"bias": None, "weight": None, "eps": 1e-5, **dict(zip(names, args[1:], strict=False))}
-    given |= {{"normalized_shape": "shape", "num_groups": "shape"}.get(k, k): v for k, v in kwargs.items()}
-    given["groups"] = given["shape"]
-    if given["eps"] is None:
-        given["eps"] = torch.finfo(args[0].dtype).eps
-    return given

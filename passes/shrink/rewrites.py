@@ -7,14 +7,16 @@ as long as they come out right.
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.ir.graph import Shape, op_name, path_of, submodule
+from fxdistill.ir.operators import is_a, operator_of
 from fxdistill.ir.survivors import Mask, Masks, Survivors
+from fxdistill.operators import Trait, rule
 
 
 class Obstacle(Exception):  # noqa: N818  # not an error of the model: the reason why a part of it has to stay
@@ -45,7 +47,6 @@ class Rewriting(Protocol):
 
 
 Rule = Callable[[fx.Node, Rewriting, Masks], None]
-_FUSED = {"multihead_attention", "multi_head_attention_forward"}
 _LIBRARIES = ("torch.", "_operator", "operator", "math", "builtins")
 
 
@@ -58,12 +59,16 @@ def rewrite(node: fx.Node, run: Rewriting, masks: Masks) -> None:
     if not _touched(node, run, masks):
         return
     name = op_name(node, run.root)
-    _refuse_fused(node, name, run)
+    given = operator_of(name).rewrite
+    has_own = callable(given)  # whoever wrote it knows what the operation hides
+    if not has_own:
+        _refuse_fused(node, name, run)
     module = submodule(run.root, node)
-    if module is not None:
+    found = rule(given, _RULES, field="rewrite", name=name)
+    if module is not None and not has_own:
         _fit_module(module, run.env[node.args[0]] if isinstance(node.args[0], fx.Node) else None, masks)
-    elif name in _RULES:
-        _RULES[name](node, run, masks)
+    elif found is not None:
+        found(node, run, masks)
     else:
         _keep_scalars(node, run)
 
@@ -93,7 +98,7 @@ def _refuse_fused(node: fx.Node, name: str, run: Rewriting) -> None:
         foreign = not (_owner(node) + ".").startswith(_LIBRARIES)
         tensors = [source for source in node.all_input_nodes if isinstance(run.env[source], Tensor)]
         weighs = len(tensors) > 1 and any(source.op == "get_attr" for source in tensors)
-    if name in _FUSED or (foreign and weighs):
+    if is_a(name, Trait.FUSED) or (foreign and weighs):
         raise Obstacle("it computes several operations in one", path=path_of(node), fused=True)
 
 
@@ -360,17 +365,8 @@ def _moved_slice(node: fx.Node, run: Rewriting, dim: int, wanted: slice) -> slic
     return slice(places[0], places[-1] + 1)
 
 
-def _no_rule(names: Sequence[str], rule: Rule) -> dict[str, Rule]:
-    return dict.fromkeys(names, rule)
-
-
 _RULES: dict[str, Rule] = {
-    **_no_rule(("view", "reshape", "_unsafe_view", "expand", "broadcast_to"), _sizes),
-    **_no_rule(("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"), _pieces),
-    **_no_rule(("layer_norm", "rms_norm", "native_layer_norm"), _layer_norm),
-    **_no_rule(("conv1d", "conv2d", "conv3d", "convolution"), _convolution),
-    **_no_rule(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution),
-    **_no_rule(("pad", "constant_pad_nd"), _pad),
-    "unflatten": _unflatten, "scaled_dot_product_attention": _attention, "narrow": _narrow, "slice": _slice,
-    "select": _select, "getitem": _getitem,
+    "sizes": _sizes, "pieces": _pieces, "layer-norm": _layer_norm, "convolution": _convolution, "pad": _pad,
+    "unflatten": _unflatten, "attention": _attention, "narrow": _narrow, "slice": _slice, "select": _select,
+    "getitem": _getitem,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Specialize: the program cut down to one stage.
 
 Only the stage's losses stay; whatever nothing needs any more goes, so that a warm-up stage on a shallow pair runs a
-fraction of both networks. Then the frozen teacher is made cheaper, in two rewrites:
+fraction of both networks. Then the frozen members are made cheaper, in two rewrites:
 
     bn(conv(x))                → conv'(x)                       BatchNorm in eval mode is affine per channel
     slice(f(x))                → f(slice(x))                    f acts per channel: ReLU, pooling, BatchNorm …
@@ -12,7 +12,7 @@ fraction of both networks. Then the frozen teacher is made cheaper, in two rewri
 A slice sinks as far as each value has no other user, and no further than what is known: plain layers of ``torch.nn``
 (no subclass, hook or parametrisation) and memory that nobody else looks at. That sinking *is* InDistill's pruning of
 an intermediate layer: each pruned layer reads the full activation of the unpruned teacher. The proof, run every time:
-what the stage's losses read from the teacher is what they read from it before.
+what the stage's losses read from frozen members is what they read from them before.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import memory, scope_of, submodule, written
 from fxdistill.ir.program import Program, Term
 from fxdistill.ir.running import example
-from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_plain, is_teacher
+from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_frozen, is_plain
 from fxdistill.plan.schema import Stage
 
 TOLERANCE = 1e-4
@@ -57,14 +57,16 @@ class Specialize(Pass[Program, Program]):
         return PassResult(program, modified=bool(smaller or folded or sunk))
 
     def ensures(self, source: Program, value: Program) -> None:
-        """The losses read from the teacher what they read before."""
+        """The losses read from frozen members what they read before."""
         before = restricted(source, source.find_stage(self.stage))
-        one, other = teacher_values(before), teacher_values(value)
+        one, other = frozen_values(before), frozen_values(value)
+        if one.keys() != other.keys():
+            raise InvariantError("specializing changed which losses read from frozen members", where=self.stage)
         for key, first in one.items():
             error = _relative_error(first, other[key])
             if not error <= TOLERANCE:
                 raise InvariantError(
-                    f"specializing changed what '{key}' reads from the teacher, by {error:.1e} of its largest value",
+                    f"specializing changed what '{key}' reads, by {error:.1e} of its largest value",
                     where=f"stage {self.stage}",
                 )
 
@@ -77,17 +79,15 @@ def restricted(source: Program, stage: Stage) -> Program:
         if node.op != "output":
             new[node] = graph.node_copy(node, new.__getitem__)
     by_key = {node.meta["key"]: new[node] for node in source.nodes("loss") if "key" in node.meta}
-    terms = tuple(
-        Term(_key(source, wanted.name, wanted.model_copy(update={"weight": 1.0})), wanted) for wanted in stage.losses
-    )
+    terms = tuple(Term(_key(source, wanted.name, wanted.changed(weight=1.0)), wanted) for wanted in stage.losses)
     graph.output({term.key: by_key[term.key] for term in terms})
     _remove_dead(graph, source)
-    return _reassembled(source, graph, (stage,), terms)
+    return source.with_graph(graph, stages=(stage,), terms=terms)
 
 
 def _key(source: Program, name: str, wanted: object) -> str:
     for term in source.terms:
-        if term.loss.model_copy(update={"weight": 1.0}) == wanted:
+        if term.loss.changed(weight=1.0) == wanted:
             return term.key
     raise InvariantError(f"the program lacks the loss '{name}'")
 
@@ -119,26 +119,24 @@ def _remove_dead(graph: fx.Graph, root: nn.Module) -> None:
 def _clean(program: Program) -> Program:
     """Reassemble after rewriting: unused modules and tensors go."""
     _remove_dead(program.graph, program)
-    return _reassembled(program, program.graph, program.stages, program.terms)
-
-
-def _reassembled(program: Program, graph: fx.Graph, stages: tuple[Stage, ...], terms: tuple[Term, ...]) -> Program:
-    made = Program.assemble(program, graph, stages=stages, terms=terms)
-    made.meta = {**program.meta, **made.meta}
-    made.training = program.training
-    return made
+    return program.with_graph(program.graph)
 
 
 def _fold_batch_norms(program: Program) -> int:
-    """Fold the frozen teacher's BatchNorms into the convolutions in front of them, on copies."""
+    """Fold the BatchNorms of frozen members into the convolutions in front of them, on copies."""
     calls = Counter(node.target for node in program.graph.nodes if node.op == "call_module")
     folded = 0
     for node in list(program.graph.nodes):
         norm = submodule(program, node)
-        if not is_teacher(node) or type(norm) not in NORMS or not isinstance(norm, NORMS) or not is_plain(norm):
+        if not is_frozen(node) or type(norm) not in NORMS or not isinstance(norm, NORMS) or not is_plain(norm):
             continue
         conv_node = node.args[0] if node.args else None
-        if not isinstance(conv_node, fx.Node) or len(conv_node.users) != 1 or norm.running_mean is None:
+        if (
+            not isinstance(conv_node, fx.Node)
+            or len(conv_node.users) != 1
+            or norm.running_mean is None
+            or norm.training
+        ):
             continue
         conv = submodule(program, conv_node)
         if type(conv) not in CONVOLUTIONS or not isinstance(conv, CONVOLUTIONS) or not is_plain(conv):
@@ -153,12 +151,13 @@ def _fold_batch_norms(program: Program) -> int:
     return folded
 
 
-def teacher_values(program: Program, images: Tensor | None = None) -> dict[str, Tensor]:
-    """What each loss of a program reads from the teacher, on some images or on seeded noise."""
+def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, Tensor]:
+    """What each loss of a program reads from frozen members, by loss and port, on some images or on seeded noise."""
     read = {
-        str(node.meta["key"]): node.args[1]
+        f"{node.meta['key']} {port}": value
         for node in program.nodes("loss")
-        if isinstance(node.args[1], fx.Node) and _depends_on_teacher(node.args[1])
+        for port, value in zip(node.meta["reads"], node.args, strict=False)
+        if isinstance(value, fx.Node) and _is_frozen_alone(value)
     }
     if not read:
         return {}
@@ -172,7 +171,7 @@ def teacher_values(program: Program, images: Tensor | None = None) -> dict[str, 
     module = fx.GraphModule(program, graph)
     images = example(program, program.meta["input_shape"]) if images is None else images
     with torch.no_grad(), _full_precision(images.device):
-        values: dict[str, Tensor] = module(images, None)
+        values: dict[str, Tensor] = module({"images": images})
     return values
 
 
@@ -194,9 +193,15 @@ def _relative_error(first: Tensor, second: Tensor) -> float:
     return error / max(scale, torch.finfo(torch.float32).tiny)
 
 
-def _depends_on_teacher(node: fx.Node, seen: set[fx.Node] | None = None) -> bool:
-    seen = set() if seen is None else seen
-    if node in seen:
-        return False
-    seen.add(node)
-    return is_teacher(node) or any(_depends_on_teacher(source, seen) for source in node.all_input_nodes)
+def _is_frozen_alone(value: fx.Node) -> bool:
+    """Whether a value comes from frozen members, and from no other."""
+    models: set[bool] = set()
+    seen, pending = {value}, [value]
+    while pending:
+        node = pending.pop()
+        if node.meta.get("role") == "model" or node.op == "call_module":
+            models.add(bool(node.meta.get("frozen")))
+        new = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(new)
+        pending.extend(new)
+    return models == {True}

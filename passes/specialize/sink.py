@@ -13,23 +13,18 @@ from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.graph import memory, op_name, shape_of, submodule, written
+from fxdistill.ir.operators import is_a
 from fxdistill.ir.program import Program, tap, tap_copy
+from fxdistill.operators import Trait
 
-_POINTWISE = {
-    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardtanh",
-    "clamp", "hardswish", "hardsigmoid", "softplus", "identity", "dropout", "contiguous", "clone", "neg", "abs",
-    "sqrt", "stochastic_depth",
-}  # fmt: skip
-_POOLING = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "upsample"}
-_BINARY = {"add", "sub", "mul", "truediv", "div", "maximum", "minimum"}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _PLAIN_PACKAGES = ("torch.nn.modules.", "torchvision.ops.")
 
 
-def is_teacher(node: fx.Node) -> bool:
-    """Whether the node belongs to the teacher's model."""
-    return node.meta.get("role") == "teacher"
+def is_frozen(node: fx.Node) -> bool:
+    """Whether the node belongs to a frozen member."""
+    return node.meta.get("role") == "model" and bool(node.meta.get("frozen"))
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -72,14 +67,14 @@ class Sinker:
             return []
         name = op_name(value, self.program)
         inputs = value.all_input_nodes
-        unary = len(inputs) == 1 and (name in _POINTWISE or value.target in (tap, tap_copy))
-        if unary or (len(inputs) == 1 and name in _POOLING and dim == 1 and len(shape) == 4):
+        unary = len(inputs) == 1 and (is_a(name, Trait.POINTWISE) or value.target in (tap, tap_copy))
+        if unary or (len(inputs) == 1 and is_a(name, Trait.POOLING) and dim == 1 and len(shape) == 4):
             return self._through(node, value)
-        if name in _BINARY:
+        if is_a(name, Trait.ELEMENTWISE):
             return self._through(node, value)
-        if name in ("cat", "concat"):
+        if is_a(name, Trait.CONCATENATES):
             return self._through_cat(node, value, shape)
-        if module is not None and is_teacher(value):
+        if module is not None and is_frozen(value):
             return self._narrow(node, value, module)
         return []
 
@@ -218,7 +213,7 @@ def _has(root: nn.Module, target: str) -> bool:
 def narrowed(module: nn.Module, keep: Tensor) -> nn.Module:
     """A copy of a convolution, linear layer or BatchNorm that computes only the channels in ``keep`` (int64, sorted).
 
-    Its weights are slices of the module's; it is frozen and in eval mode.
+    Its weights are slices of the module's; it is frozen and in the module's mode.
     """
     made = copy.copy(module)
     made.__dict__ |= {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers")}
@@ -233,4 +228,4 @@ def narrowed(module: nn.Module, keep: Tensor) -> nn.Module:
     for name, size in sizes.items():
         if hasattr(module, name):
             setattr(made, name, size)
-    return made.eval()
+    return made.train(module.training)

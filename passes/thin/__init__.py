@@ -8,18 +8,20 @@ counts (groups, heads, views that split channels) and wanted widths make this an
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 
+from fxdistill.criteria import CRITERIA, importance
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError, InvariantError, PairingError
+from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
+from fxdistill.ir.channels import Batch, Channels
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Coupling, core
 from fxdistill.ir.graph import Traced, find, path_of, within
-from fxdistill.passes.importance import Batch, importance
 from fxdistill.passes.thin.selection import Block, Width, select
 
 Kept = dict[str, list[int]]
@@ -28,11 +30,19 @@ Kept = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class ThinSource:
-    """A traced model, its coupled channels, and, for ``taylor``, a batch of images and classes."""
+    """A traced model, its coupled channels, and what criteria read gradients on.
+
+    Attributes:
+        traced: The model.
+        coupling: Its coupled channels.
+        batch: Images and targets, for criteria that read gradients.
+        loss: What the targets say about a prediction, for the same.
+    """
 
     traced: Traced
     coupling: Coupling
     batch: Batch | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,11 @@ class Thin(Pass[ThinSource, Removal]):
     Attributes:
         keep: Share of the channels to keep, in (0, 1); None removes only what ``widths`` asks for.
         widths: Wanted widths of taps: (node path, channels).
-        criterion: See :mod:`fxdistill.passes.importance`.
+        criterion: The name of one of :mod:`fxdistill.criteria`.
         round_to: The widths of the producers become multiples of this.
         protect: Module or node paths whose channels stay.
         only: Module paths; channels that are produced anywhere else stay. Empty: everywhere.
-        seed: Seed of the criterion ``random``.
+        seed: Seed of what is random in the criterion.
     """
 
     keep: float | None = None
@@ -73,7 +83,8 @@ class Thin(Pass[ThinSource, Removal]):
     seed: int = 0
 
     def requires(self, source: ThinSource) -> None:
-        """A share between 0 and 1, a positive multiple, paths that exist."""
+        """A share between 0 and 1, a positive multiple, a criterion and paths that exist."""
+        CRITERIA.get(self.criterion, where="criterion", error=PlanError)
         if self.keep is not None and not 0 < self.keep < 1:
             hint = "give a number above 0 and below 1"
             raise InputError(f"the share to keep is {self.keep}", where="--keep", hint=hint)
@@ -94,21 +105,19 @@ class Thin(Pass[ThinSource, Removal]):
         coupling = source.coupling
         stays = _Reasons(source, self.protect, self.only)
         wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
-        scores = importance(source.traced, coupling, criterion=self.criterion, batch=source.batch, seed=self.seed)
+        channels = Channels(source.traced, coupling, batch=source.batch, seed=self.seed, loss=source.loss)
+        scores = importance(self.criterion, channels)
         named = {class_id for width in wanted for class_id in width.classes}
         blocks = [self._block(key, members, named) for key, members in _blocks(stays).items()]
-        removed = select(coupling, blocks, wanted, scores, frozen=stays.frozen)
+        selection = select(coupling, blocks, wanted, scores, frozen=stays.frozen)
+        removed = selection.removed
         if not removed:
-            reasons = Counter(stays.reason(i) for i in stays.frozen)
-            most = ", ".join(f"{reason} ({count} channels)" for reason, count in reasons.most_common(3))
-            raise InputError(
-                "the request changes nothing: no channel would be removed", where="keep",
-                hint=f"what stays, and why: {most or 'rounding'}; lower --keep or --round-to, or protect less",
-            )  # fmt: skip
+            raise _nothing(stays)
         removal = Removal(removed, kept_indices(coupling, removed), dict(_widths(stays, removed)))
         # without a share, nobody asked for the channels of the others
-        remarks = () if self.keep is None else tuple(_not_pruned(stays, removed))
-        return PassResult(removal, modified=True, diagnostics=remarks)
+        held = () if self.keep is None else tuple(_not_pruned(stays, removed))
+        alike = tuple(_unscored(stays, removed, scores, self.criterion))
+        return PassResult(removal, modified=True, diagnostics=(*selection.diagnostics, *held, *alike))
 
     def ensures(self, source: ThinSource, value: Removal) -> None:
         """Locked classes stay, rows of constraints keep equal counts, wanted widths are met, the indices replay."""
@@ -270,6 +279,26 @@ def _widths(stays: _Reasons, removed: frozenset[int]) -> Iterator[tuple[str, tup
     for name, classes in sorted(stays.producers.items()):
         before = classes.tolist()
         yield name.rpartition(".")[0] or name, (len(before), sum(i not in removed for i in before))
+
+
+def _nothing(stays: _Reasons) -> InputError:
+    """The error for a request that changes nothing."""
+    reasons = Counter(stays.reason(i) for i in stays.frozen)
+    most = ", ".join(f"{reason} ({count} channels)" for reason, count in reasons.most_common(3))
+    return InputError(
+        "the request changes nothing: no channel would be removed", where="keep",
+        hint=f"what stays, and why: {most or 'rounding'}; lower --keep or --round-to, or protect less",
+    )  # fmt: skip
+
+
+def _unscored(stays: _Reasons, removed: frozenset[int], scores: Tensor, criterion: str) -> Iterator[Diagnostic]:
+    """One remark for each producer that loses channels of which the criterion says nothing."""
+    for name, classes in sorted(stays.producers.items()):
+        if not removed.isdisjoint(classes.tolist()) and not bool(scores[classes].any()):
+            yield Diagnostic(
+                code="no-importance", severity="warning", where=name.rpartition(".")[0] or name,
+                why=f"the criterion '{criterion}' says nothing about its outputs: all count alike, the first are kept",
+            )  # fmt: skip
 
 
 def _not_pruned(stays: _Reasons, removed: frozenset[int]) -> Iterator[Diagnostic]:

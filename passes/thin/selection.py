@@ -8,11 +8,15 @@ t_b met as nearly as the rest allows:
     subject to  Σ_{c in b} x_c = step_b z_b               every block b: a multiple
                 Σ_{c in row} x_c = k_j ≥ 1                every row of constraint j: the same number
                 Σ_{i in tap} x_{class of i} = width       every wanted width
+
+The search is bounded by a number of nodes and not by time, so that the same inputs give the same selection on a slow
+machine. The programs of torchvision's models are solved at the first node.
 """
 
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import networkx
 import numpy as np
@@ -21,11 +25,12 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 from torch import Tensor
 
-from fxdistill.errors import InputError, PairingError
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import InputError, InvariantError, PairingError
 from fxdistill.ir.coupling import Constraint, Coupling
 
 _PENALTY = 1000.0
-_SECONDS = 20.0
+_NODES = 5_000
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,25 @@ class Width:
     width: int
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The classes to remove, and what was given up on the way."""
+
+    removed: frozenset[int]
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
 def select(
     coupling: Coupling, blocks: Sequence[Block], widths: Sequence[Width], scores: Tensor, *, frozen: Collection[int]
-) -> frozenset[int]:
+) -> Selection:
     """The classes to remove.
 
     Raises:
         PairingError: The wanted widths cannot be had together.
-        InputError: The equal counts cannot be met.
+        InputError: The equal counts cannot be met, or nothing that meets them was found in the given number of nodes.
     """
     removed: set[int] = set()
+    remarks: list[Diagnostic] = []
     free = {class_id for block in blocks for class_id in block.classes} - set(frozen)
     constraints = [c for c in coupling.constraints if any(i in free for row in c.sets for i in row)]
     for part, rules, taps in _components(blocks, constraints, widths):
@@ -69,11 +83,13 @@ def select(
         if rows is not None:
             removed |= _least_of_rows(part[0], rows, scores)
         elif rules or taps:
-            removed |= _Program(part, rules, taps, scores).solve()
+            program = _Program(part, rules, taps, scores)
+            removed |= program.solve()
+            remarks += program.remarks
         else:
             for block in part:
                 removed |= _least(coupling, block, scores)
-    return frozenset(removed)
+    return Selection(frozenset(removed), tuple(remarks))
 
 
 def _components(
@@ -141,18 +157,28 @@ class _Program:
         self.size = len(self.classes) + 3 * len(blocks) + len(rules)
         self.scores = scores
         self.rows: list[tuple[dict[int, float], float, float]] = []
+        self.remarks: list[Diagnostic] = []
 
     def solve(self) -> set[int]:
         """The classes to remove, with steps of 1 where the wanted multiples cannot be had."""
-        for steps in ([block.step for block in self.blocks], [1] * len(self.blocks)):
+        wanted, ones = [block.step for block in self.blocks], [1] * len(self.blocks)
+        outcomes = []
+        for steps in (wanted, ones) if wanted != ones else (ones,):
             self.rows = [*self._block_rows(steps), *self._rule_rows(), *self._width_rows()]
-            found = self._solved(steps)
-            if found is not None:
-                return {i for i, value in zip(self.classes, found, strict=False) if value < 0.5}
+            outcome = self._solved(steps)
+            outcomes.append(outcome.end)
+            if outcome.values is not None:
+                self._remark(outcome, rounded=steps == wanted)
+                return {i for i, value in zip(self.classes, outcome.values, strict=False) if value < 0.5}
+        if outcomes[-1] == "limit":
+            raise InputError(
+                f"no selection {self._asked()} was found in {_NODES} nodes of the search, nor that there is none",
+                where="keep", hint="ask for other widths or another share, or protect these nodes",
+            )  # fmt: skip
         self._refuse()
         return set()
 
-    def _solved(self, steps: Sequence[int]) -> NDArray[np.float64] | None:
+    def _solved(self, steps: Sequence[int]) -> "_Outcome":
         data, row, column = [], [], []
         for index, (entries, _, _) in enumerate(self.rows):
             for variable, factor in entries.items():
@@ -164,17 +190,38 @@ class _Program:
         integral = np.ones(self.size, np.int64)
         result = milp(
             self._costs(), integrality=integral, bounds=self._bounds(steps), constraints=limits,
-            options={"time_limit": _SECONDS, "mip_rel_gap": 1e-4},
+            options={"node_limit": _NODES, "mip_rel_gap": 1e-4},
         )  # fmt: skip
-        solution: NDArray[np.float64] | None = result.x
-        return solution
+        return _Outcome(_end(result.status, result.message), result.x)
+
+    def _remark(self, outcome: "_Outcome", *, rounded: bool) -> None:
+        """Say what the selection is not: of the wanted multiples, the best one."""
+        where = (self.rules[0].where if self.rules else "") or (self.widths[0].path if self.widths else "")
+        if not rounded:
+            self.remarks.append(Diagnostic(
+                code="not-rounded", severity="note", where=where,
+                why=f"its widths, and those tied to it, are no multiples of what was asked for: none of these were "
+                f"found {self._asked()}",
+            ))  # fmt: skip
+        if outcome.end == "limit":
+            self.remarks.append(Diagnostic(
+                code="search-ended", severity="warning", where=where,
+                why=f"the channels that are kept {self._asked()} may not be the most important ones: "
+                f"the search ended after {_NODES} nodes",
+            ))  # fmt: skip
+
+    def _asked(self) -> str:
+        """What the program must meet, for messages."""
+        rules = [f"equal counts at '{rule.where}' ({rule.kind})" for rule in self.rules]
+        taps = [f"{width.width} channels at '{width.path}'" for width in self.widths]
+        return f"with {', '.join([*rules, *taps])}"
 
     def _costs(self) -> NDArray[np.float64]:
         costs = np.zeros(self.size)
         start = 0
         for index, block in enumerate(self.blocks):
             values = self.scores[list(block.classes)].numpy()
-            costs[start : start + len(values)] = -values / max(float(values.max()), 1e-30)
+            costs[start : start + len(values)] = -values / max(float(np.abs(values).max()), 1e-30)
             start += len(values)
             if block.target is not None:
                 _, over, under = self._of_block(index)
@@ -237,3 +284,29 @@ class _Program:
                 where=f"tap {self.widths[0].path}", hint="these taps share their channels; ask for one width of them",
             )  # fmt: skip
         raise InputError(f"the equal counts at {rules} cannot be met", where="keep", hint="protect these nodes")
+
+
+_End = Literal["solved", "limit", "infeasible"]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a search ended, and the best solution that it met."""
+
+    end: _End
+    values: NDArray[np.float64] | None
+
+
+def _end(status: int, message: str) -> _End:
+    """How HiGHS ended: by scipy's status, which is 4 ('other') for a limit on nodes.
+
+    Raises:
+        InvariantError: It failed.
+    """
+    if status == 0:
+        return "solved"
+    if status == 2 or "infeasible" in message.lower():  # 'unbounded or infeasible': our objective is bounded
+        return "infeasible"
+    if status == 1 or "limit" in message.lower():
+        return "limit"
+    raise InvariantError(f"the integer program of the selection failed: {message}", where="keep")

@@ -7,43 +7,85 @@
 Each freezes the mode that the module is in.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.ir.graph import Rung
+from fxdistill.passes.trace.probe import Probe
 
 
 class _PathTracer(fx.Tracer):
-    """A tracer that can take more modules as leaves than ``torch.nn``'s own, and functions as single nodes."""
+    """A tracer that can take more modules as leaves than ``torch.nn``'s own, and functions as single nodes.
+
+    The images are the only input; other arguments of ``forward`` have their defaults, as in a call. A buffer that the
+    call updates is followed, so that the graph updates it too; any other is a constant.
+    """
 
     def __init__(
-        self, leaves: tuple[type[nn.Module], ...] = (), functions: tuple[Callable[..., Any], ...] = ()
-    ) -> None:
+        self, updated: Mapping[str, Tensor], leaves: tuple[type[nn.Module], ...] = (),
+        functions: tuple[Callable[..., Any], ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__(autowrap_functions=functions, param_shapes_constant=True)
         self._leaves = leaves
+        self._updated = {id(buffer): name for name, buffer in updated.items()}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module stays one node."""
         return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: FBT001  # the signature of fx.Tracer
+        concrete_args: Any = None,
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """What ``forward`` is called with: the module and its images."""
+        del is_module, concrete_args
+        _, images, *_ = inspect.signature(root_fn).parameters
+        return root_fn, [self.root, self.create_proxy("placeholder", images, (), {})]
 
-def _symbolic(module: nn.Module, _: Tensor, tracer: fx.Tracer | None = None) -> fx.GraphModule:
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A stand-in for a parameter, and for a buffer that is updated; anything else as it is."""
+        name = self._updated.get(id(attr_val))
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+
+def _symbolic(module: nn.Module, probe: Probe, **more: Any) -> fx.GraphModule:
     if isinstance(module, fx.GraphModule):  # a graph already; tracing it again would lose where its nodes come from
         return fx.GraphModule(module, _copied(module.graph), type(module).__name__)
-    tracer = tracer or _PathTracer()
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    tracer = _PathTracer({name: buffers[name] for name in probe.updates}, **more)
     return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
+    """The same graph with its first input alone; what else it takes becomes a constant."""
     copied = fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
+    new: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and (new or str(node.target).startswith("*")):
+            new[node] = _default(node) if new else (copied.placeholder(str(node.target).lstrip("*")),)
+        else:
+            new[node] = copied.node_copy(node, new.__getitem__)
     return copied
 
 
-def _leaves(module: nn.Module, images: Tensor) -> fx.GraphModule:
+def _default(placeholder: fx.Node) -> Any:
+    name = str(placeholder.target)
+    if name.startswith("*"):
+        return {} if name.startswith("**") else ()
+    return placeholder.args[0]
+
+
+def _leaves(module: nn.Module, probe: Probe) -> fx.GraphModule:
     from torchvision.models import feature_extraction  # noqa: PLC0415  # slow to import, rarely needed
 
     leaves = set(feature_extraction._get_leaf_modules_for_ops())  # noqa: SLF001  # the registry has no public name
@@ -56,11 +98,12 @@ def _leaves(module: nn.Module, images: Tensor) -> fx.GraphModule:
         registries: Any = _features_fx  # not annotated
         leaves |= set(registries.get_notrace_modules())
         functions |= set(registries.get_notrace_functions())
-    return _symbolic(module, images, _PathTracer(tuple(leaves), tuple(functions)))
+    return _symbolic(module, probe, leaves=tuple(leaves), functions=tuple(functions))
 
 
-def _export(module: nn.Module, images: Tensor) -> fx.GraphModule:
+def _export(module: nn.Module, probe: Probe) -> fx.GraphModule:
     """``torch.export`` with a dynamic batch, the batch fixed where a model does not allow it."""
+    images = probe.images
     batch = torch.cat([images, images]) if len(images) == 1 else images
     try:
         program = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
@@ -121,6 +164,6 @@ def _adopt(root: nn.Module, exported: nn.Module, target: str) -> None:
             root.add_module(target, value)
 
 
-RUNGS: dict[Rung, Callable[[nn.Module, Tensor], fx.GraphModule]] = {
+RUNGS: dict[Rung, Callable[[nn.Module, Probe], fx.GraphModule]] = {
     "symbolic": _symbolic, "leaves": _leaves, "export": _export,
 }  # fmt: skip

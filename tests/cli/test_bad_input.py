@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from fxdistill.cli.commands import app
 from fxdistill.files import file_sha256
-from fxdistill.modelfiles import store
 from fxdistill.modelfiles.factories import build
+from fxdistill.modelfiles.statedict import save_state_dict
 from tests import runs
 
 RESNET = "fxdistill.models:resnet?widths=[8,16]&blocks=1"
@@ -78,13 +78,13 @@ def test_a_torchscript_archive(folder: Path) -> None:
 
 
 def test_a_state_dict_that_does_not_fit(folder: Path) -> None:
-    store.save_state_dict(build("fxdistill.models:convnet", {"widths": [4, 8]}), folder / "weights.pt")
+    save_state_dict(build("fxdistill.models:convnet", {"widths": [4, 8]}), folder / "weights.pt")
     said = refused(folder, "plan", "teacher.pt", "weights.pt", "--student-factory", CONVNET.replace("8", "16"))
     assert "weights.pt" in said
 
 
 def test_the_option_that_names_the_factory_is_the_right_one(folder: Path) -> None:
-    store.save_state_dict(build("fxdistill.models:convnet", {"widths": [4, 8]}), folder / "weights.pt")
+    save_state_dict(build("fxdistill.models:convnet", {"widths": [4, 8]}), folder / "weights.pt")
     torch.save(nn.Linear(2, 2), folder / "module.pt")
     for name in ("weights.pt", "module.pt"):
         assert "name its factory: --student-factory " in refused(folder, "plan", "teacher.pt", name)

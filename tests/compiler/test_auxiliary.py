@@ -9,9 +9,9 @@ import torch
 from fxdistill import models
 from fxdistill.compiler import auxiliary, pipeline
 from fxdistill.errors import InputError, PlanError
-from fxdistill.modelfiles import store
+from fxdistill.modelfiles.load import load as load_model
 from fxdistill.plan.file import load, parse
-from fxdistill.plan.schema import Plan
+from fxdistill.plan.document import Plan
 from fxdistill.runtime.arms import Arm, Observer
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
@@ -118,7 +118,7 @@ def test_the_auxiliary_was_trained_and_then_taught_from() -> None:
     run = runs.finished("auxiliary", align="shrink")
     plan = load(run / "plan.json")
     assert plan.auxiliary is not None
-    teacher = store.load(store.parse_source(str(runs.workshop() / "teacher.pt"))).module
+    teacher = load_model(runs.workshop() / "teacher.pt").module
     start = auxiliary.make(plan.auxiliary, teacher, input_shape=SHAPE).state_dict()
     trained = torch.load(run / "auxiliary.pt", weights_only=True)
     assert trained.keys() == start.keys()

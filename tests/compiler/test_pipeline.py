@@ -15,7 +15,7 @@ from fxdistill.compiler.pipeline import Options
 from fxdistill.errors import InputError, PairingError
 from fxdistill.ir.contract import PassManager
 from fxdistill.plan.file import parse
-from fxdistill.plan.schema import Plan
+from fxdistill.plan.document import Plan
 from tests.tiny_models import awake
 
 DIGITS = (1, 1, 8, 8)

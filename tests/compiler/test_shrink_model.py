@@ -16,8 +16,8 @@ from fxdistill.ir.graph import Traced
 from fxdistill.ir.survivors import Survivors
 from fxdistill.measure import gate
 from fxdistill.measure.onnx_file import export_checked
-from fxdistill.modelfiles import store
-from fxdistill.modelfiles.factories import ModelSource
+from fxdistill.modelfiles.bundle import save_shrunken
+from fxdistill.modelfiles.load import load
 from fxdistill.passes import shrink as shrink_pass
 
 CONVNET = ("fxdistill.models:convnet", "--arg", "widths=[16,32]", "--input", "1x1x8x8")
@@ -29,7 +29,7 @@ def command(*args: object) -> Result:
 
 
 def widths(path: Path) -> dict[str, int]:
-    module = store.load(ModelSource(path, None)).module
+    module = load(path).module
     return {name: m.out_channels for name, m in module.named_modules() if isinstance(m, nn.Conv2d)}
 
 
@@ -158,11 +158,9 @@ def test_onnx_agrees(tmp_path: Path) -> None:
 
 LOAD = """
 import sys, torch
-from pathlib import Path
-from fxdistill.modelfiles import store
-from fxdistill.modelfiles.factories import ModelSource
+from fxdistill.modelfiles.load import load
 saved = torch.load(sys.argv[2], weights_only=True)
-for module in (torch.export.load(sys.argv[1]).module(), store.load(ModelSource(Path(sys.argv[1]), None)).module):
+for module in (torch.export.load(sys.argv[1]).module(), load(sys.argv[1]).module):
     torch.testing.assert_close(module(saved["images"]), saved["logits"])
 found = [name for name in sys.modules if name.startswith(("fxdistill.passes", "passes"))]
 assert found == [], found
@@ -171,7 +169,7 @@ assert found == [], found
 
 def test_the_exported_file_loads_without_any_pass(tmp_path: Path) -> None:
     result, images = shrunken(), torch.randn(2, 3, 16, 16)
-    result.save(tmp_path / "aux.pt2")
+    save_shrunken(result, tmp_path / "aux.pt2", factory=None)
     torch.save({"images": images, "logits": result.module(images).detach()}, tmp_path / "expected.pt")
     files = [str(tmp_path / name) for name in ("aux.pt2", "expected.pt")]
     root = Path(__file__).parents[1]

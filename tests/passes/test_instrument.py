@@ -13,7 +13,8 @@ from fxdistill.ir.contract import PassManager
 from fxdistill.ir.program import Program, tap_copy
 from fxdistill.passes.instrument import Instrument, Joint, frozen
 from fxdistill.passes.trace import Trace
-from fxdistill.plan.schema import Pair, Plan, Tap
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import Pair, Tap
 from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, Body, Classifier, awake, conv_norm, planned
 

@@ -17,8 +17,9 @@ from fxdistill.compiler import shrink_model as shrinking
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir.survivors import Masks, Survivors
-from fxdistill.modelfiles import store
-from fxdistill.modelfiles.factories import ModelSource
+from fxdistill.modelfiles import bundle
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.source import ModelSource
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.shrink.prove import prove
@@ -347,10 +348,10 @@ def test_is_traced_again_trained_and_shrunk_again() -> None:
 
 def test_a_bundle_replays_the_kept_indices_on_fresh_weights(tmp_path: Path) -> None:
     source = ModelSource(None, "fxdistill.models:convnet", {"widths": [8, 16]})
-    net = store.load(source, seed=3).module
+    net = load(source, seed=3).module
     result = shrink_model(net, input_shape=(1, 1, 8, 8), keep=0.5)
-    result.save(tmp_path / "aux.pt", factory=source.factory, kwargs=source.kwargs)
-    loaded = store.load(ModelSource(tmp_path / "aux.pt", None))
+    bundle.save_shrunken(result, tmp_path / "aux.pt", factory=source.factory, kwargs=source.kwargs)
+    loaded = load(ModelSource(tmp_path / "aux.pt", None))
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(loaded.module(images), result.module(images))
     assert loaded.input_shape == (1, 1, 8, 8)
@@ -359,14 +360,14 @@ def test_a_bundle_replays_the_kept_indices_on_fresh_weights(tmp_path: Path) -> N
 def test_a_file_can_reach_no_function_that_writes_or_calls_others() -> None:
     for name in ("build", "write_bytes"):
         with pytest.raises(InputError):
-            store.load(ModelSource(None, f"fxdistill.compiler.shrink_model:{name}"))
+            load(ModelSource(None, f"fxdistill.compiler.shrink_model:{name}"))
         assert not callable(getattr(shrinking, name, None))
 
 
 def test_without_a_factory_an_exported_program_is_written(tmp_path: Path) -> None:
     result = shrink_model(Tiny().eval(), input_shape=IMAGE, keep=0.5)
-    result.save(tmp_path / "aux.pt2")
-    loaded = store.load(ModelSource(tmp_path / "aux.pt2", None)).module
+    bundle.save_shrunken(result, tmp_path / "aux.pt2", factory=None)
+    loaded = load(ModelSource(tmp_path / "aux.pt2", None)).module
     images = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(loaded(images), result.module(images))
 

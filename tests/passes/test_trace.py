@@ -233,7 +233,7 @@ def test_a_pass_error_chains_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("fxdistill.passes.trace._annotate", broken)
+    monkeypatch.setattr("fxdistill.passes.trace.annotate", broken)
     with pytest.raises(PassError, match="the pass 'trace' failed: RuntimeError: no") as caught:
         PassManager().run(Trace(SHAPE), tiny_models.plain())
     assert isinstance(caught.value.__cause__, RuntimeError)

@@ -9,7 +9,7 @@ from rich.text import Text
 from fxdistill import models
 from fxdistill.compiler import pipeline
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.modelfiles.factories import parse_source
+from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.file import load
 from fxdistill.plan.schema import ModelRef
 from fxdistill.report import terminal

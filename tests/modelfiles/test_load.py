@@ -17,8 +17,11 @@ from torch import fx, nn
 
 from fxdistill import models
 from fxdistill.errors import ModelError
+from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import resolve
-from fxdistill.modelfiles.store import LoadedModel, ModelSource, load, parse_source, save, save_state_dict
+from fxdistill.modelfiles.load import LoadedModel, load
+from fxdistill.modelfiles.source import ModelSource, parse_source
+from fxdistill.modelfiles.statedict import save_state_dict
 
 FACTORY = "fxdistill.models:convnet"
 KWARGS: dict[str, Any] = {"widths": [4, 6], "hidden": 5, "classes": 3}

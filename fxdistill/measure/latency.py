@@ -1,26 +1,21 @@
-"""What models are measured by: accuracy, size and ONNX latency.
+"""Latency in ONNX Runtime.
 
-Latencies of several files are taken round robin, one run of each in turn: a machine's slow moments then hit
-all of them, and their ratio holds where single figures do not.
+Latencies of several files are taken round robin, one run of each in turn: a machine's slow moments then hit all of
+them, and their ratio holds where single figures do not.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from fxdistill.errors import DataError, InputError, ModelError
+from fxdistill.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
-
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,69 +26,6 @@ class Latency:
     p10: float
     p90: float
     provider: str
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[nn.Module]:
-    """Eval and inference mode; afterwards every submodule is back in the mode that it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield module
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-def prediction(output: Any) -> Tensor:
-    """The prediction in a model's output: the tensor itself, the entry ``out`` or ``logits``, else the first.
-
-    Raises:
-        ModelError: There is no tensor in it.
-    """
-    while not isinstance(output, Tensor):
-        if isinstance(output, Mapping) and output:
-            output = output.get("out", output.get("logits", next(iter(output.values()))))
-        elif isinstance(output, tuple | list) and output:
-            output = output[0]
-        else:
-            raise ModelError("the model's output holds no tensor", where=f"an output of type {type(output).__name__}")
-    return output
-
-
-def parameters(module: nn.Module) -> int:
-    """The number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def accuracy(module: nn.Module, batches: Batches) -> float:
-    """Top-1 accuracy, 0 to 1, in eval mode; the module's modes are restored.
-
-    Args:
-        module: Takes images, gives logits (N, C).
-        batches: Images (N, ...) and labels (N,); moved to the module's device.
-
-    Raises:
-        DataError: There are no images.
-    """
-    device = device_of(module)
-    correct = torch.zeros((), dtype=torch.long, device=device)  # stays there: one wait at the end, not one a batch
-    images = 0
-    with evaluating(module):
-        for image, label in batches:
-            logits = prediction(module(image.to(device, non_blocking=True)))
-            correct += (logits.argmax(1) == label.to(device, non_blocking=True)).sum()
-            images += len(label)
-    if not images:
-        raise DataError("there are no images to evaluate on", hint="the split is empty; check the data spec")
-    return int(correct) / images
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where the module's tensors are; the CPU where it has none."""
-    tensors = (*module.parameters(), *module.buffers())
-    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def open_session(

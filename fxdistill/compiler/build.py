@@ -1,0 +1,77 @@
+"""Plan in, program out: the plan's members, traced, become the program of an arm, and that of a stage."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from fxdistill.compiler.pipeline import DISTILLED, STUDENT, TEACHER
+from fxdistill.errors import PlanError
+from fxdistill.ir.contract import PassManager
+from fxdistill.ir.graph import LADDER, ladder
+from fxdistill.ir.program import Program
+from fxdistill.passes.instrument import Instrument, Joint
+from fxdistill.passes.specialize import Specialize
+from fxdistill.passes.trace import Trace
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import ModelRef
+
+
+def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassManager | None = None) -> Program:
+    """Turn a plan and its models into a program: ``program(batch)`` gives the named losses of all stages.
+
+    The student's layers in the program are the module's own: an optimiser over the program trains the module, and both
+    share one mode. The teacher is frozen. :func:`specialize` gives what one stage runs. First weights of adapters and
+    losses come from torch's global generator: seed it. Where the plan has an auxiliary teacher, give that one as the
+    teacher (:func:`fxdistill.compiler.auxiliary.make`, then trained with :func:`build_arm`).
+
+    Raises:
+        PlanError: The plan does not fit the models.
+    """
+    arm = plan.arm(DISTILLED)
+    others = [name for name in arm.members if name not in arm.trains]
+    if arm.trains != [STUDENT] or len(others) > 1:
+        raise PlanError(
+            f"the arm '{arm.name}' has the members {', '.join(arm.members)}, not one teacher and one student",
+            where="arms", hint="use build_arm, which takes any members",
+        )  # fmt: skip
+    return build_arm(plan, arm.name, {(others or [TEACHER])[0]: teacher, STUDENT: student}, passes=passes)
+
+
+def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: PassManager | None = None) -> Program:
+    """The program of any arm of a plan.
+
+    Args:
+        plan: The plan.
+        arm: The arm's name; ``control`` for the control arm.
+        models: The plan's members by name; those that have no part in the arm are left aside.
+        passes: A manager to run the passes in.
+
+    Raises:
+        PlanError: The plan does not fit the models, or has no such arm.
+    """
+    passes = passes or PassManager()
+    found = plan.arm(arm)
+    missing = [name for name in found.members if name not in models]
+    if missing:
+        raise PlanError(f"the arm '{arm}' needs the member '{missing[0]}'", where="members", hint="give its model")
+    traced = {
+        name: passes.run(_trace(plan, name, training=name in found.trains), models[name]) for name in found.members
+    }
+    return passes.run(Instrument(plan, arm), Joint(traced))
+
+
+def specialize(program: Program, stage: str) -> Program:
+    """The program of one stage: only its losses, and only what they need.
+
+    Raises:
+        PlanError: There is no such stage.
+    """
+    program.find_stage(stage)
+    return PassManager().run(Specialize(stage), program)
+
+
+def _trace(plan: Plan, member: str, *, training: bool) -> Trace:
+    """How a member is traced: the rung that the plan names, then the others; its training mode may need another one."""
+    ref = plan.members[member]
+    rung, entry = (ref.rung, ref.output) if isinstance(ref, ModelRef) else (LADDER[0], "")
+    return Trace(tuple(plan.input.shape), training=training, entry=entry, rungs=ladder(rung))

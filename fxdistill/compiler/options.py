@@ -1,0 +1,45 @@
+"""What a user decides about a plan."""
+
+from dataclasses import dataclass, field
+
+from fxdistill.ir.graph import Shape
+from fxdistill.plan.schema import Align, DataPlan, Precision
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user decides about a plan; the defaults are those of the command line.
+
+    Attributes:
+        input_shape: Shape of one batch, the batch size first; MACs are counted for it.
+        method: A method's name, composed with ``+`` or not: ``indistill``, ``kd``, ``indistill+pkt``.
+        task: ``classification``, ``segmentation``, ``retrieval`` …
+        align: How teacher widths are brought to the student's.
+        pins: Pairs (teacher path, student path) that must be.
+        forbid: Pairs that must not be.
+        keep: With ``shrink``, the share of channels to keep where no tap decides; None keeps them all.
+        criterion: Importance of a channel, by name; None for the method's own.
+        epochs: Epochs of the main stage.
+        lr: Learning rate.
+        seed: Everything random in a run comes from it.
+        repeats: How many seeds to run, from ``seed`` on.
+        control: Whether to run the same budget without distillation as well.
+        data: Data, augmentation, normalisation; without a spec the plan is structural and cannot be run.
+        precision: Lightning Fabric's name of the training precision.
+    """
+
+    input_shape: Shape
+    method: str = "indistill"
+    task: str = "classification"
+    align: Align = "slice"
+    pins: tuple[tuple[str, str], ...] = ()
+    forbid: tuple[tuple[str, str], ...] = ()
+    keep: float | None = None
+    criterion: str | None = None
+    epochs: int = 60
+    lr: float = 1e-3
+    seed: int = 0
+    repeats: int = 1
+    control: bool = True
+    data: DataPlan = field(default_factory=lambda: DataPlan(spec=None))
+    precision: Precision = "32-true"

@@ -1,0 +1,15 @@
+"""Versions of what decides about a plan and a run."""
+
+import importlib.metadata
+
+
+def versions() -> dict[str, str]:
+    """Installed versions by distribution."""
+    names = ("fxdistill", "torch", "torchvision", "torch-pruning", "onnx", "timm")
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

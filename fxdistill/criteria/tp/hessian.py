@@ -1,0 +1,23 @@
+"""Second order of what the loss loses, w² h with h the mean squared gradient of single images. LeCun et al. 1989,
+https://proceedings.neurips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html.
+
+The mean is taken here: ``accumulate_grad`` of Torch-Pruning 1.6 keeps the last image only.
+"""
+
+from torch import Tensor
+from torch_pruning.pruner import importance
+
+from fxdistill.criteria import Criterion
+from fxdistill.criteria.tp._groups import measured
+from fxdistill.ir.channels import Channels
+
+
+def hessian(channels: Channels) -> Tensor:
+    """On a batch."""
+    squares = channels.squared_gradients("tp.hessian")
+    return measured(channels, importance.HessianImportance(), gradients=squares)
+
+
+CRITERION = Criterion(
+    score=hessian, summary="Torch-Pruning: second order of what the loss loses, group-wise", needs_batch=True
+)

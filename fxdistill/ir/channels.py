@@ -1,0 +1,161 @@
+"""Channels: what may be known of a model's coupled channels when their importance is measured.
+
+    coupling, traced     which filters produce a class, and their weights
+    batch, loss          images and targets, and what their labels say about a prediction: gradients
+    seed                 of everything random
+
+A measure reads; whatever runs here leaves modes, buffers and gradients as they were.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fxdistill.errors import InputError
+from fxdistill.ir.coupling import Coupling, varying
+from fxdistill.ir.graph import Traced
+from fxdistill.ir.running import buffers_kept, tensors_in
+
+Batch = tuple[Tensor, Tensor]
+"""Images and targets."""
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """The coupled channels of one model, and what may be read of them.
+
+    Attributes:
+        traced: The model.
+        coupling: Its coupled channels.
+        batch: Images and targets; None where there are none.
+        seed: Seed of everything random.
+        loss: What the targets say about a prediction, a scalar: ``loss(prediction, targets)``.
+    """
+
+    traced: Traced
+    coupling: Coupling
+    batch: Batch | None = None
+    seed: int = 0
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+
+    def zeros(self) -> Tensor:
+        """No importance for any class: float64 of shape (classes + 1,)."""
+        return torch.zeros(self.coupling.class_count + 1, dtype=torch.float64)
+
+    def sum_over_filters(
+        self, norm: Callable[[Tensor], Tensor], *, factors: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The importance of every class as a sum over the filters that produce it, of all weights that do.
+
+        Args:
+            norm: Takes the filters of one weight, float64 of shape (filters, entries); returns (filters,).
+            factors: For each weight a tensor of its shape that it is multiplied with before (gradients, say); weights
+                that have none do not count.
+        """
+        scores = self.zeros()
+        tensors = dict(self.traced.module.named_parameters(remove_duplicate=False))
+        for (name, dim), role in self.coupling.roles.items():
+            weight, labels = tensors.get(name), self.coupling.parameter_labels(name).get(dim)
+            if role != "out" or weight is None or labels is None or (factors is not None and name not in factors):
+                continue
+            value = weight.detach().cpu().to(torch.float64)
+            entries = value if factors is None else value * factors[name].cpu()
+            _add(scores, labels, entries, dim, norm)
+        return scores
+
+    def batch_norms(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch norm that scales: the class of every channel, and its scale in float64."""
+        buffers = dict(self.traced.module.named_buffers())
+        for name, weight in self.traced.module.named_parameters():
+            labels = self.coupling.parameter_labels(name).get(0)
+            owner, _, leaf = name.rpartition(".")
+            if leaf == "weight" and f"{owner}.running_var" in buffers and labels is not None:
+                yield labels.contiguous(), weight.detach().cpu().to(torch.float64)
+
+    def gradients(self, criterion: str) -> dict[str, Tensor]:
+        """The loss's gradients by parameter in float64: on the batch, or without one as they lie in ``.grad``.
+
+        Args:
+            criterion: Who asks, for the message.
+
+        Raises:
+            InputError: There is neither a batch nor a gradient.
+        """
+        if self.batch is None:
+            parameters = self.traced.module.named_parameters()
+            found = {name: p.grad.to(torch.float64) for name, p in parameters if p.grad is not None}
+            if not found:
+                raise InputError(
+                    f"the criterion '{criterion}' needs gradients", where="criterion",
+                    hint="give data (--data), or call backward() on your own loss before",
+                )  # fmt: skip
+            return found
+        return self._gradients(*self.examples(criterion))
+
+    def squared_gradients(self, criterion: str) -> dict[str, Tensor]:
+        """The mean over the batch of each image's squared gradients, by parameter in float64.
+
+        Args:
+            criterion: Who asks, for the message.
+
+        Raises:
+            InputError: There is no batch.
+        """
+        images, targets = self.examples(criterion)
+        squares: dict[str, Tensor] = {}
+        for image, target in zip(images.split(1), targets.split(1), strict=True):
+            for name, gradient in self._gradients(image, target).items():
+                squares[name] = squares.get(name, torch.zeros_like(gradient)) + gradient.square()
+        return {name: total / len(images) for name, total in squares.items()}
+
+    def examples(self, criterion: str) -> Batch:
+        """The batch, images in the precision of the model and on its device.
+
+        Args:
+            criterion: Who asks, for the message.
+
+        Raises:
+            InputError: There is none.
+        """
+        if self.batch is None:
+            raise InputError(
+                f"the criterion '{criterion}' needs images and their labels", where="criterion",
+                hint="give data (--data), or choose a criterion that reads weights alone, e.g. l1",
+            )  # fmt: skip
+        images, targets = self.batch
+        like = next((p for p in self.traced.module.parameters() if p.is_floating_point()), images)
+        return images.to(like.device, like.dtype), targets.to(like.device)
+
+    def fingerprint(self) -> dict[str, int]:
+        """What tells whether anybody touched the model: checksums of its tensors, and the modes of its modules."""
+        module = self.traced.module
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        modes = {f"the mode of '{name}'": int(child.training) for name, child in module.named_modules()}
+        return {name: _checksum(tensor) for name, tensor in tensors} | modes
+
+    def _gradients(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Gradients for aliases of the parameters, so that those of a frozen model are had too."""
+        own = dict(self.traced.module.named_parameters())
+        wanted = {name: p.detach().requires_grad_() for name, p in own.items() if p.is_floating_point()}
+        with self.traced.running() as module, buffers_kept(module), torch.enable_grad():
+            prediction = tensors_in(torch.func.functional_call(module, wanted, (images,)))[0]
+            gradients = torch.autograd.grad(self.loss(prediction, targets), list(wanted.values()), allow_unused=True)
+        return {name: g.to(torch.float64) for name, g in zip(wanted, gradients, strict=True) if g is not None}
+
+
+def _add(scores: Tensor, labels: Tensor, entries: Tensor, dim: int, norm: Callable[[Tensor], Tensor]) -> None:
+    """Add the norms of one weight's filters to the scores of their classes."""
+    if varying(labels) in ((), (dim,)):
+        filters = entries.movedim(dim, 0).flatten(1)
+        scores.index_add_(0, labels.movedim(dim, 0).flatten(1)[:, 0], norm(filters))
+    else:  # outputs numbered within groups (grouped transposed convolution): the filters are the lines of both
+        rows = entries.flatten(2).reshape(-1, entries[0, 0].numel())
+        scores.index_add_(0, labels.flatten(2)[:, :, 0].reshape(-1), norm(rows))
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

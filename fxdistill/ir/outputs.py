@@ -1,0 +1,96 @@
+"""Which output: one rule that finds the prediction in what a model returns, for values and for graphs alike.
+
+An output is a tensor, or a structure of them: a mapping, a named tuple, a tuple, a list. An **entry** names a place in
+it, ``logits``, ``1``, ``aux.0``; '' stands for the whole. Where nobody says which entry is the prediction, it is the
+one called ``out`` or ``logits``, else the first. What a plan records is always spelled out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from fxdistill.errors import ModelError
+
+_NAMES = ("out", "logits")
+
+
+def prediction(output: Any, entry: str = "") -> Tensor:
+    """The prediction in a model's output.
+
+    Args:
+        output: What the model returned.
+        entry: The entry that is the prediction, '' for the rule. A model that returns a bare tensor in this mode (and a
+            structure in the other one) returns the prediction.
+
+    Raises:
+        ModelError: There is no such entry, or no tensor in it.
+    """
+    value = find(output, entry)
+    if not isinstance(value, Tensor):
+        raise ModelError(
+            "the model's output holds no tensor", where=f"an output of type {type(output).__name__}",
+            hint="return the prediction, or a mapping or a tuple that holds it",
+        )  # fmt: skip
+    return value
+
+
+def find(output: Any, entry: str = "") -> Any:
+    """The value at an entry, and from there on by the rule; of a graph's output, the node.
+
+    Raises:
+        ModelError: There is no such entry; lists those that there are.
+    """
+    value = output
+    for name in entry.split(".") if entry and _children(output) is not None else ():
+        children = _children(value)
+        if children is None or name not in children:
+            known = ", ".join(place for place, _ in entries(output)) or "none"
+            raise ModelError(
+                f"the model's output has no entry '{entry}'", where=f"entry {entry}", hint=f"its entries are: {known}"
+            )
+        value = children[name]
+    while (children := _children(value)) is not None:
+        if not children:
+            return None
+        value = children[next((name for name in _NAMES if name in children), next(iter(children)))]
+    return value
+
+
+def choose(output: Any, fits: Callable[[Tensor], bool] = lambda _value: True) -> str:
+    """The entry that is the prediction: by the rule, or the first other one that fits where that one does not.
+
+    Args:
+        output: What the model returned.
+        fits: Whether a tensor can be the prediction.
+    """
+    places = list(entries(output))
+    default = find(output)
+    by_rule = next((place for place, value in places if value is default), "")
+    if not isinstance(default, Tensor) or fits(default):  # of a graph, whose values are nodes, the rule decides
+        return by_rule
+    return next((place for place, value in places if isinstance(value, Tensor) and fits(value)), by_rule)
+
+
+def entries(output: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All entries that are no structures themselves, with their values; '' for an output that is none."""
+    children = _children(output)
+    if children is None:
+        yield prefix, output
+        return
+    for name, value in children.items():
+        yield from entries(value, f"{prefix}.{name}" if prefix else name)
+
+
+def _children(value: Any) -> Mapping[str, Any] | None:
+    """The named parts of a structure; None where a value is none."""
+    if isinstance(value, fx.Node):
+        fields: tuple[str, ...] = getattr(value.target, "_fields", ())  # a named tuple that is built in the graph
+        if value.op != "call_function" or not fields:
+            return None
+        return {**dict(zip(fields, value.args, strict=False)), **value.kwargs}
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return dict(zip(getattr(value, "_fields", map(str, range(len(value)))), value, strict=True))
+    return None

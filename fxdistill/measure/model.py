@@ -1,0 +1,58 @@
+"""What a model is measured by on data: the metrics of its task, in eval mode; and its size."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fxdistill.data.batches import batches
+from fxdistill.data.dataset import Dataset
+from fxdistill.ir.outputs import prediction
+from fxdistill.tasks import Task
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """Eval and inference mode; afterwards every submodule is back in the mode that it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield module
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def metrics(
+    module: nn.Module, dataset: Dataset, task: Task, *, batch_size: int = 128, entry: str = ""
+) -> dict[str, float]:
+    """All metrics of a model by name; the model's modes are restored.
+
+    Args:
+        module: Takes images, gives a prediction.
+        dataset: Images are taken as they are, moved to the module's device.
+        task: What is measured.
+        batch_size: Images at once.
+        entry: Which entry of a structured output is the prediction.
+    """
+    device = device_of(module)
+
+    def predict(split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        images = dataset.train if split == "train" else dataset.test
+        for batch in batches(images, batch_size, mean=dataset.mean, std=dataset.std, device=device):
+            yield prediction(module(batch["images"]), entry), batch["labels"]
+
+    with evaluating(module):
+        return task.evaluate(predict, len(dataset.classes), device)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's tensors are; the CPU where it has none."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,29 @@
+"""InDistill: the student's intermediate layers learn the teacher's pruned ones first, one by one, from shallow to deep.
+
+Sarridis et al., "InDistill: Information flow-preserving knowledge distillation for model compression", WACV 2025,
+arXiv 2205.10003. Each of the pairs 1, 2, 3 … is a warm-up stage of its own, 2 + l epochs of MSE for pair l, earlier
+losses dropped, nothing frozen; the main stage that follows is any distillation method's:
+
+    indistill          the warm-up, then kd
+    indistill+METHOD   the warm-up, then that method
+"""
+
+from fxdistill.methods import Method, Recipe
+from fxdistill.plan.schema import LossTerm, Optimizer, Stage
+
+_FIRST_WARM_UP = 3
+
+
+def warm_up(recipe: Recipe) -> list[Stage]:
+    """One stage a pair, at a constant learning rate."""
+    return [
+        Stage(
+            name=f"warm-up-{order + 1}", epochs=_FIRST_WARM_UP + order,
+            losses=[LossTerm(loss="mse", pair=pair.name, student=pair.student.member, teacher=pair.teacher.member)],
+            optimizer=Optimizer(name="adam", lr=recipe.lr),
+        )
+        for order, pair in enumerate(recipe.pairs)
+    ]  # fmt: skip
+
+
+METHOD = Method(summary="warm-up layer by layer, then another method (kd)", warm_up=warm_up, needs_pairs=True)

@@ -1,0 +1,118 @@
+"""Where a model is to come from: a file, or a factory with its arguments, as the command line writes them."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fxdistill.errors import InputError, ModelError
+
+EXAMPLE = "torchvision.models:resnet18?num_classes=10"
+"""A factory with an argument, for hints."""
+_FACTORY = re.compile(r"(?P<name>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(\?(?P<query>.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is to come from.
+
+    Attributes:
+        path: The file; None for a factory alone.
+        factory: ``module:function``; None where the file says or needs none.
+        kwargs: Keyword arguments of the factory.
+        trust_pickle: Whether a file that runs code when it is loaded may be loaded.
+        allow: Modules and packages of the user's own whose factories may be called.
+        option: The command line's option that names the factory, for hints.
+    """
+
+    path: Path | None
+    factory: str | None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    trust_pickle: bool = False
+    allow: tuple[str, ...] = ()
+    option: str = ""
+
+
+def parse_source(
+    text: str,
+    *,
+    factory: str | None = None,
+    args: Sequence[str] = (),
+    trust_pickle: bool = False,
+    allow: Sequence[str] = (),
+    option: str = "",
+) -> ModelSource:
+    """Read a model argument of the command line.
+
+    Args:
+        text: A file, or a factory with arguments, ``torchvision.models:resnet18?num_classes=10&width=64``. It
+            is a factory if it has that form and no file has that name.
+        factory: The factory of a file that holds weights only; may carry arguments as well.
+        args: Further arguments, ``key=value``. A value is JSON (a number, list, true …), else it is a string.
+        trust_pickle: As in :class:`ModelSource`.
+        allow: As in :class:`ModelSource`.
+        option: As in :class:`ModelSource`.
+
+    Raises:
+        ModelError: A factory or an argument is malformed, or given twice.
+    """
+    path: Path | None = Path(text)
+    if _FACTORY.fullmatch(text) and not Path(text).exists():
+        if factory is not None:
+            raise ModelError(
+                "two factories are given for one model",
+                where=f"{text} and {factory}",
+                hint="leave out one of them",
+            )
+        path, factory = None, text
+    name: str | None = None
+    kwargs: dict[str, Any] = {}
+    if factory is not None:
+        name, kwargs = _split(factory)
+    for key, value in map(_argument, args):
+        if key in kwargs:
+            raise ModelError(f"the factory argument '{key}' is given twice", where=f"{factory}, {key}")
+        kwargs[key] = value
+    return ModelSource(
+        path=path, factory=name, kwargs=kwargs, trust_pickle=trust_pickle, allow=tuple(allow), option=option
+    )
+
+
+def module_and_function(factory: str, *, error: type[InputError] = ModelError) -> tuple[str, str]:
+    """The two parts of a plain factory.
+
+    Raises:
+        ModelError: It is none, or carries arguments (``error``, if given).
+    """
+    match = _FACTORY.fullmatch(factory)
+    if match is None or match["query"] is not None:
+        raise error(f"'{factory}' is not a factory", where=factory, hint=f"write MODULE:FUNCTION, such as {EXAMPLE}")
+    module, _, name = factory.partition(":")
+    return module, name
+
+
+def _split(text: str) -> tuple[str, dict[str, Any]]:
+    match = _FACTORY.fullmatch(text)
+    if match is None:
+        raise ModelError(f"'{text}' is not a factory", where=text, hint=f"write MODULE:FUNCTION, such as {EXAMPLE}")
+    kwargs: dict[str, Any] = {}
+    for part in (match["query"] or "").split("&") if match["query"] else []:
+        key, value = _argument(part)
+        if key in kwargs:
+            raise ModelError(f"the factory argument '{key}' is given twice", where=text)
+        kwargs[key] = value
+    return match["name"], kwargs
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise ModelError(
+            f"'{text}' is not a factory argument", where=text, hint="write KEY=VALUE, such as num_classes=10"
+        )
+    try:
+        return key, json.loads(value)
+    except (json.JSONDecodeError, RecursionError):
+        return key, value

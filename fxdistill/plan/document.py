@@ -1,0 +1,279 @@
+"""The plan: everything that a run does, as reviewable data.
+
+A plan is JSON: versioned, validated, without tensors and without code. ``run`` does what it says and nothing that it
+does not say; there are no hidden defaults, because writing a plan spells every default out. The same inputs and seed
+give the same bytes. Models are bound by the sha256 of their files.
+
+    plan = members + task + data + pairs (with evidence) + kept channels + arms (+ the control arm) + export
+
+**Members** are models by name: given (a file, a factory), or made from another member (a shrunken teacher). A **pair**
+is two taps, each of a member. An **arm** trains some members, stage by stage; every other member that its losses read
+is frozen. The **control arm** is derived: the same members, for as many epochs, with the task's own loss alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import PlanError
+from fxdistill.plan.schema import (
+    Arm,
+    Control,
+    DataPlan,
+    ExportPlan,
+    InputSpec,
+    Kept,
+    LossTerm,
+    Member,
+    MemberName,
+    ModelRef,
+    Pair,
+    Part,
+    Plugin,
+    Precision,
+    Seed,
+    Shrunken,
+    Stage,
+)  # fmt: skip
+
+VERSION: Literal[2] = 2
+CONTROL = "control"
+"""The name of the control arm."""
+_RESERVED = {"adapters", "losses", "plan", "origin", "result", "checkpoint", "metrics", "tensorboard", "code", "graph"}
+
+
+class Plan(Part):
+    """A whole plan. See the module docstring."""
+
+    version: Literal[2]
+    method: str
+    task: str = "classification"
+    seed: Seed
+    members: Annotated[dict[MemberName, Member], Field(min_length=1)]
+    input: InputSpec
+    data: DataPlan
+    pairs: list[Pair]
+    kept: list[Kept]
+    arms: Annotated[list[Arm], Field(min_length=1)]
+    control: Control | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    precision: Precision = "32-true"
+    export: ExportPlan = ExportPlan()
+    costed: str = ""
+    plugins: list[Plugin] = []
+    diagnostics: list[Diagnostic] = []
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Self:
+        for kind, names in _named(self):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"there is more than one {kind} '{name}'")
+        if len(self.data.mean) != len(self.data.std):
+            raise ValueError(f"data.mean has {len(self.data.mean)} entries, data.std {len(self.data.std)}")
+        wrong = [*_wrong_members(self), *_wrong_pairs(self), *_wrong_arms(self)]
+        if wrong:
+            raise ValueError("; ".join(dict.fromkeys(wrong)))
+        return self
+
+    def kept_for(self, pair: str) -> Kept | None:
+        """The kept channels of a pair, None where it is not sliced."""
+        return next((kept for kept in self.kept if kept.pair == pair), None)
+
+    def arm(self, name: str) -> Arm:
+        """An arm by name; the control arm with the epochs of the arm beside it.
+
+        Raises:
+            PlanError: There is none; lists those that there are.
+        """
+        for arm in self.all_arms:
+            if arm.name == name:
+                return arm
+        known = ", ".join(arm.name for arm in self.all_arms)
+        raise PlanError(f"the plan has no arm '{name}'", where="arms", hint=f"its arms are: {known}")
+
+    @property
+    def all_arms(self) -> tuple[Arm, ...]:
+        """The arms in order, the control arm behind the one that it stands beside."""
+        return tuple(_with_control(self))
+
+    def given(self, name: str) -> ModelRef:
+        """A member that is given.
+
+        Raises:
+            PlanError: There is none of this name, or it is made from another.
+        """
+        found = self.members.get(name)
+        if not isinstance(found, ModelRef):
+            raise PlanError(f"the plan has no given member '{name}'", where="members", hint="plan anew")
+        return found
+
+    def to_json(self) -> str:
+        """The plan's text: stable, every default spelled out, lists of numbers on one line."""
+        return _dump(self.model_dump(mode="json")) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the plan's text."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def cost_basis(self) -> str:
+        """Hash of what the costs of the stages follow from; equal to ``costed`` unless the plan was edited since."""
+        terms = [term.model_dump(mode="json") for arm in self.arms for stage in arm.stages for term in stage.losses]
+        names = [[arm.name, *(stage.name for stage in arm.stages)] for arm in self.arms]
+        parts = [part.model_dump(mode="json") for part in (*self.pairs, *self.kept)]
+        basis = [names, terms, parts]
+        return hashlib.sha256(json.dumps(basis).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        members = ", ".join(self.members)
+        stages = "; ".join(f"{arm.name}: {', '.join(map(_stage, arm.stages))}" for arm in self.all_arms)
+        pairs = ", ".join(f"{pair.teacher.path} = {pair.student.path}" for pair in self.pairs) or "none"
+        return f"Plan of {self.method} for {self.task}: members {members}; pairs {pairs}; epochs of {stages}"
+
+    __repr__ = __str__
+
+
+def stale_costs(plan: Plan) -> Iterator[Diagnostic]:
+    """A note where the plan was edited after its stages were costed."""
+    if plan.costed and plan.costed != plan.cost_basis:
+        yield Diagnostic(
+            code="stale-cost", severity="note", where="arms",
+            why="pairs, kept channels or losses were edited after the costs of the stages were counted: they are those "
+            "from before", hint="plan anew to count them; nothing else depends on them",
+        )  # fmt: skip
+
+
+def _stage(stage: Stage) -> str:
+    return f"{stage.name} ({stage.epochs})"
+
+
+def _with_control(plan: Plan) -> Iterator[Arm]:
+    for arm in plan.arms:
+        yield arm
+        if plan.control is not None and plan.control.of == arm.name:
+            control = plan.control
+            stage = Stage(
+                name=CONTROL, epochs=sum(stage.epochs for stage in arm.stages), losses=control.losses,
+                optimizer=control.optimizer, schedule=control.schedule, cost=control.cost,
+            )  # fmt: skip
+            yield Arm(name=CONTROL, trains=arm.trains, stages=[stage], once=arm.once)
+
+
+def _named(plan: Plan) -> Iterator[tuple[str, list[str]]]:
+    """What must have names of its own, each kind with its names."""
+    yield "pair", [pair.name for pair in plan.pairs]
+    yield "pair of the nodes", [f"{pair.teacher.path} = {pair.student.path}" for pair in plan.pairs]
+    yield "list of kept channels of", [kept.pair for kept in plan.kept]
+    yield "seed", [str(seed) for seed in plan.seeds]
+    yield "arm", [arm.name for arm in plan.arms]
+    for arm in plan.arms:
+        yield "stage", [stage.name for stage in arm.stages]
+
+
+def _wrong_members(plan: Plan) -> Iterator[str]:
+    for name, member in plan.members.items():
+        if name in _RESERVED:
+            yield f"a member cannot be called '{name}'"
+        if isinstance(member, Shrunken):
+            if not isinstance(plan.members.get(member.of), ModelRef):
+                yield f"the member '{name}' is made of '{member.of}', which the plan does not have as a given member"
+            known = {"weight": set(member.kept), "pair": {pair.name for pair in plan.pairs}}
+            for kind, given in (("weight", member.widths), ("pair", member.taps)):
+                for unknown in sorted(set(given) - known[kind])[:1]:
+                    yield f"the widths of the member '{name}' name the {kind} '{unknown}', which it has not"
+    for pair in plan.pairs:
+        for tap in (pair.teacher, pair.student):
+            if tap.member not in plan.members:
+                yield f"the pair '{pair.name}' names the member '{tap.member}', which the plan has not"
+
+
+def _wrong_pairs(plan: Plan) -> Iterator[str]:
+    pairs = {pair.name: pair for pair in plan.pairs}
+    for kept in plan.kept:
+        if kept.pair not in pairs:
+            yield f"kept channels name the pair '{kept.pair}', which the plan has not"
+        else:
+            yield from _wrong_kept(kept, pairs[kept.pair])
+    sliced = {kept.pair for kept in plan.kept}
+    for pair in plan.pairs:
+        if pair.align == "slice" and pair.name not in sliced:
+            yield f"no kept channels for the sliced pair '{pair.name}'"
+        if pair.align == "shrink" and not isinstance(plan.members.get(pair.teacher.member), Shrunken):
+            yield f"the align of the pair '{pair.name}' is 'shrink', and its teacher is no shrunken member"
+        if pair.align == "shrink" and pair.teacher.width != pair.student.width:
+            yield f"the pair '{pair.name}' has two widths; with align 'shrink' they are the same"
+
+
+def _wrong_kept(kept: Kept, pair: Pair) -> Iterator[str]:
+    if pair.align != "slice":
+        yield f"the pair '{kept.pair}' has kept channels but its align is '{pair.align}'"
+    if kept.width != pair.teacher.width or kept.path != pair.teacher.path:
+        yield f"the kept channels of '{kept.pair}' are not about its teacher tap"
+    if kept.channels != sorted(set(kept.channels)):
+        yield f"the kept channels of '{kept.pair}' are not sorted and distinct"
+    elif kept.channels and kept.channels[-1] >= kept.width:
+        yield (
+            f"the kept channel {kept.channels[-1]} of '{kept.pair}' is out of range: '{kept.path}' has "
+            f"{kept.width} channels, 0 to {kept.width - 1}"
+        )
+    if len(kept.channels) != pair.student.width:
+        yield f"'{kept.pair}' keeps {len(kept.channels)} channels; the student's tap has {pair.student.width}"
+
+
+def _wrong_arms(plan: Plan) -> Iterator[str]:
+    pairs = {pair.name: pair for pair in plan.pairs}
+    arms = {arm.name: arm for arm in plan.arms}
+    for arm in plan.arms:
+        if arm.name == CONTROL:
+            yield f"an arm cannot be called '{CONTROL}': that one is derived from the field 'control'"
+        for name in arm.members:
+            if name not in plan.members:
+                yield f"the arm '{arm.name}' names the member '{name}', which the plan has not"
+        for stage in arm.stages:
+            for term in stage.losses:
+                yield from _wrong_term(term, pairs, f"stage '{stage.name}'")
+    if plan.control is not None:
+        yield from _wrong_control(plan.control, arms)
+    if plan.export.arm not in arms or plan.export.member not in arms[plan.export.arm].trains:
+        yield f"no arm '{plan.export.arm}' trains the member '{plan.export.member}' that is to be exported"
+
+
+def _wrong_control(control: Control, arms: dict[str, Arm]) -> Iterator[str]:
+    if control.of not in arms:
+        yield f"the control arm stands beside the arm '{control.of}', which the plan has not"
+        return
+    for term in control.losses:
+        if term.teacher is not None or term.pair is not None:
+            yield f"the control arm trains without a teacher, and its loss '{term.loss}' needs one"
+        elif term.student not in arms[control.of].trains:
+            yield f"the control arm's loss '{term.loss}' reads '{term.student}', which it does not train"
+
+
+def _wrong_term(term: LossTerm, pairs: dict[str, Pair], where: str) -> Iterator[str]:
+    if term.pair is None:
+        return
+    if term.pair not in pairs:
+        yield f"{where} names the pair '{term.pair}', which the plan has not"
+        return
+    pair = pairs[term.pair]
+    for role, tap, member in (("student", pair.student, term.student), ("teacher", pair.teacher, term.teacher)):
+        if member is not None and member != tap.member:
+            yield f"{where}: the {role} of '{term.name}' is '{member}', that of its pair '{tap.member}'"
+
+
+def _dump(value: object, indent: int = 0) -> str:
+    """JSON with one entry a line, except that a list of plain values stays on one line: made for diffs."""
+    pad, inner = "  " * indent, "  " * (indent + 1)
+    if isinstance(value, dict) and value:
+        rows = (f"{inner}{json.dumps(key)}: {_dump(item, indent + 1)}" for key, item in value.items())
+        return "{\n" + ",\n".join(rows) + f"\n{pad}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(f"{inner}{_dump(item, indent + 1)}" for item in value) + f"\n{pad}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

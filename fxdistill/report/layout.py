@@ -1,0 +1,86 @@
+"""How what people read is laid out: lines that wrap within their column, tables, numbers, remarks.
+
+Everything is laid out in short lines rather than wide tables, so that it reads in a narrow terminal too.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from fxdistill.diagnostics import Diagnostic
+
+_LEAST_COLUMNS = 16  # for a text behind its head
+_COLOURS = {"note": "dim", "warning": "yellow", "error": "red"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A text behind a head. Where it wraps, what follows is indented, and no line ends in spaces.
+
+    Attributes:
+        text: What wraps.
+        head: What stands before its first line.
+        indent: Columns before each further line; None for the width of the head.
+    """
+
+    text: Text
+    head: Text = field(default_factory=Text)
+    indent: int | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lines that fit."""
+        head, text = self.head, self.text
+        indent = head.cell_len if self.indent is None else self.indent
+        if options.max_width - head.cell_len < _LEAST_COLUMNS:  # so narrow that the head wraps as well
+            head, text, indent = Text(), head + text, 4
+        lines = text.wrap(console, max(1, options.max_width - max(head.cell_len, indent)))
+        for number, line in enumerate(lines):
+            line.rstrip()
+            yield Text.assemble(" " * indent if number else head, line, no_wrap=True, overflow="ignore")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header, the first column a name; where they are too wide, a paragraph a row."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lines that fit."""
+        first, *others = (max(map(len, column)) for column in zip(self.header, *self.rows, strict=True))
+        if first + sum(others) + 2 * len(others) > options.max_width:
+            for name, *values in self.rows:
+                cells = (f"{label} {value}" for label, value in zip(self.header[1:], values, strict=True))
+                yield Line(Text(f"{name}: {', '.join(cells)}"), indent=2)
+            return
+        for number, (name, *values) in enumerate((self.header, *self.rows)):
+            cells = (f"  {value:>{width}}" for value, width in zip(values, others, strict=True))
+            yield Text(f"{name:<{first}}{''.join(cells)}", "" if number else "bold", no_wrap=True)
+
+
+def diagnostics_view(remarks: Iterable[Diagnostic]) -> list[Line]:
+    """One or two lines a remark."""
+    lines = []
+    for remark in remarks:
+        colour = _COLOURS[remark.severity]
+        hint = f" ({remark.hint})" if remark.hint else ""
+        said = f"{remark.where}: {remark.why}{hint}"
+        text = Text.assemble((f"{remark.severity} ", f"bold {colour}"), (f"{remark.code} ", colour), said)
+        lines.append(Line(text, indent=2))
+    return lines
+
+
+def size(shape: Iterable[int]) -> str:
+    """``1x3x32x32``."""
+    return "x".join(map(str, shape))
+
+
+def count(value: float) -> str:
+    """A number to three digits with k, M or G."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return str(int(value))

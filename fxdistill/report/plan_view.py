@@ -1,0 +1,128 @@
+"""A plan as people read it."""
+
+import json
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from fxdistill.plan.document import Plan, stale_costs
+from fxdistill.plan.schema import Arm, ModelRef, Pair, RunnerUp, Shrunken, Stage, Tap
+from fxdistill.report.layout import Line, count, diagnostics_view, size
+
+_ASIDE = {"why", "runner-up", "kept"}
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """A plan, whole: members, pairs with their evidence, arms and stages with their cost, remarks."""
+    data = plan.data.spec or "none (structural plan)"
+    given = {name: ref for name, ref in plan.members.items() if isinstance(ref, ModelRef)}
+    longest = max(len("input"), *map(len, given))
+    task = Text.assemble(size(plan.input.shape), ("   task  ", "bold"), plan.task, ("   data  ", "bold"), data)
+    parts: list[RenderableType] = [
+        *(_model_line(f"{name:<{longest}}", ref) for name, ref in given.items()),
+        Line(task, Text(f"{'input':<{longest}}  ", "bold")),
+        Text(),
+        _title(f"pairs ({len(plan.pairs)})", f"widths by {', '.join(sorted({p.align for p in plan.pairs})) or '-'}"),
+    ]
+    for pair in plan.pairs:
+        parts.extend(_pair_lines(plan, pair))
+    for name, member in plan.members.items():
+        if isinstance(member, Shrunken):
+            parts.extend([Text(), *_shrunken_lines(name, member)])
+    parts.append(Text())
+    parts.append(_title(f"arms ({plan.method})", "cost as a share of the given members in full"))
+    for arm in plan.all_arms:
+        parts.append(_arm_line(plan, arm))
+        parts.extend(_stage_line(stage) for stage in arm.stages)
+    remarks = [*plan.diagnostics, *stale_costs(plan)]
+    if remarks:
+        parts.extend([Text(), *diagnostics_view(remarks)])
+    return Group(*parts)
+
+
+def _arm_line(plan: Plan, arm: Arm) -> Line:
+    others = [name for name in arm.members if name not in arm.trains]
+    taught = f" from {', '.join(others)}" if others else ", without a teacher"
+    seeds = "once" if arm.once or len(plan.seeds) == 1 else f"under {len(plan.seeds)} seeds"
+    return Line(Text.assemble((arm.name, "bold"), f"  trains {', '.join(arm.trains)}{taught}, {seeds}"), Text("  "), 4)
+
+
+def _title(name: str, rest: str) -> Line:
+    return Line(Text.assemble((name, "bold"), f", {rest}"), indent=2)
+
+
+def _model_line(role: str, ref: ModelRef) -> Line:
+    name = ref.path or _factory(ref) or "(given from Python)"
+    sizes = f"   {count(ref.parameters)} parameters, {count(ref.macs)} MACs, traced: {ref.rung}"
+    sizes += f", predicts with its output '{ref.output}'" if ref.output else ""
+    return Line(Text.assemble(name, (sizes, "dim")), Text(f"{role}  ", "bold"))
+
+
+def _factory(ref: ModelRef) -> str | None:
+    """The factory as the command line takes it."""
+    values = (v if isinstance(v, str) else json.dumps(v, separators=(",", ":")) for v in ref.kwargs.values())
+    given = "&".join(f"{key}={value}" for key, value in zip(ref.kwargs, values, strict=True))
+    return f"{ref.factory}?{given}" if ref.factory and given else ref.factory
+
+
+def _pair_lines(plan: Plan, pair: Pair) -> Iterator[Line]:
+    kept = plan.kept_for(pair.name)
+    member = plan.members[pair.teacher.member]
+    before = member.taps.get(pair.name) if isinstance(member, Shrunken) else None
+    widths = f"projects {pair.student.width} to {pair.teacher.width} channels"
+    if kept:
+        widths = f"keeps {len(kept.channels)} of {kept.width} channels"
+    elif pair.align == "shrink":
+        of = f" of {before}" if before else ""
+        widths = f"{pair.teacher.width}{of} channels in the {pair.teacher.member}"
+    yield Line(Text.assemble((pair.name, "bold cyan"), f"  score {pair.score:.2f}  {widths}"), Text("  "), 4)
+    yield _row(pair.teacher.member, _tap(pair.teacher, before))
+    yield _row(pair.student.member, _tap(pair.student))
+    yield _row("why", Text("; ".join(pair.why), "dim"))
+    yield _row("runner-up", Text(_runner_up(pair.runner_up), "dim"))
+    if kept and len(kept.channels) < kept.width:
+        shown = ", ".join(map(str, kept.channels[:10])) + (" …" if len(kept.channels) > 10 else "")
+        coupled = f"; coupled: {_some(kept.coupled)}" if len(kept.coupled) > 1 else ""
+        yield _row("kept", Text(f"{shown} (by {kept.criterion}{coupled})", "dim"))
+
+
+def _row(name: str, text: Text) -> Line:
+    return Line(text, Text(f"    {name:<9}  ", "dim" if name in _ASIDE else ""))
+
+
+def _tap(tap: Tap, before: int | None = None) -> Text:
+    """A tap and its shape; of one in a shrunken member, also that in the original."""
+    shape = size(tap.shape[1:])
+    if before is not None:
+        whole = [before if dim == tap.channel_dim else extent for dim, extent in enumerate(tap.shape)]
+        shape = f"{size(whole[1:])}, in the {tap.member} {shape}"
+    return Text.assemble((tap.path, "bold"), f"  {shape}")
+
+
+def _runner_up(found: RunnerUp | None) -> str:
+    return f"{found.teacher} ({found.score:.2f})" if found else "none"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _shrunken_lines(name: str, member: Shrunken) -> Iterator[Line]:
+    """Its size, and what its layers keep of their channels."""
+    sizes = f"made of the {member.of}: {count(member.parameters)} parameters, {count(member.macs)} MACs"
+    yield _title(name, sizes)
+    layers: dict[str, list[str]] = {}
+    for weight, indices in member.kept.items():
+        of = f" of {member.widths[weight]}" if weight in member.widths else ""
+        layers.setdefault(f"{len(indices)}{of}", []).append(weight.removesuffix(".weight"))
+    for kept, names in layers.items():
+        yield Line(Text(", ".join(names), "dim"), Text(f"  keeps {kept} channels in "), 4)
+
+
+def _stage_line(stage: Stage) -> Line:
+    losses = " + ".join(f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.losses)
+    epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
+    details = f"  {stage.optimizer.name} {stage.optimizer.lr:g}, {stage.schedule}, {stage.cost:.1%} of the cost"
+    text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))
+    return Line(text, Text("    "), 6)

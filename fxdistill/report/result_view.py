@@ -1,0 +1,91 @@
+"""What came out, as people read it: of a run, of shrinking one model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from fxdistill.compiler.shrink_model import ShrunkResult
+from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.report.layout import Line, Table, count, diagnostics_view
+from fxdistill.tasks import TASKS, Task
+
+Row = tuple[str, ...]
+
+
+def shrunk_view(shrunk: ShrunkResult) -> RenderableType:
+    """What shrinking did: widths, sizes, the proof, and what stayed."""
+    changed = {path: widths for path, widths in shrunk.widths.items() if widths[0] != widths[1]}
+    longest = max(map(len, changed), default=0)
+    layers = [
+        Line(Text(f"{old} -> {new}", "bold"), Text(f"{path:<{longest}}  ")) for path, (old, new) in changed.items()
+    ]
+    before, after, proof = shrunk.before, shrunk.after, shrunk.proof
+    sizes = (
+        f"parameters {count(before.parameters)} -> {count(after.parameters)}, MACs {count(before.macs)} -> "
+        f"{count(after.macs)}"
+    )
+    compared = f"proof: equals the masked original at {proof.nodes} nodes, largest relative error {proof.error:.1e}"
+    compared += " in double precision" if proof.precision == "float64" else ""
+    return Group(
+        *layers,
+        Text(),
+        Line(Text(sizes, "bold"), indent=2),
+        Line(Text(compared), indent=2),
+        *diagnostics_view(shrunk.diagnostics),
+    )
+
+
+def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
+    """The table that a run ends with, and the parity gate."""
+    task = TASKS.get(plan.task)
+    seeds, parity = len(plan.seeds), result["parity"]
+    over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "1 seed"
+    provider = result["latency"][plan.export.member]["provider"]
+    notes = [
+        f"{over}; latency: batch 1, one thread, {provider}, median",
+        (
+            f"parity on {parity['images']} images: largest error {parity['max_abs_error']:.1e}, "
+            f"agreement {parity['agreement']:.2%}"
+        ),
+        *_unhelped(plan, result, task),
+    ]
+    header = ("model", task.primary, "parameters", "MACs", "ONNX latency")
+    return Group(
+        Table(header, tuple(_rows(plan, result, task))), *(Line(Text(note, "dim"), indent=2) for note in notes)
+    )
+
+
+def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:
+    """The members that teach as they are, then the arms, the control before the arm that it stands beside."""
+    for name, found in result["members"].items():
+        yield _row(plan, result, name, name, task.shown(found[task.primary]))
+    for arm in plan.arms:
+        member = arm.trains[0]
+        if plan.control is not None and plan.control.of == arm.name and CONTROL in result["summary"]:
+            yield _row(plan, result, f"{member}, no distillation", member, _spread(result["summary"][CONTROL], task))
+        label = member if arm.name == member else f"{member}, {arm.name}"
+        yield _row(plan, result, label, member, _spread(result["summary"][arm.name], task))
+
+
+def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str) -> Row:
+    sizes, timed = plan.members[member], result["latency"].get(member)
+    latency = "-" if timed is None else f"{timed['median_ms']:.3f} ms"
+    return label, value, count(sizes.parameters), count(sizes.macs), latency
+
+
+def _unhelped(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[str]:
+    """A word where the control arm is the better one."""
+    if plan.control is None:
+        return
+    own, alone = (result["summary"][name]["mean"] for name in (plan.control.of, CONTROL))
+    if alone > own if task.higher_is_better else alone < own:
+        yield "distillation did not help here: the student alone is better for as many epochs"
+
+
+def _spread(found: dict[str, float], task: Task) -> str:
+    if not found["deviation"]:
+        return task.shown(found["mean"])
+    deviation = f"{found['deviation'] * 100:.2f}" if task.is_share else f"{found['deviation']:.2g}"
+    return f"{task.shown(found['mean'])} ± {deviation}"

@@ -1,0 +1,38 @@
+"""A plan or a run again, as people read it."""
+
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from fxdistill.plan.document import Plan
+from fxdistill.plan.file import load
+from fxdistill.report.plan_view import plan_view
+from fxdistill.report.result_view import result_view
+from fxdistill.runtime.directory import RunDir
+
+
+def view(path: Path) -> RenderableType:
+    """What there is to see of a plan's file or of a run directory.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if not path.is_dir():
+        return plan_view(load(path))
+    rundir = RunDir.existing(path)
+    plan, result = rundir.plan(), rundir.result()
+    incomplete = "this run is not complete: continue it with --resume"
+    return Group(plan_view(plan), Text(), result_view(plan, result) if result else Text(incomplete))
+
+
+def show(what: str | Path | Plan, *, width: int = 100) -> str:
+    """A plan, a plan's file or a run directory as text, laid out for so many columns.
+
+    Raises:
+        InputError: It is none of them.
+    """
+    console = Console(width=width, highlight=False, color_system=None)
+    with console.capture() as capture:
+        console.print(plan_view(what) if isinstance(what, Plan) else view(Path(what)))
+    return capture.get()

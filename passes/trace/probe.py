@@ -1,0 +1,100 @@
+"""Probe: what a module does to a seeded batch, and whether a graph does the same, bit for bit.
+
+Whatever is run here leaves the process and the module as they were.
+"""
+
+import contextlib
+import io
+import logging
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxdistill.errors import InvariantError, ModelError
+from fxdistill.ir.graph import Shape
+from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode, same, seeded, tensors_in
+
+
+class Probe:
+    """A seeded batch, and what the untraced module answers to it, and does to its buffers, in one mode.
+
+    Attributes:
+        images: The batch.
+        input_shape: The shape that was asked for; batch statistics need a batch of two.
+        expected: The tensors of the module's answer.
+        updates: The buffers that a call changes, by name, and their new values.
+    """
+
+    def __init__(self, module: nn.Module, input_shape: Shape, *, training: bool) -> None:
+        # batch statistics need more than one value a channel
+        batch = max(2, input_shape[0]) if training else input_shape[0]
+        self.images = example(module, (batch, *input_shape[1:]))
+        self.input_shape = input_shape
+        try:
+            with in_mode(module, training=training), attributes_kept(module), buffers_kept(module) as before:
+                self.expected = tensors_in(self.call(module, self.images))
+                after = dict(module.named_buffers(remove_duplicate=False))
+                self.updates = {n: b.clone() for n, b in after.items() if n in before and not same(b, before[n])}
+        except Exception as cause:
+            size = "x".join(map(str, self.images.shape))
+            raise ModelError(
+                f"the model does not run on an input of shape {size}: {first_line(cause)}",
+                where=type(module).__name__,
+                hint="give the right shape with --input, e.g. --input 1x3x224x224",
+            ) from cause
+
+    @staticmethod
+    def call(module: Callable[[Tensor], object], images: Tensor) -> object:
+        """Run on a copy of some images, random numbers from the probe's seed."""
+        with torch.no_grad(), seeded(images.device):
+            return module(images.clone())
+
+    def compare(self, module: fx.GraphModule) -> None:
+        """Raise InvariantError unless outputs and updated buffers of the graph equal the module's, bit for bit."""
+        with buffers_kept(module):
+            found = tensors_in(self.call(module, self.images))
+            after = dict(module.named_buffers(remove_duplicate=False))
+            lost = [n for n, buffer in self.updates.items() if n not in after or not same(after[n], buffer)]
+        if len(found) != len(self.expected):
+            raise InvariantError("the graph returns another number of tensors")
+        if not all(map(same, found, self.expected)):
+            raise InvariantError("the graph's output differs from the module's")
+        if lost:
+            raise InvariantError(f"the graph does not update the buffer '{lost[0]}' as the module does")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Warnings, logs and printed tracebacks of the tracers say nothing that a user could act on."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(max(before, logging.ERROR))
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """The generators of Python and NumPy, which a forward pass may use, are afterwards as they were.
+
+    They go on inside: a choice that a tracer froze shows as a difference.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # the global one is what models use
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def first_line(cause: BaseException) -> str:
+    """The first line of an error, at most 200 characters."""
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:200]
