@@ -176,7 +176,7 @@ class _Builder:
         """A field of the batch: read once, in front of everything."""
         if name not in self.fields:
             with self.graph.inserting_after(next(reversed(self.fields.values()), self.batch)):
-                node = self.graph.call_function(operator.getitem, (self.batch, name))
+                node = self.graph.create_node("call_function", operator.getitem, (self.batch, name), name=name)
             node.meta = {"role": "input", "path": name}
             self.fields[name] = node
         return self.fields[name]
