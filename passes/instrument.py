@@ -73,12 +73,21 @@ class Instrument(Pass[Joint, Program]):
         return PassResult(_Builder(source, self.plan, self.plan.arm(self.arm)).program(), modified=True)
 
     def ensures(self, source: Joint, value: Program) -> None:
-        """Inside the program every member answers exactly as outside of it."""
+        """The arm's losses and trained members; every member answers exactly as outside of the program."""
+        arm = self.plan.arm(self.arm)
+        wanted = [term.key for term in _distinct(tuple(arm.stages))]
+        found = [str(node.meta["key"]) for node in value.nodes("loss")]
+        if found != wanted:
+            raise InvariantError(f"the program has the losses {', '.join(found)}, the arm has {', '.join(wanted)}")
+        if {member.name for member in value.members if member.trained} != set(arm.trains):
+            raise InvariantError("the program does not train what the arm trains")
         for name, traced in source.members.items():
             batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
             images = example(traced.module, (batch, *traced.input_shape[1:]))
             with traced.running() as module:
                 alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), images)
+            if any(member.training != traced.training for member in value.members if member.name == name):
+                raise InvariantError(f"the member '{name}' is not in the mode that it was traced in")
             with in_mode(_outputs_of(value, name), training=traced.training) as inside:
                 together = _answer(inside, {"images": images.clone()})
             if not torch.allclose(alone, together, rtol=0, atol=0, equal_nan=True):
