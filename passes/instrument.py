@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError, PairingError, PlanError
-from fxdistill.ir.adapters import Projection
+from fxdistill.ir.adapters import Called, Projection
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Traced, find, memory, shape_of, written
 from fxdistill.ir.program import Member, Program, Term, inline, tap, tap_copy
@@ -282,7 +282,7 @@ class _Builder:
             made = loss.build(context, model.model_validate(arguments) if model is not None else None)
             node = self._built(term, made, values)
         elif loss.function is not None:
-            node = self._call("loss", loss.function, *values)
+            node = self._built(term, loss.function, values)
             node.kwargs = {**arguments}
         else:
             raise PlanError(f"the loss '{term.loss.loss}' has neither a function nor a way to build one", where="loss")
@@ -290,9 +290,15 @@ class _Builder:
         return node
 
     def _built(self, term: Term, made: Any, values: list[fx.Node]) -> fx.Node:
-        """The node of a loss that was built: a module of the program, which is trained along, or a function."""
-        if not isinstance(made, nn.Module):
+        """The node of what computes a loss: a function, or a module of the program, which is trained along."""
+        if not callable(made):
+            raise PlanError(
+                f"the loss '{term.loss.loss}' built a {type(made).__name__}, which cannot be called", where="losses",
+                hint="its build has to return a function or a module",
+            )  # fmt: skip
+        if not isinstance(made, nn.Module) and hasattr(made, "__name__"):
             return self._call("loss", made, *values)
+        made = made if isinstance(made, nn.Module) else Called(made)  # a graph calls functions by their names
         name = self._identifier(term.key)
         like = next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
         self.losses.add_module(name, made.to(device=like.device))
