@@ -88,7 +88,7 @@ class Registry(Generic[Entry]):
                 f"the {self.kind} '{name}' is a {type(found).__name__}, not a {self.entry.__name__}",
                 where=f"entry point {points[0].value}", hint="tell the authors of the distribution that gives it",
             )  # fmt: skip
-        return cast(Entry, found)
+        return cast("Entry", found)
 
     def origin(self, name: str) -> Origin | None:
         """The distribution of a name; None for ours, and for unknown ones."""
