@@ -155,7 +155,7 @@ FILES: dict[str, tuple[Any, str, str]] = {
     "augmentation": (AUGMENTATIONS, "darken", AUGMENTATION),
     "operator": (OPERATORS, "sinc", OPERATOR),
 }
-SIZES = {"teacher": {"widths": [16, 32, 64], "classes": 4}, "student": {"widths": [8, 16, 32], "classes": 4}}
+SIZES: dict[str, dict[str, Any]] = {"teacher": {"widths": [16, 32, 64], "classes": 4}, "student": {"widths": [8, 16, 32], "classes": 4}}
 
 
 @pytest.fixture
@@ -169,17 +169,17 @@ def added(add: Add) -> Callable[..., None]:
 
 def pair() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    return {name: models.convnet(**options) for name, options in SIZES.items()}  # type: ignore[arg-type]
+    return {name: models.convnet(**options) for name, options in SIZES.items()}
 
 
 def planned(*, teacher: Path | None = None, **options: Any) -> Plan:
-    refs = {f"{name}_ref": ModelRef(path=None, sha256=None, factory="fxdistill.models:convnet", kwargs=kwargs)
-            for name, kwargs in SIZES.items()}  # fmt: skip
     modules = pair()
+    refs = [ModelRef(path=None, sha256=None, factory="fxdistill.models:convnet", kwargs=SIZES[name]) for name in SIZES]
     if teacher is not None:
         save(modules["teacher"], teacher, factory="fxdistill.models:convnet", kwargs=SIZES["teacher"])
-        refs["teacher_ref"] = refs["teacher_ref"].changed(path=teacher.name, sha256=file_sha256(teacher))
-    return compile_plan(modules["teacher"], modules["student"], Options(input_shape=(2, 1, 8, 8), **options), **refs)
+        refs[0] = refs[0].changed(path=teacher.name, sha256=file_sha256(teacher))
+    made = Options(input_shape=(2, 1, 8, 8), **options)
+    return compile_plan(modules["teacher"], modules["student"], made, teacher_ref=refs[0], student_ref=refs[1])
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -252,7 +252,7 @@ def test_a_method_makes_a_plan(added: Callable[..., None]) -> None:
     assert [stage.name for stage in plan.arm("distilled").stages] == ["encode", "main"]
     assert {term.loss for term in plan.arm("distilled").stages[0].losses} == {"encoder"}
     assert planned(method="encode-first").kept[0].criterion == "largest"
-    program = build(plan, **pair())
+    program = build(plan, pair()["teacher"], pair()["student"])
     assert program.inputs == ("images", "index", "labels")
     assert len([name for name in program.trainable_state() if name.startswith("losses.") and "weight" in name]) == 3
 

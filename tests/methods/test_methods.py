@@ -167,10 +167,10 @@ def test_a_method_without_a_term_for_a_task_is_named(add: Add) -> None:
 # Whole plans
 
 
-def plan_of(method: str, task: str = "classification", **options: int) -> Plan:
+def plan_of(method: str, task: str = "classification", epochs: int = 60) -> Plan:
     sizes = {"teacher": [16, 32, 64], "student": [8, 16, 32]}
     teacher, student = (convnet(widths=widths) for widths in sizes.values())
-    made = Options(input_shape=(2, 1, 8, 8), method=method, task=task, **options)
+    made = Options(input_shape=(2, 1, 8, 8), method=method, task=task, epochs=epochs)
     plan = compile_plan(teacher, student, made)
     program = build(plan, teacher, student)
     assert {term.key for term in program.terms} == {t.name for s in plan.arm("distilled").stages for t in s.losses}
