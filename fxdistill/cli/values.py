@@ -57,15 +57,26 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
         InputError: One is unknown; says which are known.
     """
     expanded = composed(method)
-    for registry, name, option in ((TASKS, task, "--task"), (CRITERIA, criterion, "--criterion")):
-        if name is not None and name not in registry.names():
-            registry.get(name, where=option)
+    if task not in TASKS.names():
+        TASKS.get(task, where="--task")
+    if criterion is not None:
+        known_criterion(criterion, "--criterion")
     for name in passes:
         if name not in expanded.passes:
             raise InputError(
                 f"the method '{method}' has no pass named '{name}'", where="--print-after",
                 hint=suggestion(name, expanded.passes, "its passes are"),
             )  # fmt: skip
+
+
+def known_criterion(name: str, option: str) -> None:
+    """Check a criterion's name without importing it.
+
+    Raises:
+        InputError: It is unknown; says which are known.
+    """
+    if name not in CRITERIA.names():
+        CRITERIA.get(name, where=option)
 
 
 def writable(path: Path) -> None:

@@ -152,7 +152,8 @@ def fits(
         ) from cause  # fmt: skip
 
     def wrong(value: Tensor) -> str:
-        return task.wrong_output(value, dataset.image_shape, len(dataset.classes))
+        shape = tuple(dataset.train.labels.shape[1:])
+        return task.wrong_output(value, dataset.image_shape, len(dataset.classes), shape)
 
     chosen = outputs.choose(output, fits=lambda value: not wrong(value)) if entry is None else entry
     if reason := wrong(outputs.prediction(output, chosen)):
