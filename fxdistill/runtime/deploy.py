@@ -178,7 +178,7 @@ def _given(
 ) -> LoadedModel:  # fmt: skip
     """A model that is no run: loaded, or as it was given."""
     if isinstance(model, nn.Module):
-        return LoadedModel(model.eval(), None, None, None)
+        return LoadedModel(model, None, None, None)
     source = parse_source(
         str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
     )

@@ -47,7 +47,8 @@ class VID(nn.Module):
         """The loss, a float32 scalar, of taps (B, C, H, W) and (B, C', H, W)."""
         variance = (functional.softplus(self.scale) + self.eps)[:, None, None]
         error = (teacher_tap.float() - self.mean(student_tap).float()).square()
-        return 0.5 * (error / variance + variance.log()).mean()
+        loss: Tensor = 0.5 * (error / variance + variance.log()).mean()
+        return loss
 
 
 def build(context: Context, arguments: VIDArguments) -> VID:
