@@ -91,19 +91,19 @@ def load(run: RunDir) -> Checkpoint:
         return Checkpoint()
     try:
         content = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
-        if content["format"] != _FORMAT:
-            raise RunDirError(
-                f"the checkpoint has format {content['format']}; this fxdistill continues format {_FORMAT}",
-                where=str(run.checkpoint_path), hint="continue it with the fxdistill that began it, or start again",
-            )  # fmt: skip
-        return Checkpoint(
+        known = content["format"] == _FORMAT
+        found = Checkpoint(
             **{name: content[name] for name in _PLAIN},
             position=Position(**content["position"]), means=Means(**content["means"]),
-        )  # fmt: skip
-    except RunDirError:
-        raise
+        ) if known else None  # fmt: skip
     except Exception as cause:
         raise RunDirError(
             "the checkpoint is damaged", where=str(run.checkpoint_path),
             hint="remove the run directory and start again",
         ) from cause  # fmt: skip
+    if found is None:
+        raise RunDirError(
+            f"the checkpoint has format {content['format']!r}; this fxdistill continues format {_FORMAT}",
+            where=str(run.checkpoint_path), hint="continue it with the fxdistill that began it, or start again",
+        )  # fmt: skip
+    return found

@@ -19,7 +19,7 @@ from fxdistill.errors import InputError, ParityError, TrainingError
 from fxdistill.files import file_sha256
 from fxdistill.measure import evaluate
 from fxdistill.modelfiles.factories import build
-from fxdistill.plan import places
+from fxdistill.data import places
 from fxdistill.plan.file import load
 from fxdistill.runtime import deploy, preflight
 from fxdistill.runtime.arms import Arm, Observer, arms_of
