@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     "errors", "diagnostics", "files", "arguments", "registry", "models", "tasks", "operators", "losses", "plan", "ir",
-    "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "report", "cli", "__main__",
+    "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "report", "cli",
+    "__main__",
 )  # fmt: skip
 SLOW = {
     ("runtime/execute.py", "lightning_fabric"): "taken up only when everything has been found to fit",
