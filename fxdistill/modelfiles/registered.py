@@ -27,6 +27,7 @@ from fxdistill.modelfiles.source import EXAMPLE
 from fxdistill.registry import suggestion
 
 _OURS = ("convnet", "preact_resnet18", "resnet")
+_FEW = 12
 _WORD = re.compile(r"[\w-]{0,64}")
 _TIMM_MODEL = re.compile(r"\w+(\.[\w.-]+)?")
 _LOADS = re.compile(
@@ -66,16 +67,14 @@ def holds(function: Callable[..., Any]) -> bool:
 
 def unknown(module: str, name: str) -> ModelError:
     """Why a factory in such a module is not called."""
-    known = list(_OURS) if module == "fxdistill.models" else list(_names(module))
+    where, otherwise = f"{module}:{name}", f"name the function itself that builds a model, such as {EXAMPLE}"
+    known = list(_names(module))
     if not known:
-        return ModelError(
-            f"there is no module '{module}' that registers models", where=f"{module}:{name}",
-            hint=f"name the function itself that builds a model, such as {EXAMPLE}",
-        )  # fmt: skip
+        return ModelError(f"there is no module '{module}' that registers models", where=where, hint=otherwise)
+    hint = suggestion(name, known, "known are") if len(known) < _FEW else nearest(name, known, otherwise)
     return ModelError(
-        f"'{module}' registers no model '{name}', and nothing else of it is called", where=f"{module}:{name}",
-        hint=nearest(name, known, f"name the function itself that builds a model, such as {EXAMPLE}"),
-    )  # fmt: skip
+        f"'{module}' registers no model '{name}', and nothing else of it is called", where=where, hint=hint
+    )
 
 
 def nearest(wrong: str, known: Iterable[str], otherwise: str) -> str:
@@ -144,6 +143,8 @@ def _family(module: str) -> str:
 
 
 def _names(module: str) -> Iterable[str]:
+    if module == "fxdistill.models":
+        return _OURS
     if below(module, "torchvision.models"):
         return (name for name, builder in _torchvision_builders().items() if below(builder.__module__, module))
     library = _library("timm.models")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fxdistill.data import batches
 from fxdistill.data.batches import Dataset
-from fxdistill.errors import RunDirError
+from fxdistill.errors import ModelError, RunDirError
 from fxdistill.files import file_sha256
 from fxdistill.measure import evaluate, onnx_file
 from fxdistill.measure.gate import Parity
@@ -95,7 +95,13 @@ def _trained(rundir: RunDir, ref: ModelRef, *, seed: int, allow: Sequence[str]) 
         own = ModelRef(
             path="student.pt", sha256=file_sha256(rundir.student_path), factory=ref.factory, kwargs=ref.kwargs
         )
-        return load_model(own, rundir.path, seed=seed, allow=allow)
+        try:
+            return load_model(own, rundir.path, seed=seed, allow=allow)
+        except ModelError as cause:
+            if planned is None:
+                raise
+            hint = f"{cause.hint}; if the student was a shrunken model, put back its file, {planned.resolve()}"
+            raise ModelError(cause.what, where=cause.where, hint=hint) from cause
     module = load_model(ref, rundir.base, seed=seed, allow=allow)
     state = checkpoint.state_dict(rundir.student_path)
     statedict.fit(module, state, factory=str(ref.factory), where=str(rundir.student_path))
