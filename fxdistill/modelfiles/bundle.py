@@ -152,7 +152,8 @@ def read(content: Mapping[str, Any], *, where: str) -> Bundle:
             f"the bundle has version {version}; this fxdistill reads versions up to {VERSION}", where=where,
             hint="update fxdistill",
         )  # fmt: skip
-    factory, shape, state = (content.get(name) for name in ("factory", "input_shape", "state_dict"))
+    factory, shape = content.get("factory"), content.get("input_shape")
+    state: Any = content.get("state_dict")
     kwargs, metadata = _mapping(content.get("kwargs")), _mapping(content.get("metadata"))
     right = {
         "factory": isinstance(factory, str), "kwargs": kwargs is not None, "metadata": metadata is not None,

@@ -27,7 +27,7 @@ from fxdistill.modelfiles.source import EXAMPLE
 from fxdistill.registry import suggestion
 
 _OURS = ("convnet", "preact_resnet18", "resnet")
-_FEW = 12
+_DEEPEST, _FEW = 8, 12
 _WORD = re.compile(r"[\w-]{0,64}")
 _TIMM_MODEL = re.compile(r"\w+(\.[\w.-]+)?")
 _LOADS = re.compile(
@@ -178,17 +178,21 @@ def _check_model_name(value: object, where: str) -> None:
         raise ModelError(f"timm has no model '{value}'", where=f"{where}, model_name", hint=hint)
 
 
-def _check(key: str, value: object, where: str) -> None:
+def _check(key: str, value: object, where: str, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise ModelError(
+            f"the argument '{key}' is nested in more than {_DEEPEST} others", where=where, hint="give plain values"
+        )
     if _LOADS.fullmatch(key):
         if value is not None and value is not False:
             hint = "save the weights to a file yourself and give that file together with the factory"
             raise _refused(key, where, hint)
     elif isinstance(value, Mapping):
         for inner, content in value.items():
-            _check(str(inner), content, where)
+            _check(str(inner), content, where, depth + 1)
     elif isinstance(value, list | tuple):
         for content in value:
-            _check(key, content, where)
+            _check(key, content, where, depth + 1)
     elif isinstance(value, str) and not _WORD.fullmatch(value):
         raise ModelError(
             f"the argument '{key}' is {value!r}, which could name a file, an address or code",

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +332,7 @@ def test_a_full_disk_is_told_from_a_wrong_place(
         raise OSError(code, os.strerror(code))
 
     target: tuple[Any, str] = {
-        "folder": (onnx_file.tempfile, "TemporaryDirectory"), "draft": (onnx, "save_model"), "place": (Path, "replace"),
+        "folder": (tempfile, "TemporaryDirectory"), "draft": (onnx, "save_model"), "place": (Path, "replace"),
     }[step]  # fmt: skip
     monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
     monkeypatch.setattr(*target, refusing)

@@ -1,5 +1,6 @@
 """Bundles: what is written, which kinds and versions are read, and which recipes are refused."""
 
+import ast
 import itertools
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from fxdistill import compiler
 from fxdistill.cli import planning
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
 from fxdistill.errors import ModelError
@@ -120,6 +122,14 @@ def test_a_plain_bundle_is_read_without_the_compiler(tmp_path: Path) -> None:
     save(network(), tmp_path / "a.pt", factory=FACTORY, kwargs=KWARGS)
     command = [sys.executable, "-W", "ignore", "-c", HEAVY, str(tmp_path / "a.pt")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_compiler_knows_no_files() -> None:
+    for path in Path(compiler.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            named += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            assert not [name for name in named if "modelfiles" in name], path
 
 
 # Version 1

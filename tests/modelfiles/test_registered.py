@@ -212,6 +212,14 @@ def test_arguments_that_are_no_plain_values() -> None:
             build("timm:resnet10t", {"act_layer": value})
 
 
+def test_arguments_that_are_nested_without_end() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    for value in (endless, {"inner": endless}):
+        with pytest.raises(ModelError, match="nested in more than"):
+            build("timm:resnet10t", {"block_args": value})
+
+
 def test_every_model_of_the_libraries_is_found() -> None:
     for name in torchvision.models.list_models():
         builder = torchvision.models.get_model_builder(name)

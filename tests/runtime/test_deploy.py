@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -48,14 +49,14 @@ def test_the_trained_weights_are_found() -> None:
     assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
 
 
+STUDENT: tuple[str, dict[str, Any]] = ("fxdistill.models:convnet", {"widths": [8, 16], "hidden": 8})
+
+
 @pytest.fixture
 def shrunken_student(tmp_path: Path) -> Path:
     """A run directory whose student came out of a bundle of a shrunken model."""
-    student = build("fxdistill.models:convnet", {"widths": [8, 16], "hidden": 8})
-    small = shrink_model(student, input_shape=(1, 1, 8, 8), keep=0.5)
-    save_shrunken(
-        small, tmp_path / "small.pt", factory="fxdistill.models:convnet", kwargs={"widths": [8, 16], "hidden": 8}
-    )
+    small = shrink_model(build(*STUDENT), input_shape=(1, 1, 8, 8), keep=0.5)
+    save_shrunken(small, tmp_path / "small.pt", factory=STUDENT[0], kwargs=STUDENT[1])
     teacher, found = load(runs.workshop() / "teacher.pt"), load(tmp_path / "small.pt")
     data = batches.defaults("digits", dataset=batches.load("digits"), batch_size=runs.BATCH)
     options = pipeline.Options(input_shape=(1, 1, 8, 8), epochs=2, data=data)
@@ -80,7 +81,7 @@ def test_a_shrunken_student_needs_the_file_that_was_planned(shrunken_student: Pa
     small.unlink() if missing else small.write_bytes(b"another")
     with pytest.raises(InputError, match="the state dict does not fit") as caught:
         deploy.find(str(shrunken_student / "run"))
-    assert str(small) in caught.value.hint
+    assert str(small.resolve()) in caught.value.hint
 
 
 def test_data_of_another_kind_is_refused() -> None:
