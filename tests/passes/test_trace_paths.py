@@ -247,3 +247,21 @@ def test_a_tap_that_training_does_not_have_is_refused_with_the_plan() -> None:
     ) as caught:
         fxdistill.compile(teacher, student, options)
     assert caught.value.exit_code == 2
+
+
+def test_training_mode_is_traced_as_eval_mode_was_where_both_ways_serve() -> None:
+    class Asking(nn.Module):
+        """Control flow on data, in eval mode alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training and x.shape[2] != 8:
+                raise ValueError(x.shape)
+            return F.relu(self.conv(x)).mean((2, 3))
+
+    evaluated, trained = both(Asking())
+    assert (evaluated.rung, trained.rung) == ("export", "export")
+    assert paths(trained) == paths(evaluated)
