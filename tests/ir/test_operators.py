@@ -23,8 +23,8 @@ from fxdistill.registry import Registry
         ("add_", "add"), ("__add__", "add"), ("__radd__", "add"), ("__iadd__", "add"), (Tensor.__rsub__, "sub"),
         (operator.iadd, "add"), (operator.and_, "and"), (operator.ior, "or"), (operator.setitem, "setitem"),
         (operator.getitem, "getitem"), (Tensor.__getitem__, "getitem"), ("__getitem__", "getitem"),
-        (Tensor.__rmatmul__, "rmatmul"), (operator.matmul, "matmul"), (Tensor.shape.__get__, "shape"),
-        ("ior", "ior"), (torch.isinf, "isinf"), ("_unsafe_view", "_unsafe_view"),
+        (Tensor.__rmatmul__, "rmatmul"), (operator.matmul, "matmul"),
+        (vars(torch._C.TensorBase)["shape"].__get__, "shape"), ("ior", "ior"), (torch.isinf, "isinf"), ("_unsafe_view", "_unsafe_view"),
         (torch.special.xlog1py, "special_xlog1py"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fxdistill.errors import InvariantError
-from fxdistill.ir.coupling import Constraint, Coupling, core
+from fxdistill.ir.coupling import Constraint, Coupling, core, flat_layers
 from fxdistill.ir.graph import Rung, path_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
@@ -615,7 +615,7 @@ def test_every_value_has_labels_of_its_shape():
 
 
 def wrong_shape(c: Coupling) -> Coupling:
-    return replace(c, values={**c.values, "a": tuple(layer.unsqueeze(0) for layer in c.values["a"])})
+    return replace(c, values={**c.values, "a": tuple(layer.unsqueeze(0) for layer in flat_layers(c.values["a"]))})
 
 
 def wrong_parameter(c: Coupling) -> Coupling:

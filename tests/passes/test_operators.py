@@ -167,7 +167,7 @@ def _pair() -> MatchSource:
 def test_a_slice_sinks_through_an_operation_that_has_a_file(install: Install, known: bool) -> None:
     if known:
         install(LINE)
-    parts = {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(3, 8, 3)}
+    parts: dict[str, nn.Module] = {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(3, 8, 3)}
     body = Body(parts, lambda m, x: torch.special.xlog1py(m.a(x), m.b(x).sigmoid()))
     teacher, student = Classifier(body, 8), Classifier(nn.Conv2d(3, 2, 3), 2)
     plan = planned("body", "body", (2, 8, 6, 6), (2, 2, 6, 6), kept=[1, 6])
