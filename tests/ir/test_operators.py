@@ -24,7 +24,8 @@ from fxdistill.registry import Registry
         (operator.iadd, "add"), (operator.and_, "and"), (operator.ior, "or"), (operator.setitem, "setitem"),
         (operator.getitem, "getitem"), (Tensor.__getitem__, "getitem"), ("__getitem__", "getitem"),
         (Tensor.__rmatmul__, "rmatmul"), (operator.matmul, "matmul"),
-        (vars(torch._C.TensorBase)["shape"].__get__, "shape"), ("ior", "ior"), (torch.isinf, "isinf"), ("_unsafe_view", "_unsafe_view"),
+        (vars(torch._C.TensorBase)["shape"].__get__, "shape"), ("ior", "ior"), (torch.isinf, "isinf"),
+        ("_unsafe_view", "_unsafe_view"),
         (torch.special.xlog1py, "special_xlog1py"),
     ],
 )  # fmt: skip
