@@ -167,7 +167,7 @@ def _weight_sides(
     into = into if into is not None else (1 if out != 1 else 0)
     turn = functools.partial(_turned, out=out, into=into, groups=groups)
     turned, slopes = turn(weight), None if gradient is None else turn(gradient)
-    if len(turned) == groups > 1:  # depthwise: it neither makes nor mixes channels, and no measure counts it
+    if groups > 1 and turned.shape[1] == 1:  # depthwise: it neither makes nor mixes channels, and no measure counts it
         return
     plain = {dim: groups > 1 or varying(found) in ((), (dim,)) for dim, found in labels.items()}
     if "out" in roles and plain[out]:
@@ -182,13 +182,17 @@ def _weight_sides(
 def _turned(weight: Tensor, *, out: int, into: int, groups: int) -> Tensor:
     """A weight with its outputs first and its inputs second; of a grouped transposed convolution, those of a group."""
     if (out, into, groups > 1) == (1, 0, True):
-        return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        grouped: Tensor = weight.unflatten(0, (groups, -1))
+        return grouped.transpose(1, 2).flatten(0, 1)
     return weight.movedim((out, into), (0, 1))
 
 
 def _read(weight: Tensor, groups: int) -> Tensor:
     """A grouped weight by all of its inputs: for each of them what its own group reads of it."""
-    return weight if groups == 1 else weight.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+    if groups == 1:
+        return weight
+    grouped: Tensor = weight.unflatten(0, (groups, -1))
+    return grouped.transpose(0, 1).flatten(1, 2)
 
 
 def _layer(weight: Tensor, gradient: Tensor | None) -> nn.Module:
