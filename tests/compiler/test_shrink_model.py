@@ -65,7 +65,7 @@ def test_widths_are_multiples_for_hardware(tmp_path: Path) -> None:
         (("--keep", 0.5, "--protect", "stem", "--protect", "layers"), "is protected by"),
         (("--keep", 0.5, "--only", "classifier"), "the request changes nothing"),
         (("--keep", 0.5, "--protect", "nowhere"), "no node or module has the path 'nowhere'"),
-        (("--keep", 0.5, "--by", "l7"), "no pruning criterion is named 'l7'"),
+        (("--keep", 0.5, "--by", "l7"), "there is no criterion named 'l7'"),
         (("--keep", "nan"), "the share to keep is nan"),
     ],
 )

@@ -9,11 +9,12 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxdistill.criteria import importance
 from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
+from fxdistill.ir.channels import Channels
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.importance import importance
 from fxdistill.passes.thin import Removal, Thin, ThinSource, _producers, kept_indices, removed_of
 from fxdistill.passes.trace import Trace
 
@@ -217,10 +218,10 @@ def test_kept_indices_replay_only_on_their_architecture() -> None:
         removed_of(sources(Residual())[1], {"stem.weight": [8]})
 
 
-def scores_of(net: nn.Module, weight: str, **options: object) -> Tensor:
+def scores_of(net: nn.Module, weight: str, *, criterion: str, **known: Any) -> Tensor:
     traced, coupling = sources(net)
     labels = coupling.parameter_labels(weight)[0].flatten(1)[:, 0]
-    return importance(traced, coupling, **options)[labels]  # type: ignore[arg-type]
+    return importance(criterion, Channels(traced, coupling, **known))[labels]
 
 
 def test_criteria_by_hand() -> None:
@@ -258,7 +259,9 @@ def test_taylor_needs_gradients() -> None:
 
 
 def test_an_unknown_criterion_is_refused() -> None:
-    with pytest.raises(PlanError, match="no pruning criterion is named 'l7'"):
+    with pytest.raises(
+        PlanError, match=r"there is no criterion named 'l7'(.|\n)*did you mean 'l2'\? known are bn, fpgm"
+    ):
         thin(Residual(), keep=0.5, criterion="l7")
 
 
