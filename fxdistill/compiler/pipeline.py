@@ -117,7 +117,8 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
     shape = c.options.input_shape
     entries = {name: c.refs[name].output for name in c.models}
     traced = {name: passes.run(Trace(shape, entry=entries[name]), module) for name, module in c.models.items()}
-    student = Trace(shape, training=True, entry=entries[STUDENT], rungs=ladder(traced[STUDENT].rung))
+    known = traced[STUDENT]
+    student = Trace(shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
     return replace(c, traced=traced, trainable=trainable, remarks=tuple(_several_outputs(traced)))
 
