@@ -10,8 +10,8 @@ from fxdistill import models
 from fxdistill.compiler import auxiliary, pipeline
 from fxdistill.errors import InputError, PlanError
 from fxdistill.modelfiles.load import load as load_model
-from fxdistill.plan.file import load, parse
 from fxdistill.plan.document import Plan
+from fxdistill.plan.file import load, parse
 from fxdistill.runtime.arms import Arm, Observer
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings

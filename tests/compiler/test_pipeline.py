@@ -14,8 +14,8 @@ from fxdistill.compiler import pipeline
 from fxdistill.compiler.pipeline import Options
 from fxdistill.errors import InputError, PairingError
 from fxdistill.ir.contract import PassManager
-from fxdistill.plan.file import parse
 from fxdistill.plan.document import Plan
+from fxdistill.plan.file import parse
 from tests.tiny_models import awake
 
 DIGITS = (1, 1, 8, 8)

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch._inductor.exc import InvalidCxxCompiler
 
 import fxdistill
-from fxdistill.data import batches
+from fxdistill.data import batches, places
 from fxdistill.errors import InputError, ParityError, TrainingError
 from fxdistill.files import file_sha256
 from fxdistill.measure import evaluate
 from fxdistill.modelfiles.factories import build
-from fxdistill.data import places
 from fxdistill.plan.file import load
 from fxdistill.runtime import deploy, preflight
 from fxdistill.runtime.arms import Arm, Observer, arms_of
