@@ -111,7 +111,7 @@ def test_images_of_ones_own_have_labels_of_the_right_type() -> None:
         own = Lazy(labels)
         assert checked(own, own, None, where="", task=TASKS.get(task)).train is own
         with pytest.raises(DataError, match="give them as torch"):
-            checked(*[Lazy(labels.to(torch.float64))] * 2, None, where="", task=TASKS.get(task))
+            checked(Lazy(labels.double()), Lazy(labels.double()), None, where="", task=TASKS.get(task))
 
 
 def test_large_images_are_measured_a_few_at_a_time() -> None:

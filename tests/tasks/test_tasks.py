@@ -263,7 +263,8 @@ def test_agreement_of_neighbours_by_hand() -> None:
     found = TASKS.get("retrieval").agreement(ours, theirs)
     assert (found.agreeing, found.total) == (2, 3)
     assert found.widest == pytest.approx(0.2)
-    assert TASKS.get("retrieval").agreement(ours * 7, ours) == Agreement(3, 3)
+    longer = ours * torch.tensor([[9.0], [1.0], [1.0]])
+    assert TASKS.get("retrieval").agreement(longer, ours) == Agreement(3, 3)
     assert TASKS.get("retrieval").agreement(ours[:1], ours[1:2]) == Agreement(1, 1)
 
 
