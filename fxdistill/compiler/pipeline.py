@@ -20,6 +20,8 @@ from fxdistill.compiler import auxiliary, shown
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.versions import versions
 from fxdistill.criteria import CRITERIA
+from fxdistill.data.augmentations import AUGMENTATIONS
+from fxdistill.data.sources import SOURCES
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, PairingError
 from fxdistill.ir import outputs
@@ -311,6 +313,9 @@ def _plugins(c: Compilation) -> list[Plugin]:
     criteria = dict.fromkeys(kept.criterion for kept in c.kept)
     used: list[tuple[Registry[Any], str]] = [(METHODS, name) for name, _ in c.method.parts]
     used += [(TASKS, c.options.task), *((LOSSES, name) for name in losses), *((CRITERIA, name) for name in criteria)]
+    data = c.options.data
+    used.append((SOURCES, (data.spec or "").partition(":")[0]))
+    used += [(AUGMENTATIONS, name.partition(":")[0]) for name in data.augmentation]
     return [
         Plugin(kind=registry.kind, name=name, distribution=origin.distribution, version=origin.version)
         for registry, name in used

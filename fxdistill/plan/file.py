@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from fxdistill.criteria import CRITERIA
+from fxdistill.data.augmentations import AUGMENTATIONS
+from fxdistill.data.sources import SOURCES
 from fxdistill.errors import PlanError
 from fxdistill.losses import LOSSES
 from fxdistill.methods import METHODS
@@ -14,7 +16,7 @@ from fxdistill.plan.document import VERSION, Plan
 from fxdistill.registry import Registry
 from fxdistill.tasks import TASKS
 
-REGISTRIES: tuple[Registry[Any], ...] = (LOSSES, CRITERIA, METHODS, TASKS)
+REGISTRIES: tuple[Registry[Any], ...] = (LOSSES, CRITERIA, METHODS, TASKS, SOURCES, AUGMENTATIONS)
 """The kinds of names that a plan records the distributions of."""
 
 
