@@ -17,6 +17,7 @@ from rich.text import Text
 from fxdistill.cli import parameters, values
 from fxdistill.cli.exits import Commands, err, reported
 from fxdistill.cli.help import Command
+from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
 
 app = typer.Typer(
@@ -197,6 +198,7 @@ def shrink(
     """Make a model physically smaller, and prove that it is the masked original."""
     with reported():
         wanted = values.shape(input_shape)
+        values.known(CRITERIA, by, "--by")
         values.writable(output)
         found = values.model(
             model, factory, arg, option="--factory", seed=seed, allow=allow_factory, trust_pickle=trust_pickle

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
 from fxdistill.methods import composed
-from fxdistill.registry import suggestion
+from fxdistill.registry import Registry, suggestion
 from fxdistill.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -57,15 +57,24 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
         InputError: One is unknown; says which are known.
     """
     expanded = composed(method)
-    for registry, name, option in ((TASKS, task, "--task"), (CRITERIA, criterion, "--criterion")):
-        if name is not None and name not in registry.names():
-            registry.get(name, where=option)
+    known(TASKS, task, "--task")
+    known(CRITERIA, criterion, "--criterion")
     for name in passes:
         if name not in expanded.passes:
             raise InputError(
                 f"the method '{method}' has no pass named '{name}'", where="--print-after",
                 hint=suggestion(name, expanded.passes, "its passes are"),
             )  # fmt: skip
+
+
+def known(registry: Registry[Any], name: str | None, option: str) -> None:
+    """Check that a name is one of a registry, without importing what it stands for.
+
+    Raises:
+        InputError: It is not; says which are known.
+    """
+    if name is not None and name not in registry.names():
+        registry.get(name, where=option)
 
 
 def writable(path: Path) -> None:

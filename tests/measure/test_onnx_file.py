@@ -36,7 +36,19 @@ class Small(nn.Module):
 
 class Structured(Small):
     def forward(self, x: Tensor) -> Any:
-        return {"aux": x, "out": super().forward(x)}
+        return {"aux": [super().forward(x).repeat(1, 2)[:, :8]], "out": super().forward(x)}
+
+
+class Swapped(nn.Module):
+    """A model whose entries changed their places, the values of the first doubled."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        output = self.module(x)
+        return {"aux": [output["aux"][0] * 2], "out": output["out"]}
 
 
 class Branching(Small):
@@ -134,6 +146,18 @@ def test_other_modules(tmp_path: Path, kind: type[nn.Module]) -> None:
     (logits,) = open_session(tmp_path / "x.onnx").get_outputs()
     assert (logits.name, logits.shape[1]) == ("logits", 5)
     gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(4), task=TASK))
+
+
+def test_of_a_structured_output_the_entry_that_is_named_is_exported(tmp_path: Path) -> None:
+    module = build(Structured)
+    onnx_file.export_checked(
+        module, tmp_path / "x.onnx", batches(4), task=TASK, input_shape=SHAPE, entry="aux.0"
+    )  # fmt: skip
+    assert open_session(tmp_path / "x.onnx").get_outputs()[0].shape[1] == 8
+    with pytest.raises(ParityError):
+        gate.gate(gate.measure(Swapped(module), tmp_path / "x.onnx", batches(4), task=TASK, entry="aux.0"))
+    with pytest.raises(ModelError, match="has no entry 'logits'"):
+        onnx_file.export_onnx(module, tmp_path / "y.onnx", input_shape=SHAPE, entry="logits")
 
 
 def test_the_second_exporter_is_named(tmp_path: Path) -> None:
