@@ -19,7 +19,7 @@ from fxdistill.files import file_sha256, write_text
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
-from fxdistill.plan import places
+from fxdistill.data import places
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime.arms import Observer

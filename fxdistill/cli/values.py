@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
 from fxdistill.methods import composed
-from fxdistill.registry import Registry, suggestion
+from fxdistill.registry import suggestion
 from fxdistill.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -57,8 +57,10 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
         InputError: One is unknown; says which are known.
     """
     expanded = composed(method)
-    known(TASKS, task, "--task")
-    known(CRITERIA, criterion, "--criterion")
+    if task not in TASKS.names():
+        TASKS.get(task, where="--task")
+    if criterion is not None:
+        known_criterion(criterion, "--criterion")
     for name in passes:
         if name not in expanded.passes:
             raise InputError(
@@ -67,14 +69,14 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
             )  # fmt: skip
 
 
-def known(registry: Registry[Any], name: str | None, option: str) -> None:
-    """Check that a name is one of a registry, without importing what it stands for.
+def known_criterion(name: str, option: str) -> None:
+    """Check a criterion's name without importing it.
 
     Raises:
-        InputError: It is not; says which are known.
+        InputError: It is unknown; says which are known.
     """
-    if name is not None and name not in registry.names():
-        registry.get(name, where=option)
+    if name not in CRITERIA.names():
+        CRITERIA.get(name, where=option)
 
 
 def writable(path: Path) -> None:

@@ -40,12 +40,14 @@ class Trace(Pass[nn.Module, Traced]):
             takes its paths from a trace of the eval mode, which is made along with it.
         entry: Which entry of a structured output is the prediction, '' for the rule of :mod:`fxdistill.ir.outputs`.
         rungs: The rungs to try, in order; in training mode the one that serves the eval mode comes first.
+        eval_mode: For the training mode, the module's trace in eval mode, where it has been made already.
     """
 
     input_shape: Shape
     training: bool = False
     entry: str = ""
     rungs: tuple[Rung, ...] = ("symbolic", "leaves", "export")
+    eval_mode: Traced | None = None
 
     def requires(self, source: nn.Module) -> None:
         """The input shape is a batch of something, and the images are all that the module must be given."""
@@ -105,6 +107,8 @@ class Trace(Pass[nn.Module, Traced]):
 
         There is none where a model only trains.
         """
+        if self.eval_mode is not None:
+            return self.eval_mode, []
         failures: list[str] = []
         try:
             _, traced = self._climbed(source, self.rungs, failures, training=False)

@@ -12,7 +12,7 @@ from fxdistill.data import augmentations
 from fxdistill.data.batches import batches
 from fxdistill.data.load import defaults, load
 from fxdistill.errors import DataError
-from fxdistill.plan import places
+from fxdistill.data import places
 
 _MODULE = """
 from typing import Annotated

@@ -1,5 +1,8 @@
 """The ONNX file: what is in it, that it is the module, and that the gate sees when it is not."""
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from fxdistill.errors import DataError, ModelError, ParityError, PlanError
+from fxdistill.errors import (
+    DataError,
+    FxdistillError,
+    InputError,
+    ModelError,
+    ParityError,
+    PlanError,
+    StorageError,
+)  # fmt: skip
 from fxdistill.measure import gate, onnx_file
 from fxdistill.measure.gate import Parity
 from fxdistill.measure.latency import open_session
@@ -93,7 +104,6 @@ def test_what_is_in_the_file(small: tuple[Small, Path]) -> None:
     }
     assert [file.name for file in small[1].parent.iterdir()] == ["small.onnx"]
     assert b".py" not in small[1].read_bytes(), "no traces of the machine that it was made on"
-    assert small[1].stat().st_mode & 0o777 == 0o644
     assert dict(open_session(small[1]).get_modelmeta().custom_metadata_map)["plan"] == "ab12"
 
 
@@ -290,6 +300,72 @@ def test_an_old_file_survives_a_failed_export(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot write: No such file(.|\n)*x\.onnx"):
         onnx_file.export_onnx(build(), tmp_path / "missing" / "x.onnx", input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_files_have_the_mode_that_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    monkeypatch.setattr(onnx_file, "_LARGEST_FILE", 100)
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    module = build()
+    module.head = nn.Linear(8, 64)  # small tensors stay in the graph
+    before = os.umask(umask)
+    try:
+        onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        assert modes == dict.fromkeys(("x.onnx", "x.onnx.data"), 0o666 & ~umask)
+        (tmp_path / "x.onnx").chmod(0o640)
+        onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.onnx").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", ["a[1].onnx", "a*.onnx", "a?.onnx", "[!a].onnx", "a b.onnx", "**.onnx", "x.ONNX"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_name_is_a_name_and_no_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: bool
+) -> None:
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    monkeypatch.setattr(onnx_file, "_LARGEST_FILE", 100 if large else 2**31)
+    module = build()
+    module.head = nn.Linear(8, 64)
+    made, _ = onnx_file.export_checked(module, tmp_path / name, batches(3), input_shape=SHAPE)
+    assert made.path == tmp_path / name
+    assert {path.name for path in tmp_path.iterdir()} == ({name, f"{name}.data"} if large else {name})
+    gate.gate(gate.measure(module, tmp_path / name, batches(3)))
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x", "x.onnx.pt", ".onnx", "x.onnx.data", "plan.json"])
+def test_a_file_of_another_kind_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"old")
+    for call in (
+        lambda: onnx_file.export_onnx(build(), tmp_path / name, input_shape=SHAPE),
+        lambda: onnx_file.export_checked(build(), tmp_path / name, batches(3), input_shape=SHAPE),
+    ):
+        with pytest.raises(InputError, match="is not the name of an ONNX file") as caught:
+            call()
+        assert caught.value.exit_code == 2
+        assert ".onnx" in caught.value.hint
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, StorageError), (errno.EACCES, PlanError)])
+@pytest.mark.parametrize("step", ["folder", "draft", "place"])
+def test_a_full_disk_is_told_from_a_wrong_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[FxdistillError], step: str
+) -> None:
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    target: tuple[Any, str] = {
+        "folder": (tempfile, "TemporaryDirectory"), "draft": (onnx, "save_model"), "place": (Path, "replace"),
+    }[step]  # fmt: skip
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    monkeypatch.setattr(*target, refusing)
+    with pytest.raises(kind, match="cannot write") as caught:
+        onnx_file.export_checked(build(), tmp_path / "x.onnx", batches(3), input_shape=SHAPE)
+    assert caught.value.where == str(tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_opset_that_is_not(tmp_path: Path) -> None:

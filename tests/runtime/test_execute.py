@@ -20,7 +20,7 @@ from fxdistill.errors import InputError, ParityError, TrainingError
 from fxdistill.files import file_sha256
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
-from fxdistill.plan import places
+from fxdistill.data import places
 from fxdistill.plan.file import load
 from fxdistill.runtime import deploy, preflight
 from fxdistill.runtime.arms import Observer, Trial, trials_of
