@@ -87,9 +87,9 @@ def equal(run: Path, reference: Path) -> None:
 
 
 # five steps an epoch: 1 to 5 the first warm-up, 6 to 10 the second, 11 to 20 the main stage, 21 the arm's end,
-# 22 to 31 the control, 32 its end
+# 22 to 41 the control, 42 its end
 MOMENTS = [(2, "after"), (5, "half"), (8, "before"), (13, "after"), (15, "half"), (21, "before"), (21, "after"),
-           (24, "half"), (31, "after"), (32, "after")]  # fmt: skip
+           (24, "half"), (41, "after"), (42, "after")]  # fmt: skip
 
 
 def test_the_moments_are_those_of_the_run(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_moments_are_those_of_the_run(tmp_path: Path) -> None:
         patch.setattr(checkpoint, "save", watch)
         execute(runs.plan_file(), tmp_path / "run", EVERY_STEP)
     assert save is checkpoint.save
-    assert len(seen) == 32
+    assert len(seen) == 42
     assert seen[1] == (0, 0, 0, 2)
     assert seen[12] == (0, 2, 0, 3)
     assert seen[20] == (1, 0, 0, 0)
