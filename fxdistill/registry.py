@@ -10,8 +10,9 @@ adds names and replaces none. A plan records the distribution and version of eve
 
 import difflib
 import functools
-import importlib
+import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -110,7 +111,10 @@ def origin(group: str, name: str) -> Origin | None:
 @functools.cache
 def _files(package: str) -> dict[str, str]:
     """The names that our files give, and the modules below the package that hold them."""
-    return dict(sorted(_modules(importlib.import_module(package).__path__, "")))
+    loaded = sys.modules.get(package)  # else its folder is looked up, without importing it
+    spec = importlib.util.find_spec(package) if loaded is None else None
+    folders = loaded.__path__ if loaded is not None else spec and spec.submodule_search_locations
+    return dict(sorted(_modules(list(folders or ()), "")))
 
 
 def _modules(path: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:
