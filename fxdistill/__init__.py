@@ -2,7 +2,8 @@
 
     plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(1, 3, 224, 224)))
     program = fxdistill.build(plan, teacher, student)
-    losses = program.stage("warm-up-1")(images, labels)
+    stage = fxdistill.specialize(program, "warm-up-1")
+    losses = stage({"images": images, "labels": labels})
 
 Names are imported when they are first used, so that ``import fxdistill`` is quick.
 """
@@ -12,11 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxdistill.compiler.build import build as build
+    from fxdistill.compiler.build import build_arm as build_arm
+    from fxdistill.compiler.build import specialize as specialize
     from fxdistill.compiler.options import Options as Options
     from fxdistill.compiler.pipeline import compile as compile  # noqa: A004
+    from fxdistill.compiler.shrink_model import ShrunkResult as ShrunkResult
+    from fxdistill.data.batches import batches as batches
+    from fxdistill.data.dataset import Dataset as Dataset
+    from fxdistill.data.dataset import Split as Split
+    from fxdistill.data.load import load as load_data
     from fxdistill.diagnostics import Diagnostic as Diagnostic
     from fxdistill.errors import FxdistillError as FxdistillError
     from fxdistill.errors import InputError as InputError
+    from fxdistill.ir.program import Outputs as Outputs
     from fxdistill.ir.program import Program as Program
     from fxdistill.modelfiles.bundle import save as save
     from fxdistill.modelfiles.load import LoadedModel as LoadedModel
@@ -24,20 +33,31 @@ if TYPE_CHECKING:
     from fxdistill.modelfiles.source import parse_source as parse_source
     from fxdistill.plan.document import Plan as Plan
     from fxdistill.plan.file import load as load_plan
+    from fxdistill.report.show import show as show
+    from fxdistill.runtime.deploy import evaluate as evaluate
+    from fxdistill.runtime.deploy import export as export
+    from fxdistill.runtime.deploy import shrink as shrink
     from fxdistill.runtime.execute import Settings as Settings
     from fxdistill.runtime.execute import execute as run
 
 _HOMES = {
-    "Diagnostic": "diagnostics", "FxdistillError": "errors", "InputError": "errors",
-    "LoadedModel": "modelfiles.load", "Options": "compiler.options", "Plan": "plan.document",
-    "Program": "ir.program", "build": "compiler.build", "compile": "compiler.pipeline",
-    "Settings": "runtime.execute", "run": "runtime.execute:execute", "load": "modelfiles.load",
-    "load_plan": "plan.file:load", "parse_source": "modelfiles.source", "save": "modelfiles.bundle",
+    "compile": "compiler.pipeline", "build": "compiler.build", "build_arm": "compiler.build",
+    "specialize": "compiler.build", "run": "runtime.execute:execute", "shrink": "runtime.deploy",
+    "evaluate": "runtime.deploy", "export": "runtime.deploy", "show": "report.show",
+    "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
+    "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
+    "Options": "compiler.options", "Settings": "runtime.execute", "Plan": "plan.document", "Program": "ir.program",
+    "Outputs": "ir.program", "LoadedModel": "modelfiles.load", "ShrunkResult": "compiler.shrink_model",
+    "Dataset": "data.dataset", "Split": "data.dataset", "Diagnostic": "diagnostics",
+    "FxdistillError": "errors", "InputError": "errors",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
-    "compile", "build", "run", "load", "save", "parse_source", "load_plan",
-    "Options", "Settings", "Plan", "Program", "LoadedModel", "Diagnostic", "FxdistillError", "InputError",
+    "compile", "build", "build_arm", "specialize", "run",
+    "shrink", "evaluate", "export", "show",
+    "load", "save", "parse_source", "load_plan", "load_data", "batches",
+    "Options", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult", "Dataset", "Split",
+    "Diagnostic", "FxdistillError", "InputError",
 ]  # fmt: skip
 
 
@@ -46,3 +66,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fxdistill' has no attribute '{name}'")
     module, _, other = _HOMES[name].partition(":")
     return getattr(importlib.import_module(f"fxdistill.{module}"), other or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

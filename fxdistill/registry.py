@@ -10,8 +10,9 @@ adds names and replaces none. A plan records the distribution and version of eve
 
 import difflib
 import functools
-import importlib
+import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,6 +21,13 @@ from typing import Any, Generic, TypeVar, cast
 from fxdistill.errors import InputError
 
 Entry = TypeVar("Entry")
+
+GROUPS = {
+    "loss": "fxdistill.losses", "criterion": "fxdistill.criteria", "method": "fxdistill.methods",
+    "task": "fxdistill.tasks", "data source": "fxdistill.data.sources",
+    "augmentation": "fxdistill.data.augmentations", "operator": "fxdistill.operators",
+}  # fmt: skip
+"""What can be named, and our package that holds a file for each name: also the group of others' entry points."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Registry(Generic[Entry]):
 
     def names(self) -> tuple[str, ...]:
         """All names, ours first, each kind in alphabetical order."""
-        return (*_files(self.package), *sorted(set(_entry_points(self.package)) - set(_files(self.package))))
+        return names(self.package)
 
     def get(self, name: str, *, where: str = "", error: type[InputError] = InputError) -> Entry:
         """The thing of a name.
@@ -92,15 +100,28 @@ class Registry(Generic[Entry]):
 
     def origin(self, name: str) -> Origin | None:
         """The distribution of a name; None for ours, and for unknown ones."""
-        points = () if name in _files(self.package) else _entry_points(self.package).get(name, ())
-        dist = points[0].dist if points else None
-        return Origin(dist.name, dist.version) if dist is not None else None
+        return origin(self.package, name)
+
+
+def names(group: str) -> tuple[str, ...]:
+    """All names of a group, ours first, each kind in alphabetical order."""
+    return (*_files(group), *sorted(set(_entry_points(group)) - set(_files(group))))
+
+
+def origin(group: str, name: str) -> Origin | None:
+    """The distribution that a name of a group comes from; None for ours, and for unknown ones."""
+    points = () if name in _files(group) else _entry_points(group).get(name, ())
+    dist = points[0].dist if points else None
+    return Origin(dist.name, dist.version) if dist is not None else None
 
 
 @functools.cache
 def _files(package: str) -> dict[str, str]:
     """The names that our files give, and the modules below the package that hold them."""
-    return dict(sorted(_modules(importlib.import_module(package).__path__, "")))
+    loaded = sys.modules.get(package)  # else its folder is looked up, without importing it
+    spec = importlib.util.find_spec(package) if loaded is None else None
+    folders = loaded.__path__ if loaded is not None else spec and spec.submodule_search_locations
+    return dict(sorted(_modules(list(folders or ()), "")))
 
 
 def _modules(path: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:

@@ -8,14 +8,16 @@ import pytest
 import fxdistill
 
 NAMES = {
-    "compile", "build", "run", "load", "save", "parse_source", "load_plan", "Options", "Settings", "Plan", "Program",
-    "LoadedModel", "Diagnostic", "FxdistillError", "InputError",
+    "compile", "build", "build_arm", "specialize", "run", "shrink", "evaluate", "export", "show", "load", "save",
+    "parse_source", "load_plan", "load_data", "batches", "Options", "Settings", "Plan", "Program", "Outputs",
+    "LoadedModel", "ShrunkResult", "Dataset", "Split", "Diagnostic", "FxdistillError", "InputError",
 }  # fmt: skip
 
 
 def test_the_names() -> None:
     assert set(fxdistill.__all__) == NAMES
     assert len(fxdistill.__all__) == len(NAMES)
+    assert set(dir(fxdistill)) >= NAMES
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

@@ -187,6 +187,7 @@ def shrink(
     protect: parameters.Protect = [],
     only: parameters.Only = [],
     data: parameters.TaylorData = None,
+    task: parameters.TaskName = "classification",
     input_shape: parameters.Input = "",
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
@@ -197,36 +198,20 @@ def shrink(
     """Make a model physically smaller, and prove that it is the masked original."""
     with reported():
         wanted = values.shape(input_shape)
+        values.known_criterion(by, "--by")
         values.writable(output)
-        found = values.model(
-            model, factory, arg, option="--factory", seed=seed, allow=allow_factory, trust_pickle=trust_pickle
-        )
 
-        from fxdistill.cli import planning
-        from fxdistill.compiler import shrink_model
-        from fxdistill.data.load import load
         from fxdistill.ir import contract
-        from fxdistill.modelfiles import bundle
-        from fxdistill.report.layout import Line
         from fxdistill.report.result_view import shrunk_view
+        from fxdistill.runtime import deploy
 
         passes = contract.PassManager()
-        dataset = None if data is None else load(data, input_shape=wanted, allow=allow_factory)
-        image = (1, *dataset.image_shape) if dataset is not None else None
-        made = shrink_model.shrink_model(
-            found.module, input_shape=values.first_shape(wanted, found.input_shape, image), keep=keep, criterion=by,
-            round_to=round_to, protect=protect, only=only, seed=seed,
-            batch=planning.batch(dataset), passes=passes,
-        )  # fmt: skip
-        trusted = not allow_factory  # only such a factory can be replayed when the file is read
-        bundle.save_shrunken(
-            made, output, factory=found.factory if trusted else None, kwargs=found.kwargs, before=found.recipe,
-            random_weights=found.random_weights,
+        made = deploy.shrink(
+            model, output, keep=keep, by=by, round_to=round_to, protect=protect, only=only, data=data, task=task,
+            input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_pickle=trust_pickle,
+            passes=passes,
         )  # fmt: skip
         out.print(shrunk_view(made))
-        if found.random_weights:
-            out.print()
-            out.print(Line(Text("these are random weights: as a teacher the file cannot be run", "yellow")))
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
 
 

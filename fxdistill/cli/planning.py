@@ -9,14 +9,13 @@ from torch import Tensor
 from fxdistill.cli import values
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
+from fxdistill.data import places
 from fxdistill.data.batches import first_batch
-from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input, defaults, load
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
 from fxdistill.modelfiles.load import LoadedModel
-from fxdistill.plan import places
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import DataPlan, ModelRef
 from fxdistill.runtime import preflight
@@ -75,15 +74,8 @@ def look(
         for loaded, entry in zip(models, entries, strict=True)
     ]
     data = made.changed(spec=places.relative_data(spec, plan), train_size=len(dataset.train))
-    return Seen(data, shape, (found[0], found[1]), batch(dataset))
-
-
-def batch(dataset: Dataset | None) -> tuple[Tensor, Tensor] | None:
-    """Images and labels for criteria that read data."""
-    if dataset is None:
-        return None
     first = first_batch(dataset)
-    return first["images"], first["labels"]
+    return Seen(data, shape, (found[0], found[1]), (first["images"], first["labels"]))
 
 
 def write(

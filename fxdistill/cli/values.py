@@ -4,11 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
-from fxdistill.methods import composed
-from fxdistill.registry import suggestion
-from fxdistill.tasks import TASKS
 
 if TYPE_CHECKING:
     from fxdistill.modelfiles.load import LoadedModel
@@ -56,16 +52,33 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
     Raises:
         InputError: One is unknown; says which are known.
     """
+    from fxdistill.methods import composed
+    from fxdistill.registry import suggestion
+    from fxdistill.tasks import TASKS
+
     expanded = composed(method)
-    for registry, name, option in ((TASKS, task, "--task"), (CRITERIA, criterion, "--criterion")):
-        if name is not None and name not in registry.names():
-            registry.get(name, where=option)
+    if task not in TASKS.names():
+        TASKS.get(task, where="--task")
+    if criterion is not None:
+        known_criterion(criterion, "--criterion")
     for name in passes:
         if name not in expanded.passes:
             raise InputError(
                 f"the method '{method}' has no pass named '{name}'", where="--print-after",
                 hint=suggestion(name, expanded.passes, "its passes are"),
             )  # fmt: skip
+
+
+def known_criterion(name: str, option: str) -> None:
+    """Check a criterion's name without importing it.
+
+    Raises:
+        InputError: It is unknown; says which are known.
+    """
+    from fxdistill.criteria import CRITERIA
+
+    if name not in CRITERIA.names():
+        CRITERIA.get(name, where=option)
 
 
 def writable(path: Path) -> None:
@@ -97,8 +110,8 @@ def model(
     Raises:
         ModelError: Whatever is wrong with it.
     """
-    from fxdistill.modelfiles.load import load  # noqa: PLC0415  # slow to import
-    from fxdistill.modelfiles.source import parse_source  # noqa: PLC0415  # slow to import
+    from fxdistill.modelfiles.load import load  # slow to import
+    from fxdistill.modelfiles.source import parse_source  # slow to import
 
     source = parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option)
     return load(source, seed=seed)

@@ -1,4 +1,7 @@
-"""A model by itself: found, evaluated, exported with its gate. What ``fxdistill export`` and ``fxdistill eval`` do."""
+"""A model by itself: found, shrunken, evaluated, exported with its gate.
+
+What ``fxdistill shrink``, ``fxdistill eval`` and ``fxdistill export`` do, with the same defaults.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,18 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fxdistill.data.batches import batches
+from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
+from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_data
-from fxdistill.errors import InputError, RunDirError
+from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.files import file_sha256
+from fxdistill.ir.contract import PassManager
 from fxdistill.measure import onnx_file
 from fxdistill.measure.gate import Parity
 from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_file import Exported
-from fxdistill.modelfiles import statedict
-from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles import bundle, statedict
+from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime import checkpoint, preflight
@@ -119,6 +124,67 @@ def export(
     )  # fmt: skip
 
 
+def shrink(
+    model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float, by: str = "l1", round_to: int = 1,
+    protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
+    input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
+    allow: Sequence[str] = (), trust_pickle: bool = False, passes: PassManager | None = None,
+) -> ShrunkResult:  # fmt: skip
+    """Make a model physically smaller, and prove that it is the masked original; the model is not changed.
+
+    Args:
+        model: A file, a factory, or a module of your own.
+        path: The file to write, a bundle where a factory is known that can be called unasked, else a ``.pt2``; None to
+            write nothing.
+        keep: Share of the channels to keep, in (0, 1).
+        by: Importance of a channel, by name.
+        round_to: Widths become multiples of this.
+        protect: Module or node paths whose channels stay.
+        only: Paths of the modules to prune; empty for the whole model.
+        data: A data spec, for criteria that read data.
+        task: What the data is for.
+        input_shape: Shape of one batch; None for that of the file or the data.
+        factory: As for :func:`evaluate`.
+        args: As for :func:`evaluate`.
+        seed: Seed of criteria that draw, and of the proof.
+        allow: As for :func:`evaluate`.
+        trust_pickle: As for :func:`evaluate`.
+        passes: A manager to run the passes in, for its timings and remarks.
+
+    Raises:
+        InputError: The model cannot be found or loaded, or the request changes nothing.
+        PassError: The smaller model is not the masked one; nothing was written.
+    """
+    found = _given(model, factory=factory, args=args, seed=seed, allow=allow, trust_pickle=trust_pickle)
+    dataset = None if data is None else load_data(data, task=task, input_shape=input_shape, allow=allow)
+    image = (1, *dataset.image_shape) if dataset is not None else None
+    first = None if dataset is None else first_batch(dataset)
+    made = shrink_model(
+        found.module, input_shape=input_shape or found.input_shape or image or DEFAULT_SHAPE, keep=keep, criterion=by,
+        round_to=round_to, protect=protect, only=only, seed=seed, passes=passes,
+        batch=None if first is None else (first["images"], first["labels"]),
+    )  # fmt: skip
+    if path is not None:
+        known = None if allow else found.factory  # only a factory that is called unasked can be replayed
+        bundle.save_shrunken(
+            made, path, factory=known, kwargs=found.kwargs, before=found.recipe, random_weights=found.random_weights
+        )
+    return made
+
+
+def _given(
+    model: str | Path | nn.Module, *, factory: str | None, args: Sequence[str], seed: int = 0, allow: Sequence[str],
+    trust_pickle: bool,
+) -> LoadedModel:  # fmt: skip
+    """A model that is no run: loaded, or as it was given."""
+    if isinstance(model, nn.Module):
+        return LoadedModel(model, None, None, None)
+    source = parse_source(
+        str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
+    )
+    return load(source, seed=seed)
+
+
 def find(
     model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None, factory: str | None = None,
     args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
@@ -131,17 +197,11 @@ def find(
     if not isinstance(model, nn.Module) and Path(model).is_dir():
         return _of_run(Path(model), data, allow)
     wanted = TASKS.get(task or "classification", where="--task")
-    if isinstance(model, nn.Module):
-        module, shape = model.eval(), None
-    else:
-        source = parse_source(
-            str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
-        )
-        loaded = load(source)
-        module, shape = loaded.module, loaded.input_shape
+    given = _given(model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
+    module = given.module
     if data is None:
-        return Found(module, wanted, None, shape, "", {})
-    dataset = load_data(data, task=wanted, input_shape=shape, allow=allow)
+        return Found(module, wanted, None, given.input_shape, "", {})
+    dataset = load_data(data, task=wanted, input_shape=given.input_shape, allow=allow)
     shape = (1, *dataset.image_shape)
     entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data)
     return Found(module, wanted, dataset, shape, entry, {})
@@ -176,7 +236,13 @@ def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequ
     planned = None if ref.path is None or ref.trusted else rundir.base / ref.path
     if planned is None or not planned.is_file() or file_sha256(planned) != ref.sha256:
         own = ModelRef(path=weights.name, sha256=file_sha256(weights), factory=ref.factory, kwargs=ref.kwargs)
-        return preflight.load_model(own, rundir.path, seed=seed, allow=allow)
+        try:
+            return preflight.load_model(own, rundir.path, seed=seed, allow=allow)
+        except ModelError as cause:
+            if planned is None:
+                raise
+            hint = f"{cause.hint}; if the member was a shrunken model, put back its file, {planned.resolve()}"
+            raise ModelError(cause.what, where=cause.where, hint=hint) from cause
     module = preflight.load_model(ref, rundir.base, seed=seed, allow=allow)
     statedict.fit(module, checkpoint.state_dict(weights), factory=str(ref.factory), where=str(weights))
     return module

@@ -183,6 +183,13 @@ def test_layers_that_are_not_what_they_seem_stay_right(name: str, before: bool) 
         lambda m, x: torch.index_select(m.b(x), 1, m.order),
         lambda m, x: m.b(m.b(x)[:, :3]),
         lambda m, x: torch.maximum(m.b(x), torch.zeros((), dtype=x.dtype)).clamp(max=1),
+        lambda m, x: torch.where(m.b(x) > m.b(x).mean((2, 3), keepdim=True), m.b(x), m.b(x).exp()),
+        lambda m, x: m.b(x).masked_fill_(m.b(x) < 0, 0.5).square(),
+        lambda m, x: torch.lerp(m.b(x), m.b(x) * 2, m.b(x).mean(1, keepdim=True)),
+        lambda m, x: torch.addcmul(m.b(x), m.b(x), torch.ones(8, 1, 1, dtype=x.dtype)),
+        lambda m, x: m.b(x).float().double().detach(),
+        lambda m, x: F.lp_pool2d(m.b(x).abs(), 2, 2).repeat_interleave(2, 2).repeat_interleave(2, 3),
+        lambda m, x: F.max_pool3d(m.b(x).abs(), (3, 1, 1), 1, (1, 0, 0)),  # over neighbouring channels
     ],
 )
 def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Any]) -> None:
@@ -193,6 +200,21 @@ def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Any]
     images = torch.randn(SHAPE, dtype=torch.float64)
     (value,) = frozen_values(specialize(program, "warm-up-1"), images).values()
     assert torch.allclose(value, body(images)[:, [0, 5, 6]], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: torch.pow(m.a(x).exp(), m.b(x).tan()),
+        lambda m, x: torch.lerp(m.a(x), m.b(x), 0.5).square(),
+        lambda m, x: torch.addcmul(m.a(x).square(), m.b(x).clip(0, 1), m.c(x).float().double()),
+    ],
+)
+def test_a_slice_sinks_through_whatever_works_on_each_value(forward: Callable[[Any, Tensor], Any]) -> None:
+    body = Body({name: nn.Conv2d(3, 8, 3, padding=1) for name in "abc"}, forward)
+    text = "\n".join(teacher_text(program_of(Classifier(body, 8), [0, 5]).stage("warm-up-1")))
+    assert "index_select" not in text
+    assert "teacher.body.b_kept_2" in text
 
 
 def test_memory_that_others_look_at_is_not_sliced_away() -> None:
