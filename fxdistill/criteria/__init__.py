@@ -67,4 +67,4 @@ def importance(name: str, channels: "Channels") -> "Tensor":
     return scores
 
 
-CRITERIA: Registry[Criterion] = Registry("criterion", __name__, "CRITERION")
+CRITERIA: Registry[Criterion] = Registry("criterion", __name__, "CRITERION", Criterion)

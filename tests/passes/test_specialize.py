@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fxdistill.compiler.build import build, specialize
 from fxdistill.errors import InvariantError, PassError, PlanError
+from fxdistill.ir.operators import is_a
 from fxdistill.ir.program import Program, Term
 from fxdistill.passes.specialize import Specialize, frozen_values, restricted, sink
 from tests import tiny_models
@@ -321,7 +322,8 @@ def stage_of(name: str = "main") -> tuple[Program, Program]:
 
 
 def at(program: Program, name: str) -> fx.Node:
-    return next(node for node in program.graph.nodes if node.name == name)
+    found: fx.Node = next(node for node in program.graph.nodes if node.name == name)
+    return found
 
 
 def loss_of(program: Program, key: str) -> fx.Node:
@@ -422,7 +424,7 @@ def test_another_stage_and_other_channels_are_refused() -> None:
 def test_a_wrong_rewrite_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A table that takes softmax over the channels for a function of each channel alone."""
     program = program_of(Classifier(nn.Sequential(conv_norm(3, 8), nn.Softmax(1)), 8), [0, 5])
-    known = sink.is_a
+    known = is_a
     monkeypatch.setattr(sink, "is_a", lambda name, trait: name == "softmax" or known(name, trait))
     with pytest.raises(PassError, match=r"specializing changed what 'mse\[pair\] teacher.tap' reads, by"):
         specialize(program, "warm-up-1")
