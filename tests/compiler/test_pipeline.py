@@ -116,7 +116,10 @@ def test_resnet50_to_resnet18_takes_seconds() -> None:
     print(f"resnet50 to resnet18: planned in {time.perf_counter() - start:.1f} s")  # noqa: T201
     assert [pair.student.path for pair in plan.pairs] == [f"layer{n}.1.relu_1" for n in (1, 2, 3, 4)]
     assert [len(kept.channels) for kept in plan.kept] == [64, 128, 256, 512]
-    assert (plan.given("teacher").macs, plan.given("student").macs) == (4_089_184_256, 1_814_073_344)  # as torchvision publishes them
+    assert (plan.given("teacher").macs, plan.given("student").macs) == (
+        4_089_184_256,
+        1_814_073_344,
+    )  # as torchvision publishes them
 
 
 def test_dense_prediction() -> None:

@@ -17,7 +17,6 @@ from fxdistill.report import layout
 from fxdistill.report.plan_view import plan_view
 from fxdistill.report.progress import RunView
 from fxdistill.report.result_view import result_view
-from fxdistill.report.show import show, view
 from fxdistill.runtime.arms import Trial, trials_of
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.loop import Position, Progress
@@ -39,7 +38,9 @@ def watch(console: Console) -> None:
         view.on_diagnostic(Diagnostic(code="some-code", severity="warning", where="teacher", why="because"))
         view.on_progress(Trial(0, "distilled"), Progress(stage, Position(0, 0, 2), 5, {key: 0.5}, 1234.0), {})
         view._live.refresh()
-        view.on_progress(Trial(0, "distilled"), Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0), {"accuracy": 0.5})
+        view.on_progress(
+            Trial(0, "distilled"), Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0), {"accuracy": 0.5}
+        )
 
 
 def test_a_terminal_shows_stage_epoch_losses_speed_and_time_left() -> None:

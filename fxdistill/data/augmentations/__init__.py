@@ -109,6 +109,4 @@ def named(names: Sequence[str]) -> tuple[Named, ...]:
     Raises:
         DataError: As for :func:`check`.
     """
-    return tuple(
-        AUGMENTATIONS.get(name.partition(":")[0], where=_WHERE, error=DataError).named(name) for name in names
-    )
+    return tuple(AUGMENTATIONS.get(name.partition(":")[0], where=_WHERE, error=DataError).named(name) for name in names)
