@@ -1,0 +1,352 @@
+"""A distillation of two small networks on digits, as a plan and again as a loop written by hand in plain torch.
+
+The loop shares with the package the order of the batches and nothing else: it has forward passes, taps, losses,
+learning rates and optimisers of its own. A run of the plan is recorded step by step, so that both can be laid side by side.
+"""
+
+import copy
+import functools
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from fxdistill.compiler.build import build_arm
+from fxdistill.data.batches import Batch, batches
+from fxdistill.data.dataset import Dataset
+from fxdistill.data.load import defaults, load
+from fxdistill.files import file_sha256, write_text
+from fxdistill.measure import onnx_file
+from fxdistill.modelfiles.bundle import save
+from fxdistill.modelfiles.factories import build
+from fxdistill.plan.document import VERSION, Plan
+from fxdistill.plan.schema import (
+    Arm,
+    Control,
+    ExportPlan,
+    InputSpec,
+    Kept,
+    LossTerm,
+    ModelRef,
+    Optimizer,
+    Pair,
+    Stage,
+    Tap,
+)  # fmt: skip
+from fxdistill.runtime import preflight
+from fxdistill.runtime.arms import Observer, Trial
+from fxdistill.runtime.execute import Settings, execute
+from fxdistill.runtime.loop import Loop, Position, Progress
+from fxdistill.tasks import TASKS
+
+TEACHER: tuple[str, dict[str, Any]] = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
+STUDENT: tuple[str, dict[str, Any]] = ("tests.by_hand:student", {})
+ALLOW = ("tests.by_hand",)
+CPU = Settings(device="cpu", allow=ALLOW)
+SHAPE = (1, 1, 8, 8)
+SEEDS = (3, 8)
+STAGES = ("warm-up-1", "warm-up-2", "main", "control")
+KEPT = [1, 2, 4, 7]  # not the first four
+EARLY, LATE = "layers.layer1.0.bn2", "layers.layer2.0.bn2"  # both are overwritten in place by the addition that follows
+BATCH, AUGMENTATION, TEMPERATURE = 256, ["crop:1"], 3.0  # five steps an epoch
+WEIGHTS = {"late": 0.5, "cross-entropy": 0.9, "kd": 0.1, "early": 0.3}
+_TEACHER_EPOCHS = 8
+
+
+class Student(nn.Module):
+    """Two convolutions whose normalised values are tapped, and overwritten in place after that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 8, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.relu, self.drop, self.fc = nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.fc(self.drop(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def student() -> nn.Module:
+    return Student()
+
+
+@functools.cache
+def digits() -> Dataset:
+    return load("digits")
+
+
+@functools.cache
+def _holder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="fxdistill-by-hand-")
+
+
+def folder() -> Path:
+    return Path(_holder().name)
+
+
+# As a plan
+
+
+@functools.cache
+def trained_teacher() -> nn.Module:
+    """A small residual network, trained on digits as the package does it; saved as ``teacher.pt``."""
+    stage = Stage(
+        name="supervised", epochs=_TEACHER_EPOCHS, losses=[LossTerm(loss="cross-entropy", student="teacher")],
+        optimizer=Optimizer(name="adam", lr=5e-3), schedule="cosine",
+    )  # fmt: skip
+    plan = Plan(
+        version=VERSION, method="supervised", seed=0, input=InputSpec(shape=list(SHAPE)),
+        data=defaults("digits", dataset=digits(), batch_size=64), pairs=[], kept=[], seeds=[0],
+        members={"teacher": ModelRef(path=None, sha256=None, factory=None)},
+        arms=[Arm(name="supervised", trains=["teacher"], stages=[stage])],
+        export=ExportPlan(member="teacher", arm="supervised"),
+    )  # fmt: skip
+    teacher = build(*TEACHER, seed=0)
+    program = build_arm(plan, "supervised", {"teacher": teacher})
+    fabric = Fabric(accelerator="cpu", devices=1)
+    task = TASKS.get("classification")
+    Loop(fabric, program, digits(), plan.data, task, 0, False, lambda _: None, lambda _: None).run(Position())
+    save(teacher.eval(), folder() / "teacher.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=SHAPE)
+    return teacher
+
+
+def plan() -> Plan:
+    """Two warm-ups, a main stage with three weighted terms, the control arm; every optimiser and both schedules."""
+    adam = Optimizer(name="adam", lr=4e-3)
+    late = LossTerm(loss="mse", pair="late", weight=WEIGHTS["late"])
+    kd = LossTerm(loss="kd", weight=WEIGHTS["kd"], args={"temperature": TEMPERATURE})
+    early, entropy = LossTerm(loss="mse", pair="early"), LossTerm(loss="cross-entropy", weight=WEIGHTS["cross-entropy"])
+    stages = [
+        Stage(name="warm-up-1", epochs=2, losses=[early], optimizer=adam),
+        Stage(name="warm-up-2", epochs=1, losses=[late], optimizer=Optimizer(name="sgd", lr=0.1, momentum=0.8)),
+        Stage(name="main", epochs=3, losses=[entropy, kd, early.changed(weight=WEIGHTS["early"])], optimizer=adam,
+              schedule="cosine"),
+    ]  # fmt: skip
+    trained_teacher()
+    return Plan(
+        version=VERSION, method="indistill", seed=SEEDS[0], input=InputSpec(shape=list(SHAPE)),
+        data=defaults("digits", dataset=digits(), batch_size=BATCH).changed(augmentation=AUGMENTATION),
+        members={
+            "teacher": ModelRef(path="teacher.pt", sha256=file_sha256(folder() / "teacher.pt"), factory=TEACHER[0],
+                                kwargs=TEACHER[1]),
+            "student": ModelRef(path=None, sha256=None, factory=STUDENT[0], kwargs=STUDENT[1]),
+        },
+        pairs=[_pair("early", EARLY, 8, "bn1", 4, 8, "slice"), _pair("late", LATE, 16, "bn2", 8, 4, "project")],
+        kept=[Kept(pair="early", path=EARLY, channels=KEPT, width=8, criterion="l1", coupled=[])],
+        arms=[Arm(name="distilled", trains=["student"], stages=stages)], seeds=list(SEEDS),
+        control=Control(of="distilled", losses=[LossTerm(loss="cross-entropy")], schedule="cosine",
+                        optimizer=Optimizer(name="adamw", lr=3e-3, weight_decay=0.1)),
+    )  # fmt: skip
+
+
+def _pair(name: str, path: str, width: int, own: str, own_width: int, size: int, align: Any) -> Pair:
+    teacher, student_ = (
+        Tap(member=member, path=where, shape=[1, channels, size, size], channel_dim=1, width=channels, layout="nchw")
+        for member, where, channels in (("teacher", path, width), ("student", own, own_width))
+    )
+    return Pair(name=name, teacher=teacher, student=student_, score=1.0, runner_up=None, why=[], align=align)
+
+
+# A run, recorded
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def gradients(named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return copied({name: p.grad for name, p in named.items() if p.grad is not None})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of training left behind: losses are means over the epoch so far."""
+
+    trial: Trial
+    stage: str
+    rate: float
+    fresh: bool
+    losses: dict[str, float]
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+
+@dataclass
+class Record:
+    """A run in full: its steps, the parameters before the first one of each trial, the members, what came out."""
+
+    out: Path
+    steps: list[Step] = field(default_factory=list)
+    starts: dict[Trial, dict[str, Tensor]] = field(default_factory=dict)
+    members: dict[str, nn.Module] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, seed: int, stage: str) -> list[Step]:
+        return [step for step in self.steps if (step.trial.seed, step.stage) == (seed, stage)]
+
+
+def run(out: Path, settings: Settings = CPU, *, stop: Callable[[Progress], bool] = lambda _: False) -> Record:
+    """Execute the plan, with the quicker of the two exporters."""
+    write_text(folder() / "plan.json", plan().to_json())
+    record, load_model = Record(out), preflight.load_model
+    last: dict[str, Any] = {}
+
+    def loaded(ref: ModelRef, *arguments: Any, **options: Any) -> nn.Module:
+        module = load_model(ref, *arguments, **options)
+        record.members.setdefault("student" if ref.path is None else "teacher", module)
+        return module
+
+    def weights(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        module = record.members["student"]
+        own = {id(p) for p in module.parameters()}
+        other = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
+        return copied(module.state_dict()) | copied({f"projection{i}": p for i, p in enumerate(other)})
+
+    def before(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        named = dict(record.members["student"].named_parameters())
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        found = gradients({name: p for name, p in named.items() if id(p) in held})
+        last.update(fresh=not optimizer.state, gradients=found, before=copied(named))
+
+    def after(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        last.update(rate=optimizer.param_groups[0]["lr"], weights=weights(optimizer))
+
+    def progress(trial: Trial, now: Progress, _metrics: dict[str, float]) -> None:
+        if now.position.step:
+            record.starts.setdefault(trial, last["before"])
+            kept = {name: last[name] for name in ("rate", "fresh", "gradients", "weights")}
+            record.steps.append(Step(trial, now.stage.name, losses=now.losses, **kept))
+        if stop(now):
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+        patch.setattr(preflight, "load_model", loaded)
+        hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
+        try:
+            record.result = execute(folder() / "plan.json", out, settings, Observer(on_progress=progress))
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return record
+
+
+@functools.cache
+def finished() -> Record:
+    return run(folder() / "run")
+
+
+# By hand
+
+
+def teacher_values(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The two taps and the logits of the teacher in eval mode."""
+    teacher, taps = copy.deepcopy(trained_teacher()).eval(), []
+    for path in (EARLY, LATE):
+        teacher.get_submodule(path).register_forward_hook(lambda _m, _i, value: taps.append(value.clone()))
+    with torch.no_grad():
+        logits = teacher(images)
+    return taps[0], taps[1], logits
+
+
+class Hand:
+    """The student of one seed, trained by hand, stage after stage."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.epoch = seed, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student = Student()
+            torch.manual_seed(seed)
+            self.projection = nn.Linear(8, 16, bias=False)
+
+    def warm_up_1(self, batch: Batch) -> dict[str, Tensor]:
+        s = self.student
+        value, wanted = s.bn1(s.conv1(batch["images"])), teacher_values(batch["images"])[0]
+        return {"mse[early]": (value - wanted[:, KEPT]).square().mean()}
+
+    def warm_up_2(self, batch: Batch) -> dict[str, Tensor]:
+        s = self.student
+        value = s.bn2(s.conv2(s.bn1(s.conv1(batch["images"])).relu()))
+        projected = torch.einsum("nchw,dc->ndhw", value, self.projection.weight)
+        return {"mse[late]": (projected - teacher_values(batch["images"])[1]).square().mean()}
+
+    def main(self, batch: Batch) -> dict[str, Tensor]:
+        s, labels = self.student, batch["labels"]
+        early = s.bn1(s.conv1(batch["images"]))
+        logits = s.fc(s.drop(s.bn2(s.conv2(early.relu())).relu()).mean((2, 3)))
+        wanted, _, taught = teacher_values(batch["images"])
+        p, q = (taught / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
+        return {
+            "cross-entropy": -logits.softmax(1)[torch.arange(len(labels)), labels].log().mean(),
+            "kd": TEMPERATURE**2 * (p * (p / q).log()).sum(1).mean(),
+            "mse[early]": (early - wanted[:, KEPT]).square().mean(),
+        }
+
+    def control(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.student(batch["images"])
+        return {"cross-entropy": nn.functional.cross_entropy(logits, batch["labels"])}
+
+    def train(self, stage: str) -> Iterator[tuple[float, dict[str, float], dict[str, Tensor], dict[str, Tensor]]]:
+        """Rate, losses, gradients and weights of each step of a stage."""
+        student, adam = list(self.student.parameters()), torch.optim.Adam
+        losses, weights, epochs, rate, cosine, optimizer = {
+            "warm-up-1": (self.warm_up_1, [1.0], 2, 4e-3, False, adam(student)),
+            "warm-up-2": (self.warm_up_2, [WEIGHTS["late"]], 1, 0.1, False,
+                          torch.optim.SGD([*student, *self.projection.parameters()], momentum=0.8)),
+            "main": (self.main, [WEIGHTS[name] for name in ("cross-entropy", "kd", "early")], 3, 4e-3, True,
+                     adam(student)),
+            "control": (self.control, [1.0], 6, 3e-3, True, torch.optim.AdamW(student, weight_decay=0.1)),
+        }[stage]  # fmt: skip
+        self.student.train()
+        done, steps = 0, epochs * 5
+        for _ in range(epochs):
+            for step, batch in enumerate(training_batches(self.seed, self.epoch)):
+                now = rate * (1 + math.cos(math.pi * done / steps)) / 2 if cosine else rate
+                optimizer.param_groups[0]["lr"] = now
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(step_seed(self.seed, self.epoch, step))
+                    found = losses(batch)
+                self.student.zero_grad()
+                self.projection.zero_grad()
+                sum((w * loss for w, loss in zip(weights, found.values(), strict=True)), torch.zeros(())).backward()
+                optimizer.step()
+                done += 1
+                told = {name: float(loss.detach()) for name, loss in found.items()}
+                yield now, told, gradients(dict(self.student.named_parameters())), self.weights()
+            self.epoch += 1
+
+    def weights(self) -> dict[str, Tensor]:
+        return copied(self.student.state_dict()) | copied({"projection0": self.projection.weight})
+
+
+def training_batches(seed: int, epoch: int) -> Iterator[Batch]:
+    data = digits()
+    return batches(
+        data.train, BATCH, mean=data.mean, std=data.std, seed=seed, epoch=epoch, shuffle=True, augment=AUGMENTATION
+    )
+
+
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """What dropout is drawn under: a function of the place, the same in a run that was stopped and resumed."""
+    return int.from_bytes(hashlib.sha256(f"step {seed},{epoch},{step}".encode()).digest()[:8], "little") >> 1
+
+
+def accuracy(module: nn.Module) -> float:
+    """On the test images, normalised by hand."""
+    data = digits()
+    images = torch.cat(list(data.test.read([torch.arange(len(data.test))])))
+    with torch.no_grad():
+        found = copy.deepcopy(module).eval()((images - data.mean[0]) / data.std[0]).argmax(1)
+    return float((found == data.test.labels).float().mean())

@@ -1,0 +1,261 @@
+"""Whether training is right: every step, laid beside a loop written by hand, and what comes out in the end."""
+
+import functools
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxdistill.compiler import pipeline
+from fxdistill.compiler.build import build_arm, specialize
+from fxdistill.compiler.options import Options
+from fxdistill.data.batches import batches
+from fxdistill.data.dataset import Split
+from fxdistill.data.load import defaults
+from fxdistill.files import file_sha256, write_text
+from fxdistill.measure import onnx_file
+from fxdistill.measure.model import metrics
+from fxdistill.modelfiles.factories import build
+from fxdistill.plan.schema import ModelRef
+from fxdistill.runtime.arms import Trial
+from fxdistill.runtime.execute import Settings, execute
+from fxdistill.runtime.loop import make_optimizer
+from fxdistill.tasks import TASKS
+from tests import by_hand
+from tests.by_hand import SEEDS, STAGES, Hand, Step
+
+ARMS = ("distilled", "control")
+
+
+def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+    for name, value in one.items():
+        message = functools.partial("{}: {}".format, name)
+        torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance, msg=message)
+
+
+def trained(seed: int, arm: str) -> dict[str, Tensor]:
+    """The student's weights after the last step of a trial."""
+    return next(step.weights for step in reversed(by_hand.finished().steps) if step.trial == Trial(seed, arm))
+
+
+# Every step
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_step_is_that_of_a_loop_written_by_hand(arm: str, seed: int) -> None:
+    hand, record = Hand(seed), by_hand.finished()
+    close(record.starts[Trial(seed, arm)], hand.weights(), 0)
+    for stage in STAGES[:3] if arm == "distilled" else STAGES[3:]:
+        means: dict[str, float] = {}
+        pairs = zip(record.of(seed, stage), hand.train(stage), strict=True)
+        for count, (found, (rate, losses, gradients, weights)) in enumerate(pairs):
+            nth = count % 5
+            means = {
+                name: (means[name] * nth if nth else 0.0) / (nth + 1) + v / (nth + 1) for name, v in losses.items()
+            }
+            assert found.rate == pytest.approx(rate, rel=1e-9)
+            assert found.losses == pytest.approx(means, rel=1e-5)
+            assert found.gradients.keys() == gradients.keys()
+            close(found.gradients, gradients, 1e-5)
+            close(found.weights, weights, 1e-5)
+
+
+def steps(seed: int) -> dict[str, list[Step]]:
+    return {stage: by_hand.finished().of(seed, stage) for stage in STAGES}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_learning_rate_follows_the_schedule_of_its_stage(seed: int) -> None:
+    rates = {stage: [step.rate for step in found] for stage, found in steps(seed).items()}
+    assert set(rates["warm-up-1"]) == {4e-3}
+    assert set(rates["warm-up-2"]) == {0.1}
+    for stage, highest in (("main", 4e-3), ("control", 3e-3)):
+        found, count = rates[stage], len(rates[stage])
+        assert found[0] == highest
+        assert all(one > other for one, other in itertools.pairwise(found))
+        # half a cosine is odd about its middle
+        assert found[count // 2] + found[-(count // 2)] == pytest.approx(highest)
+        assert 0 < found[-1] < highest * 3 / count**2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_optimiser_is_fresh_in_each_stage_and_there_alone(seed: int) -> None:
+    for found in steps(seed).values():
+        assert [step.fresh for step in found] == [True] + [False] * (len(found) - 1)
+
+
+def test_the_control_starts_where_the_distilled_arm_does_and_takes_as_many_steps() -> None:
+    record = by_hand.finished()
+    for seed in SEEDS:
+        one, other = (record.starts[Trial(seed, arm)] for arm in ARMS)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        found = steps(seed)
+        assert len(found["control"]) == sum(len(found[stage]) for stage in STAGES[:3]) == 6 * 5
+    one, other = (record.starts[Trial(seed, "distilled")] for seed in SEEDS)
+    assert not any(torch.equal(one[name], other[name]) for name in ("conv1.weight", "conv2.weight", "fc.weight"))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_first_loss_of_the_control_is_that_of_a_fresh_student(seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = by_hand.Student().train()
+        torch.manual_seed(by_hand.step_seed(seed, 0, 0))
+        batch = next(by_hand.training_batches(seed, 0))
+        loss = nn.functional.cross_entropy(student(batch["images"]), batch["labels"])
+    assert by_hand.finished().of(seed, "control")[0].losses == {"cross-entropy": pytest.approx(loss.item(), rel=1e-5)}
+
+
+# Who is trained, and who is not
+
+
+def test_the_teacher_stays_as_it_was_to_the_bit() -> None:
+    before, after = by_hand.trained_teacher().state_dict(), by_hand.finished().members["teacher"].state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_teacher_is_in_eval_mode_and_out_of_reach() -> None:
+    members = {"teacher": build(*by_hand.TEACHER).train(), "student": by_hand.student()}
+    program = build_arm(by_hand.plan(), "distilled", members)
+    for stage in program.stages:
+        part = specialize(program, stage.name).train().requires_grad_(True)
+        teacher = part.get_submodule("teacher")
+        assert not any(module.training for module in teacher.modules())
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+        held = {id(p) for group in make_optimizer(stage, part).param_groups for p in group["params"]}
+        assert held.isdisjoint(id(p) for p in (*teacher.parameters(), *members["teacher"].parameters()))
+        named = {id(p): name for name, p in part.named_parameters()}
+        assert {named[one].partition(".")[0] for one in held} <= {"student", "adapters"}
+        assert all(module.training for module in part.get_submodule("student").modules())
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_running_statistics_of_the_student_move_once_a_step(arm: str) -> None:
+    found = trained(SEEDS[0], arm)
+    reached = {"bn1": 30, "bn2": 20 if arm == "distilled" else 30}  # the first warm-up does not reach the second
+    assert {name: int(found[f"{name}.num_batches_tracked"]) for name in reached} == reached
+    assert not torch.allclose(found["bn1.running_mean"], torch.zeros(4), atol=1e-3)
+    assert not torch.allclose(found["bn2.running_var"], torch.ones(8), atol=1e-2)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("augment", [["flip"], ["crop:2"], ["crop:1", "flip"]])
+def test_labels_stay_with_their_images(augment: list[str]) -> None:
+    """Each image has a value of its own, which tells its label wherever the pixels move."""
+    values = torch.arange(1, 61)
+    split = Split((values / 64).reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous(), values % 7)
+    orders = []
+    for epoch in range(2):
+        found = batches(split, 16, mean=[0.25], std=[0.5], epoch=epoch, shuffle=True, augment=augment)
+        read = torch.cat([torch.cat([b["images"].amax((1, 2, 3)) * 32 + 16, b["labels"], b["index"]]) for b in found])
+        orders.append([part.tolist() for part in _thirds(read)])
+    for told, labels, index in orders:
+        assert sorted(told) == values.tolist()
+        assert labels == [value % 7 for value in told]
+        assert index == [value - 1 for value in told]
+    assert orders[0] != orders[1]
+
+
+def _thirds(read: Tensor) -> list[Tensor]:
+    """Value, label and index of each image, out of batches of 16, 16, 16 and 12."""
+    parts = [part.reshape(3, -1) for part in read.split([48, 48, 48, 36])]
+    return list(torch.cat(parts, dim=1))
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_metrics_are_those_of_the_trained_student_on_the_test_images(arm: str, seed: int) -> None:
+    student = by_hand.student()
+    student.load_state_dict({n: v for n, v in trained(seed, arm).items() if not n.startswith("projection")})
+    wanted, result = by_hand.accuracy(student), by_hand.finished().result
+    (found,) = (one["accuracy"] for one in result["arms"] if (one["name"], one["seed"]) == (arm, seed))
+    assert found == pytest.approx(wanted, abs=1e-6)
+    lines = [json.loads(line) for line in (by_hand.finished().out / "metrics.jsonl").read_text().splitlines()]
+    last = [line["metrics"]["accuracy"] for line in lines if (line["name"], line["seed"]) == (arm, seed)
+            and line["stage"] in ("main", "control")][-1]  # fmt: skip
+    assert last == found
+    taught = result["members"]["teacher"]["accuracy"]
+    assert taught == pytest.approx(by_hand.accuracy(by_hand.trained_teacher()), abs=1e-6)
+
+
+def test_the_student_that_is_kept_is_the_distilled_one_of_the_first_seed() -> None:
+    found = torch.load(by_hand.finished().out / "student.pt", weights_only=True)
+    wanted = {n: v for n, v in trained(SEEDS[0], "distilled").items() if not n.startswith("projection")}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_run_that_was_stopped_takes_the_steps_that_were_left(tmp_path: Path) -> None:
+    """Bit for bit, dropout and the optimiser's moments included; stopped in the middle of an epoch."""
+    settings = Settings(device="cpu", allow=by_hand.ALLOW, save_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        by_hand.run(
+            tmp_path / "run", settings, stop=lambda now: now.stage.name == "main" and now.position.step == 4
+        )  # fmt: skip
+    torch.rand(5)
+    again = by_hand.run(tmp_path / "run", Settings(device="cpu", allow=by_hand.ALLOW, resume=True))
+    whole = by_hand.finished()
+    taken, found = whole.of(SEEDS[0], "main")[3:], again.of(SEEDS[0], "main")
+    assert len(found) == len(taken)
+    for one, other in zip(found, taken, strict=True):
+        assert (one.rate, one.losses) == (other.rate, other.losses)
+        assert all(torch.equal(one.weights[name], other.weights[name]) for name in other.weights)
+    assert (tmp_path / "run" / "student.pt").read_bytes() == (whole.out / "student.pt").read_bytes()
+    assert again.result["arms"] == [{**arm, "seconds": pytest.approx(arm["seconds"], abs=60)} for arm in
+                                    whole.result["arms"]]  # fmt: skip
+
+
+# Whether anything is learned
+
+
+@functools.cache
+def learned() -> dict[str, Any]:
+    """A plan of the compiler's own making for two small networks, run for a few epochs: its result."""
+    teacher, folder = by_hand.trained_teacher(), by_hand.folder()
+    kwargs: dict[str, Any] = {"widths": [8, 16], "hidden": 32}
+    student = build("fxdistill.models:convnet", kwargs, seed=0)
+    options = Options(input_shape=by_hand.SHAPE, epochs=8, lr=4e-3,
+                      data=defaults("digits", dataset=by_hand.digits(), batch_size=64))  # fmt: skip
+    plan = pipeline.compile(
+        teacher, student, options,
+        teacher_ref=ModelRef(path="teacher.pt", sha256=file_sha256(folder / "teacher.pt"), factory=by_hand.TEACHER[0],
+                             kwargs=by_hand.TEACHER[1]),
+        student_ref=ModelRef(path=None, sha256=None, factory="fxdistill.models:convnet", kwargs=kwargs),
+    )  # fmt: skip
+    write_text(folder / "learned.json", plan.to_json())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+        return execute(folder / "learned.json", folder / "learned", by_hand.CPU)
+
+
+def test_a_teacher_is_trained() -> None:
+    assert metrics(by_hand.trained_teacher(), by_hand.digits(), TASKS.get("classification"))["accuracy"] > 0.9
+
+
+def test_a_student_is_distilled() -> None:
+    reached = {arm["name"]: arm["accuracy"] for arm in learned()["arms"]}
+    assert reached["distilled"] > 0.8
+    assert reached["control"] > 0.8
+
+
+def test_every_loss_falls() -> None:
+    learned()
+    lines = [json.loads(line) for line in (by_hand.folder() / "learned" / "metrics.jsonl").read_text().splitlines()]
+    stages: dict[str, list[dict[str, float]]] = {}
+    for line in lines:
+        stages.setdefault(line["stage"], []).append(line["losses"])
+    assert list(stages)[-2:] == ["main", "control"]
+    assert len(stages) > 2
+    for stage, epochs in stages.items():
+        assert all(epochs[-1][key] < epochs[0][key] for key in epochs[0]), stage
