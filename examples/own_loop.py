@@ -2,55 +2,56 @@
 
 Runs on scikit-learn's digits, some seconds on a CPU. The teacher is trained here for a moment, so that there is
 something to learn from; the student's parameters in the program are its own, so whatever optimises the program trains
-the student.
+the student. In the main stage a term of our own is added to the program's losses: it compares the two predictions,
+which ``program.outputs`` gives beside the losses.
 """
 
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 import fxdistill
 from fxdistill import models
-from fxdistill.data import batches
-from fxdistill.measure import evaluate
+
+MARGIN = 0.1  # weight of our own term
 
 
 def main() -> None:
     """Train a teacher, plan, then train the student stage by stage in a loop of our own."""
     torch.manual_seed(0)
-    digits = batches.load("digits")
+    digits = fxdistill.load_data("digits")
     teacher, student = models.resnet(widths=[16, 32, 64], blocks=1), models.convnet(widths=[8, 16, 32])
     optimizer = torch.optim.Adam(teacher.parameters(), lr=2e-3)
     for epoch in range(5):
-        for images, labels in training(digits, epoch):
+        for batch in training(digits, epoch):
             optimizer.zero_grad()
-            functional.cross_entropy(teacher(images), labels).backward()
+            functional.cross_entropy(teacher(batch["images"]), batch["labels"]).backward()
             optimizer.step()
 
     plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(1, 1, 8, 8), epochs=5))
     program = fxdistill.build(plan, teacher, student)
-    for stage in plan.stages:
-        staged = program.stage(stage.name).train()
+    for stage in plan.arm("distilled").stages:
+        staged = fxdistill.specialize(program, stage.name).train()
         optimizer = torch.optim.Adam([p for p in staged.parameters() if p.requires_grad], lr=stage.optimizer.lr)
         for epoch in range(stage.epochs):
-            for images, labels in training(digits, epoch):
-                losses = staged(images, labels)
+            for batch in training(digits, epoch):
+                found = staged.outputs(batch)
+                total = staged.total(found.losses)
+                if stage.name == "main":
+                    total = total + MARGIN * functional.l1_loss(found.logits["student"], found.logits["teacher"])
                 optimizer.zero_grad()
-                staged.total(losses).backward()
+                total.backward()
                 optimizer.step()
-        print(stage.name, {name: round(float(loss.detach()), 4) for name, loss in losses.items()})
-    print(f"teacher {accuracy(teacher, digits):.2%}, student {accuracy(student, digits):.2%}")
+        print(stage.name, {name: round(float(loss.detach()), 4) for name, loss in found.losses.items()})
+    reached = [fxdistill.evaluate(model, "digits")["accuracy"] for model in (teacher, student)]
+    print(f"teacher {reached[0]:.2%}, student {reached[1]:.2%}")
 
 
-def training(digits: batches.Dataset, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def training(digits: fxdistill.Dataset, epoch: int) -> Iterator[dict[str, Tensor]]:
     """Shuffled batches of an epoch."""
-    return batches.batches(digits.train, 64, mean=digits.mean, std=digits.std, epoch=epoch, shuffle=True)
-
-
-def accuracy(module: torch.nn.Module, digits: batches.Dataset) -> float:
-    """Share of the test images that are right."""
-    return evaluate.accuracy(module, batches.batches(digits.test, 64, mean=digits.mean, std=digits.std))
+    return fxdistill.batches(digits.train, 64, mean=digits.mean, std=digits.std, epoch=epoch, shuffle=True)
 
 
 if __name__ == "__main__":

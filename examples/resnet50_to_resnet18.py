@@ -14,7 +14,7 @@ def main() -> None:
     plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(1, 3, 224, 224)))
     for pair, kept in zip(plan.pairs, plan.kept, strict=True):
         print(f"{pair.teacher.path} -> {pair.student.path}: keep {len(kept.channels)} of {kept.width}")
-    for stage in plan.stages:
+    for stage in plan.arm("distilled").stages:
         print(f"{stage.name}: {stage.epochs} epochs, {stage.cost:.1%} of the full cost")
 
 

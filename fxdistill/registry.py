@@ -21,6 +21,13 @@ from fxdistill.errors import InputError
 
 Entry = TypeVar("Entry")
 
+GROUPS = {
+    "loss": "fxdistill.losses", "criterion": "fxdistill.criteria", "method": "fxdistill.methods",
+    "task": "fxdistill.tasks", "data source": "fxdistill.data.sources",
+    "augmentation": "fxdistill.data.augmentations", "operator": "fxdistill.operators",
+}  # fmt: skip
+"""What can be named, and our package that holds a file for each name: also the group of others' entry points."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -46,7 +53,7 @@ class Registry(Generic[Entry]):
 
     def names(self) -> tuple[str, ...]:
         """All names, ours first, each kind in alphabetical order."""
-        return (*_files(self.package), *sorted(set(_entry_points(self.package)) - set(_files(self.package))))
+        return names(self.package)
 
     def get(self, name: str, *, where: str = "", error: type[InputError] = InputError) -> Entry:
         """The thing of a name.
@@ -85,9 +92,19 @@ class Registry(Generic[Entry]):
 
     def origin(self, name: str) -> Origin | None:
         """The distribution of a name; None for ours, and for unknown ones."""
-        points = () if name in _files(self.package) else _entry_points(self.package).get(name, ())
-        dist = points[0].dist if points else None
-        return Origin(dist.name, dist.version) if dist is not None else None
+        return origin(self.package, name)
+
+
+def names(group: str) -> tuple[str, ...]:
+    """All names of a group, ours first, each kind in alphabetical order."""
+    return (*_files(group), *sorted(set(_entry_points(group)) - set(_files(group))))
+
+
+def origin(group: str, name: str) -> Origin | None:
+    """The distribution that a name of a group comes from; None for ours, and for unknown ones."""
+    points = () if name in _files(group) else _entry_points(group).get(name, ())
+    dist = points[0].dist if points else None
+    return Origin(dist.name, dist.version) if dist is not None else None
 
 
 @functools.cache

@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError, PairingError, PlanError
-from fxdistill.ir.adapters import Projection
+from fxdistill.ir.adapters import Called, Projection
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Traced, find, memory, shape_of, written
 from fxdistill.ir.program import Member, Program, Term, inline, tap, tap_copy
@@ -73,12 +73,21 @@ class Instrument(Pass[Joint, Program]):
         return PassResult(_Builder(source, self.plan, self.plan.arm(self.arm)).program(), modified=True)
 
     def ensures(self, source: Joint, value: Program) -> None:
-        """Inside the program every member answers exactly as outside of it."""
+        """The arm's losses and trained members; every member answers exactly as outside of the program."""
+        arm = self.plan.arm(self.arm)
+        wanted = [term.key for term in _distinct(tuple(arm.stages))]
+        found = [str(node.meta["key"]) for node in value.nodes("loss")]
+        if found != wanted:
+            raise InvariantError(f"the program has the losses {', '.join(found)}, the arm has {', '.join(wanted)}")
+        if {member.name for member in value.members if member.trained} != set(arm.trains):
+            raise InvariantError("the program does not train what the arm trains")
         for name, traced in source.members.items():
             batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
             images = example(traced.module, (batch, *traced.input_shape[1:]))
             with traced.running() as module:
                 alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), images)
+            if any(member.training != traced.training for member in value.members if member.name == name):
+                raise InvariantError(f"the member '{name}' is not in the mode that it was traced in")
             with in_mode(_outputs_of(value, name), training=traced.training) as inside:
                 together = _answer(inside, {"images": images.clone()})
             if not torch.allclose(alone, together, rtol=0, atol=0, equal_nan=True):
@@ -176,7 +185,7 @@ class _Builder:
         """A field of the batch: read once, in front of everything."""
         if name not in self.fields:
             with self.graph.inserting_after(next(reversed(self.fields.values()), self.batch)):
-                node = self.graph.call_function(operator.getitem, (self.batch, name))
+                node = self.graph.create_node("call_function", operator.getitem, (self.batch, name), name=name)
             node.meta = {"role": "input", "path": name}
             self.fields[name] = node
         return self.fields[name]
@@ -273,7 +282,7 @@ class _Builder:
             made = loss.build(context, model.model_validate(arguments) if model is not None else None)
             node = self._built(term, made, values)
         elif loss.function is not None:
-            node = self._call("loss", loss.function, *values)
+            node = self._built(term, loss.function, values)
             node.kwargs = {**arguments}
         else:
             raise PlanError(f"the loss '{term.loss.loss}' has neither a function nor a way to build one", where="loss")
@@ -281,9 +290,15 @@ class _Builder:
         return node
 
     def _built(self, term: Term, made: Any, values: list[fx.Node]) -> fx.Node:
-        """The node of a loss that was built: a module of the program, which is trained along, or a function."""
-        if not isinstance(made, nn.Module):
+        """The node of what computes a loss: a function, or a module of the program, which is trained along."""
+        if not callable(made):
+            raise PlanError(
+                f"the loss '{term.loss.loss}' built a {type(made).__name__}, which cannot be called", where="losses",
+                hint="its build has to return a function or a module",
+            )  # fmt: skip
+        if not isinstance(made, nn.Module) and hasattr(made, "__name__"):
             return self._call("loss", made, *values)
+        made = made if isinstance(made, nn.Module) else Called(made)  # a graph calls functions by their names
         name = self._identifier(term.key)
         like = next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
         self.losses.add_module(name, made.to(device=like.device))

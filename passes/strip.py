@@ -30,6 +30,14 @@ class Trained:
 class Strip(Pass[Trained, nn.Module]):
     """Take a trained member out of a program."""
 
+    def requires(self, source: Trained) -> None:
+        """The member is one that the program trains."""
+        found = next((member for member in source.program.members if member.name == source.member), None)
+        if found is None:
+            raise InvariantError(f"the program has no member '{source.member}'")
+        if not found.trained:
+            raise InvariantError(f"the member '{source.member}' was not trained")
+
     def run(self, source: Trained) -> PassResult[nn.Module]:
         """A copy of the user's module on the CPU, in eval mode."""
         stripped = copy.deepcopy(source.module).cpu().eval()
@@ -38,9 +46,8 @@ class Strip(Pass[Trained, nn.Module]):
 
     def ensures(self, source: Trained, value: nn.Module) -> None:
         """It is the user's module with every tensor that the program trained, and nothing of this package is inside."""
-        graphs = isinstance(value, fx.GraphModule) and isinstance(
-            source.module, fx.GraphModule
-        )  # each of its own class
+        # every graph module has a class of its own
+        graphs = isinstance(value, fx.GraphModule) and isinstance(source.module, fx.GraphModule)
         if type(value) is not type(source.module) and not graphs:
             raise InvariantError(f"the stripped member is a {type(value).__name__}, not what was trained")
         ours = [name for name, part in value.named_modules() if isinstance(part, Program | Projection)]

@@ -1,6 +1,10 @@
-"""The order of the tests."""
+"""The order of the tests, and what they share."""
 
 import pytest
+
+from tests.plugins import add
+
+__all__ = ["add"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from fxdistill.compiler import pipeline
-from fxdistill.data import batches
+from fxdistill.compiler.options import Options
+from fxdistill.data.load import defaults, load
 from fxdistill.files import file_sha256, write_text
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
-from fxdistill.plan import places
+from fxdistill.data import places
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime.arms import Observer
@@ -78,13 +79,12 @@ def workshop() -> Path:
 
 @functools.cache
 def plan_file(name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice") -> Path:
-    """A plan of few epochs: two warm-ups, the main stage of two epochs, the control of two."""
+    """A plan of few epochs: two warm-ups, the main stage of two epochs, the control of four."""
     folder = workshop()
     path = folder / f"{name}.json"
-    dataset = batches.load("digits")
-    options = pipeline.Options(
-        input_shape=(1, 1, 8, 8), epochs=2, repeats=repeats, control=True, align=align,
-        data=batches.defaults("digits", dataset=dataset, batch_size=BATCH),
+    options = Options(
+        input_shape=(1, 1, 8, 8), epochs=2, repeats=repeats, align=align,
+        data=defaults("digits", dataset=load("digits"), batch_size=BATCH),
     )  # fmt: skip
     student = build(*STUDENT, seed=4, allow=ALLOW)
     made = pipeline.compile(
@@ -96,11 +96,14 @@ def plan_file(name: str = "plan", *, from_file: bool = True, repeats: int = 1, a
 
 
 def shortened(plan: Plan) -> Plan:
-    """The plan with warm-ups of one epoch and a control of two."""
-    stages = [s if s.name == "main" else s.model_copy(update={"epochs": 1}) for s in plan.stages]
-    return plan.model_copy(
-        update={"stages": stages, "control": [s.model_copy(update={"epochs": 2}) for s in plan.control]}
-    )
+    """The plan with warm-ups of one epoch; the control arm follows."""
+    return plan.changed(
+        arms=[
+            arm.changed(stages=[stage if stage.name == "main" else stage.changed(epochs=1) for stage in arm.stages])
+            if arm.name == "distilled" else arm
+            for arm in plan.arms
+        ]
+    )  # fmt: skip
 
 
 def _ref(factory: tuple[str, dict[str, Any]], file: Path | None, plan: Path) -> ModelRef:

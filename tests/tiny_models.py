@@ -10,7 +10,20 @@ from torchvision.models.inception import InceptionOutputs
 from torchvision.ops import stochastic_depth
 
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Align, DataPlan, InputSpec, Kept, LossTerm, ModelRef, Optimizer, Pair, Stage, Tap  # fmt: skip
+from fxdistill.plan.schema import (
+    Align,
+    Arm,
+    Control,
+    DataPlan,
+    InputSpec,
+    Kept,
+    LossTerm,
+    ModelRef,
+    Optimizer,
+    Pair,
+    Stage,
+    Tap,
+)
 
 SHAPE = (2, 3, 8, 8)
 CLASSES = 5
@@ -222,20 +235,31 @@ def planned(teacher: str, student: str, teacher_shape: tuple[int, ...], student_
             kept: list[int] | None = None, align: Align = "slice") -> Plan:  # fmt: skip
     """A plan with one pair of NCHW taps, named ``pair``, a warm-up stage on it and a main stage."""
     taps = [
-        Tap(path=path, shape=list(shape), channel_dim=1, width=shape[1], layout="nchw")
-        for path, shape in ((teacher, teacher_shape), (student, student_shape))
+        Tap(member=member, path=path, shape=list(shape), channel_dim=1, width=shape[1], layout="nchw")
+        for member, path, shape in (("teacher", teacher, teacher_shape), ("student", student, student_shape))
     ]
     channels = kept if kept is not None else list(range(student_shape[1]))
     adam, none = Optimizer(name="adam", lr=1e-3), ModelRef(path=None, sha256=None, factory=None)
-    main = [LossTerm(loss="cross_entropy", pair=None, weight=0.1), LossTerm(loss="kd", pair=None, weight=0.9)]
+    main = [LossTerm(loss="cross-entropy", weight=0.1), LossTerm(loss="kd", weight=0.9)]
+    stages = [Stage(name="warm-up-1", epochs=1, losses=[LossTerm(loss="mse", pair="pair")], optimizer=adam),
+              Stage(name="main", epochs=1, losses=main, optimizer=adam)]  # fmt: skip
     return Plan(
-        version=1, method="indistill", seed=0, teacher=none, student=none, input=InputSpec(shape=list(SHAPE)),
-        data=DataPlan(spec=None), seeds=[0],
+        version=2, method="indistill", seed=0, members={"teacher": none, "student": none},
+        input=InputSpec(shape=list(SHAPE)), data=DataPlan(spec=None), seeds=[0],
         pairs=[Pair(name="pair", teacher=taps[0], student=taps[1], score=1.0, runner_up=None, why=[], align=align)],
         kept=[] if align == "project" else [
             Kept(pair="pair", path=teacher, channels=channels, width=teacher_shape[1], criterion="l1", coupled=[])
         ],
-        stages=[Stage(name="warm-up-1", epochs=1, losses=[LossTerm(loss="mse", pair="pair")], optimizer=adam),
-                Stage(name="main", epochs=1, losses=main, optimizer=adam)],
-        control=[Stage(name="control", epochs=2, losses=main[:1], optimizer=adam)],
+        arms=[Arm(name="distilled", trains=["student"], stages=stages)],
+        control=Control(of="distilled", losses=main[:1], optimizer=adam),
     )  # fmt: skip
+
+
+def restaged(plan: Plan, *stages: Stage, **update: Any) -> Plan:
+    """The plan with other stages in its arm, and other fields."""
+    return plan.changed(arms=[plan.arms[0].changed(stages=list(stages))], **update)
+
+
+def with_losses(plan: Plan, *losses: LossTerm, name: str = "main", **update: Any) -> Plan:
+    """The plan with one stage of these losses in its arm, and other fields."""
+    return restaged(plan, plan.arms[0].stages[-1].changed(name=name, losses=list(losses)), **update)

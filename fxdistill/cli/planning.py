@@ -9,13 +9,13 @@ from torch import Tensor
 from fxdistill.cli import values
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
+from fxdistill.data import places
 from fxdistill.data.batches import first_batch
 from fxdistill.data.load import check_input, defaults, load
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
 from fxdistill.modelfiles.load import LoadedModel
-from fxdistill.plan import places
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import DataPlan, ModelRef
 from fxdistill.runtime import preflight

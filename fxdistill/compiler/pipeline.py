@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fxdistill.compiler import auxiliary, shown
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.versions import versions
-from fxdistill.criteria import CRITERIA
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, PairingError
 from fxdistill.ir import outputs
@@ -28,8 +27,7 @@ from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, ladder
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import in_mode
-from fxdistill.losses import LOSSES
-from fxdistill.methods import METHODS, Composed, Recipe, composed
+from fxdistill.methods import Composed, Recipe, composed
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.match import Match, MatchSource
@@ -50,7 +48,7 @@ from fxdistill.plan.schema import (
     Shrunken,
     Stage,
 )  # fmt: skip
-from fxdistill.registry import Registry, suggestion
+from fxdistill.registry import GROUPS, origin, suggestion
 from fxdistill.tasks import TASKS, Task
 
 TEACHER, STUDENT, AUXILIARY, DISTILLED = "teacher", "student", "auxiliary", "distilled"
@@ -119,7 +117,8 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
     shape = c.options.input_shape
     entries = {name: c.refs[name].output for name in c.models}
     traced = {name: passes.run(Trace(shape, entry=entries[name]), module) for name, module in c.models.items()}
-    student = Trace(shape, training=True, entry=entries[STUDENT], rungs=ladder(traced[STUDENT].rung))
+    known = traced[STUDENT]
+    student = Trace(shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
     return replace(c, traced=traced, trainable=trainable, remarks=tuple(_several_outputs(traced)))
 
@@ -307,14 +306,19 @@ def _planned(c: Compilation) -> Plan:
 
 def _plugins(c: Compilation) -> list[Plugin]:
     """The names in the plan that do not come with this package."""
-    losses = dict.fromkeys(term.loss for arm in c.arms for stage in arm.stages for term in stage.losses)
-    criteria = dict.fromkeys(kept.criterion for kept in c.kept)
-    used: list[tuple[Registry[Any], str]] = [(METHODS, name) for name, _ in c.method.parts]
-    used += [(TASKS, c.options.task), *((LOSSES, name) for name in losses), *((CRITERIA, name) for name in criteria)]
+    data = c.options.data
+    used = {
+        "method": [name for name, _ in c.method.parts], "task": [c.options.task],
+        "loss": [term.loss for arm in c.arms for stage in arm.stages for term in stage.losses],
+        "criterion": [kept.criterion for kept in c.kept],
+        "data source": [data.spec.partition(":")[0]] if data.spec is not None else [],
+        "augmentation": [name.partition(":")[0] for name in data.augmentation],
+    }  # fmt: skip
     return [
-        Plugin(kind=registry.kind, name=name, distribution=origin.distribution, version=origin.version)
-        for registry, name in used
-        if (origin := registry.origin(name)) is not None
+        Plugin(kind=kind, name=name, distribution=found.distribution, version=found.version)
+        for kind, names in used.items()
+        for name in dict.fromkeys(names)
+        if (found := origin(GROUPS[kind], name)) is not None
     ]
 
 

@@ -1,4 +1,6 @@
-"""Adapters: what brings the two taps of a pair to one shape, as modules."""
+"""Adapters: what brings the two taps of a pair to one shape, as modules; and calls of what has no name."""
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -19,3 +21,15 @@ class Projection(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """Apply to the channel dimension."""
         return self.weight(value.movedim(self.channel_dim, -1)).movedim(-1, self.channel_dim)  # type: ignore[no-any-return]
+
+
+class Called(nn.Module):
+    """A callable that is neither a module nor a function with a name, such as a ``functools.partial``."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *values: Tensor, **arguments: object) -> Tensor:
+        """Call it."""
+        return self.function(*values, **arguments)

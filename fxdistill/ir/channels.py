@@ -86,7 +86,7 @@ class Channels:
             InputError: There is neither a batch nor a gradient.
         """
         if self.batch is None:
-            parameters = self.traced.module.named_parameters()
+            parameters = self.traced.module.named_parameters(remove_duplicate=False)
             found = {name: p.grad.to(torch.float64) for name, p in parameters if p.grad is not None}
             if not found:
                 raise InputError(
@@ -138,13 +138,18 @@ class Channels:
         return {name: _checksum(tensor) for name, tensor in tensors} | modes
 
     def _gradients(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Gradients for aliases of the parameters, so that those of a frozen model are had too."""
-        own = dict(self.traced.module.named_parameters())
-        wanted = {name: p.detach().requires_grad_() for name, p in own.items() if p.is_floating_point()}
+        """Gradients for aliases of the parameters, so that those of a frozen model are had too.
+
+        A weight that has several names has its gradient under each of them.
+        """
+        own = dict(self.traced.module.named_parameters(remove_duplicate=False))
+        first = {id(p): name for name, p in reversed(own.items())}
+        wanted = {first[id(p)]: p.detach().requires_grad_() for p in own.values() if p.is_floating_point()}
         with self.traced.running() as module, buffers_kept(module), torch.enable_grad():
             prediction = tensors_in(torch.func.functional_call(module, wanted, (images,)))[0]
             gradients = torch.autograd.grad(self.loss(prediction, targets), list(wanted.values()), allow_unused=True)
-        return {name: g.to(torch.float64) for name, g in zip(wanted, gradients, strict=True) if g is not None}
+        found = {name: g.to(torch.float64) for name, g in zip(wanted, gradients, strict=True) if g is not None}
+        return {name: found[first[id(p)]] for name, p in own.items() if first[id(p)] in found}
 
 
 def _add(scores: Tensor, labels: Tensor, entries: Tensor, dim: int, norm: Callable[[Tensor], Tensor]) -> None:
@@ -158,4 +163,4 @@ def _add(scores: Tensor, labels: Tensor, entries: Tensor, dim: int, norm: Callab
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -13,7 +13,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -44,6 +44,7 @@ class Traced:
         training: The mode that is frozen into the graph.
         input_shape: Shape of the one input, batch included.
         entry: Which entry of a structured output is the prediction.
+        compared: The graph's code that was found to answer like the module; '' for none.
     """
 
     module: fx.GraphModule
@@ -51,6 +52,7 @@ class Traced:
     training: bool
     input_shape: Shape
     entry: str = ""
+    compared: str = field(default="", repr=False, compare=False)
 
     @contextmanager
     def running(self) -> Iterator[fx.GraphModule]:

@@ -50,7 +50,7 @@ def buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
             for name, buffer in before.items():
                 owner, _, leaf = name.rpartition(".")
                 now = getattr(parts[owner], leaf, None)
-                if now is not None and now.shape != values[name].shape:
+                if isinstance(now, Tensor) and now.shape != values[name].shape:
                     continue
                 if now is not buffer:
                     parts[owner]._buffers[leaf] = buffer  # noqa: SLF001  # whether it is persistent stays as it is

@@ -13,20 +13,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from fxdistill import files
+from fxdistill.compiler.shrink_model import ShrunkResult, replay
 from fxdistill.errors import InputError, ModelError, PassError
 from fxdistill.modelfiles import kinds, pt2, recipe, statedict
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.recipe import Recipe
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.registry import suggestion
-
-if TYPE_CHECKING:
-    from fxdistill.compiler.shrink_model import ShrunkResult
 
 Kind = Literal["factory", "shrunken"]
 
@@ -85,7 +83,7 @@ def save(
 
 
 def save_shrunken(
-    result: "ShrunkResult", path: str | Path, *, factory: str | None, kwargs: dict[str, Any] | None = None,
+    result: ShrunkResult, path: str | Path, *, factory: str | None, kwargs: dict[str, Any] | None = None,
     before: Recipe | None = None, random_weights: bool = False,
 ) -> None:  # fmt: skip
     """Write a shrunken model so that it can be given as a teacher or a student.
@@ -152,7 +150,8 @@ def read(content: Mapping[str, Any], *, where: str) -> Bundle:
             f"the bundle has version {version}; this fxdistill reads versions up to {VERSION}", where=where,
             hint="update fxdistill",
         )  # fmt: skip
-    factory, shape, state = (content.get(name) for name in ("factory", "input_shape", "state_dict"))
+    factory, shape = content.get("factory"), content.get("input_shape")
+    state: Any = content.get("state_dict")
     kwargs, metadata = _mapping(content.get("kwargs")), _mapping(content.get("metadata"))
     right = {
         "factory": isinstance(factory, str), "kwargs": kwargs is not None, "metadata": metadata is not None,
@@ -211,7 +210,6 @@ def architecture(bundle: Bundle, *, allow: Sequence[str], where: str) -> nn.Modu
     module = build(bundle.factory, bundle.kwargs, allow=allow)
     if bundle.recipe is None:
         return module
-    from fxdistill.compiler.shrink_model import replay  # noqa: PLC0415 - all passes; a plain bundle needs none
 
     for step in bundle.recipe.steps():
         try:

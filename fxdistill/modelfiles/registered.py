@@ -27,6 +27,7 @@ from fxdistill.modelfiles.source import EXAMPLE
 from fxdistill.registry import suggestion
 
 _OURS = ("convnet", "preact_resnet18", "resnet")
+_DEEPEST, _FEW = 8, 12
 _WORD = re.compile(r"[\w-]{0,64}")
 _TIMM_MODEL = re.compile(r"\w+(\.[\w.-]+)?")
 _LOADS = re.compile(
@@ -66,16 +67,14 @@ def holds(function: Callable[..., Any]) -> bool:
 
 def unknown(module: str, name: str) -> ModelError:
     """Why a factory in such a module is not called."""
-    known = list(_OURS) if module == "fxdistill.models" else list(_names(module))
+    where, otherwise = f"{module}:{name}", f"name the function itself that builds a model, such as {EXAMPLE}"
+    known = list(_names(module))
     if not known:
-        return ModelError(
-            f"there is no module '{module}' that registers models", where=f"{module}:{name}",
-            hint=f"name the function itself that builds a model, such as {EXAMPLE}",
-        )  # fmt: skip
+        return ModelError(f"there is no module '{module}' that registers models", where=where, hint=otherwise)
+    hint = suggestion(name, known, "known are") if len(known) < _FEW else nearest(name, known, otherwise)
     return ModelError(
-        f"'{module}' registers no model '{name}', and nothing else of it is called", where=f"{module}:{name}",
-        hint=nearest(name, known, f"name the function itself that builds a model, such as {EXAMPLE}"),
-    )  # fmt: skip
+        f"'{module}' registers no model '{name}', and nothing else of it is called", where=where, hint=hint
+    )
 
 
 def nearest(wrong: str, known: Iterable[str], otherwise: str) -> str:
@@ -144,6 +143,8 @@ def _family(module: str) -> str:
 
 
 def _names(module: str) -> Iterable[str]:
+    if module == "fxdistill.models":
+        return _OURS
     if below(module, "torchvision.models"):
         return (name for name, builder in _torchvision_builders().items() if below(builder.__module__, module))
     library = _library("timm.models")
@@ -177,17 +178,21 @@ def _check_model_name(value: object, where: str) -> None:
         raise ModelError(f"timm has no model '{value}'", where=f"{where}, model_name", hint=hint)
 
 
-def _check(key: str, value: object, where: str) -> None:
+def _check(key: str, value: object, where: str, depth: int = 0) -> None:
+    if depth > _DEEPEST:
+        raise ModelError(
+            f"the argument '{key}' is nested in more than {_DEEPEST} others", where=where, hint="give plain values"
+        )
     if _LOADS.fullmatch(key):
         if value is not None and value is not False:
             hint = "save the weights to a file yourself and give that file together with the factory"
             raise _refused(key, where, hint)
     elif isinstance(value, Mapping):
         for inner, content in value.items():
-            _check(str(inner), content, where)
+            _check(str(inner), content, where, depth + 1)
     elif isinstance(value, list | tuple):
         for content in value:
-            _check(key, content, where)
+            _check(key, content, where, depth + 1)
     elif isinstance(value, str) and not _WORD.fullmatch(value):
         raise ModelError(
             f"the argument '{key}' is {value!r}, which could name a file, an address or code",

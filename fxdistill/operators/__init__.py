@@ -4,10 +4,10 @@ An operation is known by its bare name: ``x + y``, ``x += y`` and ``torch.add`` 
 :mod:`fxdistill.ir.operators`; where existing rules serve, a new operation is one line there. One that needs code of
 its own is a file here, or an entry point of an installed distribution:
 
-    OPERATOR = Operator(names=("xlog1py",), traits=Trait.ELEMENTWISE, labels="elementwise")
+    OPERATOR = Operator(names=("special_xlog1py",), traits=Trait.ELEMENTWISE, labels="elementwise")
 
 Rules are named by a word, which the pass that applies them knows; or they are given as functions. Of an operation that
-is in no table nothing is assumed: channels are not followed through it, with a remark.
+is in neither nothing is assumed: channels are not followed through it, with a remark.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +70,7 @@ class Operator:
     """What is known of some operations. Everything that is left out is unknown, and so done without.
 
     Attributes:
-        names: Their bare names.
+        names: Their bare names (:func:`fxdistill.ir.operators.bare_name`).
         traits: What holds for them.
         labels: How channel labels pass: a word of :mod:`fxdistill.passes.couple.rules`, or a function
             ``(ledger, function, args, kwargs) -> labelled value`` (there as well).
@@ -78,8 +78,8 @@ class Operator:
         rewrite: How a node is corrected when widths shrink: a word of :mod:`fxdistill.passes.shrink.rewrites`, or a
             function ``(node, run, masks) -> None``. Without one, sizes among the arguments stay as they are.
         masked: The value of the full model when removed elements do not count: a word of
-            :mod:`fxdistill.passes.shrink.masked`, or a function ``(args, kwargs, alive) -> value or None``; ``alive``
-            says which elements of the first argument survive. Without one, zeros in their place do.
+            :mod:`fxdistill.passes.shrink.masked`, or a function ``(call, alive) -> value or None``; ``alive`` says
+            which elements of the first argument survive. Without one, zeros in their place do.
     """
 
     names: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
@@ -39,6 +39,8 @@ from fxdistill.plan.schema import (
     Shrunken,
     Stage,
 )  # fmt: skip
+from fxdistill.registry import suggestion
+from fxdistill.tasks import TASKS
 
 VERSION: Literal[2] = 2
 CONTROL = "control"
@@ -67,6 +69,13 @@ class Plan(Part):
     plugins: list[Plugin] = []
     diagnostics: list[Diagnostic] = []
     versions: dict[str, str] = {}
+
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, name: str) -> str:
+        if name not in TASKS.names():
+            raise ValueError(f"there is no task named '{name}'; {suggestion(name, TASKS.names(), 'known are')}")
+        return name
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:

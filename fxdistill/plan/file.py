@@ -6,16 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fxdistill.criteria import CRITERIA
 from fxdistill.errors import PlanError
-from fxdistill.losses import LOSSES
-from fxdistill.methods import METHODS
 from fxdistill.plan.document import VERSION, Plan
-from fxdistill.registry import Registry
-from fxdistill.tasks import TASKS
-
-REGISTRIES: tuple[Registry[Any], ...] = (LOSSES, CRITERIA, METHODS, TASKS)
-"""The kinds of names that a plan records the distributions of."""
+from fxdistill.registry import GROUPS, names
 
 
 def load(path: Path) -> Plan:
@@ -102,8 +95,7 @@ def _installed(plugins: object, where: str) -> None:
         if not isinstance(plugin, dict):
             continue
         kind, name, distribution = (plugin.get(key) for key in ("kind", "name", "distribution"))
-        registry = next((one for one in REGISTRIES if one.kind == kind), None)
-        if registry is not None and isinstance(name, str) and name not in registry.names():
+        if isinstance(kind, str) and kind in GROUPS and isinstance(name, str) and name not in names(GROUPS[kind]):
             raise PlanError(
                 f"the plan uses the {kind} '{name}', which is not installed", where=f"{where}, plugins",
                 hint=f"pip install {distribution} (the plan was written with version {plugin.get('version')})",

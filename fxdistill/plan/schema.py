@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from fxdistill.arguments import Arguments
+from fxdistill.data import augmentations
 from fxdistill.errors import InputError
 from fxdistill.losses import LOSSES, Loss
 from fxdistill.registry import suggestion
@@ -112,6 +113,14 @@ class DataPlan(Part):
     std: list[Annotated[float, Field(gt=0)]] = []
     classes: list[str] = []
     train_size: Count = 0
+
+    @model_validator(mode="after")
+    def _augmentation_is_known(self) -> Self:
+        try:
+            augmentations.check(self.augmentation)
+        except InputError as cause:
+            raise ValueError(f"{cause.what}; {cause.hint}") from cause
+        return self
 
 
 class Tap(Part):

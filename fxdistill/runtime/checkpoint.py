@@ -18,7 +18,8 @@ from fxdistill.files import write_bytes
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.loop import Means, Position
 
-_FORMAT = 1
+_FORMAT = 2
+"""Of what a checkpoint holds; one of another format is not continued."""
 
 
 @dataclass
@@ -84,18 +85,25 @@ def load(run: RunDir) -> Checkpoint:
     """The last checkpoint, or a fresh one.
 
     Raises:
-        RunDirError: The file is damaged.
+        RunDirError: The file is damaged, or of another format.
     """
     if not run.checkpoint_path.exists():
         return Checkpoint()
     try:
         content = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
-        return Checkpoint(
+        known = content["format"] == _FORMAT
+        found = Checkpoint(
             **{name: content[name] for name in _PLAIN},
             position=Position(**content["position"]), means=Means(**content["means"]),
-        )  # fmt: skip
+        ) if known else None  # fmt: skip
     except Exception as cause:
         raise RunDirError(
             "the checkpoint is damaged", where=str(run.checkpoint_path),
             hint="remove the run directory and start again",
         ) from cause  # fmt: skip
+    if found is None:
+        raise RunDirError(
+            f"the checkpoint has format {content['format']!r}; this fxdistill continues format {_FORMAT}",
+            where=str(run.checkpoint_path), hint="continue it with the fxdistill that began it, or start again",
+        )  # fmt: skip
+    return found

@@ -15,7 +15,7 @@ from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_data
-from fxdistill.errors import InputError, RunDirError
+from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.files import file_sha256
 from fxdistill.ir.contract import PassManager
 from fxdistill.measure import onnx_file
@@ -178,7 +178,7 @@ def _given(
 ) -> LoadedModel:  # fmt: skip
     """A model that is no run: loaded, or as it was given."""
     if isinstance(model, nn.Module):
-        return LoadedModel(model.eval(), None, None, None)
+        return LoadedModel(model, None, None, None)
     source = parse_source(
         str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
     )
@@ -236,7 +236,13 @@ def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequ
     planned = None if ref.path is None or ref.trusted else rundir.base / ref.path
     if planned is None or not planned.is_file() or file_sha256(planned) != ref.sha256:
         own = ModelRef(path=weights.name, sha256=file_sha256(weights), factory=ref.factory, kwargs=ref.kwargs)
-        return preflight.load_model(own, rundir.path, seed=seed, allow=allow)
+        try:
+            return preflight.load_model(own, rundir.path, seed=seed, allow=allow)
+        except ModelError as cause:
+            if planned is None:
+                raise
+            hint = f"{cause.hint}; if the member was a shrunken model, put back its file, {planned.resolve()}"
+            raise ModelError(cause.what, where=cause.where, hint=hint) from cause
     module = preflight.load_model(ref, rundir.base, seed=seed, allow=allow)
     statedict.fit(module, checkpoint.state_dict(weights), factory=str(ref.factory), where=str(weights))
     return module

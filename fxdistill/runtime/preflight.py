@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fxdistill.data import places
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_dataset
@@ -18,10 +19,9 @@ from fxdistill.measure import onnx_file
 from fxdistill.measure.model import evaluating
 from fxdistill.modelfiles.load import load
 from fxdistill.modelfiles.source import ModelSource
-from fxdistill.plan import places
 from fxdistill.plan.document import Plan
-from fxdistill.plan.file import REGISTRIES
 from fxdistill.plan.schema import ModelRef
+from fxdistill.registry import GROUPS, origin
 from fxdistill.tasks import TASKS, Task
 
 
@@ -180,12 +180,11 @@ def exports(plan: Plan, module: nn.Module) -> None:
 def other_versions(plan: Plan) -> Iterator[Diagnostic]:
     """A note for each name of the plan that comes from another version of its distribution than the plan says."""
     for plugin in plan.plugins:
-        registry = next(one for one in REGISTRIES if one.kind == plugin.kind)
-        origin = registry.origin(plugin.name)
-        if origin is not None and (origin.distribution, origin.version) != (plugin.distribution, plugin.version):
+        found = origin(GROUPS[plugin.kind], plugin.name) if plugin.kind in GROUPS else None
+        if found is not None and (found.distribution, found.version) != (plugin.distribution, plugin.version):
             yield Diagnostic(
                 code="other-version", severity="warning", where=f"{plugin.kind} {plugin.name}",
-                why=f"it comes from {origin.distribution} {origin.version}; the plan was written with "
+                why=f"it comes from {found.distribution} {found.version}; the plan was written with "
                 f"{plugin.distribution} {plugin.version}",
             )  # fmt: skip
 

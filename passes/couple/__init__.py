@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.coupling import Constraint, Coupling, Lock, Structure, core, varying
+from fxdistill.ir.coupling import Constraint, Coupling, Lock, Structure, core, flat_layers, varying
 from fxdistill.ir.graph import Traced, path_of, shape_of
 from fxdistill.ir.running import buffers_kept, example
 from fxdistill.passes.couple.operations import empty_labels, end
@@ -58,15 +58,35 @@ class Couple(Pass[Traced, Coupling]):
         return PassResult(coupling, modified=True, diagnostics=coupling.diagnostics)
 
     def ensures(self, source: Traced, value: Coupling) -> None:
-        """Every layer has the shape of its node or parameter."""
+        """Every value is labelled in its shape, what enters and leaves the network is locked, rows are equally long.
+
+        Raises:
+            InvariantError: It is not so; names the node or the parameter.
+        """
         for node in source.graph.nodes:
-            for layer in value.layers(path_of(node)):
+            path = path_of(node)
+            if path not in value.values:
+                raise InvariantError(f"'{path}' was not labelled", where=path)
+            for layer in value.layers(path):
                 if tuple(layer.shape) != shape_of(node):
-                    raise InvariantError(f"the labels of '{path_of(node)}' have the shape {tuple(layer.shape)}")
+                    raise InvariantError(f"the labels of '{path}' have the shape {tuple(layer.shape)}", where=path)
+            if node.op in ("placeholder", "output"):
+                _ensure_locked(value, path)
+        for constraint in value.constraints:
+            if len({len(row) for row in constraint.sets}) != 1:
+                raise InvariantError("rows of different lengths are to keep equal counts", where=constraint.where)
         for name, dims in value.parameters.items():
             shape = _tensor(source, name).shape
             if any(layer.shape != shape for layer in dims.values()):
-                raise InvariantError(f"the labels of the parameter '{name}' do not have its shape")
+                raise InvariantError(f"the labels of the parameter '{name}' do not have its shape", where=name)
+
+
+def _ensure_locked(coupling: Coupling, path: str) -> None:
+    """Raise where a class that a value carries may be removed."""
+    for layer in flat_layers(coupling.structure(path)):
+        free = set(core(layer).flatten().tolist()) - {0} - set(coupling.locks)
+        if free:
+            raise InvariantError(f"'{path}' has channels that may be removed", where=path)
 
 
 def _tensor(source: Traced, name: str) -> Tensor:

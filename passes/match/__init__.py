@@ -113,7 +113,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         return PassResult(_named(pairs, pairings), modified=True, diagnostics=tuple(remarks))
 
     def ensures(self, source: MatchSource, value: tuple[Pair, ...]) -> None:
-        """Pairs are in the order of both models, and their names are unique.
+        """Every path is a node, pairs are in the order of both models, and their names are unique.
 
         Raises:
             InvariantError: They are not.
@@ -123,6 +123,8 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
             (source.student, [p.student for p in value]),
         ):
             position = {path_of(node): index for index, node in enumerate(traced.graph.nodes)}
+            if unknown := [tap.path for tap in ends if tap.path not in position]:
+                raise InvariantError(f"a pair names '{unknown[0]}', which is no node of the {ends[0].member}")
             order = [position[tap.path] for tap in ends]
             if order != sorted(set(order)):
                 raise InvariantError("the pairs are not in the order of both models")

@@ -57,8 +57,9 @@ class Specialize(Pass[Program, Program]):
         return PassResult(program, modified=bool(smaller or folded or sunk))
 
     def ensures(self, source: Program, value: Program) -> None:
-        """The losses read from frozen members what they read before."""
+        """The losses are those of the stage and read what they read before; from frozen members by the values."""
         before = restricted(source, source.find_stage(self.stage))
+        _same_losses(before, value, self.stage)
         one, other = frozen_values(before), frozen_values(value)
         if one.keys() != other.keys():
             raise InvariantError("specializing changed which losses read from frozen members", where=self.stage)
@@ -83,6 +84,25 @@ def restricted(source: Program, stage: Stage) -> Program:
     graph.output({term.key: by_key[term.key] for term in terms})
     _remove_dead(graph, source)
     return source.with_graph(graph, stages=(stage,), terms=terms)
+
+
+def _same_losses(before: Program, after: Program, stage: str) -> None:
+    """The losses are the same calls, and read the same but for slices that sank and frozen members made cheaper."""
+    losses = [{str(node.meta["key"]): node for node in program.nodes("loss")} for program in (before, after)]
+    if losses[0].keys() != losses[1].keys() or after.terms != before.terms or list(after.inputs) != list(before.inputs):
+        raise InvariantError("specializing changed which losses there are, or their inputs", where=f"stage {stage}")
+    for key, node in losses[0].items():
+        other = losses[1][key]
+        if (node.target, node.kwargs, len(node.args)) != (other.target, other.kwargs, len(other.args)):
+            raise InvariantError(f"specializing changed the loss '{key}'", where=f"stage {stage}")
+        for port, one, two in zip(node.meta["reads"], _arguments(node), _arguments(other), strict=True):
+            rewritten = one.meta.get("role") == "adapter" or _is_frozen_alone(one)
+            if not rewritten and one.name != two.name:
+                raise InvariantError(f"specializing changed what '{key}' reads at {port}", where=f"stage {stage}")
+
+
+def _arguments(loss: fx.Node) -> list[fx.Node]:
+    return [value for value in loss.args if isinstance(value, fx.Node)]
 
 
 def _key(source: Program, name: str, wanted: object) -> str:

@@ -120,9 +120,18 @@ class Thin(Pass[ThinSource, Removal]):
         return PassResult(removal, modified=True, diagnostics=(*selection.diagnostics, *held, *alike))
 
     def ensures(self, source: ThinSource, value: Removal) -> None:
-        """Locked classes stay, rows of constraints keep equal counts, wanted widths are met, the indices replay."""
+        """What must stay stays, rows of constraints keep equal counts, wanted widths are met, the indices replay.
+
+        Raises:
+            InvariantError: It is not so; names the node or the parameter.
+        """
         if any(i in source.coupling.locks for i in value.removed):
             raise InvariantError("a locked channel was removed")
+        stays = _Reasons(source, self.protect, self.only)
+        for class_id in sorted(value.removed & stays.frozen):
+            raise InvariantError(f"a channel was removed that {stays.reason(class_id)}", where=f"class {class_id}")
+        if value.widths != dict(_widths(stays, value.removed)):
+            raise InvariantError("the widths are not those that the removal leaves")
         for constraint in source.coupling.constraints:
             counts = {sum(i not in value.removed for i in row) for row in constraint.sets}
             if len(counts) > 1 or 0 in counts:
@@ -131,7 +140,7 @@ class Thin(Pass[ThinSource, Removal]):
             node = path_of(find(source.traced, path))
             if sum(i not in value.removed for i in source.coupling.classes(node)) != width:
                 raise InvariantError(f"the width {width} of '{path}' was not met", where=path)
-        if removed_of(source.coupling, value.kept) != value.removed:
+        if value.kept != kept_indices(source.coupling, value.removed):
             raise InvariantError("the kept indices do not say what is removed")
 
     def _block(self, key: "_Key", members: list[int], named: set[int]) -> Block:

@@ -40,12 +40,14 @@ class Trace(Pass[nn.Module, Traced]):
             takes its paths from a trace of the eval mode, which is made along with it.
         entry: Which entry of a structured output is the prediction, '' for the rule of :mod:`fxdistill.ir.outputs`.
         rungs: The rungs to try, in order; in training mode the one that serves the eval mode comes first.
+        eval_mode: For the training mode, the module's trace in eval mode, where it has been made already.
     """
 
     input_shape: Shape
     training: bool = False
     entry: str = ""
     rungs: tuple[Rung, ...] = ("symbolic", "leaves", "export")
+    eval_mode: Traced | None = None
 
     def requires(self, source: nn.Module) -> None:
         """The input shape is a batch of something, and the images are all that the module must be given."""
@@ -95,6 +97,8 @@ class Trace(Pass[nn.Module, Traced]):
             raise InvariantError("two nodes of the trace share a path")
         if sum(node.op == "placeholder" for node in value.graph.nodes) != 1:
             raise InvariantError("the trace has another input beside the images")
+        if _is_what_was_compared(source, value):
+            return
         with random_kept(), quiet():
             probe = Probe(source, value.input_shape, training=value.training)
             with _undisturbed(source, training=value.training), value.running() as module:
@@ -105,6 +109,8 @@ class Trace(Pass[nn.Module, Traced]):
 
         There is none where a model only trains.
         """
+        if self.eval_mode is not None:
+            return self.eval_mode, []
         failures: list[str] = []
         try:
             _, traced = self._climbed(source, self.rungs, failures, training=False)
@@ -127,12 +133,21 @@ class Trace(Pass[nn.Module, Traced]):
                 except Exception as cause:  # noqa: BLE001  # any failure of a rung is a reason to try the next
                     failures.append(f"{rung}: {first_line(cause)}")
                     continue
-            return probe, Traced(module, rung, training, self.input_shape, self.entry)
+            return probe, Traced(module, rung, training, self.input_shape, self.entry, compared=module.code)
         raise ModelError(
             "the model could not be traced: " + "; ".join(dict.fromkeys(failures)),
             where=type(source).__name__,
             hint="keep data-dependent control flow out of forward, or put it into a module of its own",
         )
+
+
+def _is_what_was_compared(source: nn.Module, value: Traced) -> bool:
+    """Whether a trace has the code that answered like the module, over the module's own parts and tensors."""
+    own = {id(part) for part in (*source.modules(), *source.parameters(), *source.buffers())}
+    graph = value.module
+    called = [graph.get_submodule(str(node.target)) for node in value.graph.nodes if node.op == "call_module"]
+    used = [*called, *graph.parameters(), *graph.buffers()]
+    return value.compared == graph.code and all(id(part) in own for part in used)
 
 
 def _takes_images_alone(source: nn.Module) -> None:

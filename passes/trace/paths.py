@@ -14,15 +14,16 @@ have is the same place of the model, and the rung does not matter.
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from fxdistill.errors import PairingError
 from fxdistill.ir.graph import Traced, op_name, path_of, scope_end, scope_of
 
 _Token = tuple[object, ...]
+_MOST_COMPARISONS = 1_000_000  # about a second
 
 
 def name_nodes(module: fx.GraphModule, eval_mode: Traced | None = None) -> None:
@@ -82,7 +83,8 @@ def _named(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 def _known(module: fx.GraphModule, eval_mode: Traced) -> dict[fx.Node, str]:
     """The paths of the nodes that stand in the graph of eval mode as well."""
     here, there = _named(module.graph.nodes), _named(eval_mode.graph.nodes)
-    known = {here[i]: path_of(there[j]) for i, j in _aligned(_tokens(here, module), _tokens(there, eval_mode.module))}
+    pairs = _aligned(_calls(here, module), _calls(there, eval_mode.module))
+    known = {here[i]: path_of(there[j]) for i, j in pairs}
     free = {path_of(node) for node in there} - set(known.values())
     calls = Counter(str(node.target) for node in here if node.op == "call_module")
     for node in here:
@@ -98,37 +100,51 @@ def _known(module: fx.GraphModule, eval_mode: Traced) -> dict[fx.Node, str]:
     return known
 
 
-def _tokens(nodes: list[fx.Node], root: nn.Module) -> tuple[list[_Token], list[_Token]]:
-    """What the alignment compares: each node as a call of an operation at a place, and with what it reads."""
-    plain = {node: _call(node, root) for node in nodes}
-    return list(plain.values()), [(*plain[node], *_reads(node, plain)) for node in nodes]
+@dataclass(frozen=True)
+class _Call:
+    """A node as the alignment sees it: an operation at a place, what it reads, and what reads it."""
+
+    what: _Token
+    reads: tuple[object, ...]
+    read_by: tuple[_Token, ...]
+
+    def likeness(self, other: "_Call") -> int:
+        """How many of its neighbours are alike; none where another operation is called."""
+        if self.what != other.what:
+            return 0
+        neighbours = (Counter(self.reads) & Counter(other.reads)) + (Counter(self.read_by) & Counter(other.read_by))
+        return 1 + neighbours.total()
 
 
-def _call(node: fx.Node, root: nn.Module) -> _Token:
+def _calls(nodes: list[fx.Node], root: nn.Module) -> list[_Call]:
+    tokens = {node: _token(node, root) for node in nodes}
+    return [_Call(tokens[n], tuple(_reads(n, tokens)), tuple(tokens[user] for user in n.users)) for n in nodes]
+
+
+def _token(node: fx.Node, root: nn.Module) -> _Token:
     if node.op in ("placeholder", "output"):
         return (node.op,)
     place = str(node.target) if node.op == "call_module" else scope_of(node)
     return place, op_name(node, root)
 
 
-def _reads(node: fx.Node, plain: dict[fx.Node, _Token]) -> Iterator[object]:
+def _reads(node: fx.Node, tokens: dict[fx.Node, _Token]) -> Iterator[object]:
     for source in node.all_input_nodes:
-        yield plain.get(source, ("get_attr", str(source.target)))
+        yield tokens.get(source, ("get_attr", str(source.target)))
     constants: list[object] = []
-    torch.fx.node.map_aggregate(
+    fx.node.map_aggregate(
         (node.args, node.kwargs), lambda value: None if isinstance(value, fx.Node) else constants.append(value)
     )
     yield str(constants)
 
 
-def _aligned(
-    here: tuple[list[_Token], list[_Token]], there: tuple[list[_Token], list[_Token]]
-) -> Iterator[tuple[int, int]]:
-    """Positions that correspond, in order: first where calls read the same, then, between those, where calls do."""
+def _aligned(here: list[_Call], there: list[_Call]) -> Iterator[tuple[int, int]]:
+    """Positions that correspond, in order: first where calls read the same, then, between those, the likest ones."""
     start = other = 0
-    for i, j, size in (*_blocks(here[1], there[1]), (len(here[0]), len(there[0]), 0)):
-        for m, n, length in _blocks(here[0][start:i], there[0][other:j]):
-            yield from ((start + m + k, other + n + k) for k in range(length))
+    blocks = _blocks([(c.what, c.reads) for c in here], [(c.what, c.reads) for c in there])
+    for i, j, size in (*blocks, (len(here), len(there), 0)):
+        for m, n in _likest(here[start:i], there[other:j]):
+            yield start + m, other + n
         yield from ((i + k, j + k) for k in range(size))
         start, other = i + size, j + size
 
@@ -138,3 +154,27 @@ def _blocks(one: list[_Token], other: list[_Token]) -> list[tuple[int, int, int]
         return [(0, 0, len(one))]
     matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
     return [(block.a, block.b, block.size) for block in matcher.get_matching_blocks() if block.size]
+
+
+def _likest(one: list[_Call], other: list[_Call]) -> list[tuple[int, int]]:
+    """The common subsequence of calls with the largest sum of likeness."""
+    if len(one) * len(other) > _MOST_COMPARISONS:
+        blocks = _blocks([(c.what,) for c in one], [(c.what,) for c in other])
+        return [(i + k, j + k) for i, j, size in blocks for k in range(size)]
+    best = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for i, call in reversed(list(enumerate(one))):
+        for j, candidate in reversed(list(enumerate(other))):
+            like = call.likeness(candidate)
+            best[i][j] = max(best[i + 1][j], best[i][j + 1], like and like + best[i + 1][j + 1])
+    found: list[tuple[int, int]] = []
+    i = j = 0
+    while i < len(one) and j < len(other):
+        like = one[i].likeness(other[j])
+        if like and best[i][j] == like + best[i + 1][j + 1]:
+            found.append((i, j))
+            i, j = i + 1, j + 1
+        elif best[i][j] == best[i + 1][j]:
+            i += 1
+        else:
+            j += 1
+    return found

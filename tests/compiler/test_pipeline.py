@@ -11,11 +11,12 @@ from torch import nn
 
 from fxdistill import models
 from fxdistill.compiler import pipeline
-from fxdistill.compiler.pipeline import Options
+from fxdistill.compiler.build import build, build_arm, specialize
+from fxdistill.compiler.options import Options
 from fxdistill.errors import InputError, PairingError
 from fxdistill.ir.contract import PassManager
-from fxdistill.plan.file import parse
 from fxdistill.plan.document import Plan
+from fxdistill.plan.file import parse
 from tests.tiny_models import awake
 
 DIGITS = (1, 1, 8, 8)
@@ -41,18 +42,21 @@ def test_the_same_inputs_and_seed_give_the_same_bytes() -> None:
 @pytest.mark.parametrize("method", ["indistill", "kd"])
 def test_every_stage_of_the_plan_runs_and_costs_what_it_says(method: str, align: str) -> None:
     teacher, student = digits()
-    plan = compiled(method=method, align=align, control=True)
-    program = pipeline.build(plan, teacher, student)
-    images, labels = torch.randn(4, *DIGITS[1:]), torch.tensor([0, 1, 2, 3])
-    for stage in plan.stages:
-        cut = program.stage(stage.name)
-        assert cut.total(cut(images, labels)).isfinite()
-        assert stage.cost == pytest.approx(cut.macs / (plan.teacher.macs + plan.student.macs), abs=1e-4)
-    costs = [stage.cost for stage in plan.stages]
+    plan = compiled(method=method, align=align)
+    program = build(plan, teacher, student)
+    batch = {"images": torch.randn(4, *DIGITS[1:]), "labels": torch.tensor([0, 1, 2, 3])}
+    whole = plan.given("teacher").macs + plan.given("student").macs
+    stages = plan.arm("distilled").stages
+    for stage in stages:
+        cut = specialize(program, stage.name)
+        assert cut.total(cut(batch)).isfinite()
+        assert stage.cost == pytest.approx(cut.macs / whole, abs=1e-4)
+    costs = [stage.cost for stage in stages]
     assert costs == sorted(costs)
-    arm = pipeline.build_control(plan, student).stage("control")
-    assert set(arm(images, labels)) == {"cross_entropy"}
-    assert plan.control[0].cost == pytest.approx(plan.student.macs / (plan.teacher.macs + plan.student.macs), abs=1e-4)
+    arm = specialize(build_arm(plan, "control", {"student": student}), "control")
+    assert set(arm(batch)) == {"cross-entropy"}
+    assert plan.control is not None
+    assert plan.control.cost == pytest.approx(plan.given("student").macs / whole, abs=1e-4)
     assert not hasattr(arm, "teacher")
 
 
@@ -112,16 +116,19 @@ def test_resnet50_to_resnet18_takes_seconds() -> None:
     print(f"resnet50 to resnet18: planned in {time.perf_counter() - start:.1f} s")  # noqa: T201
     assert [pair.student.path for pair in plan.pairs] == [f"layer{n}.1.relu_1" for n in (1, 2, 3, 4)]
     assert [len(kept.channels) for kept in plan.kept] == [64, 128, 256, 512]
-    assert (plan.teacher.macs, plan.student.macs) == (4_089_184_256, 1_814_073_344)  # as torchvision publishes them
+    assert (plan.given("teacher").macs, plan.given("student").macs) == (
+        4_089_184_256,
+        1_814_073_344,
+    )  # as torchvision publishes them
 
 
 def test_dense_prediction() -> None:
     """Segmentation answers with a dict; labels are then one a pixel."""
     make = torchvision.models.segmentation.lraspp_mobilenet_v3_large
     teacher, student = make(weights_backbone=None, num_classes=4), make(weights_backbone=None, num_classes=4)
-    plan = pipeline.compile(teacher, student, Options(input_shape=(2, 3, 64, 64)))
-    program = pipeline.build(plan, teacher, student)
-    losses = program(torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.int64))
+    plan = pipeline.compile(teacher, student, Options(input_shape=(2, 3, 64, 64), task="segmentation"))
+    program = build(plan, teacher, student)
+    losses = program({"images": torch.randn(2, 3, 64, 64), "labels": torch.zeros(2, 64, 64, dtype=torch.int64)})
     assert all(value.isfinite() for value in losses.values())
 
 
@@ -142,5 +149,5 @@ def test_kd_does_without_pairs_where_there_are_none() -> None:
     plan = pipeline.compile(teacher, student, dataclasses.replace(options, method="kd"))
     assert plan.pairs == []
     assert [remark.code for remark in plan.diagnostics] == ["no-pairs"]
-    losses = pipeline.build(plan, teacher, student)(torch.randn(2, 1, 8, 8), torch.tensor([1, 2]))
-    assert set(losses) == {"cross_entropy", "kd"}
+    losses = build(plan, teacher, student)({"images": torch.randn(2, 1, 8, 8), "labels": torch.tensor([1, 2])})
+    assert set(losses) == {"cross-entropy", "kd"}

@@ -19,6 +19,7 @@ from fxdistill.measure.onnx_file import export_checked
 from fxdistill.modelfiles.bundle import save_shrunken
 from fxdistill.modelfiles.load import load
 from fxdistill.passes import shrink as shrink_pass
+from fxdistill.tasks import TASKS
 
 CONVNET = ("fxdistill.models:convnet", "--arg", "widths=[16,32]", "--input", "1x1x8x8")
 RESNET = ("fxdistill.models:resnet", "--arg", "widths=[16,32]", "--arg", "blocks=1", "--input", "1x1x8x8")
@@ -65,7 +66,7 @@ def test_widths_are_multiples_for_hardware(tmp_path: Path) -> None:
         (("--keep", 0.5, "--protect", "stem", "--protect", "layers"), "is protected by"),
         (("--keep", 0.5, "--only", "classifier"), "the request changes nothing"),
         (("--keep", 0.5, "--protect", "nowhere"), "no node or module has the path 'nowhere'"),
-        (("--keep", 0.5, "--by", "l7"), "no pruning criterion is named 'l7'"),
+        (("--keep", 0.5, "--by", "l7"), "there is no criterion named 'l7' where: --by to do: did you mean 'l2'?"),
         (("--keep", "nan"), "the share to keep is nan"),
     ],
 )
@@ -149,8 +150,8 @@ def test_every_parameter_learns_and_statistics_move() -> None:
 
 def test_onnx_agrees(tmp_path: Path) -> None:
     module = shrunken().module
-    images = [(torch.randn(4, 3, 16, 16), torch.arange(4))]
-    _, measured = export_checked(module, tmp_path / "aux.onnx", images, input_shape=(1, 3, 16, 16))
+    images, task = [torch.randn(4, 3, 16, 16)], TASKS.get("classification")
+    _, measured = export_checked(module, tmp_path / "aux.onnx", images, task=task, input_shape=(1, 3, 16, 16))
     assert isinstance(measured, gate.Parity)
     assert measured.max_abs_error <= 1e-4
     assert (tmp_path / "aux.onnx").exists()

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from fxdistill import registry
-from fxdistill.data import augmentations
+from fxdistill.data import augmentations, places
 from fxdistill.data.batches import batches
 from fxdistill.data.load import defaults, load
 from fxdistill.errors import DataError
-from fxdistill.plan import places
 
 _MODULE = """
 from typing import Annotated

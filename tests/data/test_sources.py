@@ -43,7 +43,7 @@ def test_the_names_and_what_a_spec_looks_like() -> None:
 
 def test_naming_sources_imports_none_of_them() -> None:
     code = (
-        "import sys; from fxdistill.data.sources import SOURCES, split; from fxdistill.plan import places;"
+        "import sys; from fxdistill.data.sources import SOURCES, split; from fxdistill.data import places;"
         "SOURCES.names(); places.resolved_data('a.b:c', None); split('imagenet:x');"
         "print([m for m in ('torch', 'sklearn', 'torchvision') if m in sys.modules])"
     )

@@ -1,5 +1,8 @@
 """The ONNX file: what is in it, that it is the module, and that the gate sees when it is not."""
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from fxdistill.errors import DataError, ModelError, ParityError, PlanError
+from fxdistill.errors import (
+    DataError,
+    FxdistillError,
+    InputError,
+    ModelError,
+    ParityError,
+    PlanError,
+    StorageError,
+)  # fmt: skip
 from fxdistill.measure import gate, onnx_file
-from fxdistill.measure.evaluate import open_session
 from fxdistill.measure.gate import Parity
+from fxdistill.measure.latency import open_session
+from fxdistill.tasks import TASKS
 
 SHAPE = (1, 3, 12, 12)
+TASK = TASKS.get("classification")
 
 
 class Small(nn.Module):
@@ -34,7 +47,19 @@ class Small(nn.Module):
 
 class Structured(Small):
     def forward(self, x: Tensor) -> Any:
-        return {"aux": x, "out": super().forward(x)}
+        return {"aux": [super().forward(x).repeat(1, 2)[:, :8]], "out": super().forward(x)}
+
+
+class Swapped(nn.Module):
+    """A model whose entries changed their places, the values of the first doubled."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        output = self.module(x)
+        return {"aux": [output["aux"][0] * 2], "out": output["out"]}
 
 
 class Branching(Small):
@@ -54,9 +79,9 @@ def build(kind: type[nn.Module] = Small) -> Any:
     return kind().train()
 
 
-def batches(*sizes: int, shape: tuple[int, ...] = SHAPE) -> list[tuple[Tensor, Tensor]]:
+def batches(*sizes: int, shape: tuple[int, ...] = SHAPE) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [(torch.randn(n, *shape[1:], generator=generator), torch.zeros(n)) for n in sizes]
+    return [torch.randn(n, *shape[1:], generator=generator) for n in sizes]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +104,6 @@ def test_what_is_in_the_file(small: tuple[Small, Path]) -> None:
     }
     assert [file.name for file in small[1].parent.iterdir()] == ["small.onnx"]
     assert b".py" not in small[1].read_bytes(), "no traces of the machine that it was made on"
-    assert small[1].stat().st_mode & 0o777 == 0o644
     assert dict(open_session(small[1]).get_modelmeta().custom_metadata_map)["plan"] == "ab12"
 
 
@@ -106,10 +130,10 @@ def test_the_same_module_gives_the_same_bytes(small: tuple[Small, Path], tmp_pat
 
 def test_parity_at_any_batch_size(small: tuple[Small, Path]) -> None:
     module, path = small
-    measured = gate.measure(module, path, batches(1, 3, 7))
+    measured = gate.measure(module, path, batches(1, 3, 7), task=TASK)
     assert measured.images == 11
     assert measured.max_abs_error < 1e-5
-    assert measured.top1_agreement == 1.0
+    assert measured.agreement == 1.0
     assert module.training
     gate.gate(measured)
 
@@ -120,7 +144,7 @@ def test_parity_of_a_resnet(tmp_path: Path) -> None:
     with torch.no_grad():
         module(torch.randn(8, 3, 32, 32))  # statistics of its own in every BatchNorm
     onnx_file.export_onnx(module, tmp_path / "resnet.onnx", input_shape=(8, 3, 32, 32))
-    measured = gate.measure(module, tmp_path / "resnet.onnx", batches(1, 3, 7, shape=(1, 3, 32, 32)))
+    measured = gate.measure(module, tmp_path / "resnet.onnx", batches(1, 3, 7, shape=(1, 3, 32, 32)), task=TASK)
     gate.gate(measured)
     assert measured.images == 11
 
@@ -131,7 +155,19 @@ def test_other_modules(tmp_path: Path, kind: type[nn.Module]) -> None:
     onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
     (logits,) = open_session(tmp_path / "x.onnx").get_outputs()
     assert (logits.name, logits.shape[1]) == ("logits", 5)
-    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(4)))
+    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(4), task=TASK))
+
+
+def test_of_a_structured_output_the_entry_that_is_named_is_exported(tmp_path: Path) -> None:
+    module = build(Structured)
+    onnx_file.export_checked(
+        module, tmp_path / "x.onnx", batches(4), task=TASK, input_shape=SHAPE, entry="aux.0"
+    )  # fmt: skip
+    assert open_session(tmp_path / "x.onnx").get_outputs()[0].shape[1] == 8
+    with pytest.raises(ParityError):
+        gate.gate(gate.measure(Swapped(module), tmp_path / "x.onnx", batches(4), task=TASK, entry="aux.0"))
+    with pytest.raises(ModelError, match="has no entry 'logits'"):
+        onnx_file.export_onnx(module, tmp_path / "y.onnx", input_shape=SHAPE, entry="logits")
 
 
 def test_the_second_exporter_is_named(tmp_path: Path) -> None:
@@ -141,7 +177,7 @@ def test_the_second_exporter_is_named(tmp_path: Path) -> None:
     assert len(made.refused) == 1
     assert made.refused[0].startswith("dynamo: GuardOnDataDependentSymNode")
     assert "\n" not in made.refused[0]
-    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(1, 3, 7)))
+    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(1, 3, 7), task=TASK))
 
 
 def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]) -> None:
@@ -149,9 +185,9 @@ def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]) -> None:
     module.load_state_dict(small[0].state_dict())
     with torch.no_grad():
         module.head.bias[0] += 5
-    measured = gate.measure(module, small[1], batches(20))
+    measured = gate.measure(module, small[1], batches(20), task=TASK)
     assert measured.max_abs_error == pytest.approx(5, abs=1e-4)
-    assert measured.top1_agreement < 1
+    assert measured.agreement < 1
     with pytest.raises(ParityError, match=r"differ by up to 5; allowed is 0.0001(.|\n)*20 images compared"):
         gate.gate(measured, 1e-4)
     assert ParityError.exit_code == 1
@@ -163,7 +199,7 @@ def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]) -> None:
     with torch.no_grad():
         module.conv.weight[0, 0, 0, 0] += 0.05
     with pytest.raises(ParityError):
-        gate.gate(gate.measure(module, small[1], batches(20)))
+        gate.gate(gate.measure(module, small[1], batches(20), task=TASK))
 
 
 @pytest.mark.parametrize(
@@ -195,25 +231,25 @@ def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]) -> None:
             best, where = logits.topk(2)
             return logits.scatter(1, where, best.flip(1))
 
-    (image, _), *_ = data = batches(6)
-    top = Shifted()(image).topk(2).values
+    data = batches(6)
+    top = Shifted()(data[0]).topk(2).values
     small[0].train()
-    measured = gate.measure(Shifted(), small[1], data)
-    assert measured.top1_agreement == 0
+    measured = gate.measure(Shifted(), small[1], data, task=TASK)
+    assert measured.agreement == 0
     assert measured.widest_flip == pytest.approx((top[:, 0] - top[:, 1]).max().item(), abs=1e-5)
 
 
 def test_a_nan_is_seen_wherever_it_is(small: tuple[Small, Path]) -> None:
-    (first, label), second = batches(2, 2)
+    first, second = batches(2, 2)
     first[0, 0, 0, 0] = float("nan")
-    measured = gate.measure(small[0], small[1], [(first, label), second])
+    measured = gate.measure(small[0], small[1], [first, second], task=TASK)
     with pytest.raises(ParityError):
         gate.gate(measured)
 
 
 def test_no_images_is_an_error(small: tuple[Small, Path]) -> None:
     with pytest.raises(DataError, match="no images"):
-        gate.measure(small[0], small[1], [])
+        gate.measure(small[0], small[1], [], task=TASK)
 
 
 def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +258,7 @@ def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.
     module.head = nn.Linear(8, 64)  # small tensors stay in the graph
     onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.onnx", "x.onnx.data"]
-    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(3)))
+    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(3), task=TASK))
 
 
 class FixedBatch(Small):
@@ -266,6 +302,72 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         onnx_file.export_onnx(build(), tmp_path / "missing" / "x.onnx", input_shape=SHAPE)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_files_have_the_mode_that_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    monkeypatch.setattr(onnx_file, "_LARGEST_FILE", 100)
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    module = build()
+    module.head = nn.Linear(8, 64)  # small tensors stay in the graph
+    before = os.umask(umask)
+    try:
+        onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        assert modes == dict.fromkeys(("x.onnx", "x.onnx.data"), 0o666 & ~umask)
+        (tmp_path / "x.onnx").chmod(0o640)
+        onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.onnx").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", ["a[1].onnx", "a*.onnx", "a?.onnx", "[!a].onnx", "a b.onnx", "**.onnx", "x.ONNX"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_name_is_a_name_and_no_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: bool
+) -> None:
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    monkeypatch.setattr(onnx_file, "_LARGEST_FILE", 100 if large else 2**31)
+    module = build()
+    module.head = nn.Linear(8, 64)
+    made, _ = onnx_file.export_checked(module, tmp_path / name, batches(3), input_shape=SHAPE)
+    assert made.path == tmp_path / name
+    assert {path.name for path in tmp_path.iterdir()} == ({name, f"{name}.data"} if large else {name})
+    gate.gate(gate.measure(module, tmp_path / name, batches(3)))
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x", "x.onnx.pt", ".onnx", "x.onnx.data", "plan.json"])
+def test_a_file_of_another_kind_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"old")
+    for call in (
+        lambda: onnx_file.export_onnx(build(), tmp_path / name, input_shape=SHAPE),
+        lambda: onnx_file.export_checked(build(), tmp_path / name, batches(3), input_shape=SHAPE),
+    ):
+        with pytest.raises(InputError, match="is not the name of an ONNX file") as caught:
+            call()
+        assert caught.value.exit_code == 2
+        assert ".onnx" in caught.value.hint
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, StorageError), (errno.EACCES, PlanError)])
+@pytest.mark.parametrize("step", ["folder", "draft", "place"])
+def test_a_full_disk_is_told_from_a_wrong_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[FxdistillError], step: str
+) -> None:
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    target: tuple[Any, str] = {
+        "folder": (tempfile, "TemporaryDirectory"), "draft": (onnx, "save_model"), "place": (Path, "replace"),
+    }[step]  # fmt: skip
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    monkeypatch.setattr(*target, refusing)
+    with pytest.raises(kind, match="cannot write") as caught:
+        onnx_file.export_checked(build(), tmp_path / "x.onnx", batches(3), input_shape=SHAPE)
+    assert caught.value.where == str(tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_opset_that_is_not(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"opset 99 cannot be written(.|\n)*use one from 11 to \d+"):
         onnx_file.export_onnx(build(), tmp_path / "x.onnx", input_shape=SHAPE, opset=99)
@@ -275,4 +377,4 @@ def test_another_opset(tmp_path: Path) -> None:
     module = build()
     assert onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE, opset=20).opset == 20
     assert onnx.load(tmp_path / "x.onnx").opset_import[0].version == 20
-    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(3)))
+    gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(3), task=TASK))

@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import re
-import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch import fx, nn
 from fxdistill import models
 from fxdistill.errors import ModelError
 from fxdistill.modelfiles.bundle import save
-from fxdistill.modelfiles.factories import resolve
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import ModelSource, parse_source
 from fxdistill.modelfiles.statedict import save_state_dict
@@ -438,164 +436,55 @@ def test_torchvision_heads_get_the_argument_named(tmp_path: Path) -> None:
         load(ModelSource(tmp_path / "r.pt", "torchvision.models:resnet18"))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"version": 2}, "version 2"),
-        ({"version": "x"}, "version x"),
-        ({"factory": None}, "lacks a part"),
-        ({"kwargs": [1]}, "lacks a part"),
-        ({"state_dict": {}}, "lacks a part"),
-        ({"input_shape": [1, -8]}, "lacks a part"),
-        ({"factory": "os:system"}, "--allow-factory os"),
-        ({"kwargs": {"width": 3}}, "unexpected keyword argument 'width'"),
-    ],
-)
-def test_bundles_that_were_tampered_with(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = tmp_path / "model.pt"
-    save(network(), path, factory=FACTORY, kwargs=KWARGS)
-    torch.save({**torch.load(path, weights_only=True), **change}, path)
-    with pytest.raises(ModelError, match=message):
-        load(parse_source(str(path)))
-
-
 def test_a_bundle_says_itself_what_builds_it(tmp_path: Path) -> None:
     save(network(), tmp_path / "model.pt", factory=FACTORY, kwargs=KWARGS)
     assert same_outputs(load(source(tmp_path / "model.pt")))
     refused(tmp_path / "model.pt", "says itself", factory="fxdistill.models:resnet")
+    with pytest.raises(ModelError, match="says itself"):
+        load(tmp_path / "model.pt", kwargs={"hidden": 6})
+    assert same_outputs(load(tmp_path / "model.pt", kwargs=KWARGS))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"factory": "convnet"}, "a plain factory|not a factory"),
-        ({"factory": FACTORY + "?hidden=3"}, "not a plain factory"),
-        ({"factory": FACTORY, "kwargs": {"x": torch.zeros(1)}}, "not JSON"),
-        ({"factory": FACTORY, "metadata": {"x": float("nan")}}, "not JSON"),
-    ],
-)
-def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        save(network(), tmp_path / "model.pt", **options)
-    assert not list(tmp_path.iterdir())
+# What load takes
 
 
-# Factories
-
-
-def test_factories_with_arguments_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = 'torchvision.models:resnet18?num_classes=10&norm="x"&name=a=b&flag=true&widths=[1, 2]'
-    found = parse_source(text, args=["more=1e-3"], allow=["mine"])
-    assert found.path is None
-    assert found.factory == "torchvision.models:resnet18"
-    assert found.kwargs == {
-        "num_classes": 10, "norm": "x", "name": "a=b", "flag": True, "widths": [1, 2], "more": 0.001,
-    }  # fmt: skip
-    assert found.allow == ("mine",)
-    assert parse_source("dir/model.pt").path == Path("dir/model.pt")
-    assert parse_source("C:/model.pt").path == Path("C:/model.pt")
-    assert parse_source("m.pt", factory="a.b:c?x=1", args=["y=2"]).kwargs == {"x": 1, "y": 2}
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_is_loaded_as_on_the_command_line(tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("odd:name").write_text("")
-    assert parse_source("odd:name").path == Path("odd:name")
+    save(network(), "a.pt", factory=FACTORY, kwargs=KWARGS)
+    save_state_dict(network(), "weights.pt")
+    torch.save(network(), "pickle.pt")
+    assert same_outputs(load(kind("a.pt")))
+    assert load(kind("a.pt")).path == Path("a.pt")
+    assert same_outputs(load(kind("weights.pt"), factory=FACTORY, kwargs=KWARGS))
+    assert same_outputs(load(kind("weights.pt"), factory=f"{FACTORY}?widths=[4,6]&hidden=5", kwargs={"classes": 3}))
+    assert same_outputs(load(kind("pickle.pt"), trust_pickle=True))
+    with pytest.raises(ModelError, match="pickled objects"):
+        load(kind("pickle.pt"))
+    with pytest.raises(ModelError, match="no such file"):
+        load(kind("b.pt"))
+    built = load(kind(f"{FACTORY}?hidden=5"), kwargs={"widths": [4, 6]}, seed=3)
+    assert (built.path, built.kwargs) == (None, {"hidden": 5, "widths": [4, 6]})
+    again = load(ModelSource(None, FACTORY, built.kwargs), seed=3)
+    assert torch.equal(built.module(X), again.module(X))
 
 
-@pytest.mark.parametrize(
-    ("text", "options", "message"),
-    [
-        ("a:b", {"factory": "c:d"}, "two factories"),
-        ("a:b?x=1", {"args": ["x=2"]}, "twice"),
-        ("a:b?x=1&x=2", {}, "twice"),
-        ("a:b?x", {}, "KEY=VALUE"),
-        ("a:b", {"args": ["=1"]}, "KEY=VALUE"),
-        ("m.pt", {"factory": "resnet18"}, "not a factory"),
-    ],
-)
-def test_malformed_factories(text: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        parse_source(text, **options)
+def test_nothing_is_said_twice_to_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'hidden' is given twice"):
+        load(f"{FACTORY}?hidden=5", kwargs={"hidden": 6})
+    with pytest.raises(ModelError, match="two factories"):
+        load(FACTORY, factory=FACTORY)
+    for more in ({"factory": FACTORY}, {"kwargs": {"hidden": 5}}, {"trust_pickle": True}, {"allow": ["mine"]}):
+        with pytest.raises(ModelError, match="says everything"):
+            load(ModelSource(None, FACTORY), **more)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("os:system?command=x", "--allow-factory os"),
-        ("torchvision.datasets.utils:download_url?url=x", "--allow-factory"),
-        ("torchvision_models:resnet18", "--allow-factory"),
-        ("torchvision.models:resnet81", "did you mean resnet18|did you mean"),
-        ("torchvision.models.absent:resnet18", "no module"),
-        ("torchvision.models:resnet18?classes=10", "unexpected keyword argument 'classes'"),
-        ("torchvision.models:resnet18?weights=DEFAULT", "downloads nothing"),
-        ("torchvision.models:get_model?name=resnet18", "name the function itself"),
-        ("timm:create_model?model_name=hf-hub:a/b", "downloads nothing"),
-        ("timm:create_model?model_name=resnet18&pretrained=true", "downloads nothing"),
-        ("torchvision.models:list_models", "returned list"),
-        ("torchvision.models.resnet:partial", "only imports 'partial' from 'functools'"),
-        ("torchvision.models:__doc__", "no function"),
-        ("fxdistill.models:convnet?padding=0", "used up"),
-    ],
-)
-def test_factories_that_cannot_be_used(text: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
-        load(parse_source(text))
-    assert caught.value.hint
-
-
-def test_random_weights_depend_on_the_seed_alone() -> None:
-    found = parse_source(FACTORY, args=["hidden=4"])
-    torch.manual_seed(5)
-    before = torch.random.get_rng_state()
-    first, again, other = load(found, seed=1), load(found, seed=1), load(found, seed=2)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert first.random_weights
-    assert first.path is None
-    assert torch.equal(first.module(X), again.module(X))
-    assert not torch.equal(first.module(X), other.module(X))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "torchvision.models:googlenet?num_classes=3",
-        "torchvision.models.segmentation:lraspp_mobilenet_v3_large?num_classes=3",
-        "timm:create_model?model_name=resnet10t",
-        "timm.models.vision_transformer:vit_tiny_patch16_224?img_size=32",
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Importing from timm.models.layers:FutureWarning")
-def test_library_factories_build_without_downloads(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_download(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a download was tried")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_download)
-    assert isinstance(load(parse_source(text)).module, nn.Module)
-
-
-def test_the_users_own_modules_come_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_of_the_users_own_is_allowed_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
-    Path("mine_for_test").mkdir()
-    Path("mine_for_test/nets.py").write_text("from torch import nn\ndef tiny(n=2): return nn.Linear(n, n)\n")
-    Path("mine_for_test/gathered.py").write_text(
-        "from functools import partial\nfrom os import system\nfrom torchvision.models import resnet18\n"
-        "from mine_for_test.nets import tiny\nthree = partial(tiny, 3)\nhidden = partial(system, 'exit')\n"
-    )
-    Path("mine_for_test/broken.py").write_text("raise OSError('on fire')\n")
-    with pytest.raises(ModelError, match=r"--allow-factory mine_for_test\.nets"):
-        load(parse_source("mine_for_test.nets:tiny"))
-    for allow in ("mine_for_test", "mine_for_test.nets"):
-        assert isinstance(load(parse_source("mine_for_test.nets:tiny?n=3", allow=[allow])).module, nn.Linear)
-    for name in ("tiny", "three", "resnet18"):
-        assert callable(resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test.gathered"]))
-    for name in ("system", "hidden"):
-        with pytest.raises(ModelError, match=r"only imports '.*' from '(posix|nt)'"):
-            resolve(f"mine_for_test.gathered:{name}", allow=["mine_for_test"])
-    assert resolve("fxdistill.compiler.shrink_model:rebuild").__name__ == "rebuild"
-    assert str(tmp_path) not in sys.path
-    with pytest.raises(ModelError, match="cannot be imported: OSError: on fire"):
-        load(parse_source("mine_for_test.broken:tiny", allow=["mine_for_test"]))
-    with pytest.raises(ModelError, match="--allow-factory"):
-        load(parse_source("mine_for_test_too:tiny", allow=["mine_for_test"]))
+    Path("allowed_for_load.py").write_text("from torch import nn\ndef tiny(): return nn.Linear(2, 2)\n")
+    with pytest.raises(ModelError, match="--allow-factory allowed_for_load"):
+        load("allowed_for_load:tiny")
+    assert isinstance(load("allowed_for_load:tiny", allow=["allowed_for_load"]).module, nn.Linear)
 
 
 def test_a_source_without_anything() -> None:

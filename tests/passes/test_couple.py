@@ -1,5 +1,7 @@
 """Couple: a catalogue of small graphs whose classes were worked out by hand, and laws on random ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxdistill.ir.coupling import Coupling, core
+from fxdistill.errors import InvariantError
+from fxdistill.ir.coupling import Constraint, Coupling, core, flat_layers
 from fxdistill.ir.graph import Rung, path_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
@@ -609,3 +612,36 @@ def test_every_value_has_labels_of_its_shape():
     alive = c.alive("0", {c.classes("0")[1]})
     assert alive is not None
     assert alive[0, :, 0, 0].tolist() == [True, False, True, True]
+
+
+def wrong_shape(c: Coupling) -> Coupling:
+    return replace(c, values={**c.values, "a": tuple(layer.unsqueeze(0) for layer in flat_layers(c.values["a"]))})
+
+
+def wrong_parameter(c: Coupling) -> Coupling:
+    labels = c.parameters["a.weight"]
+    return replace(c, parameters={**c.parameters, "a.weight": {0: labels[0].narrow(0, 0, 4)}})
+
+
+def unlocked(c: Coupling, where: str) -> Coupling:
+    return replace(c, locks={i: lock for i, lock in c.locks.items() if lock.where != where})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (wrong_shape, r"the labels of 'a' have the shape \(1, 1, 8, 8, 8\)"),
+        (wrong_parameter, "the labels of the parameter 'a.weight' do not have its shape"),
+        (lambda c: replace(c, values={k: v for k, v in c.values.items() if k != "relu"}), "'relu' was not labelled"),
+        (lambda c: unlocked(c, "x"), "'x' has channels that may be removed"),
+        (lambda c: unlocked(c, "output"), "'output' has channels that may be removed"),
+        (lambda c: replace(c, locks={}), "'x' has channels that may be removed"),
+        (lambda c: replace(c, constraints=(Constraint("groups", "b", ((1, 2), (3,))),)), "rows of different lengths"),
+    ],
+)
+def test_wrong_labels_are_caught_by_the_guarantee(wrong, message):
+    net = Net(lambda m, x: m.b(F.relu(m.a(x))), a=conv(3, 8), b=conv(8, 4, groups=2))
+    traced = Trace(input_shape=IMAGE)(net.eval()).value
+    coupling = Couple()(traced).value
+    with pytest.raises(InvariantError, match=message):
+        Couple().ensures(traced, wrong(coupling))

@@ -1,7 +1,7 @@
 """Match: the pairs that a practitioner would choose, on real architectures of different families."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -13,7 +13,9 @@ from torch import nn
 
 from fxdistill import models
 from fxdistill.compiler import pipeline
-from fxdistill.errors import PairingError
+from fxdistill.compiler.build import build
+from fxdistill.compiler.options import Options
+from fxdistill.errors import InvariantError, PairingError
 from fxdistill.ir.contract import PassResult
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of
@@ -483,13 +485,46 @@ def test_programs_across_layouts_are_built_and_run(wide: str, narrow: str) -> No
     sizes = {"vit": (transformer(4, 64), transformer(3, 16)),
              "cnn": (models.resnet(widths=[32, 64, 128], in_channels=3), STUDENT(padding=1))}  # fmt: skip
     teacher, student = sizes[wide][0], sizes[narrow][1]
-    plan = pipeline.compile(teacher, student, pipeline.Options(input_shape=(2, 3, 32, 32)))
+    plan = pipeline.compile(teacher, student, Options(input_shape=(2, 3, 32, 32)))
     assert len(plan.pairs) == 3
     assert {pair.align for pair in plan.pairs} == {"slice"}
     assert all(pair.student.width < pair.teacher.width for pair in plan.pairs)
     assert {pair.teacher.layout for pair in plan.pairs} != {pair.student.layout for pair in plan.pairs}
-    values = pipeline.build(plan, teacher, student)(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    values = build(plan, teacher, student)({"images": torch.randn(2, 3, 32, 32), "labels": torch.tensor([0, 1])})
     assert {f"mse[{pair.name}]" for pair in plan.pairs} <= set(values)
     assert all(torch.isfinite(value) for value in values.values())
     sum(values.values()).backward()
     assert any(p.grad is not None for p in student.parameters())
+
+
+def elsewhere(role: str, path: str) -> Callable[[list[Pair]], list[Pair]]:
+    """The second pair's tap at another node."""
+
+    def change(pairs: list[Pair]) -> list[Pair]:
+        tap = getattr(pairs[1], role).changed(path=path)
+        return [pairs[0], pairs[1].changed(**{role: tap}), pairs[2]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pairs: pairs[::-1], "the pairs are not in the order of both models"),
+        (elsewhere("teacher", "block3.relu"), None),
+        (elsewhere("teacher", "block1.conv"), "the pairs are not in the order of both models"),
+        (elsewhere("student", "block1.conv"), "the pairs are not in the order of both models"),
+        (elsewhere("student", "block1.pool"), "the pairs are not in the order of both models"),
+        (elsewhere("student", "block9"), "a pair names 'block9', which is no node of the student"),
+        (lambda pairs: [pair.changed(name="same") for pair in pairs], "two pairs have the same name"),
+    ],
+)
+def test_a_wrong_result_is_refused(change: Callable[[list[Pair]], list[Pair]], message: str | None) -> None:
+    teacher, student = (prepare(module, (1, 3, 32, 32)) for module in (AUXILIARY(), STUDENT()))
+    source = MatchSource(teacher[0], student[0], teacher[1], student[1])
+    value = tuple(change(list(match(teacher, student).value)))
+    if message is None:  # another choice, but no broken promise
+        Match().ensures(source, value)
+        return
+    with pytest.raises(InvariantError, match=message):
+        Match().ensures(source, value)

@@ -1,10 +1,12 @@
 """Shrink: hand-computed survivors of small graphs, and what a shrunken model can be used for."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from fxdistill.modelfiles import bundle
 from fxdistill.modelfiles.load import load
 from fxdistill.modelfiles.source import ModelSource
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.shrink import Shrink, ShrinkSource
+from fxdistill.passes.shrink import Shrink, ShrinkSource, Shrunken
 from fxdistill.passes.shrink.prove import prove
 from fxdistill.passes.shrink.rewrites import Rewriting, rewrite
 from fxdistill.passes.thin import removed_of
@@ -382,6 +384,75 @@ def test_the_proof_names_the_first_node_that_differs() -> None:
         small.get_parameter("block.0.weight")[0] += 1.0
     with pytest.raises(InvariantError, match=r"disagrees with the masked full one, first at 'block\.0'"):
         prove(traced, survivors, small)
+
+
+def narrow() -> tuple[ShrinkSource, Shrunken]:
+    """Two convolutions, the first of which loses two of its four channels."""
+    net = Net(lambda m, x: m.b(F.relu(m.a(x))), a=conv(3, 4), b=conv(4, 2))
+    traced = Trace(IMAGE)(net).value
+    coupling = Couple()(traced).value
+    source = ShrinkSource(traced, coupling, removed_of(coupling, {"a.weight": [0, 2]}))
+    return source, Shrink()(source).value
+
+
+def _without_a_node(small: fx.GraphModule) -> None:
+    (node,) = [n for n in small.graph.nodes if n.meta["path"] == "relu"]
+    node.replace_all_uses_with(node.all_input_nodes[0])
+    small.graph.erase_node(node)
+
+
+def _without_paths(small: fx.GraphModule) -> None:
+    for node in small.graph.nodes:
+        node.meta = {}
+
+
+def _narrower(small: fx.GraphModule) -> None:
+    small.get_submodule("a").weight = nn.Parameter(small.get_parameter("a.weight")[:1])
+
+
+WRONG: dict[str, tuple[Callable[[fx.GraphModule], object], str]] = {
+    "a weight": (lambda small: small.get_parameter("a.weight").data[0, 0].add_(0.5), "first at 'a'"),
+    "a bias": (lambda small: small.get_parameter("b.bias").data[1].add_(0.5), "first at 'b'"),
+    "an order": (lambda small: small.get_parameter("a.weight").data.copy_(small.get_parameter("a.weight").flip(0)),
+                 "first at 'a'"),
+    "a width": (_narrower, "does not run"),
+    "not a number": (lambda small: small.get_parameter("b.bias").data.fill_(float("nan")), "first at 'b'"),
+    "no node": (_without_a_node, "lacks a node of the full one"),
+    "no paths": (_without_paths, "lacks a node of the full one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_model_is_caught_by_the_guarantee(name: str) -> None:
+    change, message = WRONG[name]
+    source, result = narrow()
+    Shrink().ensures(source, result)
+    change(result.module)
+    result.module.recompile()
+    with pytest.raises(InvariantError, match=message):
+        Shrink().ensures(source, result)
+
+
+def test_the_full_model_or_its_memory_is_caught_by_the_guarantee() -> None:
+    source, result = narrow()
+    with pytest.raises(InvariantError, match="shares memory with the full one"):
+        Shrink().ensures(source, Shrunken(source.traced.module))
+    with pytest.raises(InvariantError, match=r"has the shape \(2, 4, 8, 8\) where \(2, 2, 8, 8\) survive"):
+        Shrink().ensures(source, Shrunken(copy.deepcopy(source.traced.module)))
+    result.module.get_submodule("b").bias = source.traced.module.get_parameter("b.bias")
+    with pytest.raises(InvariantError, match="shares memory with the full one") as caught:
+        Shrink().ensures(source, result)
+    assert "b.bias" in str(caught.value)
+
+
+def test_the_proof_is_there_once_the_guarantee_was_checked_and_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = narrow()
+    with pytest.raises(InvariantError, match="not proved"):
+        _ = Shrink().run(source).value.proof
+    counted = Mock(side_effect=prove)
+    monkeypatch.setattr(sys.modules["fxdistill.passes.shrink"], "prove", counted)
+    assert Shrink()(source).value.proof.nodes > 0
+    assert counted.call_count == 1
 
 
 def test_what_is_locked_or_nothing_is_refused() -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxdistill.compiler import pipeline
-from fxdistill.errors import InvariantError, PlanError
-from fxdistill.ir.program import Program
-from fxdistill.passes.specialize import Specialize, restricted, teacher_values
+from fxdistill.compiler.build import build, specialize
+from fxdistill.errors import InvariantError, PassError, PlanError
+from fxdistill.ir.program import Program, Term
+from fxdistill.passes.specialize import Specialize, frozen_values, restricted, sink
 from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, Body, Classifier, awake, conv_norm, planned
 
@@ -25,24 +25,24 @@ def program_of(teacher: nn.Module, kept: list[int], *, shape: tuple[int, ...] = 
     body = nn.Sequential(conv_norm(3, len(kept)), conv_norm(len(kept), len(kept)), nn.MaxPool2d(8 // shape[2]))
     student = Classifier(body, len(kept))
     plan = planned("body", "body", shape, (shape[0], len(kept), *shape[2:]), kept=kept)
-    return pipeline.build(plan, awake(teacher.eval()).double(), awake(student).double())
+    return build(plan, awake(teacher.eval()).double(), awake(student).double())
 
 
 def teacher_text(program: Program) -> list[str]:
     """The teacher's side, a line a node: what is called on what."""
     rows = []
     for node in program.graph.nodes:
-        if node.meta.get("role") in ("teacher", "adapter", "tap") and not str(node.target).startswith("student"):
+        if node.meta.get("member") == "teacher" or (node.meta.get("role") == "adapter" and not node.meta.get("member")):
             target = getattr(node.target, "__name__", node.target)
             rows.append(f"{target}({', '.join(str(source) for source in node.all_input_nodes)})")
-    return [row for row in rows if "student" not in row]
+    return rows
 
 
 def test_graph_text_of_a_residual_network() -> None:
     program = program_of(tiny_models.residual(), [1, 4, 6])
-    assert teacher_text(program.stage("warm-up-1")) == [
+    assert teacher_text(specialize(program, "warm-up-1")) == [
         "adapters.keep_pair()",
-        "teacher.body.stem.0_folded(x)",
+        "teacher.body.stem.0_folded(images)",
         "teacher.body.stem.2(teacher_body_stem_0)",
         "teacher.body.first(teacher_body_stem_2)",
         "relu(teacher_body_first)",
@@ -56,20 +56,28 @@ def test_graph_text_of_a_residual_network() -> None:
 
 def test_graph_text_of_a_concatenation_that_keeps_one_part() -> None:
     program = program_of(tiny_models.dense(), [5, 7], shape=(2, 8, 4, 4))
-    assert (
-        teacher_text(program.stage("warm-up-1"))
-        == [
-            "adapters.keep_part_1()",
-            "teacher.body.one.0_folded(x)",
-            "teacher.body.one.2(teacher_body_one_0)",
-            "teacher.body.two.0_folded_kept_2(teacher_body_one_2)",
-            "teacher.body.two.2(teacher_body_two_0)",
-            "cat(teacher_body_two_2)",
-            "teacher.body.pool(teacher_cat)",
-            "tap(teacher_body_pool)",
-        ]
-        or "adapters" not in teacher_text(program.stage("warm-up-1"))[0]
-    )
+    text = teacher_text(specialize(program, "warm-up-1"))
+    assert text == [
+        "teacher.body.one.0_folded(images)",
+        "teacher.body.one.2(teacher_body_one_0)",
+        "teacher.body.two.0_folded_kept_2(teacher_body_one_2)",
+        "teacher.body.two.2(teacher_body_two_0)",
+        "cat(teacher_body_two_2)",
+        "teacher.body.pool(teacher_cat)",
+        "tap(teacher_body_pool)",
+    ]
+
+
+def test_graph_text_of_a_concatenation_that_keeps_of_both_parts() -> None:
+    program = program_of(tiny_models.dense(), [1, 5, 7], shape=(2, 8, 4, 4))
+    assert teacher_text(specialize(program, "warm-up-1"))[-6:] == [
+        "teacher.body.two.0_folded_kept_2(teacher_body_one_2)",
+        "teacher.body.two.2(teacher_body_two_0)",
+        "index_select(teacher_body_one_2, adapters_keep_part_1)",
+        "cat(index_select_2, teacher_body_two_2)",
+        "teacher.body.pool(teacher_cat)",
+        "tap(teacher_body_pool)",
+    ]
 
 
 @pytest.mark.parametrize("keep", [[0], [1, 4, 6], [5, 7], list(range(8))])
@@ -82,10 +90,10 @@ def test_the_narrowed_tap_is_the_slice_of_the_full_feature(name: str, keep: list
     images = torch.randn(SHAPE, dtype=torch.float64)
     teacher.eval()(images.clone())
     hook.remove()
-    (value,) = teacher_values(program.stage("warm-up-1"), images.clone()).values()
+    (value,) = frozen_values(specialize(program, "warm-up-1"), images.clone()).values()
     assert value.dtype == torch.float64
     assert torch.allclose(value, features[0][:, keep], rtol=1e-12, atol=1e-12)
-    logits = teacher_values(program.stage("main"), images.clone())["kd"]
+    logits = frozen_values(specialize(program, "main"), images.clone())["kd teacher.logits"]
     assert torch.allclose(logits, teacher(images.clone()), rtol=1e-11, atol=1e-11)
 
 
@@ -93,10 +101,10 @@ def test_the_narrowed_tap_is_the_slice_of_the_full_feature(name: str, keep: list
 def test_losses_and_gradients_are_those_of_the_full_program(name: str) -> None:
     program = program_of(BODIES[name](8), [0, 3, 5], shape=FULL.get(name, (2, 8, 8, 8)))
     images, labels = torch.randn(SHAPE, dtype=torch.float64), torch.tensor([0, 3])
-    full = program(images.clone(), labels)
+    full = program({"images": images.clone(), "labels": labels})
     for stage in program.stages:
-        cut = program.stage(stage.name)
-        losses = cut(images.clone(), labels)
+        cut = specialize(program, stage.name)
+        losses = cut({"images": images.clone(), "labels": labels})
         assert set(losses) <= set(full)
         for key, value in losses.items():
             assert value.item() == pytest.approx(full[key].item(), rel=1e-6)
@@ -108,8 +116,8 @@ def test_losses_and_gradients_are_those_of_the_full_program(name: str) -> None:
 def test_costs_shrink_with_the_stage_and_the_slice() -> None:
     program = program_of(tiny_models.plain(), [2, 3])
     student = 2 * 64 * 9 * (3 * 2 + 2 * 2)
-    assert program.stage("warm-up-1").macs == student + 2 * 64 * 9 * (3 * 8 + 8 * 2)
-    assert program.stage("main").macs == student + 2 * 64 * 9 * (3 * 8 + 8 * 8) + 2 * 5 * (8 + 2)
+    assert specialize(program, "warm-up-1").macs == student + 2 * 64 * 9 * (3 * 8 + 8 * 2)
+    assert specialize(program, "main").macs == student + 2 * 64 * 9 * (3 * 8 + 8 * 8) + 2 * 5 * (8 + 2)
 
 
 def layer_of(name: str, width: int = 8) -> nn.Module:
@@ -155,7 +163,7 @@ def test_layers_that_are_not_what_they_seem_stay_right(name: str, before: bool) 
     teacher = Classifier(body, 8)
     program = program_of(teacher, [1, 2, 7])
     images = torch.randn(SHAPE, dtype=torch.float64)
-    (value,) = teacher_values(program.stage("warm-up-1"), images).values()
+    (value,) = frozen_values(specialize(program, "warm-up-1"), images).values()
     expected = teacher.body(images)[:, [1, 2, 7]]
     assert torch.allclose(value, expected, rtol=1e-12, atol=1e-12)
 
@@ -174,6 +182,13 @@ def test_layers_that_are_not_what_they_seem_stay_right(name: str, before: bool) 
         lambda m, x: torch.index_select(m.b(x), 1, m.order),
         lambda m, x: m.b(m.b(x)[:, :3]),
         lambda m, x: torch.maximum(m.b(x), torch.zeros((), dtype=x.dtype)).clamp(max=1),
+        lambda m, x: torch.where(m.b(x) > m.b(x).mean((2, 3), keepdim=True), m.b(x), m.b(x).exp()),
+        lambda m, x: m.b(x).masked_fill_(m.b(x) < 0, 0.5).square(),
+        lambda m, x: torch.lerp(m.b(x), m.b(x) * 2, m.b(x).mean(1, keepdim=True)),
+        lambda m, x: torch.addcmul(m.b(x), m.b(x), torch.ones(8, 1, 1, dtype=x.dtype)),
+        lambda m, x: m.b(x).float().double().detach(),
+        lambda m, x: F.lp_pool2d(m.b(x).abs(), 2, 2).repeat_interleave(2, 2).repeat_interleave(2, 3),
+        lambda m, x: F.max_pool3d(m.b(x).abs(), (3, 1, 1), 1, (1, 0, 0)),  # over neighbouring channels
     ],
 )
 def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Any]) -> None:
@@ -182,8 +197,23 @@ def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Any]
     teacher = Classifier(body, 8)
     program = program_of(teacher, [0, 5, 6])
     images = torch.randn(SHAPE, dtype=torch.float64)
-    (value,) = teacher_values(program.stage("warm-up-1"), images).values()
+    (value,) = frozen_values(specialize(program, "warm-up-1"), images).values()
     assert torch.allclose(value, body(images)[:, [0, 5, 6]], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: torch.pow(m.a(x).exp(), m.b(x).tan()),
+        lambda m, x: torch.lerp(m.a(x), m.b(x), 0.5).square(),
+        lambda m, x: torch.addcmul(m.a(x).square(), m.b(x).clip(0, 1), m.c(x).float().double()),
+    ],
+)
+def test_a_slice_sinks_through_whatever_works_on_each_value(forward: Callable[[Any, Tensor], Any]) -> None:
+    body = Body({name: nn.Conv2d(3, 8, 3, padding=1) for name in "abc"}, forward)
+    text = "\n".join(teacher_text(program_of(Classifier(body, 8), [0, 5]).stage("warm-up-1")))
+    assert "index_select" not in text
+    assert "teacher.body.b_kept_2" in text
 
 
 def test_memory_that_others_look_at_is_not_sliced_away() -> None:
@@ -197,9 +227,9 @@ def test_memory_that_others_look_at_is_not_sliced_away() -> None:
     teacher = Classifier(Body({"conv": nn.Conv2d(3, 8, 3), "identity": nn.Identity()}, forward), 8)
     student = Classifier(nn.Conv2d(3, 2, 3), 2)
     plan = planned("body", "body", (2, 8, 6, 6), (2, 2, 6, 6), kept=[0, 5])
-    made = pipeline.build(plan, awake(teacher.eval()).double(), student.double())
+    made = build(plan, awake(teacher.eval()).double(), student.double())
     images = torch.randn(SHAPE, dtype=torch.float64)
-    (value,) = teacher_values(made.stage("warm-up-1"), images).values()
+    (value,) = frozen_values(specialize(made, "warm-up-1"), images).values()
     assert torch.allclose(value, teacher.body(images)[:, [0, 5]], rtol=1e-12, atol=1e-12)
 
 
@@ -246,8 +276,8 @@ def test_any_network_keeps_its_losses(drawn: tuple[nn.Module, list[int]]) -> Non
     program = program_of(teacher, keep, shape=(2, 6, 8, 8))
     images = torch.randn(SHAPE, dtype=torch.float64)
     for stage in program.stages:
-        before = teacher_values(restricted(program, stage), images)
-        after = teacher_values(program.stage(stage.name), images)
+        before = frozen_values(restricted(program, stage), images)
+        after = frozen_values(specialize(program, stage.name), images)
         for key, value in before.items():
             scale = float(value.abs().max())
             assert float((after[key] - value).abs().max()) <= 1e-11 * max(scale, 1.0)
@@ -258,7 +288,7 @@ def test_user_modules_stay_as_they_are() -> None:
     before = [t.clone() for m in (teacher, student) for t in m.state_dict().values()]
     kinds = [type(m) for m in (*teacher.modules(), *student.modules())]
     plan = planned("body", "body", (2, 8, 8, 8), (2, 3, 8, 8))
-    program = pipeline.build(plan, teacher, student)
+    program = build(plan, teacher, student)
     text = str(program.graph)
     result = Specialize("warm-up-1")(program)
     assert result.modified
@@ -270,21 +300,129 @@ def test_user_modules_stay_as_they_are() -> None:
 
 def test_a_specialized_program_can_be_specialized_again() -> None:
     program = program_of(tiny_models.residual(), [0, 1, 2])
-    once = program.stage("warm-up-1")
-    assert teacher_text(once.stage("warm-up-1")) == teacher_text(once)
+    once = specialize(program, "warm-up-1")
+    assert teacher_text(specialize(once, "warm-up-1")) == teacher_text(once)
     assert not Specialize("warm-up-1")(once).modified
 
 
 def test_an_unknown_stage_is_named() -> None:
     with pytest.raises(PlanError, match="no stage is named 'warm-up-9'") as caught:
-        program_of(tiny_models.plain(), [0]).stage("warm-up-9")
+        specialize(program_of(tiny_models.plain(), [0]), "warm-up-9")
     assert "warm-up-1, main" in caught.value.hint
 
 
+# Wrong results
+
+
+def stage_of(name: str = "main") -> tuple[Program, Program]:
+    """A program, and that of one of its stages, to be spoilt."""
+    program = program_of(tiny_models.residual(), [0, 5])
+    return program, specialize(program, name)
+
+
+def at(program: Program, name: str) -> fx.Node:
+    return next(node for node in program.graph.nodes if node.name == name)
+
+
+def loss_of(program: Program, key: str) -> fx.Node:
+    return next(node for node in program.nodes("loss") if node.meta["key"] == key)
+
+
+def scaled(program: Program) -> None:
+    """The distillation reads logits that are larger by a thousandth."""
+    head = at(program, "teacher_head")
+    with program.graph.inserting_after(head):
+        larger = program.graph.call_function(torch.mul, (head, 1.001))
+    larger.meta = dict(head.meta)
+    loss_of(program, "kd").replace_input_with(head, larger)
+
+
+def swapped(program: Program) -> None:
+    """The teacher learns from the student."""
+    loss = loss_of(program, "kd")
+    loss.args = loss.args[::-1]
+
+
+def own_teacher(program: Program) -> None:
+    """The student learns from itself: no frozen value is read any more."""
+    loss = loss_of(program, "kd")
+    loss.args = (loss.args[0], loss.args[0])
+
+
+def other_student(program: Program) -> None:
+    """The labels are compared with what is in front of the student's head."""
+    loss = loss_of(program, "cross-entropy")
+    loss.replace_input_with(at(program, "student_head"), at(program, "student_mean"))
+
+
+def other_field(program: Program) -> None:
+    """The labels are compared with the images."""
+    loss = loss_of(program, "cross-entropy")
+    loss.replace_input_with(at(program, "labels"), at(program, "images"))
+
+
+def cooled(program: Program) -> None:
+    loss_of(program, "kd").kwargs = {"temperature": 1.0}
+
+
+def another_loss(program: Program) -> None:
+    loss_of(program, "kd").target = F.mse_loss
+
+
+def lost(*keys: str) -> Callable[[Program], None]:
+    def change(program: Program) -> None:
+        output = next(iter(reversed(program.graph.nodes)))
+        values = output.args[0]
+        assert isinstance(values, dict)
+        output.args = ({key: value for key, value in values.items() if key not in keys},)
+        for key in keys:
+            program.graph.erase_node(loss_of(program, key))
+
+    return change
+
+
+def heavier(program: Program) -> None:
+    """The weights of the terms are not those of the stage."""
+    term = program.terms[0]
+    program.meta["terms"] = (Term(term.key, term.loss.changed(weight=7.0)), *program.terms[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (scaled, r"changed what 'kd teacher.logits' reads, by 1.0e-03 of its largest value"),
+        (swapped, "changed what 'kd' reads at student.logits"),
+        (own_teacher, "changed which losses read from frozen members"),
+        (other_student, "changed what 'cross-entropy' reads at student.logits"),
+        (other_field, "changed what 'cross-entropy' reads at labels"),
+        (cooled, "changed the loss 'kd'"),
+        (another_loss, "changed the loss 'kd'"),
+        (lost("kd"), "changed which losses there are"),
+        (lost("cross-entropy"), "changed which losses there are"),
+        (heavier, "changed which losses there are"),
+    ],
+)
+def test_a_wrong_result_is_refused(change: Callable[[Program], None], message: str) -> None:
+    program, stage = stage_of()
+    Specialize("main").ensures(program, stage)
+    change(stage)
+    with pytest.raises(InvariantError, match=message):
+        Specialize("main").ensures(program, stage)
+
+
+def test_another_stage_and_other_channels_are_refused() -> None:
+    program, warm_up = stage_of("warm-up-1")
+    with pytest.raises(InvariantError, match="changed which losses there are"):
+        Specialize("main").ensures(program, warm_up)
+    other = specialize(program_of(tiny_models.residual(), [0, 6]), "warm-up-1")
+    with pytest.raises(InvariantError, match=r"changed what 'mse\[pair\] teacher.tap' reads"):
+        Specialize("warm-up-1").ensures(program, other)
+
+
 def test_a_wrong_rewrite_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxdistill.passes.specialize.sink._POOLING", {"softmax", "max_pool2d"})
-    teacher = Classifier(nn.Sequential(conv_norm(3, 8), nn.Softmax(1)), 8)
-    program = program_of(teacher, [0, 5])
-    monkeypatch.setattr("fxdistill.passes.specialize.sink._POINTWISE", {"softmax"})
-    with pytest.raises(InvariantError, match=r"specializing changed what 'mse\[pair\]' reads from the teacher"):
-        program.stage("warm-up-1")
+    """A table that takes softmax over the channels for a function of each channel alone."""
+    program = program_of(Classifier(nn.Sequential(conv_norm(3, 8), nn.Softmax(1)), 8), [0, 5])
+    known = sink.is_a
+    monkeypatch.setattr(sink, "is_a", lambda name, trait: name == "softmax" or known(name, trait))
+    with pytest.raises(PassError, match=r"specializing changed what 'mse\[pair\] teacher.tap' reads, by"):
+        specialize(program, "warm-up-1")

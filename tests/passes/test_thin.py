@@ -1,6 +1,6 @@
 """Thin: which classes a whole model loses, and why others stay."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,12 +9,13 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxdistill.errors import InputError, PairingError, PlanError
+from fxdistill.criteria import importance
+from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
+from fxdistill.ir.channels import Channels
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.importance import importance
-from fxdistill.passes.thin import Removal, Thin, ThinSource, removed_of
+from fxdistill.passes.thin import Removal, Thin, ThinSource, _producers, kept_indices, removed_of
 from fxdistill.passes.trace import Trace
 
 IMAGE = (2, 3, 8, 8)
@@ -100,6 +101,66 @@ def test_groups_keep_equal_counts() -> None:
         assert [sum(i // 4 == group for i in removal.kept[name]) for group in (0, 1)] == [2, 2]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            lambda removed, kept, widths, locked: Removal(removed | {locked}, kept, widths),
+            "a locked channel was removed",
+        ),
+        (lambda removed, kept, widths, _: Removal(removed - {min(removed)}, kept, widths), "widths are not those"),
+        (
+            lambda removed, kept, widths, _: Removal(removed, {**kept, "a.weight": [0]}, widths),
+            "kept indices do not say",
+        ),
+        (
+            lambda removed, kept, widths, _: Removal(removed, dict(list(kept.items())[1:]), widths),
+            "kept indices do not",
+        ),
+        (lambda removed, kept, widths, _: Removal(removed, kept, {**widths, "a": (8, 7)}), "widths are not those"),
+        (lambda removed, kept, widths, _: Removal(removed, kept, {}), "widths are not those"),
+    ],
+)
+def test_a_wrong_removal_is_caught(wrong: Callable[..., Removal], message: str) -> None:
+    source = ThinSource(*sources(Grouped()))
+    right = Thin(keep=0.5)(source).value
+    locked = min(source.coupling.locks)
+    with pytest.raises(InvariantError, match=message):
+        Thin(keep=0.5).ensures(source, wrong(right.removed, right.kept, right.widths, locked))
+
+
+def decided(source: ThinSource, removed: frozenset[int]) -> Removal:
+    """A removal that says truly what it removes."""
+    before = {name.rpartition(".")[0]: labels for name, labels in _producers(source.coupling)}
+    widths = {n: (len(c), sum(i not in removed for i in c.tolist())) for n, c in before.items()}
+    return Removal(removed, kept_indices(source.coupling, removed), widths)
+
+
+def test_a_removal_of_unequal_counts_is_caught() -> None:
+    source = ThinSource(*sources(Grouped()))
+    classes = source.coupling.parameter_labels("a.weight")[0][:, 0, 0, 0].tolist()
+    Thin(keep=0.5).ensures(source, decided(source, frozenset((classes[0], classes[5]))))
+    with pytest.raises(InvariantError, match=r"unequal counts \[2, 4\]"):
+        Thin(keep=0.5).ensures(source, decided(source, frozenset(classes[:2])))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protect": ("inner",)}, "a channel was removed that is protected by 'inner'"),
+        ({"only": ("stem",)}, "is produced by 'inner', outside of what is to be pruned"),
+        ({"widths": (("inner", 6),)}, "the width 6 of 'inner' was not met"),
+    ],
+)
+def test_a_removal_that_is_not_what_was_asked_for_is_caught(options: dict[str, Any], message: str) -> None:
+    source = ThinSource(*sources(Residual()))
+    classes = source.coupling.parameter_labels("inner.weight")[0][:, 0, 0, 0].tolist()
+    removal = decided(source, frozenset(classes[:2]))
+    Thin(keep=0.5).ensures(source, removal)
+    with pytest.raises(InvariantError, match=message):
+        Thin(keep=0.5, **options).ensures(source, removal)
+
+
 def test_wanted_widths_leave_the_rest_alone() -> None:
     assert thin(Residual(), widths=(("inner", 5),)).widths == {
         "stem": (8, 8),
@@ -157,10 +218,10 @@ def test_kept_indices_replay_only_on_their_architecture() -> None:
         removed_of(sources(Residual())[1], {"stem.weight": [8]})
 
 
-def scores_of(net: nn.Module, weight: str, **options: object) -> Tensor:
+def scores_of(net: nn.Module, weight: str, *, criterion: str, **known: Any) -> Tensor:
     traced, coupling = sources(net)
     labels = coupling.parameter_labels(weight)[0].flatten(1)[:, 0]
-    return importance(traced, coupling, **options)[labels]  # type: ignore[arg-type]
+    return importance(criterion, Channels(traced, coupling, **known))[labels]
 
 
 def test_criteria_by_hand() -> None:
@@ -198,7 +259,9 @@ def test_taylor_needs_gradients() -> None:
 
 
 def test_an_unknown_criterion_is_refused() -> None:
-    with pytest.raises(PlanError, match="no pruning criterion is named 'l7'"):
+    with pytest.raises(
+        PlanError, match=r"there is no criterion named 'l7'(.|\n)*did you mean 'l2'\? known are bn, fpgm"
+    ):
         thin(Residual(), keep=0.5, criterion="l7")
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -237,15 +236,6 @@ def test_a_pass_error_chains_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PassError, match="the pass 'trace' failed: RuntimeError: no") as caught:
         PassManager().run(Trace(SHAPE), tiny_models.plain())
     assert isinstance(caught.value.__cause__, RuntimeError)
-
-
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_auxiliary_heads_of_torchvision(name: str) -> None:
-    module = getattr(torchvision.models, name)(weights=None, init_weights=False, aux_logits=True, num_classes=7)
-    size = 96 if name == "googlenet" else 299
-    traced = trace(module, (1, 3, size, size), training=True)
-    assert shape_of(traced.output) == (1, 7)
-    assert path_of(traced.output) == "fc"
 
 
 @pytest.mark.parametrize("name", ["code", "graph"])

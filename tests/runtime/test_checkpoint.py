@@ -1,6 +1,7 @@
 import errno
 import os
 import random
+import re
 import resource
 import signal
 import time
@@ -12,12 +13,14 @@ import pytest
 import torch
 
 from fxdistill import files
-from fxdistill.errors import FxdistillError, PlanError, RunDirError
+from fxdistill.errors import FxdistillError, PlanError, RunDirError, StorageError
 from fxdistill.measure import onnx_file
-from fxdistill.runtime import checkpoint, directory, result
+from fxdistill.plan.file import load as load_plan
+from fxdistill.runtime import checkpoint, directory, log, result
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir, lock
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.loop import Means, Position
 from tests import runs
 from tests.runs import execute
@@ -84,9 +87,9 @@ def equal(run: Path, reference: Path) -> None:
 
 
 # five steps an epoch: 1 to 5 the first warm-up, 6 to 10 the second, 11 to 20 the main stage, 21 the arm's end,
-# 22 to 31 the control, 32 its end
+# 22 to 41 the control, 42 its end
 MOMENTS = [(2, "after"), (5, "half"), (8, "before"), (13, "after"), (15, "half"), (21, "before"), (21, "after"),
-           (24, "half"), (31, "after"), (32, "after")]  # fmt: skip
+           (24, "half"), (41, "after"), (42, "after")]  # fmt: skip
 
 
 def test_the_moments_are_those_of_the_run(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_the_moments_are_those_of_the_run(tmp_path: Path) -> None:
         patch.setattr(checkpoint, "save", watch)
         execute(runs.plan_file(), tmp_path / "run", EVERY_STEP)
     assert save is checkpoint.save
-    assert len(seen) == 32
+    assert len(seen) == 42
     assert seen[1] == (0, 0, 0, 2)
     assert seen[12] == (0, 2, 0, 3)
     assert seen[20] == (1, 0, 0, 0)
@@ -213,9 +216,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(PlanError, match="No space left on device") as failure:
+        with pytest.raises(StorageError, match="No space left on device") as failure:
             execute(runs.plan_file(), out, EVERY_STEP)
-    assert failure.value.exit_code == 2
+    assert failure.value.exit_code == 1
+    assert "--resume" in failure.value.hint
     assert checkpoint.load(RunDir(out)).position == Position(1, 0, 2)  # after plan and origin: seven checkpoints
     assert not [p.name for p in out.iterdir() if p.name.startswith(".checkpoint")]
     execute(runs.plan_file(), out, AGAIN)
@@ -232,9 +236,46 @@ def test_a_disk_that_fills_up_in_the_metrics(tmp_path: Path) -> None:
         except FxdistillError as error:
             os._exit(error.exit_code)
 
-    assert os.waitstatus_to_exitcode(runs.in_child(work)) == 2
+    assert os.waitstatus_to_exitcode(runs.in_child(work)) == 1
     execute(runs.plan_file(), tmp_path / "run", AGAIN)
     equal(tmp_path / "run", runs.finished())
+
+
+RECORD = {
+    "seed": 0, "name": "distilled", "stage": "main", "epoch": 0, "losses": {"kd": 1.0}, "accuracy": None,
+    "images_per_second": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.EDQUOT, StorageError), (errno.EIO, StorageError),
+                                            (errno.EACCES, PlanError), (errno.EROFS, PlanError)])  # fmt: skip
+@pytest.mark.parametrize("part", ["lines", "events", "rebuilt events"])
+def test_metrics_tell_a_full_disk_from_a_wrong_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[FxdistillError], part: str
+) -> None:
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    metrics = Metrics(RunDir(tmp_path), size=0)
+    metrics.log(RECORD)
+    size = metrics.size
+    monkeypatch.setattr(*((Path, "open", refusing) if part == "lines" else (log, "write_event", refusing)))
+    with pytest.raises(kind, match=re.escape(os.strerror(code))) as caught:
+        Metrics(RunDir(tmp_path), size=size) if part == "rebuilt events" else metrics.log(RECORD)
+    assert str(tmp_path) in caught.value.where
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.ENOSPC, StorageError), (errno.EACCES, RunDirError)])
+def test_a_run_directory_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[FxdistillError]
+) -> None:
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    plan = runs.plan_file()
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    with pytest.raises(kind, match="cannot make the run directory"):
+        RunDir.open(tmp_path / "run", load_plan(plan), origin=plan, resume=False)
 
 
 def test_a_checkpoint_survives_a_round_trip(tmp_path: Path) -> None:

@@ -1,12 +1,22 @@
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 
+from fxdistill.cli import planning
+from fxdistill.compiler import pipeline
+from fxdistill.compiler.shrink_model import shrink_model
+from fxdistill.data import batches
 from fxdistill.errors import InputError
 from fxdistill.measure import onnx_file
+from fxdistill.modelfiles.bundle import save_shrunken
+from fxdistill.modelfiles.factories import build
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.statedict import save_state_dict
 from fxdistill.runtime import deploy
+from fxdistill.runtime.directory import RunDir
 from tests import runs
 
 
@@ -16,9 +26,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_is_exported_with_its_provenance(tmp_path: Path) -> None:
-    found = deploy.find(str(runs.finished()), allow=runs.ALLOW)
-    assert found.image_shape is not None
-    parity = deploy.export_checked(found, tmp_path / "s.onnx", input_shape=found.image_shape, opset=18, tolerance=1e-4)
+    _, parity = deploy.export(runs.finished(), tmp_path / "s.onnx", allow=runs.ALLOW)
     assert parity.images == 537
     keys = {entry.key for entry in onnx.load(tmp_path / "s.onnx").metadata_props}
     assert "fxdistill.plan_sha256" in keys
@@ -28,8 +36,8 @@ def test_a_file_is_compared_on_noise_without_data(tmp_path: Path) -> None:
     runs.plan_file()
     found = deploy.find(str(runs.workshop() / "teacher.pt"))
     assert found.dataset is None
-    assert found.image_shape == (1, 1, 8, 8)
-    parity = deploy.export_checked(found, tmp_path / "t.onnx", input_shape=(1, 1, 8, 8), opset=18, tolerance=1e-4)
+    assert found.input_shape == (1, 1, 8, 8)
+    _, parity = deploy.export(runs.workshop() / "teacher.pt", tmp_path / "t.onnx")
     assert parity.images == 32
 
 
@@ -37,6 +45,41 @@ def test_the_trained_weights_are_found() -> None:
     found = deploy.find(str(runs.finished()), allow=runs.ALLOW)
     state = torch.load(runs.finished() / "student.pt", weights_only=True)
     assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
+
+
+STUDENT: tuple[str, dict[str, Any]] = ("fxdistill.models:convnet", {"widths": [8, 16], "hidden": 8})
+
+
+@pytest.fixture
+def shrunken_student(tmp_path: Path) -> Path:
+    """A run directory whose student came out of a bundle of a shrunken model."""
+    small = shrink_model(build(*STUDENT), input_shape=(1, 1, 8, 8), keep=0.5)
+    save_shrunken(small, tmp_path / "small.pt", factory=STUDENT[0], kwargs=STUDENT[1])
+    teacher, found = load(runs.workshop() / "teacher.pt"), load(tmp_path / "small.pt")
+    data = batches.defaults("digits", dataset=batches.load("digits"), batch_size=runs.BATCH)
+    options = pipeline.Options(input_shape=(1, 1, 8, 8), epochs=2, data=data)
+    plan, _ = planning.write(tmp_path / "plan.json", (teacher, found), options)
+    run = RunDir.open(tmp_path / "run", plan, origin=tmp_path / "plan.json", resume=False)
+    with torch.no_grad():
+        found.module.get_parameter("classifier.bias").fill_(3)
+    save_state_dict(found.module, run.student_path)
+    return tmp_path
+
+
+def test_a_student_that_was_shrunken_is_found(shrunken_student: Path) -> None:
+    found = deploy.find(str(shrunken_student / "run"))
+    assert found.module.get_parameter("block1.conv.weight").shape[0] == 4
+    assert torch.equal(found.module.get_parameter("classifier.bias"), torch.full((10,), 3.0))
+    assert not found.module.training
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_shrunken_student_needs_the_file_that_was_planned(shrunken_student: Path, missing: bool) -> None:
+    small = shrunken_student / "small.pt"
+    small.unlink() if missing else small.write_bytes(b"another")
+    with pytest.raises(InputError, match="the state dict does not fit") as caught:
+        deploy.find(str(shrunken_student / "run"))
+    assert str(small.resolve()) in caught.value.hint
 
 
 def test_data_of_another_kind_is_refused() -> None:

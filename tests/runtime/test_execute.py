@@ -14,23 +14,31 @@ from torch import Tensor, nn
 from torch._inductor.exc import InvalidCxxCompiler
 
 import fxdistill
-from fxdistill.data import batches
+from fxdistill.compiler.build import specialize
+from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError, ParityError, TrainingError
 from fxdistill.files import file_sha256
-from fxdistill.measure import evaluate
+from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
-from fxdistill.plan import places
+from fxdistill.data import places
 from fxdistill.plan.file import load
 from fxdistill.runtime import deploy, preflight
-from fxdistill.runtime.arms import Arm, Observer, arms_of
+from fxdistill.runtime.arms import Observer, Trial, trials_of
 from fxdistill.runtime.checkpoint import load as load_checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.result import summary
+from fxdistill.tasks import TASKS
 from tests import runs
 from tests.runs import execute
 
 CPU = Settings(device="cpu", allow=runs.ALLOW)
+
+
+def main_stage_only(plan: dict[str, Any]) -> None:
+    """Leave the main stage of one arm, without control."""
+    plan["arms"][0]["stages"] = plan["arms"][0]["stages"][-1:]
+    plan["control"] = None
 
 
 def test_a_finished_run_holds_everything() -> None:
@@ -50,13 +58,13 @@ def test_a_finished_run_holds_everything() -> None:
 
 
 def test_the_accuracy_in_the_result_is_that_of_the_file() -> None:
-    run, dataset = runs.finished(), batches.load("digits")
+    run, dataset = runs.finished(), load_data("digits")
     student = build(*runs.STUDENT, allow=runs.ALLOW)
     student.load_state_dict(torch.load(run / "student.pt", weights_only=True))
     result = RunDir(run).result()
     assert result is not None
-    found = evaluate.accuracy(student, batches.batches(dataset.test, 64, mean=dataset.mean, std=dataset.std))
-    assert result["arms"][0]["accuracy"] == found
+    found = metrics(student, dataset, TASKS.get("classification"), batch_size=64)
+    assert result["arms"][0]["accuracy"] == found["accuracy"]
 
 
 def test_training_changes_the_student_and_not_the_teacher() -> None:
@@ -73,9 +81,9 @@ def test_metrics_have_one_line_an_epoch() -> None:
     assert places == [
         ("distilled", "warm-up-1", 1), ("distilled", "warm-up-2", 1), ("distilled", "main", 1),
         ("distilled", "main", 2),
-        ("control", "control", 1), ("control", "control", 2),
+        *(("control", "control", epoch) for epoch in (1, 2, 3, 4)),
     ]  # fmt: skip
-    assert [line["accuracy"] is None for line in lines] == [True, True, False, False, False, False]
+    assert [set(line["metrics"]) for line in lines] == [set(), set(), *[{"accuracy"}] * 6]
 
 
 def test_tensorboard_shows_the_same() -> None:
@@ -105,9 +113,8 @@ def test_a_finished_run_gives_its_result_again() -> None:
     assert runs.snapshot(runs.finished()) == before
 
 
-@pytest.mark.parametrize("tolerance", [1e-12])
-def test_a_failed_gate_leaves_no_onnx(tmp_path: Path, tolerance: float) -> None:
-    plan = runs.edited("strict", lambda p: p["export"].update(tolerance=tolerance))
+def test_a_failed_gate_leaves_no_onnx(tmp_path: Path) -> None:
+    plan = runs.edited("strict", lambda p: p["export"].update(tolerance=1e-12))
     with pytest.raises(ParityError) as failure:
         execute(plan, tmp_path / "run", CPU)
     assert failure.value.exit_code == 1
@@ -119,10 +126,10 @@ def test_a_failed_gate_leaves_no_onnx(tmp_path: Path, tolerance: float) -> None:
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
-    plan = runs.edited("hot", lambda p: p["stages"][1]["optimizer"].update(lr=1e30))
+    plan = runs.edited("hot", lambda p: p["arms"][0]["stages"][1]["optimizer"].update(lr=1e30))
     with pytest.raises(TrainingError) as failure:
         execute(plan, tmp_path / "run", CPU)
-    pair = load(plan).stages[1].losses[0].pair
+    pair = load(plan).arm("distilled").stages[1].losses[0].pair
     assert f"'{pair}'" in failure.value.what
     assert "stage 'warm-up-2', epoch 1, batch 2" in failure.value.where
     assert failure.value.exit_code == 1
@@ -131,9 +138,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
 
 def test_weights_that_end_as_no_numbers_are_no_student(tmp_path: Path) -> None:
     def change(plan: dict[str, Any]) -> None:
-        plan["stages"], plan["control"] = plan["stages"][-1:], []
-        plan["stages"][0].update(epochs=1)
-        plan["stages"][0]["optimizer"].update(name="sgd", lr=1e30, weight_decay=1e30)
+        main_stage_only(plan)
+        plan["arms"][0]["stages"][0].update(epochs=1)
+        plan["arms"][0]["stages"][0]["optimizer"].update(name="sgd", lr=1e30, weight_decay=1e30)
         plan["data"]["batch_size"] = 2000
 
     with pytest.raises(TrainingError, match="not finite"):
@@ -144,13 +151,13 @@ def test_weights_that_end_as_no_numbers_are_no_student(tmp_path: Path) -> None:
 def test_a_teacher_near_chance_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     observer = Observer(on_diagnostic=lambda remark: said.append(remark.code))
-    monkeypatch.setattr("fxdistill.runtime.execute.train_arm", _interrupt)
+    monkeypatch.setattr("fxdistill.runtime.execute.train", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         execute(runs.plan_file(), tmp_path / "run", CPU, observer)
     assert said == ["teacher-near-chance"]
-    assert not preflight.near_chance(0.9, 10)
-    assert not preflight.near_chance(0.8, 2)
-    assert preflight.near_chance(0.6, 2)
+    task = TASKS.get("classification")
+    for value, classes, warned in ((0.9, 10, False), (0.8, 2, False), (0.6, 2, True)):
+        assert bool(preflight.near_chance("teacher", {"accuracy": value}, task, classes)) == warned
 
 
 def _interrupt(*_: object, **__: object) -> None:
@@ -158,7 +165,7 @@ def _interrupt(*_: object, **__: object) -> None:
 
 
 def test_precision_of_the_settings(tmp_path: Path) -> None:
-    plan = runs.edited("kd", lambda p: p.update(stages=p["stages"][-1:], control=[]))
+    plan = runs.edited("kd", main_stage_only)
     execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, precision="bf16-mixed"))
     execute(plan, tmp_path / "full", CPU)
     mixed, full = (torch.load(tmp_path / name / "student.pt", weights_only=True) for name in ("run", "full"))
@@ -172,7 +179,7 @@ def test_precision_of_the_settings(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiling takes a minute of one CPU core")
 @pytest.mark.filterwarnings("ignore")
 def test_through_the_compiler(tmp_path: Path) -> None:
-    plan = runs.edited("kd", lambda p: p.update(stages=p["stages"][-1:], control=[]))
+    plan = runs.edited("kd", main_stage_only)
     execute(plan, tmp_path / "run", Settings(device="cuda", allow=runs.ALLOW, compile=True))
     assert (tmp_path / "run" / "student.onnx").exists()
 
@@ -191,14 +198,17 @@ def test_no_compiler_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         execute(runs.plan_file(), tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, compile=True))
 
 
-def test_arms() -> None:
-    plan = load(runs.plan_file()).model_copy(update={"seeds": [3, 4]})
-    assert arms_of(plan) == [Arm(3, "distilled"), Arm(3, "control"), Arm(4, "distilled"), Arm(4, "control")]
-    assert arms_of(plan.model_copy(update={"control": []})) == [Arm(3, "distilled"), Arm(4, "distilled")]
+def test_trials() -> None:
+    plan = load(runs.plan_file()).changed(seeds=[3, 4])
+    both = [Trial(3, "distilled"), Trial(3, "control"), Trial(4, "distilled"), Trial(4, "control")]
+    assert trials_of(plan) == both
+    assert trials_of(plan.changed(control=None)) == both[::2]
+    shrunken = load(runs.plan_file("auxiliary", align="shrink")).changed(seeds=[3, 4])
+    assert trials_of(shrunken) == [Trial(3, "auxiliary"), *both]
 
 
 def test_summary_is_mean_and_sample_deviation() -> None:
-    found = summary([{"name": "control", "accuracy": value} for value in (0.5, 0.7)])
+    found = summary([{"name": "control", "accuracy": value} for value in (0.5, 0.7)], "accuracy")
     assert found["control"]["mean"] == pytest.approx(0.6)
     assert found["control"]["deviation"] == pytest.approx(0.02**0.5)
 
@@ -226,12 +236,14 @@ def test_the_user_keeps_the_loop() -> None:
     plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(4, 1, 8, 8), epochs=1))
     program = fxdistill.build(plan, teacher, student)
     images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
-    losses = program(images, labels)
-    assert set(losses) == {term.key for stage in plan.stages for term in program.stage(stage.name).terms}
-    warm_up = program.stage("warm-up-1")
+    batch = {"images": images, "labels": labels}
+    losses = program(batch)
+    stages = plan.arm("distilled").stages
+    assert set(losses) == {term.key for stage in stages for term in specialize(program, stage.name).terms}
+    warm_up = specialize(program, "warm-up-1")
     optimizer = torch.optim.SGD([p for p in warm_up.parameters() if p.requires_grad], lr=0.1)
     before = student.get_parameter("conv1.weight").clone()
-    only = warm_up(images, labels)
+    only = warm_up(batch)
     assert len(only) == 1
     torch.autograd.backward(warm_up.total(only))
     optimizer.step()
@@ -248,7 +260,9 @@ def test_places_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.Mon
     found = runs.finished()
     monkeypatch.chdir(tmp_path)
     assert RunDir(found).base.resolve() == runs.plan_file().parent.resolve()
-    assert deploy.accuracy(deploy.find(str(found), allow=runs.ALLOW)) == RunDir(found).result()["arms"][0]["accuracy"]  # type: ignore[index]
+    result = RunDir(found).result()
+    assert result is not None
+    assert deploy.evaluate(found, allow=runs.ALLOW)["accuracy"] == result["arms"][0]["accuracy"]
 
 
 @pytest.mark.gpu
@@ -256,7 +270,7 @@ def test_places_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.Mon
 def test_on_cuda_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("fxdistill.runtime.result.export.export_checked", _interrupt)
+        patch.setattr("fxdistill.measure.onnx_file.export_checked", _interrupt)
         interrupted = pytest.raises(KeyboardInterrupt)
         with interrupted:
             execute(runs.plan_file(), run, Settings(device="cuda", allow=runs.ALLOW, save_seconds=0))

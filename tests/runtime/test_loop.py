@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from fxdistill.compiler.pipeline import build as build_program
+from fxdistill.compiler.build import build as build_program
+from fxdistill.compiler.build import specialize
 from fxdistill.errors import TrainingError
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.runtime.loop import Means, Position, _Running, _set_rate, make_optimizer, seeded, trainable_state
+from fxdistill.runtime.loop import Means, Position, _Running, _set_rate, make_optimizer, seeded
 from tests import runs
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def test_random_numbers_depend_on_the_place_alone() -> None:
 
 
 def test_the_cosine_ends_at_zero() -> None:
-    stage = load(runs.plan_file()).stages[-1]
+    stage = load(runs.plan_file()).arm("distilled").stages[-1]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     rates = []
     for progress in (0.0, 0.5, 1.0):
@@ -39,7 +40,7 @@ def test_a_checkpoint_leaves_the_teacher_out() -> None:
     program = build_program(
         load(runs.plan_file()), build(*runs.TEACHER, seed=3), build(*runs.STUDENT, seed=4, allow=runs.ALLOW)
     )
-    names = set(trainable_state(program))
+    names = set(program.trainable_state())
     assert names
     assert not any(name.startswith("teacher.") for name in names)
     stage = program.stages[0]
@@ -52,9 +53,10 @@ def test_a_checkpoint_leaves_the_teacher_out() -> None:
 
 
 def test_losses_are_looked_at_every_few_steps_and_named_when_not_finite() -> None:
-    program = build_program(
+    whole = build_program(
         load(runs.plan_file()), build(*runs.TEACHER, seed=3), build(*runs.STUDENT, seed=4, allow=runs.ALLOW)
-    ).stage("warm-up-1")
+    )
+    program = specialize(whole, "warm-up-1")
     key = program.terms[0].key
     running = _Running(program.stages[0], program, Means(), every=3)
     looked = [running.add({key: torch.tensor(float(n))}, Position(0, 0, n), 8) for n in (1, 2, 3)]

@@ -5,12 +5,13 @@ the outputs or the inputs of a weight, or a norm, with the class of every index.
 type that it knows, in one form whatever the model does with it:
 
     2 dimensions         nn.Linear, outputs first
-    more                 nn.Conv1d, outputs first, the kernel flattened, transposed convolutions turned over
+    more                 nn.Conv1d, outputs first, the kernel flattened, transposed convolutions turned over; of a
+                         grouped one the inputs with what their own group reads of them
     BatchNorm, LayerNorm  themselves
 
 The layers are stand-ins that share the weights and carry the gradients: the model is never touched. What Torch-Pruning
 has no type for, or no measure reads, does not count: bare parameters, functional norms, layer scale, tables of
-embeddings, inputs of depthwise convolutions. A class without any other member has 0.
+embeddings, depthwise convolutions. A class without any other member has 0.
 """
 
 import functools
@@ -143,7 +144,7 @@ def _sides(channels: Channels, gradients: Mapping[str, Tensor] | None) -> Iterat
         if not labels or not parameter.is_floating_point():
             continue
         if parameter.dim() >= 2:
-            yield from _weight_sides(name, parameter, gradient, labels, channels.coupling, _groups_of(owner))
+            yield from _weight_sides(name, parameter, gradient, channels.coupling, groups=_groups_of(owner))
         elif name.endswith(".weight") and isinstance(owner, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):  # noqa: SLF001
             copy = nn.LayerNorm(len(parameter)) if isinstance(owner, nn.LayerNorm) else nn.BatchNorm1d(len(parameter))
             yield Side(name, _norm(copy, parameter, gradient), outputs=True, classes=labels[0].contiguous())
@@ -154,9 +155,10 @@ def _groups_of(owner: nn.Module | None) -> int:
 
 
 def _weight_sides(
-    name: str, weight: Tensor, gradient: Tensor | None, labels: Mapping[int, Tensor], coupling: Coupling, groups: int
+    name: str, weight: Tensor, gradient: Tensor | None, coupling: Coupling, *, groups: int
 ) -> Iterator[Side]:
     """The outputs and the inputs of a weight."""
+    labels = coupling.parameter_labels(name)
     roles = {coupling.roles.get((name, dim)): dim for dim in labels}
     out, into = roles.get("out"), roles.get("in")
     if out is None and into is None:
@@ -164,29 +166,40 @@ def _weight_sides(
     out = out if out is not None else (0 if into != 0 else 1)
     into = into if into is not None else (1 if out != 1 else 0)
     turn = functools.partial(_turned, out=out, into=into, groups=groups)
-    layer = _layer(turn(weight), None if gradient is None else turn(gradient), groups)
-    plain = {dim: varying(found) in ((), (dim,)) for dim, found in labels.items()}
-    if roles.get("out") is not None and (plain[out] or groups > 1):
-        yield Side(name, layer, outputs=True, classes=turn(labels[out]).flatten(1)[:, 0].contiguous())
-    if roles.get("in") is not None and (plain[into] or groups > 1) and weight.shape[into] * groups != groups:
-        lines = turn(labels[into]).flatten(2)[:, :, 0] if weight.dim() > 2 else turn(labels[into])
-        yield Side(name, layer, outputs=False, classes=lines[:: len(lines) // groups].reshape(-1))
+    turned, slopes = turn(weight), None if gradient is None else turn(gradient)
+    if groups > 1 and turned.shape[1] == 1:  # depthwise: it neither makes nor mixes channels, and no measure counts it
+        return
+    plain = {dim: groups > 1 or varying(found) in ((), (dim,)) for dim, found in labels.items()}
+    if "out" in roles and plain[out]:
+        classes = turn(labels[out]).flatten(1)[:, 0].contiguous()
+        yield Side(name, _layer(turned, slopes), outputs=True, classes=classes)
+    if "in" in roles and plain[into]:
+        classes = _read(turn(labels[into]), groups)[0].reshape(turned.shape[1] * groups, -1)[:, 0]
+        slopes = None if slopes is None else _read(slopes, groups)
+        yield Side(name, _layer(_read(turned, groups), slopes), outputs=False, classes=classes.contiguous())
 
 
 def _turned(weight: Tensor, *, out: int, into: int, groups: int) -> Tensor:
     """A weight with its outputs first and its inputs second; of a grouped transposed convolution, those of a group."""
     if (out, into, groups > 1) == (1, 0, True):
-        parts = weight.unflatten(0, (groups, -1)).transpose(1, 2)
-        return parts.flatten(0, 1)
+        grouped: Tensor = weight.unflatten(0, (groups, -1))
+        return grouped.transpose(1, 2).flatten(0, 1)
     return weight.movedim((out, into), (0, 1))
 
 
-def _layer(weight: Tensor, gradient: Tensor | None, groups: int) -> nn.Module:
+def _read(weight: Tensor, groups: int) -> Tensor:
+    """A grouped weight by all of its inputs: for each of them what its own group reads of it."""
+    if groups == 1:
+        return weight
+    grouped: Tensor = weight.unflatten(0, (groups, -1))
+    return grouped.transpose(0, 1).flatten(1, 2)
+
+
+def _layer(weight: Tensor, gradient: Tensor | None) -> nn.Module:
     if weight.dim() == 2:
         return _linear(weight, gradient)
-    with torch.device("meta"):
-        outputs, inputs = weight.shape[:2]
-        layer = nn.Conv1d(inputs * groups, outputs, weight[0, 0].numel(), groups=groups, bias=False)
+    outputs, inputs, kernel = weight.shape[0], weight.shape[1], weight[0, 0].numel()
+    layer = nn.Conv1d(inputs, outputs, kernel, bias=False, device="meta")
     return _filled(layer, weight.flatten(2), gradient.flatten(2) if gradient is not None else None)
 
 

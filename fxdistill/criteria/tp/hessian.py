@@ -1,6 +1,6 @@
-"""Second order of what the loss loses, w² h with h the mean squared gradient of single images. LeCun et al. 1989,
-https://proceedings.neurips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html.
+"""Second order of what the loss loses: Σ w² h, h the mean over the batch of each image's squared gradients.
 
+LeCun et al. 1989, https://proceedings.neurips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html.
 The mean is taken here: ``accumulate_grad`` of Torch-Pruning 1.6 keeps the last image only.
 """
 

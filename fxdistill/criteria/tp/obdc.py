@@ -1,8 +1,8 @@
-"""Optimal brain damage by the Fisher diagonal: Σ w² F of the producing weights, F the sum over the batch of the squared
-gradients of single images. Wang et al. 2019, https://arxiv.org/abs/1905.05934.
+"""Optimal brain damage by the Fisher diagonal: Σ w² F, F the sum over the batch of each image's squared gradients.
 
-Torch-Pruning collects F with hooks on ``nn.Linear`` and ``nn.Conv2d``, and cannot multiply it where a layer has a bias.
-Here F comes from the gradients themselves, for every kind of weight, with the labels of the batch.
+Of the producing weights alone. Wang et al. 2019, https://arxiv.org/abs/1905.05934. Torch-Pruning collects F with hooks
+on ``nn.Linear`` and ``nn.Conv2d``, and cannot multiply it where a layer has a bias. Here F comes from the gradients
+themselves, for every kind of weight, with the labels of the batch.
 """
 
 from torch import Tensor

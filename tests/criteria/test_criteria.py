@@ -1,0 +1,191 @@
+"""Criteria: found by name, in one file each; what they may read, and that they touch nothing."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fxdistill.criteria
+from fxdistill import registry
+from fxdistill.criteria import CRITERIA, Criterion, importance
+from fxdistill.errors import InputError, InvariantError, PlanError
+from fxdistill.ir.channels import Channels
+from fxdistill.passes.couple import Couple
+from fxdistill.passes.thin import Thin, ThinSource
+from fxdistill.passes.trace import Trace
+
+IMAGE = (2, 3, 8, 8)
+BATCH = (torch.randn(4, *IMAGE[1:], generator=torch.Generator().manual_seed(0)), torch.tensor([0, 4, 1, 2]))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(F.relu(self.norm(self.stem(x))).mean((2, 3)))
+
+
+def channels_of(net: nn.Module, **given: Any) -> Channels:
+    traced = Trace(IMAGE)(net).value
+    return Channels(traced, Couple()(traced).value, **given)
+
+
+def of_stem(scores: Tensor, channels: Channels) -> Tensor:
+    return scores[channels.coupling.parameter_labels("stem.weight")[0][:, 0, 0, 0]]
+
+
+def test_listing_names_imports_neither_torch_nor_torch_pruning() -> None:
+    code = (
+        "import sys; from fxdistill.criteria import CRITERIA; print(*CRITERIA.names());"
+        "print([name for name in ('torch', 'torch_pruning') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names, imported = done.stdout.splitlines()
+    assert {"l1", "l2", "fpgm", "taylor", "bn", "random", "tp.lamp", "tp.bn-scale"} <= set(names.split())
+    assert imported == "[]"
+
+
+def test_every_criterion_has_a_summary_and_a_source() -> None:
+    for name in CRITERIA.names():
+        found = CRITERIA.get(name)
+        assert found.summary, name
+        assert found.needs_batch == (name.rpartition(".")[2] in {"taylor", "hessian", "obdc"}), name
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose files are criteria too."""
+    monkeypatch.setattr(fxdistill.criteria, "__path__", [*fxdistill.criteria.__path__, str(tmp_path)])
+    registry._files.cache_clear()
+    yield tmp_path
+    registry._files.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("fxdistill.criteria.largest_entry")]:
+        del sys.modules[name]
+
+
+def test_a_new_criterion_costs_one_file(folder: Path) -> None:
+    (folder / "largest_entry.py").write_text(
+        "from fxdistill.criteria import Criterion\n"
+        "CRITERION = Criterion(score=lambda c: c.sum_over_filters(lambda filters: filters.abs().amax(1)))\n"
+    )
+    net = Net().eval()
+    assert "largest-entry" in CRITERIA.names()
+    channels = channels_of(net)
+    largest = net.stem.weight.detach().abs().amax((1, 2, 3))
+    assert of_stem(importance("largest-entry", channels), channels).tolist() == largest.tolist()
+    source = ThinSource(channels.traced, channels.coupling)
+    removal = Thin(keep=0.5, criterion="largest-entry")(source).value
+    assert removal.kept["stem.weight"] == sorted(largest.topk(4).indices.tolist())
+    with pytest.raises(PlanError, match=r"there is no criterion named 'largest-entri'") as refused:
+        importance("largest-entri", channels)
+    assert "did you mean 'largest-entry'?" in str(refused.value)
+
+
+def test_gradients_of_a_frozen_model_in_training_mode_leave_no_trace() -> None:
+    net = Net().eval()
+    channels = channels_of(net, batch=BATCH)
+    expected = importance("taylor", channels)
+    net.requires_grad_(requires_grad=False).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert torch.equal(importance("taylor", channels), expected)
+    assert net.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in net.parameters())
+
+
+def test_the_loss_is_the_tasks() -> None:
+    net = Net().eval()
+    targets = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    channels = channels_of(net, batch=(BATCH[0], targets), loss=F.mse_loss)
+    found = of_stem(importance("taylor", channels), channels)
+    torch.autograd.backward(F.mse_loss(net(BATCH[0]), targets))
+    assert net.stem.weight.grad is not None
+    by_hand = (net.stem.weight * net.stem.weight.grad).abs().flatten(1).sum(1)
+    torch.testing.assert_close(found.float(), by_hand.detach())
+
+
+def test_images_come_in_the_models_precision() -> None:
+    channels = channels_of(Net().double().eval(), batch=BATCH)
+    single = channels_of(Net().eval(), batch=BATCH)
+    torch.testing.assert_close(importance("taylor", channels), importance("taylor", single), rtol=1e-4, atol=1e-6)
+
+
+class Shared(nn.Module):
+    """One weight under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.a, self.b, self.head = (
+            nn.Conv2d(3, 6, 1),
+            nn.Conv2d(6, 6, 1),
+            nn.Conv2d(6, 6, 1),
+            nn.Linear(6, 5),
+        )
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.b(F.relu(self.a(self.stem(x)))).mean((2, 3)))
+
+
+def test_a_weight_of_two_names_has_its_gradient_under_both() -> None:
+    net = Shared().eval()
+    channels = channels_of(net, batch=BATCH)
+    found = channels.gradients("taylor")
+    torch.autograd.backward(F.cross_entropy(net(BATCH[0]), BATCH[1]))
+    for name in ("a.weight", "b.weight"):
+        torch.testing.assert_close(found[name].float(), net.a.weight.grad)
+    given = Channels(channels.traced, channels.coupling).gradients("taylor")
+    torch.testing.assert_close(given, found, rtol=1e-4, atol=1e-6)
+
+
+def spoiling(what: str) -> Any:
+    def score(channels: Channels) -> Tensor:
+        module, scores = channels.traced.module, channels.zeros()
+        if what == "weight":
+            module.get_parameter("stem.weight").data[3, 1] += 1e-6
+        elif what == "buffer":
+            module.get_buffer("norm.running_mean").add_(1e-6)
+        elif what == "mode":
+            module.get_submodule("norm").train()
+        elif what == "shape":
+            scores = scores[1:]
+        elif what == "type":
+            scores = scores.long()
+        else:
+            scores[2] = float(what)
+        return scores
+
+    return score
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("weight", InvariantError, r"changed the model that it measures: stem\.weight"),
+        ("buffer", InvariantError, r"changed the model that it measures: norm\.running_mean"),
+        ("mode", InvariantError, r"changed the model that it measures: the mode of 'norm'"),
+        ("shape", InvariantError, r"gave scores of shape \(16,\) in torch.float64 for 16 classes"),
+        ("type", InvariantError, r"in torch.int64"),
+        ("nan", InputError, "not numbers"),
+        ("inf", InputError, "not numbers"),
+    ],
+)
+def test_a_criterion_that_is_wrong_is_refused(
+    what: str, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = channels_of(Net().eval())
+    assert channels.coupling.class_count == 16
+    monkeypatch.setattr(registry.Registry, "get", lambda *_, **__: Criterion(score=spoiling(what)))
+    with pytest.raises(error, match=message):
+        importance("spoiling", channels)

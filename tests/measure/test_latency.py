@@ -1,0 +1,72 @@
+"""Latencies: side by side, and clear about what cannot be measured."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from fxdistill.errors import InputError, ModelError
+from fxdistill.measure import latency as latency_of
+
+
+def linear_onnx(path: Path, *, size: int = 8) -> Path:
+    """``logits = input @ W`` for any batch."""
+    weight = onnx.numpy_helper.from_array(np.eye(size, dtype=np.float32), "weight")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["input", "weight"], ["logits"])], "linear",
+        [onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["batch", size])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", size])], [weight],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save_model(model, path)
+    return path
+
+
+def test_latencies_are_measured_side_by_side(tmp_path: Path) -> None:
+    paths = {"small": linear_onnx(tmp_path / "small.onnx"), "large": linear_onnx(tmp_path / "large.onnx")}
+    found = latency_of.interleaved_latency(paths, (2, 8), repeats=20, warmup=2)
+    assert list(found) == ["small", "large"]
+    for latency in found.values():
+        assert 0 < latency.p10 <= latency.median_ms <= latency.p90 < 1000
+        assert latency.provider == "CPUExecutionProvider"
+    assert latency_of.onnx_latency(paths["small"], (1, 8), repeats=3).median_ms > 0
+
+
+def test_more_work_takes_longer(tmp_path: Path) -> None:
+    paths = {
+        "small": linear_onnx(tmp_path / "s.onnx", size=512),
+        "same": linear_onnx(tmp_path / "t.onnx", size=512),
+    }
+    found = latency_of.interleaved_latency({"small": paths["small"]}, (1, 512), repeats=10)
+    wide = latency_of.interleaved_latency({"same": paths["same"]}, (256, 512), repeats=10)
+    assert wide["same"].median_ms > found["small"].median_ms
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"provider": "NoSuchProvider"}, InputError, "no working NoSuchProvider(.|\n)*CPUExecutionProvider"),
+        ({"repeats": 0}, InputError, "at least one timed run"),
+        ({"input_shape": (1, 9)}, ModelError, "does not run on an input of shape"),
+        ({"path": Path("missing.onnx")}, ModelError, "cannot load the model"),
+    ],
+)
+def test_latency_errors(
+    tmp_path: Path,
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    call = {"path": linear_onnx(tmp_path / "x.onnx"), "input_shape": (1, 8), **change}
+    with pytest.raises(error, match=message):
+        latency_of.onnx_latency(**call)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"<html>")
+    with pytest.raises(ModelError, match="cannot load the model"):
+        latency_of.open_session(tmp_path / "x.onnx")

@@ -1,0 +1,75 @@
+"""Nouns do not import verbs: every import goes to the same layer or one below it, and none is hidden in a function.
+
+A layer is a folder of the package or a file at its top, in the order of the compiler: from what everything speaks to
+what the user speaks to. An exception has its reason beside it.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    "errors", "diagnostics", "files", "arguments", "registry", "models", "tasks", "operators", "losses", "plan", "ir",
+    "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "report", "cli",
+    "__main__",
+)  # fmt: skip
+SLOW = {
+    ("runtime/execute.py", "lightning_fabric"): "taken up only when everything has been found to fit",
+    ("runtime/log.py", "tensorboard"): "slow, and only runs write events",
+    ("measure", "onnx"): "slow", ("measure", "onnxruntime"): "slow",
+    ("data/sources", "sklearn"): "slow", ("data/sources", "torchvision"): "slow", ("data", "PIL"): "slow",
+    ("models.py", "torchvision"): "slow", ("passes/trace", "torchvision"): "slow, and rarely needed",
+    ("", "timm"): "optional", ("", "safetensors"): "optional",
+}  # fmt: skip
+"""Packages that are imported inside functions, by the beginning of the file's path."""
+FILES = sorted(
+    path for top in ("fxdistill", "passes") for path in (ROOT / top).rglob("*.py")
+    if ROOT / "fxdistill" / "passes" not in path.parents
+)  # fmt: skip
+
+
+def layer_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def place(path: Path) -> str:
+    """The file's path inside the package."""
+    relative = path.relative_to(ROOT)
+    return str(relative if relative.parts[0] == "passes" else relative.relative_to("fxdistill"))
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.ImportFrom) and node.module:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.name != "__init__.py" or p.parent.name != "fxdistill"], ids=place
+)
+def test_imports_go_down(path: Path) -> None:
+    own = LAYERS.index(place(path).split("/")[0].removesuffix(".py"))
+    for node in ast.walk(ast.parse(path.read_text())):
+        for module in imported(node):
+            if module.startswith("fxdistill."):
+                assert LAYERS.index(layer_of(module)) <= own, f"{place(path)}:{node.lineno} imports {module}"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_imports_stand_at_the_top(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for module in {name for function in functions for node in ast.walk(function) for name in imported(node)}:
+        if place(path).startswith("cli/") and module.startswith("fxdistill."):
+            continue  # a command imports what it needs, so that the others stay quick
+        allowed = [start for start, package in SLOW if module.split(".")[0] == package]
+        assert any(place(path).startswith(start) for start in allowed), f"{place(path)} imports {module} in a function"
+
+
+def test_every_layer_is_there() -> None:
+    found = {place(path).split("/")[0].removesuffix(".py") for path in FILES} - {"__init__"}
+    assert found == set(LAYERS)
