@@ -155,7 +155,10 @@ FILES: dict[str, tuple[Any, str, str]] = {
     "augmentation": (AUGMENTATIONS, "darken", AUGMENTATION),
     "operator": (OPERATORS, "sinc", OPERATOR),
 }
-SIZES: dict[str, dict[str, Any]] = {"teacher": {"widths": [16, 32, 64], "classes": 4}, "student": {"widths": [8, 16, 32], "classes": 4}}
+SIZES: dict[str, dict[str, Any]] = {
+    "teacher": {"widths": [16, 32, 64], "classes": 4},
+    "student": {"widths": [8, 16, 32], "classes": 4},
+}
 
 
 @pytest.fixture
