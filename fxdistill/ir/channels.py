@@ -163,4 +163,4 @@ def _add(scores: Tensor, labels: Tensor, entries: Tensor, dim: int, norm: Callab
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

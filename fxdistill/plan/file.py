@@ -81,7 +81,10 @@ def parse(data: object, *, where: str) -> Plan:
         return Plan.model_validate(data)
     except ValidationError as cause:
         first = cause.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the plan"
+        loc = first["loc"]
+        if loc[:1] == ("members",):  # behind a member's name pydantic names its kind, which is no field
+            loc = loc[:2] + loc[3:]
+        field = ".".join(map(str, loc)) or "the plan"
         more = f" (and {cause.error_count() - 1} more)" if cause.error_count() > 1 else ""
         raise PlanError(
             f"the plan is not valid: {first['msg'].removeprefix('Value error, ')}{more}",

@@ -69,7 +69,7 @@ def test_mistakes_and_help_import_nothing_heavy() -> None:
 
 
 def test_schema_is_that_of_plans() -> None:
-    assert "stages" in json.loads(call("schema"))["properties"]
+    assert "arms" in json.loads(call("schema"))["properties"]
 
 
 def test_plan_shows_pairs_and_is_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,12 +117,12 @@ def test_a_teacher_shrunken_from_a_file_can_be_run(tmp_path: Path) -> None:
     assert "random" not in call("shrink", source, "--keep", "0.5", "-o", small)
     planned = call("plan", small, student, *ALLOW, "--data", "digits", "--method", "kd", "--epochs", "1", "-o", plan)
     assert "random-teacher" not in planned
-    ref = load(Path(plan)).teacher
+    ref = load(Path(plan)).given("teacher")
     assert isinstance(preflight.load_model(ref, tmp_path, seed=0, trained=True), nn.Module)
 
 
 def test_show_a_plan_and_a_run(tmp_path: Path) -> None:
-    assert "control arm" in call("show", str(runs.plan_file()))
+    assert "control  trains student, without a teacher" in call("show", str(runs.plan_file()))
     assert re.search(r"student, distilled +\d+\.\d\d%", call("show", str(runs.finished())))
     unfinished = tmp_path / "run"
     unfinished.mkdir()

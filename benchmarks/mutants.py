@@ -1,0 +1,174 @@
+"""Plant faults in training, one at a time, and see that the tests notice each of them.
+
+python benchmarks/mutants.py [--jobs N] [--only TEXT]
+
+Each mutant of ``mutants.toml`` is a change of text in a copy of the package. The tests that should notice it run on
+that copy until one of them fails. Writes ``mutants.md`` where all were planted; exits with 1 if one survived. A mutant
+whose text is not there exactly once, or that does nothing but break the import or name something that is not there,
+proves nothing: the script then stops. About 10 s of processor time a mutant.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TRAINING = ("tests/runtime/test_training.py",)
+_COPIED = ("fxdistill", "passes", "tests", "pyproject.toml")
+_BROKEN = ("SyntaxError", "IndentationError", "NameError", "ImportError", "UnboundLocalError")
+_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: ``old`` becomes ``new`` in a file."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = TRAINING
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The test that noticed a mutant, '' where none did, and what it said."""
+
+    mutant: Mutant
+    test: str
+    reason: str
+    seconds: float
+
+
+def mutants() -> list[Mutant]:
+    """All mutants, in order."""
+    content = tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8"))
+    return [Mutant(**{**one, "tests": tuple(one.get("tests", TRAINING))}) for one in content["mutant"]]
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of the package and its tests in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="fxdistill-mutant-") as name:
+        folder = Path(name)
+        for entry in _COPIED:
+            source = ROOT / entry
+            if source.is_dir():
+                shutil.copytree(source, folder / entry, symlinks=True)
+            else:
+                shutil.copy2(source, folder / entry)
+        yield folder
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """Change the text; it must be there exactly once, and what comes out must still be Python."""
+    path = folder / mutant.file
+    before = path.read_text(encoding="utf-8")
+    if before.count(mutant.old) != 1:
+        sys.exit(f"'{mutant.name}': its text stands {before.count(mutant.old)} times in {mutant.file}, not once")
+    after = before.replace(mutant.old, mutant.new)
+    compile(after, str(path), "exec")
+    path.write_text(after, encoding="utf-8")
+
+
+def tested(folder: Path, tests: tuple[str, ...]) -> tuple[int, str, float]:
+    """Run tests on a copy until one fails; exit code, output, seconds."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "COLUMNS": "400"}
+    began = time.monotonic()
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=_SECONDS
+    )
+    return done.returncode, done.stdout + done.stderr, time.monotonic() - began
+
+
+def noticed(mutant: Mutant) -> Outcome:
+    """Plant one mutant and run its tests."""
+    with copied() as folder:
+        plant(mutant, folder)
+        code, output, seconds = tested(folder, mutant.tests)
+    if code == 0:
+        return Outcome(mutant, "", "", seconds)
+    found = re.search(r"^FAILED (\S+)(?: - (.*))?$", output, re.MULTILINE)
+    reason = (found[2] or "") if found else ""
+    if code != 1 or not found or reason.startswith(_BROKEN):
+        sys.exit(f"'{mutant.name}' does not run at all, which proves nothing:\n{output[-3000:]}")
+    return Outcome(mutant, found[1], reason, seconds)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The outcomes as Markdown."""
+    caught = sum(1 for one in outcomes if one.test)
+    rows = [
+        f"| {one.mutant.name} | `{one.mutant.file}` | {_shown(one)} | {one.seconds:.0f} |" for one in outcomes
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "# Planted faults in training",
+            "",
+            "Made by `python benchmarks/mutants.py`: each fault is planted alone in a copy of the package, and the",
+            "tests run until one fails. Seconds are wall-clock time up to there, start of Python and training of the",
+            "teacher included.",
+            "",
+            f"{caught} of {len(outcomes)} noticed.",
+            "",
+            "| fault | file | first test that fails | s |",
+            "| --- | --- | --- | ---: |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _shown(one: Outcome) -> str:
+    return f"`{one.test.rpartition('/')[2]}`" if one.test else "**none**"
+
+
+def run(chosen: list[Mutant], jobs: int) -> list[Outcome]:
+    """Plant mutants, several at a time, telling of each."""
+    outcomes = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for one in pool.map(noticed, chosen):
+            print(
+                f"{one.seconds:4.0f} s  {one.mutant.name:64} {one.test or 'SURVIVED'}  {one.reason[:100]}", flush=True
+            )
+            outcomes.append(one)
+    return outcomes
+
+
+def main() -> int:
+    """See the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at once")
+    parser.add_argument("--only", default="", help="a part of the names of those to plant")
+    given = parser.parse_args()
+    known = mutants()
+    with copied() as folder:
+        for mutant in known:
+            if (folder / mutant.file).read_text(encoding="utf-8").count(mutant.old) != 1:
+                plant(mutant, folder)  # says so, before the first of them has run
+        code, output, seconds = tested(folder, tuple(sorted({test for one in known for test in one.tests})))
+    if code:
+        sys.exit(f"the tests fail with nothing planted:\n{output[-3000:]}")
+    print(f"{seconds:4.0f} s  nothing planted")
+    outcomes = run([one for one in known if given.only in one.name], given.jobs)
+    if not given.only:
+        (ROOT / "benchmarks" / "mutants.md").write_text(table(outcomes), encoding="utf-8")
+    survived = [one.mutant.name for one in outcomes if not one.test]
+    print(f"{len(outcomes) - len(survived)} of {len(outcomes)} noticed", *survived, sep="\n")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
