@@ -46,13 +46,13 @@ class Registry(Generic[Entry]):
         kind: What they are, in messages: ``loss``.
         package: Our package with a file for each of them; the group of others' entry points has the same name.
         attribute: The attribute of each file that holds the thing.
-        entry: The class that each of them is an instance of.
+        entry: The class that each of them is an instance of; where only names are asked for, any.
     """
 
     kind: str
     package: str
     attribute: str
-    entry: type[Any]  # maybe an abstract one
+    entry: type[Any] = object  # maybe an abstract one
 
     def names(self) -> tuple[str, ...]:
         """All names, ours first, each kind in alphabetical order."""

@@ -98,7 +98,7 @@ def answers(*parts: nn.Module) -> list[Tensor]:
     ],
 )  # fmt: skip
 def test_a_loss_gets_what_it_reads_in_its_order(
-    add: Add, reads: tuple[str, ...], code: str, inputs: tuple[str]
+    add: Add, reads: tuple[str, ...], code: str, inputs: tuple[str, ...]
 ) -> None:
     names = ", ".join(port.replace(".", "_") for port in reads)
     add(
@@ -120,13 +120,13 @@ def test_a_loss_gets_what_it_reads_in_its_order(
     values = {f"{name}_logits": module(BATCH["images"]) for name, module in copies.items()}
     values |= {"student_tap": seen["student"], "teacher_tap": seen["teacher"][:, :3]}
     expected = eval(code, {}, {**values, **BATCH})
-    wanted = {name: BATCH[name] for name in inputs}
+    wanted = {field: BATCH[field] for field in inputs}
     assert program(wanted)[key].item() == pytest.approx(expected.item(), rel=1e-4)
     stage = specialize(program, "main")
     assert stage.inputs == inputs
     assert stage(wanted)[key].item() == pytest.approx(expected.item(), rel=1e-4)
     with pytest.raises(KeyError, match=inputs[-1]):
-        program({name: BATCH[name] for name in inputs[:-1]})
+        program({field: BATCH[field] for field in inputs[:-1]})
 
 
 def test_a_loss_of_one_role_needs_no_other_member(add: Add) -> None:

@@ -75,7 +75,7 @@ def test_graph_text_of_a_concatenation_that_keeps_of_both_parts() -> None:
         "teacher.body.two.0_folded_kept_2(teacher_body_one_2)",
         "teacher.body.two.2(teacher_body_two_0)",
         "index_select(teacher_body_one_2, adapters_keep_part_1)",
-        "cat(index_select_2, teacher_body_two_2)",
+        "cat(index_select_3, teacher_body_two_2)",
         "teacher.body.pool(teacher_cat)",
         "tap(teacher_body_pool)",
     ]
@@ -212,7 +212,7 @@ def test_ways_of_writing_things_stay_right(forward: Callable[[Any, Tensor], Any]
 )
 def test_a_slice_sinks_through_whatever_works_on_each_value(forward: Callable[[Any, Tensor], Any]) -> None:
     body = Body({name: nn.Conv2d(3, 8, 3, padding=1) for name in "abc"}, forward)
-    text = "\n".join(teacher_text(program_of(Classifier(body, 8), [0, 5]).stage("warm-up-1")))
+    text = "\n".join(teacher_text(specialize(program_of(Classifier(body, 8), [0, 5]), "warm-up-1")))
     assert "index_select" not in text
     assert "teacher.body.b_kept_2" in text
 
