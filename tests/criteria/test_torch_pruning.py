@@ -13,7 +13,7 @@ from torchvision import models
 
 from fxdistill.criteria import CRITERIA, importance
 from fxdistill.errors import InputError
-from fxdistill.ir.channels import Examples, Channels
+from fxdistill.ir.channels import Channels, Examples
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
 
