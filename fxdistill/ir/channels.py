@@ -20,7 +20,7 @@ from fxdistill.ir.coupling import Coupling, varying
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.running import buffers_kept, tensors_in
 
-Batch = tuple[Tensor, Tensor]
+Examples = tuple[Tensor, Tensor]
 """Images and targets."""
 
 
@@ -38,7 +38,7 @@ class Channels:
 
     traced: Traced
     coupling: Coupling
-    batch: Batch | None = None
+    batch: Examples | None = None
     seed: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
 
@@ -112,7 +112,7 @@ class Channels:
                 squares[name] = squares.get(name, torch.zeros_like(gradient)) + gradient.square()
         return {name: total / len(images) for name, total in squares.items()}
 
-    def examples(self, criterion: str) -> Batch:
+    def examples(self, criterion: str) -> Examples:
         """The batch, images in the precision of the model and on its device.
 
         Args:

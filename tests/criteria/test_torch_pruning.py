@@ -13,7 +13,7 @@ from torchvision import models
 
 from fxdistill.criteria import CRITERIA, importance
 from fxdistill.errors import InputError
-from fxdistill.ir.channels import Batch, Channels
+from fxdistill.ir.channels import Channels, Examples
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
 
@@ -48,12 +48,12 @@ def densenet() -> Any:
     return models.DenseNet(8, (2, 2), 16, num_classes=5)
 
 
-def batch_of(count: int = 4) -> Batch:
+def batch_of(count: int = 4) -> Examples:
     generator = torch.Generator().manual_seed(2)
     return torch.randn(count, *IMAGE[1:], generator=generator), torch.arange(count) % 5
 
 
-def channels_of(net: nn.Module, batch: Batch | None = None, seed: int = 0) -> Channels:
+def channels_of(net: nn.Module, batch: Examples | None = None, seed: int = 0) -> Channels:
     traced = Trace((2, *batch[0].shape[1:]) if batch is not None else IMAGE)(net).value
     return Channels(traced, Couple()(traced).value, batch=batch, seed=seed)
 
@@ -68,7 +68,7 @@ def theirs(net: nn.Module, measure: Any) -> Iterator[tuple[str, Tensor]]:
             yield names[group[0].dep.target.module], scores
 
 
-def compare(net: nn.Module, criterion: str, measure: Any, *, groups: int, batch: Batch | None = None) -> None:
+def compare(net: nn.Module, criterion: str, measure: Any, *, groups: int, batch: Examples | None = None) -> None:
     """Ours and theirs for each group; both divide by the mean of a group, so that nothing is left to normalise."""
     channels = channels_of(net, batch)
     ours, found = importance(criterion, channels), dict(theirs(net, measure))

@@ -1,6 +1,7 @@
 """Whether training is right: every step, laid beside a loop written by hand, and what comes out in the end."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -42,8 +43,8 @@ def trained(seed: int, arm: str) -> dict[str, Tensor]:
     return next(step.weights for step in reversed(recorded.finished().steps) if step.trial == Trial(seed, arm))
 
 
-def compiled(name: str, kwargs: dict[str, Any], observer: Observer, *, batch: int = 64, **options: Any) -> Plan:
-    """Compile a plan for the teacher and a convolutional student, and run it."""
+def compiled(name: str, kwargs: dict[str, Any], *, batch: int = 64, **options: Any) -> Plan:
+    """Write the compiler's plan for the teacher and a convolutional student."""
     teacher, folder = by_hand.trained_teacher(), by_hand.folder()
     data = defaults("digits", dataset=by_hand.digits(), batch_size=batch)
     plan = pipeline.compile(
@@ -53,10 +54,16 @@ def compiled(name: str, kwargs: dict[str, Any], observer: Observer, *, batch: in
         student_ref=ModelRef(path=None, sha256=None, factory=CONVNET, kwargs=kwargs),
     )  # fmt: skip
     write_text(folder / f"{name}.json", plan.to_json())
+    return plan
+
+
+def carried_out(name: str, observer: Observer | None = None, *, resume: bool = False) -> Path:
+    """Run a plan that was written; where the run lies."""
+    folder = by_hand.folder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
-        execute(folder / f"{name}.json", folder / name, by_hand.CPU, observer)
-    return plan
+        execute(folder / f"{name}.json", folder / name, dataclasses.replace(by_hand.CPU, resume=resume), observer)
+    return folder / name
 
 
 # Every step
@@ -227,28 +234,30 @@ def test_the_exported_file_answers_as_the_kept_student_does() -> None:
 
 
 def test_the_student_learns_from_the_auxiliary_as_its_training_left_it() -> None:
+    """In one go, and in a run that is stopped in between and loads it again."""
     kwargs: dict[str, Any] = {"widths": [4, 8], "hidden": 16}
-    losses: dict[str, float] = {}
+    seen: list[float] = []
 
     def watch(trial: Trial, now: Progress, _metrics: dict[str, float]) -> None:
         if (trial.name, now.position) == ("distilled", Position(0, 0, 1)):
-            losses.update(now.losses)
+            seen.append(now.losses["kd"])
+            if len(seen) == 1:
+                raise KeyboardInterrupt
 
-    plan = compiled("auxiliary", kwargs, Observer(on_progress=watch), method="kd", align="shrink", epochs=1, batch=256)
-    out, made = by_hand.folder() / "auxiliary", plan.members["auxiliary"]
+    made = compiled("auxiliary", kwargs, method="kd", align="shrink", epochs=1, batch=256).members["auxiliary"]
+    with pytest.raises(KeyboardInterrupt):
+        carried_out("auxiliary", Observer(on_progress=watch))
+    out = carried_out("auxiliary", Observer(on_progress=watch), resume=True)
     assert isinstance(made, Shrunken)
-    auxiliary, student = (
-        make(made, by_hand.trained_teacher(), input_shape=by_hand.SHAPE),
-        build(CONVNET, kwargs, seed=0),
-    )
-    before = copy.deepcopy(auxiliary.state_dict())
+    auxiliary = make(made, by_hand.trained_teacher(), input_shape=by_hand.SHAPE)
+    before, student = copy.deepcopy(auxiliary.state_dict()), build(CONVNET, kwargs, seed=0)
     auxiliary.load_state_dict(torch.load(out / "auxiliary.pt", weights_only=True))
     assert not torch.equal(before["classifier.weight"], auxiliary.state_dict()["classifier.weight"])
     data = by_hand.digits()
     batch = next(batches(data.train, 256, mean=data.mean, std=data.std, shuffle=True))
     with torch.no_grad():
         p, q = ((m(batch["images"]) / 4.0).softmax(1) for m in (auxiliary.eval(), student.train()))
-    assert losses["kd"] == pytest.approx(16 * (p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
+    assert seen == pytest.approx([16 * (p * (p / q).log()).sum(1).mean().item()] * 2, rel=1e-4)
 
 
 # Whether anything is learned
@@ -257,8 +266,8 @@ def test_the_student_learns_from_the_auxiliary_as_its_training_left_it() -> None
 @functools.cache
 def learned() -> Path:
     """A run for a few epochs."""
-    compiled("learned", {"widths": [8, 16], "hidden": 32}, Observer(), method="indistill", align="slice", epochs=8)
-    return by_hand.folder() / "learned"
+    compiled("learned", {"widths": [8, 16], "hidden": 32}, epochs=8)
+    return carried_out("learned")
 
 
 def test_a_teacher_is_trained() -> None:
