@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from fxdistill.cli.commands import app
 from fxdistill.measure import onnx_file
-from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.bundle import save
+from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 
@@ -89,9 +89,7 @@ def model(path: Path, **kwargs: Any) -> str:
 def arrays(path: Path, labels: Any, *, images: Any = None) -> str:
     """Data of 64 training and 32 test images 8x8 with these 96 labels; its spec."""
     images = np.random.default_rng(0).random((96, 8, 8), dtype=np.float32) if images is None else images
-    np.savez(
-        path, train_images=images[:64], train_labels=labels[:64], test_images=images[64:], test_labels=labels[64:]
-    )
+    np.savez(path, train_images=images[:64], train_labels=labels[:64], test_images=images[64:], test_labels=labels[64:])
     return f"npz:{path}"
 
 

@@ -31,12 +31,14 @@ class Seen:
         shape: Shape of a batch.
         entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
         batch: Images and labels for criteria that read data; None without data.
+        remarks: What there is to say about that.
     """
 
     data: DataPlan
     shape: tuple[int, ...]
     entries: tuple[str, str]
     batch: tuple[Tensor, Tensor] | None = None
+    remarks: tuple[Diagnostic, ...] = ()
 
 
 def look(
@@ -75,7 +77,18 @@ def look(
     ]
     data = made.changed(spec=places.relative_data(spec, plan), train_size=len(dataset.train))
     first = first_batch(dataset)
-    return Seen(data, shape, (found[0], found[1]), (first["images"], first["labels"]))
+    return Seen(
+        data, shape, (found[0].entry, found[1].entry), (first["images"], first["labels"]),
+        tuple(_undecided(name, one) for name, one in zip(("teacher", "student"), found, strict=True) if one.rivals),
+    )  # fmt: skip
+
+
+def _undecided(name: str, found: preflight.Fit) -> Diagnostic:
+    return Diagnostic(
+        code="which-output", severity="warning", where=name,
+        why=f"its output {found.entry} is taken for the prediction; {', '.join(found.rivals)} would do as well",
+        hint=f"if it is another one, name it: --{name}-output {found.rivals[0]}",
+    )  # fmt: skip
 
 
 def write(
@@ -94,7 +107,7 @@ def write(
         teacher_ref=reference(teacher, output).changed(output=seen.entries[0]),
         student_ref=reference(student, output).changed(output=seen.entries[1]),
     )  # fmt: skip
-    made = made.changed(diagnostics=[*remarks(teacher, student), *made.diagnostics])
+    made = made.changed(diagnostics=[*remarks(teacher, student), *seen.remarks, *made.diagnostics])
     write_text(output, made.to_json())
     return made, passes
 

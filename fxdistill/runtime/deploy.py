@@ -210,7 +210,7 @@ def find(
         return Found(module, wanted, None, given.input_shape, "", {})
     dataset = load_data(data, task=wanted, input_shape=given.input_shape, allow=allow)
     shape = (1, *dataset.image_shape)
-    entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data)
+    entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data).entry
     return Found(module, wanted, dataset, shape, entry, {})
 
 

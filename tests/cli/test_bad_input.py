@@ -248,7 +248,10 @@ def test_a_plan_cannot_have_a_pickle_opened(folder: Path) -> None:
     with (folder / "bomb.pt").open("wb") as file:
         pickle.dump(_Bomb(str(folder / "harm")), file)
     digest = file_sha256(folder / "bomb.pt")
-    _edit(folder, lambda p: p["members"]["teacher"].update(path="bomb.pt", sha256=digest, factory=None, kwargs={}, trusted=True))
+    _edit(
+        folder,
+        lambda p: p["members"]["teacher"].update(path="bomb.pt", sha256=digest, factory=None, kwargs={}, trusted=True),
+    )
     assert "--trust-pickle" in refused(folder, "run", "plan.json", "-o", "r", *ALLOW)
     assert not (folder / "harm").exists()
 

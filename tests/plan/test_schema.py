@@ -231,7 +231,7 @@ def test_removing_a_pair_names_everything_that_still_refers_to_it_at_once() -> N
     made = changed("pairs", [])
     made["kept"] = []
     made["arms"][0]["stages"][1]["losses"].append({"loss": "mse", "pair": "pair"})
-    with pytest.raises(PlanError, match="stage 'warm-up-1' names the pair 'pair'.*; stage 'main' names the pair"):
+    with pytest.raises(PlanError, match=r"stage 'warm-up-1' names the pair 'pair'.*; stage 'main' names the pair"):
         file.parse(made, where="p")
 
 
