@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fxdistill.compiler import auxiliary, shown
@@ -36,6 +37,7 @@ from fxdistill.passes.schedule import Schedule
 from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import VERSION, Plan
+from fxdistill.plan.file import invalid
 from fxdistill.plan.schema import (
     Arm,
     Control,
@@ -203,7 +205,10 @@ def _schedule(c: Compilation, passes: PassManager) -> Compilation:
         tuned: tuple[Stage, ...] = passes.run(Schedule("kd"), own)
         arms.insert(0, Arm(name=AUXILIARY, trains=[AUXILIARY], stages=[tuned[-1].changed(name="fine-tune")], once=True))
     c = replace(c, arms=tuple(arms))
-    return replace(c, plan=_planned(c))
+    try:
+        return replace(c, plan=_planned(c))
+    except ValidationError as cause:  # numbers that a user may give each, and not together
+        raise invalid(cause, where="the options", hint="give other numbers") from cause
 
 
 def _instrument(c: Compilation, passes: PassManager) -> Compilation:

@@ -110,5 +110,3 @@ def test_a_task_without_a_loss_of_its_own_takes_kd_alone(tmp_path: Path) -> None
     teacher, student = {"widths": [8, 16], "outputs": 6}, {"outputs": 6}
     plan = jobs.planned(tmp_path, teacher, student, "--data", spec, "--task", "retrieval", "--method", "kd")
     assert [(term.loss, term.weight) for term in plan.arm("distilled").stages[0].losses] == [("kd", 1.0)]
-
-
