@@ -8,12 +8,13 @@ A :class:`Compilation` is what is known so far; a step reads it, runs passes, an
 its steps, and ``PIPELINE`` says what each name does and how what it made is shown.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fxdistill.compiler import auxiliary, shown
@@ -21,7 +22,7 @@ from fxdistill.compiler.options import Options
 from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.compiler.versions import versions
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError, PairingError
+from fxdistill.errors import InputError, ModelError, PairingError
 from fxdistill.ir import outputs
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling
@@ -37,6 +38,7 @@ from fxdistill.passes.schedule import Schedule
 from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import VERSION, Plan
+from fxdistill.plan.file import invalid
 from fxdistill.plan.schema import (
     Arm,
     Control,
@@ -121,7 +123,19 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
     known = traced[STUDENT]
     student = Trace(shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
+    for name, one in traced.items():
+        _has_entries(name, (one, trainable[name]) if name in trainable else (one,))
     return replace(c, traced=traced, trainable=trainable, remarks=tuple(_several_outputs(traced)))
+
+
+def _has_entries(name: str, traced: Sequence[Traced]) -> None:
+    """Refuse an entry that is named of an output which is none other than the prediction, in every mode."""
+    entry = traced[0].entry
+    if entry and all([place for place, _ in outputs.entries(one.output_value)] == [""] for one in traced):
+        raise ModelError(
+            f"the {name} returns one tensor, and no entry '{entry}'", where=f"entry {entry}",
+            hint=f"leave out --{name}-output",
+        )  # fmt: skip
 
 
 def _several_outputs(traced: Mapping[str, Traced]) -> Iterator[Diagnostic]:
@@ -192,7 +206,10 @@ def _schedule(c: Compilation, passes: PassManager) -> Compilation:
         tuned: tuple[Stage, ...] = passes.run(Schedule("kd"), own)
         arms.insert(0, Arm(name=AUXILIARY, trains=[AUXILIARY], stages=[tuned[-1].changed(name="fine-tune")], once=True))
     c = replace(c, arms=tuple(arms))
-    return replace(c, plan=_planned(c))
+    try:
+        return replace(c, plan=_planned(c))
+    except ValidationError as cause:  # numbers that a user may give each, and not together
+        raise invalid(cause, where="the options", hint="give other numbers") from cause
 
 
 def _instrument(c: Compilation, passes: PassManager) -> Compilation:

@@ -36,6 +36,7 @@ _OLDEST_OPSET = 11  # before it, operators lack what current models use
 _EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 _LARGEST_FILE = 2**31 - 2**24  # protobuf's limit of 2 GiB, less room for the graph
 _TRIAL_BATCHES = (1, 3)
+_DUMP = "_jit_onnx_log"  # of torch: prints a whole graph, past Python's streams, where the second exporter fails
 _TRIAL_TOLERANCE = 1e-3  # relative: tells a wrong graph from rounding; precision is the gate's business
 
 
@@ -203,7 +204,8 @@ def _deployable(module: nn.Module, input_shape: tuple[int, ...], entry: str) -> 
                 where=type(module).__name__,
                 hint="give the shape that the model was made for; exported models must take any batch size",
             ) from cause
-    return source if isinstance(output, Tensor) else _Prediction(source, entry)
+    # the second exporter puts back the mode that it finds at the top, in every layer
+    return source if isinstance(output, Tensor) else _Prediction(source, entry).eval()
 
 
 def _draft(
@@ -294,10 +296,15 @@ def _bytes(module: nn.Module) -> int:
 def _quiet() -> Iterator[None]:
     """Without the exporters' progress lines, warnings and logging."""
     before, sink = logging.root.manager.disable, io.StringIO()
+    dump = getattr(torch._C, _DUMP, None)  # noqa: SLF001  # its switch is on, whatever one sets
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
+            if dump is not None:
+                setattr(torch._C, _DUMP, lambda *_: None)  # noqa: SLF001
             yield
     finally:
+        if dump is not None:
+            setattr(torch._C, _DUMP, dump)  # noqa: SLF001
         logging.disable(before)

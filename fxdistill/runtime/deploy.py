@@ -4,7 +4,7 @@ What ``fxdistill shrink``, ``fxdistill eval`` and ``fxdistill export`` do, with 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_data
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.files import file_sha256
 from fxdistill.ir.contract import PassManager
@@ -170,7 +171,13 @@ def shrink(
         bundle.save_shrunken(
             made, path, factory=known, kwargs=found.kwargs, before=found.recipe, random_weights=found.random_weights
         )
-    return made
+    if not found.random_weights:
+        return made
+    remark = Diagnostic(
+        code="random-weights", severity="warning", where=str(model),
+        why="these are random weights: as a teacher the file cannot be run", hint="shrink a file of a trained model",
+    )  # fmt: skip
+    return replace(made, diagnostics=(*made.diagnostics, remark))
 
 
 def _given(
@@ -204,7 +211,7 @@ def find(
         return Found(module, wanted, None, given.input_shape, "", {})
     dataset = load_data(data, task=wanted, input_shape=given.input_shape, allow=allow)
     shape = (1, *dataset.image_shape)
-    entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data)
+    entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data).entry
     return Found(module, wanted, dataset, shape, entry, {})
 
 

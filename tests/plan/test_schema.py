@@ -131,6 +131,7 @@ def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
         ("data.augmentation", ["crop:-1"], "data", "greater than 0; write crop:PADDING"),
         ("arms.0.stages.0.optimizer.momentum", 0.9, "arms.0.stages.0.optimizer", "'adam' takes no momentum"),
         ("control.optimizer.momentum", 0.9, "control.optimizer", "'adam' takes no momentum"),
+        ("arms.0.stages.1.epochs", 10**6, "the plan", "would train for 1000001 epochs, as the arm 'distilled' does"),
         ("control.of", "distiled", "the plan", "stands beside the arm 'distiled', which the plan has not"),
         ("control.losses.0", {"loss": "kd"}, "the plan", "trains without a teacher, and its loss 'kd' needs one"),
         ("control.losses.0.student", "teacher", "the plan", "reads 'teacher', which it does not train"),
@@ -231,7 +232,7 @@ def test_removing_a_pair_names_everything_that_still_refers_to_it_at_once() -> N
     made = changed("pairs", [])
     made["kept"] = []
     made["arms"][0]["stages"][1]["losses"].append({"loss": "mse", "pair": "pair"})
-    with pytest.raises(PlanError, match="stage 'warm-up-1' names the pair 'pair'.*; stage 'main' names the pair"):
+    with pytest.raises(PlanError, match=r"stage 'warm-up-1' names the pair 'pair'.*; stage 'main' names the pair"):
         file.parse(made, where="p")
 
 
