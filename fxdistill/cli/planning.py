@@ -31,12 +31,11 @@ class Seen:
         data: The data's part of the plan.
         shape: Shape of a batch.
         entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
-<<<<<<< HEAD
         batch: Images and labels, where the criterion reads data and there is some.
-=======
+    =======
         batch: Images and labels for criteria that read data; None without data.
         remarks: What there is to say about that.
->>>>>>> tests-runs
+    >>>>>>> tests-runs
     """
 
     data: DataPlan
@@ -82,14 +81,10 @@ def look(
         for loaded, entry in zip(models, entries, strict=True)
     ]
     data = made.changed(spec=places.relative_data(spec, plan), train_size=len(dataset.train))
-<<<<<<< HEAD
     first = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
     examples = (first["images"], first["labels"]) if first is not None else None
-    return Seen(data, shape, (found[0], found[1]), examples)
-=======
-    first = first_batch(dataset)
     return Seen(
-        data, shape, (found[0].entry, found[1].entry), (first["images"], first["labels"]),
+        data, shape, (found[0].entry, found[1].entry), examples,
         tuple(_undecided(name, one) for name, one in zip(("teacher", "student"), found, strict=True) if one.rivals),
     )  # fmt: skip
 
@@ -100,7 +95,6 @@ def _undecided(name: str, found: preflight.Fit) -> Diagnostic:
         why=f"its output {found.entry} is taken for the prediction; {', '.join(found.rivals)} would do as well",
         hint=f"if it is another one, name it: --{name}-output {found.rivals[0]}",
     )  # fmt: skip
->>>>>>> tests-runs
 
 
 def write(
