@@ -1,7 +1,7 @@
 """A distillation of two small networks on digits, as a plan and again as a loop written by hand in plain torch.
 
 The loop shares with the package the order of the batches and nothing else: it has forward passes, taps, losses,
-learning rates and optimisers of its own. A run of the plan is recorded step by step, so that both can be laid side by side.
+learning rates and optimisers of its own. What a run of the plan does, step by step, records ``tests.recorded``.
 """
 
 import copy
@@ -9,23 +9,19 @@ import functools
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fxdistill.compiler.build import build_arm
 from fxdistill.data.batches import Batch, batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import defaults, load
-from fxdistill.files import file_sha256, write_text
-from fxdistill.measure import onnx_file
+from fxdistill.files import file_sha256
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import VERSION, Plan
@@ -42,10 +38,8 @@ from fxdistill.plan.schema import (
     Stage,
     Tap,
 )  # fmt: skip
-from fxdistill.runtime import preflight
-from fxdistill.runtime.arms import Observer, Trial
-from fxdistill.runtime.execute import Settings, execute
-from fxdistill.runtime.loop import Loop, Position, Progress
+from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.loop import Loop, Position
 from fxdistill.tasks import TASKS
 
 TEACHER: tuple[str, dict[str, Any]] = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
@@ -57,7 +51,8 @@ SEEDS = (3, 8)
 STAGES = ("warm-up-1", "warm-up-2", "main", "control")
 KEPT = [1, 2, 4, 7]  # not the first four
 EARLY, LATE = "layers.layer1.0.bn2", "layers.layer2.0.bn2"  # both are overwritten in place by the addition that follows
-BATCH, AUGMENTATION, TEMPERATURE = 256, ["crop:1"], 3.0  # five steps an epoch
+BATCH, STEPS = 256, 5  # steps an epoch
+AUGMENTATION, TEMPERATURE = ["crop:1"], 3.0
 WEIGHTS = {"late": 0.5, "cross-entropy": 0.9, "kd": 0.1, "early": 0.3}
 _TEACHER_EPOCHS = 8
 
@@ -158,7 +153,7 @@ def _pair(name: str, path: str, width: int, own: str, own_width: int, size: int,
     return Pair(name=name, teacher=teacher, student=student_, score=1.0, runner_up=None, why=[], align=align)
 
 
-# A run, recorded
+# By hand
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -167,87 +162,6 @@ def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def gradients(named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     return copied({name: p.grad for name, p in named.items() if p.grad is not None})
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step of training left behind: losses are means over the epoch so far."""
-
-    trial: Trial
-    stage: str
-    rate: float
-    fresh: bool
-    losses: dict[str, float]
-    gradients: dict[str, Tensor]
-    weights: dict[str, Tensor]
-
-
-@dataclass
-class Record:
-    """A run in full: its steps, the parameters before the first one of each trial, the members, what came out."""
-
-    out: Path
-    steps: list[Step] = field(default_factory=list)
-    starts: dict[Trial, dict[str, Tensor]] = field(default_factory=dict)
-    members: dict[str, nn.Module] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
-
-    def of(self, seed: int, stage: str) -> list[Step]:
-        return [step for step in self.steps if (step.trial.seed, step.stage) == (seed, stage)]
-
-
-def run(out: Path, settings: Settings = CPU, *, stop: Callable[[Progress], bool] = lambda _: False) -> Record:
-    """Execute the plan, with the quicker of the two exporters."""
-    write_text(folder() / "plan.json", plan().to_json())
-    record, load_model = Record(out), preflight.load_model
-    last: dict[str, Any] = {}
-
-    def loaded(ref: ModelRef, *arguments: Any, **options: Any) -> nn.Module:
-        module = load_model(ref, *arguments, **options)
-        record.members.setdefault("student" if ref.path is None else "teacher", module)
-        return module
-
-    def weights(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        module = record.members["student"]
-        own = {id(p) for p in module.parameters()}
-        other = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in own]
-        return copied(module.state_dict()) | copied({f"projection{i}": p for i, p in enumerate(other)})
-
-    def before(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        named = dict(record.members["student"].named_parameters())
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        found = gradients({name: p for name, p in named.items() if id(p) in held})
-        last.update(fresh=not optimizer.state, gradients=found, before=copied(named))
-
-    def after(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        last.update(rate=optimizer.param_groups[0]["lr"], weights=weights(optimizer))
-
-    def progress(trial: Trial, now: Progress, _metrics: dict[str, float]) -> None:
-        if now.position.step:
-            record.starts.setdefault(trial, last["before"])
-            kept = {name: last[name] for name in ("rate", "fresh", "gradients", "weights")}
-            record.steps.append(Step(trial, now.stage.name, losses=now.losses, **kept))
-        if stop(now):
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
-        patch.setattr(preflight, "load_model", loaded)
-        hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
-        try:
-            record.result = execute(folder() / "plan.json", out, settings, Observer(on_progress=progress))
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return record
-
-
-@functools.cache
-def finished() -> Record:
-    return run(folder() / "run")
-
-
-# By hand
 
 
 def teacher_values(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -310,7 +224,7 @@ class Hand:
             "control": (self.control, [1.0], 6, 3e-3, True, torch.optim.AdamW(student, weight_decay=0.1)),
         }[stage]  # fmt: skip
         self.student.train()
-        done, steps = 0, epochs * 5
+        done, steps = 0, epochs * STEPS
         for _ in range(epochs):
             for step, batch in enumerate(training_batches(self.seed, self.epoch)):
                 now = rate * (1 + math.cos(math.pi * done / steps)) / 2 if cosine else rate

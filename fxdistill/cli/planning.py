@@ -9,6 +9,7 @@ from torch import Tensor
 from fxdistill.cli import values
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
+from fxdistill.criteria import CRITERIA
 from fxdistill.data import places
 from fxdistill.data.batches import first_batch
 from fxdistill.data.load import check_input, defaults, load
@@ -30,7 +31,7 @@ class Seen:
         data: The data's part of the plan.
         shape: Shape of a batch.
         entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
-        batch: Images and labels for criteria that read data; None without data.
+        batch: Images and labels, where the criterion reads data and there is some.
         remarks: What there is to say about that.
     """
 
@@ -43,7 +44,7 @@ class Seen:
 
 def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Sequence[LoadedModel], *, task: str,
-    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None],
+    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
 ) -> Seen:  # fmt: skip
     """Look at the data and at what the models answer to its shape.
 
@@ -56,6 +57,7 @@ def look(
         batch_size: Images a training step.
         allow: Modules whose factories may be called.
         entries: Of each model which entry of its output the user names; None to find it.
+        criterion: The criterion, which may read data.
 
     Raises:
         DataError: The data is not there, or not of that shape.
@@ -76,9 +78,10 @@ def look(
         for loaded, entry in zip(models, entries, strict=True)
     ]
     data = made.changed(spec=places.relative_data(spec, plan), train_size=len(dataset.train))
-    first = first_batch(dataset)
+    first = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
+    examples = (first["images"], first["labels"]) if first is not None else None
     return Seen(
-        data, shape, (found[0].entry, found[1].entry), (first["images"], first["labels"]),
+        data, shape, (found[0].entry, found[1].entry), examples,
         tuple(_undecided(name, one) for name, one in zip(("teacher", "student"), found, strict=True) if one.rivals),
     )  # fmt: skip
 

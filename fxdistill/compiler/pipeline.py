@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fxdistill.compiler import auxiliary, shown
 from fxdistill.compiler.options import Options
+from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.compiler.versions import versions
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, PairingError
@@ -172,7 +173,7 @@ def _prune(c: Compilation, passes: PassManager) -> Compilation:
     if c.options.align == "shrink":
         return c
     prune = Prune(criterion=c.options.criterion or c.method.criterion, seed=c.options.seed)
-    source = PruneSource(c.traced[TEACHER], c.coupling[TEACHER], c.pairs, c.batch)
+    source = PruneSource(c.traced[TEACHER], c.coupling[TEACHER], c.pairs, c.batch, supervised_loss(c.task))
     return replace(c, kept=passes.run(prune, source))
 
 
@@ -181,8 +182,8 @@ def _shrink(c: Compilation, passes: PassManager) -> Compilation:
         return c
     proposal = auxiliary.propose(
         c.models[TEACHER], c.pairs, input_shape=c.options.input_shape, keep=c.options.keep,
-        criterion=c.options.criterion or c.method.criterion, batch=c.batch, seed=c.options.seed, passes=passes,
-        of=TEACHER, name=AUXILIARY,
+        criterion=c.options.criterion or c.method.criterion, batch=c.batch, loss=supervised_loss(c.task),
+        seed=c.options.seed, passes=passes, of=TEACHER, name=AUXILIARY,
     )  # fmt: skip
     return replace(
         c, made={AUXILIARY: proposal.shrunken}, traced={**c.traced, AUXILIARY: proposal.traced}, pairs=proposal.pairs,

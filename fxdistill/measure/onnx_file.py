@@ -15,9 +15,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
+import onnx
 import torch
+from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from fxdistill import files
@@ -26,9 +28,6 @@ from fxdistill.ir.outputs import prediction
 from fxdistill.measure.gate import Parity, frozen, gate, logits, measure, reason
 from fxdistill.measure.latency import open_session
 from fxdistill.tasks import Task
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
 
 Exporter = Literal["dynamo", "torchscript"]
 
@@ -180,8 +179,6 @@ def check_opset(opset: int) -> None:
     Raises:
         PlanError: It is one.
     """
-    import onnx  # noqa: PLC0415 - slow
-
     newest = onnx.defs.onnx_opset_version()
     if not _OLDEST_OPSET <= opset <= newest:
         raise PlanError(
@@ -234,9 +231,7 @@ def _draft(
     )
 
 
-def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) -> "ModelProto":
-    import onnx  # noqa: PLC0415 - slow
-
+def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) -> ModelProto:
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": opset}
     try:
         with _quiet():
@@ -256,15 +251,13 @@ def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) 
     return proto
 
 
-def _save(proto: "ModelProto", draft: Path, metadata: Mapping[str, str], *, external: bool) -> None:
-    import onnx  # noqa: PLC0415 - slow
-
+def _save(proto: ModelProto, draft: Path, metadata: Mapping[str, str], *, external: bool) -> None:
     _strip(proto.graph)
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
     onnx.save_model(proto, draft, save_as_external_data=external, location=_weights_beside(draft).name)
 
 
-def _strip(graph: "GraphProto") -> None:
+def _strip(graph: GraphProto) -> None:
     """Drop what exporters note down about the machine: stack traces with its paths."""
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
@@ -279,8 +272,6 @@ def _strip(graph: "GraphProto") -> None:
 
 def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> None:
     """Raise ModelError unless the file is valid and follows the module at several batch sizes."""
-    import onnx  # noqa: PLC0415 - slow
-
     try:
         onnx.checker.check_model(draft, full_check=True)
     except Exception as cause:  # the checker and shape inference have errors of their own, without a common base

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from fxdistill.arguments import Arguments
+from fxdistill.data import augmentations
 from fxdistill.errors import InputError
 from fxdistill.losses import LOSSES, Loss
-from fxdistill.registry import GROUPS, Registry, suggestion
+from fxdistill.registry import suggestion
 
 Align = Literal["slice", "shrink", "project"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -22,8 +23,6 @@ Name = Annotated[str, Field(min_length=1)]
 MemberName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=60)]
 _FORM: dict[str, tuple[int, int]] = {"nchw": (4, 1), "nhwc": (4, 3), "tokens": (3, 2), "features": (2, 1)}
 """Number of dimensions and the channels' dimension of each layout."""
-_AUGMENTATIONS: Registry[Any] = Registry("augmentation", GROUPS["augmentation"], "AUGMENTATION")
-"""That of the data, which stands above plans: here names are checked, not used."""
 
 
 class Part(BaseModel):
@@ -119,8 +118,7 @@ class DataPlan(Part):
     @model_validator(mode="after")
     def _augmentation_is_known(self) -> Self:
         try:
-            for text in self.augmentation:
-                _AUGMENTATIONS.get(text.partition(":")[0]).named(text)
+            augmentations.check(self.augmentation)
         except InputError as cause:
             raise ValueError(f"{cause.what}; {cause.hint}") from cause
         return self

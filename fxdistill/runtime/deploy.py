@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
+from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
+from fxdistill.criteria import CRITERIA
 from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
@@ -159,11 +160,11 @@ def shrink(
     found = _given(model, factory=factory, args=args, seed=seed, allow=allow, trust_pickle=trust_pickle)
     dataset = None if data is None else load_data(data, task=task, input_shape=input_shape, allow=allow)
     image = (1, *dataset.image_shape) if dataset is not None else None
-    first = None if dataset is None else first_batch(dataset)
+    first = first_batch(dataset) if dataset is not None and CRITERIA.get(by).needs_batch else None
     made = shrink_model(
         found.module, input_shape=input_shape or found.input_shape or image or DEFAULT_SHAPE, keep=keep, criterion=by,
         round_to=round_to, protect=protect, only=only, seed=seed, passes=passes,
-        batch=None if first is None else (first["images"], first["labels"]),
+        batch=None if first is None else (first["images"], first["labels"]), loss=supervised_loss(TASKS.get(task)),
     )  # fmt: skip
     if path is not None:
         known = None if allow else found.factory  # only a factory that is called unasked can be replayed

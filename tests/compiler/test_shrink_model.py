@@ -34,7 +34,7 @@ def widths(path: Path) -> dict[str, int]:
     return {name: m.out_channels for name, m in module.named_modules() if isinstance(m, nn.Conv2d)}
 
 
-@pytest.mark.parametrize("criterion", ["l1", "l2", "fpgm", "bn", "random"])
+@pytest.mark.parametrize("criterion", ["l1", "l2", "fpgm", "bn", "random", "tp.lamp"])
 def test_every_criterion_from_the_command_line(tmp_path: Path, criterion: str) -> None:
     done = command(*RESNET, "--keep", 0.5, "--by", criterion, "-o", tmp_path / "aux.pt")
     assert done.exit_code == 0, done.output

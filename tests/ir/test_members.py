@@ -84,8 +84,8 @@ def test_frozen_members_stay_frozen_whatever_is_called(cut: bool) -> None:
     assert not torch.equal(made["student"].state_dict()["head.weight"], before["student"]["head.weight"])
     assert made["teacher"].training  # the user's own mode, and its gradients
     assert all(p.requires_grad for p in made["teacher"].parameters())
-    state = {name for name in program.trainable_state() if not name.startswith("adapters.")}
-    assert state == {f"student.{name}" for name in before["student"]}
+    kept = {name for name in program.trainable_state() if not name.startswith("adapters.")}
+    assert kept == {f"student.{name}" for name in before["student"]}
 
 
 def test_a_member_of_a_longer_name_is_not_taken_for_another() -> None:

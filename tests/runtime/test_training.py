@@ -1,16 +1,20 @@
 """Whether training is right: every step, laid beside a loop written by hand, and what comes out in the end."""
 
+import copy
+import dataclasses
 import functools
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler import pipeline
+from fxdistill.compiler.auxiliary import make
 from fxdistill.compiler.build import build_arm, specialize
 from fxdistill.compiler.options import Options
 from fxdistill.data.batches import batches
@@ -20,26 +24,46 @@ from fxdistill.files import file_sha256, write_text
 from fxdistill.measure import onnx_file
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
-from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime.arms import Trial
+from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import ModelRef, Shrunken
+from fxdistill.runtime.arms import Observer, Trial
 from fxdistill.runtime.execute import Settings, execute
-from fxdistill.runtime.loop import make_optimizer
+from fxdistill.runtime.loop import Position, Progress, make_optimizer
 from fxdistill.tasks import TASKS
-from tests import by_hand
-from tests.by_hand import SEEDS, STAGES, Hand, Step
+from tests import by_hand, recorded
+from tests.by_hand import SEEDS, STAGES
+from tests.recorded import Step
 
 ARMS = ("distilled", "control")
-
-
-def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
-    for name, value in one.items():
-        message = functools.partial("{}: {}".format, name)
-        torch.testing.assert_close(value, other[name], rtol=tolerance, atol=tolerance, msg=message)
+CONVNET = "fxdistill.models:convnet"
 
 
 def trained(seed: int, arm: str) -> dict[str, Tensor]:
     """The student's weights after the last step of a trial."""
-    return next(step.weights for step in reversed(by_hand.finished().steps) if step.trial == Trial(seed, arm))
+    return next(step.weights for step in reversed(recorded.finished().steps) if step.trial == Trial(seed, arm))
+
+
+def compiled(name: str, kwargs: dict[str, Any], *, batch: int = 64, **options: Any) -> Plan:
+    """Write the compiler's plan for the teacher and a convolutional student."""
+    teacher, folder = by_hand.trained_teacher(), by_hand.folder()
+    data = defaults("digits", dataset=by_hand.digits(), batch_size=batch)
+    plan = pipeline.compile(
+        teacher, build(CONVNET, kwargs, seed=0), Options(input_shape=by_hand.SHAPE, lr=4e-3, data=data, **options),
+        teacher_ref=ModelRef(path="teacher.pt", sha256=file_sha256(folder / "teacher.pt"), factory=by_hand.TEACHER[0],
+                             kwargs=by_hand.TEACHER[1]),
+        student_ref=ModelRef(path=None, sha256=None, factory=CONVNET, kwargs=kwargs),
+    )  # fmt: skip
+    write_text(folder / f"{name}.json", plan.to_json())
+    return plan
+
+
+def carried_out(name: str, observer: Observer | None = None, *, resume: bool = False) -> Path:
+    """Run a plan that was written; where the run lies."""
+    folder = by_hand.folder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+        execute(folder / f"{name}.json", folder / name, dataclasses.replace(by_hand.CPU, resume=resume), observer)
+    return folder / name
 
 
 # Every step
@@ -48,25 +72,11 @@ def trained(seed: int, arm: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_step_is_that_of_a_loop_written_by_hand(arm: str, seed: int) -> None:
-    hand, record = Hand(seed), by_hand.finished()
-    close(record.starts[Trial(seed, arm)], hand.weights(), 0)
-    for stage in STAGES[:3] if arm == "distilled" else STAGES[3:]:
-        means: dict[str, float] = {}
-        pairs = zip(record.of(seed, stage), hand.train(stage), strict=True)
-        for count, (found, (rate, losses, gradients, weights)) in enumerate(pairs):
-            nth = count % 5
-            means = {
-                name: (means[name] * nth if nth else 0.0) / (nth + 1) + v / (nth + 1) for name, v in losses.items()
-            }
-            assert found.rate == pytest.approx(rate, rel=1e-9)
-            assert found.losses == pytest.approx(means, rel=1e-5)
-            assert found.gradients.keys() == gradients.keys()
-            close(found.gradients, gradients, 1e-5)
-            close(found.weights, weights, 1e-5)
+    recorded.compare(recorded.finished(), seed, arm)
 
 
 def steps(seed: int) -> dict[str, list[Step]]:
-    return {stage: by_hand.finished().of(seed, stage) for stage in STAGES}
+    return {stage: recorded.finished().of(seed, stage) for stage in STAGES}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -90,7 +100,7 @@ def test_the_optimiser_is_fresh_in_each_stage_and_there_alone(seed: int) -> None
 
 
 def test_the_control_starts_where_the_distilled_arm_does_and_takes_as_many_steps() -> None:
-    record = by_hand.finished()
+    record = recorded.finished()
     for seed in SEEDS:
         one, other = (record.starts[Trial(seed, arm)] for arm in ARMS)
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -108,14 +118,14 @@ def test_the_first_loss_of_the_control_is_that_of_a_fresh_student(seed: int) -> 
         torch.manual_seed(by_hand.step_seed(seed, 0, 0))
         batch = next(by_hand.training_batches(seed, 0))
         loss = nn.functional.cross_entropy(student(batch["images"]), batch["labels"])
-    assert by_hand.finished().of(seed, "control")[0].losses == {"cross-entropy": pytest.approx(loss.item(), rel=1e-5)}
+    assert recorded.finished().of(seed, "control")[0].losses == {"cross-entropy": pytest.approx(loss.item(), rel=1e-5)}
 
 
 # Who is trained, and who is not
 
 
 def test_the_teacher_stays_as_it_was_to_the_bit() -> None:
-    before, after = by_hand.trained_teacher().state_dict(), by_hand.finished().members["teacher"].state_dict()
+    before, after = by_hand.trained_teacher().state_dict(), recorded.finished().members["teacher"].state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -178,10 +188,10 @@ def _thirds(read: Tensor) -> list[Tensor]:
 def test_the_metrics_are_those_of_the_trained_student_on_the_test_images(arm: str, seed: int) -> None:
     student = by_hand.student()
     student.load_state_dict({n: v for n, v in trained(seed, arm).items() if not n.startswith("projection")})
-    wanted, result = by_hand.accuracy(student), by_hand.finished().result
+    wanted, result = by_hand.accuracy(student), recorded.finished().result
     (found,) = (one["accuracy"] for one in result["arms"] if (one["name"], one["seed"]) == (arm, seed))
     assert found == pytest.approx(wanted, abs=1e-6)
-    lines = [json.loads(line) for line in (by_hand.finished().out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (recorded.finished().out / "metrics.jsonl").read_text().splitlines()]
     last = [line["metrics"]["accuracy"] for line in lines if (line["name"], line["seed"]) == (arm, seed)
             and line["stage"] in ("main", "control")][-1]  # fmt: skip
     assert last == found
@@ -190,7 +200,7 @@ def test_the_metrics_are_those_of_the_trained_student_on_the_test_images(arm: st
 
 
 def test_the_student_that_is_kept_is_the_distilled_one_of_the_first_seed() -> None:
-    found = torch.load(by_hand.finished().out / "student.pt", weights_only=True)
+    found = torch.load(recorded.finished().out / "student.pt", weights_only=True)
     wanted = {n: v for n, v in trained(SEEDS[0], "distilled").items() if not n.startswith("projection")}
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -199,13 +209,10 @@ def test_the_student_that_is_kept_is_the_distilled_one_of_the_first_seed() -> No
 def test_a_run_that_was_stopped_takes_the_steps_that_were_left(tmp_path: Path) -> None:
     """Bit for bit, dropout and the optimiser's moments included; stopped in the middle of an epoch."""
     settings = Settings(device="cpu", allow=by_hand.ALLOW, save_seconds=0)
-    with pytest.raises(KeyboardInterrupt):
-        by_hand.run(
-            tmp_path / "run", settings, stop=lambda now: now.stage.name == "main" and now.position.step == 4
-        )  # fmt: skip
+    recorded.run(tmp_path / "run", settings, stop=lambda now: now.stage.name == "main" and now.position.step == 4)
     torch.rand(5)
-    again = by_hand.run(tmp_path / "run", Settings(device="cpu", allow=by_hand.ALLOW, resume=True))
-    whole = by_hand.finished()
+    again = recorded.run(tmp_path / "run", Settings(device="cpu", allow=by_hand.ALLOW, resume=True))
+    whole = recorded.finished()
     taken, found = whole.of(SEEDS[0], "main")[3:], again.of(SEEDS[0], "main")
     assert len(found) == len(taken)
     for one, other in zip(found, taken, strict=True):
@@ -216,27 +223,51 @@ def test_a_run_that_was_stopped_takes_the_steps_that_were_left(tmp_path: Path) -
                                     whole.result["arms"]]  # fmt: skip
 
 
+def test_the_exported_file_answers_as_the_kept_student_does() -> None:
+    """The gate compares it with the module that was exported, whichever that is."""
+    student = by_hand.student().eval()
+    student.load_state_dict(torch.load(recorded.finished().out / "student.pt", weights_only=True))
+    session = onnxruntime.InferenceSession(recorded.finished().out / "student.onnx", providers=["CPUExecutionProvider"])
+    images = torch.randn(7, *by_hand.SHAPE[1:], generator=torch.Generator().manual_seed(0))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), student(images).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_student_learns_from_the_auxiliary_as_its_training_left_it() -> None:
+    """In one go, and in a run that is stopped in between and loads it again."""
+    kwargs: dict[str, Any] = {"widths": [4, 8], "hidden": 16}
+    seen: list[float] = []
+
+    def watch(trial: Trial, now: Progress, _metrics: dict[str, float]) -> None:
+        if (trial.name, now.position) == ("distilled", Position(0, 0, 1)):
+            seen.append(now.losses["kd"])
+            if len(seen) == 1:
+                raise KeyboardInterrupt
+
+    made = compiled("auxiliary", kwargs, method="kd", align="shrink", epochs=1, batch=256).members["auxiliary"]
+    with pytest.raises(KeyboardInterrupt):
+        carried_out("auxiliary", Observer(on_progress=watch))
+    out = carried_out("auxiliary", Observer(on_progress=watch), resume=True)
+    assert isinstance(made, Shrunken)
+    auxiliary = make(made, by_hand.trained_teacher(), input_shape=by_hand.SHAPE)
+    before, student = copy.deepcopy(auxiliary.state_dict()), build(CONVNET, kwargs, seed=0)
+    auxiliary.load_state_dict(torch.load(out / "auxiliary.pt", weights_only=True))
+    assert not torch.equal(before["classifier.weight"], auxiliary.state_dict()["classifier.weight"])
+    data = by_hand.digits()
+    batch = next(batches(data.train, 256, mean=data.mean, std=data.std, shuffle=True))
+    with torch.no_grad():
+        p, q = ((m(batch["images"]) / 4.0).softmax(1) for m in (auxiliary.eval(), student.train()))
+    assert seen == pytest.approx([16 * (p * (p / q).log()).sum(1).mean().item()] * 2, rel=1e-4)
+
+
 # Whether anything is learned
 
 
 @functools.cache
-def learned() -> dict[str, Any]:
-    """A plan of the compiler's own making for two small networks, run for a few epochs: its result."""
-    teacher, folder = by_hand.trained_teacher(), by_hand.folder()
-    kwargs: dict[str, Any] = {"widths": [8, 16], "hidden": 32}
-    student = build("fxdistill.models:convnet", kwargs, seed=0)
-    options = Options(input_shape=by_hand.SHAPE, epochs=8, lr=4e-3,
-                      data=defaults("digits", dataset=by_hand.digits(), batch_size=64))  # fmt: skip
-    plan = pipeline.compile(
-        teacher, student, options,
-        teacher_ref=ModelRef(path="teacher.pt", sha256=file_sha256(folder / "teacher.pt"), factory=by_hand.TEACHER[0],
-                             kwargs=by_hand.TEACHER[1]),
-        student_ref=ModelRef(path=None, sha256=None, factory="fxdistill.models:convnet", kwargs=kwargs),
-    )  # fmt: skip
-    write_text(folder / "learned.json", plan.to_json())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
-        return execute(folder / "learned.json", folder / "learned", by_hand.CPU)
+def learned() -> Path:
+    """A run for a few epochs."""
+    compiled("learned", {"widths": [8, 16], "hidden": 32}, epochs=8)
+    return carried_out("learned")
 
 
 def test_a_teacher_is_trained() -> None:
@@ -244,14 +275,14 @@ def test_a_teacher_is_trained() -> None:
 
 
 def test_a_student_is_distilled() -> None:
-    reached = {arm["name"]: arm["accuracy"] for arm in learned()["arms"]}
+    result = json.loads((learned() / "result.json").read_text())
+    reached = {arm["name"]: arm["accuracy"] for arm in result["arms"]}
     assert reached["distilled"] > 0.8
     assert reached["control"] > 0.8
 
 
 def test_every_loss_falls() -> None:
-    learned()
-    lines = [json.loads(line) for line in (by_hand.folder() / "learned" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (learned() / "metrics.jsonl").read_text().splitlines()]
     stages: dict[str, list[dict[str, float]]] = {}
     for line in lines:
         stages.setdefault(line["stage"], []).append(line["losses"])

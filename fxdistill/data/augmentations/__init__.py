@@ -91,7 +91,7 @@ class Named:
         return self.augmentation.draw(shape, generator, self.arguments)
 
 
-AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", __name__, "AUGMENTATION")
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", __name__, "AUGMENTATION", Augmentation)
 
 
 def check(names: Sequence[str]) -> None:

@@ -1,0 +1,65 @@
+"""Faults planted in training: the checks of training can fail. ``benchmarks/mutants.py`` plants many more."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from fxdistill.ir.program import Program
+from fxdistill.runtime import execute, loop
+from fxdistill.runtime.loop import Progress
+from tests import recorded
+from tests.by_hand import SEEDS
+
+SEED = SEEDS[0]
+
+
+def ascent(patch: pytest.MonkeyPatch) -> None:
+    backward = Fabric.backward
+    patch.setattr(Fabric, "backward", lambda self, total: backward(self, -total))
+
+
+def no_schedule(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(loop, "_set_rate", lambda *_: None)
+
+
+def no_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Program, "total", lambda _self, losses: torch.stack(list(losses.values())).sum())
+
+
+def trained_start(patch: pytest.MonkeyPatch) -> None:
+    """What the arms start from is the student's own memory, which the first of them trains."""
+    patch.setattr(execute, "copy", SimpleNamespace(deepcopy=lambda state: state))
+
+
+def reached(stage: str, step: int) -> Callable[[Progress], bool]:
+    return lambda now: (now.stage.name, now.position.step) == (stage, step)
+
+
+@pytest.mark.parametrize(
+    ("plant", "arm", "until", "message"),
+    [
+        (None, "distilled", ("warm-up-1", 2), None),
+        (ascent, "distilled", ("warm-up-1", 2), "gradient in warm-up-1, step 0"),
+        (no_schedule, "distilled", ("main", 2), "rate in main, step 1"),
+        (no_weights, "distilled", ("warm-up-2", 2), "gradient in warm-up-2, step 0"),
+        (trained_start, "control", ("control", 2), "at the start"),
+    ],
+)
+def test_a_planted_fault_is_noticed(
+    plant: Any, arm: str, until: tuple[str, int], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if plant is not None:
+        plant(monkeypatch)
+    record = recorded.run(tmp_path / "run", stop=reached(*until))
+    monkeypatch.undo()
+    if message is None:
+        with pytest.raises(ValueError, match="longer"):  # right as far as it goes
+            recorded.compare(record, SEED, arm)
+    else:
+        with pytest.raises(AssertionError, match=message):
+            recorded.compare(record, SEED, arm)
