@@ -261,7 +261,7 @@ def _wrong_control(control: Control, arms: dict[str, Arm]) -> Iterator[str]:
         return
     epochs = sum(stage.epochs for stage in arms[control.of].stages)
     if epochs > MOST_EPOCHS:
-        yield f"the control arm would train for {epochs} epochs, as the arm '{control.of}' does; {MOST_EPOCHS} is the most"
+        yield f"the control arm would train as the arm '{control.of}' does, {epochs} epochs; {MOST_EPOCHS} is the most"
     for term in control.losses:
         if term.teacher is not None or term.pair is not None:
             yield f"the control arm trains without a teacher, and its loss '{term.loss}' needs one"
