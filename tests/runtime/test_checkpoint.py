@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_in_the_metrics(tmp_path: Path) -> None:
 
 
 RECORD = {
-    "seed": 0, "name": "distilled", "stage": "main", "epoch": 0, "losses": {"kd": 1.0}, "accuracy": None,
+    "seed": 0, "name": "distilled", "stage": "main", "epoch": 0, "losses": {"kd": 1.0}, "metrics": {"accuracy": 0.5},
     "images_per_second": 1.0,
 }  # fmt: skip
 
