@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torchvision.models.resnet import BasicBlock
 
 
 def convnet(
@@ -67,8 +68,6 @@ class _ResNet(nn.Module):
 
     def __init__(self, *, widths: Sequence[int], blocks: Sequence[int], classes: int, in_channels: int) -> None:
         super().__init__()
-        from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 - torchvision.models is slow to import
-
         self.stem = nn.Sequential(_conv3x3(in_channels, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.layers = nn.Sequential()
         channels = widths[0]

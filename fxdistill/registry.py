@@ -10,12 +10,13 @@ adds names and replaces none. A plan records the distribution and version of eve
 
 import difflib
 import functools
-import importlib
+import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from fxdistill.errors import InputError
 
@@ -45,11 +46,13 @@ class Registry(Generic[Entry]):
         kind: What they are, in messages: ``loss``.
         package: Our package with a file for each of them; the group of others' entry points has the same name.
         attribute: The attribute of each file that holds the thing.
+        entry: The class that each of them is an instance of; where only names are asked for, any.
     """
 
     kind: str
     package: str
     attribute: str
+    entry: type[Any] = object  # maybe an abstract one
 
     def names(self) -> tuple[str, ...]:
         """All names, ours first, each kind in alphabetical order."""
@@ -64,12 +67,12 @@ class Registry(Generic[Entry]):
             error: What to raise.
 
         Raises:
-            InputError: There is no such name, two distributions give it, or it cannot be imported.
+            InputError: There is no such name, two distributions give it, it cannot be imported, or is something else.
         """
-        found: Entry
         if name in _files(self.package):
-            found = getattr(importlib.import_module(f"{self.package}.{_files(self.package)[name]}"), self.attribute)
-            return found
+            file = importlib.import_module(f"{self.package}.{_files(self.package)[name]}")
+            ours: Entry = getattr(file, self.attribute)
+            return ours
         points = _entry_points(self.package).get(name, ())
         if not points:
             raise error(
@@ -82,13 +85,18 @@ class Registry(Generic[Entry]):
                 f"more than one distribution gives the {self.kind} '{name}'", where=owners, hint="uninstall one of them"
             )
         try:
-            found = points[0].load()
+            found: object = points[0].load()
         except Exception as cause:
             raise error(
                 f"the {self.kind} '{name}' cannot be imported: {type(cause).__name__}: {cause}",
                 where=f"entry point {points[0].value}", hint="update or reinstall the distribution that gives it",
             ) from cause  # fmt: skip
-        return found
+        if not isinstance(found, self.entry):
+            raise error(
+                f"the {self.kind} '{name}' is a {type(found).__name__}, not a {self.entry.__name__}",
+                where=f"entry point {points[0].value}", hint="tell the authors of the distribution that gives it",
+            )  # fmt: skip
+        return cast("Entry", found)
 
     def origin(self, name: str) -> Origin | None:
         """The distribution of a name; None for ours, and for unknown ones."""
@@ -110,7 +118,10 @@ def origin(group: str, name: str) -> Origin | None:
 @functools.cache
 def _files(package: str) -> dict[str, str]:
     """The names that our files give, and the modules below the package that hold them."""
-    return dict(sorted(_modules(importlib.import_module(package).__path__, "")))
+    loaded = sys.modules.get(package)  # else its folder is looked up, without importing it
+    spec = importlib.util.find_spec(package) if loaded is None else None
+    folders = loaded.__path__ if loaded is not None else spec and spec.submodule_search_locations
+    return dict(sorted(_modules(list(folders or ()), "")))
 
 
 def _modules(path: Sequence[str], prefix: str) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from fxdistill.criteria import CRITERIA, importance
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, PairingError, PlanError
-from fxdistill.ir.channels import Batch, Channels
+from fxdistill.ir.channels import Channels, Examples
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
@@ -37,7 +37,7 @@ class PruneSource:
     teacher: Traced
     coupling: Coupling
     pairs: tuple[Pair, ...]
-    batch: Batch | None = None
+    batch: Examples | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
 
 

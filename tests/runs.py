@@ -14,12 +14,12 @@ import pytest
 
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
+from fxdistill.data import places
 from fxdistill.data.load import defaults, load
 from fxdistill.files import file_sha256, write_text
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
-from fxdistill.data import places
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime.arms import Observer

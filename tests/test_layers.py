@@ -12,19 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "errors", "diagnostics", "files", "arguments", "registry", "models", "tasks", "operators", "losses", "plan", "ir",
+    "errors", "diagnostics", "files", "arguments", "registry", "models", "tasks", "operators", "losses",
+    "data.augmentations", "plan", "ir",
     "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "report", "cli",
     "__main__",
 )  # fmt: skip
-SLOW = {
-    ("runtime/execute.py", "lightning_fabric"): "taken up only when everything has been found to fit",
-    ("runtime/log.py", "tensorboard"): "slow, and only runs write events",
-    ("measure", "onnx"): "slow", ("measure", "onnxruntime"): "slow",
-    ("data/sources", "sklearn"): "slow", ("data/sources", "torchvision"): "slow", ("data", "PIL"): "slow",
-    ("models.py", "torchvision"): "slow", ("passes/trace", "torchvision"): "slow, and rarely needed",
-    ("", "timm"): "optional", ("", "safetensors"): "optional",
-}  # fmt: skip
-"""Packages that are imported inside functions, by the beginning of the file's path."""
+OPTIONAL = {"timm", "safetensors"}
+"""Packages that need not be installed, and are imported where they are needed."""
 FILES = sorted(
     path for top in ("fxdistill", "passes") for path in (ROOT / top).rglob("*.py")
     if ROOT / "fxdistill" / "passes" not in path.parents
@@ -32,7 +26,9 @@ FILES = sorted(
 
 
 def layer_of(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+    """The layer of a module: ``data.augmentations`` for one in that folder, else the folder or file at the top."""
+    parts = module.removeprefix("fxdistill.").split(".")
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in LAYERS else parts[0]
 
 
 def place(path: Path) -> str:
@@ -52,7 +48,7 @@ def imported(node: ast.AST) -> Iterator[str]:
     "path", [p for p in FILES if p.name != "__init__.py" or p.parent.name != "fxdistill"], ids=place
 )
 def test_imports_go_down(path: Path) -> None:
-    own = LAYERS.index(place(path).split("/")[0].removesuffix(".py"))
+    own = LAYERS.index(layer_of(place(path).removesuffix(".py").replace("/", ".")))
     for node in ast.walk(ast.parse(path.read_text())):
         for module in imported(node):
             if module.startswith("fxdistill."):
@@ -66,10 +62,9 @@ def test_imports_stand_at_the_top(path: Path) -> None:
     for module in {name for function in functions for node in ast.walk(function) for name in imported(node)}:
         if place(path).startswith("cli/") and module.startswith("fxdistill."):
             continue  # a command imports what it needs, so that the others stay quick
-        allowed = [start for start, package in SLOW if module.split(".")[0] == package]
-        assert any(place(path).startswith(start) for start in allowed), f"{place(path)} imports {module} in a function"
+        assert module.split(".")[0] in OPTIONAL, f"{place(path)} imports {module} in a function"
 
 
 def test_every_layer_is_there() -> None:
-    found = {place(path).split("/")[0].removesuffix(".py") for path in FILES} - {"__init__"}
+    found = {layer_of(place(path).removesuffix(".py").replace("/", ".")) for path in FILES} - {"__init__"}
     assert found == set(LAYERS)

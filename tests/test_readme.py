@@ -14,7 +14,7 @@ def test_the_python_snippet_runs_as_it_stands() -> None:
     assert found is not None
     names: dict[str, Any] = {}
     exec(found[1].replace("224", "64"), names)
-    assert set(names["losses"]) == {"cross_entropy", "kd", *(f"mse[layer{n}]" for n in (1, 2, 3, 4))}
+    assert set(names["losses"]) == {"cross-entropy", "kd", *(f"mse[layer{n}]" for n in (1, 2, 3, 4))}
     assert names["student"].conv1.weight.grad is not None
     assert names["teacher"].conv1.weight.grad is None
 

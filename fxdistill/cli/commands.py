@@ -72,11 +72,12 @@ def plan(
         )
         from fxdistill.cli import planning  # after the models: mistakes are answered sooner
         from fxdistill.compiler.options import Options
+        from fxdistill.methods import composed
         from fxdistill.report.plan_view import plan_view
 
         seen = planning.look(
             data, output, wanted, models, task=task, batch_size=batch_size, allow=allow_factory,
-            entries=(teacher_output, student_output),
+            entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
         )  # fmt: skip
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,

@@ -4,15 +4,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from fxdistill.criteria import CRITERIA
-from fxdistill.data.sources import SOURCES
-from fxdistill.methods import METHODS
-from fxdistill.registry import Registry
-from fxdistill.tasks import TASKS
-
-_LISTS: dict[str, Registry[Any]] = {
-    "{methods}": METHODS, "{tasks}": TASKS, "{criteria}": CRITERIA, "{sources}": SOURCES,
-}  # fmt: skip
+_LISTS = {"{methods}": "method", "{tasks}": "task", "{criteria}": "criterion", "{sources}": "data source"}
 
 
 class Command(TyperCommand):
@@ -20,10 +12,12 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fill the lists in, then format."""
+        from fxdistill.registry import GROUPS, names
+
         for parameter in self.params:
             text = getattr(parameter, "help", None) or ""
-            for place, registry in _LISTS.items():
+            for place, kind in _LISTS.items():
                 if place in text:
-                    text = text.replace(place, ", ".join(registry.names()))
+                    text = text.replace(place, ", ".join(names(GROUPS[kind])))
                     parameter.help = text  # type: ignore[attr-defined]  # of an option, which has one
         super().format_help(ctx, formatter)

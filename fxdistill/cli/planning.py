@@ -9,6 +9,7 @@ from torch import Tensor
 from fxdistill.cli import values
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
+from fxdistill.criteria import CRITERIA
 from fxdistill.data import places
 from fxdistill.data.batches import first_batch
 from fxdistill.data.load import check_input, defaults, load
@@ -30,18 +31,23 @@ class Seen:
         data: The data's part of the plan.
         shape: Shape of a batch.
         entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
+        batch: Images and labels, where the criterion reads data and there is some.
+    =======
         batch: Images and labels for criteria that read data; None without data.
+        remarks: What there is to say about that.
+    >>>>>>> tests-runs
     """
 
     data: DataPlan
     shape: tuple[int, ...]
     entries: tuple[str, str]
     batch: tuple[Tensor, Tensor] | None = None
+    remarks: tuple[Diagnostic, ...] = ()
 
 
 def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Sequence[LoadedModel], *, task: str,
-    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None],
+    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
 ) -> Seen:  # fmt: skip
     """Look at the data and at what the models answer to its shape.
 
@@ -54,6 +60,7 @@ def look(
         batch_size: Images a training step.
         allow: Modules whose factories may be called.
         entries: Of each model which entry of its output the user names; None to find it.
+        criterion: The criterion, which may read data.
 
     Raises:
         DataError: The data is not there, or not of that shape.
@@ -74,8 +81,20 @@ def look(
         for loaded, entry in zip(models, entries, strict=True)
     ]
     data = made.changed(spec=places.relative_data(spec, plan), train_size=len(dataset.train))
-    first = first_batch(dataset)
-    return Seen(data, shape, (found[0], found[1]), (first["images"], first["labels"]))
+    first = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
+    examples = (first["images"], first["labels"]) if first is not None else None
+    return Seen(
+        data, shape, (found[0].entry, found[1].entry), examples,
+        tuple(_undecided(name, one) for name, one in zip(("teacher", "student"), found, strict=True) if one.rivals),
+    )  # fmt: skip
+
+
+def _undecided(name: str, found: preflight.Fit) -> Diagnostic:
+    return Diagnostic(
+        code="which-output", severity="warning", where=name,
+        why=f"its output {found.entry} is taken for the prediction; {', '.join(found.rivals)} would do as well",
+        hint=f"if it is another one, name it: --{name}-output {found.rivals[0]}",
+    )  # fmt: skip
 
 
 def write(
@@ -94,7 +113,7 @@ def write(
         teacher_ref=reference(teacher, output).changed(output=seen.entries[0]),
         student_ref=reference(student, output).changed(output=seen.entries[1]),
     )  # fmt: skip
-    made = made.changed(diagnostics=[*remarks(teacher, student), *made.diagnostics])
+    made = made.changed(diagnostics=[*remarks(teacher, student), *seen.remarks, *made.diagnostics])
     write_text(output, made.to_json())
     return made, passes
 

@@ -4,11 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
-from fxdistill.methods import composed
-from fxdistill.registry import suggestion
-from fxdistill.tasks import TASKS
 
 if TYPE_CHECKING:
     from fxdistill.modelfiles.load import LoadedModel
@@ -56,6 +52,10 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
     Raises:
         InputError: One is unknown; says which are known.
     """
+    from fxdistill.methods import composed
+    from fxdistill.registry import suggestion
+    from fxdistill.tasks import TASKS
+
     expanded = composed(method)
     if task not in TASKS.names():
         TASKS.get(task, where="--task")
@@ -75,6 +75,8 @@ def known_criterion(name: str, option: str) -> None:
     Raises:
         InputError: It is unknown; says which are known.
     """
+    from fxdistill.criteria import CRITERIA
+
     if name not in CRITERIA.names():
         CRITERIA.get(name, where=option)
 
@@ -108,8 +110,8 @@ def model(
     Raises:
         ModelError: Whatever is wrong with it.
     """
-    from fxdistill.modelfiles.load import load  # noqa: PLC0415  # slow to import
-    from fxdistill.modelfiles.source import parse_source  # noqa: PLC0415  # slow to import
+    from fxdistill.modelfiles.load import load  # slow to import
+    from fxdistill.modelfiles.source import parse_source  # slow to import
 
     source = parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option)
     return load(source, seed=seed)

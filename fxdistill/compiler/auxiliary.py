@@ -6,15 +6,15 @@ InDistill uses one where the gap in capacity is large. Its taps have the student
 plan holds what it keeps as indices, so that ``run`` carries the same decision out on the teacher's weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxdistill.compiler.shrink_model import shrink_model, with_barriers
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
-from fxdistill.ir.channels import Batch
+from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.graph import Traced, find, path_of
 from fxdistill.passes.couple import Couple
@@ -43,7 +43,8 @@ class Proposal:
 
 def propose(
     teacher: nn.Module, pairs: Sequence[Pair], *, input_shape: tuple[int, ...], keep: float | None, criterion: str,
-    batch: Batch | None, seed: int, passes: PassManager, of: str, name: str,
+    batch: Examples | None, loss: Callable[[Tensor, Tensor], Tensor], seed: int, passes: PassManager, of: str,
+    name: str,
 ) -> Proposal:  # fmt: skip
     """Shrink a teacher to the student's widths.
 
@@ -54,6 +55,7 @@ def propose(
         keep: Share of the other channels to keep; None keeps them all.
         criterion: Importance of a channel.
         batch: Images and labels for criteria that read data.
+        loss: What the labels say about a prediction, for the same.
         seed: Seed of the criterion, where it draws.
         passes: Where the passes run.
         of: The teacher's name in the plan.
@@ -65,8 +67,8 @@ def propose(
     """
     widths = [(pair.teacher.path, pair.student.width) for pair in pairs if pair.student.width < pair.teacher.width]
     shrunk = shrink_model(
-        teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, batch=batch, seed=seed,
-        passes=passes,
+        teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, batch=batch, loss=loss,
+        seed=seed, passes=passes,
     )  # fmt: skip
     traced = passes.run(Trace(input_shape), shrunk.module)
     shrunken = Shrunken(

@@ -8,19 +8,21 @@ A :class:`Compilation` is what is known so far; a step reads it, runs passes, an
 its steps, and ``PIPELINE`` says what each name does and how what it made is shown.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fxdistill.compiler import auxiliary, shown
 from fxdistill.compiler.options import Options
+from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.compiler.versions import versions
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError, PairingError
+from fxdistill.errors import InputError, ModelError, PairingError
 from fxdistill.ir import outputs
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling
@@ -36,6 +38,7 @@ from fxdistill.passes.schedule import Schedule
 from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import VERSION, Plan
+from fxdistill.plan.file import invalid
 from fxdistill.plan.schema import (
     Arm,
     Control,
@@ -120,7 +123,19 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
     known = traced[STUDENT]
     student = Trace(shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
+    for name, one in traced.items():
+        _has_entries(name, (one, trainable[name]) if name in trainable else (one,))
     return replace(c, traced=traced, trainable=trainable, remarks=tuple(_several_outputs(traced)))
+
+
+def _has_entries(name: str, traced: Sequence[Traced]) -> None:
+    """Refuse an entry that is named of an output which is none other than the prediction, in every mode."""
+    entry = traced[0].entry
+    if entry and all([place for place, _ in outputs.entries(one.output_value)] == [""] for one in traced):
+        raise ModelError(
+            f"the {name} returns one tensor, and no entry '{entry}'", where=f"entry {entry}",
+            hint=f"leave out --{name}-output",
+        )  # fmt: skip
 
 
 def _several_outputs(traced: Mapping[str, Traced]) -> Iterator[Diagnostic]:
@@ -158,7 +173,7 @@ def _prune(c: Compilation, passes: PassManager) -> Compilation:
     if c.options.align == "shrink":
         return c
     prune = Prune(criterion=c.options.criterion or c.method.criterion, seed=c.options.seed)
-    source = PruneSource(c.traced[TEACHER], c.coupling[TEACHER], c.pairs, c.batch)
+    source = PruneSource(c.traced[TEACHER], c.coupling[TEACHER], c.pairs, c.batch, supervised_loss(c.task))
     return replace(c, kept=passes.run(prune, source))
 
 
@@ -167,8 +182,8 @@ def _shrink(c: Compilation, passes: PassManager) -> Compilation:
         return c
     proposal = auxiliary.propose(
         c.models[TEACHER], c.pairs, input_shape=c.options.input_shape, keep=c.options.keep,
-        criterion=c.options.criterion or c.method.criterion, batch=c.batch, seed=c.options.seed, passes=passes,
-        of=TEACHER, name=AUXILIARY,
+        criterion=c.options.criterion or c.method.criterion, batch=c.batch, loss=supervised_loss(c.task),
+        seed=c.options.seed, passes=passes, of=TEACHER, name=AUXILIARY,
     )  # fmt: skip
     return replace(
         c, made={AUXILIARY: proposal.shrunken}, traced={**c.traced, AUXILIARY: proposal.traced}, pairs=proposal.pairs,
@@ -191,7 +206,10 @@ def _schedule(c: Compilation, passes: PassManager) -> Compilation:
         tuned: tuple[Stage, ...] = passes.run(Schedule("kd"), own)
         arms.insert(0, Arm(name=AUXILIARY, trains=[AUXILIARY], stages=[tuned[-1].changed(name="fine-tune")], once=True))
     c = replace(c, arms=tuple(arms))
-    return replace(c, plan=_planned(c))
+    try:
+        return replace(c, plan=_planned(c))
+    except ValidationError as cause:  # numbers that a user may give each, and not together
+        raise invalid(cause, where="the options", hint="give other numbers") from cause
 
 
 def _instrument(c: Compilation, passes: PassManager) -> Compilation:

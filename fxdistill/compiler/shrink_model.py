@@ -4,25 +4,28 @@ What was decided can be carried out again: :func:`replay` on a fresh original, w
 that it keeps, gives the architecture of the smaller model. Files of shrunken models rest on that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InvariantError, ModelError, PassError
-from fxdistill.ir.channels import Batch
+from fxdistill.errors import InputError, InvariantError, ModelError, PassError
+from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.ir.graph import Rung, Shape, Traced, op_name, path_of
 from fxdistill.ir.survivors import Survivors
+from fxdistill.losses import LOSSES
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
 from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.shrink.rewrites import Obstacle
 from fxdistill.passes.thin import Kept, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
+from fxdistill.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,8 @@ class ShrunkResult:
 def shrink_model(
     module: nn.Module, *, input_shape: Shape, keep: float | None = None, widths: Sequence[tuple[str, int]] = (),
     criterion: str = "l1", round_to: int = 1, protect: Sequence[str] = (), only: Sequence[str] = (),
-    batch: Batch | None = None, seed: int = 0, passes: PassManager | None = None,
+    batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy, seed: int = 0,
+    passes: PassManager | None = None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller; the model itself is not changed.
 
@@ -78,7 +82,8 @@ def shrink_model(
         round_to: Widths become multiples of this.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune; empty for the whole model.
-        batch: Images and classes for the criterion ``taylor``.
+        batch: Images and targets for criteria that read data.
+        loss: What the targets say about a prediction, for the same.
         seed: Seed of the criterion ``random`` and of the proof.
         passes: A manager to run the passes in, for its timings and remarks.
 
@@ -96,7 +101,7 @@ def shrink_model(
     traced = passes.run(Trace(input_shape), module)
     while True:
         coupling = with_barriers(traced, passes.run(Couple(), traced), tuple(barriers))
-        removal = passes.run(thin, ThinSource(traced, coupling, batch))
+        removal = passes.run(thin, ThinSource(traced, coupling, batch, loss))
         try:
             shrunken = passes.run(Shrink(seed=seed), ShrinkSource(traced, coupling, removal.removed))
             break
@@ -121,6 +126,21 @@ def shrink_model(
     )  # fmt: skip
 
 
+def supervised_loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
+    """What a task's labels say about a prediction, for criteria that read gradients.
+
+    A task without a loss of its own says nothing: a criterion that asks for it gets an error.
+    """
+
+    def nothing(_prediction: Tensor, _targets: Tensor) -> Tensor:
+        raise InputError(
+            "this task has no loss of its own, so there are no gradients to rank channels by", where="criterion",
+            hint="choose one that reads weights alone, e.g. l1",
+        )  # fmt: skip
+
+    return (LOSSES.get(task.supervised).function if task.supervised is not None else None) or nothing
+
+
 def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
     for path, why in barriers.items():
         yield Diagnostic(
@@ -129,7 +149,7 @@ def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
 
 
 def _frozen(traced: Traced) -> Iterator[Diagnostic]:
-    """Batch norms that an exported graph spells out: their mode is that of the trace for good."""
+    """Examples norms that an exported graph spells out: their mode is that of the trace for good."""
     norms = [path_of(node) for node in traced.graph.nodes if op_name(node, traced.module).endswith("batch_norm")]
     if traced.rung == "export" and norms:
         yield Diagnostic(

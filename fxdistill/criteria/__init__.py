@@ -43,7 +43,7 @@ def importance(name: str, channels: "Channels") -> "Tensor":
 
     Raises:
         PlanError: There is no such criterion.
-        InputError: The criterion cannot say anything: no batch, no batch norm, weights that are not numbers.
+        InputError: The criterion cannot say anything: no batch, no batch norm, weights that are not numbers or all 0.
         InvariantError: The criterion's scores have the wrong shape, or it changed the model.
     """
     criterion = CRITERIA.get(name, where="criterion", error=PlanError)
@@ -64,7 +64,12 @@ def importance(name: str, channels: "Channels") -> "Tensor":
             f"the criterion '{name}' gives importances that are not numbers", where="criterion",
             hint="the model's weights, or its loss on the given data, are not finite; choose another criterion",
         )  # fmt: skip
+    if channels.coupling.class_count and not bool(scores.any()):
+        raise InputError(
+            f"the criterion '{name}' says nothing about any channel of this model: all its importances are 0",
+            where="criterion", hint="choose another, e.g. l1",
+        )  # fmt: skip
     return scores
 
 
-CRITERIA: Registry[Criterion] = Registry("criterion", __name__, "CRITERION")
+CRITERIA: Registry[Criterion] = Registry("criterion", __name__, "CRITERION", Criterion)

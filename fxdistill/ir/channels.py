@@ -20,7 +20,7 @@ from fxdistill.ir.coupling import Coupling, varying
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.running import buffers_kept, tensors_in
 
-Batch = tuple[Tensor, Tensor]
+Examples = tuple[Tensor, Tensor]
 """Images and targets."""
 
 
@@ -38,7 +38,7 @@ class Channels:
 
     traced: Traced
     coupling: Coupling
-    batch: Batch | None = None
+    batch: Examples | None = None
     seed: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
 
@@ -112,7 +112,7 @@ class Channels:
                 squares[name] = squares.get(name, torch.zeros_like(gradient)) + gradient.square()
         return {name: total / len(images) for name, total in squares.items()}
 
-    def examples(self, criterion: str) -> Batch:
+    def examples(self, criterion: str) -> Examples:
         """The batch, images in the precision of the model and on its device.
 
         Args:
@@ -163,4 +163,4 @@ def _add(scores: Tensor, labels: Tensor, entries: Tensor, dim: int, norm: Callab
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

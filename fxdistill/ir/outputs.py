@@ -72,6 +72,20 @@ def choose(output: Any, fits: Callable[[Tensor], bool] = lambda _value: True) ->
     return next((place for place, value in places if isinstance(value, Tensor) and fits(value)), by_rule)
 
 
+def rivals(output: Any, chosen: str, fits: Callable[[Tensor], bool] = lambda _value: True) -> tuple[str, ...]:
+    """The entries that would do as well as the chosen one, where only a number tells them apart from it.
+
+    Args:
+        output: What the model returned.
+        chosen: The entry that the rule took.
+        fits: Whether a tensor can be the prediction.
+    """
+    others = [
+        place for place, value in entries(output) if place != chosen and isinstance(value, Tensor) and fits(value)
+    ]
+    return tuple(others) if all(place.isdecimal() for place in (chosen, *others)) else ()
+
+
 def entries(output: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All entries that are no structures themselves, with their values; '' for an output that is none."""
     children = _children(output)

@@ -73,4 +73,4 @@ class Loss:
         return tuple(role for role in ROLES if any(port.startswith(f"{role}.") for port in self.reads))
 
 
-LOSSES: Registry[Loss] = Registry("loss", __name__, "LOSS")
+LOSSES: Registry[Loss] = Registry("loss", __name__, "LOSS", Loss)

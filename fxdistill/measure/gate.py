@@ -13,10 +13,10 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from fxdistill.errors import DataError, ModelError, ParityError
@@ -24,9 +24,6 @@ from fxdistill.ir.outputs import prediction
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.model import evaluating
 from fxdistill.tasks import Task
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def frozen(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(requires_grad=False)
 
 
-def logits(session: "InferenceSession", image: Tensor, *, where: str) -> Tensor:
+def logits(session: InferenceSession, image: Tensor, *, where: str) -> Tensor:
     """What an ONNX file answers to a batch.
 
     Raises:

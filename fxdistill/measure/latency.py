@@ -8,14 +8,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from fxdistill.errors import InputError, ModelError
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Latency:
 
 def open_session(
     path: Path, *, provider: str = "CPUExecutionProvider", threads: int | None = None
-) -> "InferenceSession":
+) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session that runs on this provider (operators that it lacks fall to the CPU's).
 
     Args:
@@ -42,8 +40,6 @@ def open_session(
         ModelError: The file is missing or ONNX Runtime refuses it.
         InputError: The provider does not come up on this machine.
     """
-    import onnxruntime  # noqa: PLC0415 - slow
-
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or 0
@@ -117,7 +113,7 @@ def interleaved_latency(
     return {name: _latency(times, provider) for name, times in seconds.items()}
 
 
-def _run(session: "InferenceSession", image: np.ndarray[Any, Any], *, where: str) -> None:
+def _run(session: onnxruntime.InferenceSession, image: np.ndarray[Any, Any], *, where: str) -> None:
     try:
         session.run(None, {session.get_inputs()[0].name: image})
     except Exception as cause:  # ONNX Runtime's errors share no base class

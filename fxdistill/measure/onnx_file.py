@@ -15,9 +15,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
+import onnx
 import torch
+from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from fxdistill import files
@@ -27,9 +29,6 @@ from fxdistill.measure.gate import Parity, frozen, gate, logits, measure, reason
 from fxdistill.measure.latency import open_session
 from fxdistill.tasks import Task
 
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
-
 Exporter = Literal["dynamo", "torchscript"]
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
@@ -37,6 +36,7 @@ _OLDEST_OPSET = 11  # before it, operators lack what current models use
 _EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 _LARGEST_FILE = 2**31 - 2**24  # protobuf's limit of 2 GiB, less room for the graph
 _TRIAL_BATCHES = (1, 3)
+_DUMP = "_jit_onnx_log"  # of torch: prints a whole graph, past Python's streams, where the second exporter fails
 _TRIAL_TOLERANCE = 1e-3  # relative: tells a wrong graph from rounding; precision is the gate's business
 
 
@@ -179,8 +179,6 @@ def check_opset(opset: int) -> None:
     Raises:
         PlanError: It is one.
     """
-    import onnx  # noqa: PLC0415 - slow
-
     newest = onnx.defs.onnx_opset_version()
     if not _OLDEST_OPSET <= opset <= newest:
         raise PlanError(
@@ -206,7 +204,8 @@ def _deployable(module: nn.Module, input_shape: tuple[int, ...], entry: str) -> 
                 where=type(module).__name__,
                 hint="give the shape that the model was made for; exported models must take any batch size",
             ) from cause
-    return source if isinstance(output, Tensor) else _Prediction(source, entry)
+    # the second exporter puts back the mode that it finds at the top, in every layer
+    return source if isinstance(output, Tensor) else _Prediction(source, entry).eval()
 
 
 def _draft(
@@ -232,9 +231,7 @@ def _draft(
     )
 
 
-def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) -> "ModelProto":
-    import onnx  # noqa: PLC0415 - slow
-
+def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) -> ModelProto:
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": opset}
     try:
         with _quiet():
@@ -254,15 +251,13 @@ def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) 
     return proto
 
 
-def _save(proto: "ModelProto", draft: Path, metadata: Mapping[str, str], *, external: bool) -> None:
-    import onnx  # noqa: PLC0415 - slow
-
+def _save(proto: ModelProto, draft: Path, metadata: Mapping[str, str], *, external: bool) -> None:
     _strip(proto.graph)
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
     onnx.save_model(proto, draft, save_as_external_data=external, location=_weights_beside(draft).name)
 
 
-def _strip(graph: "GraphProto") -> None:
+def _strip(graph: GraphProto) -> None:
     """Drop what exporters note down about the machine: stack traces with its paths."""
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
@@ -277,8 +272,6 @@ def _strip(graph: "GraphProto") -> None:
 
 def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> None:
     """Raise ModelError unless the file is valid and follows the module at several batch sizes."""
-    import onnx  # noqa: PLC0415 - slow
-
     try:
         onnx.checker.check_model(draft, full_check=True)
     except Exception as cause:  # the checker and shape inference have errors of their own, without a common base
@@ -303,10 +296,15 @@ def _bytes(module: nn.Module) -> int:
 def _quiet() -> Iterator[None]:
     """Without the exporters' progress lines, warnings and logging."""
     before, sink = logging.root.manager.disable, io.StringIO()
+    dump = getattr(torch._C, _DUMP, None)  # noqa: SLF001  # its switch is on, whatever one sets
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
+            if dump is not None:
+                setattr(torch._C, _DUMP, lambda *_: None)  # noqa: SLF001
             yield
     finally:
+        if dump is not None:
+            setattr(torch._C, _DUMP, dump)  # noqa: SLF001
         logging.disable(before)

@@ -63,7 +63,7 @@ class Method:
     passes: tuple[str, ...] = DISTIL
 
 
-METHODS: Registry[Method] = Registry("method", __name__, "METHOD")
+METHODS: Registry[Method] = Registry("method", __name__, "METHOD", Method)
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,13 @@ def composed(name: str, *, where: str = "--method") -> Composed:
     """Read a method's name.
 
     Raises:
-        InputError: A part is unknown, or two parts have a main stage and no warm-up tells them apart.
+        InputError: A part is unknown or stands twice, or a part before the last one has no warm-up.
     """
-    parts = [(part, METHODS.get(part, where=where)) for part in name.split("+")]
+    names = name.split("+")
+    parts = [(part, METHODS.get(part, where=where)) for part in names]
+    for part in names:
+        if names.count(part) > 1:
+            raise InputError(f"'{part}' stands twice in '{name}'", where=where, hint="name each method once")
     if parts[-1][1].main is None:
         default = parts[-1][1].default_main
         parts.append((default, METHODS.get(default, where=where)))

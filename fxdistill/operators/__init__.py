@@ -90,7 +90,7 @@ class Operator:
     masked: str | Callable[..., Any] = ""
 
 
-OPERATORS: Registry[Operator] = Registry("operator", __name__, "OPERATOR")
+OPERATORS: Registry[Operator] = Registry("operator", __name__, "OPERATOR", Operator)
 
 
 def rule(given: str | Function, known: Mapping[str, Function], *, field: str, name: str) -> Function | None:

@@ -21,6 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
 from fxdistill.plan.schema import (
+    MOST_EPOCHS,
     Arm,
     Control,
     DataPlan,
@@ -258,6 +259,9 @@ def _wrong_control(control: Control, arms: dict[str, Arm]) -> Iterator[str]:
     if control.of not in arms:
         yield f"the control arm stands beside the arm '{control.of}', which the plan has not"
         return
+    epochs = sum(stage.epochs for stage in arms[control.of].stages)
+    if epochs > MOST_EPOCHS:
+        yield f"the control arm would train as the arm '{control.of}' does, {epochs} epochs; {MOST_EPOCHS} is the most"
     for term in control.losses:
         if term.teacher is not None or term.pair is not None:
             yield f"the control arm trains without a teacher, and its loss '{term.loss}' needs one"

@@ -80,13 +80,21 @@ def parse(data: object, *, where: str) -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as cause:
-        first = cause.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the plan"
-        more = f" (and {cause.error_count() - 1} more)" if cause.error_count() > 1 else ""
-        raise PlanError(
-            f"the plan is not valid: {first['msg'].removeprefix('Value error, ')}{more}",
-            where=f"{where}, {field}", hint="correct that field, or write the plan anew with `fxdistill plan`",
-        ) from cause  # fmt: skip
+        raise invalid(
+            cause, where=where, hint="correct that field, or write the plan anew with `fxdistill plan`"
+        ) from cause
+
+
+def invalid(cause: ValidationError, *, where: str, hint: str) -> PlanError:
+    """The error that says which field of a plan is not valid, and why."""
+    first = cause.errors()[0]
+    loc = first["loc"]
+    if loc[:1] == ("members",):  # behind a member's name pydantic names its kind, which is no field
+        loc = loc[:2] + loc[3:]
+    field = ".".join(map(str, loc)) or "the plan"
+    more = f" (and {cause.error_count() - 1} more)" if cause.error_count() > 1 else ""
+    why = first["msg"].removeprefix("Value error, ")
+    return PlanError(f"the plan is not valid: {why}{more}", where=f"{where}, {field}", hint=hint)
 
 
 def _installed(plugins: object, where: str) -> None:

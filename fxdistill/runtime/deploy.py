@@ -4,17 +4,19 @@ What ``fxdistill shrink``, ``fxdistill eval`` and ``fxdistill export`` do, with 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
+from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
+from fxdistill.criteria import CRITERIA
 from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_data
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.files import file_sha256
 from fxdistill.ir.contract import PassManager
@@ -158,18 +160,24 @@ def shrink(
     found = _given(model, factory=factory, args=args, seed=seed, allow=allow, trust_pickle=trust_pickle)
     dataset = None if data is None else load_data(data, task=task, input_shape=input_shape, allow=allow)
     image = (1, *dataset.image_shape) if dataset is not None else None
-    first = None if dataset is None else first_batch(dataset)
+    first = first_batch(dataset) if dataset is not None and CRITERIA.get(by).needs_batch else None
     made = shrink_model(
         found.module, input_shape=input_shape or found.input_shape or image or DEFAULT_SHAPE, keep=keep, criterion=by,
         round_to=round_to, protect=protect, only=only, seed=seed, passes=passes,
-        batch=None if first is None else (first["images"], first["labels"]),
+        batch=None if first is None else (first["images"], first["labels"]), loss=supervised_loss(TASKS.get(task)),
     )  # fmt: skip
     if path is not None:
         known = None if allow else found.factory  # only a factory that is called unasked can be replayed
         bundle.save_shrunken(
             made, path, factory=known, kwargs=found.kwargs, before=found.recipe, random_weights=found.random_weights
         )
-    return made
+    if not found.random_weights:
+        return made
+    remark = Diagnostic(
+        code="random-weights", severity="warning", where=str(model),
+        why="these are random weights: as a teacher the file cannot be run", hint="shrink a file of a trained model",
+    )  # fmt: skip
+    return replace(made, diagnostics=(*made.diagnostics, remark))
 
 
 def _given(
@@ -203,7 +211,7 @@ def find(
         return Found(module, wanted, None, given.input_shape, "", {})
     dataset = load_data(data, task=wanted, input_shape=given.input_shape, allow=allow)
     shape = (1, *dataset.image_shape)
-    entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data)
+    entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data).entry
     return Found(module, wanted, dataset, shape, entry, {})
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_fabric import Fabric
 from torch import nn
 
 from fxdistill.compiler.auxiliary import make
@@ -86,8 +87,6 @@ def execute(
     accelerator = preflight.accelerator(settings.device, precision)
     observer.on_phase("loading")
     parts = _load(plan, plan_path.resolve().parent, settings)
-    from lightning_fabric import Fabric  # noqa: PLC0415  # slow to import, and only now needed
-
     with RunDir.opened(out, plan, origin=plan_path, resume=settings.resume) as rundir:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         at = checkpoint.load(rundir)

@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
 from fxdistill import files
 from fxdistill.runtime.directory import RunDir
 
@@ -74,10 +78,6 @@ def write_event(folder: Path, *, step: int, seconds: float, values: dict[str, fl
     Raises:
         OSError: It cannot be written.
     """
-    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped] # noqa: PLC0415
-    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped] # noqa: PLC0415
-    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped] # noqa: PLC0415
-
     summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
     path = folder / "events.out.tfevents.fxdistill"
     events = [Event(wall_time=seconds, step=step, summary=summary)]

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -123,9 +124,22 @@ def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -
     fits(module, dataset, TASKS.get(plan.task), input_shape=plan.input.shape, spec=str(plan.data.spec), entry=entry)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How a model fits data.
+
+    Attributes:
+        entry: The entry of its output that is the prediction; '' for an output that is none other.
+        rivals: Entries that would do as well, where nobody decided between them.
+    """
+
+    entry: str
+    rivals: tuple[str, ...] = ()
+
+
 def fits(
     module: nn.Module, dataset: Dataset, task: Task, *, input_shape: Sequence[int], spec: str, entry: str | None = None
-) -> str:
+) -> Fit:
     """Check that a model takes an input, and that its prediction is one for the data; which entry that is.
 
     Args:
@@ -155,12 +169,15 @@ def fits(
         shape = tuple(dataset.train.labels.shape[1:])
         return task.wrong_output(value, dataset.image_shape, len(dataset.classes), shape)
 
-    chosen = outputs.choose(output, fits=lambda value: not wrong(value)) if entry is None else entry
+    def right(value: Tensor) -> bool:
+        return not wrong(value)
+
+    chosen = outputs.choose(output, right) if entry is None else entry
     if reason := wrong(outputs.prediction(output, chosen)):
         raise ModelError(
             reason, where=f"data {spec}", hint="build teacher and student for the data: with its number of classes",
         )  # fmt: skip
-    return chosen
+    return Fit(chosen, outputs.rivals(output, chosen, right) if entry is None else ())
 
 
 def exports(plan: Plan, module: nn.Module) -> None:

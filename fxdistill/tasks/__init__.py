@@ -127,4 +127,4 @@ def no_images(split: str) -> DataError:
     return DataError("there are no images to evaluate on", where=f"the {split} split", hint="check the data spec")
 
 
-TASKS: Registry[Task] = Registry("task", __name__, "TASK")
+TASKS: Registry[Task] = Registry("task", __name__, "TASK", Task)

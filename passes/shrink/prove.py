@@ -48,14 +48,15 @@ class Proof:
 
 
 class _DisagreementError(InvariantError):
-    """The first node at which the two models differ, and by how much."""
+    """The two models differ, and it may be rounding."""
 
-    def __init__(self, path: str, error: float) -> None:
-        super().__init__(
-            f"the shrunken model disagrees with the masked full one, first at '{path}', by {error:.1e} of its "
-            "largest value", where=path,
-            hint="nothing was written; protect this part with --protect and report the model",
-        )  # fmt: skip
+
+def _disagreement(path: str, error: float) -> _DisagreementError:
+    """The first node at which they differ, and by how much."""
+    return _DisagreementError(
+        f"the shrunken model disagrees with the masked full one, first at '{path}', by {error:.1e} of its "
+        "largest value", where=path, hint="nothing was written; protect this part with --protect and report the model",
+    )  # fmt: skip
 
 
 def prove(full: Traced, survivors: Survivors, shrunken: fx.GraphModule, *, seed: int = 0) -> Proof:
@@ -123,7 +124,7 @@ def _compare(full: "_Masked", shrunken: "_Steps", survivors: Survivors) -> Proof
             if error > worst:
                 worst, where = error, path
             if not error <= TOLERANCE:
-                raise _DisagreementError(path, error)
+                raise _disagreement(path, error)
     return Proof(count, worst, where)
 
 

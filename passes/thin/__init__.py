@@ -18,7 +18,7 @@ from torch.nn import functional
 from fxdistill.criteria import CRITERIA, importance
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
-from fxdistill.ir.channels import Batch, Channels
+from fxdistill.ir.channels import Channels, Examples
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Coupling, core
 from fxdistill.ir.graph import Traced, find, path_of, within
@@ -41,7 +41,7 @@ class ThinSource:
 
     traced: Traced
     coupling: Coupling
-    batch: Batch | None = None
+    batch: Examples | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torchvision.models import feature_extraction
 
 from fxdistill.ir.graph import Rung
 from fxdistill.passes.trace.probe import Probe
@@ -86,14 +87,12 @@ def _default(placeholder: fx.Node) -> Any:
 
 
 def _leaves(module: nn.Module, probe: Probe) -> fx.GraphModule:
-    from torchvision.models import feature_extraction  # noqa: PLC0415  # slow to import, rarely needed
-
     leaves = set(feature_extraction._get_leaf_modules_for_ops())  # noqa: SLF001  # the registry has no public name
     functions: set[Callable[..., Any]] = {len}
     if type(module).__module__.startswith("timm") or any(
         type(m).__module__.startswith("timm") for m in module.modules()
     ):
-        from timm.models import _features_fx  # noqa: PLC0415  # only where timm is at work
+        from timm.models import _features_fx  # noqa: PLC0415  # optional, and only where it is at work
 
         registries: Any = _features_fx  # not annotated
         leaves |= set(registries.get_notrace_modules())

@@ -132,6 +132,14 @@ def test_models_that_do_not_go_together(folder: Path) -> None:
         (("-o", "missing/plan.json"), "missing/plan.json"),
         (("-o", "."), "is a folder"),
         (("--method", "magic"), "magic"),
+        (("--method", "kd+attention"), "'kd' has no warm-up"),
+        (("--task", "tracking"), "--task"),
+        (("--criterion", "l7"), "did you mean 'l2'"),
+        (("--seed", str(2**63)), "--seed"),
+        (("--seed", "-1"), "--seed"),
+        (("--print-after", "train"), "its passes are trace, couple, match"),
+        (("--keep", "0.5"), "--align shrink"),
+        (("--student-output", "logits", "--data", "digits"), "leave out --student-output"),
         (("--epochs", "0"), "--epochs"),
         (("--epochs", "many"), "--epochs"),
         (("--no-such-option",), "--no-such-option"),
@@ -148,6 +156,11 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def _stages(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    stages: list[dict[str, Any]] = plan["arms"][0]["stages"]
+    return stages
+
+
 def _kept(plan: dict[str, Any]) -> list[int]:
     channels: list[int] = plan["kept"][0]["channels"]
     return channels
@@ -156,21 +169,22 @@ def _kept(plan: dict[str, Any]) -> list[int]:
 @pytest.mark.parametrize(
     ("change", "needle"),
     [
-        (lambda p: p.update(version=2), "version 2"),
+        (lambda p: p.update(version=3), "version 3"),
+        (lambda p: p.update(version=1), "anew with `fxdistill plan`"),
         (lambda p: p.update(version="1"), "version"),
         (lambda p: p.update(surprise=1), "surprise"),
         (lambda p: p.pop("pairs"), "pairs"),
-        (lambda p: p["stages"][0].update(epochs=-1), "stages.0.epochs"),
-        (lambda p: p["stages"][0].update(epochs="3"), "stages.0.epochs"),
-        (lambda p: p["stages"][0].update(epochs=1.5), "stages.0.epochs"),
-        (lambda p: p.update(stages=[]), "stages"),
-        (lambda p: p["stages"][0]["losses"][0].update(loss="hinge"), "hinge"),
-        (lambda p: p["stages"][0]["losses"][0].update(weight=float("nan")), "NaN"),
-        (lambda p: p["stages"][0]["optimizer"].update(name="lion"), "optimizer"),
-        (lambda p: p["stages"][0]["optimizer"].update(lr=-1.0), "lr"),
-        (lambda p: p["stages"][0]["losses"][0].update(pair="nowhere"), "nowhere"),
-        (lambda p: p["stages"][1].update(name=p["stages"][0]["name"]), "warm-up-1"),
-        (lambda p: p["control"][0].update(losses=p["stages"][0]["losses"]), "control"),
+        (lambda p: _stages(p)[0].update(epochs=-1), "arms.0.stages.0.epochs"),
+        (lambda p: _stages(p)[0].update(epochs="3"), "arms.0.stages.0.epochs"),
+        (lambda p: _stages(p)[0].update(epochs=1.5), "arms.0.stages.0.epochs"),
+        (lambda p: p["arms"][0].update(stages=[]), "arms.0.stages"),
+        (lambda p: _stages(p)[0]["losses"][0].update(loss="hinge"), "hinge"),
+        (lambda p: _stages(p)[0]["losses"][0].update(weight=float("nan")), "NaN"),
+        (lambda p: _stages(p)[0]["optimizer"].update(name="lion"), "optimizer"),
+        (lambda p: _stages(p)[0]["optimizer"].update(lr=-1.0), "lr"),
+        (lambda p: _stages(p)[0]["losses"][0].update(pair="nowhere"), "nowhere"),
+        (lambda p: _stages(p)[1].update(name=_stages(p)[0]["name"]), "warm-up-1"),
+        (lambda p: p["control"].update(losses=_stages(p)[0]["losses"]), "control"),
         (lambda p: p["kept"][0].update(channels=[*_kept(p)[:-1], 99]), "99"),
         (lambda p: _kept(p).insert(0, -1), "kept"),
         (lambda p: _kept(p).pop(), "keeps"),
@@ -186,13 +200,16 @@ def _kept(plan: dict[str, Any]) -> list[int]:
         (lambda p: p["data"].update(batch_size=0), "batch_size"),
         (lambda p: p["data"].update(batch_size=1), "batch"),
         (lambda p: p["input"].update(shape=[1, 3, 8, 8]), "3x8x8"),
-        (lambda p: p["teacher"].update(path="elsewhere.pt"), "missing"),
-        (lambda p: p["teacher"].update(path=None, sha256=None), "random weights"),
-        (lambda p: p["student"].update(sha256="0" * 64), "0" * 64),
+        (lambda p: p["members"]["teacher"].update(path="elsewhere.pt"), "missing"),
+        (lambda p: p["members"]["teacher"].update(path=None, sha256=None), "random weights"),
+        (lambda p: p["members"]["student"].update(sha256="0" * 64), "0" * 64),
         (lambda p: p.update(precision="8-bit"), "precision"),
         (lambda p: p.update(precision="16-mixed"), "CUDA"),
         (lambda p: p.update(seeds=[]), "seeds"),
         (lambda p: p["export"].update(opset=3), "opset"),
+        (lambda p: p.update(task="tracking"), "tracking"),
+        (lambda p: p.update(seeds=[2**63]), "seeds.0"),
+        (lambda p: _stages(p)[0]["optimizer"].update(momentum=0.9), "momentum"),
     ],
 )  # fmt: skip
 def test_plans_edited_into_nonsense(folder: Path, change: Callable[[dict[str, Any]], object], needle: str) -> None:
@@ -211,7 +228,7 @@ def test_plans_that_are_none(folder: Path) -> None:
 
 
 def test_a_model_file_that_changed_shows_both_hashes(folder: Path) -> None:
-    planned = json.loads((folder / "plan.json").read_text())["teacher"]["sha256"]
+    planned = json.loads((folder / "plan.json").read_text())["members"]["teacher"]["sha256"]
     with (folder / "teacher.pt").open("ab") as file:
         file.write(b" ")
     said = refused(folder, "run", "plan.json", "-o", "r", *ALLOW)
@@ -231,7 +248,10 @@ def test_a_plan_cannot_have_a_pickle_opened(folder: Path) -> None:
     with (folder / "bomb.pt").open("wb") as file:
         pickle.dump(_Bomb(str(folder / "harm")), file)
     digest = file_sha256(folder / "bomb.pt")
-    _edit(folder, lambda p: p["teacher"].update(path="bomb.pt", sha256=digest, factory=None, kwargs={}, trusted=True))
+    _edit(
+        folder,
+        lambda p: p["members"]["teacher"].update(path="bomb.pt", sha256=digest, factory=None, kwargs={}, trusted=True),
+    )
     assert "--trust-pickle" in refused(folder, "run", "plan.json", "-o", "r", *ALLOW)
     assert not (folder / "harm").exists()
 

@@ -1,11 +1,11 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,14 +14,19 @@ from typer.testing import CliRunner
 
 from fxdistill.cli import commands, values
 from fxdistill.cli.commands import app
+from fxdistill.compiler import pipeline
 from fxdistill.errors import InputError
 from fxdistill.plan.file import load
-from fxdistill.runtime import preflight
+from fxdistill.runtime import checkpoint, preflight
+from fxdistill.runtime.arms import Observer
+from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.loop import Position
 from tests import runs
 
 ALLOW = ("--allow-factory", runs.ALLOW[0])
 RESNET = "fxdistill.models:resnet?widths=[8,16]&blocks=1"
+CONVNET = "fxdistill.models:convnet?widths=[4,8]"
 COMMAND = [sys.executable, "-m", "fxdistill"]
 
 
@@ -52,24 +57,59 @@ def test_without_a_command_there_is_help() -> None:
     assert done.output.startswith("Usage: ")
 
 
-def test_mistakes_and_help_import_nothing_heavy() -> None:
-    program = "import sys; from fxdistill.cli.commands import app; app(sys.argv[1:], standalone_mode=False)"
-    check = "; sys.exit('torch' in sys.modules)"
-    for args in (["--help"], ["plan", "--help"], ["schema"]):
-        done = subprocess.run(
-            [sys.executable, "-c", program + check, *args], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-    guard = "import sys; sys.modules['torch'] = None; from fxdistill.cli.commands import main; sys.argv[0] = 'fxdistill'; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", guard, "run", "none.json"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the plan cannot be read")
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "lightning_fabric", "torchmetrics", "timm", "sklearn")
+PROBE = """
+import sys
+{statements}
+sys.stderr.write(" ".join(name for name in sys.argv.pop().split(",") if name in sys.modules))
+"""
+
+
+def imports(statements: str, *args: str, of: Sequence[str]) -> list[str]:
+    """Which of these packages a fresh process has imported after some statements."""
+    command = [sys.executable, "-c", PROBE.format(statements=statements), *args, ",".join(of)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.split()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert imports("import fxdistill; dir(fxdistill)", of=(*HEAVY, "pydantic", "typer", "rich")) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], *([name, "--help"] for name in ("plan", "run", "show", "shrink", "export", "eval")), ["schema"]],
+    ids=" ".join,
+)
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    call_app = "from fxdistill.cli.commands import app; app(sys.argv[1:-1], standalone_mode=False)"
+    # for the help of a command typer imports pydantic itself
+    heavy = (*HEAVY, "pydantic") if args == ["--help"] else HEAVY
+    assert imports(call_app, *args, of=heavy) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["run", "none.json"], "the plan cannot be read"),
+        (["plan", "a.pt", "b.pt", "--method", "magic"], "there is no method named 'magic'"),
+        (["plan", "a.pt", "b.pt", "--task", "tracking"], "there is no task named 'tracking'"),
+        (["plan", "a.pt", "b.pt", "--criterion", "l7"], "there is no criterion named 'l7'"),
+        (["plan", "a.pt", "b.pt", "--print-after", "train"], "has no pass named 'train'"),
+        (["shrink", "a.pt", "--keep", "0.5", "--by", "l7"], "there is no criterion named 'l7'"),
+    ],
+)
+def test_mistakes_are_answered_without_anything_heavy(args: list[str], said: str) -> None:
+    guard = "import sys; sys.modules['torch'] = None; from fxdistill.cli.commands import main; main()"
+    done = subprocess.run([sys.executable, "-c", guard, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
 
 
 def test_schema_is_that_of_plans() -> None:
-    assert "stages" in json.loads(call("schema"))["properties"]
+    assert "arms" in json.loads(call("schema"))["properties"]
 
 
 def test_plan_shows_pairs_and_is_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,12 +157,12 @@ def test_a_teacher_shrunken_from_a_file_can_be_run(tmp_path: Path) -> None:
     assert "random" not in call("shrink", source, "--keep", "0.5", "-o", small)
     planned = call("plan", small, student, *ALLOW, "--data", "digits", "--method", "kd", "--epochs", "1", "-o", plan)
     assert "random-teacher" not in planned
-    ref = load(Path(plan)).teacher
+    ref = load(Path(plan)).given("teacher")
     assert isinstance(preflight.load_model(ref, tmp_path, seed=0, trained=True), nn.Module)
 
 
 def test_show_a_plan_and_a_run(tmp_path: Path) -> None:
-    assert "control arm" in call("show", str(runs.plan_file()))
+    assert "control  trains student, without a teacher" in call("show", str(runs.plan_file()))
     assert re.search(r"student, distilled +\d+\.\d\d%", call("show", str(runs.finished())))
     unfinished = tmp_path / "run"
     unfinished.mkdir()
@@ -142,23 +182,41 @@ def test_eval_a_run_and_a_file() -> None:
     assert "on 537 test images" in call("eval", str(runs.workshop() / "teacher.pt"), "--data", "digits")
 
 
+INTERRUPTED = """
+import os, signal, sys
+from fxdistill.cli.commands import main
+from fxdistill.runtime import checkpoint
+
+save, left = checkpoint.save, 7
+
+def saving(*args):
+    global left
+    save(*args)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGINT)
+
+checkpoint.save = saving
+main()
+"""
+"""A run that gets Ctrl-C, a real one, right after its seventh checkpoint."""
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [*COMMAND, "run", str(runs.plan_file()), "-o", str(out), *ALLOW, "--save-every", "0", "--device", "cpu"]
+    args = ["run", str(runs.plan_file()), "-o", str(out), *ALLOW, "--save-every", "0", "--device", "cpu"]
     paths = os.pathsep.join([str(Path.cwd()), str(runs.workshop())])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoint.pt").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert printed == ""
-    assert said.splitlines()[-1].startswith("interrupted; continue with: fxdistill run ")
-    assert said.splitlines()[-1].endswith("--resume")
-    assert "Traceback" not in said
-    assert "Warning" not in said
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *args], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == ""
+    again = f"fxdistill run {runs.plan_file()} -o {out} --device cpu {' '.join(ALLOW)} --resume"
+    assert done.stderr.splitlines()[-1] == f"interrupted; continue with: {again}"
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+    assert checkpoint.load(RunDir(out)).position == Position(1, 0, 2)
     runs.execute(runs.plan_file(), out, Settings(device="cpu", allow=runs.ALLOW, resume=True))
     assert (out / "student.pt").read_bytes() == (runs.finished() / "student.pt").read_bytes()
 
@@ -182,3 +240,111 @@ def test_arguments() -> None:
     for wrong in ("3x32x32", "1x3x0x32", "1x3xax32"):
         with pytest.raises(InputError):
             values.shape(wrong)
+
+
+@pytest.mark.parametrize("seed", [20261125, 2**63 - 1])
+def test_large_seeds_are_planned_and_run(tmp_path: Path, seed: int) -> None:
+    runs.plan_file()
+    student, plan = str(runs.workshop() / "student.pt"), tmp_path / "plan.json"
+    options = ("--data", "digits", "--method", "kd", "--criterion", "random", "--epochs", "1", "--batch-size", "512")
+    call("plan", str(runs.workshop() / "teacher.pt"), student, *ALLOW, *options, "--seed", str(seed), "-o", str(plan))
+    assert load(plan).seeds == [seed]
+    result = runs.execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW))
+    assert {arm["seed"] for arm in result["arms"]} == {seed}
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"),
+    [
+        (("--seed", str(2**63)), "--seed"),
+        (("--seed", str(2**63 - 1), "--repeats", "2"), "where: the options, seeds.1"),
+        (("--epochs", "1000000"), "would train for 1000007 epochs, as the arm 'distilled' does; 1000000 is the most"),
+    ],
+)
+def test_numbers_that_are_too_large_are_refused(tmp_path: Path, options: tuple[str, ...], needle: str) -> None:
+    args = ["plan", RESNET, CONVNET, "--input", "1x1x8x8", *options, "-o", str(tmp_path / "plan.json")]
+    done = CliRunner().invoke(app, args)
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert done.stderr.startswith("error: ")
+    assert needle in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+PASSES = {
+    "trace": ("traced: symbolic", "layers.layer1.0.conv1", "block1.conv"),
+    "couple": ("channels of stem.0, layers.layer1.0.conv2", "4 channels of block1.conv"),
+    "match": ("layers.layer1.0.relu_1", "block1.pool", "score 0."),
+    "prune": ("block1: layers.layer1.0.relu_1 keeps ", " of 8"),
+    "shrink": ("auxiliary, of teacher: stem.0.weight keeps 4",),
+    "schedule": ("trains student: warm-up-1, 3 epochs of 1 mse[block1]", "0.1 cross-entropy + 0.9 kd"),
+    "instrument": ("distilled, 145,440 MACs", "student.block1.conv", "teacher.layers.layer1.0.conv1"),
+    "specialize": ("warm-up-1, ", "main, ", "student.block1.conv", "teacher.layers.layer1.0.conv1"),
+}
+
+
+def test_print_after_shows_what_each_pass_made(tmp_path: Path) -> None:
+    assert set(PASSES) == set(pipeline.PIPELINE)
+    for name, texts in PASSES.items():
+        align = ("--align", "shrink") if name == "shrink" else ()
+        args = (RESNET, CONVNET, "--input", "1x1x8x8", *align, "-o", str(tmp_path / "plan.json"))
+        said = call("plan", *args, "--print-after", name)
+        shown, _, rest = said.partition("\nteacher  fxdistill.models:resnet")
+        assert shown.startswith(f"after {name}\n")
+        assert shown.count("after ") == 1
+        for text in texts:
+            assert text in shown, name
+        assert "arms (indistill)" in rest
+
+
+def test_print_after_takes_several_passes_in_their_order(tmp_path: Path) -> None:
+    passes = ("--print-after", "schedule", "--print-after", "match")
+    said = call("plan", RESNET, CONVNET, "--input", "1x1x8x8", *passes, "-o", str(tmp_path / "plan.json"))
+    assert re.findall("^after (.*)$", said, re.MULTILINE) == ["match", "schedule"]
+    said = call("plan", RESNET, CONVNET, "--input", "1x1x8x8", "-o", str(tmp_path / "plan.json"))
+    assert "after " not in said.partition("pairs")[0]
+
+
+def stale(plan: dict[str, Any]) -> None:
+    plan["arms"][0]["stages"][1]["losses"][0]["args"] = {}
+    plan["arms"][0]["stages"][2]["losses"].pop()
+
+
+def test_costs_that_are_stale_are_said_by_show_and_run(tmp_path: Path) -> None:
+    assert "stale-cost" not in call("show", str(runs.plan_file()))
+    plan = runs.edited("stale", stale)
+    assert "note stale-cost arms: pairs, kept channels or losses were edited" in call("show", str(plan))
+    said: list[str] = []
+    observer = Observer(on_diagnostic=lambda remark: said.append(remark.code))
+    runs.execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW), observer)
+    assert said.count("stale-cost") == 1
+    said.clear()
+    runs.execute(runs.plan_file(), tmp_path / "other", Settings(device="cpu", allow=runs.ALLOW), observer)
+    assert "stale-cost" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "needle"),
+    [
+        (lambda p: p["data"].update(augmentation=["mixup"]), "no augmentation named 'mixup'"),
+        (lambda p: p["data"].update(augmentation=["crop:0"]), "write crop:PADDING"),
+        (lambda p: p["arms"][0]["stages"][0]["optimizer"].update(momentum=0.9), "'adam' takes no momentum"),
+        (lambda p: p["control"]["optimizer"].update(momentum=0.9), "'adam' takes no momentum"),
+        (lambda p: p.update(task="tracking"), "no task named 'tracking'"),
+        (
+            lambda p: p["pairs"].pop(),
+            "kept channels name the pair 'dropout', which the plan has not; stage 'warm-up-2'",
+        ),
+    ],
+)
+def test_show_refuses_what_run_refuses(change: Callable[[dict[str, Any]], object], needle: str) -> None:
+    plan = str(runs.edited("wrong", change))
+    for command in (["show", plan], ["run", plan, "-o", f"{plan}.run", "--device", "cpu", *ALLOW]):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 2
+        assert needle in done.stderr
+    assert not Path(f"{plan}.run").exists()
+
+
+def test_the_control_arm_trains_as_long_as_the_arm_beside_it_whatever_is_edited() -> None:
+    longer = runs.edited("longer", lambda p: p["arms"][0]["stages"][2].update(epochs=30))
+    assert "control  32 epochs of cross-entropy" in call("show", str(longer))

@@ -87,6 +87,9 @@ def test_pins_and_seeds_are_in_the_plan() -> None:
         ({"pins": (("block9", "block1"),)}, "block9"),
         ({"input_shape": (1, 3, 8, 8)}, "does not run on an input of shape 1x3x8x8"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"repeats": 0}, "seeds"),
+        ({"seed": -1}, "seed"),
+        ({"precision": "8-bit"}, "precision"),
     ],
 )
 def test_bad_options_are_the_users(options: dict[str, Any], message: str) -> None:

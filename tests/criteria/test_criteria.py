@@ -177,6 +177,7 @@ def spoiling(what: str) -> Any:
         ("mode", InvariantError, r"changed the model that it measures: the mode of 'norm'"),
         ("shape", InvariantError, r"gave scores of shape \(16,\) in torch.float64 for 16 classes"),
         ("type", InvariantError, r"in torch.int64"),
+        ("0", InputError, "says nothing about any channel"),
         ("nan", InputError, "not numbers"),
         ("inf", InputError, "not numbers"),
     ],

@@ -1,6 +1,7 @@
 """The criteria ``tp.*``: Torch-Pruning's measures over our couplings, against the same over its own groups."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision import models
 
 from fxdistill.criteria import CRITERIA, importance
 from fxdistill.errors import InputError
-from fxdistill.ir.channels import Batch, Channels
+from fxdistill.ir.channels import Channels, Examples
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
 
@@ -47,12 +48,12 @@ def densenet() -> Any:
     return models.DenseNet(8, (2, 2), 16, num_classes=5)
 
 
-def batch_of(count: int = 4) -> Batch:
+def batch_of(count: int = 4) -> Examples:
     generator = torch.Generator().manual_seed(2)
     return torch.randn(count, *IMAGE[1:], generator=generator), torch.arange(count) % 5
 
 
-def channels_of(net: nn.Module, batch: Batch | None = None, seed: int = 0) -> Channels:
+def channels_of(net: nn.Module, batch: Examples | None = None, seed: int = 0) -> Channels:
     traced = Trace((2, *batch[0].shape[1:]) if batch is not None else IMAGE)(net).value
     return Channels(traced, Couple()(traced).value, batch=batch, seed=seed)
 
@@ -67,7 +68,7 @@ def theirs(net: nn.Module, measure: Any) -> Iterator[tuple[str, Tensor]]:
             yield names[group[0].dep.target.module], scores
 
 
-def compare(net: nn.Module, criterion: str, measure: Any, *, groups: int, batch: Batch | None = None) -> None:
+def compare(net: nn.Module, criterion: str, measure: Any, *, groups: int, batch: Examples | None = None) -> None:
     """Ours and theirs for each group; both divide by the mean of a group, so that nothing is left to normalise."""
     channels = channels_of(net, batch)
     ours, found = importance(criterion, channels), dict(theirs(net, measure))
@@ -236,7 +237,7 @@ def test_where_all_are_alike_nothing_is_said() -> None:
             parameter.zero_()
     channels = channels_of(net, SMALL)
     classes = channels.coupling.parameter_labels("stem.weight")[0].unique()
-    for criterion in ("tp.magnitude", "tp.lamp", "tp.fpgm", "tp.bn-scale", "tp.hessian", "tp.obdc"):
+    for criterion in ("tp.magnitude", "tp.lamp", "tp.fpgm", "tp.hessian", "tp.obdc"):
         assert not importance(criterion, channels)[classes].any(), criterion
 
 
@@ -245,6 +246,20 @@ def test_the_random_measure_is_seeded() -> None:
     one, same, other = (importance("tp.random", channels_of(net, SMALL, seed)) for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_small_gradients_do_not_vanish() -> None:
+    """Squares of 1e-25 are below what float32 holds, and tell the channels apart all the same."""
+    channels = channels_of(Odd().eval(), SMALL)
+    tiny = replace(channels, loss=lambda prediction, targets: 1e-25 * F.cross_entropy(prediction, targets))
+    expected, found = (importance("tp.hessian", one) for one in (channels, tiny))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_measure_of_what_the_model_does_not_have_is_refused() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 64, 5)).eval()
+    with pytest.raises(InputError, match=r"'tp\.bn-scale' says nothing about any channel of this model"):
+        importance("tp.bn-scale", channels_of(net, SMALL))
 
 
 @pytest.mark.parametrize("criterion", ["tp.hessian", "tp.obdc", "tp.taylor"])

@@ -11,7 +11,9 @@ from fxdistill.compiler.build import build, build_arm, specialize
 from fxdistill.errors import PlanError
 from fxdistill.ir.program import Program
 from fxdistill.losses.kd import kd
+from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.strip import Strip, Trained
+from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm, LossTerm
 from tests import tiny_models
@@ -84,8 +86,8 @@ def test_frozen_members_stay_frozen_whatever_is_called(cut: bool) -> None:
     assert not torch.equal(made["student"].state_dict()["head.weight"], before["student"]["head.weight"])
     assert made["teacher"].training  # the user's own mode, and its gradients
     assert all(p.requires_grad for p in made["teacher"].parameters())
-    state = {name for name in program.trainable_state() if not name.startswith("adapters.")}
-    assert state == {f"student.{name}" for name in before["student"]}
+    kept = {name for name in program.trainable_state() if not name.startswith("adapters.")}
+    assert kept == {f"student.{name}" for name in before["student"]}
 
 
 def test_a_member_of_a_longer_name_is_not_taken_for_another() -> None:
@@ -209,3 +211,40 @@ def test_a_pair_whose_teacher_is_trained_too() -> None:
         for one, other in zip(module.parameters(), copies[name].parameters(), strict=True):
             assert one.grad is not None
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_trained_is_not_folded_or_narrowed(training: bool) -> None:
+    """A stage that reads the peer's tap alone: of a frozen teacher the convolution would be cut and the norm folded."""
+    made = {"student": awake(tiny_models.plain(3), 1), "peer": awake(tiny_models.plain(8), 2)}
+    term = LossTerm(loss="mse", pair="pair", teacher="peer")
+    plan = plan_of(term, trains=("student", "peer"), more=("peer",), pair="peer")
+    traced = {name: Trace(SHAPE, training=training)(module).value for name, module in made.items()}
+    program = Instrument(plan)(Joint(traced)).value
+    copies = copy.deepcopy(made)
+    taps = {name: module.train(training).get_submodule("body")(BATCH["images"]) for name, module in copies.items()}
+    F.mse_loss(taps["student"], taps["peer"][:, :3]).backward()
+    stage = specialize(program, "main")
+    assert not any("_kept_" in str(node.target) or "_folded" in str(node.target) for node in stage.graph.nodes)
+    stage.total(stage(BATCH)).backward()
+    for name, module in made.items():
+        inner = (one.get_submodule("body").parameters() for one in (module, copies[name]))
+        for one, other in zip(*inner, strict=True):
+            assert one.grad is not None
+            assert other.grad is not None
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_member_that_is_trained_in_eval_mode_keeps_its_statistics() -> None:
+    """Traced in eval mode and trained: gradients, and norms that use what they have learned before."""
+    made = {"student": awake(tiny_models.plain(3), 1), "teacher": awake(tiny_models.residual(8), 2)}
+    traced = {name: Trace(SHAPE)(module).value for name, module in made.items()}
+    program = Instrument(plan_of(OWN, LossTerm(loss="kd")))(Joint(traced)).value
+    assert not any(member.training for member in program.members)
+    before = copy.deepcopy(made["student"].state_dict())
+    program.eval().train()
+    norms = [m for m in made["student"].modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not any(norm.training for norm in norms)
+    program.total(program(BATCH)).backward()
+    assert all(p.grad is not None for p in made["student"].parameters())
+    assert all(torch.equal(value, before[key]) for key, value in made["student"].state_dict().items())

@@ -160,7 +160,7 @@ class Given(Registry[Operator]):
     """A registry of operators by name."""
 
     def __init__(self, **operators: Operator) -> None:
-        super().__init__("operator", "nowhere", "OPERATOR")
+        super().__init__("operator", "nowhere", "OPERATOR", Operator)
         object.__setattr__(self, "given", operators)
 
     def names(self) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def answers(*parts: nn.Module) -> list[Tensor]:
     ],
 )  # fmt: skip
 def test_a_loss_gets_what_it_reads_in_its_order(
-    add: Add, reads: tuple[str, ...], code: str, inputs: tuple[str]
+    add: Add, reads: tuple[str, ...], code: str, inputs: tuple[str, ...]
 ) -> None:
     names = ", ".join(port.replace(".", "_") for port in reads)
     add(
@@ -120,13 +120,13 @@ def test_a_loss_gets_what_it_reads_in_its_order(
     values = {f"{name}_logits": module(BATCH["images"]) for name, module in copies.items()}
     values |= {"student_tap": seen["student"], "teacher_tap": seen["teacher"][:, :3]}
     expected = eval(code, {}, {**values, **BATCH})
-    wanted = {name: BATCH[name] for name in inputs}
+    wanted = {field: BATCH[field] for field in inputs}
     assert program(wanted)[key].item() == pytest.approx(expected.item(), rel=1e-4)
     stage = specialize(program, "main")
     assert stage.inputs == inputs
     assert stage(wanted)[key].item() == pytest.approx(expected.item(), rel=1e-4)
     with pytest.raises(KeyError, match=inputs[-1]):
-        program({name: BATCH[name] for name in inputs[:-1]})
+        program({field: BATCH[field] for field in inputs[:-1]})
 
 
 def test_a_loss_of_one_role_needs_no_other_member(add: Add) -> None:
@@ -185,8 +185,8 @@ LOSS = Loss(reads=("student.logits", "labels"), {"build=build" if build else "fu
 def test_a_loss_with_parameters_is_trained_along_and_gone_at_strip(add: Add) -> None:
     add(LOSSES, "scale", SCALE)
     program, student = pair_of(plan_with(LossTerm(loss="scale", pair="pair", args={"first": 3.0}), LossTerm(loss="kd")))
-    (name,) = (name for name in program.trainable_state() if name.startswith("losses."))
-    assert name == "losses.scale_pair_.scale"
+    name = "losses.scale_pair_.scale"
+    assert [key for key in program.trainable_state() if key.startswith("losses.")] == [name]
     scale = program.get_parameter(name)
     assert scale.shape == (3, 1, 1)
     assert torch.equal(scale, torch.full((3, 1, 1), 3.0))

@@ -1,5 +1,6 @@
 """Losses against independent float64 numpy versions, pinned numbers and their laws."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -11,8 +12,13 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from torch import fx, nn
 
-from fxdistill.errors import PlanError
-from fxdistill.losses import old
+from fxdistill.losses import LOSSES, Context, Loss
+from fxdistill.losses.attention import attention
+from fxdistill.losses.cross_entropy import cross_entropy
+from fxdistill.losses.kd import kd
+from fxdistill.losses.l1 import l1
+from fxdistill.losses.mse import mse
+from fxdistill.losses.pkt import pkt
 
 STUDENT = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0], [2.0, 2.0, 2.0], [-4.0, 1.0, 0.0]])
 TEACHER = torch.tensor([[3.0, 1.0, 0.0], [0.5, -2.0, 4.0], [1.0, 0.0, -1.0], [-3.0, 2.5, 1.0]])
@@ -21,13 +27,26 @@ WIDE = torch.tensor([
     [0.2, -1.0, 3.0, 0.4, 1.0], [1.0, 0.0, 0.5, -2.0, 0.1],
     [2.0, 1.0, 0.0, 0.3, -0.7], [0.0, 1.5, 1.0, 1.0, 2.0],
 ])  # fmt: skip
-CALLS = {
-    "cross_entropy": (STUDENT, LABELS),
-    "kd": (STUDENT, TEACHER),
-    "mse": (STUDENT, TEACHER),
-    "attention": (STUDENT.reshape(1, 3, 2, 2), TEACHER.reshape(1, 3, 2, 2)),
-    "pkt": (STUDENT, WIDE),
-}
+VALUES = {"student.logits": STUDENT, "teacher.logits": TEACHER, "labels": LABELS, "index": torch.tensor([3, 0, 1, 2]),
+          "student.tap": STUDENT.reshape(2, 3, 2, 1), "teacher.tap": TEACHER.reshape(2, 3, 2, 1)}  # fmt: skip
+OWN = {"l1": {"labels": TEACHER}, "pkt": {"student.tap": STUDENT, "teacher.tap": WIDE}}
+"""What a loss reads that is not what most read."""
+
+
+def inputs(name: str) -> list[torch.Tensor]:
+    """Values for the ports that a loss reads: any loss of one file is tested by these."""
+    return [OWN.get(name, {}).get(port, VALUES.get(port, torch.ones(4))) for port in LOSSES.get(name).reads]
+
+
+def function_of(name: str) -> Callable[..., torch.Tensor]:
+    """The loss as a function of what it reads, with its default arguments."""
+    loss = LOSSES.get(name)
+    arguments = loss.arguments() if loss.arguments is not None else None
+    if loss.function is not None:
+        return functools.partial(loss.function, **(arguments.model_dump() if arguments is not None else {}))
+    assert loss.build is not None
+    shapes = {port: tuple(value.shape) for port, value in zip(loss.reads, inputs(name), strict=True)}
+    return loss.build(Context(shapes, classes=3, train_size=4), arguments)
 
 
 def numpy_kd(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
@@ -73,47 +92,45 @@ def test_cross_entropy_by_hand() -> None:
         math.log(3),
         math.log(math.e**-4 + math.e + 1) - 1,
     ]
-    assert old.cross_entropy(STUDENT, LABELS).item() == pytest.approx(sum(rows) / 4, rel=1e-6)
+    assert cross_entropy(STUDENT, LABELS).item() == pytest.approx(sum(rows) / 4, rel=1e-6)
     assert sum(rows) / 4 == pytest.approx(0.736760, abs=1e-6)
 
 
 def test_label_smoothing_spreads_its_share() -> None:
     log_p = log_softmax(double(STUDENT), axis=1)
     hard, even = -log_p[range(4), LABELS.numpy()].mean(), -log_p.mean()
-    assert old.cross_entropy(STUDENT, LABELS, label_smoothing=0.1).item() == pytest.approx(
+    assert cross_entropy(STUDENT, LABELS, label_smoothing=0.1).item() == pytest.approx(
         0.9 * hard + 0.1 * even, rel=1e-6
     )
 
 
 @pytest.mark.parametrize(("temperature", "pinned"), [(1.0, 0.287072), (4.0, 0.391356), (15.0, 0.399300)])
 def test_kd_is_scaled_kl(temperature: float, pinned: float) -> None:
-    value = old.kd(STUDENT, TEACHER, temperature=temperature).item()
+    value = kd(STUDENT, TEACHER, temperature=temperature).item()
     assert value == pytest.approx(numpy_kd(double(STUDENT), double(TEACHER), temperature), rel=5e-5)
     assert value == pytest.approx(pinned, abs=1e-5)
 
 
 def test_pkt_matches_loops_over_pairs() -> None:
-    value = old.pkt(STUDENT, WIDE).item()
+    value = pkt(STUDENT, WIDE).item()
     assert value == pytest.approx(numpy_pkt(double(STUDENT), double(WIDE), 1e-6), rel=1e-6)
     assert value == pytest.approx(0.0454133103, abs=1e-8)
 
 
 def test_attention_and_mse() -> None:
-    student, teacher = CALLS["attention"]
-    assert old.attention(student, teacher).item() == pytest.approx(
+    student, teacher = STUDENT.reshape(1, 3, 2, 2), TEACHER.reshape(1, 3, 2, 2)
+    assert attention(student, teacher).item() == pytest.approx(
         numpy_attention(double(student), double(teacher)), rel=1e-5
     )
-    assert old.mse(STUDENT, TEACHER).item() == pytest.approx(
-        ((double(STUDENT) - double(TEACHER)) ** 2).mean(), rel=1e-6
-    )
-    assert old.mse(STUDENT, TEACHER).item() == pytest.approx(25.75 / 12)
+    assert mse(STUDENT, TEACHER).item() == pytest.approx(((double(STUDENT) - double(TEACHER)) ** 2).mean(), rel=1e-6)
+    assert mse(STUDENT, TEACHER).item() == pytest.approx(25.75 / 12)
 
 
 def test_pkt_gradient_is_the_difference_quotient() -> None:
     generator = torch.Generator().manual_seed(1)
     student = torch.randn(6, 5, generator=generator, requires_grad=True)
     teacher, direction = torch.randn(6, 9, generator=generator), torch.randn(6, 5, generator=generator)
-    (gradient,) = torch.autograd.grad(old.pkt(student, teacher), student)
+    (gradient,) = torch.autograd.grad(pkt(student, teacher), student)
     step = 1e-5 * double(direction)
     ahead, behind = (numpy_pkt(double(student.detach()) + d, double(teacher), 1e-6) for d in (step, -step))
     assert (gradient * direction).sum().item() == pytest.approx((ahead - behind) / 2e-5, rel=1e-4)
@@ -124,8 +141,8 @@ def test_pkt_gradient_is_the_difference_quotient() -> None:
 def test_kd_ignores_shifts_and_is_positive(seed: int, shift: float, temperature: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, 5, 7, generator=generator)
-    assert old.kd(teacher + shift, teacher, temperature=temperature).item() == pytest.approx(0, abs=1e-3)
-    assert old.kd(student, teacher, temperature=temperature).item() > 1e-3
+    assert kd(teacher + shift, teacher, temperature=temperature).item() == pytest.approx(0, abs=1e-3)
+    assert kd(student, teacher, temperature=temperature).item() > 1e-3
 
 
 @settings(max_examples=30, deadline=None)
@@ -137,114 +154,123 @@ def test_pkt_laws(seed: int, scale: float) -> None:
         scale * torch.randn(8, 10, generator=generator),
     )
     order = torch.randperm(8, generator=generator)
-    value = old.pkt(student, teacher).item()
+    value = pkt(student, teacher).item()
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]
     assert value > 0
-    assert old.pkt(student[order], teacher[order]).item() == pytest.approx(value, rel=1e-5)
-    assert old.pkt(student[order], teacher).item() != pytest.approx(value, rel=1e-5)
-    assert old.pkt(student.flatten(1) @ rotation, teacher).item() == pytest.approx(value, rel=1e-4)
-    assert old.pkt(student, torch.cat([student.flatten(1), torch.zeros(8, 2)], 1)).item() == pytest.approx(0, abs=1e-12)
+    assert pkt(student[order], teacher[order]).item() == pytest.approx(value, rel=1e-5)
+    assert pkt(student[order], teacher).item() != pytest.approx(value, rel=1e-5)
+    assert pkt(student.flatten(1) @ rotation, teacher).item() == pytest.approx(value, rel=1e-4)
+    assert pkt(student, torch.cat([student.flatten(1), torch.zeros(8, 2)], 1)).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_attention_ignores_width_and_scale() -> None:
     student, teacher = torch.randn(2, 4, 6, 5, 5, generator=torch.Generator().manual_seed(0))
-    value = old.attention(student, teacher).item()
-    assert old.attention(3 * student, teacher.repeat(1, 2, 1, 1)).item() == pytest.approx(value, rel=1e-5)
+    value = attention(student, teacher).item()
+    assert attention(3 * student, teacher.repeat(1, 2, 1, 1)).item() == pytest.approx(value, rel=1e-5)
 
 
 @pytest.mark.parametrize("student", [
     torch.zeros(4, 3), torch.ones(4, 3), 1e4 * STUDENT, 1e-8 * STUDENT,
     torch.tensor([[1.0, 0, 0], [-1, 0, 0], [1, 0, 0], [0, 1, 0]]),
 ], ids=["zeros", "equal", "large", "tiny", "opposite"])  # fmt: skip
-@pytest.mark.parametrize("name", old.names())
+@pytest.mark.parametrize("name", LOSSES.names())
 def test_values_and_gradients_are_finite(name: str, student: torch.Tensor) -> None:
-    other = CALLS[name][1]
+    read = inputs(name)
     leaf = student.clone().requires_grad_()
-    value = old.get(name).function(leaf.reshape(1, 3, 2, 2) if name == "attention" else leaf, other)
+    place = next(i for i, port in enumerate(LOSSES.get(name).reads) if port.startswith("student."))
+    value = function_of(name)(*read[:place], leaf.reshape(read[place].shape), *read[place + 1 :])
     (gradient,) = torch.autograd.grad(value, leaf)
     assert value.isfinite()
+    assert value.shape == ()
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", old.names())
+@pytest.mark.parametrize("name", LOSSES.names())
 def test_autocast_and_bfloat16_change_nothing_but_the_input(name: str) -> None:
-    loss = old.get(name)
-    student, other = CALLS[name]
-    plain = loss.function(student, other)
+    function, read = function_of(name), inputs(name)
+    plain = function(*read)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = loss.function(student, other)
+        inside = function(*read)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, plain)
-    assert loss.function(student.bfloat16(), other).dtype == torch.float32
+    rounded = [value.bfloat16() if value.is_floating_point() else value for value in read]
+    assert function(*rounded).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_losses_write_nothing_and_hold_no_state(name: str) -> None:
+    function, read = function_of(name), inputs(name)
+    before = [value.clone() for value in read]
+    first = function(*read)
+    assert all(map(torch.equal, read, before))
+    if LOSSES.get(name).function is not None:
+        assert torch.equal(function(*read), first)
 
 
 class Criterion(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name = name
+        self.function = function_of(name)
 
-    def forward(self, student: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return old.get(self.name).function(student, other, **old.arguments(self.name, {}))
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return self.function(one, other)
 
 
-@pytest.mark.parametrize("name", old.names())
+@pytest.mark.parametrize("name", [name for name in LOSSES.names() if len(LOSSES.get(name).reads) == 2])
 def test_losses_are_traceable(name: str) -> None:
-    student, other = CALLS[name]
     graph = fx.symbolic_trace(Criterion(name))
-    assert torch.equal(graph(student, other), old.get(name).function(student, other))
+    assert torch.equal(graph(*inputs(name)), function_of(name)(*inputs(name)))
 
 
 def test_losses_compile_without_breaks() -> None:
-    student, other = CALLS["pkt"]
+    student, other = STUDENT, WIDE
     together = torch.compile(
-        lambda s, w, t, y: old.pkt(s, w) + old.kd(s, t) + old.cross_entropy(s, y) + old.mse(s, t),
+        lambda s, w, t, y: pkt(s, w) + kd(s, t) + cross_entropy(s, y) + mse(s, t),
         fullgraph=True, backend="aot_eager",
     )  # fmt: skip
-    expected = (
-        old.pkt(student, other)
-        + old.kd(STUDENT, TEACHER)
-        + old.cross_entropy(STUDENT, LABELS)
-        + old.mse(STUDENT, TEACHER)
-    )
+    expected = pkt(student, other) + kd(STUDENT, TEACHER) + cross_entropy(STUDENT, LABELS) + mse(STUDENT, TEACHER)
     torch.testing.assert_close(together(student, other, TEACHER, LABELS), expected)
 
 
-def test_arguments_are_completed_and_passed() -> None:
-    assert old.arguments("kd", {}) == {"temperature": 4.0}
-    assert old.arguments("kd", {"temperature": 2}) == {"temperature": 2}
-    assert old.get("kd").function(STUDENT, TEACHER) == old.kd(STUDENT, TEACHER, **old.arguments("kd", {}))
+def test_l1_is_the_mean_absolute_difference() -> None:
+    assert l1(STUDENT, TEACHER).item() == pytest.approx(np.abs(double(STUDENT) - double(TEACHER)).mean(), rel=1e-6)
+    column, flat = STUDENT[:, :1], TEACHER[:, 0]
+    assert l1(column, flat).item() == pytest.approx(
+        np.abs(double(column)[:, 0] - double(flat)).mean(), rel=1e-6
+    )  # without the reshape (4, 1) and (4,) would broadcast to (4, 4)
+    assert l1(column, LABELS).item() == pytest.approx(np.abs(double(column)[:, 0] - LABELS.numpy()).mean(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", old.names())
-def test_registry_defaults_are_those_of_the_function(name: str) -> None:
-    loss = old.get(name)
-    assert loss.name == name
-    assert (loss.function.__kwdefaults__ or {}) == dict(loss.arguments)
-    assert set(loss.bounds) == set(loss.arguments)
+def test_dense_predictions_are_positions_of_a_batch() -> None:
+    student = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    teacher = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(40).reshape(2, 4, 5) % 3
+    labels[0, 0, 0] = -100
+    rows = student.permute(0, 2, 3, 1).reshape(-1, 3)
+    assert cross_entropy(student, labels).item() == pytest.approx(
+        cross_entropy(rows[1:], labels.flatten()[1:]).item(), rel=1e-6
+    )
+    each = [numpy_kd(double(student[i].flatten(1).t()), double(teacher[i].flatten(1).t()), 4.0) * 20 for i in (0, 1)]
+    assert kd(student, teacher).item() == pytest.approx(sum(each) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: old.get("ptk"),
-            "no loss named 'ptk'(.|\n)*did you mean 'pkt'(.|\n)*cross_entropy, kd, mse",
-        ),
-        (lambda: old.arguments("focal", {}), "no loss named 'focal'"),
-        (
-            lambda: old.arguments("kd", {"temprature": 4}),
-            "no argument 'temprature'(.|\n)*did you mean 'temperature'",
-        ),
-        (lambda: old.arguments("mse", {"eps": 1}), "no argument 'eps'(.|\n)*leave it out"),
-        (
-            lambda: old.arguments("kd", {"temperature": 0.0}),
-            "temperature = 0.0 is out of range(.|\n)*0.01 to 1000",
-        ),
-        (lambda: old.arguments("kd", {"temperature": float("nan")}), "out of range"),
-    ],
-)
-def test_errors_say_what_where_and_what_to_do(call: Callable[[], object], message: str) -> None:
-    with pytest.raises(PlanError, match=message) as caught:
-        call()
-    assert caught.value.where
-    assert caught.value.hint
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_a_loss_says_what_it_reads_and_takes(name: str) -> None:
+    loss = LOSSES.get(name)
+    assert isinstance(loss, Loss)
+    assert (loss.function is None) != (loss.build is None)
+    assert loss.reads
+    for port in loss.reads:
+        role, dot, value = port.partition(".")
+        assert not dot or (role in ("student", "teacher") and value in ("logits", "tap"))
+    if loss.function is not None:
+        defaults = dict(getattr(loss.function, "__kwdefaults__", None) or {})
+        assert defaults == (loss.arguments().model_dump() if loss.arguments is not None else {})
+
+
+def test_ports_tell_taps_and_roles() -> None:
+    told = {name: (LOSSES.get(name).roles, LOSSES.get(name).reads_taps) for name in ("kd", "mse", "cross-entropy")}
+    both = ("student", "teacher")
+    assert told == {"kd": (both, False), "mse": (both, True), "cross-entropy": (("student",), False)}
+    assert Loss(reads=("teacher.tap", "index")).roles == ("teacher",)
+    assert Loss(reads=("labels",)).roles == ()

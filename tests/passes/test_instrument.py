@@ -275,7 +275,8 @@ def test_a_changed_output_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def node_of(program: Program, name: str) -> fx.Node:
-    return next(node for node in program.graph.nodes if node.name == name)
+    found: fx.Node = next(node for node in program.graph.nodes if node.name == name)
+    return found
 
 
 def writing_tap(member: str) -> Callable[[Program], None]:

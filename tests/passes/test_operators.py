@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxdistill.operators
 from fxdistill import registry
-from fxdistill.compiler import pipeline
+from fxdistill.compiler.build import build, specialize
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
 from fxdistill.errors import InputError, InvariantError, PairingError
 from fxdistill.ir import operators
@@ -22,7 +22,7 @@ from fxdistill.operators import OPERATORS
 from fxdistill.passes.couple import Couple, rules
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.shrink import masked, rewrites
-from fxdistill.passes.specialize import teacher_values
+from fxdistill.passes.specialize import frozen_values
 from fxdistill.passes.trace import Trace
 from tests.tiny_models import SHAPE, Body, Classifier, awake, planned
 
@@ -171,11 +171,12 @@ def test_a_slice_sinks_through_an_operation_that_has_a_file(install: Install, kn
     body = Body(parts, lambda m, x: torch.special.xlog1py(m.a(x), m.b(x).sigmoid()))
     teacher, student = Classifier(body, 8), Classifier(nn.Conv2d(3, 2, 3), 2)
     plan = planned("body", "body", (2, 8, 6, 6), (2, 2, 6, 6), kept=[1, 6])
-    program = pipeline.build(plan, awake(teacher.eval()).double(), awake(student).double()).stage("warm-up-1")
+    program = build(plan, awake(teacher.eval()).double(), awake(student).double())
+    program = specialize(program, "warm-up-1")
     called = [str(node.target) for node in program.graph.nodes]
     assert ("teacher.body.a_kept_2" in called) == ("teacher.body.b_kept_2" in called) == known
     images = torch.randn(SHAPE, dtype=torch.float64)
-    (value,) = teacher_values(program, images).values()
+    (value,) = frozen_values(program, images).values()
     torch.testing.assert_close(value, body(images)[:, [1, 6]], rtol=1e-12, atol=1e-12)
 
 

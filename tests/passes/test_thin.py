@@ -336,3 +336,28 @@ def test_groups_agree_with_torch_pruning(kind: type[nn.Module], layer: str) -> N
     coupling = sources(net)[1]
     for index in (0, net.get_parameter(f"{layer}.weight").shape[0] - 1):
         assert our_slices(net, coupling, layer, index) == peer_slices(net, layer, index)
+
+
+def test_channels_of_which_a_criterion_says_nothing_are_said() -> None:
+    result = Thin(keep=0.5, criterion="bn")(ThinSource(*sources(Residual())))
+    found = [(d.where, d.severity, d.why) for d in result.diagnostics if d.code == "no-importance"]
+    said = "the criterion 'bn' says nothing about its outputs: all count alike, the first are kept"
+    assert found == [("inner", "warning", said)]
+    assert result.value.kept["inner.weight"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_loss_of_the_task_is_the_one_that_gradients_are_of() -> None:
+    net = Residual().eval()
+    batch = (torch.randn(4, *IMAGE[1:], generator=torch.Generator().manual_seed(0)), torch.zeros(4, 5))
+    result = Thin(keep=0.5, criterion="taylor")(ThinSource(*sources(net), batch=batch, loss=F.mse_loss)).value
+    torch.autograd.backward(F.mse_loss(net(batch[0]), batch[1]))
+    assert net.inner.weight.grad is not None
+    by_hand = (net.inner.weight * net.inner.weight.grad).abs().flatten(1).sum(1)
+    assert result.kept["inner.weight"] == sorted(by_hand.topk(6).indices.tolist())
+
+
+@pytest.mark.parametrize("criterion", ["tp.lamp", "tp.magnitude", "tp.obdc"])
+def test_criteria_of_torch_pruning_choose_too(criterion: str) -> None:
+    batch = (torch.randn(4, *IMAGE[1:], generator=torch.Generator().manual_seed(0)), torch.arange(4))
+    removal = Thin(keep=0.5, criterion=criterion)(ThinSource(*sources(Residual()), batch=batch)).value
+    assert removal.widths == {"stem": (8, 4), "inner": (12, 6), "outer": (8, 4), "head": (5, 5)}

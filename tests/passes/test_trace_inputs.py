@@ -13,7 +13,7 @@ import fxdistill
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import InvariantError, ModelError
 from fxdistill.ir.graph import Rung, Traced, path_of
-from fxdistill.ir.program import inline
+from fxdistill.ir.program import Member, inline
 from fxdistill.passes.trace import Trace
 from tests.tiny_models import SHAPE
 
@@ -112,9 +112,9 @@ def test_a_graph_takes_the_images_alone(net: type[Net], rung: Rung, training: bo
 def test_both_models_may_have_other_arguments(net: type[Net]) -> None:
     teacher, student = net(16), net(8)
     plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=SHAPE))
-    assert plan.student.rung == "symbolic"
-    program = fxdistill.build(plan, teacher, student).stage("main")
-    program.total(program(torch.randn(SHAPE), torch.tensor([1, 2]))).backward()
+    assert plan.given("student").rung == "symbolic"
+    program = fxdistill.specialize(fxdistill.build(plan, teacher, student), "main")
+    program.total(program({"images": torch.randn(SHAPE), "labels": torch.tensor([1, 2])})).backward()
     assert student.get_parameter("part.a.weight" if net is Passing else "a.weight").grad is not None
 
 
@@ -174,4 +174,9 @@ def test_an_input_that_nothing_stands_for_is_not_passed_over() -> None:
     traced = Traced(source, "symbolic", training=False, input_shape=SHAPE)
     graph = fx.Graph()
     with pytest.raises(InvariantError, match="nothing stands for the input 'alpha'"):
-        inline(graph, source.graph, {traced.input: graph.placeholder("x")}, role="student")
+        inline(
+            graph,
+            source.graph,
+            {traced.input: graph.placeholder("x")},
+            member=Member("student", trained=True, training=False),
+        )

@@ -96,15 +96,16 @@ def test_they_can_be_students(name: str) -> None:
     plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(1, 3, 64, 64)))
     program = fxdistill.build(plan, teacher, student)
     images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 4])
-    main, warm_up = plan.stages[-1].name, plan.stages[0].name
+    stages = plan.arm("distilled").stages
+    main, warm_up = stages[-1].name, stages[0].name
     assert warm_up != main
     last = [name for name, part in student.named_modules() if isinstance(part, BatchNormAct2d)][-1]
     counts = {}
     for stage in (warm_up, main):
         student.zero_grad()
-        part = program.stage(stage)
+        part = fxdistill.specialize(program, stage)
         part.train()
-        loss = part.total(part(images, labels))
+        loss = part.total(part({"images": images, "labels": labels}))
         loss.backward()
         assert loss.isfinite()
         counts[stage] = sum(bool(p.grad is not None and p.grad.any()) for p in student.parameters())

@@ -1,6 +1,7 @@
 """Plans: the same bytes, and every nonsense refused with the field named."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import fxdistill
 from fxdistill import files
 from fxdistill.errors import PlanError
 from fxdistill.plan import file
+from fxdistill.plan.document import stale_costs
+from fxdistill.registry import GROUPS
 from tests.tiny_models import planned
 
 PLAN = planned("body", "body", (2, 8, 8, 8), (2, 4, 8, 8), kept=[0, 2, 4, 7])
@@ -43,35 +46,57 @@ def test_lists_of_numbers_stay_on_one_line() -> None:
 
 
 def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
-    assert file.parse(changed("stages.0.losses.0.weight", 1), where="p").to_json() == PLAN.to_json()
+    assert file.parse(changed("arms.0.stages.0.losses.0.weight", 1), where="p").to_json() == PLAN.to_json()
 
 
 @pytest.mark.parametrize(
     ("path", "value", "field", "message"),
     [
-        ("version", 2, "version", "has version 2; this fxdistill reads versions up to 1"),
+        ("version", 3, "version", "has version 3; this fxdistill reads versions up to 2"),
+        ("version", 1, "version", "has version 1, whose form is no longer read"),
         ("version", True, "version", "not a whole number"),
         ("version", "1", "version", "not a whole number"),
-        ("version", 0, "version", "should be 1"),
-        ("stages.0.epochs", -3, "stages.0.epochs", "greater than 0"),
-        ("stages.0.epochs", True, "stages.0.epochs", "valid integer"),
-        ("stages.0.epochs", 2.5, "stages.0.epochs", "valid integer"),
-        ("stages.0.epochs", "3", "stages.0.epochs", "valid integer"),
-        ("stages.0.epoch", 3, "stages.0.epoch", "Extra inputs"),
-        ("stages", [], "stages", "at least 1"),
-        ("stages.0.losses", [], "stages.0.losses", "at least 1"),
-        ("stages.0.losses.0.loss", "msee", "stages.0.losses.0", "no loss named 'msee'; did you mean 'mse'"),
-        ("stages.0.losses.0.pair", None, "stages.0.losses.0", "the loss 'mse' needs a pair"),
-        ("stages.1.losses.1.pair", "pair", "stages.1.losses.1", "the loss 'kd' needs no pair"),
-        ("stages.0.losses.0.pair", "other", "the plan", "names the pair 'other', which the plan has not"),
-        ("stages.1.losses.1.args", {"temperature": 0.0}, "stages.1.losses.1", "temperature = 0.0 is out of range"),
-        ("stages.1.losses.1.args", {"heat": 1.0}, "stages.1.losses.1", "has no argument 'heat'"),
-        ("stages.1.losses.1.args", {"temperature": True}, "stages.1.losses.1.args.temperature", "valid number"),
-        ("stages.1.losses.1.weight", -0.5, "stages.1.losses.1.weight", "greater than or equal to 0"),
-        ("stages.1.name", "warm-up-1", "the plan", "more than one stage 'warm-up-1'"),
-        ("stages.1.name", "", "stages.1.name", "at least 1 character"),
-        ("stages.0.optimizer.name", "lion", "stages.0.optimizer.name", "'sgd', 'adam' or 'adamw'"),
-        ("stages.0.optimizer.lr", 0.0, "stages.0.optimizer.lr", "greater than 0"),
+        ("version", 0, "version", "should be 2"),
+        ("arms.0.stages.0.epochs", -3, "arms.0.stages.0.epochs", "greater than 0"),
+        ("arms.0.stages.0.epochs", True, "arms.0.stages.0.epochs", "valid integer"),
+        ("arms.0.stages.0.epochs", 2.5, "arms.0.stages.0.epochs", "valid integer"),
+        ("arms.0.stages.0.epochs", "3", "arms.0.stages.0.epochs", "valid integer"),
+        ("arms.0.stages.0.epoch", 3, "arms.0.stages.0.epoch", "Extra inputs"),
+        ("arms.0.stages", [], "arms.0.stages", "at least 1"),
+        ("arms", [], "arms", "at least 1"),
+        ("arms.0.stages.0.losses", [], "arms.0.stages.0.losses", "at least 1"),
+        (
+            "arms.0.stages.0.losses.0.loss",
+            "msee",
+            "arms.0.stages.0.losses.0",
+            "there is no loss named 'msee'; did you mean 'mse'?",
+        ),
+        ("arms.0.stages.0.losses.0.pair", None, "arms.0.stages.0.losses.0", "the loss 'mse' needs a pair"),
+        ("arms.0.stages.1.losses.1.pair", "pair", "arms.0.stages.1.losses.1", "the loss 'kd' needs no pair"),
+        ("arms.0.stages.0.losses.0.pair", "other", "the plan", "names the pair 'other', which the plan has not"),
+        (
+            "arms.0.stages.1.losses.1.args",
+            {"temperature": 0.0},
+            "arms.0.stages.1.losses.1",
+            "the loss 'kd', temperature = 0.0: input should be greater than or equal to 0.01",
+        ),
+        (
+            "arms.0.stages.1.losses.1.args",
+            {"heat": 1.0},
+            "arms.0.stages.1.losses.1",
+            "the loss 'kd' has no argument 'heat'; its arguments are temperature",
+        ),
+        (
+            "arms.0.stages.1.losses.1.args",
+            {"temperature": "hot"},
+            "arms.0.stages.1.losses.1",
+            "temperature = 'hot': input should be a valid number",
+        ),
+        ("arms.0.stages.1.losses.1.weight", -0.5, "arms.0.stages.1.losses.1.weight", "greater than or equal to 0"),
+        ("arms.0.stages.1.name", "warm-up-1", "the plan", "more than one stage 'warm-up-1'"),
+        ("arms.0.stages.1.name", "", "arms.0.stages.1.name", "at least 1 character"),
+        ("arms.0.stages.0.optimizer.name", "lion", "arms.0.stages.0.optimizer.name", "'sgd', 'adam' or 'adamw'"),
+        ("arms.0.stages.0.optimizer.lr", 0.0, "arms.0.stages.0.optimizer.lr", "greater than 0"),
         (
             "kept.0.channels",
             [0, 2, 4, 8],
@@ -97,8 +122,31 @@ def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
         ("data.batch_size", 0, "data.batch_size", "greater than 0"),
         ("data.mean", [0.5], "the plan", "data.mean has 1 entries, data.std 0"),
         ("precision", "8-true", "precision", "'32-true'"),
-        ("teacher.kwargs", {"a": [float("inf")]}, "teacher.kwargs.a", "finite"),
+        ("members.teacher.kwargs", {"a": [float("inf")]}, "members.teacher.kwargs.a", "finite"),
         ("diagnostics", [{"code": "x"}], "diagnostics.0.severity", "Field required"),
+        ("task", "clasification", "task", "no task named 'clasification'; did you mean 'classification'?"),
+        ("data.augmentation", ["flop"], "data", "no augmentation named 'flop'; did you mean 'flip'?"),
+        ("data.augmentation", ["flip:2"], "data", "the augmentation 'flip' takes no argument; write flip"),
+        ("data.augmentation", ["flip", "crop"], "data", "'crop' is wrong, padding: Field required; write crop:PADDING"),
+        ("data.augmentation", ["crop:-1"], "data", "greater than 0; write crop:PADDING"),
+        ("arms.0.stages.0.optimizer.momentum", 0.9, "arms.0.stages.0.optimizer", "'adam' takes no momentum"),
+        ("control.optimizer.momentum", 0.9, "control.optimizer", "'adam' takes no momentum"),
+        ("arms.0.stages.1.epochs", 10**6, "the plan", "would train for 1000001 epochs, as the arm 'distilled' does"),
+        ("control.of", "distiled", "the plan", "stands beside the arm 'distiled', which the plan has not"),
+        ("control.losses.0", {"loss": "kd"}, "the plan", "trains without a teacher, and its loss 'kd' needs one"),
+        ("control.losses.0.student", "teacher", "the plan", "reads 'teacher', which it does not train"),
+        ("arms.0.name", "control", "the plan", "an arm cannot be called 'control'"),
+        ("arms.0.trains", ["pupil"], "the plan", "the arm 'distilled' names the member 'pupil'"),
+        ("arms.0.stages.1.losses.1.teacher", "tutor", "the plan", "the arm 'distilled' names the member 'tutor'"),
+        ("arms.0.stages.0.losses.0.teacher", "student", "the plan", "is 'student', that of its pair 'teacher'"),
+        ("arms.0.stages.1.losses.0.teacher", "teacher", "arms.0.stages.1.losses.0", "reads nothing of a teacher"),
+        ("members.Student", {}, "members.Student", "should match pattern"),
+        ("members.result", {"kind": "shrunken", "of": "teacher", "kept": {}}, "the plan", "cannot be called 'result'"),
+        ("pairs.0.student.member", "pupil", "the plan", "names the member 'pupil', which the plan has not"),
+        ("pairs.0.align", "shrink", "the plan", "its teacher is no shrunken member"),
+        ("export.member", "teacher", "the plan", "no arm 'distilled' trains the member 'teacher'"),
+        ("seed", 2**63, "seed", "less than 9223372036854775808"),
+        ("seeds", [2**63], "seeds.0", "less than 9223372036854775808"),
         ("surprise", 1, "surprise", "Extra inputs"),
         ("method", None, "method", "valid string"),
     ],
@@ -115,8 +163,8 @@ def test_nonsense_is_refused(path: str, value: object, field: str, message: str)
 @pytest.mark.parametrize(("field", "kind"), [("widths", "weight"), ("taps", "pair")])
 def test_widths_of_an_auxiliary_teacher_are_about_what_it_has(field: str, kind: str) -> None:
     made = data()
-    made["auxiliary"] = {"kept": {"body.weight": [0, 1]}, field: {"other": 3}, "stages": made["stages"][1:]}
-    with pytest.raises(PlanError, match=f"widths name the {kind} 'other', which it has not"):
+    made["members"]["small"] = {"kind": "shrunken", "of": "teacher", "kept": {"body.weight": [0]}, field: {"other": 3}}
+    with pytest.raises(PlanError, match=f"widths of the member 'small' name the {kind} 'other', which it has not"):
         file.parse(made, where="p")
 
 
@@ -132,7 +180,7 @@ def test_the_same_pair_twice_is_refused() -> None:
 
 def test_missing_fields_are_counted() -> None:
     made = data()
-    del made["seed"], made["stages"]
+    del made["seed"], made["arms"]
     with pytest.raises(PlanError, match=r"Field required \(and 1 more\)"):
         file.parse(made, where="p")
 
@@ -163,20 +211,88 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         file.load(tmp_path)
 
 
-def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "plan.json"
-    files.write_text(path, "old")
-    for failure in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+def test_the_control_arm_follows_the_arm_beside_it() -> None:
+    assert [stage.epochs for stage in file.parse(data(), where="p").arm("control").stages] == [2]
+    longer = file.parse(changed("arms.0.stages.1.epochs", 40), where="p")
+    assert [stage.epochs for stage in longer.arm("control").stages] == [41]
+    assert [arm.name for arm in longer.all_arms] == ["distilled", "control"]
+    assert longer.arm("control").trains == longer.arm("distilled").trains
+    without = file.parse(changed("control", None), where="p")
+    with pytest.raises(PlanError, match="has no arm 'control'") as caught:
+        without.arm("control")
+    assert caught.value.hint == "its arms are: distilled"
 
-        def fail(_: int, failure: BaseException = failure) -> None:
-            raise failure
 
-        monkeypatch.setattr("os.fsync", fail)
-        with pytest.raises((PlanError, KeyboardInterrupt)):
-            files.write_text(path, "new")
-        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("plan.json", "old")]
-    with pytest.raises(PlanError, match="cannot write: No such file"):
-        files.write_text(tmp_path / "none" / "plan.json", "new")
+def test_removing_a_pair_names_everything_that_still_refers_to_it_at_once() -> None:
+    with pytest.raises(PlanError) as caught:
+        file.parse(changed("pairs", []), where="p")
+    said = caught.value.what
+    assert "kept channels name the pair 'pair', which the plan has not" in said
+    assert "stage 'warm-up-1' names the pair 'pair', which the plan has not" in said
+    made = changed("pairs", [])
+    made["kept"] = []
+    made["arms"][0]["stages"][1]["losses"].append({"loss": "mse", "pair": "pair"})
+    with pytest.raises(PlanError, match=r"stage 'warm-up-1' names the pair 'pair'.*; stage 'main' names the pair"):
+        file.parse(made, where="p")
+
+
+def test_defaults_that_are_left_out_are_filled_in() -> None:
+    made = data()
+    made["arms"][0]["stages"][1]["losses"] = [{"loss": "cross-entropy"}, {"loss": "kd"}]
+    cross_entropy, kd = file.parse(made, where="p").arm("distilled").stages[1].losses
+    assert (cross_entropy.student, cross_entropy.teacher) == ("student", None)
+    assert (kd.student, kd.teacher, kd.args) == ("student", "teacher", {"temperature": 4.0})
+
+
+def test_a_change_is_validated() -> None:
+    with pytest.raises(ValueError, match="more than one seed '1'"):
+        PLAN.changed(seeds=[1, 1])
+    assert PLAN.changed(seeds=[1, 2]).seeds == [1, 2]
+    with pytest.raises(ValueError, match="valid integer"):
+        PLAN.arms[0].stages[0].changed(epochs="many")
+
+
+def _cheaper(plan: Any) -> None:
+    plan["arms"][0]["stages"][0].update(cost=0.1)
+
+
+def _longer(plan: Any) -> None:
+    plan["arms"][0]["stages"][0].update(epochs=9)
+
+
+def _other_loss(plan: Any) -> None:
+    plan["arms"][0]["stages"][1]["losses"].pop()
+
+
+def _other_channels(plan: Any) -> None:
+    plan["kept"][0]["channels"] = [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"), [(_other_loss, True), (_other_channels, True), (_longer, False), (_cheaper, False)]
+)
+def test_costs_go_stale_with_what_they_follow_from(change: Callable[[Any], None], stale: bool) -> None:
+    made = PLAN.changed(costed=PLAN.cost_basis).model_dump(mode="json")
+    assert list(stale_costs(file.parse(made, where="p"))) == []
+    change(made)
+    assert [remark.code for remark in stale_costs(file.parse(made, where="p"))] == ["stale-cost"] * stale
+
+
+def test_a_seed_may_have_63_bits() -> None:
+    for seed in (20261125, 2**63 - 1):
+        assert file.parse(changed("seeds", [seed]), where="p").seeds == [seed]
+
+
+@pytest.mark.parametrize("kind", sorted(GROUPS))
+def test_a_plan_that_needs_what_is_not_installed_says_what_to_install(kind: str) -> None:
+    made = data()
+    made["plugins"] = [{"kind": kind, "name": "vidd", "distribution": "fxdistill-vidd", "version": "1.2"}]
+    made["arms"][0]["stages"][1]["losses"].append({"loss": "vidd"})
+    with pytest.raises(PlanError) as caught:
+        file.parse(made, where="plan.json")
+    assert caught.value.what == f"the plan uses the {kind} 'vidd', which is not installed"
+    assert caught.value.where == "plan.json, plugins"
+    assert caught.value.hint == "pip install fxdistill-vidd (the plan was written with version 1.2)"
 
 
 def test_the_published_schema_is_that_of_the_code() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fxdistill.cli import planning
-from fxdistill.compiler import pipeline
+from fxdistill.compiler.options import Options
 from fxdistill.compiler.shrink_model import shrink_model
-from fxdistill.data import batches
+from fxdistill.data.load import defaults
+from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save_shrunken
@@ -56,13 +57,14 @@ def shrunken_student(tmp_path: Path) -> Path:
     small = shrink_model(build(*STUDENT), input_shape=(1, 1, 8, 8), keep=0.5)
     save_shrunken(small, tmp_path / "small.pt", factory=STUDENT[0], kwargs=STUDENT[1])
     teacher, found = load(runs.workshop() / "teacher.pt"), load(tmp_path / "small.pt")
-    data = batches.defaults("digits", dataset=batches.load("digits"), batch_size=runs.BATCH)
-    options = pipeline.Options(input_shape=(1, 1, 8, 8), epochs=2, data=data)
-    plan, _ = planning.write(tmp_path / "plan.json", (teacher, found), options)
-    run = RunDir.open(tmp_path / "run", plan, origin=tmp_path / "plan.json", resume=False)
-    with torch.no_grad():
-        found.module.get_parameter("classifier.bias").fill_(3)
-    save_state_dict(found.module, run.student_path)
+    data = defaults("digits", dataset=load_data("digits"), batch_size=runs.BATCH)
+    options = Options(input_shape=(1, 1, 8, 8), epochs=2, data=data)
+    seen = planning.Seen(data, (1, 1, 8, 8), ("", ""))
+    plan, _ = planning.write(tmp_path / "plan.json", (teacher, found), options, seen, after=lambda *_: None)
+    with RunDir.opened(tmp_path / "run", plan, origin=tmp_path / "plan.json", resume=False) as run:
+        with torch.no_grad():
+            found.module.get_parameter("classifier.bias").fill_(3)
+        save_state_dict(found.module, run.weights_path("student"))
     return tmp_path
 
 

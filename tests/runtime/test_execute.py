@@ -15,12 +15,12 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 import fxdistill
 from fxdistill.compiler.build import specialize
+from fxdistill.data import places
 from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError, ParityError, TrainingError
 from fxdistill.files import file_sha256
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
-from fxdistill.data import places
 from fxdistill.plan.file import load
 from fxdistill.runtime import deploy, preflight
 from fxdistill.runtime.arms import Observer, Trial, trials_of

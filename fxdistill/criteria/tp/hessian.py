@@ -15,7 +15,10 @@ from fxdistill.ir.channels import Channels
 def hessian(channels: Channels) -> Tensor:
     """On a batch."""
     squares = channels.squared_gradients("tp.hessian")
-    return measured(channels, importance.HessianImportance(), gradients=squares)
+    # only ratios inside of a group count, and squares of small gradients would vanish in the measure's float32
+    largest = max((float(square.max()) for square in squares.values()), default=0.0) or 1.0
+    scaled = {name: square / largest for name, square in squares.items()}
+    return measured(channels, importance.HessianImportance(), gradients=scaled)
 
 
 CRITERION = Criterion(

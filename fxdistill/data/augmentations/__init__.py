@@ -57,6 +57,27 @@ class Augmentation:
     moves_pixels: bool = False
     arguments: "type[Arguments] | None" = None
 
+    def named(self, text: str) -> "Named":
+        """With its argument, as a plan writes both: ``crop:4``.
+
+        Raises:
+            DataError: The argument is wrong, or there is one too many.
+        """
+        name, colon, argument = text.partition(":")
+        if self.arguments is None:
+            if colon:
+                raise DataError(f"the augmentation '{name}' takes no argument", where=_WHERE, hint=f"write {name}")
+            return Named(self, None)
+        field = next(iter(self.arguments.model_fields))
+        try:
+            return Named(self, self.arguments.model_validate_strings({field: argument} if colon else {}))
+        except ValidationError as cause:
+            what = "; ".join(error["msg"] for error in cause.errors())
+            raise DataError(
+                f"the augmentation '{text}' is wrong, {field}: {what}", where=_WHERE,
+                hint=f"write {name}:{field.upper()}",
+            ) from cause  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Named:
@@ -70,7 +91,7 @@ class Named:
         return self.augmentation.draw(shape, generator, self.arguments)
 
 
-AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", __name__, "AUGMENTATION")
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", __name__, "AUGMENTATION", Augmentation)
 
 
 def check(names: Sequence[str]) -> None:
@@ -88,20 +109,4 @@ def named(names: Sequence[str]) -> tuple[Named, ...]:
     Raises:
         DataError: As for :func:`check`.
     """
-    return tuple(_named(name) for name in names)
-
-
-def _named(text: str) -> Named:
-    name, colon, argument = text.partition(":")
-    found = AUGMENTATIONS.get(name, where=_WHERE, error=DataError)
-    if found.arguments is None:
-        if colon:
-            raise DataError(f"the augmentation '{name}' takes no argument", where=_WHERE, hint=f"write {name}")
-        return Named(found, None)
-    field = next(iter(found.arguments.model_fields))
-    form = f"write {name}:{field.upper()}"
-    try:
-        return Named(found, found.arguments.model_validate_strings({field: argument} if colon else {}))
-    except ValidationError as cause:
-        what = "; ".join(error["msg"] for error in cause.errors())
-        raise DataError(f"the augmentation '{text}' is wrong, {field}: {what}", where=_WHERE, hint=form) from cause
+    return tuple(AUGMENTATIONS.get(name.partition(":")[0], where=_WHERE, error=DataError).named(name) for name in names)

@@ -55,7 +55,7 @@ class Source:
     augmentation: Callable[[tuple[int, int, int]], tuple[str, ...]] = lambda _shape: ()
 
 
-SOURCES: Registry[Source] = Registry("data source", __name__, "SOURCE")
+SOURCES: Registry[Source] = Registry("data source", __name__, "SOURCE", Source)
 
 
 def split(spec: str) -> tuple[str, str]:

@@ -1,0 +1,121 @@
+"""A run directory belongs to one run and to one process; whoever loses leaves it as it is."""
+
+import multiprocessing
+import shutil
+import threading
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxdistill.errors import InputError, RunDirError
+from fxdistill.plan.file import load
+from fxdistill.runtime import directory
+from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.execute import Settings
+from tests import runs
+from tests.runs import execute
+
+CPU = Settings(device="cpu", allow=runs.ALLOW)
+
+
+def other_plan() -> Path:
+    return runs.edited("other-seed", lambda p: p.update(seed=5, seeds=[5]))
+
+
+@pytest.mark.parametrize("winner_has_begun", [False, True])
+@pytest.mark.parametrize("same", [False, True])
+def test_of_two_that_start_at_once_the_loser_leaves_everything_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool, winner_has_begun: bool
+) -> None:
+    """The loser looks while the directory is empty, and takes the lock when the winner has it, or has had it."""
+    out, take = tmp_path / "run", directory._take
+    mine, theirs = (load(path) for path in (runs.plan_file(), runs.plan_file() if same else other_plan()))
+    after: dict[str, bytes] = {}
+
+    def take_late(file: Any) -> None:
+        monkeypatch.setattr(directory, "_take", take)
+        with RunDir.opened(out, mine, origin=runs.plan_file(), resume=False):
+            after.update(runs.snapshot(out))
+            if not winner_has_begun:
+                take(file)  # refused: the winner is at work
+        take(file)
+
+    monkeypatch.setattr(directory, "_take", take_late)
+    what = "another process" if not winner_has_begun else "already holds this run" if same else "another run"
+    with (
+        pytest.raises(RunDirError, match=what),
+        RunDir.opened(out, theirs, origin=runs.plan_file(), resume=False),
+    ):
+        pytest.fail("both are at work")
+    assert set(after) == {".lock", "plan.json", "origin.json"}
+    assert runs.snapshot(out) == after
+    assert load(out / "plan.json") == mine
+
+
+def _hold(out: Path, plan: Path, held: Event, go: Event) -> None:
+    with RunDir.opened(out, load(plan), origin=plan, resume=False):
+        held.set()
+        go.wait(60)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_beside_one_at_work_is_refused_and_changes_nothing(tmp_path: Path, resume: bool) -> None:
+    out, spawned = tmp_path / "run", multiprocessing.get_context("spawn")
+    held, go = spawned.Event(), spawned.Event()
+    process = spawned.Process(target=_hold, args=(out, runs.plan_file(), held, go))
+    process.start()
+    try:
+        assert held.wait(120)
+        before = runs.snapshot(out)
+        with pytest.raises(RunDirError) as failure:
+            execute(runs.plan_file(), out, Settings(device="cpu", allow=runs.ALLOW, resume=resume))
+        assert failure.value.what == "another process is at work in this run directory"
+        with pytest.raises(RunDirError, match="another run"):
+            execute(other_plan(), out, CPU)
+        assert runs.snapshot(out) == before
+    finally:
+        go.set()
+        process.join(60)
+    assert process.exitcode == 0
+
+
+def test_many_that_start_at_once_have_one_winner(tmp_path: Path) -> None:
+    out, plans = tmp_path / "run", [load(runs.plan_file()).changed(seeds=[seed]) for seed in range(6)]
+    start, end = threading.Barrier(len(plans)), threading.Barrier(len(plans))
+    won: list[int] = []
+
+    def work(number: int) -> None:
+        start.wait(30)
+        try:
+            with RunDir.opened(out, plans[number], origin=runs.plan_file(), resume=False):
+                won.append(number)
+                end.wait(30)
+        except InputError:
+            end.wait(30)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(plans))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = won
+    assert load(out / "plan.json") == plans[winner]
+
+
+def test_a_loser_leaves_no_trace_where_the_winner_was_killed_before_its_plan(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "origin.json").write_text('{"plan": "../plan.json"}')
+    (out / ".plan.json.1a2b").write_text("{")
+    with RunDir.opened(out, load(runs.plan_file()), origin=runs.plan_file(), resume=False) as run:
+        assert load(run.plan_path) == load(runs.plan_file())
+        assert {path.name for path in out.iterdir()} == {".lock", "plan.json", "origin.json"}
+
+
+def test_the_work_of_others_is_left_alone(tmp_path: Path) -> None:
+    shutil.copy(runs.plan_file(), tmp_path / "thesis.json")
+    with pytest.raises(RunDirError, match="not empty"):
+        execute(runs.plan_file(), tmp_path, CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.json"]

@@ -1,0 +1,96 @@
+"""Which entry of a structured output is the prediction: one decision, for losses, metrics and ONNX alike."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+
+from fxdistill.data.batches import batches
+from fxdistill.data.load import load as load_data
+from fxdistill.modelfiles.factories import build
+from fxdistill.plan.file import load
+from fxdistill.runtime import deploy
+from tests import jobs, runs
+
+ENTRIES = {"named": "logits", "mapping": "logits", "pair": "1"}
+
+
+def answers(kind: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features and logits of a run's trained student for its test images, and their labels."""
+    student = build(f"{jobs.MODULE}:net", {"answers": kind}, allow=[jobs.MODULE]).eval()
+    student.load_state_dict(torch.load(folder / "run" / "student.pt", weights_only=True))
+    data = load_data("digits")
+    with torch.no_grad():
+        found = [(student(b["images"]), b["labels"]) for b in batches(data.test, 64, mean=data.mean, std=data.std)]
+    outputs = [list(out.values()) if isinstance(out, dict) else list(out) for out, _ in found]
+    features, logits = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    return features, logits, torch.cat([labels for _, labels in found])
+
+
+@pytest.mark.parametrize("kind", sorted(ENTRIES))
+def test_losses_metrics_and_onnx_read_the_logits_wherever_they_stand(tmp_path: Path, kind: str) -> None:
+    options = ("--data", "digits", "--method", "kd", "--lr", "0.05")
+    plan = jobs.planned(tmp_path, {"widths": [8, 16], "answers": kind}, {"answers": kind}, *options)
+    assert [plan.given(name).output for name in ("teacher", "student")] == [ENTRIES[kind]] * 2
+    result = jobs.ran(tmp_path)
+    _, logits, labels = answers(kind, tmp_path)
+    accuracy = logits.argmax(1).eq(labels).float().mean().item()
+    reported = {arm["name"]: arm["accuracy"] for arm in result["arms"]}
+    assert reported["distilled"] == pytest.approx(accuracy, abs=1e-6)
+    assert reported["control"] > 0.3  # ten times as good as features would be, of which there are eight
+    data = load_data("digits")
+    images = next(batches(data.test, 64, mean=data.mean, std=data.std))["images"]
+    session = onnxruntime.InferenceSession(tmp_path / "run" / "student.onnx")
+    assert session.run(None, {"input": images.numpy()})[0] == pytest.approx(logits[:64].numpy(), abs=1e-4)
+    shown = " ".join(jobs.done("show", tmp_path / "run").split())
+    assert shown.count(f"predicts with its output '{ENTRIES[kind]}'") == 2
+
+
+def test_the_losses_are_those_of_the_logits(tmp_path: Path) -> None:
+    """One arm on features would have other losses: the same weights give the same numbers, whatever stands first."""
+    lines = []
+    for kind in ("tensor", "pair"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        jobs.planned(
+            folder, {"widths": [8, 16], "answers": kind}, {"answers": kind}, "--data", "digits", "--method", "kd"
+        )
+        jobs.ran(folder)
+        lines.append([line["losses"] for line in runs.metrics(folder / "run")])
+    assert lines[0] == lines[1]
+
+
+def test_the_user_has_the_last_word(tmp_path: Path) -> None:
+    # as many features as classes: either entry could be meant
+    teacher: dict[str, Any] = {"widths": [12, 10], "answers": "pair"}
+    student: dict[str, Any] = {"widths": [4, 10], "answers": "mapping"}
+    options = ("--data", "digits", "--method", "kd", "--no-control")
+    plan = jobs.planned(tmp_path, teacher, student, *options)
+    assert [plan.given(name).output for name in ("teacher", "student")] == ["0", "logits"]
+    (remark,) = [remark for remark in plan.diagnostics if remark.code == "which-output"]
+    assert (remark.where, remark.hint) == ("teacher", "if it is another one, name it: --teacher-output 1")
+    plan = jobs.planned(tmp_path, teacher, student, *options, "--teacher-output", "1", "--student-output", "features")
+    assert [plan.given(name).output for name in ("teacher", "student")] == ["1", "features"]
+    assert "which-output" not in {remark.code for remark in plan.diagnostics}
+    result = jobs.ran(tmp_path)
+    module = build(f"{jobs.MODULE}:net", student, allow=[jobs.MODULE]).eval()
+    module.load_state_dict(torch.load(tmp_path / "run" / "student.pt", weights_only=True))
+    before = load(tmp_path / "plan.json").given("student")
+    start = torch.load(tmp_path / before.path, weights_only=True) if before.path else {}
+    assert torch.equal(module.get_parameter("head.weight"), start["state_dict"]["head.weight"])  # nothing read it
+    assert deploy.evaluate(tmp_path / "run", allow=[jobs.MODULE])["accuracy"] == result["arms"][0]["accuracy"]
+
+
+@pytest.mark.parametrize(("role", "entries"), [("teacher", "0, 1"), ("student", "features, logits")])
+@pytest.mark.parametrize("data", [("--data", "digits"), ("--input", "1x1x8x8")])
+def test_a_wrong_name_is_refused_with_those_that_there_are(
+    tmp_path: Path, role: str, entries: str, data: tuple[str, str]
+) -> None:
+    files = jobs.model(tmp_path / "t.pt", answers="pair"), jobs.model(tmp_path / "s.pt", answers="named")
+    done = jobs.call("plan", *files, *jobs.ALLOW, *data, "-o", tmp_path / "plan.json", f"--{role}-output", "logit")
+    assert done.exit_code == 2
+    assert "the model's output has no entry 'logit'" in done.stderr
+    assert f"its entries are: {entries}" in done.stderr
+    assert not (tmp_path / "plan.json").exists()

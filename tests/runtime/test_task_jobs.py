@@ -1,0 +1,112 @@
+"""Other tasks, planned and run end to end on tiny data."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import jobs, runs
+
+RANDOM = np.random.default_rng(1)
+MAPS = {"outputs": 3, "answers": "map"}
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads((folder / "plan.json").read_text())
+    change(content)
+    (folder / "plan.json").write_text(json.dumps(content))
+
+
+def segmented(folder: Path) -> str:
+    """Images whose brightness says the class of each pixel; a border without labels."""
+    classes = RANDOM.integers(3, size=(96, 8, 8))
+    labels = classes.copy()
+    labels[:, 0] = -100
+    return jobs.arrays(folder / "maps.npz", labels, images=(classes / 2).astype(np.float32))
+
+
+def test_segmentation_with_labels_that_move_along(tmp_path: Path) -> None:
+    options = ("--data", segmented(tmp_path), "--task", "segmentation")
+    plan = jobs.planned(tmp_path, {"widths": [8, 16], **MAPS}, MAPS, *options)
+    assert (plan.task, plan.data.classes) == ("segmentation", ["0", "1", "2"])
+    _edit(tmp_path, lambda p: p["data"].update(augmentation=["flip", "crop:2"]))
+    result = jobs.ran(tmp_path)
+    assert result["metric"] == "mean-IoU"
+    assert {arm["name"] for arm in result["arms"]} == {"distilled", "control"}
+    for found in (*result["arms"], result["members"]["teacher"]):
+        assert 0 <= found["mean-IoU"] <= 1
+        assert 0 <= found["pixel-accuracy"] <= 1
+    assert result["parity"]["images"] == 32
+    losses = [line["losses"] for line in runs.metrics(tmp_path / "run")]
+    assert set(losses[-1]) == {"cross-entropy"}
+    said = jobs.done("eval", tmp_path / "run", *jobs.ALLOW)
+    assert f"mean-IoU {result['arms'][0]['mean-IoU']:.2%} on 32 test images" in said
+    assert "mean-IoU" in jobs.done("show", tmp_path / "run")
+
+
+def test_maps_of_labels_are_not_left_behind_by_another_task(tmp_path: Path) -> None:
+    """Classification of maps has one label a pixel as well, and its labels do not move."""
+    options = ("--data", segmented(tmp_path), "--task", "segmentation")
+    jobs.planned(tmp_path, {"widths": [8, 16], **MAPS}, MAPS, *options)
+    _edit(tmp_path, lambda p: p.update(task="classification"))
+    done = jobs.call("run", tmp_path / "plan.json", "-o", tmp_path / "run", *jobs.ALLOW, "--device", "cpu")
+    assert done.exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("numbers", [1, 2])
+def test_regression(tmp_path: Path, numbers: int) -> None:
+    images = RANDOM.random((96, 8, 8), dtype=np.float32)
+    targets = np.stack([images.mean((1, 2)), images[:, 0, 0]], 1)[:, :numbers].squeeze()
+    spec = jobs.arrays(tmp_path / "numbers.npz", targets.astype(np.float32), images=images)
+    kwargs = {"outputs": numbers}
+    options = ("--data", spec, "--task", "regression", "--method", "attention")
+    plan = jobs.planned(tmp_path, {"widths": [8, 16], **kwargs}, kwargs, *options)
+    assert plan.data.classes == []
+    assert [term.loss for term in plan.arm("distilled").stages[0].losses] == ["l1", "attention", "attention"]
+    assert [term.loss for term in plan.arm("control").stages[0].losses] == ["l1"]
+    result = jobs.ran(tmp_path)
+    assert result["metric"] == "MAE"
+    assert all(set(arm) >= {"MAE", "R2"} for arm in result["arms"])
+    said = jobs.done("show", tmp_path / "run")
+    assert f"{result['summary']['distilled']['mean']:.4g}" in said
+    own, alone = (result["summary"][name]["mean"] for name in ("distilled", "control"))
+    assert ("distillation did not help" in said) == (own > alone)  # of an error, less is better
+
+
+def test_models_that_answer_with_too_few_numbers_are_refused(tmp_path: Path) -> None:
+    spec = jobs.arrays(tmp_path / "two.npz", RANDOM.random((96, 2), dtype=np.float32))
+    files = [jobs.model(tmp_path / f"{name}.pt", outputs=1) for name in ("teacher", "student")]
+    done = jobs.call(
+        "plan", *files, *jobs.ALLOW, "--data", spec, "--task", "regression", "--method", "attention",
+        "-o", tmp_path / "plan.json",
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "the model answers with 1 numbers an image, the data has 2" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["pkt", "indistill+pkt"])
+def test_retrieval_learns_from_the_teacher_alone(tmp_path: Path, method: str) -> None:
+    spec = jobs.arrays(tmp_path / "classes.npz", np.arange(96) % 4)
+    teacher, student = {"widths": [8, 16], "outputs": 12}, {"outputs": 6}
+    plan = jobs.planned(tmp_path, teacher, student, "--data", spec, "--task", "retrieval", "--method", method)
+    assert plan.control is None
+    assert [arm.name for arm in plan.all_arms] == ["distilled"]
+    stages = plan.arm("distilled").stages
+    assert [stage.name for stage in stages] == ["warm-up-1", "warm-up-2", "main"][-len(stages) :]
+    assert [(term.loss, term.weight) for term in stages[-1].losses] == [("pkt", 1.0)]
+    result = jobs.ran(tmp_path)
+    assert result["metric"] == "mAP"
+    assert set(result["arms"][0]) >= {"mAP", "mAP-11", "top-100"}
+    assert "distilled" in jobs.done("show", tmp_path / "run")
+    assert "mAP" in jobs.done("eval", tmp_path / "run", *jobs.ALLOW)
+
+
+def test_a_task_without_a_loss_of_its_own_takes_kd_alone(tmp_path: Path) -> None:
+    spec = jobs.arrays(tmp_path / "classes.npz", np.arange(96) % 4)
+    teacher, student = {"widths": [8, 16], "outputs": 6}, {"outputs": 6}
+    plan = jobs.planned(tmp_path, teacher, student, "--data", spec, "--task", "retrieval", "--method", "kd")
+    assert [(term.loss, term.weight) for term in plan.arm("distilled").stages[0].losses] == [("kd", 1.0)]
