@@ -39,7 +39,7 @@ _SLOW = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault: ``old`` becomes ``new`` in a file; ``equivalent`` says why no test can notice it, '' where one has to."""
+    """A fault: ``old`` becomes ``new`` in a file; ``equivalent`` says why nothing can notice it, where that is so."""
 
     name: str
     file: str
@@ -219,7 +219,11 @@ def main() -> int:
     if not given.only:
         (ROOT / "benchmarks" / "mutants.md").write_text(table(outcomes), encoding="utf-8")
     survived = [one.mutant.name for one in outcomes if not (one.test or one.mutant.equivalent)]
-    print(f"{sum(1 for one in outcomes if one.test)} of {len(outcomes)} noticed; survived:", *survived or ["none"], sep="\n")
+    print(
+        f"{sum(1 for one in outcomes if one.test)} of {len(outcomes)} noticed; survived:",
+        *survived or ["none"],
+        sep="\n",
+    )
     return 1 if survived else 0
 
 

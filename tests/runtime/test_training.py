@@ -221,9 +221,8 @@ def test_the_student_that_is_kept_is_the_distilled_one_of_the_first_seed() -> No
 def test_a_run_that_was_stopped_takes_the_steps_that_were_left(tmp_path: Path) -> None:
     """Bit for bit, dropout and the optimiser's moments included; stopped in the middle of a stage's second epoch."""
     settings = Settings(device="cpu", allow=by_hand.ALLOW, save_seconds=0)
-    recorded.run(
-        tmp_path / "run", settings, stop=lambda now: (now.stage.name, now.position.epoch, now.position.step) == ("main", 1, 4)
-    )  # fmt: skip
+    place = Position(stage=2, epoch=1, step=4)
+    recorded.run(tmp_path / "run", settings, stop=lambda now: (now.stage.name, now.position) == ("main", place))
     torch.rand(5)
     again = recorded.run(tmp_path / "run", Settings(device="cpu", allow=by_hand.ALLOW, resume=True))
     whole = recorded.finished()
