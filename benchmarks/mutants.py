@@ -39,13 +39,14 @@ _SLOW = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault: ``old`` becomes ``new`` in a file."""
+    """A fault: ``old`` becomes ``new`` in a file; ``equivalent`` says why nothing can notice it, where that is so."""
 
     name: str
     file: str
     old: str
     new: str
     tests: tuple[str, ...] = TRAINING
+    equivalent: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def _shown(one: Outcome) -> str:
-    return f"`{one.test.rpartition('/')[2]}`" if one.test else "**none**"
+    if one.test:
+        return f"`{one.test.rpartition('/')[2]}`"
+    return f"none: it is equivalent {one.mutant.equivalent}" if one.mutant.equivalent else "**none**"
 
 
 def run(chosen: list[Mutant], jobs: int) -> list[Outcome]:
@@ -215,8 +218,12 @@ def main() -> int:
     outcomes = run([one for one in known if given.only in one.name], given.jobs)
     if not given.only:
         (ROOT / "benchmarks" / "mutants.md").write_text(table(outcomes), encoding="utf-8")
-    survived = [one.mutant.name for one in outcomes if not one.test]
-    print(f"{len(outcomes) - len(survived)} of {len(outcomes)} noticed", *survived, sep="\n")
+    survived = [one.mutant.name for one in outcomes if not (one.test or one.mutant.equivalent)]
+    print(
+        f"{sum(1 for one in outcomes if one.test)} of {len(outcomes)} noticed; survived:",
+        *survived or ["none"],
+        sep="\n",
+    )
     return 1 if survived else 0
 
 

@@ -174,6 +174,18 @@ def test_labels_stay_with_their_images(augment: list[str]) -> None:
     assert orders[0] != orders[1]
 
 
+def test_order_and_augmentation_are_drawn_anew_for_each_seed_and_epoch_and_augmentation_for_each_step() -> None:
+    same = torch.arange(36).reshape(1, 1, 6, 6).expand(48, -1, -1, -1) / 36
+    orders, drawn = set(), set()
+    for seed, epoch in itertools.product(range(2), range(2)):
+        found = list(batches(Split(same, torch.arange(48)), 16, mean=[0.0], std=[1.0], seed=seed, epoch=epoch,
+                             shuffle=True, augment=["crop:2"]))  # fmt: skip
+        orders.add(tuple(torch.cat([batch["index"] for batch in found]).tolist()))
+        drawn.update(tuple(batch["images"].flatten().tolist()) for batch in found)
+    assert len(orders) == 4
+    assert len(drawn) == 4 * 3
+
+
 def _thirds(read: Tensor) -> list[Tensor]:
     """Value, label and index of each image, out of batches of 16, 16, 16 and 12."""
     parts = [part.reshape(3, -1) for part in read.split([48, 48, 48, 36])]
@@ -207,13 +219,14 @@ def test_the_student_that_is_kept_is_the_distilled_one_of_the_first_seed() -> No
 
 
 def test_a_run_that_was_stopped_takes_the_steps_that_were_left(tmp_path: Path) -> None:
-    """Bit for bit, dropout and the optimiser's moments included; stopped in the middle of an epoch."""
+    """Bit for bit, dropout and the optimiser's moments included; stopped in the middle of a stage's second epoch."""
     settings = Settings(device="cpu", allow=by_hand.ALLOW, save_seconds=0)
-    recorded.run(tmp_path / "run", settings, stop=lambda now: now.stage.name == "main" and now.position.step == 4)
+    place = Position(stage=2, epoch=1, step=4)
+    recorded.run(tmp_path / "run", settings, stop=lambda now: (now.stage.name, now.position) == ("main", place))
     torch.rand(5)
     again = recorded.run(tmp_path / "run", Settings(device="cpu", allow=by_hand.ALLOW, resume=True))
     whole = recorded.finished()
-    taken, found = whole.of(SEEDS[0], "main")[3:], again.of(SEEDS[0], "main")
+    taken, found = whole.of(SEEDS[0], "main")[by_hand.STEPS + 3 :], again.of(SEEDS[0], "main")
     assert len(found) == len(taken)
     for one, other in zip(found, taken, strict=True):
         assert (one.rate, one.losses) == (other.rate, other.losses)
