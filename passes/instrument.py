@@ -222,7 +222,7 @@ class _Builder:
     def _same_layout(self, pair: Pair, student: fx.Node, teacher: fx.Node) -> tuple[fx.Node, fx.Node]:
         one, other = pair.student, pair.teacher
         if one.layout == other.layout and _positions(one) == _positions(other) and one.class_token == other.class_token:
-            return student, teacher
+            return self._channels_second(student, one), self._channels_second(teacher, other)
         sizes = [_spatial(tap_) for tap_ in (one, other)]
         student, teacher = self._to_nchw(student, one), self._to_nchw(teacher, other)
         small = [min(pair_) for pair_ in zip(*sizes, strict=True)]
@@ -231,6 +231,12 @@ class _Builder:
         if sizes[1] != small:
             teacher = self._call("adapter", F.adaptive_avg_pool2d, teacher, small)
         return student, teacher
+
+    def _channels_second(self, node: fx.Node, tap_: Tap) -> fx.Node:
+        """The value with its channels in dimension 1, where every loss expects them; a view."""
+        rank = len(tap_.shape)
+        order = (0, tap_.channel_dim, *(d for d in range(1, rank) if d != tap_.channel_dim))
+        return node if tap_.channel_dim == 1 else self._call("adapter", torch.permute, node, order)
 
     def _to_nchw(self, node: fx.Node, tap_: Tap) -> fx.Node:
         if tap_.layout == "nchw":
@@ -342,7 +348,7 @@ class _Builder:
 
     def _same_answers(self, loss: Loss, term: LossTerm, values: list[fx.Node]) -> None:
         """Predictions that are compared entry by entry have one shape."""
-        if not {"student.logits", "teacher.logits"} <= set(loss.reads):
+        if not loss.same_shapes or not {"student.logits", "teacher.logits"} <= set(loss.reads):
             return
         one, other = (shape_of(values[loss.reads.index(f"{role}.logits")]) or () for role in ("teacher", "student"))
         if one[1:] != other[1:]:

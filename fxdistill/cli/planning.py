@@ -77,7 +77,7 @@ def look(
         preflight.fits(loaded.module, dataset, TASKS.get(task), input_shape=shape, spec=spec, entry=entry)
         for loaded, entry in zip(models, entries, strict=True)
     ]
-    data = made.changed(spec=places.relative_data(spec, plan), train_size=len(dataset.train))
+    data = made.changed(spec=places.relative_data(spec, plan))
     first = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
     examples = (first["images"], first["labels"]) if first is not None else None
     return Seen(

@@ -103,6 +103,13 @@ class Compilation:
         return LossTerm(loss=self.task.supervised, student=STUDENT) if self.task.supervised is not None else None
 
     @property
+    def imitation(self) -> LossTerm | None:
+        """The term by which the student's prediction imitates the teacher's; None for a task without such a loss."""
+        if self.task.imitation is None:
+            return None
+        return LossTerm(loss=self.task.imitation, student=STUDENT, teacher=self.teaches)
+
+    @property
     def teaches(self) -> str:
         """The member that teaches the student."""
         return AUXILIARY if AUXILIARY in self.made else TEACHER
@@ -193,8 +200,8 @@ def _shrink(c: Compilation, passes: PassManager) -> Compilation:
 
 def _schedule(c: Compilation, passes: PassManager) -> Compilation:
     recipe = Recipe(
-        pairs=c.pairs, supervised=c.supervised, teacher=c.teaches, student=STUDENT, epochs=c.options.epochs,
-        lr=c.options.lr,
+        pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=c.teaches, student=STUDENT,
+        epochs=c.options.epochs, lr=c.options.lr,
     )  # fmt: skip
     stages: tuple[Stage, ...] = passes.run(Schedule(c.method.name), recipe)
     arms = [Arm(name=DISTILLED, trains=[STUDENT], stages=list(stages))]
@@ -202,6 +209,7 @@ def _schedule(c: Compilation, passes: PassManager) -> Compilation:
         own = replace(
             recipe, pairs=(), teacher=TEACHER, student=AUXILIARY,
             supervised=recipe.supervised.changed(student=AUXILIARY) if recipe.supervised is not None else None,
+            imitation=recipe.imitation.changed(student=AUXILIARY, teacher=TEACHER) if recipe.imitation else None,
         )  # fmt: skip
         tuned: tuple[Stage, ...] = passes.run(Schedule("kd"), own)
         arms.insert(0, Arm(name=AUXILIARY, trains=[AUXILIARY], stages=[tuned[-1].changed(name="fine-tune")], once=True))

@@ -149,7 +149,7 @@ def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
 
 
 def _frozen(traced: Traced) -> Iterator[Diagnostic]:
-    """Examples norms that an exported graph spells out: their mode is that of the trace for good."""
+    """Batch norms that an exported graph spells out: their mode is that of the trace for good."""
     norms = [path_of(node) for node in traced.graph.nodes if op_name(node, traced.module).endswith("batch_norm")]
     if traced.rung == "export" and norms:
         yield Diagnostic(

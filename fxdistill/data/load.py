@@ -60,6 +60,11 @@ def load(
             f"the plan has {len(data.classes)} classes, the data {len(found.classes)}, or their names differ",
             where=f"data.classes and {data.spec}", hint="plan again with this data",
         )  # fmt: skip
+    if data.train_size and data.train_size != len(found.train):
+        raise DataError(
+            f"the plan was made for {data.train_size} training images, the data has {len(found.train)}",
+            where=f"data.train_size and {data.spec}", hint="plan again with this data",
+        )  # fmt: skip
     return _normalised(found, data.mean, data.std, "data.mean, data.std") if data.mean or data.std else found
 
 
@@ -100,7 +105,7 @@ def defaults(
     usual = SOURCES.get(name).augmentation(found.image_shape) if name else ()
     return DataPlan(
         spec=spec, batch_size=batch_size, augmentation=list(usual),
-        mean=list(found.mean), std=list(found.std), classes=list(found.classes),
+        mean=list(found.mean), std=list(found.std), classes=list(found.classes), train_size=len(found.train),
     )  # fmt: skip
 
 

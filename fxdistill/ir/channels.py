@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxdistill.errors import InputError
+from fxdistill.ir import outputs
 from fxdistill.ir.coupling import Coupling, varying
 from fxdistill.ir.graph import Traced
-from fxdistill.ir.running import buffers_kept, tensors_in
+from fxdistill.ir.running import buffers_kept
 
 Examples = tuple[Tensor, Tensor]
 """Images and targets."""
@@ -146,7 +147,8 @@ class Channels:
         first = {id(p): name for name, p in reversed(own.items())}
         wanted = {first[id(p)]: p.detach().requires_grad_() for p in own.values() if p.is_floating_point()}
         with self.traced.running() as module, buffers_kept(module), torch.enable_grad():
-            prediction = tensors_in(torch.func.functional_call(module, wanted, (images,)))[0]
+            output = torch.func.functional_call(module, wanted, (images,))
+            prediction = outputs.prediction(output, self.traced.entry)
             gradients = torch.autograd.grad(self.loss(prediction, targets), list(wanted.values()), allow_unused=True)
         found = {name: g.to(torch.float64) for name, g in zip(wanted, gradients, strict=True) if g is not None}
         return {name: found[first[id(p)]] for name, p in own.items() if first[id(p)] in found}

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError, PlanError
 from fxdistill.ir.graph import macs_of
+from fxdistill.ir.running import whole_state
 from fxdistill.plan.schema import LossTerm, Stage
 
 _FACTS = ("shape", "macs", "path", "scope", "writes", "shares")
@@ -155,7 +156,7 @@ class Program(fx.GraphModule):
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: trained members, adapters and losses, by name, without the frozen members."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not self.is_frozen(name)}
+        return {name: tensor for name, tensor in whole_state(self).items() if not self.is_frozen(name)}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002  # as nn.Module
         """Move or convert: what ``to``, ``cuda``, ``double`` … call.

@@ -1,7 +1,7 @@
 """Running a module without a trace of it: modes, buffers, attributes and random numbers are afterwards as before."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,6 +89,26 @@ _REGISTRIES = frozenset(vars(nn.Module()))
 def _plain(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that torch does not keep in registries of its own."""
     return {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module and, beside it, the buffers that it leaves out: all that training can change."""
+    state: dict[str, Tensor] = module.state_dict()
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        state.setdefault(name, buffer)
+    return state
+
+
+def load_whole_state(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Load what :func:`whole_state` gave; returns the names that are missing and those that are unexpected."""
+    own = set(module.state_dict())
+    left_out = {name: b for name, b in module.named_buffers(remove_duplicate=False) if name not in own}
+    with torch.no_grad():
+        for name in left_out.keys() & state.keys():
+            left_out[name].data = state[name].to(left_out[name].device, copy=True)
+    rest = {name: tensor for name, tensor in state.items() if name not in left_out}
+    missing, unexpected = module.load_state_dict(rest, strict=False)
+    return [*missing, *(left_out.keys() - state.keys())], list(unexpected)
 
 
 def example(module: nn.Module, shape: Iterable[int], *, seed: int = 0) -> Tensor:

@@ -3,7 +3,7 @@
 A loss says which **ports** it reads; one rule resolves them for every term of a plan:
 
     student.logits, teacher.logits    the prediction of the member in that role
-    student.tap, teacher.tap          the two taps of the term's pair, brought to one shape
+    student.tap, teacher.tap          the two taps of the term's pair, brought to one shape, channels in dimension 1
     labels, index, …                  a field of the batch
 
 It is a pure function of what it reads, or it is **built** from what it will read: a learned projection, variances, a
@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxdistill.registry import Registry
+from fxdistill.errors import InputError
+from fxdistill.registry import Registry, suggestion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 ROLES = ("student", "teacher")
 VALUES = ("logits", "tap")
+FIELDS = ("images", "labels", "index")
+"""The fields of a batch."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Context:
     """What a loss may know when it is built.
 
     Attributes:
-        shapes: For each port that it reads the shape of the value, batch included; taps as the loss gets them.
+        shapes: For each port that it reads the shape of the value, batch included; taps as the loss gets them; () for
+            fields of the batch.
         classes: Number of classes of the data; 0 where it has none, or none is known.
         train_size: Number of training images; 0 where it is not known.
     """
@@ -55,12 +59,30 @@ class Loss:
         build: Instead of ``function``: makes the function, or a module, from a :class:`Context` and the arguments.
             Random weights come from torch's global generator, which is seeded.
         arguments: What it takes, with defaults and bounds; None for nothing.
+        same_shapes: Whether two predictions that it reads must have one shape, because it compares entry by entry.
     """
 
     reads: tuple[str, ...]
     function: "Callable[..., Tensor] | None" = None
     build: "Callable[[Context, Any], Callable[..., Tensor]] | None" = None
     arguments: "type[Arguments] | None" = None
+    same_shapes: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no term can use.
+
+        Raises:
+            InputError: A port is unknown, or there is not one of function and build.
+        """
+        known = (*(f"{role}.{value}" for role in ROLES for value in VALUES), *FIELDS)
+        for port in self.reads:
+            if port not in known:
+                raise InputError(f"a loss reads '{port}'", where="reads", hint=suggestion(port, known, "ports are"))
+        if not self.roles or (self.function is None) == (self.build is None):
+            raise InputError(
+                "a loss needs a member to read from, and either a function or a way to build one", where="Loss",
+                hint='e.g. Loss(reads=("student.logits", "teacher.logits"), function=kd)',
+            )  # fmt: skip
 
     @property
     def reads_taps(self) -> bool:

@@ -16,8 +16,8 @@ def attention(student_tap: Tensor, teacher_tap: Tensor) -> Tensor:
     """Attention transfer.
 
     Args:
-        student_tap: (B, C, H, W); with the teacher's H and W, of any width.
-        teacher_tap: (B, C', H, W).
+        student_tap: (B, C, H, W) or (B, C, tokens); with the teacher's positions, of any width.
+        teacher_tap: (B, C', H, W) or (B, C', tokens).
 
     Returns:
         A float32 scalar, at most 4 / (H W).
@@ -29,4 +29,4 @@ def _attention_map(tap: Tensor) -> Tensor:
     return F.normalize(tap.float().square().mean(1).flatten(1), dim=1)
 
 
-LOSS = Loss(reads=("student.tap", "teacher.tap"), function=attention)
+LOSS = Loss(reads=("student.tap", "teacher.tap"), function=attention, same_shapes=False)

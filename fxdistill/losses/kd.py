@@ -1,6 +1,7 @@
 """Distillation of softened predictions.
 
-T² · KL(softmax(t / T) ‖ softmax(s / T)), mean over the batch; T² keeps the size of its gradient when T changes.
+T² · KL(softmax(t / T) ‖ softmax(s / T)), mean over the batch (and over positions); T² keeps the size of its gradient
+when T changes.
 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
 """
@@ -25,16 +26,21 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4
     """Distillation of softened predictions.
 
     Args:
-        student_logits: (B, C), or (B, C, ...): over the positions it is summed, over the batch averaged.
+        student_logits: (B, C), or (B, C, ...) for dense prediction.
         teacher_logits: The same shape.
         temperature: What logits are divided by; above 0.
 
     Returns:
         A float32 scalar, in nats times T²; 0 where the logits are equal up to a shift of each row.
     """
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    student = F.log_softmax(_rows(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(_rows(teacher_logits) / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Every position of every image as a row (rows, C)."""
+    return logits.float().movedim(1, -1).flatten(0, -2)
 
 
 LOSS = Loss(reads=("student.logits", "teacher.logits"), function=kd, arguments=KDArguments)

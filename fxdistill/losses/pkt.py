@@ -63,4 +63,4 @@ def _jeffreys(teacher_kernel: Tensor, student_kernel: Tensor) -> Tensor:
     return ((teacher - student) * (teacher.log() - student.log())).mean()
 
 
-LOSS = Loss(reads=("student.tap", "teacher.tap"), function=pkt, arguments=PKTArguments)
+LOSS = Loss(reads=("student.tap", "teacher.tap"), function=pkt, arguments=PKTArguments, same_shapes=False)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxdistill.errors import InputError, PlanError
-from fxdistill.registry import Origin, Registry
+from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
     from fxdistill.plan.schema import LossTerm, Pair, Stage
 
 DISTIL = ("trace", "couple", "match", "prune", "shrink", "schedule", "instrument", "specialize")
 """The passes of a method that compares two members, by name, in order."""
+DEFAULT_CRITERION = "l1"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Recipe:
     Attributes:
         pairs: The pairs, from shallow to deep.
         supervised: The task's own term, with weight 1; None for a task that has none.
+        imitation: The term by which the student's prediction imitates the teacher's, with weight 1 and the loss's own
+            arguments; None for a task in which there is no use in that.
         teacher: The member that teaches.
         student: The member that learns.
         epochs: Epochs of the main stage.
@@ -34,6 +37,7 @@ class Recipe:
 
     pairs: "Sequence[Pair]"
     supervised: "LossTerm | None" = None
+    imitation: "LossTerm | None" = None
     teacher: str = "teacher"
     student: str = "student"
     epochs: int = 60
@@ -50,7 +54,7 @@ class Method:
         main: The terms of the main stage; None where it is a warm-up only, for ``default_main`` to follow.
         needs_pairs: Whether there must be pairs.
         default_main: The method whose main stage follows where the name names none.
-        criterion: The criterion that chooses the channels to keep, where the user names none.
+        criterion: The criterion that chooses the channels to keep, where the user names none; None for ``l1``.
         passes: The passes that make its plan, by name, in order.
     """
 
@@ -59,7 +63,7 @@ class Method:
     main: "Callable[[Recipe], Sequence[LossTerm]] | None" = None
     needs_pairs: bool = False
     default_main: str = "kd"
-    criterion: str = "l1"
+    criterion: str | None = None
     passes: tuple[str, ...] = DISTIL
 
 
@@ -85,19 +89,13 @@ class Composed:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """The passes of the first part."""
+        """The passes, which all parts have in common."""
         return self.parts[0][1].passes
 
     @property
     def criterion(self) -> str:
-        """The criterion of the first part."""
-        return self.parts[0][1].criterion
-
-    @property
-    def origins(self) -> dict[str, Origin]:
-        """The distributions of the parts that are not ours, by name."""
-        found = {name: METHODS.origin(name) for name, _ in self.parts}
-        return {name: origin for name, origin in found.items() if origin is not None}
+        """The criterion of the first part that has one."""
+        return next((method.criterion for _, method in self.parts if method.criterion is not None), DEFAULT_CRITERION)
 
     def warm_ups(self, recipe: Recipe) -> "list[Stage]":
         """The warm-up stages of all parts, in order."""
@@ -129,6 +127,11 @@ def composed(name: str, *, where: str = "--method") -> Composed:
                 f"'{part}' has no warm-up, so nothing of it is left in '{name}'", where=where,
                 hint=f"leave it out, or put a method with a warm-up there: {', '.join(_with_warm_up())}",
             )  # fmt: skip
+    if len({method.passes for _, method in parts}) > 1:
+        raise InputError(
+            f"the methods in '{name}' go through different passes, so they cannot be one", where=where,
+            hint="plan with one of them",
+        )  # fmt: skip
     if parts[-1][1].main is None:
         raise PlanError(f"the method '{parts[-1][0]}' has no main stage", where=where, hint="name another one last")
     return Composed(name, tuple(parts))

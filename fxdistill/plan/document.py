@@ -86,7 +86,7 @@ class Plan(Part):
                     raise ValueError(f"there is more than one {kind} '{name}'")
         if len(self.data.mean) != len(self.data.std):
             raise ValueError(f"data.mean has {len(self.data.mean)} entries, data.std {len(self.data.std)}")
-        wrong = [*_wrong_members(self), *_wrong_pairs(self), *_wrong_arms(self)]
+        wrong = [*_wrong_members(self), *_wrong_pairs(self), *_wrong_arms(self), *_wrong_freezing(self)]
         if wrong:
             raise ValueError("; ".join(dict.fromkeys(wrong)))
         return self
@@ -112,6 +112,11 @@ class Plan(Part):
         """The arms in order, the control arm behind the one that it stands beside."""
         return tuple(_with_control(self))
 
+    def entry_of(self, member: str) -> str:
+        """Which entry of a member's output is its prediction; '' for the whole."""
+        ref = self.members[member]
+        return ref.output if isinstance(ref, ModelRef) else ""
+
     def given(self, name: str) -> ModelRef:
         """A member that is given.
 
@@ -135,10 +140,14 @@ class Plan(Part):
     @property
     def cost_basis(self) -> str:
         """Hash of what the costs of the stages follow from; equal to ``costed`` unless the plan was edited since."""
-        terms = [term.model_dump(mode="json") for arm in self.arms for stage in arm.stages for term in stage.losses]
-        names = [[arm.name, *(stage.name for stage in arm.stages)] for arm in self.arms]
-        parts = [part.model_dump(mode="json") for part in (*self.pairs, *self.kept)]
-        basis = [names, terms, parts]
+        terms = [
+            [arm.name, stage.name, term.loss, term.pair, *term.members]
+            for arm in self.all_arms
+            for stage in arm.stages
+            for term in stage.losses
+        ]
+        parts = [part.model_dump(mode="json") for part in (*self.pairs, *self.kept, self.input)]
+        basis = [list(self.members), terms, parts]
         return hashlib.sha256(json.dumps(basis).encode()).hexdigest()
 
     def __str__(self) -> str:
@@ -255,10 +264,26 @@ def _wrong_arms(plan: Plan) -> Iterator[str]:
         yield f"no arm '{plan.export.arm}' trains the member '{plan.export.member}' that is to be exported"
 
 
+def _wrong_freezing(plan: Plan) -> Iterator[str]:
+    """A frozen member is what it was given as, or what an arm before made of it once: not one of several."""
+    once: set[str] = set()
+    varied = {member for arm in plan.arms if not arm.once for member in arm.trains}
+    trained = {member for arm in plan.arms for member in arm.trains}
+    for arm in plan.arms:
+        for member in arm.members:
+            if member in arm.trains or member not in trained or member in once:
+                continue
+            when = "under every seed" if member in varied else "after it"
+            yield f"the arm '{arm.name}' reads the member '{member}' frozen, which another arm trains {when}"
+        once |= set(arm.trains) - varied if arm.once else set()
+
+
 def _wrong_control(control: Control, arms: dict[str, Arm]) -> Iterator[str]:
     if control.of not in arms:
         yield f"the control arm stands beside the arm '{control.of}', which the plan has not"
         return
+    if arms[control.of].once:
+        yield f"the control arm stands beside the arm '{control.of}', which is trained once, for others to read"
     epochs = sum(stage.epochs for stage in arms[control.of].stages)
     if epochs > MOST_EPOCHS:
         yield f"the control arm would train as the arm '{control.of}' does, {epochs} epochs; {MOST_EPOCHS} is the most"

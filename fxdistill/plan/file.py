@@ -8,7 +8,10 @@ from pydantic import ValidationError
 
 from fxdistill.errors import PlanError
 from fxdistill.plan.document import VERSION, Plan
+from fxdistill.plan.schema import Plugin
 from fxdistill.registry import GROUPS, names
+
+_TOLD = 5  # faults that are named at once
 
 
 def load(path: Path) -> Plan:
@@ -86,27 +89,35 @@ def parse(data: object, *, where: str) -> Plan:
 
 
 def invalid(cause: ValidationError, *, where: str, hint: str) -> PlanError:
-    """The error that says which field of a plan is not valid, and why."""
-    first = cause.errors()[0]
-    loc = first["loc"]
+    """The error that says which fields of a plan are not valid, and why: the first few of them."""
+    errors = cause.errors()
+    told = [f"{_field(error['loc'])}: {error['msg'].removeprefix('Value error, ')}" for error in errors[:_TOLD]]
+    if len(errors) == 1:
+        return PlanError(
+            f"the plan is not valid: {told[0].partition(': ')[2]}", where=f"{where}, {_field(errors[0]['loc'])}",
+            hint=hint,
+        )  # fmt: skip
+    more = [f"and {len(errors) - _TOLD} more"] if len(errors) > _TOLD else []
+    return PlanError(f"the plan is not valid in {len(errors)} places: {'; '.join(told + more)}", where=where, hint=hint)
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
     if loc[:1] == ("members",):  # behind a member's name pydantic names its kind, which is no field
         loc = loc[:2] + loc[3:]
-    field = ".".join(map(str, loc)) or "the plan"
-    more = f" (and {cause.error_count() - 1} more)" if cause.error_count() > 1 else ""
-    why = first["msg"].removeprefix("Value error, ")
-    return PlanError(f"the plan is not valid: {why}{more}", where=f"{where}, {field}", hint=hint)
+    return ".".join(map(str, loc)) or "the plan"
 
 
 def _installed(plugins: object, where: str) -> None:
     """Refuse a plan that names what an installed distribution has to give, and none gives it; says which."""
     for plugin in plugins if isinstance(plugins, list) else ():
-        if not isinstance(plugin, dict):
+        try:
+            needed = Plugin.model_validate(plugin)
+        except ValidationError:  # said when the whole plan is read
             continue
-        kind, name, distribution = (plugin.get(key) for key in ("kind", "name", "distribution"))
-        if isinstance(kind, str) and kind in GROUPS and isinstance(name, str) and name not in names(GROUPS[kind]):
+        if needed.name not in names(GROUPS[needed.kind]):
             raise PlanError(
-                f"the plan uses the {kind} '{name}', which is not installed", where=f"{where}, plugins",
-                hint=f"pip install {distribution} (the plan was written with version {plugin.get('version')})",
+                f"the plan uses the {needed.kind} '{needed.name}', which is not installed", where=f"{where}, plugins",
+                hint=f"pip install {needed.distribution} (the plan was written with version {needed.version})",
             )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from fxdistill.arguments import Arguments
 from fxdistill.data import augmentations
 from fxdistill.errors import InputError
 from fxdistill.losses import LOSSES, Loss
-from fxdistill.registry import suggestion
+from fxdistill.registry import GROUPS, suggestion
 
 Align = Literal["slice", "shrink", "project"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -71,6 +71,7 @@ class Shrunken(Part):
         widths: Outputs of each of these weights before, for the reader.
         taps: For each pair whose tap gets narrower, its width before, for the reader.
         barriers: Nodes and parameters whose channels all stay.
+        criterion: By which importance the channels were chosen, for the reader.
         rung: How the original was traced for this.
     """
 
@@ -80,6 +81,7 @@ class Shrunken(Part):
     widths: dict[str, PositiveInt] = {}
     taps: dict[str, PositiveInt] = {}
     barriers: list[str] = []
+    criterion: str = ""
     rung: Rung = "symbolic"
     parameters: Count = 0
     macs: Count = 0
@@ -271,6 +273,12 @@ class Stage(Part):
     schedule: Literal["constant", "cosine"] = "constant"
     cost: Annotated[float, Field(ge=0)] = 1.0
 
+    @model_validator(mode="after")
+    def _weighs(self) -> Self:
+        if not any(term.weight > 0 for term in self.losses):
+            raise ValueError(f"every loss of the stage '{self.name}' has the weight 0, so that nothing is learnt")
+        return self
+
 
 class Arm(Part):
     """One training: the members that it trains, and its stages.
@@ -320,7 +328,7 @@ class ExportPlan(Part):
 class Plugin(Part):
     """A name that does not come with this package: what it is, and what has to be installed for it."""
 
-    kind: str
-    name: str
-    distribution: str
-    version: str
+    kind: Annotated[str, Field(pattern=f"^({'|'.join(GROUPS)})$")]
+    name: Name
+    distribution: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")]
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.!+_-]{1,64}$")]

@@ -47,7 +47,7 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         f"{over}; latency: batch 1, one thread, {provider}, median",
         (
             f"parity on {parity['images']} images: largest error {parity['max_abs_error']:.1e}, "
-            f"agreement {parity['agreement']:.2%}"
+            f"{task.agreement_name} {parity['agreement']:.2%}"
         ),
         *_unhelped(plan, result, task),
     ]

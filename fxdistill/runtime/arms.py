@@ -20,11 +20,12 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, TrainingError
 from fxdistill.files import write_bytes
 from fxdistill.ir.program import Program
+from fxdistill.ir.running import load_whole_state
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Arm, ModelRef
+from fxdistill.plan.schema import Arm
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
@@ -93,10 +94,8 @@ class Execution:
 
     def measured(self, member: str) -> dict[str, float]:
         """The metrics of a member on the run's data, on the run's device."""
-        module = self.modules[member].to(self.fabric.device)
-        ref = self.plan.members[member]
-        entry = ref.output if isinstance(ref, ModelRef) else ""
-        return metrics(module, self.dataset, self.task, batch_size=self.plan.data.batch_size, entry=entry)
+        module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
+        return metrics(module, self.dataset, self.task, batch_size=size, entry=self.plan.entry_of(member))
 
 
 def trials_of(plan: Plan) -> list[Trial]:
@@ -139,7 +138,9 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         if _is_kept(run.plan, trial, arm, member):
             write_bytes(run.rundir.weights_path(member), state_dict_bytes(trained))
     record = {**asdict(trial), **run.measured(arm.trains[0]), "seconds": round(watch.seconds, 1)}
-    run.checkpoint = Checkpoint(arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record])
+    run.checkpoint = Checkpoint(
+        arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record], how=at.how
+    )  # fmt: skip
     checkpoint.save(run.rundir, run.checkpoint)
 
 
@@ -160,7 +161,7 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
     """The trial's program on the device, with the weights of the checkpoint, or those of the start."""
     initial = run.initial(trial)
     for member in arm.trains:
-        run.modules[member].cpu().load_state_dict(initial[member])
+        load_whole_state(run.modules[member].cpu(), initial[member])
     program = run.programs.pop(trial, None) or build_program(run.plan, trial, run.modules)
     program.to(run.fabric.device)
     for member in arm.trains:
@@ -168,7 +169,7 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
         share_buffers(run.modules[member], program, member)
     at = run.checkpoint
     if at.state is not None:
-        missing, unexpected = program.load_state_dict(at.state, strict=False)
+        missing, unexpected = load_whole_state(program, at.state)
         lost = [name for name in missing if not program.is_frozen(name)]
         if lost or unexpected:
             raise InvariantError(f"the checkpoint does not fit the program: '{(lost + unexpected)[0]}'")
@@ -229,6 +230,7 @@ class _Watch:
                 optimizer=moment.optimizer.state_dict() if moment.optimizer is not None else None,
                 means=moment.means(), scaler=self.run.fabric.strategy.precision.state_dict(),
                 metrics_size=self.run.metrics.size, seconds=self.seconds, finished=self._finished,
+                how=self.run.checkpoint.how,
             ),
         )  # fmt: skip
         self._last = time.monotonic()

@@ -1,8 +1,9 @@
 """Checkpoints that continue a run exactly.
 
-What a step does depends on its place in the run, on the tensors and on the optimiser alone (see ``train``). A
-checkpoint holds just these and, so that a resumed run also *reports* what an undisturbed one does, the means of the
-losses over the epoch so far and the length of the metrics, which are cut back to it.
+What a step does depends on its place in the run, on the tensors and on the optimiser alone, see
+:mod:`fxdistill.runtime.loop`. A checkpoint holds just these and, so that a resumed run also *reports* what an
+undisturbed one does, the means of the losses over the epoch so far and the length of the metrics, which are cut back
+to it.
 """
 
 import io
@@ -36,6 +37,7 @@ class Checkpoint:
         metrics_size: Length of metrics.jsonl, bytes.
         seconds: Time spent in this arm.
         finished: Results of the arms before.
+        how: What beside the plan decides about every step: precision, and whether programs are compiled.
     """
 
     arm: int = 0
@@ -47,9 +49,10 @@ class Checkpoint:
     metrics_size: int = 0
     seconds: float = 0.0
     finished: list[dict[str, Any]] = field(default_factory=list)
+    how: dict[str, Any] = field(default_factory=dict)
 
 
-_PLAIN = ("arm", "state", "optimizer", "scaler", "metrics_size", "seconds", "finished")
+_PLAIN = ("arm", "state", "optimizer", "scaler", "metrics_size", "seconds", "finished", "how")
 
 
 def save(run: RunDir, checkpoint: Checkpoint) -> None:
@@ -81,14 +84,18 @@ def state_dict(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def load(run: RunDir) -> Checkpoint:
+def load(run: RunDir, *, how: dict[str, Any]) -> Checkpoint:
     """The last checkpoint, or a fresh one.
 
+    Args:
+        run: The directory.
+        how: What the run is to go on with, see :class:`Checkpoint`.
+
     Raises:
-        RunDirError: The file is damaged, or of another format.
+        RunDirError: The file is damaged, of another format, or the run was begun in another way.
     """
     if not run.checkpoint_path.exists():
-        return Checkpoint()
+        return Checkpoint(how=how)
     try:
         content = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
         known = content["format"] == _FORMAT
@@ -106,4 +113,13 @@ def load(run: RunDir) -> Checkpoint:
             f"the checkpoint has format {content['format']!r}; this fxdistill continues format {_FORMAT}",
             where=str(run.checkpoint_path), hint="continue it with the fxdistill that began it, or start again",
         )  # fmt: skip
+    if found.how != how:
+        raise RunDirError(
+            f"the run was begun with {_told(found.how)}, and would go on with {_told(how)}",
+            where=str(run.checkpoint_path), hint="continue it with the options that it was begun with",
+        )  # fmt: skip
     return found
+
+
+def _told(how: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in how.items())

@@ -158,11 +158,14 @@ def shrink(
         PassError: The smaller model is not the masked one; nothing was written.
     """
     found = _given(model, factory=factory, args=args, seed=seed, allow=allow, trust_pickle=trust_pickle)
-    dataset = None if data is None else load_data(data, task=task, input_shape=input_shape, allow=allow)
+    shape = input_shape or found.input_shape
+    dataset = None if data is None else load_data(data, task=task, input_shape=shape, allow=allow)
+    if dataset is not None and shape is not None:
+        check_input(dataset, shape)
     image = (1, *dataset.image_shape) if dataset is not None else None
     first = first_batch(dataset) if dataset is not None and CRITERIA.get(by).needs_batch else None
     made = shrink_model(
-        found.module, input_shape=input_shape or found.input_shape or image or DEFAULT_SHAPE, keep=keep, criterion=by,
+        found.module, input_shape=shape or image or DEFAULT_SHAPE, keep=keep, criterion=by,
         round_to=round_to, protect=protect, only=only, seed=seed, passes=passes,
         batch=None if first is None else (first["images"], first["labels"]), loss=supervised_loss(TASKS.get(task)),
     )  # fmt: skip

@@ -188,25 +188,33 @@ class RunDir:
             return None
         try:
             result: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as cause:
+            whole = result.keys() >= _RESULT
+        except (OSError, ValueError, AttributeError) as cause:
             raise RunDirError(
                 "result.json is damaged", where=str(self.result_path), hint="run the plan anew"
             ) from cause
+        if not whole:
+            lacks = ", ".join(sorted(_RESULT - result.keys()))
+            raise RunDirError(
+                f"result.json is damaged: it lacks {lacks}", where=str(self.result_path), hint="run the plan anew"
+            )
         return result
 
     def sweep(self) -> None:
         """Remove the temporary files and folders of writes that were killed."""
         for entry in self.path.iterdir():
-            if _TEMPORARY.match(entry.name):
+            if _TEMPORARY.fullmatch(entry.name):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
-_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9-]*\.(pt|onnx))\.")
-"""How the names of temporary files begin: the name of the file that they were to become, hidden."""
+_RESULT = {"metric", "members", "arms", "summary", "parity", "latency"}
+"""What a result must have."""
+_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9-]*\.(pt|onnx))\.[a-z0-9_]{8}")
+"""The names of temporary files: the name of the file that they were to become, hidden, and eight random letters."""
 
 
 def _is_ours(entry: Path) -> bool:
-    return entry.name in {".lock", "origin.json"} or _TEMPORARY.match(entry.name) is not None
+    return entry.name in {".lock", "origin.json"} or _TEMPORARY.fullmatch(entry.name) is not None
 
 
 @contextmanager

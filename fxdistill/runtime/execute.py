@@ -5,6 +5,7 @@ built, and cut down to each stage, and the student is exported once as it is, be
 """
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fxdistill.compiler.auxiliary import make
 from fxdistill.compiler.build import specialize
 from fxdistill.data.dataset import Dataset
 from fxdistill.ir.program import Program
+from fxdistill.ir.running import whole_state
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
@@ -89,11 +91,12 @@ def execute(
     parts = _load(plan, plan_path.resolve().parent, settings)
     with RunDir.opened(out, plan, origin=plan_path, resume=settings.resume) as rundir:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-        at = checkpoint.load(rundir)
+        how = {"precision": precision, "compile": settings.compile}
+        at = checkpoint.load(rundir, how=how)
         run = Execution(
             plan, TASKS.get(plan.task), rundir, parts.dataset.to(fabric.device), parts.modules, fabric,
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
-            Metrics(rundir, size=at.metrics_size), at, parts.programs,
+            Metrics(rundir, size=at.metrics_size, arms=[arm.name for arm in plan.all_arms]), at, parts.programs,
         )  # fmt: skip
         return _train(run)
 
@@ -107,6 +110,7 @@ def _train(run: Execution) -> dict[str, Any]:
     trained = {member for arm in run.plan.arms for member in arm.trains}
     measured = {name: run.measured(name) for name in run.plan.members if name not in trained}
     for name, found in measured.items():
+        run.modules[name].cpu()  # programs hold frozen copies of their own
         for remark in preflight.near_chance(name, found, run.task, len(run.dataset.classes)):
             run.observer.on_diagnostic(remark)
     for index, trial in enumerate(trials):
@@ -135,26 +139,30 @@ def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
             modules[name] = make(member, modules[member.of], input_shape=tuple(plan.input.shape))
     preflight.exports(plan, modules[plan.export.member])
 
+    @functools.cache
     def start(name: str, seed: int) -> State:
         """The weights that a member starts from; a file holds the same ones whatever the seed."""
+        return copy.deepcopy(whole_state(load(name, seed) if seed != plan.seed else modules[name]))
+
+    def first(name: str, seed: int) -> State:
         ref = plan.members[name]
-        fresh = isinstance(ref, ModelRef) and ref.path is None and seed != plan.seed
-        return copy.deepcopy((load(name, seed) if fresh else modules[name]).state_dict())
+        return start(name, seed if isinstance(ref, ModelRef) and ref.path is None else plan.seed)
 
-    states = {seed: {name: start(name, seed) for name in trained} for seed in plan.seeds}
-    initial: dict[Trial, Mapping[str, State]] = {trial: states[trial.seed] for trial in trials_of(plan)}
-    return _Parts(modules, dataset, initial, _programs(plan, modules))
+    initial: dict[Trial, Mapping[str, State]] = {
+        trial: {name: first(name, trial.seed) for name in plan.arm(trial.name).trains} for trial in trials_of(plan)
+    }
+    return _Parts(modules, dataset, initial, _programs(plan, modules, dataset))
 
 
-def _programs(plan: Plan, modules: Mapping[str, nn.Module]) -> dict[Trial, Program]:
+def _programs(plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset) -> dict[Trial, Program]:
     """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves."""
     programs = {trial: build_program(plan, trial, modules) for trial in trials_of(plan) if trial.seed == plan.seeds[0]}
-    for program in programs.values():
+    for trial, program in programs.items():
         for stage in program.stages:
-            specialize(program, stage.name)
-    # a program keeps its frozen members as they were: those that are trained before it are yet to change
+            preflight.dry_step(
+                specialize(program, stage.name), dataset, where=f"arm '{trial.name}', stage '{stage.name}'"
+            )
+    # a program keeps its frozen members as they were: those that an arm before trains are yet to change
     early = {member for arm in plan.arms if arm.once for member in arm.trains}
-    return {
-        trial: program for trial, program in programs.items()
-        if not early & set(plan.arm(trial.name).members) or plan.arm(trial.name).once
-    }  # fmt: skip
+    frozen = {arm.name: set(arm.members) - set(arm.trains) for arm in plan.all_arms}
+    return {trial: program for trial, program in programs.items() if not early & frozen[trial.name]}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.data import places
+from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_dataset
@@ -16,6 +17,8 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError, InputError, ModelError, PlanError
 from fxdistill.files import file_sha256
 from fxdistill.ir import outputs
+from fxdistill.ir.program import Program
+from fxdistill.ir.running import attributes_kept, buffers_kept, seeded
 from fxdistill.measure import onnx_file
 from fxdistill.measure.model import evaluating
 from fxdistill.modelfiles.load import load
@@ -78,6 +81,11 @@ def load_model(
         allow=tuple(allow),
     )  # fmt: skip
     loaded = load(source, seed=seed)
+    if loaded.entry != ref.entry:
+        raise PlanError(
+            f"the plan takes the weights from the entry '{ref.entry}', the file gives those of '{loaded.entry}'",
+            where=f"{path}, entry", hint="save the entry that you want as a file of its own, and plan with that",
+        )  # fmt: skip
     if trained and loaded.random_weights:
         raise _random_teacher(str(path))
     return loaded.module
@@ -119,8 +127,7 @@ def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -
     Raises:
         ModelError: It does not.
     """
-    ref = plan.members[member]
-    entry = ref.output if isinstance(ref, ModelRef) else ""
+    entry = plan.entry_of(member)
     fits(module, dataset, TASKS.get(plan.task), input_shape=plan.input.shape, spec=str(plan.data.spec), entry=entry)
 
 
@@ -186,12 +193,37 @@ def exports(plan: Plan, module: nn.Module) -> None:
     Raises:
         ModelError: It cannot.
     """
-    ref = plan.members[plan.export.member]
     with tempfile.TemporaryDirectory() as folder:
         onnx_file.export_onnx(
             module, Path(folder) / "trial.onnx", input_shape=tuple(plan.input.shape), opset=plan.export.opset,
-            entry=ref.output if isinstance(ref, ModelRef) else "",
+            entry=plan.entry_of(plan.export.member),
         )  # fmt: skip
+
+
+def dry_step(program: Program, dataset: Dataset, *, where: str) -> None:
+    """Compute a stage's losses once on two real images, so that what cannot be computed is found before training.
+
+    Raises:
+        PlanError: They cannot be computed, or one of them is not a number.
+    """
+    images = batches(dataset.train, 2, mean=dataset.mean, std=dataset.std)
+    try:
+        with torch.no_grad(), attributes_kept(program), buffers_kept(program), seeded(torch.device("cpu")):
+            losses = program.train()(next(images))
+    except InputError:
+        raise
+    except Exception as cause:
+        first = next(iter(str(cause).splitlines()), "")
+        raise PlanError(
+            f"the losses of this stage cannot be computed: {type(cause).__name__}: {first}", where=where,
+            hint="the loss does not go with the task, the labels or the taps: choose another one",
+        ) from cause  # fmt: skip
+    for name, value in losses.items():
+        if not bool(value.isfinite().all()):
+            raise PlanError(
+                f"the loss '{name}' is not a number before anything is trained", where=where,
+                hint="check the teacher's weights, and the normalisation in the plan (data.mean, data.std)",
+            )  # fmt: skip
 
 
 def other_versions(plan: Plan) -> Iterator[Diagnostic]:

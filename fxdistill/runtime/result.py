@@ -18,7 +18,6 @@ from fxdistill.errors import ModelError
 from fxdistill.files import write_text
 from fxdistill.measure import latency, onnx_file
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.arms import Execution
 
@@ -43,23 +42,20 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     images = batches(test.test, run.plan.data.batch_size, mean=test.mean, std=test.std)
     written, parity = onnx_file.export_checked(
         module, path, (batch["images"] for batch in images), task=run.task, input_shape=tuple(run.plan.input.shape),
-        opset=export.opset, tolerance=export.tolerance, metadata=provenance(run.plan), entry=_entry(run, export.member),
+        opset=export.opset, tolerance=export.tolerance, metadata=provenance(run.plan),
+        entry=run.plan.entry_of(export.member),
     )  # fmt: skip
     run.observer.on_phase("latency")
     finished = run.checkpoint.finished
     result = {
         "plan": run.plan.sha256, "metric": run.task.primary, "members": dict(measured), "arms": finished,
         "summary": summary(finished, run.task.primary), "parity": asdict(parity), "exporter": written.exporter,
-        "opset": written.opset, "latency": _latencies(run), "device": str(run.fabric.device), "versions": versions(),
+        "opset": written.opset, "latency": _latencies(run), "device": str(run.fabric.device), **run.checkpoint.how,
+        "versions": versions(),
     }  # fmt: skip
     write_text(rundir.result_path, json.dumps(result, indent=2) + "\n")
     rundir.checkpoint_path.unlink(missing_ok=True)
     return result
-
-
-def _entry(run: Execution, member: str) -> str:
-    ref = run.plan.members[member]
-    return ref.output if isinstance(ref, ModelRef) else ""
 
 
 def _latencies(run: Execution) -> dict[str, Any]:
@@ -77,7 +73,7 @@ def _latencies(run: Execution) -> dict[str, Any]:
                 continue
             try:
                 onnx_file.export_onnx(
-                    module.cpu(), path, input_shape=single, opset=run.plan.export.opset, entry=_entry(run, name)
+                    module.cpu(), path, input_shape=single, opset=run.plan.export.opset, entry=run.plan.entry_of(name)
                 )
             except ModelError as cause:
                 run.observer.on_diagnostic(

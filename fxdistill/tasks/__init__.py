@@ -40,6 +40,8 @@ class Task(ABC):
     Attributes:
         summary: One line for help.
         supervised: The loss that the labels alone give, by name; None for a task that has none.
+        imitation: The loss by which a prediction imitates another one, by name; None where there is no use in that.
+        agreement_name: What it is called that two models agree.
         primary: The metric that runs are compared by, one of those that :meth:`evaluate` returns.
         higher_is_better: Whether more of it is better.
         is_share: Whether it is a share of 1, to be shown as a percentage.
@@ -50,6 +52,8 @@ class Task(ABC):
 
     summary: ClassVar[str]
     supervised: ClassVar[str | None]
+    imitation: ClassVar[str | None] = "kd"
+    agreement_name: ClassVar[str] = "agreement"
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     is_share: ClassVar[bool] = True

@@ -18,6 +18,7 @@ class Classification(Task):
     summary = "one class an image"
     supervised = "cross-entropy"
     primary = "accuracy"
+    agreement_name = "top-1 agreement"
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """One class number an image."""

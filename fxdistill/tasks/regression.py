@@ -19,6 +19,7 @@ class Regression(Task):
 
     summary = "a number an image, or several"
     supervised = "l1"
+    imitation = "squared-error"
     primary = "MAE"
     higher_is_better = False
     is_share = False

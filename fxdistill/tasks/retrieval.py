@@ -21,6 +21,7 @@ class Retrieval(Task):
 
     summary = "an embedding, and one class an image to measure it by"
     supervised = None
+    imitation = None
     primary = "mAP"
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:

@@ -21,6 +21,7 @@ class Segmentation(Task):
 
     summary = "one class a pixel"
     supervised = "cross-entropy"
+    agreement_name = "agreement of pixels"
     primary = "mean-IoU"
     moves_targets = True
 
