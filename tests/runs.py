@@ -128,7 +128,7 @@ def finished(name: str = "plan", *, from_file: bool = True, repeats: int = 1, al
     return path.parent / f"run-{name}"
 
 
-def edited(name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+def edited(name: str, change: Callable[[dict[str, Any]], object]) -> Path:
     """The plan, edited by hand."""
     content = json.loads(plan_file().read_text())
     change(content)

@@ -32,10 +32,7 @@ class Seen:
         shape: Shape of a batch.
         entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
         batch: Images and labels, where the criterion reads data and there is some.
-    =======
-        batch: Images and labels for criteria that read data; None without data.
         remarks: What there is to say about that.
-    >>>>>>> tests-runs
     """
 
     data: DataPlan

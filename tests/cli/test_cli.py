@@ -258,7 +258,7 @@ def test_large_seeds_are_planned_and_run(tmp_path: Path, seed: int) -> None:
     [
         (("--seed", str(2**63)), "--seed"),
         (("--seed", str(2**63 - 1), "--repeats", "2"), "where: the options, seeds.1"),
-        (("--epochs", "1000000"), "would train for 1000007 epochs, as the arm 'distilled' does; 1000000 is the most"),
+        (("--epochs", "1000000"), "would train as the arm 'distilled' does, 1000007 epochs; 1000000 is the most"),
     ],
 )
 def test_numbers_that_are_too_large_are_refused(tmp_path: Path, options: tuple[str, ...], needle: str) -> None:

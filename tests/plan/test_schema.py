@@ -131,7 +131,7 @@ def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
         ("data.augmentation", ["crop:-1"], "data", "greater than 0; write crop:PADDING"),
         ("arms.0.stages.0.optimizer.momentum", 0.9, "arms.0.stages.0.optimizer", "'adam' takes no momentum"),
         ("control.optimizer.momentum", 0.9, "control.optimizer", "'adam' takes no momentum"),
-        ("arms.0.stages.1.epochs", 10**6, "the plan", "would train for 1000001 epochs, as the arm 'distilled' does"),
+        ("arms.0.stages.1.epochs", 10**6, "the plan", "would train as the arm 'distilled' does, 1000001 epochs"),
         ("control.of", "distiled", "the plan", "stands beside the arm 'distiled', which the plan has not"),
         ("control.losses.0", {"loss": "kd"}, "the plan", "trains without a teacher, and its loss 'kd' needs one"),
         ("control.losses.0.student", "teacher", "the plan", "reads 'teacher', which it does not train"),

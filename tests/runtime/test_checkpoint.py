@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_in_the_metrics(tmp_path: Path) -> None:
 
 
 RECORD = {
-    "seed": 0, "name": "distilled", "stage": "main", "epoch": 0, "losses": {"kd": 1.0}, "accuracy": None,
+    "seed": 0, "name": "distilled", "stage": "main", "epoch": 0, "losses": {"kd": 1.0}, "metrics": {"accuracy": 0.5},
     "images_per_second": 1.0,
 }  # fmt: skip
 
@@ -274,8 +274,11 @@ def test_a_run_directory_that_cannot_be_made(
 
     plan = runs.plan_file()
     monkeypatch.setattr(Path, "mkdir", refusing)
-    with pytest.raises(kind, match="cannot make the run directory"):
-        RunDir.open(tmp_path / "run", load_plan(plan), origin=plan, resume=False)
+    with (
+        pytest.raises(kind, match="cannot make the run directory"),
+        RunDir.opened(tmp_path / "run", load_plan(plan), origin=plan, resume=False),
+    ):
+        pytest.fail("there is no directory")
 
 
 def test_a_checkpoint_survives_a_round_trip(tmp_path: Path) -> None:

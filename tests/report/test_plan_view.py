@@ -1,66 +1,18 @@
-import io
+"""A plan as people read it."""
 
 import pytest
 import torch
 from pydantic import JsonValue
-from rich.console import Console
-from rich.text import Text
 
 from fxdistill import models
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.file import load
 from fxdistill.plan.schema import ModelRef, Shrunken
-from fxdistill.report import layout
 from fxdistill.report.plan_view import plan_view
-from fxdistill.report.progress import RunView
-from fxdistill.report.result_view import result_view
-from fxdistill.runtime.arms import Trial, trials_of
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.loop import Position, Progress
 from tests import runs
-
-
-def drawn(*, terminal: bool, width: int = 100) -> tuple[Console, io.StringIO]:
-    text = io.StringIO()
-    return Console(file=text, force_terminal=terminal, width=width, color_system=None), text
-
-
-def watch(console: Console) -> None:
-    plan = load(runs.plan_file())
-    stage = plan.arm("distilled").stages[0]
-    key = f"mse[{stage.losses[0].pair}]"
-    with RunView(console) as view:
-        view.on_phase("loading")
-        view.on_begin(plan, trials_of(plan))
-        view.on_diagnostic(Diagnostic(code="some-code", severity="warning", where="teacher", why="because"))
-        view.on_progress(Trial(0, "distilled"), Progress(stage, Position(0, 0, 2), 5, {key: 0.5}, 1234.0), {})
-        view._live.refresh()
-        view.on_progress(
-            Trial(0, "distilled"), Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0), {"accuracy": 0.5}
-        )
-
-
-def test_a_terminal_shows_stage_epoch_losses_speed_and_time_left() -> None:
-    console, text = drawn(terminal=True)
-    watch(console)
-    pair = load(runs.plan_file()).arm("distilled").stages[0].losses[0].pair
-    said = text.getvalue()
-    assert f"warm-up-1, epoch 1 of 1  mse[{pair}] 0.5  1,234 images/s" in said
-    assert "left" in said
-    assert "distilled, seed 0" in said
-
-
-def test_a_log_file_gets_lines_only() -> None:
-    console, text = drawn(terminal=False)
-    watch(console)
-    pair = load(runs.plan_file()).arm("distilled").stages[0].losses[0].pair
-    assert text.getvalue().splitlines() == [
-        "warning some-code teacher: because",
-        f"distilled, seed 0: warm-up-1  mse[{pair}] 0.25  accuracy 50.00%",
-    ]
+from tests.report.drawing import drawn
 
 
 def test_a_plan_in_a_narrow_terminal() -> None:
@@ -127,34 +79,22 @@ def test_a_plan_without_the_teachers_widths_is_shown_too() -> None:
     assert "keeps 4 channels in stem.0" in text.getvalue()
 
 
-def test_a_line_whose_head_is_as_wide_as_the_console_wraps_whole() -> None:
-    console, text = drawn(terminal=False, width=20)
-    console.print(layout.Line(Text("32 -> 16"), Text("features.denseblock1.conv  ")))
-    assert text.getvalue().splitlines() == ["features.densebl", "    ock1.conv  32 ->", "    16"]
-
-
-def test_the_result_names_every_arm() -> None:
+def test_arms_say_what_they_train_and_who_teaches() -> None:
     console, text = drawn(terminal=False)
-    result = RunDir(runs.finished()).result()
-    assert result is not None
-    console.print(result_view(load(runs.plan_file()), result))
-    assert [line.split("  ")[0] for line in text.getvalue().splitlines()[1:4]] == [
-        "teacher", "student, no distillation", "student, distilled",
+    plan = load(runs.plan_file("view-shrink", align="shrink")).changed(seeds=[0, 1])
+    console.print(plan_view(plan))
+    arms = [line.strip() for line in text.getvalue().splitlines() if "  trains " in line]
+    assert arms == [
+        "auxiliary  trains auxiliary from teacher, once", "distilled  trains student from auxiliary, under 2 seeds",
+        "control  trains student, without a teacher, under 2 seeds",
     ]  # fmt: skip
 
 
-def test_a_result_that_is_too_wide_for_a_table_is_cut_nowhere() -> None:
-    console, text = drawn(terminal=False, width=50)
-    result = RunDir(runs.finished()).result()
-    assert result is not None
-    console.print(result_view(load(runs.plan_file()), result))
-    lines = text.getvalue().splitlines()
-    assert "…" not in text.getvalue()
-    assert max(map(len, lines)) <= 50
-    assert [line for line in lines if line != line.rstrip()] == []
-    accuracy = result["summary"]["distilled"]["mean"]
-    assert f"student, distilled: accuracy {accuracy:.2%}, parameters " in " ".join(text.getvalue().split())
-
-
-def test_numbers_are_short() -> None:
-    assert [layout.count(n) for n in (12, 1_234, 25_557_032, 4.1e9)] == ["12", "1.23 k", "25.6 M", "4.1 G"]
+def test_the_entry_that_is_the_prediction_is_shown() -> None:
+    plan = load(runs.plan_file())
+    student = plan.given("student").changed(output="logits")
+    console, text = drawn(terminal=False, width=200)
+    console.print(plan_view(plan.changed(members={**plan.members, "student": student})))
+    (line,) = [line for line in text.getvalue().splitlines() if "predicts with its output" in line]
+    assert line.startswith("student  student.pt ")
+    assert line.endswith(", predicts with its output 'logits'")

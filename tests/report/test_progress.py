@@ -1,0 +1,46 @@
+"""What people see while a run trains."""
+
+from rich.console import Console
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.plan.file import load
+from fxdistill.report.progress import RunView
+from fxdistill.runtime.arms import Trial, trials_of
+from fxdistill.runtime.loop import Position, Progress
+from tests import runs
+from tests.report.drawing import drawn
+
+
+def watch(console: Console) -> None:
+    plan = load(runs.plan_file())
+    stage = plan.arm("distilled").stages[0]
+    key = f"mse[{stage.losses[0].pair}]"
+    with RunView(console) as view:
+        view.on_phase("loading")
+        view.on_begin(plan, trials_of(plan))
+        view.on_diagnostic(Diagnostic(code="some-code", severity="warning", where="teacher", why="because"))
+        view.on_progress(Trial(0, "distilled"), Progress(stage, Position(0, 0, 2), 5, {key: 0.5}, 1234.0), {})
+        view._live.refresh()
+        view.on_progress(
+            Trial(0, "distilled"), Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0), {"accuracy": 0.5}
+        )
+
+
+def test_a_terminal_shows_stage_epoch_losses_speed_and_time_left() -> None:
+    console, text = drawn(terminal=True)
+    watch(console)
+    pair = load(runs.plan_file()).arm("distilled").stages[0].losses[0].pair
+    said = text.getvalue()
+    assert f"warm-up-1, epoch 1 of 1  mse[{pair}] 0.5  1,234 images/s" in said
+    assert "left" in said
+    assert "distilled, seed 0" in said
+
+
+def test_a_log_file_gets_lines_only() -> None:
+    console, text = drawn(terminal=False)
+    watch(console)
+    pair = load(runs.plan_file()).arm("distilled").stages[0].losses[0].pair
+    assert text.getvalue().splitlines() == [
+        "warning some-code teacher: because",
+        f"distilled, seed 0: warm-up-1  mse[{pair}] 0.25  accuracy 50.00%",
+    ]

@@ -1,0 +1,91 @@
+"""What came out, as people read it."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from fxdistill.plan.document import Plan
+from fxdistill.plan.file import load
+from fxdistill.report.result_view import result_view
+from fxdistill.report.show import show
+from fxdistill.runtime.directory import RunDir
+from tests import runs
+from tests.report.drawing import drawn
+
+
+def test_the_result_names_every_arm() -> None:
+    console, text = drawn(terminal=False)
+    result = RunDir(runs.finished()).result()
+    assert result is not None
+    console.print(result_view(load(runs.plan_file()), result))
+    assert [line.split("  ")[0] for line in text.getvalue().splitlines()[1:4]] == [
+        "teacher", "student, no distillation", "student, distilled",
+    ]  # fmt: skip
+
+
+def test_a_result_that_is_too_wide_for_a_table_is_cut_nowhere() -> None:
+    console, text = drawn(terminal=False, width=50)
+    result = RunDir(runs.finished()).result()
+    assert result is not None
+    console.print(result_view(load(runs.plan_file()), result))
+    lines = text.getvalue().splitlines()
+    assert "…" not in text.getvalue()
+    assert max(map(len, lines)) <= 50
+    assert [line for line in lines if line != line.rstrip()] == []
+    accuracy = result["summary"]["distilled"]["mean"]
+    assert f"student, distilled: accuracy {accuracy:.2%}, parameters " in " ".join(text.getvalue().split())
+
+
+def result() -> dict[str, Any]:
+    found = RunDir(runs.finished()).result()
+    assert found is not None
+    return copy.deepcopy(found)
+
+
+def said(plan: Plan, found: dict[str, Any]) -> str:
+    console, text = drawn(terminal=False)
+    console.print(result_view(plan, found))
+    return text.getvalue()
+
+
+def test_a_member_without_a_latency_has_a_dash() -> None:
+    found = result()
+    del found["latency"]["teacher"]
+    rows = [line.split() for line in said(load(runs.plan_file()), found).splitlines()[1:4]]
+    assert [row[-1] for row in rows] == ["-", "ms", "ms"]
+
+
+@pytest.mark.parametrize(("task", "metric", "shown"), [
+    ("classification", "accuracy", "50.00% ± 1.25"), ("regression", "MAE", "0.5 ± 0.013"),
+])  # fmt: skip
+def test_several_seeds_have_a_spread_in_the_units_of_the_metric(task: str, metric: str, shown: str) -> None:
+    found = result()
+    found["summary"]["distilled"] = {"mean": 0.5, "deviation": 0.0125}
+    found["members"] = {"teacher": {metric: 0.9}}
+    text = said(load(runs.plan_file()).changed(task=task, seeds=[0, 1]), found)
+    assert f"student, distilled {shown} " in " ".join(text.split())
+    assert text.split()[:2] == ["model", metric]
+    assert "mean and standard deviation over 2 seeds" in text
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "better"), [("classification", "accuracy", 0.6), ("regression", "MAE", 0.4)]
+)
+def test_a_control_arm_that_is_better_is_told_of_whichever_way_is_better(task: str, metric: str, better: float) -> None:
+    plan, found = load(runs.plan_file()).changed(task=task), result()
+    found["members"] = {"teacher": {metric: 0.9}}
+    for control, helped in ((better, False), (1 - better, True)):
+        found["summary"] = {
+            "distilled": {"mean": 0.5, "deviation": 0.0}, "control": {"mean": control, "deviation": 0.0}
+        }  # fmt: skip
+        assert ("distillation did not help here" not in said(plan, found)) == helped
+
+
+def test_show_takes_a_plan_a_file_and_a_run() -> None:
+    plan, run = load(runs.plan_file()), runs.finished()
+    assert show(plan) == show(runs.plan_file()) == show(str(runs.plan_file()))
+    whole = show(run)
+    assert whole.startswith(show(plan))
+    assert whole.endswith(said(plan, result()))
+    assert max(map(len, show(run, width=60).splitlines())) <= 60
