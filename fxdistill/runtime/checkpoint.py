@@ -84,18 +84,18 @@ def state_dict(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def load(run: RunDir, *, how: dict[str, Any]) -> Checkpoint:
+def load(run: RunDir, *, how: dict[str, Any] | None = None) -> Checkpoint:
     """The last checkpoint, or a fresh one.
 
     Args:
         run: The directory.
-        how: What the run is to go on with, see :class:`Checkpoint`.
+        how: What the run is to go on with, see :class:`Checkpoint`; None to look at it only.
 
     Raises:
         RunDirError: The file is damaged, of another format, or the run was begun in another way.
     """
     if not run.checkpoint_path.exists():
-        return Checkpoint(how=how)
+        return Checkpoint(how=how or {})
     try:
         content = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
         known = content["format"] == _FORMAT
@@ -113,7 +113,7 @@ def load(run: RunDir, *, how: dict[str, Any]) -> Checkpoint:
             f"the checkpoint has format {content['format']!r}; this fxdistill continues format {_FORMAT}",
             where=str(run.checkpoint_path), hint="continue it with the fxdistill that began it, or start again",
         )  # fmt: skip
-    if found.how != how:
+    if how is not None and found.how != how:
         raise RunDirError(
             f"the run was begun with {_told(found.how)}, and would go on with {_told(how)}",
             where=str(run.checkpoint_path), hint="continue it with the options that it was begun with",

@@ -88,7 +88,7 @@ def test_parts_of_a_name() -> None:
     indistill = composed("indistill")
     assert [name for name, _ in indistill.parts] == ["indistill", "kd"]
     assert indistill.name == "indistill"
-    assert (indistill.needs_pairs, indistill.criterion, indistill.origins) == (True, "l1", {})
+    assert (indistill.needs_pairs, indistill.criterion) == (True, "l1")
     assert set(indistill.passes) == set(PIPELINE)
     assert [name for name, _ in composed("indistill+pkt").parts] == ["indistill", "pkt"]
     assert not composed("kd").needs_pairs

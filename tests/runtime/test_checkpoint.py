@@ -256,12 +256,12 @@ def test_metrics_tell_a_full_disk_from_a_wrong_place(
     def refusing(*_: Any, **__: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    metrics = Metrics(RunDir(tmp_path), size=0)
+    metrics = Metrics(RunDir(tmp_path), size=0, arms=["distilled"])
     metrics.log(RECORD)
     size = metrics.size
     monkeypatch.setattr(*((Path, "open", refusing) if part == "lines" else (log, "write_event", refusing)))
     with pytest.raises(kind, match=re.escape(os.strerror(code))) as caught:
-        Metrics(RunDir(tmp_path), size=size) if part == "rebuilt events" else metrics.log(RECORD)
+        Metrics(RunDir(tmp_path), size=size, arms=["distilled"]) if part == "rebuilt events" else metrics.log(RECORD)
     assert str(tmp_path) in caught.value.where
 
 

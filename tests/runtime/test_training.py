@@ -176,7 +176,8 @@ def test_labels_stay_with_their_images(augment: list[str]) -> None:
 
 def test_order_and_augmentation_are_drawn_anew_for_each_seed_and_epoch_and_augmentation_for_each_step() -> None:
     same = torch.arange(36).reshape(1, 1, 6, 6).expand(48, -1, -1, -1) / 36
-    orders, drawn = set[tuple[int, ...]](), set[tuple[float, ...]]()
+    orders: set[tuple[int, ...]] = set()
+    drawn: set[tuple[float, ...]] = set()
     for seed, epoch in itertools.product(range(2), range(2)):
         found = list(batches(Split(same, torch.arange(48)), 16, mean=[0.0], std=[1.0], seed=seed, epoch=epoch,
                              shuffle=True, augment=["crop:2"]))  # fmt: skip
