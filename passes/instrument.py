@@ -58,6 +58,10 @@ class Instrument(Pass[Joint, Program]):
         """Every member of the arm is there, in the mode that it needs, and all read the same images."""
         arm = self.plan.arm(self.arm)
         for name in arm.members:
+            if hasattr(Program, name):
+                raise PlanError(
+                    f"a program cannot have a member '{name}'", where="members", hint="give it another name"
+                )
             if name not in source.members:
                 raise PlanError(f"the arm '{arm.name}' needs the member '{name}'", where="members", hint="give it")
         for name, traced in source.members.items():

@@ -24,6 +24,8 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 out = Console(highlight=False)
+SAVE_EVERY = 30.0
+"""Seconds between checkpoints."""
 
 
 @app.command(cls=Command)
@@ -102,7 +104,7 @@ def run(
     precision: parameters.OtherPrecision = None,
     resume: parameters.Resume = False,
     compile_programs: parameters.Compile = False,
-    save_every: parameters.SaveEvery = 30.0,
+    save_every: parameters.SaveEvery = SAVE_EVERY,
     allow_factory: parameters.Allow = [],
     trust_pickle: parameters.Trust = False,
 ) -> None:
@@ -111,6 +113,7 @@ def run(
     again += [] if device is parameters.Device.auto else ["--device", device.value]
     again += [] if precision is None else ["--precision", precision.value]
     again += ["--compile"] if compile_programs else []
+    again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
     again += [part for module in allow_factory for part in ("--allow-factory", module)]
     again += ["--trust-pickle"] if trust_pickle else []
     with reported(interrupted=lambda: _interrupted(output, again)):
@@ -174,7 +177,7 @@ def export(
         )  # fmt: skip
         real = data is not None or Path(model).is_dir()
         kind = "test images" if real else "images of noise (give --data for real ones)"
-        agreement = f"largest error {parity.max_abs_error:.1e}, agreement {parity.agreement:.2%}"
+        agreement = f"largest error {parity.max_abs_error:.1e}, {parity.agreement_name} {parity.agreement:.2%}"
         out.print(Text(f"wrote {output}: {agreement} on {parity.images} {kind}"), soft_wrap=True)
 
 

@@ -44,7 +44,7 @@ class Proposal:
 def propose(
     teacher: nn.Module, pairs: Sequence[Pair], *, input_shape: tuple[int, ...], keep: float | None, criterion: str,
     batch: Examples | None, loss: Callable[[Tensor, Tensor], Tensor], seed: int, passes: PassManager, of: str,
-    name: str,
+    name: str, entry: str = "",
 ) -> Proposal:  # fmt: skip
     """Shrink a teacher to the student's widths.
 
@@ -60,6 +60,7 @@ def propose(
         passes: Where the passes run.
         of: The teacher's name in the plan.
         name: The smaller one's.
+        entry: Which entry of their output is the prediction.
 
     Raises:
         PairingError: A width cannot be had; names the chain of couplings that forbids it.
@@ -68,13 +69,14 @@ def propose(
     widths = [(pair.teacher.path, pair.student.width) for pair in pairs if pair.student.width < pair.teacher.width]
     shrunk = shrink_model(
         teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, batch=batch, loss=loss,
-        seed=seed, passes=passes,
+        seed=seed, passes=passes, entry=entry,
     )  # fmt: skip
-    traced = passes.run(Trace(input_shape), shrunk.module)
+    traced = passes.run(Trace(input_shape, entry=entry), shrunk.module)
     shrunken = Shrunken(
         of=of, kept=shrunk.kept, widths={name: shrunk.widths[_owner(name)][0] for name in shrunk.kept},
         taps={pair.name: pair.teacher.width for pair in pairs if pair.student.width < pair.teacher.width},
-        barriers=list(shrunk.barriers), rung=shrunk.rung, parameters=shrunk.after.parameters, macs=shrunk.after.macs,
+        barriers=list(shrunk.barriers), criterion=criterion, rung=shrunk.rung,
+        parameters=shrunk.after.parameters, macs=shrunk.after.macs,
     )  # fmt: skip
     return Proposal(shrunken, traced, tuple(_narrowed(pair, traced, name) for pair in pairs), shrunk.diagnostics)
 

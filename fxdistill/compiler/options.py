@@ -1,9 +1,14 @@
 """What a user decides about a plan."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
+from fxdistill.criteria import CRITERIA
+from fxdistill.errors import InputError
 from fxdistill.ir.graph import Shape
 from fxdistill.plan.schema import Align, DataPlan, Precision
+
+_ALIGN, _PRECISION = get_args(Align), get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Options:
         control: Whether to run the same budget without distillation as well.
         data: Data, augmentation, normalisation; without a spec the plan is structural and cannot be run.
         precision: Lightning Fabric's name of the training precision.
+
+    Raises:
+        InputError: One of them is none, or two do not go together.
     """
 
     input_shape: Shape
@@ -43,3 +51,14 @@ class Options:
     control: bool = True
     data: DataPlan = field(default_factory=lambda: DataPlan(spec=None))
     precision: Precision = "32-true"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("align", self.align, _ALIGN), ("precision", self.precision, _PRECISION)):
+            if value not in known:
+                raise InputError(f"'{value}' is no {name}", where=f"--{name}", hint=f"known: {', '.join(known)}")
+        if self.keep is not None and self.align != "shrink":
+            raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
+        if self.keep is not None and not 0 < self.keep < 1:
+            raise InputError(f"{self.keep} is no share of channels", where="--keep", hint="give one between 0 and 1")
+        if self.criterion is not None:
+            CRITERIA.get(self.criterion, where="--criterion")

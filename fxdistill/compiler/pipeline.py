@@ -190,7 +190,7 @@ def _shrink(c: Compilation, passes: PassManager) -> Compilation:
     proposal = auxiliary.propose(
         c.models[TEACHER], c.pairs, input_shape=c.options.input_shape, keep=c.options.keep,
         criterion=c.options.criterion or c.method.criterion, batch=c.batch, loss=supervised_loss(c.task),
-        seed=c.options.seed, passes=passes, of=TEACHER, name=AUXILIARY,
+        seed=c.options.seed, passes=passes, of=TEACHER, name=AUXILIARY, entry=c.traced[TEACHER].entry,
     )  # fmt: skip
     return replace(
         c, made={AUXILIARY: proposal.shrunken}, traced={**c.traced, AUXILIARY: proposal.traced}, pairs=proposal.pairs,
@@ -322,21 +322,22 @@ def _planned(c: Compilation) -> Plan:
     control = None
     if options.control and c.supervised is not None:
         control = Control(of=DISTILLED, losses=[c.supervised], optimizer=main.optimizer, schedule=main.schedule)
-    return Plan(
+    plan = Plan(
         version=VERSION, method=c.method.name, task=options.task, seed=options.seed, members={**given, **c.made},
         input=InputSpec(shape=list(options.input_shape)), data=options.data, pairs=list(c.pairs), kept=list(c.kept),
         arms=list(c.arms), control=control, seeds=[options.seed + repeat for repeat in range(options.repeats)],
-        precision=options.precision, plugins=_plugins(c), versions=versions(),
+        precision=options.precision, versions=versions(),
     )  # fmt: skip
+    return plan.changed(plugins=_plugins(c, plan))
 
 
-def _plugins(c: Compilation) -> list[Plugin]:
+def _plugins(c: Compilation, plan: Plan) -> list[Plugin]:
     """The names in the plan that do not come with this package."""
     data = c.options.data
     used = {
         "method": [name for name, _ in c.method.parts], "task": [c.options.task],
-        "loss": [term.loss for arm in c.arms for stage in arm.stages for term in stage.losses],
-        "criterion": [kept.criterion for kept in c.kept],
+        "loss": [term.loss for arm in plan.all_arms for stage in arm.stages for term in stage.losses],
+        "criterion": [*(kept.criterion for kept in c.kept), *(one.criterion for one in c.made.values())],
         "data source": [data.spec.partition(":")[0]] if data.spec is not None else [],
         "augmentation": [name.partition(":")[0] for name in data.augmentation],
     }  # fmt: skip

@@ -16,7 +16,7 @@ from fxdistill.errors import InputError, InvariantError, ModelError, PassError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
-from fxdistill.ir.graph import Rung, Shape, Traced, op_name, path_of
+from fxdistill.ir.graph import Shape, Traced, op_name, path_of
 from fxdistill.ir.survivors import Survivors
 from fxdistill.losses import LOSSES
 from fxdistill.passes.couple import Couple
@@ -25,6 +25,7 @@ from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.shrink.rewrites import Obstacle
 from fxdistill.passes.thin import Kept, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.schema import Rung
 from fxdistill.tasks import Task
 
 
@@ -69,7 +70,7 @@ def shrink_model(
     module: nn.Module, *, input_shape: Shape, keep: float | None = None, widths: Sequence[tuple[str, int]] = (),
     criterion: str = "l1", round_to: int = 1, protect: Sequence[str] = (), only: Sequence[str] = (),
     batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy, seed: int = 0,
-    passes: PassManager | None = None,
+    entry: str = "", passes: PassManager | None = None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller; the model itself is not changed.
 
@@ -85,6 +86,7 @@ def shrink_model(
         batch: Images and targets for criteria that read data.
         loss: What the targets say about a prediction, for the same.
         seed: Seed of the criterion ``random`` and of the proof.
+        entry: Which entry of the output is the prediction; '' to find it.
         passes: A manager to run the passes in, for its timings and remarks.
 
     Raises:
@@ -98,7 +100,7 @@ def shrink_model(
         only=tuple(only), seed=seed,
     )  # fmt: skip
     barriers: dict[str, str] = {}
-    traced = passes.run(Trace(input_shape), module)
+    traced = passes.run(Trace(input_shape, entry=entry), module)
     while True:
         coupling = with_barriers(traced, passes.run(Couple(), traced), tuple(barriers))
         removal = passes.run(thin, ThinSource(traced, coupling, batch, loss))
@@ -129,16 +131,25 @@ def shrink_model(
 def supervised_loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
     """What a task's labels say about a prediction, for criteria that read gradients.
 
-    A task without a loss of its own says nothing: a criterion that asks for it gets an error.
+    A task without a loss of its own says nothing, nor does one whose loss is more than a function of prediction and
+    labels: a criterion that asks for it gets an error.
     """
+    loss = LOSSES.get(task.supervised) if task.supervised is not None else None
+    if loss is not None and loss.function is not None and loss.reads == ("student.logits", "labels"):
+        return loss.function
+    why = (
+        "has no loss of its own"
+        if loss is None
+        else f"has the loss '{task.supervised}', which reads more than prediction and labels"
+    )
 
     def nothing(_prediction: Tensor, _targets: Tensor) -> Tensor:
         raise InputError(
-            "this task has no loss of its own, so there are no gradients to rank channels by", where="criterion",
+            f"this task {why}, so there are no gradients to rank channels by", where="criterion",
             hint="choose one that reads weights alone, e.g. l1",
         )  # fmt: skip
 
-    return (LOSSES.get(task.supervised).function if task.supervised is not None else None) or nothing
+    return nothing
 
 
 def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
@@ -166,7 +177,7 @@ def _in_small_operations(traced: Traced, module: nn.Module, shape: Shape, passes
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its kernel rounds differently from what it is made of
     try:
-        return passes.run(Trace(shape, rungs=("export",)), module)
+        return passes.run(Trace(shape, rungs=("export",), entry=traced.entry), module)
     except ModelError:
         return None
     finally:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import fx, nn
 
@@ -23,8 +23,8 @@ from fxdistill.ir import outputs
 from fxdistill.ir.operators import IN_PLACE_OPERATORS, bare_name, is_a
 from fxdistill.ir.running import attributes_kept, in_mode
 from fxdistill.operators import Trait
+from fxdistill.plan.schema import Rung
 
-Rung = Literal["symbolic", "leaves", "export"]
 Shape = tuple[int, ...]
 LADDER: tuple[Rung, ...] = ("symbolic", "leaves", "export")
 """How a model may be traced, in the order in which it is tried."""
@@ -276,11 +276,6 @@ def _inplace_position(function: Any) -> int | None:
     except (ValueError, TypeError):  # builtins have none
         return None
     return names.index("inplace") if "inplace" in names else None
-
-
-def tensor_nodes(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
-    """The nodes whose value is one tensor, without outputs and attributes."""
-    return (n for n in nodes if shape_of(n) is not None and n.op not in ("output", "get_attr"))
 
 
 def _function_name(target: Any) -> str:

@@ -36,12 +36,14 @@ class Parity:
         images: How many were compared.
         widest_flip: Over the predictions that differ, PyTorch's largest gap between its own choice and ONNX
             Runtime's, in units of the output; 0 where all agree.
+        agreement_name: What the task calls the agreement.
     """
 
     max_abs_error: float
     agreement: float
     images: int
     widest_flip: float = 0.0
+    agreement_name: str = "agreement"
 
 
 def measure(module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, entry: str = "") -> Parity:
@@ -75,7 +77,7 @@ def measure(module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Ta
             agreeing, predictions, count = agreeing + found.agreeing, predictions + found.total, count + len(image)
     if not count:
         raise DataError("there are no images to compare the exported model on", where=str(path))
-    return Parity(worst, agreeing / predictions, count, widest)
+    return Parity(worst, agreeing / predictions, count, widest, task.agreement_name)
 
 
 def gate(measured: Parity, tolerance: float = 1e-4) -> None:

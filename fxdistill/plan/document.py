@@ -114,8 +114,8 @@ class Plan(Part):
 
     def entry_of(self, member: str) -> str:
         """Which entry of a member's output is its prediction; '' for the whole."""
-        ref = self.members[member]
-        return ref.output if isinstance(ref, ModelRef) else ""
+        found = self.members[member]
+        return found.output if isinstance(found, ModelRef) else self.entry_of(found.of)
 
     def given(self, name: str) -> ModelRef:
         """A member that is given.

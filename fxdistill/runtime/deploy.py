@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fxdistill.compiler import auxiliary
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
 from fxdistill.criteria import CRITERIA
 from fxdistill.data.batches import batches, first_batch
@@ -27,7 +28,7 @@ from fxdistill.measure.onnx_file import Exported
 from fxdistill.modelfiles import bundle, statedict
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import parse_source
-from fxdistill.plan.schema import ModelRef
+from fxdistill.plan.schema import ModelRef, Shrunken
 from fxdistill.runtime import checkpoint, preflight
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.result import provenance
@@ -206,6 +207,11 @@ def find(
         InputError: It cannot be found or loaded, or does not fit the data.
     """
     if not isinstance(model, nn.Module) and Path(model).is_dir():
+        if task is not None or factory is not None or args or trust_pickle:
+            raise InputError(
+                "a run says itself what its models are", where=str(model),
+                hint="leave out --task, --factory, --arg and --trust-pickle, or give the file of a model",
+            )  # fmt: skip
         return _of_run(Path(model), data, allow)
     wanted = TASKS.get(task or "classification", where="--task")
     given = _given(model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
@@ -226,19 +232,25 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
         raise RunDirError(
             f"this run has no {name} yet", where=str(path), hint="complete it with `fxdistill run … --resume`"
         )
-    ref = plan.given(name)
+    made = plan.members[name]
+    ref = plan.given(made.of) if isinstance(made, Shrunken) else made
     if ref.factory is None:
         raise RunDirError(
             f"this run's {name} has no factory, so its state dict alone does not make a model", where=str(path),
             hint=f"load {name}.pt into your own class and export that",
         )  # fmt: skip
-    module = _trained(rundir, name, ref, seed=plan.seed, allow=allow)
     shape = tuple(plan.input.shape)
+    if isinstance(made, Shrunken):
+        original = preflight.load_model(ref, rundir.base, seed=plan.seed, allow=allow)
+        module: nn.Module = auxiliary.make(made, original, input_shape=shape)
+        statedict.fit(module, checkpoint.state_dict(rundir.weights_path(name)), factory=str(ref.factory), where=name)
+    else:
+        module = _trained(rundir, name, ref, seed=plan.seed, allow=allow)
     if spec is None:
         dataset = preflight.load_data(plan, rundir.base, allow=allow)
     else:
         dataset = load_data(plan.data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow)
-    return Found(module, TASKS.get(plan.task), dataset, shape, ref.output, provenance(plan))
+    return Found(module, TASKS.get(plan.task), dataset, shape, plan.entry_of(name), provenance(plan))
 
 
 def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequence[str]) -> nn.Module:

@@ -22,12 +22,13 @@ from torch import nn
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.graph import Rung, Shape, Traced
+from fxdistill.ir.graph import Shape, Traced
 from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode
 from fxdistill.passes.trace.measure import annotate
 from fxdistill.passes.trace.paths import name_nodes
 from fxdistill.passes.trace.probe import Probe, first_line, quiet, random_kept
 from fxdistill.passes.trace.rungs import RUNGS
+from fxdistill.plan.schema import Rung
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models import feature_extraction
 
-from fxdistill.ir.graph import Rung
 from fxdistill.passes.trace.probe import Probe
+from fxdistill.plan.schema import Rung
 
 
 class _PathTracer(fx.Tracer):

@@ -212,7 +212,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 130, done.stderr
     assert done.stdout == ""
-    again = f"fxdistill run {runs.plan_file()} -o {out} --device cpu {' '.join(ALLOW)} --resume"
+    again = f"fxdistill run {runs.plan_file()} -o {out} --device cpu --save-every 0 {' '.join(ALLOW)} --resume"
     assert done.stderr.splitlines()[-1] == f"interrupted; continue with: {again}"
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr

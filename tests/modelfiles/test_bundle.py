@@ -2,8 +2,6 @@
 
 import ast
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +107,6 @@ def test_a_shrunken_model_of_the_users_own_needs_permission(tmp_path: Path, monk
     with pytest.raises(ModelError, match="--allow-factory own_for_bundle"):
         load("small.pt")
     assert torch.equal(load("small.pt", allow=["own_for_bundle"]).module(X), result.module(X))
-
-
-HEAVY = """
-import sys, fxdistill
-fxdistill.load(sys.argv[1])
-print([m for m in sys.modules if m.startswith(("fxdistill.compiler", "fxdistill.passes", "torchvision", "timm"))])
-"""
-
-
-def test_a_plain_bundle_is_read_without_the_compiler(tmp_path: Path) -> None:
-    save(network(), tmp_path / "a.pt", factory=FACTORY, kwargs=KWARGS)
-    command = [sys.executable, "-W", "ignore", "-c", HEAVY, str(tmp_path / "a.pt")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_the_compiler_knows_no_files() -> None:

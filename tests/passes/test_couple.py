@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.coupling import Constraint, Coupling, core, flat_layers
-from fxdistill.ir.graph import Rung, path_of
+from fxdistill.ir.graph import path_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.schema import Rung
 
 RUNGS: tuple[Rung, ...] = ("symbolic", "export")
 Shape = tuple[int, ...]

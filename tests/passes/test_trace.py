@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from fxdistill.errors import ModelError, PassError
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.graph import Rung, Traced, macs_of, main_output, memory, path_of, shape_of, written
+from fxdistill.ir.graph import Traced, macs_of, main_output, memory, path_of, shape_of, written
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.schema import Rung
 from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, awake
 

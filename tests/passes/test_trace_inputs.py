@@ -12,9 +12,10 @@ from torch.nn import functional as F
 import fxdistill
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import InvariantError, ModelError
-from fxdistill.ir.graph import Rung, Traced, path_of
+from fxdistill.ir.graph import Traced, path_of
 from fxdistill.ir.program import Member, inline
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.schema import Rung
 from tests.tiny_models import SHAPE
 
 SCALE = torch.tensor([2.0])

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 import fxdistill
 from fxdistill.errors import PairingError
-from fxdistill.ir.graph import Rung, Traced, find, op_name, path_of, shape_of
+from fxdistill.ir.graph import Traced, find, op_name, path_of, shape_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.schema import Rung
 from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, Classifier
 
