@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.methods import Recipe, composed
+from fxdistill.methods import Recipe, composed, with_terms
 from fxdistill.plan.schema import Optimizer, Stage
 
 MAIN = "main"
@@ -52,7 +52,7 @@ class Schedule(Pass[Recipe, tuple[Stage, ...]]):
         if not terms:
             raise PlanError(
                 f"the method '{method.parts[-1][0]}' has no term for this task", where="--method",
-                hint="choose another method for the main stage",
+                hint=f"choose another one for the main stage: {', '.join(with_terms(source)) or 'none has one'}",
             )  # fmt: skip
         main = Stage(
             name=MAIN, epochs=source.epochs, losses=terms, optimizer=Optimizer(name="adam", lr=source.lr),

@@ -137,5 +137,12 @@ def composed(name: str, *, where: str = "--method") -> Composed:
     return Composed(name, tuple(parts))
 
 
+def with_terms(recipe: Recipe) -> list[str]:
+    """The methods that have a main stage for what they are to expand."""
+    methods = {name: METHODS.get(name) for name in METHODS.names()}
+    able = {name: method for name, method in methods.items() if recipe.pairs or not method.needs_pairs}
+    return [name for name, method in able.items() if method.main is not None and method.main(recipe)]
+
+
 def _with_warm_up() -> list[str]:
     return [name for name in METHODS.names() if METHODS.get(name).warm_up is not None]

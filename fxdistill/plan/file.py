@@ -90,15 +90,15 @@ def parse(data: object, *, where: str) -> Plan:
 
 def invalid(cause: ValidationError, *, where: str, hint: str) -> PlanError:
     """The error that says which fields of a plan are not valid, and why: the first few of them."""
-    errors = cause.errors()
-    told = [f"{_field(error['loc'])}: {error['msg'].removeprefix('Value error, ')}" for error in errors[:_TOLD]]
-    if len(errors) == 1:
-        return PlanError(
-            f"the plan is not valid: {told[0].partition(': ')[2]}", where=f"{where}, {_field(errors[0]['loc'])}",
-            hint=hint,
-        )  # fmt: skip
-    more = [f"and {len(errors) - _TOLD} more"] if len(errors) > _TOLD else []
-    return PlanError(f"the plan is not valid in {len(errors)} places: {'; '.join(told + more)}", where=where, hint=hint)
+    wrong: dict[str, str] = {}
+    for error in cause.errors():
+        wrong.setdefault(_field(error["loc"]), error["msg"].removeprefix("Value error, "))
+    first, why = next(iter(wrong.items()))
+    if len(wrong) > 1:
+        told = [f"{field}: {message}" for field, message in wrong.items()][:_TOLD]
+        more = [f"and {len(wrong) - _TOLD} more"] if len(wrong) > _TOLD else []
+        why = f"{len(wrong)} fields are wrong: {'; '.join(told + more)}"
+    return PlanError(f"the plan is not valid: {why}", where=f"{where}, {first}", hint=hint)
 
 
 def _field(loc: tuple[int | str, ...]) -> str:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from torch import fx, nn
 
+from fxdistill.errors import InputError
 from fxdistill.losses import LOSSES, Context, Loss
 from fxdistill.losses.attention import attention
 from fxdistill.losses.cross_entropy import cross_entropy
@@ -250,7 +252,7 @@ def test_dense_predictions_are_positions_of_a_batch() -> None:
     assert cross_entropy(student, labels).item() == pytest.approx(
         cross_entropy(rows[1:], labels.flatten()[1:]).item(), rel=1e-6
     )
-    each = [numpy_kd(double(student[i].flatten(1).t()), double(teacher[i].flatten(1).t()), 4.0) * 20 for i in (0, 1)]
+    each = [numpy_kd(double(student[i].flatten(1).t()), double(teacher[i].flatten(1).t()), 4.0) for i in (0, 1)]
     assert kd(student, teacher).item() == pytest.approx(sum(each) / 2, rel=1e-5)
 
 
@@ -272,5 +274,16 @@ def test_ports_tell_taps_and_roles() -> None:
     told = {name: (LOSSES.get(name).roles, LOSSES.get(name).reads_taps) for name in ("kd", "mse", "cross-entropy")}
     both = ("student", "teacher")
     assert told == {"kd": (both, False), "mse": (both, True), "cross-entropy": (("student",), False)}
-    assert Loss(reads=("teacher.tap", "index")).roles == ("teacher",)
-    assert Loss(reads=("labels",)).roles == ()
+    assert Loss(reads=("teacher.tap", "index"), function=kd).roles == ("teacher",)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"reads": ("labels",), "function": kd}, {"reads": ("student.logit",), "function": kd},
+        {"reads": ("student.tap",)}, {"reads": ("student.tap",), "function": kd, "build": lambda *_: kd},
+    ],
+)  # fmt: skip
+def test_a_loss_that_no_term_can_use_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Loss(**wrong)

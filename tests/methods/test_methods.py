@@ -18,7 +18,7 @@ from tests.tiny_models import planned
 
 PAIR = planned("body", "body", (2, 8, 8, 8), (2, 4, 8, 8)).pairs[0]
 PAIRS: tuple[Pair, ...] = tuple(PAIR.changed(name=name) for name in ("a", "b"))
-OWN = LossTerm(loss="cross-entropy")
+OWN, IMITATION = LossTerm(loss="cross-entropy"), LossTerm(loss="kd")
 WARM_UPS = [("warm-up-1", 3, [("mse[a]", 1.0)]), ("warm-up-2", 4, [("mse[b]", 1.0)])]
 KD = [("cross-entropy", 0.1), ("kd", 0.9)]
 ATTENTION = [("cross-entropy", 1.0), ("attention[a]", 1000.0), ("attention[b]", 1000.0)]
@@ -47,7 +47,7 @@ def told(stages: tuple[Stage, ...]) -> list[tuple[str, int, list[tuple[str, floa
     ],
 )
 def test_what_a_name_means(method: str, warm_ups: list[object], main: list[object]) -> None:
-    stages = expanded(method, Recipe(PAIRS, OWN, epochs=9, lr=0.5))
+    stages = expanded(method, Recipe(PAIRS, OWN, IMITATION, epochs=9, lr=0.5))
     assert told(stages) == [*warm_ups, ("main", 9, main)]
     assert [stage.schedule for stage in stages] == ["constant"] * len(warm_ups) + ["cosine"]
     assert {(s.optimizer.name, s.optimizer.lr, s.optimizer.weight_decay) for s in stages} == {("adam", 0.5, 0.0)}
@@ -64,15 +64,16 @@ def test_what_a_name_means(method: str, warm_ups: list[object], main: list[objec
     ],
 )
 def test_a_task_without_a_term_of_its_own(method: str, main: list[object]) -> None:
-    """Retrieval is trained on what the teacher says alone."""
-    stages = expanded(method, Recipe(PAIRS, None))
+    stages = expanded(method, Recipe(PAIRS, None, IMITATION))
     assert told(stages)[-1][2] == main
     assert not any(term.loss == "cross-entropy" for stage in stages for term in stage.losses)
 
 
 def test_terms_are_of_the_recipes_members() -> None:
     taps = {role: getattr(PAIR, role).changed(member=name) for role, name in (("teacher", "aux"), ("student", "pupil"))}
-    recipe = Recipe((PAIR.changed(**taps),), OWN.changed(student="pupil"), teacher="aux", student="pupil")
+    recipe = Recipe(
+        (PAIR.changed(**taps),), OWN.changed(student="pupil"), IMITATION.changed(student="pupil", teacher="aux"),
+        teacher="aux", student="pupil")  # fmt: skip
     for method in ("kd", "indistill", "attention", "indistill+pkt"):
         for stage in expanded(method, recipe):
             for term in stage.losses:
@@ -139,7 +140,7 @@ def warm_up(recipe):
 METHOD = Method(summary="the first pair, early", warm_up=warm_up, needs_pairs=True, default_main="pkt", criterion="l2")
 """,
     )
-    recipe = Recipe(PAIRS, OWN, epochs=9)
+    recipe = Recipe(PAIRS, OWN, IMITATION, epochs=9)
     early = ("early", 2, [("attention[a]", 1.0)])
     assert told(expanded("early", recipe)) == [early, ("main", 9, PKT)]
     assert told(expanded("early+kd", recipe)) == [early, ("main", 9, KD)]

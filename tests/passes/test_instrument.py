@@ -14,7 +14,8 @@ from fxdistill.compiler.build import build, build_arm
 from fxdistill.errors import InvariantError, PairingError, PassError, PlanError
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.program import Program, tap_copy
-from fxdistill.passes.instrument import Instrument, Joint, frozen
+from fxdistill.passes.instrument import Instrument, Joint
+from fxdistill.passes.instrument.builder import frozen
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import LossTerm, Pair, Tap
@@ -262,7 +263,7 @@ def test_the_control_arm_has_no_teacher() -> None:
 
 
 def test_a_changed_output_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxdistill.passes.instrument.tap", lambda value, name: value.mul_(2))
+    monkeypatch.setattr("fxdistill.passes.instrument.builder.tap", lambda value, name: value.mul_(2))
     body = Body({"conv": nn.Conv2d(3, 8, 3, padding=1)}, lambda m, x: m.conv(x))
     plan = planned("body", "body", (2, 8, 8, 8), (2, 8, 8, 8))
     with pytest.raises(PassError, match="instrumenting changed the output of the student") as caught:

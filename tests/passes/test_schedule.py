@@ -13,11 +13,11 @@ from tests.tiny_models import planned
 
 PAIR = planned("body", "body", (2, 8, 8, 8), (2, 4, 8, 8)).pairs[0]
 PAIRS: tuple[Pair, ...] = tuple(PAIR.changed(name=name) for name in ("a", "b", "c"))
-OWN = LossTerm(loss="cross-entropy")
+OWN, IMITATION = LossTerm(loss="cross-entropy"), LossTerm(loss="kd")
 
 
 def test_indistill_warms_up_from_shallow_to_deep_and_drops_what_was_before() -> None:
-    stages = Schedule()(Recipe(PAIRS, OWN, epochs=20, lr=0.01)).value
+    stages = Schedule()(Recipe(PAIRS, OWN, IMITATION, epochs=20, lr=0.01)).value
     told = [(s.name, s.epochs, s.schedule, [(t.name, t.weight) for t in s.losses]) for s in stages]
     assert told == [
         ("warm-up-1", 3, "constant", [("mse[a]", 1.0)]),
@@ -30,14 +30,18 @@ def test_indistill_warms_up_from_shallow_to_deep_and_drops_what_was_before() -> 
 
 
 def test_kd_is_the_main_stage_alone() -> None:
-    alone = Schedule("kd")(Recipe(PAIRS, OWN)).value
-    assert alone == Schedule("kd")(Recipe((), OWN)).value == Schedule()(Recipe(PAIRS, OWN)).value[-1:]
+    alone = Schedule("kd")(Recipe(PAIRS, OWN, IMITATION)).value
+    assert (
+        alone
+        == Schedule("kd")(Recipe((), OWN, IMITATION)).value
+        == Schedule()(Recipe(PAIRS, OWN, IMITATION)).value[-1:]
+    )
 
 
 @pytest.mark.parametrize("method", ["indistill", "attention", "pkt", "indistill+attention"])
 def test_some_methods_need_pairs(method: str) -> None:
     with pytest.raises(PairingError, match=f"the method '{method.replace('+', '.')}' needs at least one pair"):
-        PassManager().run(Schedule(method), Recipe((), OWN))
+        PassManager().run(Schedule(method), Recipe((), OWN, IMITATION))
 
 
 @pytest.mark.parametrize(
@@ -46,12 +50,12 @@ def test_some_methods_need_pairs(method: str) -> None:
 )
 def test_numbers_that_no_stage_can_have(name: str, value: float) -> None:
     with pytest.raises(PlanError, match=f"{name} is {value}"):
-        PassManager().run(Schedule(), Recipe(PAIRS, OWN, **{name: value}))  # type: ignore[arg-type]
+        PassManager().run(Schedule(), Recipe(PAIRS, OWN, IMITATION, **{name: value}))  # type: ignore[arg-type]
 
 
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(InputError, match="there is no method named 'indistil'") as caught:
-        PassManager().run(Schedule("indistil+kd"), Recipe(PAIRS, OWN))
+        PassManager().run(Schedule("indistil+kd"), Recipe(PAIRS, OWN, IMITATION))
     assert "did you mean 'indistill'" in caught.value.hint
     assert caught.value.exit_code == 2
 
@@ -85,7 +89,7 @@ def stranger(stages: list[Stage]) -> list[Stage]:
     ],
 )
 def test_a_wrong_result_is_refused(change: Callable[[list[Stage]], list[Stage]], message: str) -> None:
-    recipe = Recipe(PAIRS, OWN)
+    recipe = Recipe(PAIRS, OWN, IMITATION)
     right = Schedule()(recipe).value
     Schedule().ensures(recipe, right)
     with pytest.raises(InvariantError, match=message):

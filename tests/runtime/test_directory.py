@@ -108,7 +108,7 @@ def test_a_loser_leaves_no_trace_where_the_winner_was_killed_before_its_plan(tmp
     out = tmp_path / "run"
     out.mkdir()
     (out / "origin.json").write_text('{"plan": "../plan.json"}')
-    (out / ".plan.json.1a2b").write_text("{")
+    (out / ".plan.json.1a2b3c4_").write_text("{")
     with RunDir.opened(out, load(runs.plan_file()), origin=runs.plan_file(), resume=False) as run:
         assert load(run.plan_path) == load(runs.plan_file())
         assert {path.name for path in out.iterdir()} == {".lock", "plan.json", "origin.json"}

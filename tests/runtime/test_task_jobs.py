@@ -77,6 +77,14 @@ def test_regression(tmp_path: Path, numbers: int) -> None:
     assert ("distillation did not help" in said) == (own > alone)  # of an error, less is better
 
 
+def test_a_regression_imitates_by_the_squared_error(tmp_path: Path) -> None:
+    spec = jobs.arrays(tmp_path / "two.npz", RANDOM.random((96, 2), dtype=np.float32))
+    sizes = {"widths": [8, 16], "outputs": 2}, {"outputs": 2}
+    plan = jobs.planned(tmp_path, *sizes, "--data", spec, "--task", "regression")
+    terms = [(term.loss, term.weight) for term in plan.arm("distilled").stages[-1].losses]
+    assert terms == [("l1", 0.1), ("squared-error", 0.9)]
+
+
 def test_models_that_answer_with_too_few_numbers_are_refused(tmp_path: Path) -> None:
     spec = jobs.arrays(tmp_path / "two.npz", RANDOM.random((96, 2), dtype=np.float32))
     files = [jobs.model(tmp_path / f"{name}.pt", outputs=1) for name in ("teacher", "student")]
@@ -105,8 +113,13 @@ def test_retrieval_learns_from_the_teacher_alone(tmp_path: Path, method: str) ->
     assert "mAP" in jobs.done("eval", tmp_path / "run", *jobs.ALLOW)
 
 
-def test_a_task_without_a_loss_of_its_own_takes_kd_alone(tmp_path: Path) -> None:
+def test_descriptors_are_not_softened_classes(tmp_path: Path) -> None:
     spec = jobs.arrays(tmp_path / "classes.npz", np.arange(96) % 4)
     teacher, student = {"widths": [8, 16], "outputs": 6}, {"outputs": 6}
-    plan = jobs.planned(tmp_path, teacher, student, "--data", spec, "--task", "retrieval", "--method", "kd")
-    assert [(term.loss, term.weight) for term in plan.arm("distilled").stages[0].losses] == [("kd", 1.0)]
+    for method in ("kd", "indistill"):
+        files = [jobs.model(tmp_path / "teacher.pt", **teacher), jobs.model(tmp_path / "student.pt", **student)]
+        done = jobs.call("plan", *files, *jobs.ALLOW, "--data", spec, "--task", "retrieval", "--method", method,
+                         "-o", tmp_path / "plan.json")  # fmt: skip
+        assert done.exit_code == 2
+        assert "the method 'kd' has no term for this task" in done.stderr
+        assert "pkt" in done.stderr

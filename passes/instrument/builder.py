@@ -1,19 +1,7 @@
-"""Instrument: traced members and a plan become one program.
-
-The members of an arm are inlined side by side over the same batch; for every pair a tap marks each of its two nodes,
-and adapters bring the two values to one shape; every distinct loss of the arm becomes a node that reads its ports:
-
-    slice    loss(student_tap, teacher_tap[:, keep])
-    project  loss(encoder(student_tap), teacher_tap)       encoder: a learned 1x1 projection, not exported
-
-then, where they differ, layout (tokens and channels-last to NCHW, class token dropped) and spatial size (average
-pooling to the smaller of the two). A tap on memory that is written to later, directly or through a view, takes a copy.
-Inserting taps changes no output: checked exactly, every time.
-"""
+"""Building a program: members are inlined, taps and adapters added, and losses that read their ports."""
 
 import copy
 import itertools
-import math
 import operator
 import re
 from collections.abc import Iterator, Mapping
@@ -21,115 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, fx, nn
 
-from fxdistill.errors import InvariantError, PairingError, PlanError
+from fxdistill.errors import PairingError, PlanError
 from fxdistill.ir.adapters import Called, Projection
-from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Traced, find, memory, shape_of, written
 from fxdistill.ir.program import Member, Program, Term, inline, tap, tap_copy
-from fxdistill.ir.running import buffers_kept, example, in_mode, seeded
 from fxdistill.losses import LOSSES, Context, Loss
+from fxdistill.passes.instrument.layouts import call, same_layout
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm, LossTerm, Pair, Stage, Tap
-
-
-@dataclass(frozen=True)
-class Joint:
-    """What a program is made of: the members of an arm by name, each traced in the mode that it shall have."""
-
-    members: Mapping[str, Traced]
-
-
-@dataclass(frozen=True)
-class Instrument(Pass[Joint, Program]):
-    """Build the program of one arm of a plan.
-
-    Attributes:
-        plan: Pairs, kept channels and losses.
-        arm: The arm's name.
-    """
-
-    plan: Plan
-    arm: str = "distilled"
-
-    def requires(self, source: Joint) -> None:
-        """Every member of the arm is there, in the mode that it needs, and all read the same images."""
-        arm = self.plan.arm(self.arm)
-        for name in arm.members:
-            if hasattr(Program, name):
-                raise PlanError(
-                    f"a program cannot have a member '{name}'", where="members", hint="give it another name"
-                )
-            if name not in source.members:
-                raise PlanError(f"the arm '{arm.name}' needs the member '{name}'", where="members", hint="give it")
-        for name, traced in source.members.items():
-            if name not in arm.trains and traced.training:
-                raise InvariantError(f"the frozen member '{name}' was traced in training mode")
-        shapes = {name: traced.input_shape[1:] for name, traced in source.members.items()}
-        if len(set(shapes.values())) > 1:
-            told = ", ".join(f"'{name}' reads {'x'.join(map(str, shape))}" for name, shape in shapes.items())
-            raise PairingError(f"the members read different images: {told}", where="input", hint="give both one size")
-
-    def run(self, source: Joint) -> PassResult[Program]:
-        """Inline, tap, adapt, add losses."""
-        return PassResult(_Builder(source, self.plan, self.plan.arm(self.arm)).program(), modified=True)
-
-    def ensures(self, source: Joint, value: Program) -> None:
-        """The arm's losses and trained members; every member answers exactly as outside of the program."""
-        arm = self.plan.arm(self.arm)
-        wanted = [term.key for term in _distinct(tuple(arm.stages))]
-        found = [str(node.meta["key"]) for node in value.nodes("loss")]
-        if found != wanted:
-            raise InvariantError(f"the program has the losses {', '.join(found)}, the arm has {', '.join(wanted)}")
-        if {member.name for member in value.members if member.trained} != set(arm.trains):
-            raise InvariantError("the program does not train what the arm trains")
-        for name, traced in source.members.items():
-            batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
-            images = example(traced.module, (batch, *traced.input_shape[1:]))
-            with traced.running() as module:
-                alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), images)
-            if any(member.training != traced.training for member in value.members if member.name == name):
-                raise InvariantError(f"the member '{name}' is not in the mode that it was traced in")
-            with in_mode(_outputs_of(value, name), training=traced.training) as inside:
-                together = _answer(inside, {"images": images.clone()})
-            if not torch.allclose(alone, together, rtol=0, atol=0, equal_nan=True):
-                raise InvariantError(f"instrumenting changed the output of the {name}")
-
-
-def _answer(module: fx.GraphModule, images: Tensor | dict[str, Tensor]) -> Tensor:
-    device = (images if isinstance(images, Tensor) else images["images"]).device
-    with torch.no_grad(), buffers_kept(module), seeded(device):
-        answer: Tensor = module(images.clone() if isinstance(images, Tensor) else images)
-    return answer
-
-
-def _ending_at(graph: fx.Graph, node: fx.Node) -> fx.Graph:
-    """A copy of a graph that returns one node's value; nothing is removed, so that random numbers fall alike."""
-    copied = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    for old in graph.nodes:
-        if old.op != "output":
-            new[old] = copied.node_copy(old, new.__getitem__)
-    copied.output(new[node])
-    return copied
-
-
-def _outputs_of(program: Program, member: str) -> fx.GraphModule:
-    """One member of the program with all its taps, returning its prediction."""
-    graph = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    last = None
-    for old in program.graph.nodes:
-        image = old.meta.get("role") == "input" and old.meta["path"] in ("batch", "images")
-        if image or old.meta.get("member") == member:
-            new[old] = graph.node_copy(old, new.__getitem__)
-            last = new[old] if old.meta.get("prediction") else last
-    if last is None:
-        raise InvariantError(f"the program lost the prediction of the {member}")
-    graph.output(last)
-    return fx.GraphModule(program, graph)
 
 
 @dataclass(frozen=True)
@@ -151,10 +40,10 @@ class _Side:
                    if other.op != "output" for target in written(other, self.traced.module))  # fmt: skip
 
 
-class _Builder:
+class Builder:
     """Collects nodes and the modules that they call."""
 
-    def __init__(self, source: Joint, plan: Plan, arm: Arm) -> None:
+    def __init__(self, traced: Mapping[str, Traced], plan: Plan, arm: Arm) -> None:
         self.plan, self.arm = plan, arm
         self.graph = fx.Graph()
         self.root = nn.Module()
@@ -165,19 +54,24 @@ class _Builder:
         self.batch.meta = {"role": "input", "path": "batch"}
         self.fields: dict[str, fx.Node] = {}
         self.members = tuple(
-            Member(name, trained=name in arm.trains, training=traced.training)
-            for name, traced in source.members.items()
+            Member(name, trained=name in arm.trains, training=one.training) for name, one in traced.items()
         )
-        self.input_shape = source.members[arm.trains[0]].input_shape
-        self.sides = {member.name: self._inline(member, source.members[member.name]) for member in self.members}
+        self.input_shape = traced[arm.trains[0]].input_shape
+        self.sides = {member.name: self._inline(member, traced[member.name]) for member in self.members}
 
     def program(self) -> Program:
+        """The program of the arm, with all its stages.
+
+        Raises:
+            PairingError: The values of a pair, or the answers that a loss compares, have no common shape.
+            PlanError: The plan does not fit the models.
+        """
         stages = tuple(self.arm.stages)
         used = {loss.pair for stage in stages for loss in stage.losses}
         taps = {pair.name: self._adapted(pair) for pair in self.plan.pairs if pair.name in used}
         values: dict[str, fx.Node] = {}
         terms: list[Term] = []
-        for term in _distinct(stages):
+        for term in distinct(stages):
             values[term.key] = self._loss(term, taps)
             terms.append(term)
         self.graph.output(values)
@@ -220,39 +114,8 @@ class _Builder:
             self.adapters.add_module(f"project_{name}", Projection(pair.student, pair.teacher.width).to(like))
             student = self.graph.call_module(f"adapters.project_{name}", (student,))
             student.meta = {"role": "adapter"}
-        student, teacher = self._same_layout(pair, student, teacher)
+        student, teacher = same_layout(self.graph, pair, student, teacher)
         return {"student": student, "teacher": teacher}
-
-    def _same_layout(self, pair: Pair, student: fx.Node, teacher: fx.Node) -> tuple[fx.Node, fx.Node]:
-        one, other = pair.student, pair.teacher
-        if one.layout == other.layout and _positions(one) == _positions(other) and one.class_token == other.class_token:
-            return self._channels_second(student, one), self._channels_second(teacher, other)
-        sizes = [_spatial(tap_) for tap_ in (one, other)]
-        student, teacher = self._to_nchw(student, one), self._to_nchw(teacher, other)
-        small = [min(pair_) for pair_ in zip(*sizes, strict=True)]
-        if sizes[0] != small:
-            student = self._call("adapter", F.adaptive_avg_pool2d, student, small)
-        if sizes[1] != small:
-            teacher = self._call("adapter", F.adaptive_avg_pool2d, teacher, small)
-        return student, teacher
-
-    def _channels_second(self, node: fx.Node, tap_: Tap) -> fx.Node:
-        """The value with its channels in dimension 1, where every loss expects them; a view."""
-        rank = len(tap_.shape)
-        order = (0, tap_.channel_dim, *(d for d in range(1, rank) if d != tap_.channel_dim))
-        return node if tap_.channel_dim == 1 else self._call("adapter", torch.permute, node, order)
-
-    def _to_nchw(self, node: fx.Node, tap_: Tap) -> fx.Node:
-        if tap_.layout == "nchw":
-            return node
-        if tap_.layout == "nhwc":
-            return self._call("adapter", torch.permute, node, (0, 3, 1, 2))
-        if tap_.layout == "features":
-            raise PairingError("a pooled feature cannot be paired with a feature map", where=tap_.path)
-        if tap_.class_token:
-            node = self._call("adapter", torch.narrow, node, 1, 1, _positions(tap_)[0] - 1)
-        node = self._call("adapter", torch.transpose, node, 1, 2)
-        return self._call("adapter", torch.unflatten, node, 2, _spatial(tap_))
 
     def _tap(self, role: str, pair: Pair, tap_: Tap) -> fx.Node:
         side = self._side(tap_.member)
@@ -291,11 +154,9 @@ class _Builder:
             model = loss.arguments
             made = loss.build(context, model.model_validate(arguments) if model is not None else None)
             node = self._built(term, made, values)
-        elif loss.function is not None:
+        else:
             node = self._built(term, loss.function, values)
             node.kwargs = {**arguments}
-        else:
-            raise PlanError(f"the loss '{term.loss.loss}' has neither a function nor a way to build one", where="loss")
         node.meta |= {"key": term.key, "reads": loss.reads}
         return node
 
@@ -362,9 +223,7 @@ class _Builder:
             )  # fmt: skip
 
     def _call(self, role: str, function: object, *arguments: object, member: str = "") -> fx.Node:
-        node = self.graph.create_node("call_function", function, arguments)  # type: ignore[arg-type]
-        node.meta = {"role": role, **({"member": member} if member else {})}
-        return node
+        return call(self.graph, role, function, *arguments, member=member)
 
 
 def frozen(module: nn.Module) -> nn.Module:
@@ -385,7 +244,7 @@ def frozen(module: nn.Module) -> nn.Module:
     return root.eval()
 
 
-def _distinct(stages: tuple[Stage, ...]) -> Iterator[Term]:
+def distinct(stages: tuple[Stage, ...]) -> Iterator[Term]:
     """Each different loss once; the same loss with other arguments gets a numbered key."""
     seen: list[LossTerm] = []
     for stage in stages:
@@ -395,21 +254,3 @@ def _distinct(stages: tuple[Stage, ...]) -> Iterator[Term]:
                 same = sum(one.name == loss.name for one in seen)
                 seen.append(plain)
                 yield Term(f"{loss.name}#{same + 1}" if same else loss.name, loss)
-
-
-def _positions(tap_: Tap) -> list[int]:
-    """The sizes of the tap's dimensions without batch and channel."""
-    return [size for dim, size in enumerate(tap_.shape) if dim not in (0, tap_.channel_dim)]
-
-
-def _spatial(tap_: Tap) -> list[int]:
-    """Height and width of the tap's positions; a token sequence is taken as a square."""
-    positions = _positions(tap_)
-    if tap_.layout != "tokens":
-        return positions
-    side = math.isqrt(positions[0] - tap_.class_token)
-    if side * side != positions[0] - tap_.class_token:
-        raise PairingError(
-            f"{positions[0]} tokens are not a square", where=tap_.path, hint="pair it with a token sequence"
-        )
-    return [side, side]

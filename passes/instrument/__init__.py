@@ -1,0 +1,123 @@
+"""Instrument: traced members and a plan become one program.
+
+The members of an arm are inlined side by side over the same batch; for every pair a tap marks each of its two nodes,
+and adapters bring the two values to one shape; every distinct loss of the arm becomes a node that reads its ports:
+
+    slice    loss(student_tap, teacher_tap[:, keep])
+    project  loss(encoder(student_tap), teacher_tap)       encoder: a learned 1x1 projection, not exported
+
+then, where they differ, layout (tokens and channels-last to NCHW, class token dropped) and spatial size (average
+pooling to the smaller of the two). A tap on memory that is written to later, directly or through a view, takes a copy.
+Inserting taps changes no output: checked exactly, every time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from fxdistill.errors import InvariantError, PairingError, PlanError
+from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.ir.graph import Traced
+from fxdistill.ir.program import Program
+from fxdistill.ir.running import buffers_kept, example, in_mode, seeded
+from fxdistill.passes.instrument.builder import Builder, distinct
+from fxdistill.plan.document import Plan
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What a program is made of: the members of an arm by name, each traced in the mode that it shall have."""
+
+    members: Mapping[str, Traced]
+
+
+@dataclass(frozen=True)
+class Instrument(Pass[Joint, Program]):
+    """Build the program of one arm of a plan.
+
+    Attributes:
+        plan: Pairs, kept channels and losses.
+        arm: The arm's name.
+    """
+
+    plan: Plan
+    arm: str = "distilled"
+
+    def requires(self, source: Joint) -> None:
+        """Every member of the arm is there, in the mode that it needs, and all read the same images."""
+        arm = self.plan.arm(self.arm)
+        for name in arm.members:
+            if hasattr(Program, name):
+                raise PlanError(
+                    f"a program cannot have a member '{name}'", where="members", hint="give it another name"
+                )
+            if name not in source.members:
+                raise PlanError(f"the arm '{arm.name}' needs the member '{name}'", where="members", hint="give it")
+        for name, traced in source.members.items():
+            if name not in arm.trains and traced.training:
+                raise InvariantError(f"the frozen member '{name}' was traced in training mode")
+        shapes = {name: traced.input_shape[1:] for name, traced in source.members.items()}
+        if len(set(shapes.values())) > 1:
+            told = ", ".join(f"'{name}' reads {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+            raise PairingError(f"the members read different images: {told}", where="input", hint="give both one size")
+
+    def run(self, source: Joint) -> PassResult[Program]:
+        """Inline, tap, adapt, add losses."""
+        return PassResult(Builder(source.members, self.plan, self.plan.arm(self.arm)).program(), modified=True)
+
+    def ensures(self, source: Joint, value: Program) -> None:
+        """The arm's losses and trained members; every member answers exactly as outside of the program."""
+        arm = self.plan.arm(self.arm)
+        wanted = [term.key for term in distinct(tuple(arm.stages))]
+        found = [str(node.meta["key"]) for node in value.nodes("loss")]
+        if found != wanted:
+            raise InvariantError(f"the program has the losses {', '.join(found)}, the arm has {', '.join(wanted)}")
+        if {member.name for member in value.members if member.trained} != set(arm.trains):
+            raise InvariantError("the program does not train what the arm trains")
+        for name, traced in source.members.items():
+            batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
+            images = example(traced.module, (batch, *traced.input_shape[1:]))
+            with traced.running() as module:
+                alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), images)
+            if any(member.training != traced.training for member in value.members if member.name == name):
+                raise InvariantError(f"the member '{name}' is not in the mode that it was traced in")
+            with in_mode(_outputs_of(value, name), training=traced.training) as inside:
+                together = _answer(inside, {"images": images.clone()})
+            if not torch.allclose(alone, together, rtol=0, atol=0, equal_nan=True):
+                raise InvariantError(f"instrumenting changed the output of the {name}")
+
+
+def _answer(module: fx.GraphModule, images: Tensor | dict[str, Tensor]) -> Tensor:
+    device = (images if isinstance(images, Tensor) else images["images"]).device
+    with torch.no_grad(), buffers_kept(module), seeded(device):
+        answer: Tensor = module(images.clone() if isinstance(images, Tensor) else images)
+    return answer
+
+
+def _ending_at(graph: fx.Graph, node: fx.Node) -> fx.Graph:
+    """A copy of a graph that returns one node's value; nothing is removed, so that random numbers fall alike."""
+    copied = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    for old in graph.nodes:
+        if old.op != "output":
+            new[old] = copied.node_copy(old, new.__getitem__)
+    copied.output(new[node])
+    return copied
+
+
+def _outputs_of(program: Program, member: str) -> fx.GraphModule:
+    """One member of the program with all its taps, returning its prediction."""
+    graph = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    last = None
+    for old in program.graph.nodes:
+        image = old.meta.get("role") == "input" and old.meta["path"] in ("batch", "images")
+        if image or old.meta.get("member") == member:
+            new[old] = graph.node_copy(old, new.__getitem__)
+            last = new[old] if old.meta.get("prediction") else last
+    if last is None:
+        raise InvariantError(f"the program lost the prediction of the {member}")
+    graph.output(last)
+    return fx.GraphModule(program, graph)
