@@ -143,8 +143,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def coupled_modules(coupling: Coupling, classes: tuple[int, ...]) -> list[str]:
     """The modules whose outputs are coupled with these classes, sorted."""
-    members = (member for class_id in classes[:1] for member in coupling.members(class_id))
-    return sorted({member.path for member in members if member.kind == "out"})
+    slices = (one for class_id in classes[:1] for one in coupling.slices(class_id))
+    return sorted({one.path for one in slices if one.kind == "out"})
 
 
 def _unscored(kept: Kept, coupling: Coupling, scores: Tensor) -> Diagnostic | None:

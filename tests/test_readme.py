@@ -23,3 +23,17 @@ def test_every_file_of_a_run_directory_is_named() -> None:
     for run in (runs.finished(), runs.finished("auxiliary", align="shrink")):
         for entry in run.iterdir():
             assert f"`{entry.name}{'/' if entry.is_dir() else ''}`" in README
+
+
+def test_every_remark_is_explained() -> None:
+    package = Path(__file__).parents[1]
+    sources = [path.read_text() for top in ("fxdistill", "passes") for path in (package / top).rglob("*.py")]
+    # a code is given by name, or stands first in a ledger's note
+    given = r'code="([a-z-]+)"|\.note\(\s*"([a-z-]+)"'
+    written = {one or other for source in sources for one, other in re.findall(given, source)}
+    table = README.partition("## Remarks")[2].partition("## Limits")[0]
+    explained = {
+        code for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for code in re.findall("`(.+?)`", line)
+    }
+    assert explained == written
+    assert len(written) > 15

@@ -27,8 +27,8 @@ def couplings(coupling: Mapping[str, Coupling]) -> str:
 
 def _groups(coupling: Coupling) -> Iterator[str]:
     for group in coupling.groups:
-        members = coupling.members(group[0])
-        producers = [member.path for member in members if member.kind == "out"] or [m.parameter for m in members]
+        slices = coupling.slices(group[0])
+        producers = [one.path for one in slices if one.kind == "out"] or [one.parameter for one in slices]
         lock = coupling.locked(group[0])
         kept = f", stays: {lock}" if lock else ""
         yield f"  {len(group):>5} channels of {', '.join(producers) or 'the input'}{kept}"

@@ -23,7 +23,7 @@ from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
 from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.shrink.rewrites import Obstacle
-from fxdistill.passes.thin import Kept, Thin, ThinSource, removed_of
+from fxdistill.passes.thin import KeptIndices, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Rung
 from fxdistill.tasks import Task
@@ -56,7 +56,7 @@ class ShrunkResult:
 
     module: fx.GraphModule
     proof: Proof
-    kept: Kept
+    kept: KeptIndices
     widths: dict[str, tuple[int, int]]
     before: Size
     after: Size
@@ -202,7 +202,9 @@ def with_barriers(traced: Traced, coupling: Coupling, barriers: Sequence[str]) -
     return replace(coupling, locks=locks, _cache={})
 
 
-def replay(module: nn.Module, *, input_shape: Shape, rung: Rung, barriers: Sequence[str], kept: Kept) -> fx.GraphModule:
+def replay(
+    module: nn.Module, *, input_shape: Shape, rung: Rung, barriers: Sequence[str], kept: KeptIndices
+) -> fx.GraphModule:
     """Shrink a model as another of its architecture was shrunk; neither weights nor a proof are asked for.
 
     Args:

@@ -54,7 +54,7 @@ class Constraint:
 
 
 @dataclass(frozen=True)
-class Member:
+class Slice:
     """A slice of a parameter or buffer that lives and dies with a class.
 
     Attributes:
@@ -166,9 +166,9 @@ class Coupling:
         lock = self.locks.get(class_id)
         return str(lock) if lock is not None else None
 
-    def members(self, class_id: int) -> tuple[Member, ...]:
+    def slices(self, class_id: int) -> tuple[Slice, ...]:
         """The slices of parameters and buffers that live and die with a class."""
-        return tuple(self._members(class_id))
+        return tuple(self._slices_of(class_id))
 
     @cached_property
     def groups(self) -> tuple[tuple[int, ...], ...]:
@@ -298,7 +298,7 @@ class Coupling:
     def _group_index(self) -> dict[int, tuple[int, ...]]:
         return {class_id: group for group in self.groups for class_id in group}
 
-    def _members(self, class_id: int) -> Iterator[Member]:
+    def _slices_of(self, class_id: int) -> Iterator[Slice]:
         keys, classes, members = self._slices
         low, high = np.searchsorted(classes, [class_id, class_id + 1])
         for index in members[low:high].tolist():
@@ -307,7 +307,7 @@ class Coupling:
             others = tuple(d for d in range(hit.dim()) if d != dim)
             along = hit.any(others) if others else hit
             indices = tuple(along.nonzero().flatten().tolist())
-            yield Member(name, name.rpartition(".")[0], dim, self.roles.get((name, dim), "parameter"), indices)
+            yield Slice(name, name.rpartition(".")[0], dim, self.roles.get((name, dim), "parameter"), indices)
 
 
 def core(labels: Tensor) -> Tensor:

@@ -63,13 +63,13 @@ def measure(module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Ta
         ModelError: The file cannot be loaded or run.
         DataError: There are no images.
     """
-    reference, session = frozen(module), open_session(path)
+    original, session = reference(module), open_session(path)
     worst, widest, agreeing, predictions, count = 0.0, 0.0, 0, 0, 0
-    with evaluating(reference):
+    with evaluating(original):
         for image in images:
             # first ONNX Runtime: a module may write into its input
             theirs = logits(session, image.cpu().float(), where=str(path))
-            ours = prediction(reference(image.cpu().float()), entry)
+            ours = prediction(original(image.cpu().float()), entry)
             found = task.agreement(ours, theirs)
             # np.maximum, unlike max, keeps a NaN, which the gate must see
             worst = float(np.maximum(worst, (ours - theirs).abs().max().item()))
@@ -102,7 +102,7 @@ def gate(measured: Parity, tolerance: float = 1e-4) -> None:
     )
 
 
-def frozen(module: nn.Module) -> nn.Module:
+def reference(module: nn.Module) -> nn.Module:
     """A copy in float32 on the CPU, in eval mode, without gradients."""
     return copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(requires_grad=False)
 

@@ -9,20 +9,15 @@ from torch import Tensor, nn
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.ir.outputs import prediction
+from fxdistill.ir.running import in_mode
 from fxdistill.tasks import Task
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     """Eval and inference mode; afterwards every submodule is back in the mode that it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.inference_mode():
-            yield module
-    finally:
-        for part, training in modes:
-            part.training = training
+    with in_mode(module, training=False), torch.inference_mode():
+        yield module
 
 
 def metrics(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fxdistill import files
 from fxdistill.errors import ModelError, PlanError
 from fxdistill.ir.outputs import prediction
-from fxdistill.measure.gate import Parity, frozen, gate, logits, measure, reason
+from fxdistill.measure.gate import Parity, gate, logits, measure, reason, reference
 from fxdistill.measure.latency import open_session
 from fxdistill.tasks import Task
 
@@ -193,7 +193,7 @@ def _noise(batch: int, input_shape: tuple[int, ...]) -> Tensor:
 
 
 def _deployable(module: nn.Module, input_shape: tuple[int, ...], entry: str) -> nn.Module:
-    source = frozen(module)
+    source = reference(module)
     for batch in _TRIAL_BATCHES:
         try:
             with torch.no_grad():

@@ -171,7 +171,7 @@ class Loop:
         )  # fmt: skip
         for step, batch in enumerate(found, start=position.step):
             _set_rate(optimizer, stage, (position.epoch * steps + step) / (stage.epochs * steps))
-            with seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
+            with step_seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
                 losses = forward(batch)
                 total = running.program.total(losses)
                 optimizer.zero_grad()
@@ -287,7 +287,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, progress: float) -
 
 
 @contextmanager
-def seeded(seed: int, epoch: int, step: int, *, device: torch.device) -> Iterator[None]:
+def step_seeded(seed: int, epoch: int, step: int, *, device: torch.device) -> Iterator[None]:
     """Torch's global generators as a function of a place in the run; afterwards they are as before."""
     place = hashlib.sha256(f"step {seed},{epoch},{step}".encode()).digest()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type="cuda"):

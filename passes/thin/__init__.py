@@ -24,7 +24,7 @@ from fxdistill.ir.coupling import Coupling, core
 from fxdistill.ir.graph import Traced, find, path_of, within
 from fxdistill.passes.thin.selection import Block, Width, select
 
-Kept = dict[str, list[int]]
+KeptIndices = dict[str, list[int]]
 """For each weight that loses outputs the indices that it keeps, along its output dimension."""
 
 
@@ -56,7 +56,7 @@ class Removal:
     """
 
     removed: frozenset[int]
-    kept: Kept
+    kept: KeptIndices
     widths: dict[str, tuple[int, int]]
 
 
@@ -226,7 +226,7 @@ def _wanted(source: ThinSource, path: str, width: int, stays: _Reasons) -> Width
     return Width(path, classes, width)
 
 
-def kept_indices(coupling: Coupling, removed: Iterable[int]) -> Kept:
+def kept_indices(coupling: Coupling, removed: Iterable[int]) -> KeptIndices:
     """The output indices that each weight keeps, for the weights that lose some."""
     gone = torch.zeros(coupling.class_count + 1, dtype=torch.bool)
     gone[sorted(removed)] = True
@@ -238,7 +238,7 @@ def kept_indices(coupling: Coupling, removed: Iterable[int]) -> Kept:
     return kept
 
 
-def removed_of(coupling: Coupling, kept: Kept) -> frozenset[int]:
+def removed_of(coupling: Coupling, kept: KeptIndices) -> frozenset[int]:
     """The classes that are removed where weights keep these output indices: a decision replayed.
 
     Raises:

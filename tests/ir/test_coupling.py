@@ -58,11 +58,11 @@ def test_labels_of_a_node():
 
 def test_members_and_groups():
     c = coupling()
-    assert [(m.parameter, m.path, m.dim, m.kind, m.indices) for m in c.members(1)] == [
+    assert [(m.parameter, m.path, m.dim, m.kind, m.indices) for m in c.slices(1)] == [
         ("m.a.weight", "m.a", 0, "out", (0, 1)),
         ("m.b.weight", "m.b", 1, "in", (0, 1)),
     ]
-    assert c.members(99) == ()
+    assert c.slices(99) == ()
     assert c.groups == ((1,), (2, 3))
     assert c.group_of(3) == (2, 3)
     assert c.group_of(99) == (99,)

@@ -69,7 +69,7 @@ def test_conv_norm_conv(rung):
     for name in ("a.bias", "n.weight", "n.bias", "n.running_mean", "n.running_var"):
         assert ids(c, name) == expected
     assert ids(c, "b.weight", 1) == expected
-    assert {(m.parameter, m.dim, m.kind, m.indices) for m in c.members(expected[2])} == {
+    assert {(m.parameter, m.dim, m.kind, m.indices) for m in c.slices(expected[2])} == {
         ("a.weight", 0, "out", (2,)), ("b.weight", 1, "in", (2,)), ("a.bias", 0, "parameter", (2,)),
         *((f"n.{part}", 0, "parameter", (2,)) for part in ("weight", "bias", "running_mean", "running_var")),
     }  # fmt: skip
@@ -358,7 +358,7 @@ def test_transposed_conv(rung):
     c = couple(lambda m, x: m.b(m.each(m.up(m.a(x)))), rung=rung, a=conv(3, 4), up=up, each=each, b=conv(5, 2))
     assert ids(c, "up.weight", 0) == ids(c, "a.weight")
     assert ids(c, "up.weight", 1) == ids(c, "up.bias") == ids(c, "each.weight") == ids(c, "b.weight", 1)
-    assert {m.kind for m in c.members(ids(c, "up.bias")[0]) if m.parameter == "up.weight"} == {"out"}
+    assert {m.kind for m in c.slices(ids(c, "up.bias")[0]) if m.parameter == "up.weight"} == {"out"}
 
 
 def test_group_norm(rung):
@@ -538,13 +538,13 @@ def test_nothing_reads_a_channel_that_all_its_consumers_ignore(steps, seed):
         _scramble(c, tensors, k, roles=("in",), value=0.0)
         expected = net(torch.ones(IMAGE))
         _scramble(c, tensors, k, roles=("out", "parameter"), value=3.0)
-        assert torch.equal(net(torch.ones(IMAGE)), expected), (k, c.members(k))
+        assert torch.equal(net(torch.ones(IMAGE)), expected), (k, c.slices(k))
         for name, tensor in tensors.items():
             tensor.copy_(before[name])
 
 
 def _scramble(c: Coupling, tensors: dict[str, Tensor], class_id: int, *, roles, value: float) -> None:
-    for member in c.members(class_id):
+    for member in c.slices(class_id):
         if member.kind in roles:
             tensors[member.parameter][c.parameter_labels(member.parameter)[member.dim] == class_id] = value
 

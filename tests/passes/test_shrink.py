@@ -538,14 +538,12 @@ def test_permuting_coupled_channels_leaves_outputs_unchanged(seed: int) -> None:
     coupling = Couple()(Trace(IMAGE)(net).value).value
     images = torch.randn(IMAGE)
     before = net(images)
-    group = next(
-        g for g in coupling.groups if coupling.members(g[0])[0].path == "stem.0" and g[0] not in coupling.locks
-    )
+    group = next(g for g in coupling.groups if coupling.slices(g[0])[0].path == "stem.0" and g[0] not in coupling.locks)
     order = torch.randperm(len(group), generator=torch.Generator().manual_seed(seed)).tolist()
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     moves: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for class_id, place in zip(group, order, strict=True):
-        for member, other in zip(coupling.members(class_id), coupling.members(group[place]), strict=True):
+        for member, other in zip(coupling.slices(class_id), coupling.slices(group[place]), strict=True):
             moves.setdefault((member.parameter, member.dim), []).extend(zip(member.indices, other.indices, strict=True))
     with torch.no_grad():
         for (name, dim), pairs in moves.items():

@@ -318,7 +318,7 @@ def our_slices(net: nn.Module, coupling: Coupling, layer: str, index: int) -> Sl
     class_id = int(coupling.parameter_labels(f"{layer}.weight")[0].flatten(1)[index, 0])
     return {
         (member.path, "in" if member.kind == "in" else "out", member.indices)
-        for member in coupling.members(class_id)
+        for member in coupling.slices(class_id)
         if member.parameter.endswith(".weight")
     }
 

@@ -78,7 +78,7 @@ def theirs(net: nn.Module, graph: torch_pruning.DependencyGraph, layer: str, ind
 def ours(coupling: Coupling, layer: str, index: int) -> Groups:
     class_id = int(coupling.parameter_labels(f"{layer}.weight")[0].flatten(1)[index, 0])
     found: Groups = {}
-    for member in coupling.members(class_id):
+    for member in coupling.slices(class_id):
         if member.parameter.endswith("weight"):
             side = "in" if member.kind == "in" else "out"
             found.setdefault((member.path, side), set()).update(member.indices)

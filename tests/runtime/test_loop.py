@@ -7,7 +7,7 @@ from fxdistill.compiler.build import specialize
 from fxdistill.errors import TrainingError
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.runtime.loop import Means, Position, _Running, _set_rate, make_optimizer, seeded
+from fxdistill.runtime.loop import Means, Position, _Running, _set_rate, make_optimizer, step_seeded
 from tests import runs
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def test_random_numbers_depend_on_the_place_alone() -> None:
     torch.manual_seed(1)
     drawn = []
     for place in ((0, 1, 2), (0, 1, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2)):
-        with seeded(*place, device=CPU):
+        with step_seeded(*place, device=CPU):
             drawn.append(torch.rand(3))
     assert torch.equal(drawn[0], drawn[1])
     assert len({tuple(row.tolist()) for row in drawn}) == 4
