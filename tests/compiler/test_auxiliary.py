@@ -43,7 +43,7 @@ def test_the_taps_of_the_smaller_teacher_have_the_students_widths() -> None:
     assert [(pair.align, pair.teacher.width) for pair in plan.pairs] == [("shrink", 4), ("shrink", 8)]
     assert plan.kept == []
     assert shrunken(plan).parameters < plan.given("teacher").parameters
-    assert shrunken(plan).of == "teacher"
+    assert (shrunken(plan).of, shrunken(plan).criterion) == ("teacher", "l1")
 
 
 def test_keep_narrows_what_no_tap_decides() -> None:
@@ -89,6 +89,18 @@ def test_the_programs_read_the_right_teachers() -> None:
         (
             lambda plan: plan["arms"][0]["stages"][0]["losses"][0].update(pair="block1", loss="mse", args={}),
             "the student of 'mse.block1.' is 'auxiliary', that of its pair 'student'",
+        ),
+        (
+            lambda plan: plan["arms"].reverse(),
+            "the arm 'distilled' reads the member 'auxiliary' frozen, which another arm trains after it",
+        ),
+        (
+            lambda plan: plan["arms"][0].update(once=False),
+            "the arm 'distilled' reads the member 'auxiliary' frozen, which another arm trains under every seed",
+        ),
+        (
+            lambda plan: plan["control"].update(of="auxiliary"),
+            "the control arm stands beside the arm 'auxiliary', which is trained once, for others to read",
         ),
     ],
 )

@@ -89,7 +89,11 @@ def test_pins_and_seeds_are_in_the_plan() -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"repeats": 0}, "seeds"),
         ({"seed": -1}, "seed"),
-        ({"precision": "8-bit"}, "precision"),
+        ({"precision": "8-bit"}, "'8-bit' is no precision"),
+        ({"align": "slices"}, "'slices' is no align"),
+        ({"keep": 0.5}, "--keep is about an auxiliary teacher"),
+        ({"keep": 1.5, "align": "shrink"}, "1.5 is no share of channels"),
+        ({"criterion": "l3"}, "no criterion named 'l3'"),
     ],
 )
 def test_bad_options_are_the_users(options: dict[str, Any], message: str) -> None:

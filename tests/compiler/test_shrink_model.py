@@ -11,15 +11,18 @@ from torch.nn import functional as F
 from typer.testing import CliRunner, Result
 
 from fxdistill.cli.commands import app
-from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
+from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
+from fxdistill.errors import InputError
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.survivors import Survivors
+from fxdistill.losses import LOSSES
 from fxdistill.measure import gate
 from fxdistill.measure.onnx_file import export_checked
 from fxdistill.modelfiles.bundle import save_shrunken
 from fxdistill.modelfiles.load import load
 from fxdistill.passes import shrink as shrink_pass
 from fxdistill.tasks import TASKS
+from tests.plugins import Add
 
 CONVNET = ("fxdistill.models:convnet", "--arg", "widths=[16,32]", "--input", "1x1x8x8")
 RESNET = ("fxdistill.models:resnet", "--arg", "widths=[16,32]", "--arg", "blocks=1", "--input", "1x1x8x8")
@@ -178,3 +181,14 @@ def test_the_exported_file_needs_no_fxdistill(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         torch.testing.assert_close(load(tmp_path / "aux.pt2").module(images), result.module(images))
+
+
+def test_gradients_of_a_loss_of_more_than_labels_are_refused(add: Add) -> None:
+    source = "from fxdistill.losses import Loss\nLOSS = Loss(reads=('student.logits', 'index'), function=min)\n"
+    add(LOSSES, "by-index", source)
+
+    class Numbered(type(TASKS.get("classification"))):  # type: ignore[misc]
+        supervised = "by-index"
+
+    with pytest.raises(InputError, match="has the loss 'by-index', which reads more than prediction and labels"):
+        supervised_loss(Numbered())(torch.zeros(2, 3), torch.zeros(2))

@@ -92,6 +92,12 @@ def test_a_whole_number_is_a_float_where_one_is_meant() -> None:
             "arms.0.stages.1.losses.1",
             "temperature = 'hot': input should be a valid number",
         ),
+        (
+            "arms.0.stages.0.losses.0.weight",
+            0.0,
+            "arms.0.stages.0",
+            "every loss of the stage 'warm-up-1' has the weight 0",
+        ),
         ("arms.0.stages.1.losses.1.weight", -0.5, "arms.0.stages.1.losses.1.weight", "greater than or equal to 0"),
         ("arms.0.stages.1.name", "warm-up-1", "the plan", "more than one stage 'warm-up-1'"),
         ("arms.0.stages.1.name", "", "arms.0.stages.1.name", "at least 1 character"),

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import random
 import re
@@ -337,3 +338,15 @@ def test_nothing_of_unix_is_needed_to_import() -> None:
     """``fcntl`` is looked up by whoever takes a lock, not at import."""
     assert not hasattr(files, "fcntl")
     assert not hasattr(directory, "fcntl")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "../elsewhere"}, {"name": "stranger"}, {"seed": "0"}, {"losses": {"kd": "much"}}, {"metrics": None}],
+)  # fmt: skip
+def test_a_line_that_no_run_has_written_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    line = json.dumps({**RECORD, "time": 1.0, **change}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(line)
+    with pytest.raises(RunDirError, match="line 1"):
+        Metrics(RunDir(tmp_path), size=len(line), arms=["distilled"])
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

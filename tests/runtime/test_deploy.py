@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fxdistill.modelfiles.load import load
 from fxdistill.modelfiles.statedict import save_state_dict
 from fxdistill.runtime import deploy
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.execute import Settings
 from tests import runs
 
 
@@ -87,3 +89,25 @@ def test_a_shrunken_student_needs_the_file_that_was_planned(shrunken_student: Pa
 def test_data_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match="7 classes"):
         deploy.find("fxdistill.models:convnet?widths=[4,8]&classes=7", data="digits")
+
+
+def test_a_made_member_is_found_and_exported(tmp_path: Path) -> None:
+    """An auxiliary teacher is made again from the planned teacher, and gets its trained weights."""
+    content = json.loads(runs.plan_file("auxiliary", align="shrink").read_text())
+    content["export"].update(member="auxiliary", arm="auxiliary")
+    plan = runs.workshop() / "export-auxiliary.json"
+    plan.write_text(json.dumps(content))
+    runs.execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW))
+    found = deploy.find(str(tmp_path / "run"), allow=runs.ALLOW)
+    state = torch.load(tmp_path / "run" / "auxiliary.pt", weights_only=True)
+    assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
+    _, parity = deploy.export(tmp_path / "run", tmp_path / "a.onnx", allow=runs.ALLOW)
+    assert (parity.images, parity.agreement_name) == (537, "top-1 agreement")
+
+
+@pytest.mark.parametrize(
+    "given", [{"task": "regression"}, {"factory": "a.b:c"}, {"args": ["a=1"]}, {"trust_pickle": True}]
+)
+def test_a_run_says_itself_what_its_models_are(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="a run says itself what its models are"):
+        deploy.evaluate(runs.finished(), allow=runs.ALLOW, **given)

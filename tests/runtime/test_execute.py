@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import fxdistill
 from fxdistill.compiler.build import specialize
 from fxdistill.data import places
 from fxdistill.data.load import load as load_data
-from fxdistill.errors import InputError, ParityError, TrainingError
+from fxdistill.errors import DataError, InputError, ParityError, PlanError, RunDirError, TrainingError
 from fxdistill.files import file_sha256
+from fxdistill.losses import LOSSES
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.runtime import deploy, preflight
+from fxdistill.runtime import checkpoint, deploy, preflight
 from fxdistill.runtime.arms import Observer, Trial, trials_of
 from fxdistill.runtime.checkpoint import load as load_checkpoint
 from fxdistill.runtime.directory import RunDir
@@ -30,6 +32,7 @@ from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.result import summary
 from fxdistill.tasks import TASKS
 from tests import runs
+from tests.plugins import Add
 from tests.runs import execute
 
 CPU = Settings(device="cpu", allow=runs.ALLOW)
@@ -277,3 +280,52 @@ def test_on_cuda_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     result = execute(runs.plan_file(), run, Settings(device="cuda", allow=runs.ALLOW, resume=True))
     assert result["device"].startswith("cuda")
     assert (run / "student.onnx").exists()
+
+
+def test_a_run_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = runs.edited("kd", main_stage_only)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("fxdistill.runtime.arms.checkpoint.save", _saved_once(checkpoint.save))
+        execute(
+            plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, precision="bf16-mixed", save_seconds=0)
+        )
+    before = runs.snapshot(tmp_path / "run")
+    with pytest.raises(
+        RunDirError, match="begun with precision bf16-mixed, compile False, and would go on with precision 32"
+    ):
+        execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, resume=True))
+    assert runs.snapshot(tmp_path / "run") == before
+    again = Settings(device="cpu", allow=runs.ALLOW, resume=True, precision="bf16-mixed")
+    assert execute(plan, tmp_path / "run", again)["precision"] == "bf16-mixed"
+
+
+def _saved_once(save: Callable[..., None]) -> Callable[..., None]:
+    def once(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    return once
+
+
+def test_data_that_has_grown_is_refused(tmp_path: Path) -> None:
+    plan = runs.edited("grown", lambda p: p["data"].update(train_size=p["data"]["train_size"] + 1))
+    with pytest.raises(DataError, match="made for 1261 training images, the data has 1260"):
+        execute(plan, tmp_path / "run", CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_losses_that_cannot_be_computed_are_found_before_training(tmp_path: Path, add: Add) -> None:
+    source = "from fxdistill.losses import Loss\nLOSS = Loss(reads=('student.logits', 'labels'), function=FUNCTION)\n"
+    add(LOSSES, "mismatch", source.replace("FUNCTION", "lambda s, y: (s - y).mean()"))
+    add(LOSSES, "nowhere", source.replace("FUNCTION", "lambda s, y: (s - s).mean() / 0"))
+
+    def ending_with(name: str) -> Callable[[dict[str, Any]], None]:
+        return lambda plan: plan["arms"][0]["stages"][-1]["losses"][0].update(loss=name, args={})
+
+    for name, message in (("mismatch", "the losses of this stage cannot be computed: RuntimeError"),
+                          ("nowhere", "the loss 'nowhere' is not a number before anything is trained")):  # fmt: skip
+        plan = runs.edited(name, ending_with(name))
+        with pytest.raises(PlanError, match=message) as caught:
+            execute(plan, tmp_path / "run", CPU)
+        assert caught.value.where == "arm 'distilled', stage 'main'"
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
