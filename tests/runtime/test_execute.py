@@ -284,11 +284,11 @@ def test_on_cuda_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_run_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = runs.edited("kd", main_stage_only)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    begun = Settings(device="cpu", allow=runs.ALLOW, precision="bf16-mixed", save_seconds=0)
+    with monkeypatch.context() as patch:
         patch.setattr("fxdistill.runtime.arms.checkpoint.save", _saved_once(checkpoint.save))
-        execute(
-            plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, precision="bf16-mixed", save_seconds=0)
-        )
+        with pytest.raises(KeyboardInterrupt):
+            execute(plan, tmp_path / "run", begun)
     before = runs.snapshot(tmp_path / "run")
     with pytest.raises(
         RunDirError, match="begun with precision bf16-mixed, compile False, and would go on with precision 32"
