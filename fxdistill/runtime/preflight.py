@@ -1,5 +1,6 @@
 """What is checked before a run writes anything: the plan's models, data and device, and whether they go together."""
 
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.registry import GROUPS, origin
 from fxdistill.tasks import TASKS, Task
+
+_PAIRS = 8
+"""Pairs of images that losses are tried on."""
 
 
 def runnable(plan: Plan, where: Path) -> None:
@@ -201,15 +205,21 @@ def exports(plan: Plan, module: nn.Module) -> None:
 
 
 def dry_step(program: Program, dataset: Dataset, *, where: str) -> None:
-    """Compute a stage's losses once on two real images, so that what cannot be computed is found before training.
+    """Compute a stage's losses on two real images, so that what cannot be computed is found before training.
+
+    Two images may happen to have no labels: of a few such pairs one has to do.
 
     Raises:
         PlanError: They cannot be computed, or one of them is not a number.
     """
-    images = batches(dataset.train, 2, mean=dataset.mean, std=dataset.std)
+    wrong: list[str] = []
     try:
-        with torch.no_grad(), attributes_kept(program), buffers_kept(program), seeded(torch.device("cpu")):
-            losses = program.train()(next(images))
+        for batch in itertools.islice(batches(dataset.train, 2, mean=dataset.mean, std=dataset.std), _PAIRS):
+            with torch.no_grad(), attributes_kept(program), buffers_kept(program), seeded(torch.device("cpu")):
+                losses = program.train()(batch)
+            wrong = [name for name, value in losses.items() if not bool(value.isfinite().all())]
+            if not wrong:
+                return
     except InputError:
         raise
     except Exception as cause:
@@ -218,12 +228,10 @@ def dry_step(program: Program, dataset: Dataset, *, where: str) -> None:
             f"the losses of this stage cannot be computed: {type(cause).__name__}: {first}", where=where,
             hint="the loss does not go with the task, the labels or the taps: choose another one",
         ) from cause  # fmt: skip
-    for name, value in losses.items():
-        if not bool(value.isfinite().all()):
-            raise PlanError(
-                f"the loss '{name}' is not a number before anything is trained", where=where,
-                hint="check the teacher's weights, and the normalisation in the plan (data.mean, data.std)",
-            )  # fmt: skip
+    raise PlanError(
+        f"the loss '{wrong[0]}' is not a number before anything is trained", where=where,
+        hint="check the teacher's weights, and the normalisation in the plan (data.mean, data.std)",
+    )  # fmt: skip
 
 
 def other_versions(plan: Plan) -> Iterator[Diagnostic]:
