@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fxdistill.data.dataset import Device, Images, Split
+from fxdistill.data.decoding import opened
 from fxdistill.data.workers import read_ahead
 from fxdistill.errors import DataError
 
@@ -35,12 +36,12 @@ def decoded(file: str | IO[bytes], *, name: str, where: str, hint: str, shape: S
         DataError: It cannot be decoded.
     """
     try:
-        with Image.open(file) as image:
-            if shape is None:
-                return _pixels(image if image.mode in COLOURS.values() else image.convert("RGB"))
-            channels, height, width = shape
-            fitted = ImageOps.fit(image.convert(COLOURS[channels]), (width, height), Image.Resampling.BILINEAR)
-            return _pixels(fitted)
+        image = opened(file)
+        if shape is None:
+            return _pixels(image)
+        channels, height, width = shape
+        fitted = ImageOps.fit(image.convert(COLOURS[channels]), (width, height), Image.Resampling.BILINEAR)
+        return _pixels(fitted)
     except Exception as cause:  # Pillow's errors share no base class
         raise DataError(f"{name}: {cause or type(cause).__name__}", where=where, hint=hint) from cause
 

@@ -1,0 +1,70 @@
+"""From an image file, or an image of Pillow's, to one in gray (L) or in colours (RGB), upright, 8 bits a channel.
+
+What a file can hold beyond that is brought there as training pipelines expect it:
+
+    palette, CMYK, YCbCr, LAB, HSV      RGB, as Pillow converts it
+    1 bit                               gray, 0 and 255
+    transparency (LA, RGBA, palette)    dropped: the colours behind it, as torchvision and timm read them
+    16 bits gray                        gray by the range of the type, v / 257 rounded: 0 … 65535 to 0 … 255
+    32 bits gray, float gray            gray where values are within 0 … 65535, or 0 … 1; else refused
+    a rotation in the EXIF data         applied
+    several frames, or pages            the first one
+
+Pillow's own ``convert`` clips 16 bits at 255: nearly white all over.
+"""
+
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_COLOURLESS = {"L", "LA", "La", "1"}
+_ALPHA = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
+"""Modes that Pillow converts by way of another one only."""
+
+
+def opened(file: str | IO[bytes]) -> Image.Image:
+    """An image file, decoded; see the module docstring.
+
+    Args:
+        file: Its place or its bytes.
+
+    Returns:
+        An image of the mode L or RGB.
+
+    Raises:
+        Exception: Whatever Pillow raises: its errors share no base class. ValueError for values without a range.
+    """
+    with Image.open(file) as image:
+        image.load()
+        return plain(image)
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """An image of Pillow's in the mode L or RGB, upright.
+
+    Raises:
+        ValueError: Its values have no range that is known.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _scaled(image)
+    wanted = "L" if image.mode in _COLOURLESS else "RGB"
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # asked for RGB at once, Pillow warns
+    image = image.convert(_ALPHA[image.mode]) if image.mode in _ALPHA else image
+    return image.convert(wanted)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Gray of more than 8 bits, by the range of its type and not of its values: images stay comparable."""
+    values = np.asarray(image)
+    lowest, highest = values.min(initial=0), values.max(initial=0)
+    most = 1 if image.mode == "F" else 65535
+    if not (lowest >= 0 and highest <= most):  # so written, a NaN is refused
+        raise ValueError(
+            f"its gray values lie in {lowest:g} … {highest:g}, and in mode {image.mode} only 0 … {most} has a meaning"
+        )
+    return Image.fromarray((values.astype(np.float64) * (255 / most)).round().astype(np.uint8))
