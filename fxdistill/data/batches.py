@@ -19,10 +19,9 @@ from torch import Tensor
 from fxdistill.data import augmentations
 from fxdistill.data.dataset import Dataset, Device, Images
 from fxdistill.errors import DataError
+from fxdistill.tasks import NO_LABEL
 
 Batch = dict[str, Tensor]
-NO_LABEL = -100
-"""What says in a map of class numbers that a place has no label: torch's ``ignore_index``."""
 _ORDER = -1  # takes the place of a step in the seed of an epoch's order
 
 

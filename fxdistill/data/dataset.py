@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxdistill.errors import DataError
-from fxdistill.tasks import Task
+from fxdistill.tasks import Task, labelled
 
 Device = torch.device | str
 _MOST_CLASSES = 1 << 20
@@ -109,9 +109,11 @@ def checked(train: Images, test: Images, classes: Sequence[str] | None, *, where
         DataError: They do not go together, one is malformed, or the task wants other targets.
     """
     train, test = (_whole(split, name, where, task) for split, name in ((train, "train"), (test, "test")))
-    names = _names((train, test), classes, where) if task.has_classes else ()
+    names = _names((train, test), classes, where, task) if task.has_classes else ()
     for split, name in ((train, "train"), (test, "test")):
-        if wrong := task.wrong_targets(split.labels, split.image_shape, len(names)):
+        if bool(labelled(split.labels).any()) and (
+            wrong := task.wrong_targets(split.labels, split.image_shape, len(names))
+        ):
             raise _unusable(name, wrong, where, f"the task wants {task.summary}; give such data, or another task")
     for what, one, other in (
         ("images", train.image_shape, test.image_shape),
@@ -121,13 +123,6 @@ def checked(train: Images, test: Images, classes: Sequence[str] | None, *, where
             raise DataError(f"training {what} are {one}, test {what} {other}", where=where, hint="make them the same")
     mean, std = measure(train)
     return Dataset(train, test, names, mean, std)
-
-
-def typed(labels: Tensor, task: Task) -> Tensor:
-    """Labels in the type that batches have them in: int64 class numbers, or float32 where the task has no classes."""
-    if task.has_classes and not labels.is_floating_point():
-        return labels.long()
-    return labels.float()
 
 
 def _whole(split: Images, name: str, where: str, task: Task) -> Images:
@@ -144,26 +139,25 @@ def _whole(split: Images, name: str, where: str, task: Task) -> Images:
             raise _unusable(name, f"{len(images)} images, {len(labels)} labels", where, "give one label an image")
         if images.dtype != torch.uint8 and not bool(torch.isfinite(images).all()):
             raise _unusable(name, "pixels are infinite or not a number", where, "clean the data")
-        split = Split(images if images.dtype == torch.uint8 else images.float(), typed(labels, task))
-    elif split.labels.dtype != typed(split.labels[:0], task).dtype:
-        wanted = typed(split.labels[:0], task).dtype
+        split = Split(images if images.dtype == torch.uint8 else images.float(), task.typed(labels))
+    elif split.labels.dtype != (wanted := task.typed(split.labels[:0]).dtype):
         raise _unusable(name, f"labels are {split.labels.dtype}", where, f"give them as {wanted}")
     if not split.labels.numel() or not all(split.image_shape):
         raise _unusable(name, "it is empty", where, "check the data")
     return split
 
 
-def _names(splits: Sequence[Images], classes: Sequence[str] | None, where: str) -> tuple[str, ...]:
+def _names(splits: Sequence[Images], classes: Sequence[str] | None, where: str, task: Task) -> tuple[str, ...]:
     """The names of the classes. Their number is bounded: a name is made for every label up to the highest."""
     if classes is not None:
         return tuple(classes)
-    highest = int(max(split.labels.max() for split in splits))
-    if highest >= _MOST_CLASSES:
+    count = max(task.count_classes(split.labels) for split in splits)
+    if count > _MOST_CLASSES:
         raise DataError(
-            f"the label {highest} would be one of more than {_MOST_CLASSES:,} classes",
+            f"the label {count - 1} would be one of more than {_MOST_CLASSES:,} classes",
             where=where, hint="number the classes from 0 without gaps",
         )  # fmt: skip
-    return tuple(str(label) for label in range(highest + 1))
+    return tuple(str(label) for label in range(count))
 
 
 def _unusable(name: str, what: str, where: str, hint: str) -> DataError:

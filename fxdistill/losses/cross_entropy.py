@@ -1,4 +1,4 @@
-"""Cross-entropy with the labels: -log softmax(s)[label], mean over the batch (and over positions)."""
+"""Cross-entropy with the labels: -log softmax(s)[label], mean over what has a label; 0 where nothing has."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fxdistill.arguments import Arguments
 from fxdistill.losses import Loss
+from fxdistill.tasks import NO_LABEL
 
 
 class CrossEntropyArguments(Arguments):
@@ -27,7 +28,9 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     Returns:
         A float32 scalar, in nats.
     """
-    return F.cross_entropy(student_logits.float(), labels, label_smoothing=label_smoothing)
+    logits = student_logits.float()
+    total = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+    return total / (labels != NO_LABEL).sum().clamp_min(1)
 
 
 LOSS = Loss(reads=("student.logits", "labels"), function=cross_entropy, arguments=CrossEntropyArguments)

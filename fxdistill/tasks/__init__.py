@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 
+NO_LABEL = -100
+"""What says in class numbers that an image, or a place, has no label: torch's ``ignore_index``."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How far two predictions of one batch say the same.
@@ -46,8 +50,10 @@ class Task(ABC):
         higher_is_better: Whether more of it is better.
         is_share: Whether it is a share of 1, to be shown as a percentage.
         has_classes: Whether labels are numbers of classes that have names.
+        no_label: What stands for no label in a target: -100, or not a number in targets that are not whole.
+        ranks_train: Whether the metrics compare the test split with the training split.
         moves_targets: Whether targets are maps (B, H, W) that move with the images under augmentation. What comes in at
-            a border is -100, no label, in maps of whole numbers, and not a number in others.
+            a border has no label.
     """
 
     summary: ClassVar[str]
@@ -58,15 +64,31 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     is_share: ClassVar[bool] = True
     has_classes: ClassVar[bool] = True
+    no_label: ClassVar[float] = NO_LABEL
+    ranks_train: ClassVar[bool] = False
     moves_targets: ClassVar[bool] = False
+
+    def typed(self, targets: "Tensor") -> "Tensor":
+        """Targets in the type that batches have them in, -1 (no label in many data sets) as -100.
+
+        Whole numbers become int64 where the task has classes; all others float32.
+        """
+        if not self.has_classes or targets.is_floating_point():
+            return targets.float()
+        whole = targets.long()
+        return whole.masked_fill(whole == -1, NO_LABEL)
+
+    def count_classes(self, targets: "Tensor") -> int:
+        """How many classes a split's targets tell of; 0 where none has a label."""
+        return max(0, int(targets.max()) + 1)
 
     @abstractmethod
     def wrong_targets(self, targets: "Tensor", image_shape: Sequence[int], classes: int) -> str:
         """What is wrong with a split's targets, '' where nothing is.
 
         Args:
-            targets: (N, ...), those of a whole split, at least one; int64, or float32 where they are not whole or the
-                task has no classes.
+            targets: (N, ...), those of a whole split, at least one that has a label; int64, or float32 where they are
+                not whole or the task has no classes.
             image_shape: Channels, height and width of an image.
             classes: Number of class names; 0 where the data has none.
         """
@@ -91,7 +113,7 @@ class Task(ABC):
     def evaluate(
         self, predict: "Callable[[str], Iterable[tuple[Tensor, Tensor]]]", classes: int, device: "torch.device | str"
     ) -> dict[str, float]:
-        """All metrics of a model.
+        """All metrics of a model, over what has a label.
 
         Args:
             predict: For ``train`` or ``test`` the predictions and targets of that split, batch after batch, unaugmented
@@ -100,16 +122,17 @@ class Task(ABC):
             device: Where they are.
 
         Raises:
-            DataError: There are none.
+            DataError: There are none, or none that has a label.
         """
         metrics = {name: metric.to(device) for name, metric in self.metrics(classes).items()}
-        images = 0
+        images = labels = 0
         for output, targets in predict("test"):
             images += len(targets)
+            labels += int(labelled(targets).sum())
             for metric in metrics.values():
                 metric.update(output, targets)
-        if not images:
-            raise no_images("test")
+        if not labels:
+            raise no_labels("test") if images else no_images("test")
         return {name: float(metric.compute()) for name, metric in metrics.items()}
 
     def chance(self, classes: int) -> float | None:
@@ -129,6 +152,20 @@ class Task(ABC):
 def no_images(split: str) -> DataError:
     """The error for a split that has no images to evaluate on."""
     return DataError("there are no images to evaluate on", where=f"the {split} split", hint="check the data spec")
+
+
+def no_labels(split: str) -> DataError:
+    """The error for a split that has images and no labels to evaluate by."""
+    return DataError(
+        "the images have no labels, so that nothing can be measured on them", where=f"the {split} split",
+        hint="give data with labels",
+    )  # fmt: skip
+
+
+def labelled(targets: "Tensor") -> "Tensor":
+    """Which images have a label, at least at one place: (N,), bool."""
+    known = ~targets.isnan() if targets.is_floating_point() else targets != NO_LABEL
+    return known.reshape(len(targets), -1).any(1)
 
 
 TASKS: Registry[Task] = Registry("task", __name__, "TASK", Task)

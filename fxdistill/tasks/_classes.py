@@ -3,21 +3,22 @@
 import torch
 from torch import Tensor
 
-from fxdistill.tasks import Agreement
+from fxdistill.tasks import NO_LABEL, Agreement
 
 
 def wrong_numbers(targets: Tensor, classes: int) -> str:
-    """What is wrong with class numbers (N,), one an image; '' where nothing is."""
+    """What is wrong with class numbers (N,), one an image, -100 where it has none; '' where nothing is."""
     if targets.ndim != 1 or targets.is_floating_point():
         return f"labels are {targets.dtype} of shape {tuple(targets.shape)}; give one whole number an image"
     return wrong_range(targets, classes)
 
 
 def wrong_range(numbers: Tensor, classes: int) -> str:
-    """What is wrong with class numbers of any shape, at least one; '' where nothing is."""
-    lowest, highest = int(numbers.min()), int(numbers.max())
+    """What is wrong with class numbers of any shape, at least one that is no -100; '' where nothing is."""
+    known = numbers[numbers != NO_LABEL]
+    lowest, highest = int(known.min()), int(known.max())
     if lowest < 0:
-        return f"the label {lowest} is negative; number the classes from 0"
+        return f"the label {lowest} is negative; number the classes from 0, with {NO_LABEL} or -1 for no label"
     return f"the label {highest} has no name; there are {classes} classes" if classes and highest >= classes else ""
 
 

@@ -1,4 +1,7 @@
-"""Classification: one class an image. Top-1 accuracy counts; chance is one in so many classes."""
+"""Classification: one class an image. Top-1 accuracy counts; chance is one in so many classes.
+
+An image whose label is -100 takes no part in cross-entropy and metrics; losses that read no labels read it as any.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,14 +9,14 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from fxdistill.tasks import Agreement, Task
+from fxdistill.tasks import NO_LABEL, Agreement, Task
 from fxdistill.tasks._classes import same_choices, wrong_numbers
 
 _TOP = 5
 
 
 class Classification(Task):
-    """Logits (B, classes), labels (B,)."""
+    """Logits (B, classes), labels (B,), -100 where an image has none."""
 
     summary = "one class an image"
     supervised = "cross-entropy"
@@ -40,7 +43,9 @@ class Classification(Task):
         """Top-1 accuracy, and top-5 where that says something."""
         tops = {"accuracy": 1} | ({"top-5": _TOP} if classes > 2 * _TOP else {})
         return {  # the labels were checked with the data; checked again, each batch would wait for the device
-            name: MulticlassAccuracy(num_classes=classes, average="micro", top_k=top, validate_args=False)
+            name: MulticlassAccuracy(
+                num_classes=classes, average="micro", top_k=top, ignore_index=NO_LABEL, validate_args=False
+            )
             for name, top in tops.items()
         }
 

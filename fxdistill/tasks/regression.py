@@ -4,6 +4,7 @@ MAE = mean |prediction - target|
 R2  = 1 - sum (prediction - target)^2 / sum (target - mean target)^2        mean over the numbers of an image
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -24,6 +25,7 @@ class Regression(Task):
     higher_is_better = False
     is_share = False
     has_classes = False
+    no_label = math.nan
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """Finite numbers, (N,) or (N, K), of two images at least."""

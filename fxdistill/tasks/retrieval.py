@@ -11,18 +11,19 @@ import torch.nn.functional as F  # noqa: N812  # its name everywhere
 from torch import Tensor
 from torchmetrics import Metric
 
-from fxdistill.tasks import Agreement, Task, no_images
+from fxdistill.tasks import Agreement, Task, labelled, no_images, no_labels
 from fxdistill.tasks._classes import wrong_numbers
 from fxdistill.tasks._ranking import rank
 
 
 class Retrieval(Task):
-    """Embeddings (B, D), labels (B,), which only the metrics read."""
+    """Embeddings (B, D), labels (B,), which only the metrics read; an image whose label is -100 is left out there."""
 
     summary = "an embedding, and one class an image to measure it by"
     supervised = None
     imitation = None
     primary = "mAP"
+    ranks_train = True
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """One class number an image."""
@@ -80,7 +81,10 @@ def _gathered(
     if not pairs:
         raise no_images(split)
     features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return features, labels
+    known = labelled(labels)
+    if not bool(known.any()):
+        raise no_labels(split)
+    return features[known], labels[known]
 
 
 TASK = Retrieval()

@@ -10,10 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from fxdistill.tasks import Agreement, Task
+from fxdistill.tasks import NO_LABEL, Agreement, Task
 from fxdistill.tasks._classes import same_choices, wrong_range
-
-_NO_LABEL = -100
 
 
 class Segmentation(Task):
@@ -32,11 +30,8 @@ class Segmentation(Task):
                 f"labels are {targets.dtype} of shape {tuple(targets.shape)}; give one whole number a pixel, "
                 f"({len(targets)}, {', '.join(map(str, image_shape[1:]))})"
             )
-        labelled = targets[targets != _NO_LABEL]
-        if not len(labelled):
-            return f"every pixel is {_NO_LABEL}, which says that it has no label"
-        wrong = wrong_range(labelled, classes)
-        return f"{wrong}; {_NO_LABEL} says that a pixel has no label" if wrong else ""
+        wrong = wrong_range(targets, classes)
+        return f"{wrong}; {NO_LABEL} says that a pixel has no label" if wrong else ""
 
     def wrong_output(
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
@@ -56,9 +51,9 @@ class Segmentation(Task):
     def metrics(self, classes: int) -> Mapping[str, Metric]:
         """Mean intersection over union, and the share of pixels that are right."""
         return {
-            "mean-IoU": MulticlassJaccardIndex(num_classes=classes, ignore_index=_NO_LABEL, validate_args=False),
+            "mean-IoU": MulticlassJaccardIndex(num_classes=classes, ignore_index=NO_LABEL, validate_args=False),
             "pixel-accuracy": MulticlassAccuracy(
-                num_classes=classes, average="micro", ignore_index=_NO_LABEL, validate_args=False
+                num_classes=classes, average="micro", ignore_index=NO_LABEL, validate_args=False
             ),
         }
 

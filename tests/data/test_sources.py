@@ -173,7 +173,7 @@ GOOD = {
         ({"train_images": None}, "lacks train_images"),
         ({"test_labels": None}, "lacks test_labels"),
         ({"train_labels": np.arange(3)}, "4 images, 3 labels"),
-        ({"train_labels": np.array([0, 1, 2, -1])}, "-1 is negative"),
+        ({"train_labels": np.array([0, 1, 2, -2])}, "-2 is negative"),
         ({"train_labels": np.zeros(4)}, "labels are torch.float32 of shape (4,)"),
         ({"train_labels": np.array([0, 1, 2, 2**62])}, "more than 1,048,576 classes"),
         ({"train_labels": np.array([0, 1, 2, 2**63], dtype=np.uint64)}, "is negative"),

@@ -16,6 +16,8 @@ from torch import fx, nn
 from fxdistill.errors import InputError
 from fxdistill.losses import LOSSES, Context, Loss
 from fxdistill.losses.attention import attention
+from fxdistill.losses.binary_cross_entropy import binary_cross_entropy
+from fxdistill.losses.binary_kd import binary_kd
 from fxdistill.losses.cross_entropy import cross_entropy
 from fxdistill.losses.kd import kd
 from fxdistill.losses.l1 import l1
@@ -31,7 +33,11 @@ WIDE = torch.tensor([
 ])  # fmt: skip
 VALUES = {"student.logits": STUDENT, "teacher.logits": TEACHER, "labels": LABELS, "index": torch.tensor([3, 0, 1, 2]),
           "student.tap": STUDENT.reshape(2, 3, 2, 1), "teacher.tap": TEACHER.reshape(2, 3, 2, 1)}  # fmt: skip
-OWN = {"l1": {"labels": TEACHER}, "pkt": {"student.tap": STUDENT, "teacher.tap": WIDE}}
+OWN = {
+    "l1": {"labels": TEACHER},
+    "binary-cross-entropy": {"labels": (TEACHER > 0).float()},
+    "pkt": {"student.tap": STUDENT, "teacher.tap": WIDE},
+}
 """What a loss reads that is not what most read."""
 
 
@@ -96,6 +102,33 @@ def test_cross_entropy_by_hand() -> None:
     ]
     assert cross_entropy(STUDENT, LABELS).item() == pytest.approx(sum(rows) / 4, rel=1e-6)
     assert sum(rows) / 4 == pytest.approx(0.736760, abs=1e-6)
+
+
+def test_what_has_no_label_takes_no_part_in_cross_entropy() -> None:
+    some = torch.tensor([0, -100, 1, -100])
+    for smoothing in (0.0, 0.1):
+        expected = cross_entropy(STUDENT[::2], LABELS[::2], label_smoothing=smoothing)
+        assert cross_entropy(STUDENT, some, label_smoothing=smoothing).item() == pytest.approx(expected.item())
+    none = STUDENT.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(none, torch.full((4,), -100)), none)
+    assert not gradient.any()
+    assert cross_entropy(none, torch.full((4,), -100)).item() == 0
+
+
+def test_binary_cross_entropy_by_hand() -> None:
+    labels = torch.tensor([[1.0, 0.0, 0.25], [torch.nan, 1.0, torch.nan], [0.0, 0.0, 1.0], [torch.nan] * 3])
+    p, y = 1 / (1 + np.exp(-double(STUDENT))), double(labels)
+    each = -y * np.log(p) - (1 - y) * np.log(1 - p)
+    assert binary_cross_entropy(STUDENT, labels).item() == pytest.approx(np.nansum(each) / 7, rel=1e-6)
+    assert binary_cross_entropy(STUDENT[3:], labels[3:]).item() == 0
+
+
+def test_binary_kd_by_hand() -> None:
+    p, q = (1 / (1 + np.exp(-double(logits))) for logits in (STUDENT, TEACHER))
+    expected = (q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))).mean()
+    assert binary_kd(STUDENT, TEACHER).item() == pytest.approx(expected, rel=1e-5)
+    assert binary_kd(TEACHER, TEACHER).item() == 0
+    assert binary_kd(STUDENT, TEACHER + 1).item() != pytest.approx(expected, rel=1e-2)  # no shift is free here
 
 
 def test_label_smoothing_spreads_its_share() -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fxdistill.errors import DataError
-from fxdistill.tasks import TASKS, Agreement
+from fxdistill.tasks import TASKS, Agreement, labelled
 
-NAMES = ("classification", "regression", "retrieval", "segmentation")
+NAMES = ("classification", "multilabel", "regression", "retrieval", "segmentation")
 Predict = Callable[[str], Iterator[tuple[Tensor, Tensor]]]
 
 
@@ -39,7 +39,7 @@ def test_what_every_task_says(name: str) -> None:
     task = TASKS.get(name)
     outputs = torch.rand(4, 12, 3, 5) if name == "segmentation" else torch.rand(4, 1 if name == "regression" else 12)
     targets = {
-        "segmentation": torch.randint(12, (4, 3, 5)), "regression": torch.rand(4),
+        "segmentation": torch.randint(12, (4, 3, 5)), "regression": torch.rand(4), "multilabel": torch.eye(12)[:4],
     }.get(name, torch.tensor([0, 1, 11, 0]))  # fmt: skip
     shape = (3, 3, 5)
     assert task.summary
@@ -61,6 +61,7 @@ def test_what_every_task_says(name: str) -> None:
     ("name", "chance", "shown"),
     [
         ("classification", 0.25, "12.35%"),
+        ("multilabel", None, "12.35%"),
         ("retrieval", 0.25, "12.35%"),
         ("segmentation", None, "12.35%"),
         ("regression", None, "0.1235"),
@@ -95,6 +96,84 @@ def test_one_class_alone_is_always_right() -> None:
     assert found == {"accuracy": 1.0}
 
 
+def test_images_without_a_label_are_not_measured() -> None:
+    """Of five images two have a label, and one of these is right; the others would all be right, or all be wrong."""
+    outputs = one_hot([0, 1, 2, 2, 1], 3)
+    for other in (0, 2):
+        targets = torch.tensor([0, -100, -100, other, -100])
+        found = TASKS.get("classification").evaluate(predicting(outputs, targets), 3, "cpu")
+        assert found == {"accuracy": 1.0 if other == 2 else 0.5}
+    features = torch.eye(3)[[0, 1, 0, 1]]
+    targets = torch.tensor([0, -100, 0, 1])
+    # with the second image in it, the database's nearest to the last one would be of another class
+    assert TASKS.get("retrieval").evaluate(predicting(features, targets), 2, "cpu")["mAP"] == 1.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_that_nobody_knows_measure_nothing(name: str) -> None:
+    task = TASKS.get(name)
+    shape = {"segmentation": (4, 2, 2), "multilabel": (4, 3)}.get(name, (4,))
+    outputs = {"segmentation": torch.rand(4, 3, 2, 2), "regression": torch.rand(4)}.get(name, torch.rand(4, 3))
+    targets = task.typed(torch.full(shape, task.no_label))
+    targets = targets if name in ("regression", "multilabel") else targets.long()
+    assert not labelled(targets).any()
+    with pytest.raises(DataError, match="the images have no labels, so that nothing can be measured"):
+        task.evaluate(predicting(outputs, targets), 3, "cpu")
+
+
+@pytest.mark.parametrize("name", ["classification", "retrieval", "segmentation"])
+def test_minus_one_means_no_label(name: str) -> None:
+    task = TASKS.get(name)
+    found = task.typed(torch.tensor([3, -1, -100, 0], dtype=torch.int8))
+    assert found.dtype == torch.int64
+    assert found.tolist() == [3, -100, -100, 0]
+    assert task.count_classes(found) == 4
+    assert task.count_classes(found[1:3]) == 0
+    assert TASKS.get("regression").typed(torch.tensor([3, -1])).tolist() == [3.0, -1.0]
+
+
+# Several classes an image
+
+
+def test_mean_average_precision_and_f1_by_hand() -> None:
+    """Class 0 ranks yes, no, yes: AP = (1 + 2/3) / 2, at a half all three are yes: F1 = 4/5. Class 1 ranks no, yes: AP
+    1/2, F1 = 0, for its only yes has a negative logit. Nobody is of class 2, and the unknown entry counts nowhere."""
+    outputs = torch.tensor([[3.0, 1.0, 9.0], [2.0, -1.0, 9.0], [1.0, 8.0, -9.0]])
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, torch.nan, 0.0]])
+    for size in (1, 3):
+        found = TASKS.get("multilabel").evaluate(predicting(outputs, targets, size), 3, "cpu")
+        assert found == {"mAP": pytest.approx((5 / 6 + 1 / 2) / 2), "F1": pytest.approx((4 / 5 + 0) / 2)}
+
+
+def test_small_logits_are_logits_too() -> None:
+    """All lie in 0 … 1, where a metric that guesses would take them for probabilities and say no to the lower half."""
+    outputs, targets = torch.tensor([[0.1], [0.2], [0.9]]), torch.ones(3, 1)
+    assert TASKS.get("multilabel").evaluate(predicting(outputs, targets), 1, "cpu")["F1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([[0, 1, 1], [-1, -100, 0]]), ""),
+        (torch.tensor([[0.2, 1, 0]]), ""),
+        (torch.tensor([0, 1]), "give a row of 0 and 1 an image"),
+        (torch.tensor([[0, 1]]), "2 columns, there are 3 classes"),
+        (torch.tensor([[0, 1, 2]]), "labels lie in 0 … 2"),
+        (torch.tensor([[0, 1, -7]]), "labels lie in -7 … 1"),
+    ],
+)
+def test_rows_of_yes_and_no(targets: Tensor, message: str) -> None:
+    task = TASKS.get("multilabel")
+    found = task.wrong_targets(task.typed(targets), (1, 2, 2), 3)
+    assert message in found
+    assert bool(found) is bool(message)
+
+
+def test_agreement_of_yes_and_no_by_hand() -> None:
+    ours, theirs = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.tensor([[0.2, 1.0], [-0.1, 1.0]])
+    assert TASKS.get("multilabel").agreement(ours, theirs) == Agreement(2, 4, 2.0)
+
+
 def test_agreement_of_choices_by_hand() -> None:
     ours = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.5], [0.0, 1.0, 4.0]])
     theirs = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 9.0], [5.0, 1.0, 4.0]])
@@ -109,7 +188,9 @@ def test_agreement_of_choices_by_hand() -> None:
     [
         (torch.rand(4), 3, "one whole number an image"),
         (torch.zeros(4, 1).long(), 3, "one whole number an image"),
-        (torch.tensor([0, -100]), 3, "-100 is negative"),
+        (torch.tensor([0, -7]), 3, "-7 is negative"),
+        (torch.tensor([0, -100]), 3, ""),
+        (torch.tensor([3, -100]), 3, "the label 3 has no name"),
         (torch.tensor([0, 3]), 3, "the label 3 has no name; there are 3 classes"),
         (torch.tensor([0, 3]), 4, ""),
     ],
@@ -120,9 +201,9 @@ def test_class_numbers(name: str, targets: Tensor, classes: int, message: str) -
     assert bool(TASKS.get(name).wrong_targets(targets, (1, 2, 2), classes)) is bool(message)
 
 
-@pytest.mark.parametrize("name", ["classification", "segmentation"])
+@pytest.mark.parametrize("name", ["classification", "segmentation", "multilabel"])
 def test_logits_for_other_classes(name: str) -> None:
-    shape = (4, 7) if name == "classification" else (4, 7, 2, 2)
+    shape = (4, 7, 2, 2) if name == "segmentation" else (4, 7)
     found = TASKS.get(name).wrong_output(torch.rand(shape), (1, 2, 2), 5)
     assert found == "the model answers with 7 classes, the data has 5 classes"
     assert TASKS.get(name).wrong_output(torch.rand(shape), (1, 2, 2), 0) == ""
@@ -154,8 +235,7 @@ def test_mean_iou_and_pixel_accuracy_by_hand() -> None:
         (torch.full((2, 3, 4), 4), ""),
         (torch.full((2, 3, 4), 5), "the label 5 has no name; there are 5 classes; -100 says that a pixel has no label"),
         (torch.full((2, 3, 4), 255), "255 has no name"),
-        (torch.full((2, 3, 4), -1), "-1 is negative"),
-        (torch.full((2, 3, 4), -100), "every pixel is -100"),
+        (torch.full((2, 3, 4), -2), "-2 is negative"),
         (torch.zeros(2, 4, 3).long(), "(2, 3, 4)"),
         (torch.zeros(2, 1, 3, 4).long(), "(2, 3, 4)"),
         (torch.zeros(2, 3, 4), "whole number a pixel"),
@@ -276,6 +356,7 @@ def test_metrics_on_the_device(name: str) -> None:
     shape = (8, 3, 4, 4) if name == "segmentation" else (8,) if name == "regression" else (8, 3)
     outputs = torch.rand(shape, generator=generator)
     targets = outputs + 1 if name == "regression" else outputs.argmax(1).flip(0)
+    targets = torch.nn.functional.one_hot(targets, 3).float() if name == "multilabel" else targets
     here = TASKS.get(name).evaluate(predicting(outputs, targets), 3, "cpu")
     there = TASKS.get(name).evaluate(predicting(outputs.cuda(), targets.cuda()), 3, "cuda")
     assert there == pytest.approx(here, abs=1e-5)

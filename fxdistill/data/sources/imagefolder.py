@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from fxdistill.data.dataset import Dataset, checked, typed
+from fxdistill.data.dataset import Dataset, checked
 from fxdistill.data.sources import Request, Source
 from fxdistill.data.sources._images import COLOURS, Folder
 from fxdistill.errors import DataError
@@ -32,7 +32,7 @@ def read(request: Request) -> Dataset:
     if shape[0] not in COLOURS:
         raise DataError(f"images have 1 or 3 channels, not {shape[0]}", where=request.spec, hint="change --input")
     train, test = (
-        Folder(tuple(f for f, _ in part.samples), typed(torch.tensor(part.targets), request.task), shape).in_memory()
+        Folder(tuple(f for f, _ in part.samples), request.task.typed(torch.tensor(part.targets)), shape).in_memory()
         for part in parts
     )
     return checked(train, test, parts[0].classes, where=request.spec, task=request.task)
