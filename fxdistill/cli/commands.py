@@ -7,7 +7,7 @@ command that needs it, so that ``--help`` and mistakes answer at once.
 import functools
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
@@ -17,6 +17,7 @@ from rich.text import Text
 from fxdistill.cli import parameters, values
 from fxdistill.cli.exits import Commands, err, reported
 from fxdistill.cli.help import Command
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
 
 app = typer.Typer(
@@ -159,6 +160,8 @@ def export(
     input_shape: parameters.Input = "",
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
+    output_entry: parameters.OutputEntry = None,
+    only_output: parameters.OnlyOutput = [],
     opset: parameters.Opset = 18,
     tolerance: parameters.Tolerance = 1e-4,
     allow_factory: parameters.Allow = [],
@@ -171,14 +174,27 @@ def export(
 
         from fxdistill.runtime import deploy
 
-        _, parity = deploy.export(
-            model, output, data=data, task=task, input_shape=wanted, opset=opset, tolerance=tolerance, factory=factory,
-            args=arg, allow=allow_factory, trust_pickle=trust_pickle,
+        found = deploy.find(
+            model, data=data, task=task, factory=factory, args=arg, allow=allow_factory, trust_pickle=trust_pickle,
+            entry=output_entry,
         )  # fmt: skip
-        real = data is not None or Path(model).is_dir()
-        kind = "test images" if real else "images of noise (give --data for real ones)"
-        agreement = f"largest error {parity.max_abs_error:.1e}, {parity.agreement_name} {parity.agreement:.2%}"
-        out.print(Text(f"wrote {output}: {agreement} on {parity.images} {kind}"), soft_wrap=True)
+        _say(found.remarks)
+        written, parity = deploy.exported(
+            found, output, input_shape=wanted, opset=opset, tolerance=tolerance, only=only_output
+        )
+        kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
+        out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
+        names = f"outputs {', '.join(written.outputs)}"
+        left_out = f"; left out: {', '.join(written.left_out)}" if written.left_out else ""
+        out.print(Text(names + left_out), soft_wrap=True)
+
+
+def _say(remarks: Sequence[Diagnostic]) -> None:
+    """Remarks about a model, before what was asked for."""
+    from fxdistill.report.layout import diagnostics_view
+
+    for line in diagnostics_view(remarks):
+        err.print(line)
 
 
 @app.command(cls=Command)
@@ -226,6 +242,7 @@ def evaluate_model(
     task: parameters.OtherTask = None,
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
+    output_entry: parameters.OutputEntry = None,
     allow_factory: parameters.Allow = [],
     trust_pickle: parameters.Trust = False,
 ) -> None:
@@ -234,8 +251,10 @@ def evaluate_model(
         from fxdistill.runtime import deploy
 
         found = deploy.find(
-            model, data=data, task=task, factory=factory, args=arg, allow=allow_factory, trust_pickle=trust_pickle
-        )
+            model, data=data, task=task, factory=factory, args=arg, allow=allow_factory, trust_pickle=trust_pickle,
+            entry=output_entry,
+        )  # fmt: skip
+        _say(found.remarks)
         values_by_name, images = deploy.measured(found, where=model)
         for name, value in values_by_name.items():
             out.print(f"{name} {found.task.shown(value)} on {images} test images")

@@ -93,6 +93,10 @@ DemoOutput = Annotated[Path, typer.Option("--out", "-o", help="Where to work.")]
 
 # export and shrink
 OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file.")]
+OutputEntry = Annotated[str | None, typer.Option("--output-entry", metavar="NAME", help=_OUTPUT.format("model"))]
+OnlyOutput = Annotated[
+    list[str], typer.Option("--only-output", metavar="NAME", help="Write this output, not all; repeatable.")
+]
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
 Keep = Annotated[float, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]

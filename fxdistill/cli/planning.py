@@ -82,15 +82,11 @@ def look(
     examples = (first["images"], first["labels"]) if first is not None else None
     return Seen(
         data, shape, (found[0].entry, found[1].entry), examples,
-        tuple(_undecided(name, one) for name, one in zip(("teacher", "student"), found, strict=True) if one.rivals),
-    )  # fmt: skip
-
-
-def _undecided(name: str, found: preflight.Fit) -> Diagnostic:
-    return Diagnostic(
-        code="which-output", severity="warning", where=name,
-        why=f"its output {found.entry} is taken for the prediction; {', '.join(found.rivals)} would do as well",
-        hint=f"if it is another one, name it: --{name}-output {found.rivals[0]}",
+        tuple(
+            remark
+            for name, one in zip(("teacher", "student"), found, strict=True)
+            for remark in preflight.undecided(name, one, f"--{name}-output")
+        ),
     )  # fmt: skip
 
 

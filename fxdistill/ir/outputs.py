@@ -3,9 +3,13 @@
 An output is a tensor, or a structure of them: a mapping, a named tuple, a tuple, a list. An **entry** names a place in
 it, ``logits``, ``1``, ``aux.0``; '' stands for the whole. Where nobody says which entry is the prediction, it is the
 one called ``out`` or ``logits``, else the first. What a plan records is always spelled out.
+
+In a file every tensor of an output has a **name**: ``logits`` where it is the whole, else that of its place, ``boxes``,
+``aux_0``, ``output_1``; the prediction may be given another one.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -13,6 +17,8 @@ from torch import Tensor, fx
 from fxdistill.errors import ModelError
 
 _NAMES = ("out", "logits")
+DEFAULT_NAME = "logits"
+"""The name of an output that is one tensor."""
 
 
 def prediction(output: Any, entry: str = "") -> Tensor:
@@ -94,6 +100,39 @@ def entries(output: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, value in children.items():
         yield from entries(value, f"{prefix}.{name}" if prefix else name)
+
+
+def is_guess(output: Any, entry: str = "") -> bool:
+    """Whether which of several values is the prediction is told by nothing but their order."""
+    places = [place for place, value in entries(output) if isinstance(value, Tensor)]
+    return not entry and len(places) > 1 and not set(_NAMES) & {place.split(".")[0] for place in places}
+
+
+def named(output: Any, entry: str = "", *, prediction_name: str = "", taken: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Every tensor of an output by a name that a file can have.
+
+    Args:
+        output: What the model returned.
+        entry: Which entry is the prediction.
+        prediction_name: What the prediction is called, which then comes first; '' to name and place it like any other.
+        taken: Names that none may have.
+
+    Raises:
+        ModelError: There is no such entry, or no tensor at all.
+    """
+    chosen = prediction(output, entry)
+    if chosen is output:
+        return {prediction_name or DEFAULT_NAME: chosen}
+    found = {prediction_name: chosen} if prediction_name else {}
+    for place, value in entries(output):
+        if not isinstance(value, Tensor) or (prediction_name and value is chosen):
+            continue
+        name = re.sub(r"\W", "_", place)
+        name = f"output_{name}" if name[:1].isdecimal() else name
+        while name in found or name in taken:
+            name += "_"
+        found[name] = value
+    return found
 
 
 def _children(value: Any) -> Mapping[str, Any] | None:

@@ -6,12 +6,15 @@ The gate compares real images. With p PyTorch's and o ONNX Runtime's predictions
 
 In classification the second is p[argmax p] - p[argmax o] ≤ tolerance for every prediction: top-1 agrees, except where
 PyTorch's own two best logits tie. It is the stricter one: errors within the tolerance may flip choices that lie up to
-twice the tolerance apart.
+twice the tolerance apart. That predictions agree says nothing where all of them are the same: this is said.
+
+Outputs beside the prediction are in units of their own, so that their errors count as shares of their largest value
+where that is above 1; where none of several outputs is known to be the prediction, all are compared so.
 """
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +23,13 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from fxdistill.errors import DataError, ModelError, ParityError
-from fxdistill.ir.outputs import prediction
+from fxdistill.ir import outputs
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.model import evaluating
-from fxdistill.tasks import Task
+from fxdistill.tasks import Said, Task
+
+INPUT = "input"
+"""The name of a file's input."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +38,37 @@ class Parity:
 
     Attributes:
         max_abs_error: Largest absolute difference of two entries.
-        agreement: Share of predictions that say the same, 0 to 1: in classification, of equal top-1 predictions.
+        agreement: Share of predictions that say the same, 0 to 1: in classification, of equal top-1 predictions; None
+            where no output is known to be the prediction.
         images: How many were compared.
         widest_flip: Over the predictions that differ, PyTorch's largest gap between its own choice and ONNX
             Runtime's, in units of the output; 0 where all agree.
         agreement_name: What the task calls the agreement.
+        vacuous: Why the agreement says nothing; '' where it does.
+        others: Of each output beside the prediction the largest difference, as a share of its largest value where that
+            is above 1.
     """
 
     max_abs_error: float
-    agreement: float
+    agreement: float | None
     images: int
     widest_flip: float = 0.0
     agreement_name: str = "agreement"
+    vacuous: str = ""
+    others: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        error = f"largest error {float(np.max([self.max_abs_error, *self.others.values()])):.1e}"
+        if self.agreement is None:
+            return error
+        vacuous = f" (which says nothing: {self.vacuous})" if self.vacuous else ""
+        return f"{error}, {self.agreement_name} {self.agreement:.2%}{vacuous}"
 
 
-def measure(module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, entry: str = "") -> Parity:
+def measure(
+    module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, entry: str = "",
+    prediction_name: str = outputs.DEFAULT_NAME,
+) -> Parity:  # fmt: skip
     """Compare an ONNX file with the module that it came from, both in float32 on the CPU.
 
     A copy of the module is compared, so that an accelerator's reduced precision is not taken for an error of
@@ -58,26 +80,61 @@ def measure(module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Ta
         images: Batches of images (N, ...).
         task: What agreement means.
         entry: Which entry of a structured output is the prediction.
+        prediction_name: What the prediction is called in the file; '' where it has the name of its place. Where in that
+            case nothing but their order tells which of several outputs it is, none is.
 
     Raises:
         ModelError: The file cannot be loaded or run.
         DataError: There are no images.
     """
     original, session = reference(module), open_session(path)
-    worst, widest, agreeing, predictions, count = 0.0, 0.0, 0, 0, 0
+    found = _Found(task)
     with evaluating(original):
         for image in images:
             # first ONNX Runtime: a module may write into its input
-            theirs = logits(session, image.cpu().float(), where=str(path))
-            ours = prediction(original(image.cpu().float()), entry)
-            found = task.agreement(ours, theirs)
-            # np.maximum, unlike max, keeps a NaN, which the gate must see
-            worst = float(np.maximum(worst, (ours - theirs).abs().max().item()))
-            widest = float(np.maximum(widest, found.widest))
-            agreeing, predictions, count = agreeing + found.agreeing, predictions + found.total, count + len(image)
-    if not count:
+            theirs = answers(session, image.cpu().float(), where=str(path))
+            output = original(image.cpu().float())
+            ours = outputs.named(output, entry, prediction_name=prediction_name, taken=(INPUT,))
+            chosen = (
+                None if not prediction_name and outputs.is_guess(output, entry) else outputs.prediction(output, entry)
+            )
+            for name, value in theirs.items():
+                found.take(name, ours[name], value, is_prediction=ours[name] is chosen)
+            found.images += len(image)
+    if not found.images:
         raise DataError("there are no images to compare the exported model on", where=str(path))
-    return Parity(worst, agreeing / predictions, count, widest, task.agreement_name)
+    return found.parity()
+
+
+class _Found:
+    """What was found so far, batch after batch."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.said = task, Said(task)
+        self.worst, self.widest, self.agreeing, self.total, self.images = 0.0, 0.0, 0, 0, 0
+        self.others: dict[str, float] = {}
+
+    def take(self, name: str, ours: Tensor, theirs: Tensor, *, is_prediction: bool) -> None:
+        """Take in an output of a batch."""
+        # np.maximum, unlike max, keeps a NaN, which the gate must see
+        error = (ours.double() - theirs.double()).abs().max().item() if ours.numel() else 0.0
+        if not is_prediction:
+            largest = max(1.0, float(ours.double().abs().max())) if ours.numel() else 1.0
+            self.others[name] = float(np.maximum(self.others.get(name, 0.0), error / largest))
+            return
+        agreed = self.task.agreement(ours, theirs)
+        self.worst = float(np.maximum(self.worst, error))
+        self.widest = float(np.maximum(self.widest, agreed.widest))
+        self.agreeing, self.total = self.agreeing + agreed.agreeing, self.total + agreed.total
+        self.said.add(ours)
+
+    def parity(self) -> Parity:
+        """All of it."""
+        agreement = self.agreeing / self.total if self.total else None
+        return Parity(
+            self.worst, agreement, self.images, self.widest, self.task.agreement_name, self.said.collapsed(),
+            self.others,
+        )  # fmt: skip
 
 
 def gate(measured: Parity, tolerance: float = 1e-4) -> None:
@@ -90,8 +147,13 @@ def gate(measured: Parity, tolerance: float = 1e-4) -> None:
         what = f"the predictions differ by up to {measured.max_abs_error:.3g}; allowed is {tolerance:.3g}"
     elif not measured.widest_flip <= tolerance:
         what = (
-            f"it agrees on {measured.agreement:.4%} only, and not for ties: a prediction flipped "
+            f"it agrees on {measured.agreement or 0:.4%} only, and not for ties: a prediction flipped "
             f"over a gap of {measured.widest_flip:.3g}; allowed is {tolerance:.3g}"
+        )
+    elif wrong := [name for name, error in measured.others.items() if not error <= tolerance]:
+        what = (
+            f"the output '{wrong[0]}' differs by up to {measured.others[wrong[0]]:.3g} of its largest value; allowed "
+            f"is {tolerance:.3g}"
         )
     else:
         return
@@ -107,19 +169,20 @@ def reference(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(requires_grad=False)
 
 
-def logits(session: InferenceSession, image: Tensor, *, where: str) -> Tensor:
-    """What an ONNX file answers to a batch.
+def answers(session: InferenceSession, image: Tensor, *, where: str) -> dict[str, Tensor]:
+    """What an ONNX file answers to a batch, by the names of its outputs.
 
     Raises:
         ModelError: It does not run on it.
     """
     try:
-        output = session.run(None, {session.get_inputs()[0].name: image.numpy()})[0]
+        found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     except Exception as cause:  # ONNX Runtime's errors share no base class
         raise ModelError(
             f"its file does not run on an input of shape {tuple(image.shape)}: {reason(cause)}", where=where
         ) from cause
-    return torch.from_numpy(np.asarray(output))
+    names = [output.name for output in session.get_outputs()]
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(names, found, strict=True)}
 
 
 def reason(cause: BaseException) -> str:

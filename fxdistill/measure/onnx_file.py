@@ -5,6 +5,8 @@
 Two exporters are tried in turn, torch's ``dynamo`` one and the older TorchScript one; which of them wrote the
 file is returned. What either gives must pass ONNX's checker and a trial at two batch sizes before it gets its
 final name: an exporter may freeze the batch size into a shape without saying so.
+
+All tensors that a model returns are outputs of the file, unless only some are asked for.
 """
 
 import contextlib
@@ -12,7 +14,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,19 +26,20 @@ from torch import Tensor, nn
 
 from fxdistill import files
 from fxdistill.errors import ModelError, PlanError
-from fxdistill.ir.outputs import prediction
-from fxdistill.measure.gate import Parity, gate, logits, measure, reason, reference
+from fxdistill.ir import outputs
+from fxdistill.measure.gate import INPUT, Parity, answers, gate, measure, reason, reference
 from fxdistill.measure.latency import open_session
 from fxdistill.tasks import Task
 
 Exporter = Literal["dynamo", "torchscript"]
 
-INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+OUTPUT, BATCH = outputs.DEFAULT_NAME, "batch"
 _OLDEST_OPSET = 11  # before it, operators lack what current models use
 _EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 _LARGEST_FILE = 2**31 - 2**24  # protobuf's limit of 2 GiB, less room for the graph
 _TRIAL_BATCHES = (1, 3)
 _DUMP = "_jit_onnx_log"  # of torch: prints a whole graph, past Python's streams, where the second exporter fails
+Shape = tuple[int, ...]
 _TRIAL_TOLERANCE = 1e-3  # relative: tells a wrong graph from rounding; precision is the gate's business
 
 
@@ -49,22 +52,50 @@ class Exported:
         exporter: Which exporter wrote it.
         opset: The version of ONNX's operators that it uses.
         refused: Why the exporter tried before it was of no use; empty where the first one served.
+        outputs: The names of the file's outputs.
+        left_out: The entries of the model's output that are not in the file.
     """
 
     path: Path
     exporter: Exporter
     opset: int
     refused: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = (OUTPUT,)
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is exported: a copy of the model that returns tensors in order, and their names.
+
+    Attributes:
+        module: The copy; returns a tensor, or a tuple of them.
+        names: The names of what it returns.
+        batched: Those whose first dimension is that of the images.
+        left_out: The entries that it does not return.
+    """
+
+    module: nn.Module
+    names: tuple[str, ...]
+    batched: frozenset[str]
+    left_out: tuple[str, ...] = ()
+
+    def __call__(self, image: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        found = self.module(image)
+        return dict(zip(self.names, (found,) if isinstance(found, Tensor) else found, strict=True))
 
 
 def export_onnx(
     module: nn.Module, path: Path, *, input_shape: tuple[int, ...], opset: int = 18,
-    metadata: Mapping[str, str] | None = None, entry: str = "",
+    metadata: Mapping[str, str] | None = None, entry: str = "", only: Sequence[str] = (),
+    prediction_name: str = OUTPUT,
 ) -> Exported:  # fmt: skip
     """Write a module as ONNX: input ``input`` (batch, ...), output ``logits``, for any batch size.
 
-    A copy is exported, in eval mode; the module stays as it is. Of a structured output only the prediction is
-    kept. Weights lie inside the file, unless they pass 2 GiB: then in ``<file name>.data`` beside it.
+    A copy is exported, in eval mode; the module stays as it is. Of a structured output every tensor becomes an output
+    (:func:`fxdistill.ir.outputs.named`), the prediction first. Weights lie inside the file, unless they pass 2 GiB:
+    then in ``<file name>.data`` beside it.
 
     Args:
         module: Takes one float32 tensor.
@@ -73,6 +104,8 @@ def export_onnx(
         opset: Version of ONNX's operators.
         metadata: Provenance, for the file's ``metadata_props``.
         entry: Which entry of a structured output is the prediction.
+        only: The outputs to write, by name or entry; empty for all.
+        prediction_name: What the prediction is called; '' for the name of its place, where it then stays.
 
     Raises:
         ModelError: The module does not run on this shape, or no exporter gives a file that works.
@@ -81,8 +114,9 @@ def export_onnx(
     """
     with _draft_of(path) as draft:
         written = _write(
-            module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry
-        )
+            module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry, only=only,
+            prediction_name=prediction_name,
+        )  # fmt: skip
         _publish(draft, path)
     return written
 
@@ -90,6 +124,7 @@ def export_onnx(
 def export_checked(
     module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, input_shape: tuple[int, ...],
     opset: int = 18, tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None, entry: str = "",
+    only: Sequence[str] = (), prediction_name: str = OUTPUT,
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a module as ONNX only if the file passes the gate; an earlier file stays where it does not.
 
@@ -103,6 +138,8 @@ def export_checked(
         tolerance: Largest absolute difference of two entries.
         metadata: Provenance.
         entry: Which entry of a structured output is the prediction.
+        only: See :func:`export_onnx`.
+        prediction_name: See :func:`export_onnx`.
 
     Raises:
         ParityError: The file would not be the model; nothing was written.
@@ -110,9 +147,10 @@ def export_checked(
     """
     with _draft_of(path) as draft:
         written = _write(
-            module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry
-        )
-        measured = measure(module, draft, images, task=task, entry=entry)
+            module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry, only=only,
+            prediction_name=prediction_name,
+        )  # fmt: skip
+        measured = measure(module, draft, images, task=task, entry=entry, prediction_name=prediction_name)
         gate(measured, tolerance)
         _publish(draft, path)
     return written, measured
@@ -131,21 +169,15 @@ def _draft_of(path: Path) -> Iterator[Path]:
 
 
 def _write(
-    module: nn.Module,
-    draft: Path,
-    path: Path,
-    *,
-    input_shape: tuple[int, ...],
-    opset: int,
-    metadata: Mapping[str, str],
-    entry: str,
-) -> Exported:
+    module: nn.Module, draft: Path, path: Path, *, input_shape: tuple[int, ...], opset: int,
+    metadata: Mapping[str, str], entry: str, only: Sequence[str], prediction_name: str,
+) -> Exported:  # fmt: skip
     """Write the draft of the file at a path."""
     check_opset(opset)
-    source = _deployable(module, input_shape, entry)
+    source = _deployable(module, input_shape, entry, only, prediction_name)
     with files.writing(path):
         exporter, refused = _draft(source, draft, input_shape, opset, metadata)
-    return Exported(path, exporter, opset, refused)
+    return Exported(path, exporter, opset, refused, source.names, source.left_out)
 
 
 def _publish(draft: Path, path: Path) -> None:
@@ -162,15 +194,16 @@ def _weights_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-class _Prediction(nn.Module):
-    """A model with a structured output, reduced to its prediction."""
+class _Outputs(nn.Module):
+    """A model with a structured output, reduced to some of its entries, in order."""
 
-    def __init__(self, model: nn.Module, entry: str) -> None:
+    def __init__(self, model: nn.Module, places: Sequence[str]) -> None:
         super().__init__()
-        self.model, self.entry = model, entry
+        self.model, self.places = model, tuple(places)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return prediction(self.model(image), self.entry)
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        found = dict(outputs.entries(self.model(image)))
+        return tuple(found[place] for place in self.places)
 
 
 def check_opset(opset: int) -> None:
@@ -192,8 +225,11 @@ def _noise(batch: int, input_shape: tuple[int, ...]) -> Tensor:
     return torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(batch))
 
 
-def _deployable(module: nn.Module, input_shape: tuple[int, ...], entry: str) -> nn.Module:
-    source = reference(module)
+def _deployable(
+    module: nn.Module, input_shape: tuple[int, ...], entry: str, only: Sequence[str], prediction_name: str
+) -> _Source:
+    """What to export: found out on the trial batches."""
+    source, found = reference(module), []
     for batch in _TRIAL_BATCHES:
         try:
             with torch.no_grad():
@@ -204,19 +240,49 @@ def _deployable(module: nn.Module, input_shape: tuple[int, ...], entry: str) -> 
                 where=type(module).__name__,
                 hint="give the shape that the model was made for; exported models must take any batch size",
             ) from cause
+        tensors = outputs.named(output, entry, prediction_name=prediction_name, taken=(INPUT,))
+        found.append({name: (value, tuple(value.shape)) for name, value in tensors.items()})
+    names = _wanted(output, found[-1], only)
+    if list(found[0]) != list(found[-1]):
+        raise ModelError(
+            f"the model answers with {len(found[0])} values for one image and {len(found[-1])} for three",
+            where=type(module).__name__,
+            hint="a list with an entry for each image is no output of an ONNX file: return tensors of a fixed number",
+        )
+    batched = [all(seen[n][1][:1] == (b,) for seen, b in zip(found, _TRIAL_BATCHES, strict=True)) for n in names]
+    of_batch = frozenset(name for name, changes in zip(names, batched, strict=True) if changes)
+    if isinstance(output, Tensor):
+        return _Source(source, names, of_batch)
+    ids = [id(found[-1][name][0]) for name in names]
+    places = {id(value): place for place, value in reversed(list(outputs.entries(output)))}
+    left_out = tuple(place for place, value in outputs.entries(output) if value is not None and id(value) not in ids)
     # the second exporter puts back the mode that it finds at the top, in every layer
-    return source if isinstance(output, Tensor) else _Prediction(source, entry).eval()
+    return _Source(_Outputs(source, [places[i] for i in ids]).eval(), names, of_batch, left_out)
+
+
+def _wanted(output: object, found: Mapping[str, tuple[Tensor, Shape]], only: Sequence[str]) -> tuple[str, ...]:
+    """The names of the outputs to write, in order; those asked for are given by name or by entry."""
+    names = {id(value): name for name, (value, _) in found.items()}
+    by_place = {place: names[id(value)] for place, value in outputs.entries(output) if id(value) in names}
+    asked = [one if one in found else by_place.get(one) for one in only]
+    if None in asked:
+        unknown = only[asked.index(None)]
+        raise ModelError(
+            f"the model has no output '{unknown}'", where=f"output {unknown}",
+            hint=f"its outputs are: {', '.join(found)}",
+        )  # fmt: skip
+    return tuple(name for name in found if not only or name in asked)
 
 
 def _draft(
-    source: nn.Module, draft: Path, input_shape: tuple[int, ...], opset: int, metadata: Mapping[str, str]
+    source: _Source, draft: Path, input_shape: tuple[int, ...], opset: int, metadata: Mapping[str, str]
 ) -> tuple[Exporter, tuple[str, ...]]:
     """Write the first exporter's file that works; also say why those before it did not."""
     refused: list[str] = []
     for exporter in _EXPORTERS:
         try:
             proto = _export(source, _noise(2, input_shape), opset, exporter)
-            _save(proto, draft, metadata, external=_bytes(source) > _LARGEST_FILE)
+            _save(proto, draft, metadata, external=_bytes(source.module) > _LARGEST_FILE)
             _try_out(source, draft, input_shape)
         except ModelError as cause:
             refused.append(f"{exporter}: {cause.what}")
@@ -231,17 +297,20 @@ def _draft(
     )
 
 
-def _export(source: nn.Module, example: Tensor, opset: int, exporter: Exporter) -> ModelProto:
-    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": opset}
+def _export(source: _Source, example: Tensor, opset: int, exporter: Exporter) -> ModelProto:
+    module, names = (
+        source.module,
+        dict[str, Any](input_names=[INPUT], output_names=list(source.names), opset_version=opset),
+    )
     try:
         with _quiet():
             if exporter == "dynamo":
                 shapes = ({0: torch.export.Dim(BATCH)},)
-                program = torch.onnx.export(source, (example,), dynamic_shapes=shapes, verbose=False, **names)
+                program = torch.onnx.export(module, (example,), dynamic_shapes=shapes, verbose=False, **names)
                 proto = cast("torch.onnx.ONNXProgram", program).model_proto
             else:
-                file, axes = io.BytesIO(), {INPUT: {0: BATCH}, OUTPUT: {0: BATCH}}
-                torch.onnx.export(source, (example,), cast("Any", file), dynamo=False, dynamic_axes=axes, **names)
+                file, axes = io.BytesIO(), {name: {0: BATCH} for name in (INPUT, *sorted(source.batched))}
+                torch.onnx.export(module, (example,), cast("Any", file), dynamo=False, dynamic_axes=axes, **names)
                 proto = onnx.load_model_from_string(file.getvalue())
     except Exception as cause:  # exporters raise whatever the model's code and their own parts raise
         raise ModelError(reason(cause)) from cause
@@ -270,7 +339,7 @@ def _strip(graph: GraphProto) -> None:
                 _strip(inner)
 
 
-def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> None:
+def _try_out(source: _Source, draft: Path, input_shape: tuple[int, ...]) -> None:
     """Raise ModelError unless the file is valid and follows the module at several batch sizes."""
     try:
         onnx.checker.check_model(draft, full_check=True)
@@ -279,13 +348,22 @@ def _try_out(source: nn.Module, draft: Path, input_shape: tuple[int, ...]) -> No
     session = open_session(draft)
     for batch in _TRIAL_BATCHES:
         image = _noise(batch, input_shape)
-        theirs = logits(session, image, where=str(draft))  # before the module, which may write into its input
+        theirs = answers(session, image, where=str(draft))  # before the module, which may write into its input
         with torch.no_grad():
             ours = source(image)
-        if ours.shape != theirs.shape:
-            raise ModelError(f"its file gives shape {tuple(theirs.shape)} for {batch} images, not {tuple(ours.shape)}")
-        if (ours - theirs).abs().max() > _TRIAL_TOLERANCE * max(1.0, float(ours.abs().max())):
-            raise ModelError(f"its file computes something else, seen on a batch of {batch}")
+        for name, value in ours.items():
+            _same(name, value, theirs[name], batch)
+
+
+def _same(name: str, ours: Tensor, theirs: Tensor, batch: int) -> None:
+    """Raise ModelError unless an output of the file is that of the module, to rounding."""
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"its file gives shape {tuple(theirs.shape)} for '{name}' of {batch} images, not {tuple(ours.shape)}"
+        )
+    ours, theirs = ours.double(), theirs.double()
+    if ours.numel() and (ours - theirs).abs().max() > _TRIAL_TOLERANCE * max(1.0, float(ours.abs().max())):
+        raise ModelError(f"its file computes something else for '{name}', seen on a batch of {batch}")
 
 
 def _bytes(module: nn.Module) -> int:

@@ -317,12 +317,13 @@ class Control(Part):
 
 
 class ExportPlan(Part):
-    """The ONNX file and its gate: which member is exported, as which arm trained it."""
+    """The ONNX file and its gate: which member is exported, as which arm trained it; which outputs, all where empty."""
 
     member: MemberName = "student"
     arm: MemberName = "distilled"
     opset: PositiveInt = 18
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    outputs: list[str] = []
 
 
 class Plugin(Part):

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.compiler.shrink_model import ShrunkResult
+from fxdistill.measure.gate import Parity
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.report.layout import Line, Table, count, diagnostics_view
 from fxdistill.tasks import TASKS, Task
@@ -45,10 +46,7 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
     provider = result["latency"][plan.export.member]["provider"]
     notes = [
         f"{over}; latency: batch 1, one thread, {provider}, median",
-        (
-            f"parity on {parity['images']} images: largest error {parity['max_abs_error']:.1e}, "
-            f"{task.agreement_name} {parity['agreement']:.2%}"
-        ),
+        f"parity on {parity['images']} images: {Parity(**parity)}",
         *_unhelped(plan, result, task),
     ]
     header = ("model", task.primary, "parameters", "MACs", "ONNX latency")

@@ -50,6 +50,8 @@ class Found:
         input_shape: Shape of a batch of one, where known.
         entry: Which entry of a structured output is the prediction.
         metadata: For the ONNX file.
+        prediction_name: What the prediction is called in an ONNX file; '' for the name of its place in the output.
+        remarks: What there is to say about it.
     """
 
     module: nn.Module
@@ -58,11 +60,13 @@ class Found:
     input_shape: tuple[int, ...] | None
     entry: str
     metadata: dict[str, str]
+    prediction_name: str = ""
+    remarks: tuple[Diagnostic, ...] = ()
 
 
 def evaluate(
     model: str | Path | nn.Module, data: str | None = None, *, task: str | None = None, factory: str | None = None,
-    args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+    args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False, entry: str | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
 
@@ -74,11 +78,14 @@ def evaluate(
         args: Arguments of that factory, ``key=value``.
         allow: Modules whose factories may be called.
         trust_pickle: Whether a file may be unpickled: it can run any code.
+        entry: Which entry of a structured output is the prediction; None to find it.
 
     Raises:
         InputError: The model cannot be found or loaded, or does not fit the data.
     """
-    found = find(model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
+    found = find(
+        model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=entry
+    )
     return measured(found, where=str(model))[0]
 
 
@@ -97,10 +104,12 @@ def export(
     model: str | Path | nn.Module, path: str | Path = "student.onnx", *, data: str | None = None,
     task: str | None = None, input_shape: tuple[int, ...] | None = None, opset: int = 18, tolerance: float = 1e-4,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+    entry: str | None = None, only: Sequence[str] = (),
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a model as ONNX with a dynamic batch, if the file passes the parity gate.
 
-    The gate compares test images, or, without data, seeded noise.
+    The gate compares test images, or, without data, seeded noise. All outputs are written and compared; the prediction
+    of a run's student is called ``logits``, as is the one output of a model, others by their places.
 
     Args:
         model: As for :func:`evaluate`.
@@ -114,16 +123,29 @@ def export(
         args: As for :func:`evaluate`.
         allow: As for :func:`evaluate`.
         trust_pickle: As for :func:`evaluate`.
+        entry: As for :func:`evaluate`.
+        only: The outputs to write, by name or entry; empty for all.
 
     Raises:
         InputError: The model cannot be found, loaded or exported.
         ParityError: The file would not be the model; nothing was written.
     """
-    found = find(model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
+    found = find(
+        model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=entry
+    )
+    return exported(found, path, input_shape=input_shape, opset=opset, tolerance=tolerance, only=only)
+
+
+def exported(
+    found: Found, path: str | Path, *, input_shape: tuple[int, ...] | None = None, opset: int = 18,
+    tolerance: float = 1e-4, only: Sequence[str] = (),
+) -> tuple[Exported, Parity]:  # fmt: skip
+    """Write a model that was found as ONNX; see :func:`export`."""
     shape = input_shape or found.input_shape or DEFAULT_SHAPE
     return onnx_file.export_checked(
         found.module, Path(path), _images(found, shape), task=found.task, input_shape=shape, opset=opset,
-        tolerance=tolerance, metadata=found.metadata, entry=found.entry,
+        tolerance=tolerance, metadata=found.metadata, entry=found.entry, only=only,
+        prediction_name=found.prediction_name,
     )  # fmt: skip
 
 
@@ -199,7 +221,7 @@ def _given(
 
 def find(
     model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None, factory: str | None = None,
-    args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+    args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False, entry: str | None = None,
 ) -> Found:  # fmt: skip
     """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
 
@@ -207,21 +229,22 @@ def find(
         InputError: It cannot be found or loaded, or does not fit the data.
     """
     if not isinstance(model, nn.Module) and Path(model).is_dir():
-        if task is not None or factory is not None or args or trust_pickle:
+        if task is not None or factory is not None or args or trust_pickle or entry is not None:
             raise InputError(
                 "a run says itself what its models are", where=str(model),
-                hint="leave out --task, --factory, --arg and --trust-pickle, or give the file of a model",
+                hint="leave out --task, --factory, --arg, --output-entry and --trust-pickle, or give a model's file",
             )  # fmt: skip
         return _of_run(Path(model), data, allow)
     wanted = TASKS.get(task or "classification", where="--task")
     given = _given(model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
     module = given.module
     if data is None:
-        return Found(module, wanted, None, given.input_shape, "", {})
+        return Found(module, wanted, None, given.input_shape, entry or "", {})
     dataset = load_data(data, task=wanted, input_shape=given.input_shape, allow=allow)
     shape = (1, *dataset.image_shape)
-    entry = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data).entry
-    return Found(module, wanted, dataset, shape, entry, {})
+    fit = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data, entry=entry)
+    remarks = preflight.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
+    return Found(module, wanted, dataset, shape, fit.entry, {}, remarks=remarks)
 
 
 def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
@@ -250,7 +273,7 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
         dataset = preflight.load_data(plan, rundir.base, allow=allow)
     else:
         dataset = load_data(plan.data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow)
-    return Found(module, TASKS.get(plan.task), dataset, shape, plan.entry_of(name), provenance(plan))
+    return Found(module, TASKS.get(plan.task), dataset, shape, plan.entry_of(name), provenance(plan), onnx_file.OUTPUT)
 
 
 def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequence[str]) -> nn.Module:

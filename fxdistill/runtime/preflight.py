@@ -191,6 +191,19 @@ def fits(
     return Fit(chosen, outputs.rivals(output, chosen, right) if entry is None else ())
 
 
+def undecided(where: str, found: Fit, option: str) -> tuple[Diagnostic, ...]:
+    """A warning where nothing but the order of several outputs tells which of them is the prediction."""
+    if not found.rivals:
+        return ()
+    return (
+        Diagnostic(
+            code="which-output", severity="warning", where=where,
+            why=f"its output {found.entry} is taken for the prediction; {', '.join(found.rivals)} would do as well",
+            hint=f"if it is another one, name it: {option} {found.rivals[0]}",
+        ),
+    )  # fmt: skip
+
+
 def exports(plan: Plan, module: nn.Module) -> None:
     """Export a member once as it is, so that one that cannot be exported is found before it is trained.
 
@@ -200,7 +213,7 @@ def exports(plan: Plan, module: nn.Module) -> None:
     with tempfile.TemporaryDirectory() as folder:
         onnx_file.export_onnx(
             module, Path(folder) / "trial.onnx", input_shape=tuple(plan.input.shape), opset=plan.export.opset,
-            entry=plan.entry_of(plan.export.member),
+            entry=plan.entry_of(plan.export.member), only=plan.export.outputs,
         )  # fmt: skip
 
 
@@ -264,14 +277,12 @@ def accelerator(device: str, precision: str) -> str:
 
 def near_chance(member: str, found: Mapping[str, float], task: Task, classes: int) -> list[Diagnostic]:
     """A warning where a member that teaches knows hardly more than chance."""
-    chance, value = task.chance(classes), found[task.primary]
-    if chance is None or value >= 2 * chance or value > (1 + chance) / 2:
+    if not (poor := task.near_chance(found, classes)):
         return []
     return [
         Diagnostic(
             code="teacher-near-chance", severity="warning", where=member,
-            why=f"the {task.primary} of the {member} on this data is {task.shown(value)}, near chance "
-            f"({task.shown(chance)})",
+            why=f"what the {member} reaches on this data is {poor}",
             hint="check label order, normalisation (data.mean, data.std in the plan) and the checkpoint",
         )
     ]  # fmt: skip

@@ -43,15 +43,15 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     written, parity = onnx_file.export_checked(
         module, path, (batch["images"] for batch in images), task=run.task, input_shape=tuple(run.plan.input.shape),
         opset=export.opset, tolerance=export.tolerance, metadata=provenance(run.plan),
-        entry=run.plan.entry_of(export.member),
+        entry=run.plan.entry_of(export.member), only=export.outputs,
     )  # fmt: skip
     run.observer.on_phase("latency")
     finished = run.checkpoint.finished
     result = {
         "plan": run.plan.sha256, "metric": run.task.primary, "members": dict(measured), "arms": finished,
         "summary": summary(finished, run.task.primary), "parity": asdict(parity), "exporter": written.exporter,
-        "opset": written.opset, "latency": _latencies(run), "device": str(run.fabric.device), **run.checkpoint.how,
-        "versions": versions(),
+        "outputs": written.outputs, "opset": written.opset, "latency": _latencies(run),
+        "device": str(run.fabric.device), **run.checkpoint.how, "versions": versions(),
     }  # fmt: skip
     write_text(rundir.result_path, json.dumps(result, indent=2) + "\n")
     rundir.checkpoint_path.unlink(missing_ok=True)
@@ -73,8 +73,9 @@ def _latencies(run: Execution) -> dict[str, Any]:
                 continue
             try:
                 onnx_file.export_onnx(
-                    module.cpu(), path, input_shape=single, opset=run.plan.export.opset, entry=run.plan.entry_of(name)
-                )
+                    module.cpu(), path, input_shape=single, opset=run.plan.export.opset, only=(onnx_file.OUTPUT,),
+                    entry=run.plan.entry_of(name),
+                )  # fmt: skip
             except ModelError as cause:
                 run.observer.on_diagnostic(
                     Diagnostic(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
+_SAME = 1e-4
+"""What differs by less, as a share of the largest value, counts as the same."""
+
 
 NO_LABEL = -100
 """What says in class numbers that an image, or a place, has no label: torch's ``ignore_index``."""
@@ -52,6 +55,7 @@ class Task(ABC):
         has_classes: Whether labels are numbers of classes that have names.
         no_label: What stands for no label in a target: -100, or not a number in targets that are not whole.
         ranks_train: Whether the metrics compare the test split with the training split.
+        collapsed: What is said of a model whose answer is the same for every image.
         moves_targets: Whether targets are maps (B, H, W) that move with the images under augmentation. What comes in at
             a border has no label.
     """
@@ -66,6 +70,7 @@ class Task(ABC):
     has_classes: ClassVar[bool] = True
     no_label: ClassVar[float] = NO_LABEL
     ranks_train: ClassVar[bool] = False
+    collapsed: ClassVar[str] = "the same answer for every image"
     moves_targets: ClassVar[bool] = False
 
     def typed(self, targets: "Tensor") -> "Tensor":
@@ -144,9 +149,45 @@ class Task(ABC):
     def agreement(self, ours: "Tensor", theirs: "Tensor") -> Agreement:
         """How far two predictions for one batch say the same; ``ours`` is the reference."""
 
+    def says(self, output: "Tensor") -> "Tensor":
+        """What a prediction says, (N, ...): of a model that says the same of everything all rows are the same."""
+        return output
+
+    def near_chance(self, found: Mapping[str, float], classes: int) -> str:
+        """What is said of a model that knows hardly more than chance, by its metrics; '' where it knows more."""
+        chance, value = self.chance(classes), found[self.primary]
+        if chance is None or value >= 2 * chance or value > (1 + chance) / 2:
+            return ""
+        return f"{self.primary} {self.shown(value)}, near chance ({self.shown(chance)})"
+
     def shown(self, value: float) -> str:
         """A value of the primary metric for people."""
         return f"{value:.2%}" if self.is_share else f"{value:.4g}"
+
+
+class Said:
+    """What a model says of many images, batch after batch: whether it is the same of all."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.images = task, 0
+        self._lowest: Tensor | None = None
+        self._highest: Tensor | None = None
+
+    def add(self, output: "Tensor") -> None:
+        """Take in the predictions for a batch."""
+        said = self.task.says(output).detach()
+        low, high = said.amin(0), said.amax(0)
+        self._lowest = low if self._lowest is None else self._lowest.minimum(low)
+        self._highest = high if self._highest is None else self._highest.maximum(high)
+        self.images += len(output)
+
+    def collapsed(self) -> str:
+        """What is wrong where all answers are the same (to 1e-4 of the largest), '' where they differ."""
+        if self._lowest is None or self._highest is None or self.images < 2:
+            return ""
+        low, high = self._lowest.double(), self._highest.double()
+        size = float(high.abs().maximum(low.abs()).max()) if self._lowest.is_floating_point() else 0.0
+        return self.task.collapsed if float((high - low).max()) <= _SAME * size else ""
 
 
 def no_images(split: str) -> DataError:

@@ -22,6 +22,7 @@ class Classification(Task):
     supervised = "cross-entropy"
     primary = "accuracy"
     agreement_name = "top-1 agreement"
+    collapsed = "one class for every image"
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """One class number an image."""
@@ -52,6 +53,10 @@ class Classification(Task):
     def chance(self, classes: int) -> float | None:
         """One in so many classes."""
         return 1 / classes if classes else None
+
+    def says(self, output: Tensor) -> Tensor:
+        """The class, (N,)."""
+        return output.argmax(1)
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
         """Equal top-1 predictions."""

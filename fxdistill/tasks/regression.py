@@ -24,6 +24,7 @@ class Regression(Task):
     primary = "MAE"
     higher_is_better = False
     is_share = False
+    collapsed = "the same numbers for every image"
     has_classes = False
     no_label = math.nan
 
@@ -62,6 +63,11 @@ class Regression(Task):
             return ((output, targets.reshape(output.shape)) for output, targets in predict(split))
 
         return super().evaluate(shaped, classes, device)
+
+    def near_chance(self, found: Mapping[str, float], classes: int) -> str:
+        """No better than the mean of the targets, which explains nothing of their variance."""
+        del classes
+        return "" if found["R2"] > 0 else f"R2 {found['R2']:.3g}, no better than the mean of the targets"
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
         """Nothing beyond the error, which the gate bounds itself: there is no choice in which two models differ."""

@@ -24,6 +24,7 @@ class Retrieval(Task):
     imitation = None
     primary = "mAP"
     ranks_train = True
+    collapsed = "the same embedding for every image"
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """One class number an image."""
@@ -56,6 +57,10 @@ class Retrieval(Task):
     def chance(self, classes: int) -> float | None:
         """One in so many classes: the share of each where they are of one size."""
         return 1 / classes if classes else None
+
+    def says(self, output: Tensor) -> Tensor:
+        """The direction, which is all that a ranking reads."""
+        return F.normalize(output.float())
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
         """Equal nearest neighbours within the batch; gaps are differences of cosine similarity."""

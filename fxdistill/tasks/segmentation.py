@@ -21,6 +21,7 @@ class Segmentation(Task):
     supervised = "cross-entropy"
     agreement_name = "agreement of pixels"
     primary = "mean-IoU"
+    collapsed = "one class for every pixel"
     moves_targets = True
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
@@ -56,6 +57,10 @@ class Segmentation(Task):
                 num_classes=classes, average="micro", ignore_index=NO_LABEL, validate_args=False
             ),
         }
+
+    def says(self, output: Tensor) -> Tensor:
+        """The classes, of all pixels of all images in one row."""
+        return output.argmax(1).flatten()
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
         """Equal classes, pixel by pixel."""

@@ -153,8 +153,9 @@ def test_parity_of_a_resnet(tmp_path: Path) -> None:
 def test_other_modules(tmp_path: Path, kind: type[nn.Module]) -> None:
     module = build(kind)
     onnx_file.export_onnx(module, tmp_path / "x.onnx", input_shape=SHAPE)
-    (logits,) = open_session(tmp_path / "x.onnx").get_outputs()
+    logits, *others = open_session(tmp_path / "x.onnx").get_outputs()
     assert (logits.name, logits.shape[1]) == ("logits", 5)
+    assert [other.name for other in others] == (["aux_0"] if kind is Structured else [])
     gate.gate(gate.measure(module, tmp_path / "x.onnx", batches(4), task=TASK))
 
 
@@ -191,6 +192,7 @@ def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]) -> None:
         module.head.bias[0] += 5
     measured = gate.measure(module, small[1], batches(20), task=TASK)
     assert measured.max_abs_error == pytest.approx(5, abs=1e-4)
+    assert measured.agreement is not None
     assert measured.agreement < 1
     with pytest.raises(ParityError, match=r"differ by up to 5; allowed is 0.0001(.|\n)*20 images compared"):
         gate.gate(measured, 1e-4)

@@ -94,3 +94,31 @@ def test_a_wrong_name_is_refused_with_those_that_there_are(
     assert "the model's output has no entry 'logit'" in done.stderr
     assert f"its entries are: {entries}" in done.stderr
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_model_of_several_outputs_is_measured_and_exported_with_a_word_on_them(tmp_path: Path) -> None:
+    """Both outputs could be the logits of ten classes: the first is taken, which is said, or the one that is named."""
+    file = jobs.model(tmp_path / "pair.pt", answers="pair", widths=[4, 10])
+    said = jobs.call("eval", file, *jobs.ALLOW, "--data", "digits")
+    assert "its output 0 is taken for the prediction; 1 would do as well" in " ".join(said.stderr.split())
+    assert "--output-entry 1" in said.stderr
+    named = jobs.call("eval", file, *jobs.ALLOW, "--data", "digits", "--output-entry", "1")
+    assert named.stderr == ""
+    wrong = jobs.call("eval", file, *jobs.ALLOW, "--data", "digits", "--output-entry", "2")
+    assert (wrong.exit_code, "no entry '2'" in wrong.stderr) == (2, True)
+    exported = jobs.done("export", file, *jobs.ALLOW, "-o", tmp_path / "all.onnx")
+    assert "outputs output_0, output_1" in exported
+    assert "agreement" not in exported, "nothing says which of them is the prediction"
+    exported = jobs.done("export", file, *jobs.ALLOW, "-o", tmp_path / "one.onnx", "--output-entry", "1",
+                         "--only-output", "1")  # fmt: skip
+    assert "outputs output_1; left out: 0" in exported
+    assert "top-1 agreement" in exported
+
+
+def test_a_run_exports_all_outputs_of_its_student(tmp_path: Path) -> None:
+    jobs.planned(tmp_path, {"widths": [8, 16]}, {"answers": "named"}, "--data", "digits", "--method", "kd")
+    result = jobs.ran(tmp_path, "--precision", "32-true")
+    assert result["outputs"] == ["logits", "features"]
+    assert set(result["parity"]["others"]) == {"features"}
+    names = [one.name for one in onnxruntime.InferenceSession(tmp_path / "run" / "student.onnx").get_outputs()]
+    assert names == ["logits", "features"]
