@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _SAME = 1e-4
 """What differs by less, as a share of the largest value, counts as the same."""
-
-
 NO_LABEL = -100
 """What says in class numbers that an image, or a place, has no label: torch's ``ignore_index``."""
 

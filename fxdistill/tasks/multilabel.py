@@ -27,6 +27,7 @@ class Multilabel(Task):
     imitation = "binary-kd"
     primary = "mAP"
     agreement_name = "agreement of classes"
+    collapsed = "the same classes for every image"
     no_label = math.nan
 
     def typed(self, targets: Tensor) -> Tensor:
@@ -83,6 +84,10 @@ class Multilabel(Task):
         precisions = [float(binary_average_precision(*one, ignore_index=_UNKNOWN)) for one in columns]
         f1 = [float(binary_f1_score(*one, ignore_index=_UNKNOWN)) for one in columns]
         return {"mAP": statistics.fmean(precisions), "F1": statistics.fmean(f1)}
+
+    def says(self, output: Tensor) -> Tensor:
+        """The decisions, (N, K)."""
+        return (output > 0).long()
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
         """Equal decisions, class by class; a gap is how far the reference is from deciding otherwise."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxdistill.errors import DataError
-from fxdistill.tasks import TASKS, Agreement, labelled
+from fxdistill.tasks import TASKS, Agreement, Said, labelled
 
 NAMES = ("classification", "multilabel", "regression", "retrieval", "segmentation")
 Predict = Callable[[str], Iterator[tuple[Tensor, Tensor]]]
@@ -360,3 +360,44 @@ def test_metrics_on_the_device(name: str) -> None:
     here = TASKS.get(name).evaluate(predicting(outputs, targets), 3, "cpu")
     there = TASKS.get(name).evaluate(predicting(outputs.cuda(), targets.cuda()), 3, "cuda")
     assert there == pytest.approx(here, abs=1e-5)
+
+
+def _answers(task: str, *, collapsed: bool) -> list[torch.Tensor]:
+    """Two batches of predictions, of a model that looks at its images or of one that does not."""
+    generator = torch.Generator().manual_seed(0)
+    shape = {"segmentation": (6, 5, 4, 4), "regression": (6, 2)}.get(task, (6, 5))
+    noise = torch.randn(2, *shape, generator=generator)
+    if collapsed and TASKS.get(task).has_classes and task != "retrieval":
+        noise += 100 * torch.eye(5)[3].reshape(5, *([1] * (len(shape) - 2)))  # scores differ, what they say does not
+        noise[:, :, [k for k in range(5) if k != 3]] -= 100
+    elif collapsed:
+        noise = torch.full_like(noise, 3.0) + 1e-5 * noise
+    return list(noise)
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "regression", "retrieval", "multilabel"])
+def test_one_answer_for_everything_is_told_from_answers(task: str) -> None:
+    for collapsed in (True, False):
+        said = Said(TASKS.get(task))
+        for batch in _answers(task, collapsed=collapsed):
+            said.add(batch)
+        assert said.collapsed() == (TASKS.get(task).collapsed if collapsed else "")
+
+
+def test_one_image_says_nothing_of_a_collapse_and_embeddings_differ_by_direction_alone() -> None:
+    one = Said(TASKS.get("classification"))
+    one.add(torch.randn(1, 5))
+    assert one.collapsed() == ""
+    scaled = Said(TASKS.get("retrieval"))
+    scaled.add(torch.tensor([[1.0, 2.0], [10.0, 20.0]]))
+    assert scaled.collapsed() == "the same embedding for every image"
+    far = Said(TASKS.get("classification"))  # of very many classes two neighbours are not the same
+    far.add(torch.eye(21_843)[[21_840, 21_841]])
+    assert far.collapsed() == ""
+
+
+def test_a_regression_near_chance_is_no_better_than_the_mean() -> None:
+    task = TASKS.get("regression")
+    assert task.near_chance({"MAE": 3.0, "R2": 0.2}, 0) == ""
+    assert "no better than the mean" in task.near_chance({"MAE": 3.0, "R2": 0.0}, 0)
+    assert "no better than the mean" in task.near_chance({"MAE": 3.0, "R2": float("nan")}, 0)
