@@ -12,12 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "errors", "diagnostics", "files", "arguments", "registry", "models", "tasks", "operators", "losses",
+    "errors", "diagnostics", "files", "container", "arguments", "registry", "models", "tasks", "operators", "losses",
     "data.augmentations", "plan", "ir",
     "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "report", "cli",
     "__main__",
 )  # fmt: skip
-OPTIONAL = {"timm", "safetensors"}
+OPTIONAL = {"timm"}
 """Packages that need not be installed, and are imported where they are needed."""
 FILES = sorted(
     path for top in ("fxdistill", "passes") for path in (ROOT / top).rglob("*.py")

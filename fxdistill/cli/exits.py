@@ -1,12 +1,15 @@
 """How the command line ends when something goes wrong: one message of one shape, and the exit code.
 
-Exit codes: 1 the work failed (a pass, training, the parity gate), 2 the input is wrong, 130 interrupted. A message
-says what, where and what to do, also where the words come from the parser of the command line.
+Exit codes: 1 the work failed (a pass, training, the parity gate), 2 the input is wrong, 130 interrupted; asked to end
+by SIGTERM 143, by SIGHUP 129, with the same words and files as after Ctrl-C. A message says what, where and what to do,
+also where the words come from the parser of the command line.
 """
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,11 +63,40 @@ def _parsed() -> Iterator[None]:
         raise _failed(str(known), known.exit_code) from None
 
 
+class _Asked(KeyboardInterrupt):
+    """A signal asks to end, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+def _ask(number: int, _frame: object) -> None:
+    raise _Asked(number)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Inside, being asked to end is what Ctrl-C is; one that is ignored (nohup) stays so."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in known if ours}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in taken:
+        signal.signal(number, _ask)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
 @contextmanager
 def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
     """Turn an error into one message and its exit code; what is left is a fault of ours and keeps its traceback."""
     try:
-        yield
+        with _signals():
+            yield
     except FxdistillError as error:
         raise _failed(str(error), error.exit_code) from None
     except BrokenPipeError:
@@ -76,9 +108,9 @@ def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Itera
         where = str(error.filename or "the file system")
         known = files.failure(error, where=where, what="cannot write or read", error=InputError)
         raise _failed(str(known), known.exit_code) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as asked:
         err.print(Text(interrupted()), soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(getattr(asked, "exit_code", 130)) from None
 
 
 def _failed(message: str, code: int) -> typer.Exit:

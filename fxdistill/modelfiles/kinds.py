@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file
 
 from fxdistill.errors import ModelError
 from fxdistill.modelfiles.factories import working_directory_importable
@@ -167,12 +168,6 @@ def _unpickle(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> tuple[Any, bool]:
-    try:
-        from safetensors.torch import load_file  # noqa: PLC0415 - optional
-    except ImportError as cause:
-        raise ModelError(
-            "reading this file needs the package safetensors", where=str(path), hint="pip install safetensors"
-        ) from cause
     try:
         return load_file(path), False
     except Exception as cause:

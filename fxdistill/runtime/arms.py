@@ -26,7 +26,7 @@ from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm
-from fxdistill.runtime import checkpoint
+from fxdistill.runtime import checkpoint, stopping
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
@@ -127,11 +127,13 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     arm = run.plan.arm(trial.name)
     program = _restored(run, trial, arm)
     at = run.checkpoint
-    watch = _Watch(run, program, index, trial)
-    loop = Loop(
-        run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.compiled, watch.progress, watch.save
-    )
-    loop.run(at.position, at.optimizer, at.means)
+    with stopping.deferred() as request:
+        watch = _Watch(run, program, index, trial, request)
+        loop = Loop(
+            run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.compiled, watch.progress,
+            watch.save,
+        )  # fmt: skip
+        loop.run(at.position, at.optimizer, at.means)
     for member in arm.trains:
         trained = Strip()(Trained(program, run.modules[member], member)).value
         _check_finite(trained, trial)
@@ -185,8 +187,8 @@ class _Watch:
     at most a twentieth of the time.
     """
 
-    def __init__(self, run: Execution, program: Program, index: int, trial: Trial) -> None:
-        self.run, self.program, self.index, self.trial = run, program, index, trial
+    def __init__(self, run: Execution, program: Program, index: int, trial: Trial, request: stopping.Request) -> None:
+        self.run, self.program, self.index, self.trial, self.request = run, program, index, trial, request
         self._finished, self._before = run.checkpoint.finished, run.checkpoint.seconds
         self._started = self._last = time.monotonic()
         self._took = 0.0
@@ -218,9 +220,9 @@ class _Watch:
         return reached
 
     def save(self, moment: Moment) -> None:
-        """Take a checkpoint, if one is due."""
+        """Take a checkpoint, if one is due; where somebody asked to stop, take one and stop."""
         due = max(self.run.save_seconds, self._took * (1 / _SHARE_OF_SAVING - 1) if self.run.save_seconds else 0.0)
-        if moment.optimizer is not None and time.monotonic() - self._last < due:
+        if moment.optimizer is not None and time.monotonic() - self._last < due and not self.request.made:
             return
         before = time.monotonic()
         checkpoint.save(
@@ -235,6 +237,7 @@ class _Watch:
         )  # fmt: skip
         self._last = time.monotonic()
         self._took = self._last - before
+        self.request.grant()
 
 
 def share_buffers(module: nn.Module, program: Program, member: str) -> None:

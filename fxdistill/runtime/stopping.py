@@ -1,0 +1,59 @@
+"""Being asked to stop while training: the step in hand is finished, a checkpoint is taken, and then the run ends.
+
+Ctrl-C (SIGINT), SIGTERM and SIGHUP ask alike. Whoever handled the signal before then handles it, at a place where
+nothing is half done; whoever asks twice is not kept waiting.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Request:
+    """Whether somebody asked to stop."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, object] = {}
+        self._number: int | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether it was asked for."""
+        return self._number is not None
+
+    def grant(self) -> None:
+        """Hand the signal on to whoever handled it before, which raises; nothing where nobody asked."""
+        if self._number is not None:
+            self._hand_on(self._number, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.made:
+            self._hand_on(number, frame)
+        self._number = number
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        handler = self._before[number]
+        if callable(handler):
+            handler(number, frame)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred() -> Iterator[Request]:
+    """Inside, being asked to stop is noted and does not interrupt; ignored signals stay ignored."""
+    request, taken = Request(), []
+    if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
+        request._before = {number: signal.getsignal(number) for number in SIGNALS}  # noqa: SLF001
+        taken = [number for number, handler in request._before.items() if handler is not signal.SIG_IGN]  # noqa: SLF001
+    for number in taken:
+        signal.signal(number, request._note)  # noqa: SLF001
+    try:
+        yield request
+    finally:
+        for number in taken:
+            signal.signal(number, request._before[number])  # type: ignore[arg-type]  # noqa: SLF001
+    request.grant()
