@@ -35,6 +35,7 @@ def plan(
     student: parameters.Model,
     output: parameters.PlanOutput = Path("plan.json"),
     data: parameters.PlanData = None,
+    val: parameters.Validation = 0.0,
     input_shape: parameters.Input = "",
     method: parameters.HowTaught = "indistill",
     task: parameters.TaskName = "classification",
@@ -80,7 +81,8 @@ def plan(
 
         seen = planning.look(
             data, output, wanted, models, task=task, batch_size=batch_size, allow=allow_factory,
-            entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
+            entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion, val=val,
+            seed=seed,
         )  # fmt: skip
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,

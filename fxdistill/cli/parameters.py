@@ -70,6 +70,12 @@ Criterion = Annotated[
     str | None, typer.Option("--criterion", help="Importance of a channel: {criteria}. Default: the method's own.")
 ]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, max=1_000_000, help="Epochs of the main stage.")]
+Validation = Annotated[
+    float,
+    typer.Option(
+        "--val", min=0, max=0.9, help="Share of the training images to set aside, for every figure before the last one."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
 LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, help="Learning rate of Adam.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Everything random comes from it.")]

@@ -10,7 +10,7 @@ from fxdistill.cli import values
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
 from fxdistill.criteria import CRITERIA
-from fxdistill.data import places
+from fxdistill.data import division, places
 from fxdistill.data.batches import first_batch
 from fxdistill.data.load import check_input, defaults, load
 from fxdistill.diagnostics import Diagnostic
@@ -44,7 +44,8 @@ class Seen:
 
 def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Sequence[LoadedModel], *, task: str,
-    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
+    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str, val: float = 0.0,
+    seed: int = 0,
 ) -> Seen:  # fmt: skip
     """Look at the data and at what the models answer to its shape.
 
@@ -58,6 +59,8 @@ def look(
         allow: Modules whose factories may be called.
         entries: Of each model which entry of its output the user names; None to find it.
         criterion: The criterion, which may read data.
+        val: The share of the training images to watch the training by.
+        seed: What is set aside is drawn under it.
 
     Raises:
         DataError: The data is not there, or not of that shape.
@@ -71,7 +74,9 @@ def look(
     dataset = load(spec, task=task, input_shape=known, allow=allow)
     if known is not None:
         check_input(dataset, known)
-    made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size)
+    made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
+    said = (*dataset.remarks, *division.remarks(made))
+    dataset = division.divided(dataset, made)
     shape = values.first_shape(wanted, (1, *dataset.image_shape))
     found = [
         preflight.fits(loaded.module, dataset, TASKS.get(task), input_shape=shape, spec=spec, entry=entry)
@@ -82,7 +87,7 @@ def look(
     examples = (first["images"], first["labels"]) if first is not None else None
     return Seen(
         data, shape, (found[0].entry, found[1].entry), examples,
-        tuple(
+        said + tuple(
             remark
             for name, one in zip(("teacher", "student"), found, strict=True)
             for remark in preflight.undecided(name, one, f"--{name}-output")

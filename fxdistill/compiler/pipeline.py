@@ -99,8 +99,10 @@ class Compilation:
 
     @property
     def supervised(self) -> LossTerm | None:
-        """The task's own term; None for a task that has none."""
-        return LossTerm(loss=self.task.supervised, student=STUDENT) if self.task.supervised is not None else None
+        """The task's own term; None for a task that has none, or data without labels."""
+        if self.task.supervised is None or not self.options.data.labelled:
+            return None
+        return LossTerm(loss=self.task.supervised, student=STUDENT)
 
     @property
     def imitation(self) -> LossTerm | None:

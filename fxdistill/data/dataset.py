@@ -1,12 +1,18 @@
-"""A data set: a training and a test split that go together and hold what a task wants, with their normalisation."""
+"""A data set: splits that go together and hold what a task wants, with their normalisation.
 
-from collections.abc import Iterator, Sequence
+There is a training and a test split, and perhaps a validation split. Data that comes as **one** split is both at once:
+it is there to measure on, or to be divided (:mod:`fxdistill.data.division`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
 from fxdistill.tasks import Task, labelled
 
@@ -15,6 +21,7 @@ _MOST_CLASSES = 1 << 20
 _CHUNK = 256
 _CHUNK_VALUES = 1 << 26
 _SAMPLE = 2048
+_OVERSHOOT = 0.25
 
 
 class Images(Protocol):
@@ -35,6 +42,12 @@ class Images(Protocol):
 
     def to(self, device: Device) -> "Images":
         """The images on a device, if they fit into memory; else as they are."""
+
+    def relabelled(self, labels: Tensor) -> "Images":
+        """The same images with other targets."""
+
+    def at(self, positions: Tensor) -> "Images":
+        """Some of the images, by their positions."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,14 @@ class Split:
         """The split on a device."""
         return Split(self.images.to(device), self.labels.to(device))
 
+    def relabelled(self, labels: Tensor) -> "Split":
+        """The same images with other targets."""
+        return Split(self.images, labels)
+
+    def at(self, positions: Tensor) -> "Split":
+        """Some of the images."""
+        return Split(self.images[positions], self.labels[positions])
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -73,10 +94,12 @@ class Dataset:
 
     Attributes:
         train: The training split.
-        test: The test split.
-        classes: Class names in label order; () where the task has none.
+        test: The test split; the training split itself where the data is one split.
+        classes: Class names in label order; () where the task has none, or nothing has a label.
         mean: Mean of the training pixels per channel, pixels in 0 … 1.
         std: Their standard deviation; 1 for a channel that is constant.
+        val: The validation split; None for none.
+        remarks: What there is to say about how it was read.
     """
 
     train: Images
@@ -84,6 +107,8 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    val: Images | None = None
+    remarks: tuple[Diagnostic, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -92,37 +117,90 @@ class Dataset:
 
     def to(self, device: Device) -> "Dataset":
         """The data on a device, as far as it fits into memory."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        return self.each(lambda split: split.to(device))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one split, to measure on or to be divided."""
+        return self.train is self.test
+
+    def split(self, name: str) -> Images:
+        """``train``, ``val`` or ``test``; for ``val`` the test split where there is no other."""
+        found = {"train": self.train, "val": self.val or self.test, "test": self.test}
+        return found[name]
+
+    def has_labels(self, name: str) -> bool:
+        """Whether an image of a split has a label."""
+        return bool(labelled(self.split(name).labels).any())
+
+    def each(self, change: Callable[[Images], Images]) -> "Dataset":
+        """The same with every split changed."""
+        train = change(self.train)
+        test = train if self.is_one else change(self.test)
+        return replace(self, train=train, test=test, val=None if self.val is None else change(self.val))
 
 
-def checked(train: Images, test: Images, classes: Sequence[str] | None, *, where: str, task: Task) -> Dataset:
-    """A data set of two splits that go together and hold what a task wants, with its normalisation measured.
+def checked(
+    train: Images, test: Images, classes: Sequence[str] | None, *, where: str, task: Task, val: Images | None = None,
+    remarks: Sequence[Diagnostic] = (),
+) -> Dataset:  # fmt: skip
+    """A data set of splits that go together and hold what a task wants, with its normalisation measured.
 
     Args:
         train: The training split.
-        test: The test split.
+        test: The test split; the same object where the data is one split.
         classes: Class names; the labels' numbers where None. Ignored for a task that has no classes.
         where: The spec.
         task: What the data is for.
+        val: The validation split, where there is one.
+        remarks: What there is to say about how it was read.
 
     Raises:
         DataError: They do not go together, one is malformed, or the task wants other targets.
     """
-    train, test = (_whole(split, name, where, task) for split, name in ((train, "train"), (test, "test")))
-    names = _names((train, test), classes, where, task) if task.has_classes else ()
-    for split, name in ((train, "train"), (test, "test")):
-        if bool(labelled(split.labels).any()) and (
-            wrong := task.wrong_targets(split.labels, split.image_shape, len(names))
-        ):
+    given = {"train": train} | ({} if test is train else {"test": test}) | ({} if val is None else {"val": val})
+    splits = _alike({name: _whole(split, name, where, task) for name, split in given.items()}, task)
+    names = _names(tuple(splits.values()), classes, where, task) if task.has_classes else ()
+    for name, split in splits.items():
+        known = bool(labelled(split.labels).any())
+        if known and (wrong := task.wrong_targets(split.labels, split.image_shape, len(names))):
             raise _unusable(name, wrong, where, f"the task wants {task.summary}; give such data, or another task")
-    for what, one, other in (
-        ("images", train.image_shape, test.image_shape),
-        ("labels", tuple(train.labels.shape[1:]), tuple(test.labels.shape[1:])),
-    ):
-        if one != other:
-            raise DataError(f"training {what} are {one}, test {what} {other}", where=where, hint="make them the same")
+        for what, one, other in (
+            ("images", splits["train"].image_shape, split.image_shape),
+            ("labels", tuple(splits["train"].labels.shape[1:]), tuple(split.labels.shape[1:])),
+        ):
+            if one != other:
+                why = f"training {what} are {one}, {name} {what} {other}"
+                raise DataError(why, where=where, hint="make them the same")
+    train = splits["train"]
     mean, std = measure(train)
-    return Dataset(train, test, names, mean, std)
+    said = (*remarks, *_unlabelled(splits, where))
+    return Dataset(train, splits.get("test", train), names, mean, std, splits.get("val"), said)
+
+
+def _alike(splits: dict[str, Images], task: Task) -> dict[str, Images]:
+    """The splits, those without any label with targets of the shape that others have, or that the task wants."""
+    known = {name: bool(labelled(split.labels).any()) for name, split in splits.items()}
+    shapes = [tuple(splits[name].labels.shape[1:]) for name in splits if known[name]]
+
+    def alike(name: str, split: Images) -> Images:
+        if known[name]:
+            return split
+        shape = shapes[0] if shapes else split.image_shape[1:] if task.moves_targets else ()
+        return split.relabelled(torch.tensor(task.no_label).expand(len(split), *shape))
+
+    return {name: alike(name, split) for name, split in splits.items()}
+
+
+def _unlabelled(splits: dict[str, Images], where: str) -> Iterator[Diagnostic]:
+    for name, split in splits.items():
+        absent = int((~labelled(split.labels)).sum())
+        if absent:
+            yield Diagnostic(
+                code="no-labels", severity="note", where=f"{where}, {name}",
+                why=f"{absent:,} of {len(split):,} images have no label: no metric and no loss that reads labels takes "
+                "them in",
+            )  # fmt: skip
 
 
 def _whole(split: Images, name: str, where: str, task: Task) -> Images:
@@ -137,14 +215,28 @@ def _whole(split: Images, name: str, where: str, task: Task) -> Images:
             raise _unusable(name, found, where, "give one label an image")
         if len(images) != len(labels):
             raise _unusable(name, f"{len(images)} images, {len(labels)} labels", where, "give one label an image")
-        if images.dtype != torch.uint8 and not bool(torch.isfinite(images).all()):
-            raise _unusable(name, "pixels are infinite or not a number", where, "clean the data")
+        if images.dtype != torch.uint8 and (wrong := wrong_pixels(images)):
+            raise _unusable(name, wrong, where, "give them in 0 … 1: normalising is the plan's part")
         split = Split(images if images.dtype == torch.uint8 else images.float(), task.typed(labels))
     elif split.labels.dtype != (wanted := task.typed(split.labels[:0]).dtype):
         raise _unusable(name, f"labels are {split.labels.dtype}", where, f"give them as {wanted}")
     if not split.labels.numel() or not all(split.image_shape):
         raise _unusable(name, "it is empty", where, "check the data")
     return split
+
+
+def wrong_pixels(images: Tensor) -> str:
+    """What is wrong with pixels that are no whole numbers; '' where they lie in 0 … 1, or little beside it.
+
+    Resizing overshoots a little; what was normalised already lies far outside.
+    """
+    if not images.numel():
+        return ""
+    lowest, highest = float(images.min()), float(images.max())
+    if not math.isfinite(lowest + highest):
+        return "pixels are infinite or not a number"
+    inside = lowest >= -_OVERSHOOT and highest <= 1 + _OVERSHOOT
+    return "" if inside else f"pixels lie in {lowest:g} … {highest:g}"
 
 
 def _names(splits: Sequence[Images], classes: Sequence[str] | None, where: str, task: Task) -> tuple[str, ...]:

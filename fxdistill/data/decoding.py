@@ -40,6 +40,13 @@ def opened(file: str | IO[bytes]) -> Image.Image:
         return plain(image)
 
 
+def upright_size(file: str) -> tuple[int, int]:
+    """Width and height of an image file as :func:`opened` gives it, without decoding it unless it is rotated."""
+    with Image.open(file) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return image.size
+
+
 def plain(image: Image.Image) -> Image.Image:
     """An image of Pillow's in the mode L or RGB, upright.
 

@@ -14,6 +14,7 @@ import torch
 from fxdistill.data import augmentations, sources
 from fxdistill.data.batches import drawable
 from fxdistill.data.dataset import Dataset, Split, checked
+from fxdistill.data.division import divided, planned
 from fxdistill.data.sources import SOURCES, Request
 from fxdistill.errors import DataError, InputError
 from fxdistill.modelfiles.factories import resolve
@@ -28,6 +29,7 @@ def load(
     task: Task | str = "classification",
     input_shape: Sequence[int] | None = None,
     allow: Sequence[str] = (),
+    whole: bool = False,
 ) -> Dataset:
     """Load what a spec or a plan names.
 
@@ -36,6 +38,7 @@ def load(
         task: What the data is for, or its name.
         input_shape: Shape of one input batch (N, C, H, W), to which an image folder is resized.
         allow: Modules whose factories may be called.
+        whole: Whether a plan's data is there to measure on, as it is: nothing is set aside, and its size is its own.
 
     Raises:
         DataError: The spec is unknown, the data is missing or damaged, is not what the plan says, or not what the
@@ -60,11 +63,23 @@ def load(
             f"the plan has {len(data.classes)} classes, the data {len(found.classes)}, or their names differ",
             where=f"data.classes and {data.spec}", hint="plan again with this data",
         )  # fmt: skip
+    if whole:
+        return _as_planned(found, data)
+    found = divided(found, data)
+    if data.labelled and not found.has_labels("train"):
+        raise DataError(
+            "the plan was made for images with labels, the data has none",
+            where=f"data.labelled and {data.spec}", hint="plan again with this data",
+        )  # fmt: skip
     if data.train_size and data.train_size != len(found.train):
         raise DataError(
             f"the plan was made for {data.train_size} training images, the data has {len(found.train)}",
             where=f"data.train_size and {data.spec}", hint="plan again with this data",
         )  # fmt: skip
+    return _as_planned(found, data)
+
+
+def _as_planned(found: Dataset, data: DataPlan) -> Dataset:
     return _normalised(found, data.mean, data.std, "data.mean, data.std") if data.mean or data.std else found
 
 
@@ -86,6 +101,8 @@ def defaults(
     batch_size: int = 128,
     input_shape: Sequence[int] | None = None,
     allow: Sequence[str] = (),
+    val: float = 0.0,
+    seed: int = 0,
 ) -> DataPlan:
     """The data of a plan, with every default spelled out.
 
@@ -96,6 +113,8 @@ def defaults(
         batch_size: Images a training step.
         input_shape: As for :func:`load`.
         allow: As for :func:`load`.
+        val: The share of the training images to watch the training by; 0 for none, or for the data's own.
+        seed: What is set aside is drawn under it.
 
     Raises:
         DataError: As for :func:`load`.
@@ -103,10 +122,13 @@ def defaults(
     found = dataset if dataset is not None else load(spec, task=task, input_shape=input_shape, allow=allow)
     name, _ = sources.split(spec)
     usual = SOURCES.get(name).augmentation(found.image_shape) if name else ()
-    return DataPlan(
-        spec=spec, batch_size=batch_size, augmentation=list(usual),
-        mean=list(found.mean), std=list(found.std), classes=list(found.classes), train_size=len(found.train),
+    test, watched = planned(found, val=val, seed=seed, where=spec)
+    made = DataPlan(
+        spec=spec, batch_size=batch_size, augmentation=list(usual), mean=list(found.mean), std=list(found.std),
+        classes=list(found.classes), labelled=found.has_labels("train"), test=test,
+        val=watched,
     )  # fmt: skip
+    return made.changed(train_size=len(divided(found, made).train))
 
 
 def check_input(dataset: Dataset, input_shape: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
+from fxdistill.errors import DataError
 from fxdistill.ir.outputs import prediction
 from fxdistill.ir.running import in_mode
 from fxdistill.tasks import Task
@@ -21,7 +22,7 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def metrics(
-    module: nn.Module, dataset: Dataset, task: Task, *, batch_size: int = 128, entry: str = ""
+    module: nn.Module, dataset: Dataset, task: Task, *, batch_size: int = 128, entry: str = "", on: str = "test"
 ) -> dict[str, float]:
     """All metrics of a model by name; the model's modes are restored.
 
@@ -31,11 +32,20 @@ def metrics(
         task: What is measured.
         batch_size: Images at once.
         entry: Which entry of a structured output is the prediction.
+        on: The split that it is measured on: ``test``, or ``val`` to watch a training by.
+
+    Raises:
+        DataError: There are no images or no labels to measure by, or the task compares two splits and there is one.
     """
     device = device_of(module)
+    if task.ranks_train and dataset.is_one:
+        raise DataError(
+            "the metrics compare the test images with training images, and the data is one split",
+            where="the test split", hint="give data with two: train and test",
+        )  # fmt: skip
 
     def predict(split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        images = dataset.train if split == "train" else dataset.test
+        images = dataset.split(on if split == "test" else split)
         for batch in batches(images, batch_size, mean=dataset.mean, std=dataset.std, device=device):
             yield prediction(module(batch["images"]), entry), batch["labels"]
 

@@ -20,6 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
+from fxdistill.losses import LOSSES
 from fxdistill.plan.schema import (
     MOST_EPOCHS,
     Arm,
@@ -86,7 +87,13 @@ class Plan(Part):
                     raise ValueError(f"there is more than one {kind} '{name}'")
         if len(self.data.mean) != len(self.data.std):
             raise ValueError(f"data.mean has {len(self.data.mean)} entries, data.std {len(self.data.std)}")
-        wrong = [*_wrong_members(self), *_wrong_pairs(self), *_wrong_arms(self), *_wrong_freezing(self)]
+        wrong = [
+            *_wrong_members(self),
+            *_wrong_pairs(self),
+            *_wrong_arms(self),
+            *_wrong_freezing(self),
+            *_wrong_labels(self),
+        ]
         if wrong:
             raise ValueError("; ".join(dict.fromkeys(wrong)))
         return self
@@ -276,6 +283,15 @@ def _wrong_freezing(plan: Plan) -> Iterator[str]:
             when = "under every seed" if member in varied else "after it"
             yield f"the arm '{arm.name}' reads the member '{member}' frozen, which another arm trains {when}"
         once |= set(arm.trains) - varied if arm.once else set()
+
+
+def _wrong_labels(plan: Plan) -> Iterator[str]:
+    if plan.data.labelled:
+        return
+    for arm in plan.all_arms:
+        for term in (term for stage in arm.stages for term in stage.losses):
+            if "labels" in LOSSES.get(term.loss).reads:
+                yield f"the arm '{arm.name}' has the loss '{term.loss}', which reads labels, and the data has none"
 
 
 def _wrong_control(control: Control, arms: dict[str, Arm]) -> Iterator[str]:

@@ -96,6 +96,18 @@ class InputSpec(Part):
     shape: Annotated[list[PositiveInt], Field(min_length=2)]
 
 
+class Division(Part):
+    """A split that is set aside from the training images: :mod:`fxdistill.data.division`.
+
+    Attributes:
+        share: The share of them; 0 for a split that the data has of its own.
+        seed: What is drawn under.
+    """
+
+    share: Annotated[float, Field(ge=0, lt=1)]
+    seed: Seed = 0
+
+
 class DataPlan(Part):
     """The data, its augmentation and normalisation.
 
@@ -107,6 +119,9 @@ class DataPlan(Part):
         std: Divided by, per input channel.
         classes: Class names in label order; empty where the task has none.
         train_size: Number of training images; 0 where it is not known.
+        labelled: Whether training images have labels; without, no loss may read them.
+        test: The test images that are set aside from data that is one split; None for those of the data.
+        val: The images that training is watched by, of the data or set aside; None for the test images.
     """
 
     spec: str | None
@@ -116,6 +131,9 @@ class DataPlan(Part):
     std: list[Annotated[float, Field(gt=0)]] = []
     classes: list[str] = []
     train_size: Count = 0
+    labelled: bool = True
+    test: Division | None = None
+    val: Division | None = None
 
     @model_validator(mode="after")
     def _augmentation_is_known(self) -> Self:

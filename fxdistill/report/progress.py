@@ -41,6 +41,7 @@ class RunView(Observer):
         self._shares: dict[str, list[float]] = {}
         self._order: list[Trial] = []
         self._task: Task | None = None
+        self._watched = ""
         self._drawn = self._logged = 0.0
 
     def __enter__(self) -> "RunView":
@@ -56,6 +57,7 @@ class RunView(Observer):
             arm.name: [stage.epochs * max(stage.cost, _LEAST_COST) for stage in arm.stages] for arm in plan.all_arms
         }
         self._order, self._task = trials, TASKS.get(plan.task)
+        self._watched = "" if plan.data.val is None else "validation "
         self._logged = time.monotonic()
 
     def _remark(self, remark: Diagnostic) -> None:
@@ -78,7 +80,11 @@ class RunView(Observer):
             self._logged = now
             task = self._task
             shown = task is not None and task.primary in metrics
-            reached = f"  {task.primary} {task.shown(metrics[task.primary])}" if task is not None and shown else ""
+            reached = (
+                f"  {self._watched}{task.primary} {task.shown(metrics[task.primary])}"
+                if task is not None and shown
+                else ""
+            )
             where = "" if finished else f" {at.epoch}/{stage.epochs}"
             self.console.print(
                 Text.assemble(

@@ -13,6 +13,8 @@ from fxdistill.report.layout import Line, Table, count, diagnostics_view
 from fxdistill.tasks import TASKS, Task
 
 Row = tuple[str, ...]
+_NOTHING = "-"
+"""The value of a metric where the test images have no labels to measure it by."""
 
 
 def shrunk_view(shrunk: ShrunkResult) -> RenderableType:
@@ -47,6 +49,7 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
     notes = [
         f"{over}; latency: batch 1, one thread, {provider}, median",
         f"parity on {parity['images']} images: {Parity(**parity)}",
+        *(() if result["summary"] else ("the test images have no labels: nothing was measured on them",)),
         *_unhelped(plan, result, task),
     ]
     header = ("model", task.primary, "parameters", "MACs", "ONNX latency")
@@ -58,13 +61,14 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
 def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:
     """The members that teach as they are, then the arms, the control before the arm that it stands beside."""
     for name, found in result["members"].items():
-        yield _row(plan, result, name, name, task.shown(found[task.primary]))
+        value = task.shown(found[task.primary]) if task.primary in found else _NOTHING
+        yield _row(plan, result, name, name, value)
     for arm in plan.arms:
         member = arm.trains[0]
         if plan.control is not None and plan.control.of == arm.name and CONTROL in result["summary"]:
             yield _row(plan, result, f"{member}, no distillation", member, _spread(result["summary"][CONTROL], task))
         label = member if arm.name == member else f"{member}, {arm.name}"
-        yield _row(plan, result, label, member, _spread(result["summary"][arm.name], task))
+        yield _row(plan, result, label, member, _spread(result["summary"].get(arm.name), task))
 
 
 def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str) -> Row:
@@ -75,14 +79,16 @@ def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str
 
 def _unhelped(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[str]:
     """A word where the control arm is the better one."""
-    if plan.control is None:
+    if plan.control is None or not result["summary"]:
         return
     own, alone = (result["summary"][name]["mean"] for name in (plan.control.of, CONTROL))
     if alone > own if task.higher_is_better else alone < own:
         yield "distillation did not help here: the student alone is better for as many epochs"
 
 
-def _spread(found: dict[str, float], task: Task) -> str:
+def _spread(found: dict[str, float] | None, task: Task) -> str:
+    if found is None:
+        return _NOTHING
     if not found["deviation"]:
         return task.shown(found["mean"])
     deviation = f"{found['deviation'] * 100:.2f}" if task.is_share else f"{found['deviation']:.2g}"

@@ -92,10 +92,16 @@ class Execution:
     checkpoint: Checkpoint
     programs: dict[Trial, Program] = field(default_factory=dict)
 
-    def measured(self, member: str) -> dict[str, float]:
-        """The metrics of a member on the run's data, on the run's device."""
+    def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
+        """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
+
+        The test split is for what the run ends with. All that is watched before is measured on the validation split,
+        ``val``, where the plan has one.
+        """
+        if not self.dataset.has_labels(on):
+            return {}
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
-        return metrics(module, self.dataset, self.task, batch_size=size, entry=self.plan.entry_of(member))
+        return metrics(module, self.dataset, self.task, batch_size=size, entry=self.plan.entry_of(member), on=on)
 
 
 def trials_of(plan: Plan) -> list[Trial]:
@@ -206,13 +212,14 @@ class _Watch:
     def _log(self, progress: Progress) -> dict[str, float]:
         """The metrics after an epoch; none after one that trains taps alone, of which a prediction says nothing."""
         answers = any(term.pair is None for term in progress.stage.losses)
-        reached = self.run.measured(self.run.plan.arm(self.trial.name).trains[0]) if answers else {}
+        reached = self.run.measured(self.run.plan.arm(self.trial.name).trains[0], on="val") if answers else {}
         self.run.metrics.log(
             {
                 **asdict(self.trial),
                 "stage": progress.stage.name,
                 "epoch": progress.position.epoch,
                 "losses": {key: round(value, 6) for key, value in progress.losses.items()},
+                "split": "test" if self.run.plan.data.val is None else "val",
                 "metrics": reached,
                 "images_per_second": round(progress.images_per_second, 1),
             }

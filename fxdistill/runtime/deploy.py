@@ -32,7 +32,7 @@ from fxdistill.plan.schema import ModelRef, Shrunken
 from fxdistill.runtime import checkpoint, preflight
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.result import provenance
-from fxdistill.tasks import TASKS, Task
+from fxdistill.tasks import TASKS, Task, labelled
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 """The shape of a batch where nothing says it: one image as ImageNet's models read it."""
@@ -90,14 +90,16 @@ def evaluate(
 
 
 def measured(found: Found, *, where: str) -> tuple[dict[str, float], int]:
-    """All metrics of a model that was found, and on how many test images.
+    """All metrics of a model that was found, and on how many test images that have a label.
 
     Raises:
         InputError: There is no data.
     """
     if found.dataset is None:
         raise InputError("there is no data to evaluate on", where=where, hint="give --data, e.g. --data digits")
-    return metrics(found.module, found.dataset, found.task, entry=found.entry), len(found.dataset.test)
+    return metrics(found.module, found.dataset, found.task, entry=found.entry), int(
+        labelled(found.dataset.test.labels).sum()
+    )
 
 
 def export(
@@ -244,7 +246,7 @@ def find(
     shape = (1, *dataset.image_shape)
     fit = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data, entry=entry)
     remarks = preflight.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
-    return Found(module, wanted, dataset, shape, fit.entry, {}, remarks=remarks)
+    return Found(module, wanted, dataset, shape, fit.entry, {}, remarks=(*dataset.remarks, *remarks))
 
 
 def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
@@ -272,7 +274,7 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
     if spec is None:
         dataset = preflight.load_data(plan, rundir.base, allow=allow)
     else:
-        dataset = load_data(plan.data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow)
+        dataset = load_data(plan.data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow, whole=True)
     return Found(module, TASKS.get(plan.task), dataset, shape, plan.entry_of(name), provenance(plan), onnx_file.OUTPUT)
 
 

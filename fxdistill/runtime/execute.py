@@ -108,8 +108,9 @@ def _train(run: Execution) -> dict[str, Any]:
         run.observer.on_diagnostic(remark)
     # a member that no arm trains teaches as it is
     trained = {member for arm in run.plan.arms for member in arm.trains}
-    measured = {name: run.measured(name) for name in run.plan.members if name not in trained}
-    for name, found in measured.items():
+    teaching = [name for name in run.plan.members if name not in trained]
+    for name in teaching:
+        found = run.measured(name, on="val")
         run.modules[name].cpu()  # programs hold frozen copies of their own
         for remark in preflight.near_chance(name, found, run.task, len(run.dataset.classes)):
             run.observer.on_diagnostic(remark)
@@ -118,7 +119,7 @@ def _train(run: Execution) -> dict[str, Any]:
             train(run, index, trial)
         else:
             take_up(run, trial)
-    return finish(run, measured=measured)
+    return finish(run, measured={name: run.measured(name) for name in teaching})
 
 
 def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:

@@ -177,7 +177,7 @@ def fits(
         ) from cause  # fmt: skip
 
     def wrong(value: Tensor) -> str:
-        shape = tuple(dataset.train.labels.shape[1:])
+        shape = tuple(dataset.train.labels.shape[1:]) if dataset.has_labels("train") else None
         return task.wrong_output(value, dataset.image_shape, len(dataset.classes), shape)
 
     def right(value: Tensor) -> bool:
@@ -277,7 +277,7 @@ def accelerator(device: str, precision: str) -> str:
 
 def near_chance(member: str, found: Mapping[str, float], task: Task, classes: int) -> list[Diagnostic]:
     """A warning where a member that teaches knows hardly more than chance."""
-    if not (poor := task.near_chance(found, classes)):
+    if not found or not (poor := task.near_chance(found, classes)):
         return []
     return [
         Diagnostic(

@@ -90,9 +90,9 @@ def _latencies(run: Execution) -> dict[str, Any]:
 
 
 def summary(arms: list[dict[str, Any]], metric: str) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of a metric of each arm over the seeds (deviation 0 for one seed)."""
+    """Mean and standard deviation of a metric of each arm that has it, over the seeds (deviation 0 for one seed)."""
     by_name: dict[str, list[float]] = {}
-    for arm in arms:
+    for arm in (arm for arm in arms if metric in arm):
         by_name.setdefault(arm["name"], []).append(arm[metric])
     return {
         name: {

@@ -104,6 +104,12 @@ class Lazy:
     def to(self, device: dataset.Device) -> Images:
         return self
 
+    def relabelled(self, labels: Tensor) -> Images:
+        return Lazy(labels)
+
+    def at(self, positions: Tensor) -> Images:
+        return Lazy(self.labels[positions])
+
 
 def test_images_of_ones_own_have_labels_of_the_right_type() -> None:
     for task, labels in (("classification", CLASSES), ("regression", VALUES)):

@@ -58,7 +58,10 @@ def test_the_input_must_be_what_the_models_read() -> None:
     ("spec", "message"),
     [
         ("digit", "did you mean 'digits'? known specs: cifar10:ROOT, "),
-        ("", "known specs: cifar10:ROOT, cifar100:ROOT, digits, fashion-mnist:ROOT, imagefolder:DIR, npz:FILE"),
+        (
+            "",
+            "known specs: cifar10:ROOT, cifar100:ROOT, digits, fashion-mnist:ROOT, imagefolder:DIR, images:DIR, masks",
+        ),
         ("imagenet:/data", "the data spec 'imagenet:/data' is unknown"),
         ("cifar11:root", "did you mean 'cifar10:ROOT'?"),
         ("fashion_mnist:root", "did you mean 'fashion-mnist:ROOT'?"),

@@ -36,9 +36,10 @@ def split(count: int = 23, *, channels: int = 1, size: int = 6) -> Split:
 
 
 def test_the_names_and_what_a_spec_looks_like() -> None:
-    names = ("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", "npz")
+    names = ("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder", "images", "masks", "npz")
     assert SOURCES.names() == names
-    assert forms() == ("cifar10:ROOT", "cifar100:ROOT", "digits", "fashion-mnist:ROOT", "imagefolder:DIR", "npz:FILE")
+    forms_of_folders = ("imagefolder:DIR", "images:DIR", "masks:DIR", "npz:FILE")
+    assert forms() == ("cifar10:ROOT", "cifar100:ROOT", "digits", "fashion-mnist:ROOT", *forms_of_folders)
 
 
 def test_naming_sources_imports_none_of_them() -> None:
@@ -86,7 +87,7 @@ def _digits_by_hand() -> bytes:
     return bytes(images.astype(np.float32).tobytes() + labels.astype(np.int64).tobytes())
 
 
-@pytest.mark.parametrize("spec", ["fashion-mnist", "cifar10", "cifar100", "imagefolder"])
+@pytest.mark.parametrize("spec", ["fashion-mnist", "cifar10", "cifar100", "imagefolder", "images", "masks"])
 def test_empty_places_say_what_was_looked_for(tmp_path: Path, spec: str) -> None:
     with pytest.raises(DataError, match="must hold") as caught:
         load(f"{spec}:{tmp_path}")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -82,6 +82,15 @@ class Folder:
     def to(self, device: Device) -> "Folder":  # noqa: ARG002 - the other kind of images moves
         """The folder as it is."""
         return self
+
+    def relabelled(self, labels: Tensor) -> "Folder":
+        """The same files with other targets."""
+        return replace(self, labels=labels)
+
+    def at(self, positions: Tensor) -> "Folder":
+        """Some of the files."""
+        files = tuple(self.files[position] for position in positions.tolist())
+        return replace(self, files=files, labels=self.labels[positions])
 
     def in_memory(self) -> Images:
         """All images read, if they take less than 2 GiB; else the folder as it is."""

@@ -1,50 +1,74 @@
-"""Image files by class: DIR/train/CLASS/*.jpg and DIR/val or DIR/test, resized to the model's input."""
+"""Image files by class: DIR/train/CLASS/*.jpg and DIR/val or DIR/test, or DIR/CLASS/*.jpg; see ``_folders``.
 
-from collections.abc import Sequence
+A class is the first folder below a split; what lies deeper belongs to it. Every split has the classes of ``train``, or
+some of them.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torchvision.datasets import ImageFolder
 
-from fxdistill.data.dataset import Dataset, checked
+from fxdistill.data.dataset import Dataset
 from fxdistill.data.sources import Request, Source
-from fxdistill.data.sources._images import COLOURS, Folder
+from fxdistill.data.sources._folders import SPLITS, dataset, folders, images, shape, splits
+from fxdistill.data.sources._images import Folder
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
 
-_LAYOUT = "DIR/train/CLASS/ and DIR/val/CLASS/ (or test) must hold the images of each class"
+_LAYOUT = (
+    "DIR/train/CLASS/ and DIR/val/CLASS/ (or test) must hold the images of each class, or DIR/CLASS/ those to measure "
+    "on; images without classes are images:DIR"
+)
 
 
 def read(request: Request) -> Dataset:
     """The images of a folder, in memory if they take less than 2 GiB."""
-    root = request.place
-    testing = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    if testing is None or not (root / "train").is_dir():
-        raise DataError(f"'{root}' has no train, or neither val nor test", where=request.spec, hint=_LAYOUT)
-    parts = [ImageFolder(str(folder)) for folder in (root / "train", testing)]
-    if parts[0].classes != parts[1].classes:
-        odd = sorted(set(parts[0].classes) ^ set(parts[1].classes))
-        raise DataError(
-            f"train and {testing.name} have different classes: {', '.join(odd[:3])}",
-            where=request.spec, hint="give both the same folders",
-        )  # fmt: skip
-    shape = _shape(request.input_shape, parts[0].samples[0][0])
-    if shape[0] not in COLOURS:
-        raise DataError(f"images have 1 or 3 channels, not {shape[0]}", where=request.spec, hint="change --input")
-    train, test = (
-        Folder(tuple(f for f, _ in part.samples), request.task.typed(torch.tensor(part.targets)), shape).in_memory()
-        for part in parts
-    )
-    return checked(train, test, parts[0].classes, where=request.spec, task=request.task)
+    root, where = request.place, request.spec
+    found = splits(root, lambda folder: bool(folders(folder)), where=where, hint=_LAYOUT)
+    parts = {name: {each.name: images(each) for each in folders(folder)} for name, folder in found.items()}
+    names = sorted(parts.get("train") or next(iter(parts.values())))
+    _same_classes(parts, names, found, where)
+    files = {
+        name: [(file, names.index(each)) for each in names for file in part.get(each, ())]
+        for name, part in parts.items()
+    }
+    for name, part in files.items():
+        if not part:
+            raise DataError(f"there are no images in classes in '{found[name]}'", where=where, hint=_LAYOUT)
+    if not set(names) - set(SPLITS):
+        raise DataError(f"{' and '.join(names)} in '{root}' have no classes in them", where=where, hint=_LAYOUT)
+    size = shape(request, next(iter(files.values()))[0][0])
+    made = {
+        name: Folder(
+            tuple(str(file) for file, _ in part), request.task.typed(torch.tensor([label for _, label in part])), size
+        ).in_memory()
+        for name, part in files.items()
+    }
+    return dataset(made, names, request, tuple(_empty(parts, names, where)))
 
 
-def _shape(input_shape: Sequence[int] | None, first: str) -> tuple[int, int, int]:
-    """Channels, height and width: those of the model's input, else those of the first image."""
-    if input_shape is not None:
-        channels, height, width = input_shape[1:]
-        return channels, height, width
-    with Image.open(Path(first)) as image:
-        return (1 if image.mode == "L" else 3, image.height, image.width)
+def _same_classes(
+    parts: dict[str, dict[str, list[Path]]], names: list[str], found: dict[str, Path], where: str
+) -> None:
+    for name, part in parts.items():
+        if set(part) - set(names):
+            odd = sorted(set(part) ^ set(names))
+            raise DataError(
+                f"train and {found[name].name} have different classes: {', '.join(odd[:3])}",
+                where=where, hint="give both the same folders",
+            )  # fmt: skip
+
+
+def _empty(parts: dict[str, dict[str, list[Path]]], names: list[str], where: str) -> Iterator[Diagnostic]:
+    for name, part in parts.items():
+        empty = [each for each in names if not part.get(each)]
+        if empty:
+            some = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+            yield Diagnostic(
+                code="empty-class", severity="warning" if name == "train" else "note", where=f"{where}, {name}",
+                why=f"there are no images of the class{'es' if len(empty) > 1 else ''} {some}",
+            )  # fmt: skip
 
 
 SOURCE = Source(read=read, place="DIR", layout=_LAYOUT, augmentation=lambda _: ("flip",))

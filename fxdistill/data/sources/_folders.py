@@ -1,0 +1,125 @@
+"""Folders of image files: which files are images, which folders are splits, and what a source makes of them.
+
+Hidden files and folders are nobody's data, and neither is what has no image's extension; a folder that is linked to
+from inside itself is read once. Splits are folders named ``train``, ``val`` (``valid``, ``validation``) and ``test``:
+
+    train, val and test    as they are called
+    train and val          val is the test split, and that is said
+    one of them, or none   one split: to measure on, or to be divided
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fxdistill.data.dataset import Dataset, Images, checked
+from fxdistill.data.decoding import opened
+from fxdistill.data.sources import Request
+from fxdistill.data.sources._images import COLOURS
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import DataError
+
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".webp",
+    ".gif", ".jp2", ".avif", ".tga",
+)  # fmt: skip
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""The names of splits by the names of folders."""
+
+
+def images(folder: Path) -> list[Path]:
+    """The image files in a folder and below it, in the order of their paths."""
+    return sorted(_below(folder, set()))
+
+
+def _below(folder: Path, seen: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _below(entry, seen)
+        elif entry.suffix.lower() in EXTENSIONS:
+            yield entry
+
+
+def folders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, by name."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def splits(root: Path, is_split: Callable[[Path], bool], *, where: str, hint: str) -> dict[str, Path]:
+    """The folders of the splits by their names; the root itself as ``test`` where it has none.
+
+    Args:
+        root: The folder.
+        is_split: Whether a folder that is called like a split holds what a split holds.
+        where: The spec.
+        hint: How the data must lie.
+
+    Raises:
+        DataError: Two folders are one split, or one split lies beside folders that are none.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders(root):
+        name = SPLITS.get(folder.name)
+        if name is None or not is_split(folder):
+            continue
+        if name in found:
+            both = f"{found[name].name} and {folder.name}"
+            raise DataError(f"{both} are both the {name} split", where=where, hint="rename one of them")
+        found[name] = folder
+    others = [folder.name for folder in folders(root) if folder not in found.values()]
+    if len(found) == 1 and others:
+        (only,) = found
+        other = "neither val nor test" if only == "train" else "no train"
+        raise DataError(
+            f"'{root}' has {only} and {other}, beside folders that are no splits: {', '.join(others[:3])}",
+            where=where, hint=hint,
+        )  # fmt: skip
+    return found or {"test": root}
+
+
+def dataset(
+    parts: Mapping[str, Images], classes: Sequence[str] | None, request: Request, remarks: Sequence[Diagnostic] = ()
+) -> Dataset:
+    """A data set of the splits that were found; see the module docstring for which is which."""
+    train = parts.get("train")
+    test = parts.get("test") or parts.get("val") or train
+    train = train or test
+    if train is None or test is None:
+        raise DataError("there are no images", where=request.spec, hint="check the path")
+    val = parts.get("val") if {"train", "val", "test"} <= set(parts) else None
+    said = [*remarks]
+    if set(parts) == {"train", "val"}:
+        said.append(
+            Diagnostic(
+                code="val-is-test", severity="note", where=request.spec,
+                why="there is train and val and no test: val is the test split, and nothing is chosen by it",
+                hint="--val 0.1 sets images of train aside to watch the training by",
+            )
+        )  # fmt: skip
+    return checked(train, test, classes, where=request.spec, task=request.task, val=val, remarks=said)
+
+
+def shape(request: Request, first: Path) -> tuple[int, int, int]:
+    """Channels, height and width to bring images to: those of the model's input, else those of the first image.
+
+    Raises:
+        DataError: Images do not have so many channels, or the first one cannot be read.
+    """
+    if request.input_shape is not None:
+        channels, height, width = request.input_shape[1:]
+        if channels not in COLOURS:
+            raise DataError(f"images have 1 or 3 channels, not {channels}", where=request.spec, hint="change --input")
+        return channels, height, width
+    try:
+        image = opened(str(first))
+    except Exception as cause:  # Pillow's errors share no base class
+        raise DataError(
+            f"the image cannot be read: {cause or type(cause).__name__}", where=str(first), hint="remove or replace it"
+        ) from cause
+    return (1 if image.mode == "L" else 3), image.height, image.width
