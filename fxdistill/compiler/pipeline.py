@@ -8,7 +8,7 @@ A :class:`Compilation` is what is known so far; a step reads it, runs passes, an
 its steps, and ``PIPELINE`` says what each name does and how what it made is shown.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,13 +17,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxdistill.compiler import auxiliary, shown
+from fxdistill.compiler import auxiliary, remarks, shown
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.compiler.versions import versions
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, PairingError
-from fxdistill.ir import outputs
+from fxdistill.ir import answers, outputs
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, ladder
@@ -129,12 +129,14 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
     shape = c.options.input_shape
     entries = {name: c.refs[name].output for name in c.models}
     traced = {name: passes.run(Trace(shape, entry=entries[name]), module) for name, module in c.models.items()}
+    if remarks.takes_logits(c.task):  # of (probabilities, logits) the losses need the second, which nobody has to say
+        traced = {name: replace(one, entry=one.entry or answers.logits_entry(one)) for name, one in traced.items()}
     known = traced[STUDENT]
     student = Trace(shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
     for name, one in traced.items():
         _has_entries(name, (one, trainable[name]) if name in trainable else (one,))
-    return replace(c, traced=traced, trainable=trainable, remarks=tuple(_several_outputs(traced)))
+    return replace(c, traced=traced, trainable=trainable, remarks=tuple(remarks.several_outputs(traced)))
 
 
 def _has_entries(name: str, traced: Sequence[Traced]) -> None:
@@ -145,18 +147,6 @@ def _has_entries(name: str, traced: Sequence[Traced]) -> None:
             f"the {name} returns one tensor, and no entry '{entry}'", where=f"entry {entry}",
             hint=f"leave out --{name}-output",
         )  # fmt: skip
-
-
-def _several_outputs(traced: Mapping[str, Traced]) -> Iterator[Diagnostic]:
-    """A word where which output is the prediction was nobody's decision, and there are several without names."""
-    for name, one in traced.items():
-        found = list(outputs.entries(one.output_value))
-        if len(found) > 1 and not one.entry and all(place.isdecimal() for place, _ in found):
-            yield Diagnostic(
-                code="which-output", severity="warning", where=name,
-                why=f"it returns {len(found)} values; the first is taken for the prediction",
-                hint=f"if it is another one, name it: --{name}-output 1",
-            )  # fmt: skip
 
 
 def _couple(c: Compilation, passes: PassManager) -> Compilation:
@@ -239,8 +229,10 @@ def _specialize(c: Compilation, passes: PassManager) -> Compilation:
         for arm in plan.arms
     ]
     control = plan.control and plan.control.changed(cost=round(c.traced[STUDENT].macs / whole, 4))
-    remarks = list(dict.fromkeys((*passes.diagnostics, *c.remarks)))
-    plan = plan.changed(arms=arms, control=control, costed=plan.cost_basis, diagnostics=remarks)
+    read = {**c.traced, **c.trainable}
+    taught = remarks.untaught(STUDENT, c.models[STUDENT], staged.values(), c.traced[STUDENT])
+    said = dict.fromkeys((*passes.diagnostics, *c.remarks, *remarks.not_logits(plan, read), *taught))
+    plan = plan.changed(arms=arms, control=control, costed=plan.cost_basis, diagnostics=list(said))
     return replace(c, plan=plan.changed(costed=plan.cost_basis), programs={**c.programs, **staged})
 
 
@@ -352,6 +344,6 @@ def _plugins(c: Compilation, plan: Plan) -> list[Plugin]:
 
 
 def _described(ref: ModelRef, module: nn.Module, traced: Traced) -> ModelRef:
-    entry = ref.output or outputs.choose(traced.output_value)
+    entry = traced.entry or outputs.choose(traced.output_value)
     size = sum(p.numel() for p in module.parameters())
     return ref.changed(rung=traced.rung, macs=traced.macs, parameters=size, output=entry)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxdistill.errors import ModelError
@@ -90,6 +91,25 @@ def rivals(output: Any, chosen: str, fits: Callable[[Tensor], bool] = lambda _va
         place for place, value in entries(output) if place != chosen and isinstance(value, Tensor) and fits(value)
     ]
     return tuple(others) if all(place.isdecimal() for place in (chosen, *others)) else ()
+
+
+def before_softmax(output: Any, chosen: str) -> str:
+    """The entry that the chosen one is the softmax or the sigmoid of; the chosen one where there is none.
+
+    Args:
+        output: What the model returned, tensors.
+        chosen: An entry of it.
+    """
+    value = prediction(output, chosen)
+    if value.ndim < 2 or not value.is_floating_point() or not bool(((value >= 0) & (value <= 1)).all()):
+        return chosen
+    for place, other in entries(output):
+        alike = isinstance(other, Tensor) and other.shape == value.shape and other.dtype == value.dtype
+        if not alike or place == chosen:
+            continue
+        if any(torch.allclose(made, value, atol=1e-5) for made in (other.softmax(1), other.sigmoid())):
+            return place
+    return chosen
 
 
 def entries(output: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -59,6 +59,7 @@ class Loss:
         build: Instead of ``function``: makes the function, or a module, from a :class:`Context` and the arguments.
             Random weights come from torch's global generator, which is seeded.
         arguments: What it takes, with defaults and bounds; None for nothing.
+        of_logits: Whether predictions have to be logits for it, because it takes the softmax or the sigmoid itself.
         same_shapes: Whether two predictions that it reads must have one shape, because it compares entry by entry.
     """
 
@@ -67,6 +68,7 @@ class Loss:
     build: "Callable[[Context, Any], Callable[..., Tensor]] | None" = None
     arguments: "type[Arguments] | None" = None
     same_shapes: bool = True
+    of_logits: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no term can use.

@@ -19,4 +19,4 @@ def squared_error(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.mse_loss(student_logits.float(), teacher_logits.float())
 
 
-LOSS = Loss(reads=("student.logits", "teacher.logits"), function=squared_error)
+LOSS = Loss(reads=("student.logits", "teacher.logits"), function=squared_error, of_logits=False)

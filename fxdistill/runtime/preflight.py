@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fxdistill.compiler.remarks import takes_logits
 from fxdistill.data import places
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
@@ -184,11 +185,14 @@ def fits(
         return not wrong(value)
 
     chosen = outputs.choose(output, right) if entry is None else entry
+    if entry is None and takes_logits(task):
+        chosen = outputs.before_softmax(output, chosen)
     if reason := wrong(outputs.prediction(output, chosen)):
         raise ModelError(
             reason, where=f"data {spec}", hint="build teacher and student for the data: with its number of classes",
         )  # fmt: skip
-    return Fit(chosen, outputs.rivals(output, chosen, right) if entry is None else ())
+    rivals = outputs.rivals(output, chosen, right) if entry is None else ()
+    return Fit(chosen, tuple(one for one in rivals if outputs.before_softmax(output, one) == one))
 
 
 def undecided(where: str, found: Fit, option: str) -> tuple[Diagnostic, ...]:
