@@ -5,7 +5,7 @@ it is there to measure on, or to be divided (:mod:`fxdistill.data.division`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -176,6 +176,35 @@ def checked(
     mean, std = measure(train)
     said = (*remarks, *_unlabelled(splits, where))
     return Dataset(train, splits.get("test", train), names, mean, std, splits.get("val"), said)
+
+
+def from_splits(
+    parts: Mapping[str, Images], classes: Sequence[str] | None, *, where: str, task: Task,
+    remarks: Sequence[Diagnostic] = (),
+) -> Dataset:  # fmt: skip
+    """A data set of the splits that somebody has, by their names ``train``, ``val`` and ``test``.
+
+    Where there is train and val, val is the test split, and that is said. Train alone, or none, makes one split.
+
+    Raises:
+        DataError: As for :func:`checked`.
+    """
+    train = parts.get("train")
+    test = parts.get("test") or parts.get("val") or train
+    train = train or test
+    if train is None or test is None:
+        raise DataError("there are no images", where=where, hint="check the path")
+    said = [*remarks]
+    if set(parts) == {"train", "val"}:
+        said.append(
+            Diagnostic(
+                code="val-is-test", severity="note", where=where,
+                why="there is train and val and no test: val is the test split, and nothing is chosen by it",
+                hint="--val 0.1 sets images of train aside to watch the training by",
+            )
+        )  # fmt: skip
+    val = parts.get("val") if {"train", "val", "test"} <= set(parts) else None
+    return checked(train, test, classes, where=where, task=task, val=val, remarks=said)
 
 
 def _alike(splits: dict[str, Images], task: Task) -> dict[str, Images]:

@@ -1,19 +1,16 @@
 """Loading data: from a spec, or from the data of a plan, to a checked data set.
 
 NAME, NAME:PLACE       a source of :mod:`fxdistill.data.sources`
-my.module:factory      the user's own function, if allowed: it returns a data set, or
-                       ((images, labels), (images, labels)) for train and test
+my.module:factory      the user's own function, if allowed; what it may return: :mod:`fxdistill.data.own`
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from fxdistill.data import augmentations, sources
+from fxdistill.data import augmentations, own, sources
 from fxdistill.data.batches import drawable
-from fxdistill.data.dataset import Dataset, Split, checked
+from fxdistill.data.dataset import Dataset, checked
 from fxdistill.data.division import divided, planned
 from fxdistill.data.sources import SOURCES, Request
 from fxdistill.errors import DataError, InputError
@@ -152,7 +149,7 @@ def _read(spec: str, task: Task, input_shape: tuple[int, ...] | None, allow: Seq
         return _from_source(name, place, Request(spec, Path(place), input_shape, task))
     allowed = any(spec.startswith((f"{module}:", f"{module}.")) for module in allow)
     if allowed or ("." in name and place):
-        return _own(spec, allow, task)
+        return _own(spec, allow, task, input_shape)
     raise DataError(f"the data spec '{spec}' is unknown", where=spec, hint=_known(name + colon))
 
 
@@ -179,20 +176,13 @@ def _from_source(name: str, place: str, request: Request) -> Dataset:
         ) from cause
 
 
-def _own(spec: str, allow: Sequence[str], task: Task) -> Dataset:
+def _own(spec: str, allow: Sequence[str], task: Task, input_shape: tuple[int, ...] | None) -> Dataset:
     function = resolve(spec, allow=allow, error=DataError)
-    hint = "return a fxdistill.data.dataset.Dataset, or ((images, labels), (images, labels)) for train and test"
     try:
         found = function()
     except Exception as cause:
-        raise DataError(f"the factory failed: {type(cause).__name__}: {cause}", where=spec, hint=hint) from cause
-    if isinstance(found, Dataset):
-        whole = checked(found.train, found.test, found.classes or None, where=spec, task=task)
-        return _normalised(whole, found.mean, found.std, spec)
-    try:
-        (train_images, train_labels), (test_images, test_labels) = found
-        train = Split(torch.as_tensor(train_images), torch.as_tensor(train_labels))
-        test = Split(torch.as_tensor(test_images), torch.as_tensor(test_labels))
-    except (TypeError, ValueError) as cause:
-        raise DataError(f"the factory returned {type(found).__name__}", where=spec, hint=hint) from cause
-    return checked(train, test, None, where=spec, task=task)
+        raise DataError(f"the factory failed: {type(cause).__name__}: {cause}", where=spec, hint=own.FORMS) from cause
+    if not isinstance(found, Dataset):
+        return own.read(found, where=spec, task=task, shape=None if input_shape is None else input_shape[1:])
+    whole = checked(found.train, found.test, found.classes or None, where=spec, task=task, val=found.val)
+    return _normalised(whole, found.mean, found.std, spec)

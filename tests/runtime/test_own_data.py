@@ -98,6 +98,40 @@ def test_folders_of_one_split_are_divided_to_train_and_whole_to_measure(tmp_path
     assert "on 60 test images" in jobs.done("eval", tmp_path / "teacher.pt", "--data", spec, *jobs.ALLOW)
 
 
+_OWN = """
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+class Pictures(Dataset):
+    classes = ["a", "b", "c", "d"]
+    def __init__(self, count, seed):
+        self.count, self.seed = count, seed
+    def __len__(self):
+        return self.count
+    def __getitem__(self, index):
+        values = np.random.default_rng((self.seed, index)).integers(0, 256, (9, 8 + index % 3), dtype=np.uint8)
+        return Image.fromarray(values), None if index % 5 == 0 else index % 4
+
+def pair():
+    return Pictures(40, 0), DataLoader(Pictures(20, 1), batch_size=4)
+"""
+
+
+def test_a_torch_data_set_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_pictures_for_test.py").write_text(_OWN)
+    allowed = ("--allow-factory", "own_pictures_for_test")
+    spec = ("--data", "own_pictures_for_test:pair", *allowed)
+    plan = jobs.planned(tmp_path, TEACHER, STUDENT, *spec, "--method", "kd", "--val", "0.2")
+    assert plan.data.classes == ["a", "b", "c", "d"]
+    assert plan.data.train_size == 32
+    assert [remark.code for remark in plan.diagnostics if remark.code != "random-weights"][:1] == ["data-loader"]
+    result = jobs.ran(tmp_path, *allowed)
+    assert result["parity"]["images"] == 20
+    assert "on 16 test images" in jobs.done("eval", tmp_path / "run", *jobs.ALLOW, *allowed)
+
+
 def test_retrieval_does_not_find_an_image_in_itself(tmp_path: Path) -> None:
     pictures(tmp_path / "own", 20, classes=4)
     teacher = jobs.model(tmp_path / "teacher.pt", **TEACHER)

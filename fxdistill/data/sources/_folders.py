@@ -1,18 +1,14 @@
 """Folders of image files: which files are images, which folders are splits, and what a source makes of them.
 
 Hidden files and folders are nobody's data, and neither is what has no image's extension; a folder that is linked to
-from inside itself is read once. Splits are folders named ``train``, ``val`` (``valid``, ``validation``) and ``test``:
-
-    train, val and test    as they are called
-    train and val          val is the test split, and that is said
-    one of them, or none   one split: to measure on, or to be divided
+from inside itself is read once. Splits are folders named ``train``, ``val`` (``valid``, ``validation``) and ``test``.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fxdistill.data.dataset import Dataset, Images, checked
+from fxdistill.data.dataset import Dataset, Images, from_splits
 from fxdistill.data.decoding import opened
 from fxdistill.data.sources import Request
 from fxdistill.data.sources._images import COLOURS
@@ -86,23 +82,8 @@ def splits(root: Path, is_split: Callable[[Path], bool], *, where: str, hint: st
 def dataset(
     parts: Mapping[str, Images], classes: Sequence[str] | None, request: Request, remarks: Sequence[Diagnostic] = ()
 ) -> Dataset:
-    """A data set of the splits that were found; see the module docstring for which is which."""
-    train = parts.get("train")
-    test = parts.get("test") or parts.get("val") or train
-    train = train or test
-    if train is None or test is None:
-        raise DataError("there are no images", where=request.spec, hint="check the path")
-    val = parts.get("val") if {"train", "val", "test"} <= set(parts) else None
-    said = [*remarks]
-    if set(parts) == {"train", "val"}:
-        said.append(
-            Diagnostic(
-                code="val-is-test", severity="note", where=request.spec,
-                why="there is train and val and no test: val is the test split, and nothing is chosen by it",
-                hint="--val 0.1 sets images of train aside to watch the training by",
-            )
-        )  # fmt: skip
-    return checked(train, test, classes, where=request.spec, task=request.task, val=val, remarks=said)
+    """A data set of the splits that were found."""
+    return from_splits(parts, classes, where=request.spec, task=request.task, remarks=remarks)
 
 
 def shape(request: Request, first: Path) -> tuple[int, int, int]:

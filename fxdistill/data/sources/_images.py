@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -37,16 +37,27 @@ def decoded(file: str | IO[bytes], *, name: str, where: str, hint: str, shape: S
     """
     try:
         image = opened(file)
-        if shape is None:
-            return _pixels(image)
-        channels, height, width = shape
-        fitted = ImageOps.fit(image.convert(COLOURS[channels]), (width, height), Image.Resampling.BILINEAR)
-        return _pixels(fitted)
+        return pixels(image if shape is None else fitted(image, shape))
     except Exception as cause:  # Pillow's errors share no base class
         raise DataError(f"{name}: {cause or type(cause).__name__}", where=where, hint=hint) from cause
 
 
-def _pixels(image: Any) -> Tensor:
+def fitted(image: Image.Image, shape: Sequence[int], *, nearest: bool = False) -> Image.Image:
+    """An image brought to a shape: its largest middle part of the right proportions, resized.
+
+    Args:
+        image: Gray or in colours; or a map of numbers (mode I).
+        shape: Channels (1 or 3), height and width.
+        nearest: Whether it is such a map, whose values must not mix.
+    """
+    channels, height, width = shape
+    if nearest:
+        return ImageOps.fit(image, (width, height), Image.Resampling.NEAREST)
+    return ImageOps.fit(image.convert(COLOURS[channels]), (width, height), Image.Resampling.BILINEAR)
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """An image's pixels (C, H, W), uint8."""
     array = torch.from_numpy(np.array(image, dtype=np.uint8))
     return array.unsqueeze(0) if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
 

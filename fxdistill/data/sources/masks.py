@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.decoding import upright_size
 from fxdistill.data.sources import Request, Source
 from fxdistill.data.sources._folders import dataset, images, shape, splits
-from fxdistill.data.sources._images import Folder
+from fxdistill.data.sources._images import Folder, fitted
 from fxdistill.errors import DataError
 from fxdistill.tasks import NO_LABEL
 
@@ -36,7 +36,7 @@ def read(request: Request) -> Dataset:
     made = {}
     for name, part in pairs.items():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            maps = torch.stack(list(pool.map(lambda pair: _map(*pair, size=size[1:]), part)))
+            maps = torch.stack(list(pool.map(lambda pair: _map(*pair, size=size), part)))
         _check(maps, found[name], where)
         made[name] = Folder(tuple(str(file) for file, _ in part), maps, size).in_memory()
     return dataset(made, None, request)
@@ -61,7 +61,7 @@ def _pairs(folder: Path, where: str) -> list[tuple[Path, Path]]:
     return [(file, masks[name]) for name, file in files.items()]
 
 
-def _map(file: Path, mask: Path, *, size: tuple[int, int]) -> Tensor:
+def _map(file: Path, mask: Path, *, size: tuple[int, int, int]) -> Tensor:
     """A map of class numbers (H, W), int64."""
     try:
         with Image.open(mask) as image:
@@ -81,8 +81,7 @@ def _map(file: Path, mask: Path, *, size: tuple[int, int]) -> Tensor:
     if numbers.size != image_size:
         sizes = " and ".join(f"{width}x{height}" for width, height in (image_size, numbers.size))
         raise DataError(f"image and mask have the sizes {sizes}", where=str(mask), hint="make them the same")
-    fitted = ImageOps.fit(numbers, size[::-1], Image.Resampling.NEAREST)
-    found = torch.from_numpy(np.array(fitted)).long()
+    found = torch.from_numpy(np.array(fitted(numbers, size, nearest=True))).long()
     return found.masked_fill(found == _IGNORED, NO_LABEL)
 
 
