@@ -35,11 +35,11 @@ class Answer(NamedTuple):
 class Net(nn.Module):
     """Two stages, then a head; what it answers with is up to ``answers``."""
 
-    def __init__(self, widths, outputs, answers):
+    def __init__(self, widths, outputs, answers, momentum):
         super().__init__()
         first, second = widths
-        self.conv1, self.bn1 = nn.Conv2d(1, first, 3, padding=1), nn.BatchNorm2d(first)
-        self.conv2, self.bn2 = nn.Conv2d(first, second, 3, padding=1), nn.BatchNorm2d(second)
+        self.conv1, self.bn1 = nn.Conv2d(1, first, 3, padding=1), nn.BatchNorm2d(first, momentum=momentum)
+        self.conv2, self.bn2 = nn.Conv2d(first, second, 3, padding=1), nn.BatchNorm2d(second, momentum=momentum)
         self.head = nn.Conv2d(second, outputs, 1) if answers == "map" else nn.Linear(second, outputs)
         self.answers = answers
 
@@ -59,8 +59,8 @@ class Net(nn.Module):
             return {"features": x, "logits": logits}
         return (x, logits) if self.answers == "pair" else logits
 
-def net(widths=(4, 8), outputs=10, answers="tensor"):
-    return Net(widths, outputs, answers)
+def net(widths=(4, 8), outputs=10, answers="tensor", momentum=0.1):
+    return Net(widths, outputs, answers, momentum)
 '''
 
 

@@ -50,6 +50,7 @@ def plan(
     seed: parameters.Seed = 0,
     repeats: parameters.Repeats = 1,
     control: parameters.Control = True,
+    recalibrate_bn: parameters.Recalibrate = "auto",
     precision: parameters.TrainingPrecision = parameters.Precision["32-true"],
     teacher_factory: parameters.TeacherFactory = None,
     teacher_arg: parameters.TeacherArgument = [],
@@ -68,6 +69,7 @@ def plan(
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
+        recalibrate = values.recalibration(recalibrate_bn)
         values.writable(output)
         load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_pickle=trust_pickle)
         models = (
@@ -87,7 +89,7 @@ def plan(
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
             keep=keep, criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control,
-            data=seen.data, precision=precision.value,
+            data=seen.data, precision=precision.value, recalibrate=recalibrate,
         )  # fmt: skip
 
         def after(step: str, text: Callable[[], str]) -> None:

@@ -84,6 +84,14 @@ Control = Annotated[
     bool,
     typer.Option("--control/--no-control", help="Also train the student for as long without distillation."),
 ]
+Recalibrate = Annotated[
+    str,
+    typer.Option(
+        "--recalibrate-bn",
+        metavar="auto|off|N",
+        help="Estimate BatchNorm statistics anew after training: where they lag behind; never; over N images.",
+    ),
+]
 TrainingPrecision = Annotated[Precision, typer.Option("--precision", help="Training precision.")]
 
 # runs

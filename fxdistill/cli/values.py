@@ -8,6 +8,7 @@ from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
     from fxdistill.modelfiles.load import LoadedModel
+    from fxdistill.plan.schema import Recalibration
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -44,6 +45,21 @@ def pairs(texts: Sequence[str], option: str) -> tuple[tuple[str, str], ...]:
             raise InputError(f"'{text}' is not a pair", where=option, hint=f"write it as {option} layer1=features.3")
         found.append((teacher, student))
     return tuple(found)
+
+
+def recalibration(text: str) -> "Recalibration | None":
+    """What ``auto``, ``off`` or a number of images says of BatchNorm statistics.
+
+    Raises:
+        InputError: It is none of them.
+    """
+    from fxdistill.plan.schema import Recalibration
+
+    if text in ("auto", "off"):
+        return Recalibration() if text == "auto" else None
+    if not text.isdecimal() or not int(text):
+        raise InputError(f"'{text}' is none", where="--recalibrate-bn", hint="give auto, off or a number of images")
+    return Recalibration(when="always", images=int(text))
 
 
 def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str]) -> None:

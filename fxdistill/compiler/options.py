@@ -6,7 +6,7 @@ from typing import get_args
 from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
 from fxdistill.ir.graph import Shape
-from fxdistill.plan.schema import Align, DataPlan, Precision
+from fxdistill.plan.schema import Align, DataPlan, Precision, Recalibration
 
 _ALIGN, _PRECISION = get_args(Align), get_args(Precision)
 
@@ -30,6 +30,7 @@ class Options:
         repeats: How many seeds to run, from ``seed`` on.
         control: Whether to run the same budget without distillation as well.
         data: Data, augmentation, normalisation; without a spec the plan is structural and cannot be run.
+        recalibrate: Whether BatchNorm statistics are estimated anew after training; None for never.
         precision: Lightning Fabric's name of the training precision.
 
     Raises:
@@ -50,6 +51,7 @@ class Options:
     repeats: int = 1
     control: bool = True
     data: DataPlan = field(default_factory=lambda: DataPlan(spec=None))
+    recalibrate: Recalibration | None = field(default_factory=Recalibration)
     precision: Precision = "32-true"
 
     def __post_init__(self) -> None:

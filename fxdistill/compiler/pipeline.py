@@ -320,7 +320,7 @@ def _planned(c: Compilation) -> Plan:
         version=VERSION, method=c.method.name, task=options.task, seed=options.seed, members={**given, **c.made},
         input=InputSpec(shape=list(options.input_shape)), data=options.data, pairs=list(c.pairs), kept=list(c.kept),
         arms=list(c.arms), control=control, seeds=[options.seed + repeat for repeat in range(options.repeats)],
-        precision=options.precision, versions=versions(),
+        precision=options.precision, recalibration=options.recalibrate, versions=versions(),
     )  # fmt: skip
     return plan.changed(plugins=_plugins(c, plan))
 

@@ -11,7 +11,7 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.errors import DataError
 from fxdistill.ir.outputs import prediction
 from fxdistill.ir.running import in_mode
-from fxdistill.tasks import Task
+from fxdistill.tasks import Said, Task
 
 
 @contextmanager
@@ -51,6 +51,27 @@ def metrics(
 
     with evaluating(module):
         return task.evaluate(predict, len(dataset.classes), device)
+
+
+def same_for_all(
+    module: nn.Module, dataset: Dataset, task: Task, *, batch_size: int = 128, entry: str = ""
+) -> str:  # fmt: skip
+    """What a model says of every test image, where that is the same; '' where its answers differ.
+
+    Args:
+        module: Takes images, gives a prediction; its modes are restored.
+        dataset: Its test images are read, until two of them get different answers.
+        task: When two answers are the same.
+        batch_size: Images at once.
+        entry: Which entry of a structured output is the prediction.
+    """
+    said = Said(task)
+    with evaluating(module):
+        for batch in batches(dataset.test, batch_size, mean=dataset.mean, std=dataset.std, device=device_of(module)):
+            said.add(prediction(module(batch["images"]), entry))
+            if said.images > 1 and not said.collapsed():
+                return ""
+    return said.collapsed()
 
 
 def device_of(module: nn.Module) -> torch.device:

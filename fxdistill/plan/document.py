@@ -37,6 +37,7 @@ from fxdistill.plan.schema import (
     Part,
     Plugin,
     Precision,
+    Recalibration,
     Seed,
     Shrunken,
     Stage,
@@ -66,6 +67,7 @@ class Plan(Part):
     control: Control | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)]
     precision: Precision = "32-true"
+    recalibration: Recalibration | None = None
     export: ExportPlan = ExportPlan()
     costed: str = ""
     plugins: list[Plugin] = []

@@ -334,6 +334,19 @@ class Control(Part):
     cost: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Recalibration(Part):
+    """Whether BatchNorm statistics are estimated anew when an arm is trained, for every arm alike.
+
+    Attributes:
+        when: ``disagree``: where evaluation and training mode clearly disagree on training images, and it helps; or
+            ``always``.
+        images: Over so many training images, or all that there are.
+    """
+
+    when: Literal["disagree", "always"] = "disagree"
+    images: PositiveInt = 2048
+
+
 class ExportPlan(Part):
     """The ONNX file and its gate: which member is exported, as which arm trained it; which outputs, all where empty."""
 

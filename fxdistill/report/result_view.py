@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.compiler.shrink_model import ShrunkResult
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure.gate import Parity
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.report.layout import Line, Table, count, diagnostics_view
@@ -54,8 +55,16 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
     ]
     header = ("model", task.primary, "parameters", "MACs", "ONNX latency")
     return Group(
-        Table(header, tuple(_rows(plan, result, task))), *(Line(Text(note, "dim"), indent=2) for note in notes)
+        Table(header, tuple(_rows(plan, result, task))),
+        *(Line(Text(note, "dim"), indent=2) for note in notes),
+        *diagnostics_view(_said(result)),
     )
+
+
+def _said(result: dict[str, Any]) -> Iterator[Diagnostic]:
+    """What there was to say of what came out of training, each once."""
+    found = (Diagnostic(**remark) for arm in result["arms"] for remark in arm.get("remarks", ()))
+    return iter(dict.fromkeys(found))
 
 
 def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:

@@ -21,12 +21,12 @@ from fxdistill.errors import InvariantError, TrainingError
 from fxdistill.files import write_bytes
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import load_whole_state
-from fxdistill.measure.model import metrics
+from fxdistill.measure.model import metrics, same_for_all
 from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm
-from fxdistill.runtime import checkpoint, stopping
+from fxdistill.runtime import checkpoint, norms, stopping
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
 
 _SHARE_OF_SAVING = 0.05  # of the time, at most
+_RIGHT = 0.99
 State = dict[str, Tensor]
 
 
@@ -103,6 +104,11 @@ class Execution:
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
         return metrics(module, self.dataset, self.task, batch_size=size, entry=self.plan.entry_of(member), on=on)
 
+    def same_for_all(self, member: str) -> str:
+        """What a member says of every test image, where that is the same; else ''."""
+        module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
+        return same_for_all(module, self.dataset, self.task, batch_size=size, entry=self.plan.entry_of(member))
+
 
 def trials_of(plan: Plan) -> list[Trial]:
     """The trials in order: arms that are trained once, then for each seed the others, the control beside its arm."""
@@ -140,16 +146,42 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             watch.save,
         )  # fmt: skip
         loop.run(at.position, at.optimizer, at.means)
+    remarks = [
+        remark
+        for member in arm.trains
+        for remark in norms.settle(run.plan, member, run.modules[member], dataset=run.dataset, task=run.task)
+    ]
     for member in arm.trains:
         trained = Strip()(Trained(program, run.modules[member], member)).value
         _check_finite(trained, trial)
         if _is_kept(run.plan, trial, arm, member):
             write_bytes(run.rundir.weights_path(member), state_dict_bytes(trained))
-    record = {**asdict(trial), **run.measured(arm.trains[0]), "seconds": round(watch.seconds, 1)}
+    found = run.measured(arm.trains[0])
+    remarks += knows_nothing(run, trial, arm.trains[0], found)
+    record = {**asdict(trial), **found, "seconds": round(watch.seconds, 1)}
+    if remarks:
+        record["remarks"] = [remark.model_dump() for remark in remarks]
+    for remark in remarks:
+        run.observer.on_diagnostic(remark)
     run.checkpoint = Checkpoint(
         arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record], how=at.how
     )  # fmt: skip
     checkpoint.save(run.rundir, run.checkpoint)
+
+
+def knows_nothing(run: Execution, trial: Trial, member: str, found: Mapping[str, float]) -> list[Diagnostic]:
+    """A warning where a trained member says the same of every test image, or knows hardly more than chance."""
+    if run.task.is_share and found.get(run.task.primary, 0.0) >= _RIGHT:
+        return []  # of one class, say, the same answer is the right one
+    where, hint = f"{member}, arm '{trial.name}', seed {trial.seed}", "see the losses in metrics.jsonl"
+    remarks = []
+    if same := run.same_for_all(member):
+        why = f"the trained model is of no use: it says {same} of the test split"
+        remarks.append(Diagnostic(code="collapsed", severity="warning", where=where, why=why, hint=hint))
+    if found and (poor := run.task.near_chance(found, len(run.dataset.classes))):
+        why = f"what the trained model reaches is {poor}"
+        remarks.append(Diagnostic(code="student-near-chance", severity="warning", where=where, why=why, hint=hint))
+    return remarks
 
 
 def _is_kept(plan: Plan, trial: Trial, arm: Arm, member: str) -> bool:
