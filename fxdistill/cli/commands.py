@@ -35,6 +35,7 @@ def plan(
     student: parameters.Model,
     output: parameters.PlanOutput = Path("plan.json"),
     data: parameters.PlanData = None,
+    class_map: parameters.ClassMap = None,
     val: parameters.Validation = 0.0,
     input_shape: parameters.Input = "",
     method: parameters.HowTaught = "indistill",
@@ -84,7 +85,7 @@ def plan(
         seen = planning.look(
             data, output, wanted, models, task=task, batch_size=batch_size, allow=allow_factory,
             entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion, val=val,
-            seed=seed,
+            seed=seed, class_map=class_map,
         )  # fmt: skip
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
@@ -160,6 +161,7 @@ def export(
     model: parameters.RunOrModel,
     output: parameters.OnnxOutput = Path("student.onnx"),
     data: parameters.GateData = None,
+    class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
     input_shape: parameters.Input = "",
     factory: parameters.Factory = None,
@@ -180,7 +182,7 @@ def export(
 
         found = deploy.find(
             model, data=data, task=task, factory=factory, args=arg, allow=allow_factory, trust_pickle=trust_pickle,
-            entry=output_entry,
+            entry=output_entry, class_map=class_map,
         )  # fmt: skip
         _say(found.remarks)
         written, parity = deploy.exported(
@@ -243,6 +245,7 @@ def shrink(
 def evaluate_model(
     model: parameters.RunOrModel,
     data: parameters.Data = None,
+    class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
@@ -256,7 +259,7 @@ def evaluate_model(
 
         found = deploy.find(
             model, data=data, task=task, factory=factory, args=arg, allow=allow_factory, trust_pickle=trust_pickle,
-            entry=output_entry,
+            entry=output_entry, class_map=class_map,
         )  # fmt: skip
         _say(found.remarks)
         values_by_name, images = deploy.measured(found, where=model)

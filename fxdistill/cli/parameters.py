@@ -70,6 +70,13 @@ Criterion = Annotated[
     str | None, typer.Option("--criterion", help="Importance of a channel: {criteria}. Default: the method's own.")
 ]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, max=1_000_000, help="Epochs of the main stage.")]
+ClassMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map",
+        help="The model's classes, for data that has some: a file of one name a line, or a .json of numbers by name.",
+    ),
+]
 Validation = Annotated[
     float,
     typer.Option(

@@ -45,7 +45,7 @@ class Seen:
 def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Sequence[LoadedModel], *, task: str,
     batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str, val: float = 0.0,
-    seed: int = 0,
+    seed: int = 0, class_map: Path | None = None,
 ) -> Seen:  # fmt: skip
     """Look at the data and at what the models answer to its shape.
 
@@ -61,6 +61,7 @@ def look(
         criterion: The criterion, which may read data.
         val: The share of the training images to watch the training by.
         seed: What is set aside is drawn under it.
+        class_map: A file with the models' classes, for data that has some of them.
 
     Raises:
         DataError: The data is not there, or not of that shape.
@@ -74,7 +75,9 @@ def look(
     dataset = load(spec, task=task, input_shape=known, allow=allow)
     if known is not None:
         check_input(dataset, known)
+    dataset = preflight.mapped(dataset, class_map, models[0].module, TASKS.get(task), spec=spec, entry=entries[0])
     made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
+    made = made.changed(mapped=class_map is not None)
     said = (*dataset.remarks, *division.remarks(made))
     dataset = division.divided(dataset, made)
     shape = values.first_shape(wanted, (1, *dataset.image_shape))

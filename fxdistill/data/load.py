@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fxdistill.data import augmentations, own, sources
+from fxdistill.data import augmentations, classmap, own, sources
 from fxdistill.data.batches import drawable
 from fxdistill.data.dataset import Dataset, checked
 from fxdistill.data.division import divided, planned
@@ -54,11 +54,14 @@ def load(
         )
     augmentations.check(data.augmentation)
     found = _read(data.spec, wanted, shape, allow)
+    if data.mapped:
+        found = classmap.mapped(found, data.classes, task=wanted, where=data.spec)
     drawable(found.train, data.augmentation, moves_targets=wanted.moves_targets)
     if data.classes and tuple(data.classes) != found.classes:
         raise DataError(
             f"the plan has {len(data.classes)} classes, the data {len(found.classes)}, or their names differ",
-            where=f"data.classes and {data.spec}", hint="plan again with this data",
+            where=f"data.classes and {data.spec}", hint="plan again with this data; where it has some of the "
+            "plan's classes, say which: --class-map",
         )  # fmt: skip
     if whole:
         return _as_planned(found, data)

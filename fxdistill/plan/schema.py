@@ -119,6 +119,7 @@ class DataPlan(Part):
         std: Divided by, per input channel.
         classes: Class names in label order; empty where the task has none.
         train_size: Number of training images; 0 where it is not known.
+        mapped: Whether the classes are those of the models, and the data's are found among them by name.
         labelled: Whether training images have labels; without, no loss may read them.
         test: The test images that are set aside from data that is one split; None for those of the data.
         val: The images that training is watched by, of the data or set aside; None for the test images.
@@ -131,6 +132,7 @@ class DataPlan(Part):
     std: list[Annotated[float, Field(gt=0)]] = []
     classes: list[str] = []
     train_size: Count = 0
+    mapped: bool = False
     labelled: bool = True
     test: Division | None = None
     val: Division | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxdistill.compiler import auxiliary
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
 from fxdistill.criteria import CRITERIA
+from fxdistill.data import classmap
 from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
@@ -67,6 +68,7 @@ class Found:
 def evaluate(
     model: str | Path | nn.Module, data: str | None = None, *, task: str | None = None, factory: str | None = None,
     args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False, entry: str | None = None,
+    class_map: str | Path | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
 
@@ -79,13 +81,15 @@ def evaluate(
         allow: Modules whose factories may be called.
         trust_pickle: Whether a file may be unpickled: it can run any code.
         entry: Which entry of a structured output is the prediction; None to find it.
+        class_map: A file with the model's classes, for data that has some of them; see :mod:`fxdistill.data.classmap`.
 
     Raises:
         InputError: The model cannot be found or loaded, or does not fit the data.
     """
     found = find(
-        model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=entry
-    )
+        model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=entry,
+        class_map=class_map,
+    )  # fmt: skip
     return measured(found, where=str(model))[0]
 
 
@@ -106,7 +110,7 @@ def export(
     model: str | Path | nn.Module, path: str | Path = "student.onnx", *, data: str | None = None,
     task: str | None = None, input_shape: tuple[int, ...] | None = None, opset: int = 18, tolerance: float = 1e-4,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
-    entry: str | None = None, only: Sequence[str] = (),
+    entry: str | None = None, only: Sequence[str] = (), class_map: str | Path | None = None,
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a model as ONNX with a dynamic batch, if the file passes the parity gate.
 
@@ -126,6 +130,7 @@ def export(
         allow: As for :func:`evaluate`.
         trust_pickle: As for :func:`evaluate`.
         entry: As for :func:`evaluate`.
+        class_map: As for :func:`evaluate`.
         only: The outputs to write, by name or entry; empty for all.
 
     Raises:
@@ -133,8 +138,9 @@ def export(
         ParityError: The file would not be the model; nothing was written.
     """
     found = find(
-        model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=entry
-    )
+        model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=entry,
+        class_map=class_map,
+    )  # fmt: skip
     return exported(found, path, input_shape=input_shape, opset=opset, tolerance=tolerance, only=only)
 
 
@@ -224,32 +230,35 @@ def _given(
 def find(
     model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None, factory: str | None = None,
     args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False, entry: str | None = None,
+    class_map: str | Path | None = None,
 ) -> Found:  # fmt: skip
     """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
 
     Raises:
         InputError: It cannot be found or loaded, or does not fit the data.
     """
+    names = None if class_map is None else Path(class_map)
     if not isinstance(model, nn.Module) and Path(model).is_dir():
         if task is not None or factory is not None or args or trust_pickle or entry is not None:
             raise InputError(
                 "a run says itself what its models are", where=str(model),
                 hint="leave out --task, --factory, --arg, --output-entry and --trust-pickle, or give a model's file",
             )  # fmt: skip
-        return _of_run(Path(model), data, allow)
+        return _of_run(Path(model), data, allow, names)
     wanted = TASKS.get(task or "classification", where="--task")
     given = _given(model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
     module = given.module
     if data is None:
         return Found(module, wanted, None, given.input_shape, entry or "", {})
     dataset = load_data(data, task=wanted, input_shape=given.input_shape, allow=allow)
+    dataset = preflight.mapped(dataset, names, module, wanted, spec=data, entry=entry)
     shape = (1, *dataset.image_shape)
     fit = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data, entry=entry)
     remarks = preflight.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
     return Found(module, wanted, dataset, shape, fit.entry, {}, remarks=(*dataset.remarks, *remarks))
 
 
-def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
+def _of_run(path: Path, spec: str | None, allow: Sequence[str], class_map: Path | None) -> Found:
     rundir = RunDir.existing(path)
     plan = rundir.plan()
     name = plan.export.member
@@ -271,10 +280,20 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str]) -> Found:
         statedict.fit(module, checkpoint.state_dict(rundir.weights_path(name)), factory=str(ref.factory), where=name)
     else:
         module = _trained(rundir, name, ref, seed=plan.seed, allow=allow)
+    data = plan.data
+    if class_map is not None:
+        names = classmap.read(class_map)
+        if spec is None or len(names) > len(data.classes):
+            raise RunDirError(
+                f"the class map has {len(names)} classes, the run's {name} has {len(data.classes)}" if spec is not None
+                else "a run says itself which classes its data has", where=str(class_map),
+                hint="give the map of this model, with other --data",
+            )  # fmt: skip
+        data = data.changed(classes=list(classmap.filled(names, len(data.classes))), mapped=True)
     if spec is None:
         dataset = preflight.load_data(plan, rundir.base, allow=allow)
     else:
-        dataset = load_data(plan.data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow, whole=True)
+        dataset = load_data(data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow, whole=True)
     return Found(module, TASKS.get(plan.task), dataset, shape, plan.entry_of(name), provenance(plan), onnx_file.OUTPUT)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.remarks import takes_logits
-from fxdistill.data import places
+from fxdistill.data import classmap, places
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input
@@ -189,10 +189,36 @@ def fits(
         chosen = outputs.before_softmax(output, chosen)
     if reason := wrong(outputs.prediction(output, chosen)):
         raise ModelError(
-            reason, where=f"data {spec}", hint="build teacher and student for the data: with its number of classes",
+            reason, where=f"data {spec}", hint="build teacher and student for the data, with its number of classes; "
+            "where it has some of the model's classes, say which: --class-map",
         )  # fmt: skip
     rivals = outputs.rivals(output, chosen, right) if entry is None else ()
     return Fit(chosen, tuple(one for one in rivals if outputs.before_softmax(output, one) == one))
+
+
+def mapped(
+    dataset: Dataset, class_map: Path | None, module: nn.Module, task: Task, *, spec: str, entry: str | None = None
+) -> Dataset:
+    """The data with a model's numbers for its classes, as a class map says; as it is where there is none.
+
+    Raises:
+        DataError: The map cannot be read, has more classes than the model, or lacks one of the data.
+    """
+    if class_map is None:
+        return dataset
+    names = classmap.read(class_map)
+    try:
+        with evaluating(module):
+            output = outputs.prediction(module(torch.zeros(1, *dataset.image_shape)), entry or "")
+    except Exception:  # noqa: BLE001  # whether the model takes the data is said by what checks that
+        return classmap.mapped(dataset, names, task=task, where=spec)
+    count = output.shape[1] if output.ndim > 1 else 0
+    if len(names) > count:
+        raise DataError(
+            f"the class map has {len(names)} classes, the model answers with {count}", where=str(class_map),
+            hint="give the map of this model",
+        )  # fmt: skip
+    return classmap.mapped(dataset, classmap.filled(names, count), task=task, where=spec)
 
 
 def undecided(where: str, found: Fit, option: str) -> tuple[Diagnostic, ...]:

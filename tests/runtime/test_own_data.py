@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fxdistill.data.batches import batches
+from fxdistill.data.load import load as load_data
 from fxdistill.measure.model import metrics
+from fxdistill.modelfiles.load import load as load_model
+from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.file import load
 from tests import jobs, runs
 
@@ -155,3 +160,49 @@ def test_several_classes_an_image(tmp_path: Path) -> None:
         assert 0 <= found["F1"] <= 1
         assert 0 < found["mAP"] <= 1
     assert load(tmp_path / "plan.json").task == "multilabel"
+
+
+def test_data_with_some_of_the_models_classes(tmp_path: Path) -> None:
+    """Folders b and d of a model of a, b, c and d, whose labels without the map would be 0 and 1."""
+    names = "abcd"
+    for index in range(40):
+        folder = tmp_path / "own" / ("train" if index < 24 else "val") / names[1 + 2 * (index % 2)]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RANDOM.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{index:03}.png")
+    spec = ("--data", f"imagefolder:{tmp_path / 'own'}")
+    (tmp_path / "map.txt").write_text("\n".join(names))
+    (tmp_path / "some.json").write_text('{"d": 3, "b": 1}')
+    refused = jobs.call("eval", jobs.model(tmp_path / "teacher.pt", **TEACHER), *spec, *jobs.ALLOW)
+    assert refused.exit_code == 2
+    assert "--class-map" in refused.output
+    plan = jobs.planned(
+        tmp_path, TEACHER, STUDENT, *spec, "--method", "kd", "--class-map", tmp_path / "some.json", "--val", "0.25"
+    )
+    assert (plan.data.classes, plan.data.mapped) == (["class 0", "b", "class 2", "d"], True)
+    result = jobs.ran(tmp_path)
+    assert result["members"]["teacher"]["accuracy"] == _top_1(tmp_path)
+    both = {name: ("--class-map", tmp_path / name) for name in ("map.txt", "some.json")}
+    said = [jobs.done("eval", tmp_path / "teacher.pt", *spec, *one, *jobs.ALLOW) for one in both.values()]
+    assert said[0] == said[1]
+    assert f"accuracy {_top_1(tmp_path):.2%} on 16 test images" in said[0]
+    own = jobs.done("eval", tmp_path / "run", *jobs.ALLOW)
+    assert jobs.done("eval", tmp_path / "run", *spec, *both["map.txt"], *jobs.ALLOW) == own
+    exported = jobs.done(
+        "export", tmp_path / "teacher.pt", *spec, *both["map.txt"], *jobs.ALLOW, "-o", tmp_path / "x.onnx"
+    )
+    assert "on 16 test images" in exported
+    (tmp_path / "map.txt").write_text("\n".join("abcdefgh"))
+    for where in ("teacher.pt", "run"):
+        refused = jobs.call("eval", tmp_path / where, *spec, *both["map.txt"], *jobs.ALLOW)
+        assert refused.exit_code == 2
+        assert "the class map has 8 classes" in refused.output
+
+
+def _top_1(folder: Path) -> float:
+    """The teacher's share of right answers, by hand."""
+    found = load_data(f"imagefolder:{folder / 'own'}", input_shape=(1, 1, 8, 8))
+    module = load_model(parse_source(str(folder / "teacher.pt"), allow=[jobs.MODULE])).module.eval()
+    (batch,) = batches(found.test, 16, mean=found.mean, std=found.std)
+    with torch.no_grad():
+        answers = module(batch["images"]).argmax(1)
+    return float((answers == 1 + 2 * batch["labels"]).float().mean())
