@@ -160,12 +160,15 @@ def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
 
 
 def _frozen(traced: Traced) -> Iterator[Diagnostic]:
-    """Batch norms that an exported graph spells out: their mode is that of the trace for good."""
-    norms = [path_of(node) for node in traced.graph.nodes if op_name(node, traced.module).endswith("batch_norm")]
-    if traced.rung == "export" and norms:
+    """Batch norms that are calls and no modules: their mode is that of the trace for good."""
+    norms = [
+        path_of(node) for node in traced.graph.nodes
+        if node.op == "call_function" and op_name(node, traced.module).endswith("batch_norm")
+    ]  # fmt: skip
+    if norms:
         yield Diagnostic(
             code="frozen-batch-norm", severity="warning", where=norms[0],
-            why=f"the model was traced by torch.export, so its {len(norms)} batch norms stay in eval mode: train() "
+            why=f"{len(norms)} batch norms are calls of a function and no layers, so they stay in eval mode: train() "
             "does not change them, and training goes on with the statistics that they have",
         )  # fmt: skip
 

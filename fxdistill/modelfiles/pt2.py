@@ -3,12 +3,8 @@
 An archive may run code when it is loaded: pickled tensors, compiled libraries, operators looked up by name
 and symbolic sizes that sympy evaluates. :func:`inspect_archive` first reads it as data and refuses these.
 
-What ``torch.export`` gives back is frozen: ``train()`` raises, BatchNorm and dropout are calls with a
-constant mode. :func:`load` puts the modules back where they were, over the same parameters under the same
-names, so that the mode can be set again:
-
-    aten.batch_norm(x, P.weight, P.bias, P.running_mean, P.running_var, False, …)   →   P(x), P = BatchNorm2d
-    aten.dropout(x, p, False)                                                        →   P(x), P = Dropout(p)
+What ``torch.export`` gives back is frozen: ``train()`` raises. :func:`load` gives a plain graph module whose layers
+have their modes back (:mod:`fxdistill.passes.trace.restore`).
 """
 
 import inspect
@@ -16,7 +12,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from torch.utils import _pytree as pytree
 from fxdistill import files
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
+from fxdistill.passes.trace.restore import restore
 
 METADATA = "fxdistill.json"
 """The extra file of an archive that says where its weights come from."""
@@ -43,13 +40,6 @@ _SIZE_NAME = re.compile(
     r"|PowByNatural|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|Where"
     r"|Identity|floor|ceiling|oo|int_oo|[a-z]\d+"
 )
-_FUNCTIONAL = {"batch_norm", "dropout", "feature_dropout"}
-_NORMS: dict[int, type[nn.Module]] = {
-    2: nn.BatchNorm1d,
-    3: nn.BatchNorm1d,
-    4: nn.BatchNorm2d,
-    5: nn.BatchNorm3d,
-}
 
 
 def load(path: Path) -> tuple[nn.Module, tuple[int, ...] | None, tuple[Diagnostic, ...]]:
@@ -226,77 +216,12 @@ def _thaw(frozen: fx.GraphModule) -> tuple[fx.GraphModule, list[str]]:
         flat: Any = output.args[0]
         output.args = (pytree.tree_unflatten(list(flat), codegen.pytree_info.out_spec),)
     graph.set_codegen(fx.graph.CodeGen())
-    stuck = []
     for node in list(graph.nodes):
         if node.op == "call_module" and str(node.target).startswith("_guards"):
             graph.erase_node(node)
-        elif (kind := _functional(node)) is not None and not _MODULES[kind](frozen, node):
-            stuck.append(node.name)
-    for node in reversed(list(graph.nodes)):
-        counts = node.op == "call_function" and str(node.target) == "aten.add_.Tensor" and not node.users
-        counts = counts and str(node.args[0].target).endswith("num_batches_tracked")
-        if counts or (node.op == "get_attr" and not node.users):
-            graph.erase_node(node)
+    stuck = restore(frozen, graph)
     graph.lint()
     return fx.GraphModule(frozen, graph, class_name="Exported"), stuck
-
-
-def _functional(node: fx.Node) -> str | None:
-    name = str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_")
-    return name if node.op == "call_function" and name in _FUNCTIONAL else None
-
-
-def _norm(frozen: fx.GraphModule, node: fx.Node) -> bool:
-    x, *states = node.args[:5]
-    training, momentum, eps = node.args[5:8]
-    attributes = ("weight", "bias", "running_mean", "running_var")
-    named = {name: state for name, state in zip(attributes, states, strict=True) if isinstance(state, fx.Node)}
-    places = {str(state.target).removesuffix(f".{name}") for name, state in named.items()}
-    if not {"running_mean", "running_var"} <= set(named) or len(places) != 1 or not isinstance(x, fx.Node):
-        return False
-    (place,) = places
-    old = frozen.get_submodule(place)
-    if not isinstance(old, tuple(_NORMS.values())):
-        width = old.get_buffer("running_mean").numel()
-        value = x.meta.get("val")
-        kind: Any = _NORMS[value.ndim if isinstance(value, torch.Tensor) else 4]
-        new = kind(width, eps=eps, momentum=momentum, affine="weight" in named)
-        for name, parameter in old.named_parameters(recurse=False):
-            new.register_parameter(name, parameter)
-        for name, buffer in old.named_buffers(recurse=False):
-            new.register_buffer(name, buffer)
-        frozen.set_submodule(place, new.train(bool(training)))
-    _call(frozen, node, place, x)
-    return True
-
-
-def _dropout(frozen: fx.GraphModule, node: fx.Node) -> bool:
-    x, probability = node.args[:2]
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    place = str(stack[-1][0]) if stack else ""
-    if not place or "Dropout" not in str(stack[-1][1]) or _has(frozen, place):
-        place = node.name
-    kind: Callable[..., nn.Module] = nn.Dropout2d if "feature" in str(node.target) else nn.Dropout
-    frozen.set_submodule(place, kind(probability))
-    _call(frozen, node, place, x)
-    return True
-
-
-_MODULES: dict[str, Callable[[fx.GraphModule, fx.Node], bool]] = {
-    "batch_norm": _norm, "dropout": _dropout, "feature_dropout": _dropout,
-}  # fmt: skip
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    return any(name == path for name, _ in module.named_modules())
-
-
-def _call(frozen: fx.GraphModule, node: fx.Node, place: str, x: Any) -> None:
-    with frozen.graph.inserting_before(node):
-        call = frozen.graph.call_module(place, (x,))
-    call.meta = dict(node.meta)
-    node.replace_all_uses_with(call)
-    frozen.graph.erase_node(node)
 
 
 def _remarks(path: Path, shape: tuple[int, ...] | None, *, static: bool, stuck: list[str]) -> Iterator[Diagnostic]:

@@ -70,9 +70,9 @@ class Probe:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings, logs and printed tracebacks of the tracers say nothing that a user could act on."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    """Warnings, logs, tracebacks and whole graphs that tracers print say nothing that a user could act on."""
+    before, sink = logging.root.manager.disable, io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
         warnings.simplefilter("ignore")
         logging.disable(max(before, logging.ERROR))
         try:

@@ -2,7 +2,8 @@
 
 1. ``symbolic``: ``torch.fx`` symbolic trace; modules of ``torch.nn`` are leaves.
 2. ``leaves``: the same, with what is known not to trace (torchvision's operators, timm's registries) as leaves.
-3. ``export``: ``torch.export`` with a dynamic batch, back as a graph of ATen operators.
+3. ``export``: ``torch.export`` with a dynamic batch, back as a graph of ATen operators and, where it had frozen the
+   mode, of modules.
 
 Each freezes the mode that the module is in.
 """
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 from torchvision.models import feature_extraction
 
 from fxdistill.passes.trace.probe import Probe
+from fxdistill.passes.trace.restore import restore
 from fxdistill.plan.schema import Rung
 
 
@@ -121,6 +123,7 @@ def _export(module: nn.Module, probe: Probe) -> fx.GraphModule:
     for node in graph.nodes:
         if node.op == "get_attr":
             _adopt(root, exported, str(node.target))
+    restore(root, graph, module)
     traced = fx.GraphModule(root, graph, type(module).__name__)
     traced.graph.lint()
     return traced

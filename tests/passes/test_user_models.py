@@ -581,17 +581,34 @@ def test_a_parametrized_layer_is_listed_with_its_reason() -> None:
     assert "b" in {d.where for d in result.diagnostics if d.code == "not-pruned"}
 
 
-@limit("an exported graph holds BatchNorm in eval mode, and train() does not change it")
-def test_statistics_move_where_the_model_was_traced_by_export() -> None:
-    def forward(m: Any, x: Tensor) -> Any:
-        return m.head(pooled(torch.cat(list(m.stem(x).chunk(2, 1)), 1)))
+def exported(m: Any, x: Tensor) -> Any:
+    return m.head(pooled(torch.cat(list(m.stem(x).chunk(2, 1)), 1)))  # a list of chunks: only torch.export traces it
 
-    result = shrink_model(Net(forward, stem=conv(3, 8), head=nn.Linear(8, 4)).eval(), input_shape=IMAGE, keep=0.5)
+
+def test_statistics_move_and_dropout_drops_where_the_model_was_traced_by_export() -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, momentum=0.5), nn.ReLU(), nn.Dropout(0.5))
+    result = shrink_model(Net(exported, stem=stem, head=nn.Linear(8, 4)).eval(), input_shape=IMAGE, keep=0.5)
     assert result.rung == "export"
+    assert not {d.code for d in result.diagnostics} & {"frozen-batch-norm", "frozen-mode"}
+    module, images = result.module, torch.randn(IMAGE) + 1
+    first = F.conv2d(images, *(module.get_parameter(f"stem.0.{name}") for name in ("weight", "bias")))
+    assert not torch.equal(module.train()(images), module(images))
+    expected = 0.25 * 0.0 + (1 - 0.25) * first.mean((0, 2, 3))  # two calls at momentum 0.5, from zero
+    assert torch.allclose(module.get_buffer("stem.1.running_mean"), expected, atol=1e-6)
+
+
+def test_statistics_of_a_batch_norm_that_is_no_layer_stay_and_that_is_said() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.head(pooled(F.batch_norm(m.a(x), m.mean, m.var, training=m.training)))
+
+    net = Net(forward, a=nn.Conv2d(3, 8, 1), head=nn.Linear(8, 4))
+    net.register_buffer("mean", torch.zeros(8))
+    net.register_buffer("var", torch.ones(8))
+    result = shrink_model(net.eval(), input_shape=IMAGE, keep=0.5)
     assert "frozen-batch-norm" in {d.code for d in result.diagnostics}
-    before = result.module.get_buffer("stem.1.running_mean").clone()
+    before = result.module.get_buffer("mean").clone()
     result.module.train()(torch.randn(IMAGE) + 1)
-    assert not torch.equal(result.module.get_buffer("stem.1.running_mean"), before)
+    assert torch.equal(result.module.get_buffer("mean"), before)
 
 
 def test_a_model_in_double_precision() -> None:
