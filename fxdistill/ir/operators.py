@@ -96,6 +96,7 @@ _LINES = (
           "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices upsample_nearest1d "
           "upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact1d "
           "_upsample_nearest_exact3d grid_sample grid_sampler grid_sampler_2d grid_sampler_3d", labels="spatial"),
+    _line("max_unpool1d max_unpool2d max_unpool3d", labels="unpool"),
     # norms
     _line("layer_norm rms_norm", labels="last-dims-norm", rewrite="layer-norm", masked="norm"),
     _line("native_layer_norm", rewrite="layer-norm"),

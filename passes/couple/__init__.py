@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,10 @@ from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Constraint, Coupling, Lock, Structure, core, flat_layers, varying
 from fxdistill.ir.graph import Traced, path_of, shape_of
-from fxdistill.ir.running import buffers_kept, example
+from fxdistill.ir.running import buffers_kept, example, seeded
 from fxdistill.passes.couple.operations import empty_labels, end
 from fxdistill.passes.couple.rules import apply_rule
-from fxdistill.passes.couple.values import Labelled, Ledger, Opaque, Split, labelled, spread, tensors, to_meta
+from fxdistill.passes.couple.values import Labelled, Ledger, Opaque, Split, labelled, mapped, spread, tensors, to_meta
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,11 @@ class LabelMode(TorchFunctionMode):
 
     def _known(self, value: Any) -> Any:
         """Nested arguments with the model's own parameters and buffers as labelled values."""
-        if isinstance(value, Tensor):
-            known = not isinstance(value, Labelled) and id(value) in self.ledger.names
-            return self.ledger.wrap(value) if known else value
-        if type(value) in (tuple, list):
-            return type(value)(self._known(item) for item in value)
-        if isinstance(value, dict):
-            return {key: self._known(item) for key, item in value.items()}
-        return value
+        return mapped(value, self._wrapped)
+
+    def _wrapped(self, value: Tensor) -> Tensor:
+        known = not isinstance(value, Labelled) and id(value) in self.ledger.names and value.numel() > 1
+        return self.ledger.wrap(value) if known else value
 
 
 class _Labeller(fx.Interpreter):
@@ -171,7 +169,7 @@ class _Labeller(fx.Interpreter):
         return value
 
     def _barrier(self, n: fx.Node, cause: Exception) -> Any:
-        """Lock what enters; run the node on numbers to learn the structure of what leaves."""
+        """Lock what enters; a run on numbers tells the structure of what leaves."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         end(self.ledger, (args, kwargs), "enters an operation that is not followed")
         reason = (
@@ -182,18 +180,30 @@ class _Labeller(fx.Interpreter):
         self.ledger.note(
             "opaque-node", f"channels are not followed through it: {reason}", "its inputs keep their channels"
         )
-        real_args, real_kwargs = _numbers(args), _numbers(kwargs)
-        value = getattr(self, n.op)(n.target, real_args, real_kwargs)
-        return empty_labels(to_meta(value))
+        return empty_labels(self._seen[path_of(n)])
+
+    @cached_property
+    def _seen(self) -> dict[str, Any]:
+        """What every node makes of real numbers: the structure of it, and the numbers that are no tensors."""
+        images = example(self.source.module, shape_of(self.source.input) or self.source.input_shape)
+        seen = _Seen(self.source.module)
+        with buffers_kept(self.source.module), seeded(images.device):
+            seen.run(images)
+        return seen.made
 
 
-def _numbers(value: Any) -> Any:
-    """Nested arguments with labelled values as zeros."""
-    if isinstance(value, Labelled):
-        return torch.zeros(tuple(value.shape), dtype=value.dtype)
-    if type(value) in (tuple, list):
-        return type(value)(_numbers(item) for item in value)
-    return {key: _numbers(item) for key, item in value.items()} if isinstance(value, dict) else value
+class _Seen(fx.Interpreter):
+    """Runs the graph on numbers and keeps of every value how it is made up."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.made: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        self.made[path_of(n)] = to_meta(value)
+        return value
 
 
 def _structure(ledger: Ledger, value: Any) -> Structure:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fxdistill.ir.coupling import core
 from fxdistill.ir.operators import bare_name, is_a
 from fxdistill.operators import Trait
+from fxdistill.passes.couple.operations import joined
 from fxdistill.passes.couple.values import Labelled, Ledger, Opaque, compact, dims_of, labelled, tensors, to_meta
 
 Function = Callable[..., Any]
@@ -24,12 +25,13 @@ def move(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, 
     """Run a movement on every layer of its (only) labelled operand."""
     name = bare_name(func)
     source, rest = args[0], args[1:]
-    if not isinstance(source, Labelled) or any(isinstance(t, Labelled) for t in tensors((_sized(name, rest), kwargs))):
+    if name in _SHAPED_LIKE:
+        return _shaped_like(ledger, name, source, rest[0] if rest else kwargs["other"])
+    if not isinstance(source, Labelled) or any(isinstance(t, Labelled) for t in tensors((rest, kwargs))):
         raise Opaque("its indices depend on values")
     if is_a(name, Trait.RESHAPES) and any(isinstance(a, torch.dtype) for a in rest):
         raise Opaque("it reads the values as another type")
     function = _on_labels(name, func)
-    rest = tuple(tuple(a.shape) if isinstance(a, Labelled) else a for a in rest)
     like = function(source, *to_meta(rest), **to_meta(kwargs))
     moved = [function(layer, *rest, **kwargs) for layer in ledger.layers(source)]
     if is_a(name, Trait.PICKS) or (name in ("getitem", "slice") and _by_step(name, rest)):
@@ -55,17 +57,26 @@ def _picked(ledger: Ledger, before: Tensor, after: Tensor) -> Tensor:
     return after
 
 
-def _sized(name: str, rest: Sequence[Any]) -> Sequence[Any]:
-    """The arguments that are read for more than their shape."""
-    return () if name in ("expand_as", "view_as", "reshape_as") else rest
+_SHAPED_LIKE: dict[str, Callable[..., Tensor]] = {
+    "expand_as": torch.Tensor.expand, "view_as": torch.Tensor.reshape, "reshape_as": torch.Tensor.reshape,
+}  # fmt: skip
+
+
+def _shaped_like(ledger: Ledger, name: str, source: Tensor, other: Tensor) -> Tensor:
+    """``expand_as``, ``view_as``: the other gives its sizes, so where it shrinks the result does, or is broadcast."""
+    function, shape = _SHAPED_LIKE[name], tuple(other.shape)
+    result = function(source, shape)
+    if isinstance(source, Labelled):
+        moved = [function(layer, shape) for layer in ledger.layers(source)]
+        result = _piece(ledger, name, source, result, moved)
+    joined(ledger, (result, other), shape)
+    return result
 
 
 def _on_labels(name: str, func: Function) -> Function:
     """What does the movement on expanded integers: a view of them may need a copy."""
     if is_a(name, Trait.RESHAPES):
         return lambda layer, *shape, **kw: layer.reshape(*shape, **_without_dtype(kw))
-    if name == "expand_as":
-        return lambda layer, shape: layer.expand(shape)
     return func
 
 

@@ -23,6 +23,8 @@ from fxdistill.passes.couple.values import (
     along,
     dims_of,
     labelled,
+    mapped,
+    rebuilt,
     spread,
     tensors,
     to_meta,
@@ -54,12 +56,19 @@ def joined(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tu
 
 
 def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """One operand in, the same channels out."""
-    source = next(t for t in tensors((args, kwargs)) if isinstance(t, Labelled))
+    """One operand in, the same channels out; another one gives its type or place at most."""
+    source = next(tensors((args, kwargs)))
+    if not isinstance(source, Labelled):
+        return func(*_typed(args), **_typed(kwargs))
     # a value that was expanded stays broadcast, unless the operation lays it out anew
     name = bare_name(func)
     like = source.contiguous() if name in ("contiguous", "clone") else source
     return labelled(like.to(_cast(name, args, kwargs) or like.dtype), ledger.layers(source))
+
+
+def _typed(arguments: Any) -> Any:
+    """Arguments with labelled values as empty ones of their type."""
+    return mapped(arguments, lambda t: torch.empty(0, dtype=t.dtype) if isinstance(t, Labelled) else t)
 
 
 _CASTS = {
@@ -70,7 +79,7 @@ _CASTS = {
 
 def _cast(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> torch.dtype | None:
     """The type that an operation casts to; None where it keeps the type."""
-    if name == "type_as":
+    if name in ("type_as", "to") and len(args) > 1 and isinstance(args[1], Tensor):
         kind: torch.dtype = args[1].dtype
         return kind
     if is_a(name, Trait.BOOLEAN):
@@ -90,11 +99,7 @@ def reduction(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[
     layers = [_reduced(ledger, name, layer, dims) for layer in ledger.layers(source)]
     rows = [_fitted(layer, dims, parts[0]) for layer in layers if layer is not None]
     results = [labelled(part, rows) for part in parts]
-    return results[0] if isinstance(like, Tensor) else _rebuilt(like, results)
-
-
-def _rebuilt(like: Any, results: list[Labelled]) -> Any:
-    return type(like)(results)
+    return results[0] if isinstance(like, Tensor) else rebuilt(like, results)
 
 
 def _dims(name: str, args: Sequence[Any], kwargs: dict[str, Any], rank: int) -> tuple[int, ...]:
@@ -206,7 +211,20 @@ def spatial(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[st
             flat = flat.narrow(dim, 0, 1)
         layers.append(flat.expand(first.shape))
     layers = [layer for layer in layers if dims_of(layer)]
-    return labelled(like, layers) if isinstance(like, Tensor) else type(like)(labelled(p, layers) for p in like)
+    return mapped(like, lambda part: labelled(part, layers))
+
+
+def unpool(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``F.max_unpool2d`` and its kin: maps go back to the places that a pooling took them from, each by itself."""
+    values = list(tensors((args, kwargs)))[:2]
+    like = func(*to_meta(args), **to_meta(kwargs))
+    layers = []
+    for layer in joined(ledger, values, tuple(values[0].shape)):
+        flat = ledger.unite_along(layer, range(2, layer.dim()))
+        for dim in range(2, layer.dim()):
+            flat = flat.narrow(dim, 0, 1)
+        layers.append(flat.expand(like.shape))
+    return labelled(like, layers)
 
 
 def unfold_patches(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -249,10 +267,4 @@ def end(ledger: Ledger, values: object, reason: str) -> None:
 
 def empty_labels(like: Any) -> Any:
     """A value without labels, of a given structure of meta tensors."""
-    if isinstance(like, Tensor):
-        return labelled(like, ())
-    if isinstance(like, tuple) and hasattr(like, "_fields"):
-        return type(like)(*(empty_labels(item) for item in like))
-    if isinstance(like, tuple | list):
-        return type(like)(empty_labels(item) for item in like)
-    return {key: empty_labels(item) for key, item in like.items()} if isinstance(like, dict) else like
+    return mapped(like, lambda tensor: labelled(tensor, ()))

@@ -108,7 +108,8 @@ def _matmul_reversed(ledger: Ledger, func: Function, args: tuple[Any, ...], kwar
 
 RULES: dict[str, Rule] = {
     "pointwise": operations.pointwise, "elementwise": operations.elementwise, "prelu": operations.prelu,
-    "reduction": operations.reduction, "spatial": operations.spatial, "neighbours": operations.neighbours,
+    "reduction": operations.reduction, "spatial": operations.spatial, "unpool": operations.unpool,
+    "neighbours": operations.neighbours,
     "channel-norm": operations.channel_norm, "last-dims-norm": operations.last_dims_norm,
     "group-norm": operations.group_norm, "normalize": operations.normalize,
     "patches": operations.unfold_patches, "fold": operations.fold_patches, "unfold": _unfold,

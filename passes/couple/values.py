@@ -6,7 +6,7 @@ only if labels vary along it. The :class:`Ledger` mints labels, notes which are 
 once at the end, as the connected components of a sparse graph.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, Literal
@@ -223,13 +223,28 @@ def tensors(value: object) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
+def mapped(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Nested arguments with every tensor replaced: lists and tuples of any kind, those of torch.fx among them."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return rebuilt(value, [mapped(item, function) for item in value])
+    if isinstance(value, list):
+        return [mapped(item, function) for item in value]
+    if isinstance(value, dict):
+        return {key: mapped(item, function) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(mapped(bound, function) for bound in (value.start, value.stop, value.step)))
+    return value
+
+
+def rebuilt(like: tuple[Any, ...], items: list[Any]) -> Any:
+    """A tuple of the kind of another: a plain one, a size, a named one, or one of torch's own."""
+    if type(like) in (tuple, torch.Size):
+        return tuple(items) if next(tensors(items), None) is not None else type(like)(items)
+    return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
+
+
 def to_meta(value: Any) -> Any:
     """Nested arguments with every tensor on the meta device: what shapes are computed with."""
-    if isinstance(value, Tensor):
-        return value if value.device.type == "meta" else value.to("meta")
-    if isinstance(value, tuple | list):
-        items = [to_meta(item) for item in value]
-        return items if isinstance(value, list) else type(value)(items) if type(value) is tuple else value
-    if isinstance(value, dict):
-        return {key: to_meta(item) for key, item in value.items()}
-    return value
+    return mapped(value, lambda tensor: tensor if tensor.device.type == "meta" else tensor.to("meta"))

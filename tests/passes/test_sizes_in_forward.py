@@ -1,0 +1,125 @@
+"""Couple and shrink where ``forward`` makes tensors itself: what takes only a type or a shape carries no channels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from fxdistill.compiler.shrink_model import shrink_model
+from fxdistill.passes.couple import Couple
+from fxdistill.passes.trace import Trace
+from tests.user_models import IMAGE, Net, check, conv, pooled, randomized
+
+Step = Callable[[Any, Tensor], Tensor]
+
+
+def with_planes(planes: Callable[[Tensor], Tensor], count: int) -> Net:
+    """A head that reads the features and planes that are made beside them."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.b(m.a(x))
+        return m.head(torch.cat([y, planes(y)], 1))
+
+    return Net(forward, a=conv(3, 8), b=conv(8, 8), head=nn.Conv2d(8 + count, 4, 1))
+
+
+def grid(y: Tensor, like: Callable[[Tensor], Tensor]) -> Tensor:
+    n, _, h, w = y.shape
+    rows, columns = torch.meshgrid(like(torch.linspace(-1, 1, h)), like(torch.linspace(-1, 1, w)), indexing="ij")
+    return torch.stack([rows, columns]).unsqueeze(0).expand(n, -1, -1, -1)
+
+
+PLANES: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "type_as": (lambda y: grid(y, lambda t: t.type_as(y)), 2),
+    "to another": (lambda y: grid(y, lambda t: t.to(y)), 2),
+    "to its device and type": (lambda y: grid(y, lambda t: t.to(y.device, y.dtype)), 2),
+    "expand_as a map": (lambda y: torch.linspace(-1, 1, y.shape[3]).expand_as(y[:, :1]), 1),
+    "counted along the rows": (lambda y: torch.ones_like(y[:, :1]).cumsum(2) / y.shape[2], 1),
+    "new_tensor": (lambda y: y.new_tensor([0.5, 2.0]).view(1, 2, 1, 1).expand(y.shape[0], 2, *y.shape[2:]), 2),
+}
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_what_takes_only_a_type_or_a_shape_carries_no_channels(name: str) -> None:
+    planes, count = PLANES[name]
+    check(with_planes(planes, count), {"head"})
+
+
+@pytest.mark.parametrize("name", ["type_as", "to another"])
+def test_the_same_in_an_exported_graph(name: str) -> None:
+    net = randomized(with_planes(*PLANES[name]))
+    coupling = Couple()(Trace(IMAGE, rungs=("export",))(net).value).value
+    assert coupling.diagnostics == ()
+    assert {i for i in coupling.classes("b.2") if coupling.locked(i)} == set()
+
+
+def test_expand_as_of_a_constant_with_channels_narrows_it_along() -> None:
+    net = with_planes(lambda y: torch.linspace(-1, 1, 8).view(8, 1, 1).expand_as(y), 8)
+    check(net, {"head"}, zero=False)
+
+
+def test_what_is_spread_like_another_has_as_many_channels() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.a(x)
+        return m.head(m.gate(pooled(x))[..., None, None].expand_as(x).sigmoid())
+
+    result = shrink_model(randomized(Net(forward, a=conv(3, 8), gate=nn.Linear(8, 8), head=nn.Conv2d(8, 4, 1))),
+                          input_shape=IMAGE, keep=0.5)  # fmt: skip
+    assert result.widths == {"a.0": (8, 4), "gate": (8, 4), "head": (4, 4)}
+    assert result.kept["a.0.weight"] == result.kept["gate.weight"]
+
+
+def test_what_fails_on_labels_is_a_barrier_with_its_true_structure() -> None:
+    """A decision on values, nested lists, an operation of numpy's: whatever it is, the rest is shrunk."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.b(m.a(x))
+        return m.head(torch.cat([torch.broadcast_tensors(y, y.mean(2, keepdim=True))[1], odd(y)], 1))
+
+    net = Net(forward, a=conv(3, 8), b=conv(8, 8), head=nn.Conv2d(9, 4, 1))
+    result = shrink_model(randomized(net), input_shape=IMAGE, keep=0.5)
+    assert result.widths == {"a.0": (8, 4), "b.0": (8, 8), "head": (4, 4)}
+    assert "opaque-node" in {d.code for d in result.diagnostics}
+
+
+def odd(y: Tensor) -> Tensor:
+    return torch.from_numpy(y.detach().numpy().max(1, keepdims=True).copy())
+
+
+fx.wrap("odd")
+
+
+UNPOOLING: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module], Callable[..., nn.Module], int]] = {
+    "1d": (nn.Conv1d, nn.MaxPool1d, nn.MaxUnpool1d, 1),
+    "2d": (nn.Conv2d, nn.MaxPool2d, nn.MaxUnpool2d, 2),
+    "3d": (nn.Conv3d, nn.MaxPool3d, nn.MaxUnpool3d, 3),
+}
+
+
+@pytest.mark.parametrize("name", UNPOOLING)
+def test_max_unpooling_is_a_channel_by_itself(name: str) -> None:
+    """Encoder and decoder that hand the places of the largest values on, as in SegNet, with their sizes."""
+    layer, pool, unpool, dims = UNPOOLING[name]
+
+    def forward(m: Any, x: Tensor) -> Any:
+        one, first = m.pool(F.relu(m.a(x)))
+        two, second = m.pool(F.relu(m.b(one)))
+        two = m.unpool(m.c(two), second, output_size=one.size())
+        return m.head(m.unpool(F.relu(m.d(two)), first))
+
+    net = Net(forward, a=layer(3, 8, 3, padding=1), b=layer(8, 6, 3, padding=1), c=layer(6, 6, 1), d=layer(6, 8, 1),
+              head=layer(8, 4, 1), pool=pool(2, return_indices=True), unpool=unpool(2))  # fmt: skip
+    result = check(net, {"head"}, (2, 3, *(8,) * dims), zero=False)
+    assert result.kept["a.weight"] == result.kept["d.weight"]
+    assert result.kept["b.weight"] == result.kept["c.weight"]
+
+
+def test_indices_of_an_adaptive_pooling() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y, places = F.adaptive_max_pool2d(m.a(x), 4, return_indices=True)
+        return m.head(F.max_unpool2d(m.b(y), places, kernel_size=[4, 4]))
+
+    check(Net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1), head=nn.Conv2d(8, 3, 1)), {"head"}, zero=False)
