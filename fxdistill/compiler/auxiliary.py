@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxdistill.compiler.shrink_model import shrink_model, with_barriers
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import PlanError
+from fxdistill.errors import PairingError, PlanError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.graph import Traced, find, path_of
@@ -50,7 +50,7 @@ def propose(
 
     Args:
         teacher: The teacher, not changed.
-        pairs: The pairs; where the teacher's tap is the wider one it gets the student's width.
+        pairs: The pairs; where the teacher's tap is the wider one, and to be shrunk, it gets the student's width.
         input_shape: Shape of one batch.
         keep: Share of the other channels to keep; None keeps them all.
         criterion: Importance of a channel.
@@ -63,10 +63,16 @@ def propose(
         entry: Which entry of their output is the prediction.
 
     Raises:
-        PairingError: A width cannot be had; names the chain of couplings that forbids it.
+        PairingError: A width cannot be had, with the chain of couplings that forbids it; or none of them can.
         InputError: There is nothing to remove.
     """
-    widths = [(pair.teacher.path, pair.student.width) for pair in pairs if pair.student.width < pair.teacher.width]
+    wider = [pair for pair in pairs if pair.student.width < pair.teacher.width and pair.align == "shrink"]
+    stays = next((remark for remark in passes.diagnostics if remark.code == "teacher-locked"), None)
+    if not wider and keep is None and stays is not None:
+        raise PairingError(
+            f"no layer that is paired can be made narrower: {stays.why}", where=stays.where, hint=stays.hint
+        )
+    widths = [(pair.teacher.path, pair.student.width) for pair in wider]
     shrunk = shrink_model(
         teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, batch=batch, loss=loss,
         seed=seed, passes=passes, entry=entry,
@@ -74,7 +80,7 @@ def propose(
     traced = passes.run(Trace(input_shape, entry=entry), shrunk.module)
     shrunken = Shrunken(
         of=of, kept=shrunk.kept, widths={name: shrunk.widths[_owner(name)][0] for name in shrunk.kept},
-        taps={pair.name: pair.teacher.width for pair in pairs if pair.student.width < pair.teacher.width},
+        taps={pair.name: pair.teacher.width for pair in wider},
         barriers=list(shrunk.barriers), criterion=criterion, rung=shrunk.rung,
         parameters=shrunk.after.parameters, macs=shrunk.after.macs,
     )  # fmt: skip

@@ -24,16 +24,14 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, PairingError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of
-from fxdistill.passes.match.candidates import Candidate, Survey
+from fxdistill.passes.match.blocks import Candidate
+from fxdistill.passes.match.candidates import Survey
+from fxdistill.passes.match.remarks import Pairing, Stages, locked, no_pair, obstacle, projected, unpaired
 from fxdistill.plan.schema import Align, Pair, RunnerUp
-
-Pairing = tuple[Candidate, Candidate]
-Stages = list[list[Candidate]]
 
 _SHARPNESS = 1.2  # a factor of two in size costs as much as a whole stage of depth; unpadded convolutions cost little
 _LEAST_SCORE = 0.35
@@ -57,8 +55,8 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
     Attributes:
         pins: Pairs (teacher path, student path) that must be; a module's path stands for its output.
         forbid: Pairs that must not be.
-        align: How the teacher's width is brought to the student's; where the teacher is the narrower one a
-            slice is impossible and the pair gets ``project`` with a diagnostic.
+        align: How the teacher's width is brought to the student's; where the teacher is the narrower one, or is to be
+            shrunk and has channels that must stay, the pair gets ``project`` with a diagnostic.
         limit: Largest number of pairs, pins aside, where a model of one resolution takes part; of more stages those
             of the nearest resolution are paired.
     """
@@ -100,16 +98,19 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         chosen = _align(*nearest, lambda t, s: (t.path, s.path) not in forbidden and _fits(t, s, pins))
         pairings = sorted([*pins, *chosen], key=lambda pair: pair[0].index)
         if not pairings:
-            raise _no_pair(teacher, student)
+            raise no_pair(teacher, student)
         pinned = {s.path for _, s in pins}
         supply = [c for stage in teacher.stages for c in stage]
         pairs = [
-            self._pair(t, s, _runner_up(number, pairings, supply, forbidden), pinned=s.path in pinned)
+            self._pair(t, s, _runner_up(number, pairings, supply, forbidden), source, pinned=s.path in pinned)
             for number, (t, s) in enumerate(pairings)
         ]
         lenders = teacher.single_resolution, student.single_resolution and not teacher.single_resolution
-        remarks = [*_narrower(pairs, self.align), *_unpaired("teacher", [] if lenders[0] else rows, pairings),
-                   *_unpaired("student", [] if lenders[1] else columns, pairings)]  # fmt: skip
+        remarks = [
+            *projected(pairs, self.align, source.teacher_coupling),
+            *unpaired("teacher", [] if lenders[0] else rows, pairings),
+            *unpaired("student", [] if lenders[1] else columns, pairings),
+        ]
         return PassResult(_named(pairs, pairings), modified=True, diagnostics=tuple(remarks))
 
     def ensures(self, source: MatchSource, value: tuple[Pair, ...]) -> None:
@@ -157,9 +158,9 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
                     where=f"{t.path}={s.path}",
                     hint="take one of the two back",
                 )
-            if obstacle := _obstacle(t, s):
+            if reason := obstacle(t, s):
                 raise PairingError(
-                    f"this pair is pinned and cannot be compared: {obstacle}",
+                    f"this pair is pinned and cannot be compared: {reason}",
                     where=f"{t.path}={s.path}", hint="pin nodes of the same form, or take this one back",
                 )  # fmt: skip
         for number, (t, s) in enumerate(pins):
@@ -171,9 +172,12 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
                     )  # fmt: skip
         return pins
 
-    def _pair(self, teacher: Candidate, student: Candidate, runner_up: RunnerUp | None, *, pinned: bool) -> Pair:
+    def _pair(
+        self, teacher: Candidate, student: Candidate, runner_up: RunnerUp | None, source: MatchSource, *, pinned: bool
+    ) -> Pair:
         why = [*(["pinned by the user"] if pinned else []), *_reasons(teacher, student, runner_up)]
-        align: Align = "project" if teacher.tap.width < student.tap.width else self.align
+        least = len(locked(teacher.path, source.teacher_coupling)) if self.align == "shrink" else 0
+        align: Align = self.align if least <= student.tap.width <= teacher.tap.width else "project"
         return Pair(
             name=student.block or student.path, teacher=teacher.tap, student=student.tap,
             score=_score(teacher, student), runner_up=runner_up, why=why, align=align,
@@ -245,28 +249,9 @@ def _representatives(
     """The pair of two stages: first choices, or the next ones that are allowed."""
     pairings = [
         (t, s) for t in row for s in column
-        if allowed(t, s) and not _obstacle(t, s) and _score(t, s) >= _LEAST_SCORE
+        if allowed(t, s) and not obstacle(t, s) and _score(t, s) >= _LEAST_SCORE
     ]  # fmt: skip
     return min(pairings, key=lambda c: (c[0].rank + c[1].rank, -_score(*c)), default=None)
-
-
-def _obstacle(teacher: Candidate, student: Candidate) -> str:
-    """Why two values cannot be brought to one shape, channels aside; '' where they can."""
-    taps = teacher.tap, student.tap
-    layouts = {tap.layout for tap in taps}
-    if "features" in layouts:
-        return "" if layouts == {"features"} else "one is a vector, the other a feature map or a token sequence"
-    if (teacher.grid and student.grid) or (layouts == {"tokens"} and taps[0].shape[1] == taps[1].shape[1]):
-        return ""
-    role, bare = ("student", student) if teacher.grid else ("teacher", teacher)
-    return f"the {role}'s {_no_grid(bare)}"
-
-
-def _no_grid(candidate: Candidate) -> str:
-    return (
-        f"{candidate.size} form no square grid, with or without a class token, so that they can be compared with "
-        "token sequences of the same length only"
-    )
 
 
 def _score(teacher: Candidate, student: Candidate) -> float:
@@ -291,7 +276,7 @@ def _runner_up(
     others = [
         c for c in supply
         if low < c.index < high and c.path != teacher.path and (c.path, student.path) not in forbidden
-        and not _obstacle(c, student)
+        and not obstacle(c, student)
     ]  # fmt: skip
     best = max(others, key=lambda c: _score(c, student), default=None)
     return RunnerUp(teacher=best.path, score=_score(best, student)) if best is not None else None
@@ -302,6 +287,9 @@ def _reasons(teacher: Candidate, student: Candidate, runner_up: RunnerUp | None)
     size = teacher.size if same_size else f"{teacher.size} and {student.size}"
     if teacher.block and student.block:
         yield f"outputs of the blocks '{teacher.block}' and '{student.block}'"
+    for role, one in (("teacher", teacher), ("student", student)):
+        if one.beside:
+            yield f"of branches side by side in the {role}, that of the lowest resolution"
     if teacher.grid and student.grid and teacher.grid != student.grid:
         grids = ["x".join(map(str, candidate.grid or ())) for candidate in (teacher, student)]
         yield f"grids {grids[0]} and {grids[1]}: pooled to the smaller"
@@ -321,49 +309,4 @@ def _named(pairs: list[Pair], pairings: list[Pairing]) -> tuple[Pair, ...]:
     return tuple(
         pair if names.count(pair.name) == 1 else pair.changed(name=student.path)
         for pair, (_, student) in zip(pairs, pairings, strict=True)
-    )
-
-
-def _narrower(pairs: list[Pair], align: Align) -> Iterator[Diagnostic]:
-    for pair in pairs:
-        if pair.align != align:
-            yield Diagnostic(
-                code="teacher-narrower", severity="warning", where=pair.name,
-                why=f"the teacher's '{pair.teacher.path}' has {pair.teacher.width} channels, the student's "
-                f"'{pair.student.path}' has {pair.student.width}: no slice is possible, so it is 'project'",
-                hint="pin another pair with --pair, or forbid this one with --forbid",
-            )  # fmt: skip
-
-
-def _unpaired(role: str, stages: Stages, pairings: list[Pairing]) -> Iterator[Diagnostic]:
-    """One remark for each stage that could have been paired and was not; one for all tokens without a grid."""
-    used = [pairing[role == "student"] for pairing in pairings]
-    paths = {c.path for c in used}
-    alone = [s for s in stages if not any(c.path in paths for c in s) and s[0].layers not in {c.layers for c in used}]
-    for stage in alone:
-        other = "student" if role == "teacher" else "teacher"
-        yield Diagnostic(
-            code="unpaired-stage", severity="note", where=stage[0].path,
-            why=f"the {role}'s stage at {stage[0].size}, ending in '{stage[0].path}', "
-            f"has no counterpart in the {other}",
-            hint="pin one with --pair TEACHER=STUDENT if it should be learnt",
-        )  # fmt: skip
-    firsts = [stage[0] for stage in stages if stage[0].path not in paths]
-    bare = [c for c in firsts if c.tap.layout == "tokens" and c.grid is None]
-    if bare:
-        yield Diagnostic(
-            code="no-token-grid", severity="warning", where=bare[0].path, why=f"the {role}'s {_no_grid(bare[0])}",
-            hint="choose a model without register or distillation tokens, or one whose blocks leave them out",
-        )  # fmt: skip
-
-
-def _no_pair(teacher: Survey, student: Survey) -> PairingError:
-    ends = [[stage[0] for stage in survey.stages] for survey in (teacher, student)]
-    obstacles = [_obstacle(t, s) for t in ends[0] for s in ends[1]]
-    reason = f": {obstacles[-1]}" if obstacles and all(obstacles) else ""
-    told = [", ".join(c.path for c in side) or "none" for side in ends]
-    return PairingError(
-        f"no teacher node can be paired with a student node{reason}",
-        where=f"candidates of the teacher: {told[0]}; of the student: {told[1]}",
-        hint="pin a pair with --pair TEACHER=STUDENT",
     )
