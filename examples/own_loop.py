@@ -22,15 +22,18 @@ def main() -> None:
     """Train a teacher, plan, then train the student stage by stage in a loop of our own."""
     torch.manual_seed(0)
     digits = fxdistill.load_data("digits")
+    own = digits.preprocessing  # its size, mean and deviation: what both models shall take
     teacher, student = models.resnet(widths=[16, 32, 64], blocks=1), models.convnet(widths=[8, 16, 32])
     optimizer = torch.optim.Adam(teacher.parameters(), lr=2e-3)
     for epoch in range(5):
         for batch in training(digits, epoch):
             optimizer.zero_grad()
-            functional.cross_entropy(teacher(batch["images"]), batch["labels"]).backward()
+            functional.cross_entropy(teacher((batch["images"] - own.mean[0]) / own.std[0]), batch["labels"]).backward()
             optimizer.step()
 
-    plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(1, 1, 8, 8), epochs=5))
+    both = {"teacher": own, "student": own}
+    options = fxdistill.Options(input_shape=(1, 1, 8, 8), epochs=5, preprocessing=both)
+    plan = fxdistill.compile(teacher, student, options)
     program = fxdistill.build(plan, teacher, student)
     for stage in plan.arm("distilled").stages:
         staged = fxdistill.specialize(program, stage.name).train()
@@ -50,8 +53,8 @@ def main() -> None:
 
 
 def training(digits: fxdistill.Dataset, epoch: int) -> Iterator[dict[str, Tensor]]:
-    """Shuffled batches of an epoch."""
-    return fxdistill.batches(digits.train, 64, mean=digits.mean, std=digits.std, epoch=epoch, shuffle=True)
+    """Shuffled batches of an epoch: pixels, which the program normalises."""
+    return fxdistill.batches(digits.train, 64, epoch=epoch, shuffle=True)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fxdistill.modelfiles.source import parse_source as parse_source
     from fxdistill.plan.document import Plan as Plan
     from fxdistill.plan.file import load as load_plan
+    from fxdistill.preprocessing import Preprocessing as Preprocessing
     from fxdistill.report.show import show as show
     from fxdistill.runtime.deploy import evaluate as evaluate
     from fxdistill.runtime.deploy import export as export
@@ -49,7 +50,7 @@ _HOMES = {
     "Options": "compiler.options", "Settings": "runtime.execute", "Plan": "plan.document", "Program": "ir.program",
     "Outputs": "ir.program", "LoadedModel": "modelfiles.load", "ShrunkResult": "compiler.shrink_model",
     "Dataset": "data.dataset", "Split": "data.dataset", "Diagnostic": "diagnostics",
-    "FxdistillError": "errors", "InputError": "errors",
+    "Preprocessing": "preprocessing",     "FxdistillError": "errors", "InputError": "errors",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
@@ -57,7 +58,7 @@ __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in 
     "shrink", "evaluate", "export", "show",
     "load", "save", "parse_source", "load_plan", "load_data", "batches",
     "Options", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult", "Dataset", "Split",
-    "Diagnostic", "FxdistillError", "InputError",
+    "Preprocessing", "Diagnostic", "FxdistillError", "InputError",
 ]  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def trained_teacher() -> nn.Module:
     plan = Plan(
         version=VERSION, method="supervised", seed=0, input=InputSpec(shape=list(SHAPE)),
         data=defaults("digits", dataset=digits(), batch_size=64), pairs=[], kept=[], seeds=[0],
-        members={"teacher": ModelRef(path=None, sha256=None, factory=None)},
+        members={"teacher": ModelRef(path=None, sha256=None, factory=None, preprocessing=digits().preprocessing)},
         arms=[Arm(name="supervised", trains=["teacher"], stages=[stage])],
         export=ExportPlan(member="teacher", arm="supervised"),
     )  # fmt: skip
@@ -134,8 +134,9 @@ def plan() -> Plan:
         data=defaults("digits", dataset=digits(), batch_size=BATCH).changed(augmentation=AUGMENTATION),
         members={
             "teacher": ModelRef(path="teacher.pt", sha256=file_sha256(folder() / "teacher.pt"), factory=TEACHER[0],
-                                kwargs=TEACHER[1]),
-            "student": ModelRef(path=None, sha256=None, factory=STUDENT[0], kwargs=STUDENT[1]),
+                                kwargs=TEACHER[1], preprocessing=digits().preprocessing),
+            "student": ModelRef(path=None, sha256=None, factory=STUDENT[0], kwargs=STUDENT[1],
+                                preprocessing=digits().preprocessing),
         },
         pairs=[_pair("early", EARLY, 8, "bn1", 4, 8, "slice"), _pair("late", LATE, 16, "bn2", 8, 4, "project")],
         kept=[Kept(pair="early", path=EARLY, channels=KEPT, width=8, criterion="l1", coupled=[])],
@@ -248,7 +249,7 @@ class Hand:
 def training_batches(seed: int, epoch: int) -> Iterator[Batch]:
     """The batches of an epoch, normalised by hand."""
     train, mean, std = digits().train, digits().mean[0], digits().std[0]
-    plain: dict[str, Any] = {"mean": [0.0], "std": [1.0], "shuffle": True, "augment": AUGMENTATION}
+    plain: dict[str, Any] = {"shuffle": True, "augment": AUGMENTATION}
     for batch in batches(train, BATCH, seed=seed, epoch=epoch, **plain):
         yield {**batch, "images": (batch["images"] - mean) / std}
 

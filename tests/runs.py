@@ -82,9 +82,11 @@ def plan_file(name: str = "plan", *, from_file: bool = True, repeats: int = 1, a
     """A plan of few epochs: two warm-ups, the main stage of two epochs, the control of four."""
     folder = workshop()
     path = folder / f"{name}.json"
+    digits = load("digits")
     options = Options(
         input_shape=(1, 1, 8, 8), epochs=2, repeats=repeats, align=align,
-        data=defaults("digits", dataset=load("digits"), batch_size=BATCH),
+        data=defaults("digits", dataset=digits, batch_size=BATCH),
+        preprocessing={"teacher": digits.preprocessing, "student": digits.preprocessing},
     )  # fmt: skip
     student = build(*STUDENT, seed=4, allow=ALLOW)
     made = pipeline.compile(

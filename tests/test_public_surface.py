@@ -10,7 +10,7 @@ import fxdistill
 NAMES = {
     "compile", "build", "build_arm", "specialize", "run", "shrink", "evaluate", "export", "show", "load", "save",
     "parse_source", "load_plan", "load_data", "batches", "Options", "Settings", "Plan", "Program", "Outputs",
-    "LoadedModel", "ShrunkResult", "Dataset", "Split", "Diagnostic", "FxdistillError", "InputError",
+    "LoadedModel", "ShrunkResult", "Dataset", "Split", "Preprocessing", "Diagnostic", "FxdistillError", "InputError",
 }  # fmt: skip
 
 

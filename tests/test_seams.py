@@ -32,6 +32,7 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.operators import OPERATORS
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
+from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.execute import Settings, execute
 from fxdistill.tasks import TASKS
 from tests.plugins import Add
@@ -181,7 +182,8 @@ def planned(*, teacher: Path | None = None, **options: Any) -> Plan:
     if teacher is not None:
         save(modules["teacher"], teacher, factory="fxdistill.models:convnet", kwargs=SIZES["teacher"])
         refs[0] = refs[0].changed(path=teacher.name, sha256=file_sha256(teacher))
-    made = Options(input_shape=(2, 1, 8, 8), **options)
+    plain = dict.fromkeys(SIZES, Preprocessing(size=[8, 8]))
+    made = Options(input_shape=(2, 1, 8, 8), preprocessing=plain, **options)
     return compile_plan(modules["teacher"], modules["student"], made, teacher_ref=refs[0], student_ref=refs[1])
 
 
@@ -222,9 +224,8 @@ def test_a_data_source_and_an_augmentation_give_batches(added: Callable[..., Non
     assert (plan.augmentation, plan.classes) == (["darken:0.9"], ["black", "dark", "grey", "light"])
     data = load(plan)
     assert data.image_shape == (1, 8, 8)
-    options: dict[str, Any] = {"mean": [0.0], "std": [1.0]}
-    plain = torch.cat([batch["images"] for batch in batches(data.train, 32, **options)])
-    darker = torch.cat([batch["images"] for batch in batches(data.train, 32, augment=plan.augmentation, **options)])
+    plain = torch.cat([batch["images"] for batch in batches(data.train, 32)])
+    darker = torch.cat([batch["images"] for batch in batches(data.train, 32, augment=plan.augmentation)])
     factors = (darker / plain).flatten(1)
     torch.testing.assert_close(factors, factors[:, :1].expand_as(factors))
     assert 0.9 <= float(factors.min()) < float(factors.max()) <= 1.0

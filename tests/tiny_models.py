@@ -244,7 +244,7 @@ def planned(teacher: str, student: str, teacher_shape: tuple[int, ...], student_
     stages = [Stage(name="warm-up-1", epochs=1, losses=[LossTerm(loss="mse", pair="pair")], optimizer=adam),
               Stage(name="main", epochs=1, losses=main, optimizer=adam)]  # fmt: skip
     return Plan(
-        version=2, method="indistill", seed=0, members={"teacher": none, "student": none},
+        version=3, method="indistill", seed=0, members={"teacher": none, "student": none},
         input=InputSpec(shape=list(SHAPE)), data=DataPlan(spec=None), seeds=[0],
         pairs=[Pair(name="pair", teacher=taps[0], student=taps[1], score=1.0, runner_up=None, why=[], align=align)],
         kept=[] if align == "project" else [

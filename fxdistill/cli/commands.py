@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -17,8 +18,10 @@ from rich.text import Text
 from fxdistill.cli import parameters, values
 from fxdistill.cli.exits import Commands, err, reported
 from fxdistill.cli.help import Command
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
+
+if TYPE_CHECKING:
+    from fxdistill.diagnostics import Diagnostic
 
 app = typer.Typer(
     cls=Commands, help="Pair a teacher with a student, plan the pruning, distil, export.", no_args_is_help=True,
@@ -83,14 +86,14 @@ def plan(
         from fxdistill.report.plan_view import plan_view
 
         seen = planning.look(
-            data, output, wanted, models, task=task, batch_size=batch_size, allow=allow_factory,
-            entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion, val=val,
-            seed=seed, class_map=class_map,
+            data, output, wanted, dict(zip(("teacher", "student"), models, strict=True)), task=task, wishes={},
+            batch_size=batch_size, allow=allow_factory, val=val, seed=seed, class_map=class_map,
+            entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
         )  # fmt: skip
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
             keep=keep, criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control,
-            data=seen.data, precision=precision.value, recalibrate=recalibrate,
+            data=seen.data, precision=precision.value, recalibrate=recalibrate, preprocessing=seen.preprocessing,
         )  # fmt: skip
 
         def after(step: str, text: Callable[[], str]) -> None:
@@ -181,13 +184,11 @@ def export(
         from fxdistill.runtime import deploy
 
         found = deploy.find(
-            model, data=data, task=task, factory=factory, args=arg, allow=allow_factory, trust_pickle=trust_pickle,
-            entry=output_entry, class_map=class_map,
+            model, data=data, task=task, input_shape=wanted, factory=factory, args=arg, allow=allow_factory,
+            trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
         )  # fmt: skip
         _say(found.remarks)
-        written, parity = deploy.exported(
-            found, output, input_shape=wanted, opset=opset, tolerance=tolerance, only=only_output
-        )
+        written, parity = deploy.exported(found, output, opset=opset, tolerance=tolerance, only=only_output)
         kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
         out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
         names = f"outputs {', '.join(written.outputs)}"
@@ -195,7 +196,7 @@ def export(
         out.print(Text(names + left_out), soft_wrap=True)
 
 
-def _say(remarks: Sequence[Diagnostic]) -> None:
+def _say(remarks: "Sequence[Diagnostic]") -> None:
     """Remarks about a model, before what was asked for."""
     from fxdistill.report.layout import diagnostics_view
 

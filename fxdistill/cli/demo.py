@@ -20,6 +20,7 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.schema import Arm, DataPlan, ExportPlan, InputSpec, LossTerm, ModelRef, Optimizer, Stage
+from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.loop import Loop, Position
 from fxdistill.tasks import TASKS
 
@@ -64,26 +65,28 @@ def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
 def train_teacher(path: Path) -> float:
     """Train the demo's teacher, save it as a bundle, return its accuracy on the test images."""
     dataset, task = load("digits"), TASKS.get("classification")
-    plan = supervised_plan(defaults("digits", dataset=dataset, batch_size=64), (1, 1, 8, 8), epochs=_EPOCHS)
+    own = dataset.preprocessing
+    plan = supervised_plan(defaults("digits", dataset=dataset, batch_size=64), own, epochs=_EPOCHS)
     teacher = build(*TEACHER, seed=_SEED)
     loop = Loop(
         Fabric(accelerator="cpu", devices=1), build_arm(plan, "supervised", {"teacher": teacher}), dataset, plan.data,
         task, _SEED, compiled=False, on_progress=lambda _: None, on_save=lambda *_: None,
     )  # fmt: skip
     loop.run(Position(), None)
-    save(teacher, path, factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
-    return metrics(teacher, dataset, task)[task.primary]
+    save(teacher, path, factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8), preprocessing=own)
+    return metrics(teacher, dataset, task, view=own.view((8, 8)))[task.primary]
 
 
-def supervised_plan(data: DataPlan, input_shape: tuple[int, ...], *, epochs: int) -> Plan:
+def supervised_plan(data: DataPlan, preprocessing: Preprocessing, *, epochs: int) -> Plan:
     """A plan without a teacher: cross-entropy, Adam at 1e-3, cosine to zero."""
     stage = Stage(
         name="supervised", epochs=epochs, losses=[LossTerm(loss="cross-entropy", student="teacher")],
         optimizer=Optimizer(name="adam", lr=1e-3), schedule="cosine",
     )  # fmt: skip
     return Plan(
-        version=VERSION, method="supervised", seed=_SEED, input=InputSpec(shape=list(input_shape)), data=data,
-        members={"teacher": ModelRef(path=None, sha256=None, factory=None, kwargs={})}, pairs=[], kept=[],
+        version=VERSION, method="supervised", seed=_SEED, data=data,
+        input=InputSpec(shape=[1, len(preprocessing.mean), *preprocessing.size]), pairs=[], kept=[],
+        members={"teacher": ModelRef(path=None, sha256=None, factory=None, preprocessing=preprocessing)},
         arms=[Arm(name="supervised", trains=["teacher"], stages=[stage])], seeds=[_SEED],
         export=ExportPlan(member="teacher", arm="supervised"),
     )  # fmt: skip

@@ -1,25 +1,27 @@
 """What ``fxdistill plan`` does with its arguments: models and data in, a plan's file out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from fxdistill.cli import values
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
 from fxdistill.criteria import CRITERIA
 from fxdistill.data import division, places
 from fxdistill.data.batches import first_batch
-from fxdistill.data.load import check_input, defaults, load
+from fxdistill.data.load import defaults
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
+from fxdistill.ir import views
 from fxdistill.ir.contract import PassManager
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import DataPlan, ModelRef
-from fxdistill.runtime import preflight
+from fxdistill.preprocessing import Preprocessing
+from fxdistill.runtime import preflight, preprocess
+from fxdistill.runtime.preprocess import Wish
 from fxdistill.tasks import TASKS
 
 
@@ -29,73 +31,79 @@ class Seen:
 
     Attributes:
         data: The data's part of the plan.
-        shape: Shape of a batch.
+        shape: Shape of a batch of pixels.
+        preprocessing: What the models do to an image before they look at it, by name.
         entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
-        batch: Images and labels, where the criterion reads data and there is some.
+        batch: Images as the teacher takes them, and labels, where the criterion reads data and there is some.
         remarks: What there is to say about that.
     """
 
     data: DataPlan
     shape: tuple[int, ...]
+    preprocessing: Mapping[str, Preprocessing]
     entries: tuple[str, str]
     batch: tuple[Tensor, Tensor] | None = None
     remarks: tuple[Diagnostic, ...] = ()
 
 
 def look(
-    spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Sequence[LoadedModel], *, task: str,
-    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str, val: float = 0.0,
-    seed: int = 0, class_map: Path | None = None,
+    spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Mapping[str, LoadedModel], *, task: str,
+    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
+    wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None,
 ) -> Seen:  # fmt: skip
-    """Look at the data and at what the models answer to its shape.
+    """Look at the data as the models read it, and at what they answer.
 
     Args:
         spec: The data; None for a structural plan.
         plan: The plan's file.
         wanted: The shape that was asked for, where one was.
-        models: Their files may say the shape; they have to fit the data.
+        models: Teacher and student by name; they have to fit the data.
         task: The task's name.
         batch_size: Images a training step.
         allow: Modules whose factories may be called.
         entries: Of each model which entry of its output the user names; None to find it.
         criterion: The criterion, which may read data.
+        wishes: What the user says of each model's preprocessing.
         val: The share of the training images to watch the training by.
         seed: What is set aside is drawn under it.
         class_map: A file with the models' classes, for data that has some of them.
 
     Raises:
-        DataError: The data is not there, or not of that shape.
+        DataError: The data is not there, or not what the models read.
         ModelError: A model does not fit the data.
     """
-    shapes = [loaded.input_shape for loaded in models]
-    if spec is None:
-        shape = values.first_shape(wanted, *shapes)
-        return Seen(DataPlan(spec=None, batch_size=batch_size), shape, (entries[0] or "", entries[1] or ""))
-    known = next((shape for shape in (wanted, *shapes) if shape), None)
-    dataset = load(spec, task=task, input_shape=known, allow=allow)
-    if known is not None:
-        check_input(dataset, known)
-    dataset = preflight.mapped(dataset, class_map, models[0].module, TASKS.get(task), spec=spec, entry=entries[0])
+    seen = preprocess.look(models, spec, task=TASKS.get(task), wishes=wishes, shape=wanted, allow=allow)
+    dataset = seen.dataset
+    if spec is None or dataset is None:
+        named = (entries[0] or "", entries[1] or "")
+        return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named)
+    first, module = next((name, loaded.module) for name, loaded in models.items())
+    dataset = preflight.mapped(
+        dataset, class_map, module, TASKS.get(task), spec=spec, entry=entries[0],
+        input_shape=(1, seen.shape[1], *seen.preprocessing[first].size),
+    )  # fmt: skip
     made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
     made = made.changed(mapped=class_map is not None)
-    said = (*dataset.remarks, *division.remarks(made))
+    said = (*dataset.remarks, *seen.remarks, *division.remarks(made))
     dataset = division.divided(dataset, made)
-    shape = values.first_shape(wanted, (1, *dataset.image_shape))
     found = [
-        preflight.fits(loaded.module, dataset, TASKS.get(task), input_shape=shape, spec=spec, entry=entry)
-        for loaded, entry in zip(models, entries, strict=True)
-    ]
+        preflight.fits(
+            loaded.module, dataset, TASKS.get(task), spec=spec, entry=entry,
+            input_shape=(*seen.shape[:2], *seen.preprocessing[name].size),
+        )
+        for (name, loaded), entry in zip(models.items(), entries, strict=True)
+    ]  # fmt: skip
     data = made.changed(spec=places.relative_data(spec, plan))
-    first = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
-    examples = (first["images"], first["labels"]) if first is not None else None
-    return Seen(
-        data, shape, (found[0].entry, found[1].entry), examples,
-        said + tuple(
-            remark
-            for name, one in zip(("teacher", "student"), found, strict=True)
-            for remark in preflight.undecided(name, one, f"--{name}-output")
-        ),
-    )  # fmt: skip
+    batch = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
+    view = seen.preprocessing[first].view(seen.shape[2:])
+    examples = (views.seen(batch["images"], view), batch["labels"]) if batch is not None else None
+    undecided = (
+        remark
+        for name, one in zip(models, found, strict=True)
+        for remark in preflight.undecided(name, one, f"--{name}-output")
+    )
+    entry = (found[0].entry, found[1].entry)
+    return Seen(data, seen.shape, seen.preprocessing, entry, examples, (*said, *undecided))
 
 
 def write(

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from fxdistill.modelfiles.load import LoadedModel
     from fxdistill.plan.schema import Recalibration
 
-DEFAULT_SHAPE = (1, 3, 224, 224)
-
 
 def shape(text: str) -> tuple[int, ...] | None:
     """The shape of a batch, from ``1x3x32x32``; None from an empty text.
@@ -25,11 +23,6 @@ def shape(text: str) -> tuple[int, ...] | None:
     if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"'{text}' is not a batch shape", where="--input", hint="write it as 1x3x224x224")
     return tuple(int(part) for part in parts)
-
-
-def first_shape(*shapes: Sequence[int] | None) -> tuple[int, ...]:
-    """The first shape that is known, else one image as ImageNet's models read it."""
-    return next((tuple(found) for found in shapes if found), DEFAULT_SHAPE)
 
 
 def pairs(texts: Sequence[str], option: str) -> tuple[tuple[str, str], ...]:

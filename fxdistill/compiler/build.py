@@ -74,4 +74,4 @@ def _trace(plan: Plan, member: str, *, training: bool) -> Trace:
     """How a member is traced: the rung that the plan names, then the others; its training mode may need another one."""
     ref = plan.members[member]
     rung, entry = (ref.rung, ref.output) if isinstance(ref, ModelRef) else (LADDER[0], "")
-    return Trace(tuple(plan.input.shape), training=training, entry=entry, rungs=ladder(rung))
+    return Trace(plan.shape_of(member), training=training, entry=entry, rungs=ladder(rung))

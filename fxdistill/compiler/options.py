@@ -1,5 +1,6 @@
 """What a user decides about a plan."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -7,6 +8,7 @@ from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
 from fxdistill.ir.graph import Shape
 from fxdistill.plan.schema import Align, DataPlan, Precision, Recalibration
+from fxdistill.preprocessing import Preprocessing
 
 _ALIGN, _PRECISION = get_args(Align), get_args(Precision)
 
@@ -16,7 +18,7 @@ class Options:
     """What a user decides about a plan; the defaults are those of the command line.
 
     Attributes:
-        input_shape: Shape of one batch, the batch size first; MACs are counted for it.
+        input_shape: Shape of one batch of pixels, the batch size first; MACs are counted for as many images.
         method: A method's name, composed with ``+`` or not: ``indistill``, ``kd``, ``indistill+pkt``.
         task: ``classification``, ``segmentation``, ``retrieval`` …
         align: How teacher widths are brought to the student's.
@@ -29,7 +31,9 @@ class Options:
         seed: Everything random in a run comes from it.
         repeats: How many seeds to run, from ``seed`` on.
         control: Whether to run the same budget without distillation as well.
-        data: Data, augmentation, normalisation; without a spec the plan is structural and cannot be run.
+        preprocessing: What members do to an image before they look at it, by name: their size, their normalisation.
+            A member without takes batches of the input's shape as they are.
+        data: Data and augmentation; without a spec the plan is structural and cannot be run.
         recalibrate: Whether BatchNorm statistics are estimated anew after training; None for never.
         precision: Lightning Fabric's name of the training precision.
 
@@ -50,6 +54,7 @@ class Options:
     seed: int = 0
     repeats: int = 1
     control: bool = True
+    preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)
     data: DataPlan = field(default_factory=lambda: DataPlan(spec=None))
     recalibrate: Recalibration | None = field(default_factory=Recalibration)
     precision: Precision = "32-true"

@@ -26,7 +26,7 @@ from fxdistill.errors import InputError, ModelError, PairingError
 from fxdistill.ir import answers, outputs
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling
-from fxdistill.ir.graph import Traced, ladder
+from fxdistill.ir.graph import Shape, Traced, ladder
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import in_mode
 from fxdistill.methods import Composed, Recipe, composed
@@ -67,7 +67,7 @@ class Compilation:
         task: The task.
         models: The given members: the user's modules.
         refs: Where they come from.
-        batch: Images and labels for criteria that read data; None without data.
+        batch: Images as the teacher takes them, and labels, for criteria that read data; None without data.
         traced: Members in eval mode; the shrunken ones too.
         trainable: The members that an arm trains, in training mode.
         coupling: Their coupled channels.
@@ -111,6 +111,11 @@ class Compilation:
             return None
         return LossTerm(loss=self.task.imitation, student=STUDENT, teacher=self.teaches)
 
+    def shape_of(self, member: str) -> Shape:
+        """Shape of one batch as a given member reads it."""
+        found, shape = self.options.preprocessing.get(member), self.options.input_shape
+        return shape if found is None else (*shape[:2], *found.size)
+
     @property
     def teaches(self) -> str:
         """The member that teaches the student."""
@@ -126,13 +131,14 @@ class Step:
 
 
 def _trace(c: Compilation, passes: PassManager) -> Compilation:
-    shape = c.options.input_shape
     entries = {name: c.refs[name].output for name in c.models}
-    traced = {name: passes.run(Trace(shape, entry=entries[name]), module) for name, module in c.models.items()}
+    traced = {
+        name: passes.run(Trace(c.shape_of(name), entry=entries[name]), module) for name, module in c.models.items()
+    }
     if remarks.takes_logits(c.task):  # of (probabilities, logits) the losses need the second, which nobody has to say
         traced = {name: replace(one, entry=one.entry or answers.logits_entry(one)) for name, one in traced.items()}
     known = traced[STUDENT]
-    student = Trace(shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
+    student = Trace(known.input_shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
     for name, one in traced.items():
         _has_entries(name, (one, trainable[name]) if name in trainable else (one,))
@@ -180,7 +186,7 @@ def _shrink(c: Compilation, passes: PassManager) -> Compilation:
     if c.options.align != "shrink":
         return c
     proposal = auxiliary.propose(
-        c.models[TEACHER], c.pairs, input_shape=c.options.input_shape, keep=c.options.keep,
+        c.models[TEACHER], c.pairs, input_shape=c.shape_of(TEACHER), keep=c.options.keep,
         criterion=c.options.criterion or c.method.criterion, batch=c.batch, loss=supervised_loss(c.task),
         seed=c.options.seed, passes=passes, of=TEACHER, name=AUXILIARY, entry=c.traced[TEACHER].entry,
     )  # fmt: skip
@@ -263,12 +269,12 @@ def compile(  # noqa: A001  # what a compiler does
     """Plan how a student learns from a teacher. Neither model is changed; no data is read.
 
     Args:
-        teacher: Takes float images of ``options.input_shape``, gives a prediction.
+        teacher: Takes float images of ``options.input_shape``, or of the size in its preprocessing.
         student: Takes the same, gives a prediction for the same task.
         options: The user's decisions.
         teacher_ref: Where the teacher comes from; without it the plan works from Python only.
         student_ref: The same for the student.
-        batch: Images and labels for criteria that read data.
+        batch: Images as the teacher takes them, and labels, for criteria that read data.
         passes: A manager to run the passes in, for its timings and remarks.
         after: Called after every step with its name, and what gives the text that shows what the step made.
 
@@ -311,7 +317,10 @@ def _plan_of(c: Compilation) -> Plan:
 def _planned(c: Compilation) -> Plan:
     """The plan without costs."""
     options = c.options
-    given = {name: _described(c.refs[name], module, c.traced[name]) for name, module in c.models.items()}
+    given = {
+        name: _described(c.refs[name], module, c.traced[name]).changed(preprocessing=options.preprocessing.get(name))
+        for name, module in c.models.items()
+    }
     main = c.arms[-1].stages[-1]
     control = None
     if options.control and c.supervised is not None:

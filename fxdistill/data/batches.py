@@ -1,4 +1,4 @@
-"""Batches: normalised, on a device, each a mapping of its fields.
+"""Batches of pixels on a device, each a mapping of its fields. What a model makes of pixels is its preprocessing.
 
 Data that fits is a tensor on the device, augmented there; larger image folders are read by a ``DataLoader``.
 **Order and augmentation are a pure function of (seed, epoch, step)**, each drawn from a generator of its own
@@ -6,7 +6,7 @@ and never from the global state. A run that resumes at any step sees bit for bit
 have seen.
 
     index(seed, epoch, step)  = permutation(seed, epoch)[step]
-    images(seed, epoch, step) = normalise(augment(all images[index], seed, epoch, step))
+    images(seed, epoch, step) = augment(all images[index], seed, epoch, step)
     labels(seed, epoch, step) = all labels[index], augmented in the same way where they are maps
 """
 
@@ -35,8 +35,6 @@ def batches(
     split: Images,
     batch_size: int,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     seed: int = 0,
     epoch: int = 0,
     start: int = 0,
@@ -50,8 +48,6 @@ def batches(
     Args:
         split: The images.
         batch_size: Images a batch; the last one may be smaller.
-        mean: Subtracted per channel, pixels in 0 … 1.
-        std: Divided by, per channel.
         seed: Seed of the run.
         epoch: Number of the epoch.
         start: The first step to give.
@@ -62,7 +58,7 @@ def batches(
         device: Where the batches are wanted.
 
     Yields:
-        ``images`` (n, C, H, W), float32, normalised; ``labels`` (n, ...), int64 or float32; ``index`` (n,), int64,
+        ``images`` (n, C, H, W), float32 in 0 … 1; ``labels`` (n, ...), int64 or float32; ``index`` (n,), int64,
         the images' positions in the split.
 
     Raises:
@@ -75,7 +71,6 @@ def batches(
     if shuffle:
         order = torch.randperm(len(split), generator=_generator(seed, epoch, _ORDER))
     indices = [order[step * batch_size : (step + 1) * batch_size] for step in range(start, steps)]
-    norm = tuple(torch.tensor(v, dtype=torch.float32, device=device)[:, None, None] for v in (mean, std))
 
     def produce() -> Iterator[Batch]:
         for step, (chosen, images) in enumerate(zip(indices, split.read(indices), strict=True), start=start):
@@ -89,14 +84,14 @@ def batches(
                     labels = change(labels, fill=torch.nan if labels.is_floating_point() else NO_LABEL)
             x = x.to(torch.float32).div(255) if x.dtype == torch.uint8 else x.to(torch.float32)
             index = chosen.to(device, non_blocking=True)
-            yield {"images": x.sub(norm[0]).div(norm[1]), "labels": labels, "index": index}
+            yield {"images": x, "labels": labels, "index": index}
 
     return produce()
 
 
 def first_batch(dataset: Dataset, size: int = 128) -> Batch:
-    """The fields of a batch of normalised training images, shuffled under seed 0."""
-    return next(batches(dataset.train, size, mean=dataset.mean, std=dataset.std, shuffle=True))
+    """The fields of a batch of training images, shuffled under seed 0."""
+    return next(batches(dataset.train, size, shuffle=True))
 
 
 def drawable(split: Images, augment: Sequence[str], *, moves_targets: bool) -> tuple[augmentations.Named, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
+from fxdistill.preprocessing import Preprocessing, Source, names_of
 from fxdistill.tasks import Task, labelled
 
 Device = torch.device | str
@@ -114,6 +115,15 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
         return self.train.image_shape
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing that the data itself says: its size, the mean and deviation of its training pixels."""
+        channels, height, width = self.image_shape
+        return Preprocessing(
+            size=[height, width], mean=list(self.mean), std=list(self.std), channels=names_of(channels),
+            source=Source(geometry="the data", normalisation="the data"),
+        )  # fmt: skip
 
     def to(self, device: Device) -> "Dataset":
         """The data on a device, as far as it fits into memory."""

@@ -16,6 +16,7 @@ from fxdistill.data.sources import SOURCES, Request
 from fxdistill.errors import DataError, InputError
 from fxdistill.modelfiles.factories import resolve
 from fxdistill.plan.schema import DataPlan
+from fxdistill.preprocessing import Reading
 from fxdistill.registry import suggestion
 from fxdistill.tasks import TASKS, Task
 
@@ -24,16 +25,16 @@ def load(
     data: DataPlan | str,
     *,
     task: Task | str = "classification",
-    input_shape: Sequence[int] | None = None,
+    reading: Reading | None = None,
     allow: Sequence[str] = (),
     whole: bool = False,
 ) -> Dataset:
     """Load what a spec or a plan names.
 
     Args:
-        data: A spec, or the data of a plan, whose normalisation is then taken and whose classes are checked.
+        data: A spec, or the data of a plan, whose classes and size are then checked.
         task: What the data is for, or its name.
-        input_shape: Shape of one input batch (N, C, H, W), to which an image folder is resized.
+        reading: How image files are read; None for the usual way. Data that has a size of its own keeps it.
         allow: Modules whose factories may be called.
         whole: Whether a plan's data is there to measure on, as it is: nothing is set aside, and its size is its own.
 
@@ -43,9 +44,8 @@ def load(
         InputError: The task is unknown.
     """
     wanted = TASKS.get(task) if isinstance(task, str) else task
-    shape = None if input_shape is None else tuple(input_shape)
     if isinstance(data, str):
-        return _read(data, wanted, shape, allow)
+        return _read(data, wanted, reading, allow)
     if data.spec is None:
         raise DataError(
             "the plan names no data, so it cannot be run",
@@ -53,7 +53,7 @@ def load(
             hint="plan again with --data SPEC",
         )
     augmentations.check(data.augmentation)
-    found = _read(data.spec, wanted, shape, allow)
+    found = _read(data.spec, wanted, reading, allow)
     if data.mapped:
         found = classmap.mapped(found, data.classes, task=wanted, where=data.spec)
     drawable(found.train, data.augmentation, moves_targets=wanted.moves_targets)
@@ -64,7 +64,7 @@ def load(
             "plan's classes, say which: --class-map",
         )  # fmt: skip
     if whole:
-        return _as_planned(found, data)
+        return found
     found = divided(found, data)
     if data.labelled and not found.has_labels("train"):
         raise DataError(
@@ -76,11 +76,7 @@ def load(
             f"the plan was made for {data.train_size} training images, the data has {len(found.train)}",
             where=f"data.train_size and {data.spec}", hint="plan again with this data",
         )  # fmt: skip
-    return _as_planned(found, data)
-
-
-def _as_planned(found: Dataset, data: DataPlan) -> Dataset:
-    return _normalised(found, data.mean, data.std, "data.mean, data.std") if data.mean or data.std else found
+    return found
 
 
 def _normalised(found: Dataset, mean: Sequence[float], std: Sequence[float], where: str) -> Dataset:
@@ -99,7 +95,7 @@ def defaults(
     dataset: Dataset | None = None,
     task: Task | str = "classification",
     batch_size: int = 128,
-    input_shape: Sequence[int] | None = None,
+    reading: Reading | None = None,
     allow: Sequence[str] = (),
     val: float = 0.0,
     seed: int = 0,
@@ -111,7 +107,7 @@ def defaults(
         dataset: What it stands for, where that is loaded already.
         task: As for :func:`load`.
         batch_size: Images a training step.
-        input_shape: As for :func:`load`.
+        reading: As for :func:`load`.
         allow: As for :func:`load`.
         val: The share of the training images to watch the training by; 0 for none, or for the data's own.
         seed: What is set aside is drawn under it.
@@ -119,14 +115,13 @@ def defaults(
     Raises:
         DataError: As for :func:`load`.
     """
-    found = dataset if dataset is not None else load(spec, task=task, input_shape=input_shape, allow=allow)
+    found = dataset if dataset is not None else load(spec, task=task, reading=reading, allow=allow)
     name, _ = sources.split(spec)
     usual = SOURCES.get(name).augmentation(found.image_shape) if name else ()
     test, watched = planned(found, val=val, seed=seed, where=spec)
     made = DataPlan(
-        spec=spec, batch_size=batch_size, augmentation=list(usual), mean=list(found.mean), std=list(found.std),
-        classes=list(found.classes), labelled=found.has_labels("train"), test=test,
-        val=watched,
+        spec=spec, batch_size=batch_size, augmentation=list(usual), classes=list(found.classes),
+        labelled=found.has_labels("train"), test=test, val=watched,
     )  # fmt: skip
     return made.changed(train_size=len(divided(found, made).train))
 
@@ -146,13 +141,13 @@ def check_input(dataset: Dataset, input_shape: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def _read(spec: str, task: Task, input_shape: tuple[int, ...] | None, allow: Sequence[str]) -> Dataset:
+def _read(spec: str, task: Task, reading: Reading | None, allow: Sequence[str]) -> Dataset:
     name, colon, place = spec.partition(":")
     if name in SOURCES.names():
-        return _from_source(name, place, Request(spec, Path(place), input_shape, task))
+        return _from_source(name, place, Request(spec, Path(place), reading, task))
     allowed = any(spec.startswith((f"{module}:", f"{module}.")) for module in allow)
     if allowed or ("." in name and place):
-        return _own(spec, allow, task, input_shape)
+        return _own(spec, allow, task, reading)
     raise DataError(f"the data spec '{spec}' is unknown", where=spec, hint=_known(name + colon))
 
 
@@ -179,13 +174,13 @@ def _from_source(name: str, place: str, request: Request) -> Dataset:
         ) from cause
 
 
-def _own(spec: str, allow: Sequence[str], task: Task, input_shape: tuple[int, ...] | None) -> Dataset:
+def _own(spec: str, allow: Sequence[str], task: Task, reading: Reading | None) -> Dataset:
     function = resolve(spec, allow=allow, error=DataError)
     try:
         found = function()
     except Exception as cause:
         raise DataError(f"the factory failed: {type(cause).__name__}: {cause}", where=spec, hint=own.FORMS) from cause
     if not isinstance(found, Dataset):
-        return own.read(found, where=spec, task=task, shape=None if input_shape is None else input_shape[1:])
+        return own.read(found, where=spec, task=task, reading=reading)
     whole = checked(found.train, found.test, found.classes or None, where=spec, task=task, val=found.val)
     return _normalised(whole, found.mean, found.std, spec)

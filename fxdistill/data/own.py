@@ -30,6 +30,7 @@ from fxdistill.data.sources._images import COLOURS, IN_MEMORY, fitted, pixels
 from fxdistill.data.workers import read_ahead
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError, InputError
+from fxdistill.preprocessing import USUAL_RESIZE, USUAL_SIZE, Reading
 from fxdistill.tasks import Task
 
 FORMS = (
@@ -38,24 +39,26 @@ FORMS = (
 )
 _NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _IMAGES, _TARGETS = ("image", "img", "pixel_values"), ("label", "labels", "target")
+_USUAL = Reading(USUAL_SIZE, USUAL_RESIZE)
 _FEW, _TRIED, _CHUNK = 256, 8, 64
 _ARRAYS = (Tensor, np.ndarray)
 _FOLLOWED = (SequentialSampler, RandomSampler)
 
 
-def read(found: Any, *, where: str, task: Task, shape: Sequence[int] | None) -> Dataset:
+def read(found: Any, *, where: str, task: Task, reading: Reading | None) -> Dataset:
     """What a factory returned, as a data set; see the module docstring.
 
     Args:
         found: What it returned, no data set of ours.
         where: The spec.
         task: What the data is for.
-        shape: Channels, height and width to bring items to; None for those of the first one.
+        reading: How items are read, as image files are; those of one size that is no larger keep it.
 
     Raises:
         DataError: It is nothing of that, or an item cannot be read or is not like the others.
     """
     parts: dict[str, Images] = {}
+    first: Reading | None = None
     classes: dict[str, tuple[str, ...]] = {}
     remarks: list[Diagnostic] = []
     for name, value in _named(found, where).items():
@@ -64,8 +67,8 @@ def read(found: Any, *, where: str, task: Task, shape: Sequence[int] | None) -> 
         if _is_arrays(source):
             parts[name] = _arrays(source, where=f"{where}, {name}", task=task)
         else:
-            items = Items(source, f"{where}, {name}", task).begun(shape)
-            shape = items.image_shape
+            items = Items(source, f"{where}, {name}", task).begun(reading, like=first)
+            first = items.reading
             remarks.extend(_varying(items))
             parts[name] = items.gathered()
         if names := _classes(source):
@@ -162,7 +165,7 @@ class Items:
         source: The data set.
         where: Spec and split, for messages.
         task: What its targets are.
-        image_shape: Channels, height and width that all are brought to.
+        reading: How all are brought to one size.
         whole: Whether pixels are uint8.
         target_shape: Shape of a target.
         labels: (N, ...); empty until all were read.
@@ -172,26 +175,41 @@ class Items:
     source: Any
     where: str
     task: Task
-    image_shape: tuple[int, int, int] = (0, 0, 0)
+    reading: Reading = _USUAL
     whole: bool = True
     target_shape: tuple[int, ...] = ()
     labels: Tensor = field(default_factory=lambda: torch.zeros(0))
     positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
-    def begun(self, shape: Sequence[int] | None) -> "Items":
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.reading.shape
+
+    def begun(self, reading: Reading | None, *, like: Reading | None = None) -> "Items":
         """The same, with what the first items say about all."""
         count = len(self.source)
         if not count:
             raise DataError("the data set is empty", where=self.where, hint="check the factory")
         image, _ = self._item(0)
         target = next((found for i in range(min(count, _CHUNK)) if (found := self._item(i)[1]) is not None), None)
-        channels, height, width = image.shape if shape is None else shape
+        how = like or self._reading(image, reading)
         size = self.target_shape if target is None else tuple(target.shape)
-        size = (height, width) if self.task.moves_targets and len(size) == 2 else size
+        size = how.size if self.task.moves_targets and len(size) == 2 else size
         return replace(
-            self, image_shape=(channels, height, width), whole=image.dtype == torch.uint8, target_shape=size,
+            self, reading=how, whole=image.dtype == torch.uint8, target_shape=size,
             positions=torch.arange(count),
         )  # fmt: skip
+
+    def _reading(self, image: Tensor, reading: Reading | None) -> Reading:
+        """What is asked for; but images that the first ones say are of one size and no larger keep it, as arrays do."""
+        channels, height, width = image.shape
+        first = range(1, min(len(self.source), _TRIED))
+        small = reading is None or height < reading.size[0] or width < reading.size[1]
+        if reading is None or (small and all(self._item(i)[0].shape[1:] == image.shape[1:] for i in first)):
+            wanted = reading.channels if reading is not None and channels in COLOURS else channels
+            return Reading((height, width), (height, width), channels=wanted)
+        return reading
 
     def gathered(self) -> Images:
         """All items read once: in memory if they take less than 2 GiB; else the labels alone."""
@@ -236,7 +254,7 @@ class Items:
             target = self.task.typed(torch.tensor(self.task.no_label)).expand(self.target_shape)
         if self.task.moves_targets and target.ndim == 2 and tuple(target.shape) == own != self.target_shape:
             map_ = Image.fromarray(target.numpy().astype(np.int32))
-            target = torch.from_numpy(np.array(fitted(map_, self.image_shape, nearest=True))).to(target.dtype)
+            target = torch.from_numpy(np.array(fitted(map_, self.reading, nearest=True))).to(target.dtype)
         if tuple(target.shape) != self.target_shape:
             shapes = f"{tuple(target.shape)}, those before {self.target_shape}"
             raise self._wrong(index, f"its target has the shape {shapes}", "give all the same")
@@ -250,7 +268,7 @@ class Items:
                 raise self._wrong(index, f"its image has the shape {shapes}", "give 1 or 3 channels, or that shape")
             values = image if image.dtype == torch.uint8 else image.mul(255).round().clamp(0, 255).byte()
             whole = Image.fromarray(values.squeeze(0).numpy() if len(values) == 1 else values.movedim(0, 2).numpy())
-            image = pixels(fitted(whole, self.image_shape))
+            image = pixels(fitted(whole, self.reading))
         if self.whole and image.dtype != torch.uint8:
             return image.mul(255).round().clamp(0, 255).byte()
         return image.float().div(255) if not self.whole and image.dtype == torch.uint8 else image

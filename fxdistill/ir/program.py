@@ -1,12 +1,12 @@
 """The program: one FX graph that holds members, taps, adapters and losses.
 
-    batch ─▶ images ─┬─▶ teacher ──▶ tap ─▶ slice ─┐
-                     │                             ├─▶ loss ──▶ {"mse[layer1]": …, "kd": …}
-                     └─▶ student ──▶ tap ─▶ adapt ─┘
+    batch ─▶ images ─┬─ view ─▶ teacher ──▶ tap ─▶ slice ─┐
+                     │                                    ├─▶ loss ──▶ {"mse[layer1]": …, "kd": …}
+                     └─ view ─▶ student ──▶ tap ─▶ adapt ─┘
 
 A program is an ``nn.Module``: calling it on a batch, a mapping from the names of fields (``images`` as the plan's
-input; ``labels``, ``index`` …) to tensors, returns the named losses, unweighted scalars. :attr:`Program.inputs` says
-which fields it reads.
+input, pixels in 0 … 1; ``labels``, ``index`` …) to tensors, returns the named losses, unweighted scalars.
+:attr:`Program.inputs` says which fields it reads.
 
 A member that is trained **is** the user's module: the same layers over the same tensors, so that training, modes and
 moves to a device are common to both. A frozen one is a copy of the user's, over the same weights until it is moved; it
@@ -27,10 +27,11 @@ from fxdistill.errors import InvariantError, PlanError
 from fxdistill.ir.graph import macs_of
 from fxdistill.ir.running import whole_state
 from fxdistill.plan.schema import LossTerm, Stage
+from fxdistill.preprocessing import PLAIN, View
 
 _FACTS = ("shape", "macs", "path", "scope", "writes", "shares")
 
-Role = Literal["input", "model", "tap", "adapter", "loss"]
+Role = Literal["input", "view", "model", "tap", "adapter", "loss"]
 Batch = Mapping[str, Tensor]
 
 
@@ -54,11 +55,13 @@ class Member:
         name: Its name, and that of the submodule that holds it.
         trained: Whether its parameters are trained; else it is frozen.
         training: The mode that it is in: a frozen member always, a trained one while the program trains.
+        view: How it looks at the batch's images: its share of the preprocessing, as nodes in front of it.
     """
 
     name: str
     trained: bool
     training: bool
+    view: View = PLAIN
 
 
 @dataclass(frozen=True)

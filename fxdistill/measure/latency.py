@@ -77,19 +77,19 @@ def onnx_latency(
 ) -> Latency:  # fmt: skip
     """Latency of one ONNX file; see :func:`interleaved_latency`."""
     return interleaved_latency(
-        {"model": path}, input_shape, provider=provider, repeats=repeats, warmup=warmup, threads=threads
+        {"model": path}, {"model": input_shape}, provider=provider, repeats=repeats, warmup=warmup, threads=threads
     )["model"]
 
 
 def interleaved_latency(
-    paths: Mapping[str, Path], input_shape: tuple[int, ...], *, provider: str = "CPUExecutionProvider",
+    paths: Mapping[str, Path], input_shapes: Mapping[str, tuple[int, ...]], *, provider: str = "CPUExecutionProvider",
     repeats: int = 50, warmup: int = 5, threads: int | None = 1,
 ) -> dict[str, Latency]:  # fmt: skip
-    """Latencies of several ONNX files with one float32 input of this shape, measured side by side.
+    """Latencies of several ONNX files with one float32 input each, measured side by side.
 
     Args:
         paths: Files by name.
-        input_shape: Shape of the input, batch included; filled with fixed normal noise.
+        input_shapes: Shape of each file's input, batch included; filled with fixed normal noise.
         provider: See :func:`open_session`.
         repeats: Timed runs of each file; the time is that of ``session.run``, copies to the device included.
         warmup: Runs of each file before those.
@@ -101,13 +101,13 @@ def interleaved_latency(
     """
     if repeats < 1:
         raise InputError("a latency needs at least one timed run", where=f"repeats = {repeats}")
-    image = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
+    images = {name: np.random.default_rng(0).standard_normal(input_shapes[name], dtype=np.float32) for name in paths}
     sessions = {name: open_session(path, provider=provider, threads=threads) for name, path in paths.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(warmup + repeats):
         for name, session in sessions.items():
             start = time.perf_counter()
-            _run(session, image, where=str(paths[name]))
+            _run(session, images[name], where=str(paths[name]))
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _latency(times, provider) for name, times in seconds.items()}

@@ -11,6 +11,8 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.errors import DataError
 from fxdistill.ir.outputs import prediction
 from fxdistill.ir.running import in_mode
+from fxdistill.ir.views import seen
+from fxdistill.preprocessing import PLAIN, View
 from fxdistill.tasks import Said, Task
 
 
@@ -22,14 +24,16 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def metrics(
-    module: nn.Module, dataset: Dataset, task: Task, *, batch_size: int = 128, entry: str = "", on: str = "test"
-) -> dict[str, float]:
+    module: nn.Module, dataset: Dataset, task: Task, *, view: View = PLAIN, batch_size: int = 128, entry: str = "",
+    on: str = "test",
+) -> dict[str, float]:  # fmt: skip
     """All metrics of a model by name; the model's modes are restored.
 
     Args:
         module: Takes images, gives a prediction.
-        dataset: Images are taken as they are, moved to the module's device.
+        dataset: Its images are moved to the module's device.
         task: What is measured.
+        view: How the model looks at the images.
         batch_size: Images at once.
         entry: Which entry of a structured output is the prediction.
         on: The split that it is measured on: ``test``, or ``val`` to watch a training by.
@@ -46,29 +50,30 @@ def metrics(
 
     def predict(split: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = dataset.split(on if split == "test" else split)
-        for batch in batches(images, batch_size, mean=dataset.mean, std=dataset.std, device=device):
-            yield prediction(module(batch["images"]), entry), batch["labels"]
+        for batch in batches(images, batch_size, device=device):
+            yield prediction(module(seen(batch["images"], view)), entry), batch["labels"]
 
     with evaluating(module):
         return task.evaluate(predict, len(dataset.classes), device)
 
 
 def same_for_all(
-    module: nn.Module, dataset: Dataset, task: Task, *, batch_size: int = 128, entry: str = ""
-) -> str:  # fmt: skip
+    module: nn.Module, dataset: Dataset, task: Task, *, view: View = PLAIN, batch_size: int = 128, entry: str = ""
+) -> str:
     """What a model says of every test image, where that is the same; '' where its answers differ.
 
     Args:
         module: Takes images, gives a prediction; its modes are restored.
         dataset: Its test images are read, until two of them get different answers.
         task: When two answers are the same.
+        view: How the model looks at the images.
         batch_size: Images at once.
         entry: Which entry of a structured output is the prediction.
     """
     said = Said(task)
     with evaluating(module):
-        for batch in batches(dataset.test, batch_size, mean=dataset.mean, std=dataset.std, device=device_of(module)):
-            said.add(prediction(module(batch["images"]), entry))
+        for batch in batches(dataset.test, batch_size, device=device_of(module)):
+            said.add(prediction(module(seen(batch["images"], view)), entry))
             if said.images > 1 and not said.collapsed():
                 return ""
     return said.collapsed()

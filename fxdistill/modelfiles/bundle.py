@@ -1,7 +1,7 @@
 """Bundles: one file that holds a model's weights and says what builds it, without code and without paths of ours.
 
     {"format": "fxdistill-bundle", "version": 2, "kind": KIND, "factory": …, "kwargs": {…}, "recipe": {…},
-     "input_shape": [N, C, H, W] or None, "metadata": {…}, "state_dict": {…}}
+     "input_shape": [N, C, H, W] or None, "preprocessing": {…} or None, "metadata": {…}, "state_dict": {…}}
 
     factory      factory(**kwargs) is the architecture; no recipe
     shrunken     the recipe, followed on factory(**kwargs), gives the architecture
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import ValidationError
 from torch import nn
 
 from fxdistill import files
@@ -24,11 +25,13 @@ from fxdistill.modelfiles import kinds, pt2, recipe, statedict
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.recipe import Recipe
 from fxdistill.modelfiles.source import parse_source
+from fxdistill.preprocessing import Preprocessing, Source
 from fxdistill.registry import suggestion
 
 Kind = Literal["factory", "shrunken"]
 
 FORMAT, VERSION = "fxdistill-bundle", 2
+PREPROCESSING = "preprocessing"
 RANDOM_WEIGHTS = "random_weights"
 """The metadata that says so, of a file made from random weights."""
 _REPLAYED_IN_VERSION_1 = ("fxdistill.shrinking:rebuild", "fxdistill.compiler.shrink_model:rebuild")
@@ -43,6 +46,7 @@ class Bundle:
         kwargs: Its keyword arguments.
         recipe: What makes the model out of that; None where the factory's is the model itself.
         input_shape: Shape of one input batch, where known.
+        preprocessing: What the model does to an image before it looks at it, where known.
         metadata: What was saved with the model.
         state: The weights.
         named: Factory and arguments as the file has them: not those above in an old file of a shrunken model.
@@ -52,6 +56,7 @@ class Bundle:
     kwargs: dict[str, Any]
     recipe: Recipe | None
     input_shape: tuple[int, ...] | None
+    preprocessing: Preprocessing | None
     metadata: dict[str, Any]
     state: Mapping[str, Any]
     named: tuple[str, dict[str, Any]]
@@ -59,7 +64,8 @@ class Bundle:
 
 def save(
     model: nn.Module, path: str | Path, *, factory: str, kwargs: dict[str, Any] | None = None,
-    input_shape: Sequence[int] | None = None, metadata: dict[str, Any] | None = None,
+    input_shape: Sequence[int] | None = None, preprocessing: Preprocessing | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a bundle: the same model and arguments give the same bytes.
 
@@ -69,6 +75,7 @@ def save(
         factory: ``module:function`` that builds the architecture.
         kwargs: Its keyword arguments, JSON values.
         input_shape: Shape of one input batch.
+        preprocessing: What the model does to an image before it looks at it.
         metadata: Anything else that is JSON.
 
     Raises:
@@ -78,13 +85,13 @@ def save(
     """
     _write(
         model, Path(path), kind="factory", factory=factory, kwargs=kwargs or {}, made=None, input_shape=input_shape,
-        metadata=metadata or {},
+        preprocessing=preprocessing, metadata=metadata or {},
     )  # fmt: skip
 
 
 def save_shrunken(
     result: ShrunkResult, path: str | Path, *, factory: str | None, kwargs: dict[str, Any] | None = None,
-    before: Recipe | None = None, random_weights: bool = False,
+    before: Recipe | None = None, random_weights: bool = False, preprocessing: Preprocessing | None = None,
 ) -> None:  # fmt: skip
     """Write a shrunken model so that it can be given as a teacher or a student.
 
@@ -95,6 +102,7 @@ def save_shrunken(
         kwargs: The original's keyword arguments.
         before: The original's recipe, where it was a shrunken model itself.
         random_weights: Whether the original's weights were random, which the file then says.
+        preprocessing: What the model does to an image before it looks at it, where known.
 
     Raises:
         ModelError: The model has no factory and cannot be exported.
@@ -103,7 +111,8 @@ def save_shrunken(
     """
     metadata = {RANDOM_WEIGHTS: True} if random_weights else {}
     if factory is None:
-        pt2.save(result.module, Path(path), input_shape=result.input_shape, metadata=metadata)
+        said = {PREPROCESSING: preprocessing.model_dump(mode="json")} if preprocessing is not None else {}
+        pt2.save(result.module, Path(path), input_shape=result.input_shape, metadata=metadata | said)
         return
     made = Recipe(
         input_shape=list(result.input_shape), rung=result.rung, barriers=list(result.barriers), kept=result.kept,
@@ -111,13 +120,13 @@ def save_shrunken(
     )  # fmt: skip
     _write(
         result.module, Path(path), kind="shrunken", factory=factory, kwargs=kwargs or {}, made=made,
-        input_shape=result.input_shape, metadata=metadata,
+        input_shape=result.input_shape, preprocessing=preprocessing, metadata=metadata,
     )  # fmt: skip
 
 
 def _write(
     model: nn.Module, path: Path, *, kind: Kind, factory: str, kwargs: dict[str, Any], made: Recipe | None,
-    input_shape: Sequence[int] | None, metadata: dict[str, Any],
+    input_shape: Sequence[int] | None, preprocessing: Preprocessing | None, metadata: dict[str, Any],
 ) -> None:  # fmt: skip
     if parse_source(factory).factory != factory:
         raise ModelError(f"'{factory}' is not a plain factory", where="factory", hint="write MODULE:FUNCTION")
@@ -128,6 +137,8 @@ def _write(
             f"the bundle's arguments or metadata are not JSON: {cause}", where=str(path), hint="use plain values"
         ) from cause
     content = {"format": FORMAT, "version": VERSION, "kind": kind, "factory": factory, **plain}
+    if preprocessing is not None:
+        content[PREPROCESSING] = preprocessing.model_dump(mode="json")
     if made is not None:
         content["recipe"] = made.plain()
     files.write_bytes(path, kinds.to_bytes(content | {"state_dict": statedict.portable(model)}))
@@ -163,8 +174,9 @@ def read(content: Mapping[str, Any], *, where: str) -> Bundle:
             where=where, hint="write it with fxdistill.save",
         )  # fmt: skip
     named = (str(factory), kwargs)
+    seen = preprocessing_in(content, where=where)
     factory, kwargs, made = _origin(content, *named, where=where)
-    return Bundle(factory, kwargs, made, tuple(shape) if shape else None, metadata, state, named)
+    return Bundle(factory, kwargs, made, tuple(shape) if shape else None, seen, metadata, state, named)
 
 
 def _origin(
@@ -223,6 +235,25 @@ def architecture(bundle: Bundle, *, allow: Sequence[str], where: str) -> nn.Modu
                 where=f"{where}{f', {cause.where}' if cause.where else ''}", hint="shrink the model again",
             ) from cause  # fmt: skip
     return module
+
+
+def preprocessing_in(content: Mapping[str, Any], *, where: str) -> Preprocessing | None:
+    """The preprocessing that a file says, None where it says none; in words it came from the file.
+
+    Raises:
+        ModelError: It is none.
+    """
+    if content.get(PREPROCESSING) is None:
+        return None
+    try:
+        found = Preprocessing.model_validate(content[PREPROCESSING])
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        raise ModelError(
+            f"the file's preprocessing is not valid: {first['msg']}",
+            where=f"{where}, {'.'.join(map(str, (PREPROCESSING, *first['loc'])))}", hint="save the model anew",
+        ) from cause  # fmt: skip
+    return found.changed(source=Source(geometry="the file", normalisation="the file" if found.mean else ""))
 
 
 def _mapping(value: object) -> dict[str, Any] | None:

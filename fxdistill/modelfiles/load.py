@@ -24,6 +24,7 @@ from fxdistill.modelfiles.bundle import RANDOM_WEIGHTS
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.recipe import Recipe
 from fxdistill.modelfiles.source import ModelSource, parse_source
+from fxdistill.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class LoadedModel:
         trusted: Whether the file was unpickled because the user trusts it.
         random_weights: Whether no file gave the weights, or they were shrunk from such.
         input_shape: Shape of one input batch, where the file says so.
+        preprocessing: What the model does to an image before it looks at it, where the file says so.
         metadata: What was saved with the model.
         diagnostics: Remarks.
     """
@@ -55,6 +57,7 @@ class LoadedModel:
     trusted: bool = False
     random_weights: bool = False
     input_shape: tuple[int, ...] | None = None
+    preprocessing: Preprocessing | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
 
@@ -141,6 +144,7 @@ def _from_export(source: ModelSource, path: Path, sha256: str) -> LoadedModel:
     return LoadedModel(
         module, path, sha256, None, trusted=trusted, input_shape=shape, diagnostics=remarks, metadata=metadata,
         random_weights=metadata.get(RANDOM_WEIGHTS) is True,
+        preprocessing=bundle.preprocessing_in(metadata, where=str(path)),
     )  # fmt: skip
 
 
@@ -164,7 +168,7 @@ def _from_bundle(source: ModelSource, path: Path, sha256: str, content: Mapping[
     return LoadedModel(
         module.eval(), path, sha256, found.factory, found.kwargs, found.recipe,
         random_weights=found.metadata.get(RANDOM_WEIGHTS) is True, input_shape=found.input_shape,
-        metadata=found.metadata, diagnostics=remarks,
+        preprocessing=found.preprocessing, metadata=found.metadata, diagnostics=remarks,
     )  # fmt: skip
 
 

@@ -42,10 +42,11 @@ from fxdistill.plan.schema import (
     Shrunken,
     Stage,
 )  # fmt: skip
+from fxdistill.preprocessing import PLAIN, Preprocessing, Reading, View
 from fxdistill.registry import suggestion
 from fxdistill.tasks import TASKS
 
-VERSION: Literal[2] = 2
+VERSION: Literal[3] = 3
 CONTROL = "control"
 """The name of the control arm."""
 _RESERVED = {"adapters", "losses", "plan", "origin", "result", "checkpoint", "metrics", "tensorboard", "code", "graph"}
@@ -54,7 +55,7 @@ _RESERVED = {"adapters", "losses", "plan", "origin", "result", "checkpoint", "me
 class Plan(Part):
     """A whole plan. See the module docstring."""
 
-    version: Literal[2]
+    version: Literal[3]
     method: str
     task: str = "classification"
     seed: Seed
@@ -87,15 +88,10 @@ class Plan(Part):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"there is more than one {kind} '{name}'")
-        if len(self.data.mean) != len(self.data.std):
-            raise ValueError(f"data.mean has {len(self.data.mean)} entries, data.std {len(self.data.std)}")
         wrong = [
-            *_wrong_members(self),
-            *_wrong_pairs(self),
-            *_wrong_arms(self),
-            *_wrong_freezing(self),
+            *_wrong_members(self), *_wrong_pairs(self), *_wrong_arms(self), *_wrong_freezing(self),
             *_wrong_labels(self),
-        ]
+        ]  # fmt: skip
         if wrong:
             raise ValueError("; ".join(dict.fromkeys(wrong)))
         return self
@@ -120,6 +116,32 @@ class Plan(Part):
     def all_arms(self) -> tuple[Arm, ...]:
         """The arms in order, the control arm behind the one that it stands beside."""
         return tuple(_with_control(self))
+
+    def preprocessing_of(self, member: str) -> Preprocessing | None:
+        """What a member does to an image before it looks at it: a member that is made does as its original does."""
+        found = self.members[member]
+        return found.preprocessing if isinstance(found, ModelRef) else self.preprocessing_of(found.of)
+
+    def shape_of(self, member: str) -> tuple[int, ...]:
+        """Shape of one batch as a member reads it."""
+        found = self.preprocessing_of(member)
+        return tuple(self.input.shape) if found is None else (*self.input.shape[:2], *found.size)
+
+    def view_of(self, member: str) -> View:
+        """How a member looks at a batch of the plan's input."""
+        found = self.preprocessing_of(member)
+        return PLAIN if found is None else found.view(self.input.shape[2:])
+
+    def reading_of(self, member: str) -> Reading | None:
+        """How image files are read for a member; None where nobody said."""
+        found = self.preprocessing_of(member)
+        return None if found is None else found.reading(self.input.shape[1])
+
+    @property
+    def reading(self) -> Reading | None:
+        """How image files are read for training: as the first member does that reads the largest images."""
+        found = [one for name in self.members if (one := self.reading_of(name)) is not None]
+        return max(found, key=lambda one: one.size[0] * one.size[1], default=None)
 
     def entry_of(self, member: str) -> str:
         """Which entry of a member's output is its prediction; '' for the whole."""
@@ -156,7 +178,7 @@ class Plan(Part):
             for term in stage.losses
         ]
         parts = [part.model_dump(mode="json") for part in (*self.pairs, *self.kept, self.input)]
-        basis = [list(self.members), terms, parts]
+        basis = [{name: self.shape_of(name) for name in self.members}, terms, parts]
         return hashlib.sha256(json.dumps(basis).encode()).hexdigest()
 
     def __str__(self) -> str:
@@ -209,7 +231,9 @@ def _wrong_members(plan: Plan) -> Iterator[str]:
     for name, member in plan.members.items():
         if name in _RESERVED:
             yield f"a member cannot be called '{name}'"
-        if isinstance(member, Shrunken):
+        if isinstance(member, ModelRef):
+            yield from _wrong_preprocessing(plan, name, member)
+        else:
             if not isinstance(plan.members.get(member.of), ModelRef):
                 yield f"the member '{name}' is made of '{member.of}', which the plan does not have as a given member"
             known = {"weight": set(member.kept), "pair": {pair.name for pair in plan.pairs}}
@@ -220,6 +244,16 @@ def _wrong_members(plan: Plan) -> Iterator[str]:
         for tap in (pair.teacher, pair.student):
             if tap.member not in plan.members:
                 yield f"the pair '{pair.name}' names the member '{tap.member}', which the plan has not"
+
+
+def _wrong_preprocessing(plan: Plan, name: str, member: ModelRef) -> Iterator[str]:
+    found, shape = member.preprocessing, plan.input.shape
+    if found is None:
+        return
+    if len(shape) != 4:
+        yield f"the member '{name}' preprocesses images, and the input has {len(shape)} dimensions"
+    elif found.mean and len(found.mean) != shape[1]:
+        yield f"the member '{name}' normalises {len(found.mean)} channels, the images have {shape[1]}"
 
 
 def _wrong_pairs(plan: Plan) -> Iterator[str]:

@@ -69,9 +69,9 @@ def parse(data: object, *, where: str) -> Plan:
             f"the plan's version is {version!r}, not a whole number",
             where=f"{where}, version", hint="write the plan anew with `fxdistill plan`",
         )  # fmt: skip
-    if version == 1:
+    if version in (1, 2):
         raise PlanError(
-            "the plan has version 1, whose form is no longer read", where=f"{where}, version",
+            f"the plan has version {version}, whose form is no longer read", where=f"{where}, version",
             hint="write it anew with `fxdistill plan` and the same options; decisions can be pinned with --pair",
         )  # fmt: skip
     if version is not None and version > VERSION:

@@ -8,6 +8,7 @@ from fxdistill.arguments import Arguments
 from fxdistill.data import augmentations
 from fxdistill.errors import InputError
 from fxdistill.losses import LOSSES, Loss
+from fxdistill.preprocessing import Preprocessing
 from fxdistill.registry import GROUPS, suggestion
 
 Align = Literal["slice", "shrink", "project"]
@@ -47,6 +48,7 @@ class ModelRef(Part):
         trusted: Whether the user allowed the file to be unpickled.
         rung: How the model was traced.
         output: Which entry of a structured output is the prediction: ``logits``, ``1``; '' for the whole.
+        preprocessing: What it does to an image before it looks at it; None for a structural plan, where nobody said.
     """
 
     kind: Literal["model"] = "model"
@@ -58,6 +60,7 @@ class ModelRef(Part):
     trusted: bool = False
     rung: Rung = "symbolic"
     output: str = ""
+    preprocessing: Preprocessing | None = None
     parameters: Count = 0
     macs: Count = 0
 
@@ -91,7 +94,10 @@ Member = Annotated[ModelRef | Shrunken, Field(discriminator="kind")]
 
 
 class InputSpec(Part):
-    """What both models read: shape of one batch (the first entry is the batch size used for planning)."""
+    """What programs read: shape of one batch of pixels (its first entry is the batch size used for planning).
+
+    Members whose preprocessing has another size resize it: :class:`fxdistill.preprocessing.View`.
+    """
 
     shape: Annotated[list[PositiveInt], Field(min_length=2)]
 
@@ -109,14 +115,12 @@ class Division(Part):
 
 
 class DataPlan(Part):
-    """The data, its augmentation and normalisation.
+    """The data and its augmentation. How pixels are normalised is each member's own: its preprocessing.
 
     Attributes:
         spec: ``digits``, ``cifar10:ROOT`` …; None for a structural plan, which cannot be run.
         batch_size: Images a training step.
         augmentation: Names of augmentations, applied in order: ``flip``, ``crop:PADDING``.
-        mean: Subtracted per input channel, pixels in 0 … 1.
-        std: Divided by, per input channel.
         classes: Class names in label order; empty where the task has none.
         train_size: Number of training images; 0 where it is not known.
         mapped: Whether the classes are those of the models, and the data's are found among them by name.
@@ -128,8 +132,6 @@ class DataPlan(Part):
     spec: str | None
     batch_size: PositiveInt = 128
     augmentation: list[str] = []
-    mean: list[float] = []
-    std: list[Annotated[float, Field(gt=0)]] = []
     classes: list[str] = []
     train_size: Count = 0
     mapped: bool = False

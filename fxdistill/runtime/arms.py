@@ -102,12 +102,18 @@ class Execution:
         if not self.dataset.has_labels(on):
             return {}
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
-        return metrics(module, self.dataset, self.task, batch_size=size, entry=self.plan.entry_of(member), on=on)
+        return metrics(
+            module, self.dataset, self.task, view=self.plan.view_of(member), batch_size=size,
+            entry=self.plan.entry_of(member), on=on,
+        )  # fmt: skip
 
     def same_for_all(self, member: str) -> str:
         """What a member says of every test image, where that is the same; else ''."""
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
-        return same_for_all(module, self.dataset, self.task, batch_size=size, entry=self.plan.entry_of(member))
+        return same_for_all(
+            module, self.dataset, self.task, view=self.plan.view_of(member), batch_size=size,
+            entry=self.plan.entry_of(member),
+        )  # fmt: skip
 
 
 def trials_of(plan: Plan) -> list[Trial]:

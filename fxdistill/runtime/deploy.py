@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from fxdistill.compiler import auxiliary
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
 from fxdistill.criteria import CRITERIA
-from fxdistill.data import classmap
+from fxdistill.data import classmap, places
 from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.dataset import Dataset
-from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_data
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.files import file_sha256
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_file
 from fxdistill.measure.gate import Parity
 from fxdistill.measure.model import metrics
@@ -30,13 +30,14 @@ from fxdistill.modelfiles import bundle, statedict
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.schema import ModelRef, Shrunken
-from fxdistill.runtime import checkpoint, preflight
+from fxdistill.preprocessing import NOTHING, Preprocessing, View, Wishes
+from fxdistill.runtime import checkpoint, preflight, preprocess
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.result import provenance
 from fxdistill.tasks import TASKS, Task, labelled
 
-DEFAULT_SHAPE = (1, 3, 224, 224)
-"""The shape of a batch where nothing says it: one image as ImageNet's models read it."""
+MODEL = "model"
+"""What a model by itself is called."""
 _NOISE_BATCHES, _BATCH = 4, 128
 
 
@@ -47,8 +48,9 @@ class Found:
     Attributes:
         module: The model, on the CPU in eval mode.
         task: What its predictions are.
-        dataset: Test images, normalised as in its plan or, without one, by their own statistics; None without data.
-        input_shape: Shape of a batch of one, where known.
+        dataset: Test images; None without data.
+        input_shape: Shape of a batch of one as the model reads it.
+        preprocessing: What it does to an image before it looks at it.
         entry: Which entry of a structured output is the prediction.
         metadata: For the ONNX file.
         prediction_name: What the prediction is called in an ONNX file; '' for the name of its place in the output.
@@ -58,17 +60,25 @@ class Found:
     module: nn.Module
     task: Task
     dataset: Dataset | None
-    input_shape: tuple[int, ...] | None
+    input_shape: tuple[int, ...]
+    preprocessing: Preprocessing
     entry: str
     metadata: dict[str, str]
     prediction_name: str = ""
     remarks: tuple[Diagnostic, ...] = ()
 
+    @property
+    def view(self) -> View:
+        """How the model looks at the images of the data."""
+        size = self.input_shape[2:] if self.dataset is None else self.dataset.image_shape[1:]
+        return self.preprocessing.view(size)
+
 
 def evaluate(
-    model: str | Path | nn.Module, data: str | None = None, *, task: str | None = None, factory: str | None = None,
-    args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False, entry: str | None = None,
-    class_map: str | Path | None = None,
+    model: str | Path | nn.Module, data: str | None = None, *, task: str | None = None,
+    input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
+    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+    entry: str | None = None, class_map: str | Path | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
 
@@ -76,6 +86,8 @@ def evaluate(
         model: A run directory (its student), a file, a factory, or a module of your own.
         data: A data spec; None for that of the run.
         task: The task's name; None for that of the run, or classification.
+        input_shape: Shape of one batch as the model reads it; None for what it says itself.
+        preprocessing: What the model does to an image before it looks at it, or what is to be other than it says.
         factory: The factory of a file that is a state dict.
         args: Arguments of that factory, ``key=value``.
         allow: Modules whose factories may be called.
@@ -87,8 +99,8 @@ def evaluate(
         InputError: The model cannot be found or loaded, or does not fit the data.
     """
     found = find(
-        model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=entry,
-        class_map=class_map,
+        model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
+        allow=allow, trust_pickle=trust_pickle, entry=entry, class_map=class_map,
     )  # fmt: skip
     return measured(found, where=str(model))[0]
 
@@ -101,14 +113,14 @@ def measured(found: Found, *, where: str) -> tuple[dict[str, float], int]:
     """
     if found.dataset is None:
         raise InputError("there is no data to evaluate on", where=where, hint="give --data, e.g. --data digits")
-    return metrics(found.module, found.dataset, found.task, entry=found.entry), int(
-        labelled(found.dataset.test.labels).sum()
-    )
+    reached = metrics(found.module, found.dataset, found.task, view=found.view, entry=found.entry)
+    return reached, int(labelled(found.dataset.test.labels).sum())
 
 
 def export(
     model: str | Path | nn.Module, path: str | Path = "student.onnx", *, data: str | None = None,
-    task: str | None = None, input_shape: tuple[int, ...] | None = None, opset: int = 18, tolerance: float = 1e-4,
+    task: str | None = None, input_shape: tuple[int, ...] | None = None,
+    preprocessing: Preprocessing | Wishes = NOTHING, opset: int = 18, tolerance: float = 1e-4,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
     entry: str | None = None, only: Sequence[str] = (), class_map: str | Path | None = None,
 ) -> tuple[Exported, Parity]:  # fmt: skip
@@ -122,7 +134,8 @@ def export(
         path: The file to write.
         data: A data spec; None for that of the run, or noise.
         task: The task's name; None for that of the run, or classification.
-        input_shape: Shape of one batch; None for that of the data or the file.
+        input_shape: As for :func:`evaluate`.
+        preprocessing: As for :func:`evaluate`.
         opset: Version of ONNX's operators.
         tolerance: Largest absolute difference of two entries of a prediction.
         factory: As for :func:`evaluate`.
@@ -138,20 +151,18 @@ def export(
         ParityError: The file would not be the model; nothing was written.
     """
     found = find(
-        model, data=data, task=task, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=entry,
-        class_map=class_map,
+        model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
+        allow=allow, trust_pickle=trust_pickle, entry=entry, class_map=class_map,
     )  # fmt: skip
-    return exported(found, path, input_shape=input_shape, opset=opset, tolerance=tolerance, only=only)
+    return exported(found, path, opset=opset, tolerance=tolerance, only=only)
 
 
 def exported(
-    found: Found, path: str | Path, *, input_shape: tuple[int, ...] | None = None, opset: int = 18,
-    tolerance: float = 1e-4, only: Sequence[str] = (),
-) -> tuple[Exported, Parity]:  # fmt: skip
+    found: Found, path: str | Path, *, opset: int = 18, tolerance: float = 1e-4, only: Sequence[str] = ()
+) -> tuple[Exported, Parity]:
     """Write a model that was found as ONNX; see :func:`export`."""
-    shape = input_shape or found.input_shape or DEFAULT_SHAPE
     return onnx_file.export_checked(
-        found.module, Path(path), _images(found, shape), task=found.task, input_shape=shape, opset=opset,
+        found.module, Path(path), _images(found), task=found.task, input_shape=found.input_shape, opset=opset,
         tolerance=tolerance, metadata=found.metadata, entry=found.entry, only=only,
         prediction_name=found.prediction_name,
     )  # fmt: skip
@@ -189,21 +200,26 @@ def shrink(
         PassError: The smaller model is not the masked one; nothing was written.
     """
     found = _given(model, factory=factory, args=args, seed=seed, allow=allow, trust_pickle=trust_pickle)
-    shape = input_shape or found.input_shape
-    dataset = None if data is None else load_data(data, task=task, input_shape=shape, allow=allow)
-    if dataset is not None and shape is not None:
-        check_input(dataset, shape)
-    image = (1, *dataset.image_shape) if dataset is not None else None
-    first = first_batch(dataset) if dataset is not None and CRITERIA.get(by).needs_batch else None
+    read = preprocess.look({MODEL: found}, data, task=TASKS.get(task), wishes={}, shape=input_shape, allow=allow)
+    own = read.preprocessing[MODEL]
+    shape = ((input_shape or found.input_shape or (1,))[0], read.shape[1], *own.size)
+    first = first_batch(read.dataset) if read.dataset is not None and CRITERIA.get(by).needs_batch else None
+    examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
     made = shrink_model(
-        found.module, input_shape=shape or image or DEFAULT_SHAPE, keep=keep, criterion=by,
+        found.module, input_shape=shape, keep=keep, criterion=by,
         round_to=round_to, protect=protect, only=only, seed=seed, passes=passes,
-        batch=None if first is None else (first["images"], first["labels"]), loss=supervised_loss(TASKS.get(task)),
+        batch=examples, loss=supervised_loss(TASKS.get(task)),
     )  # fmt: skip
     if path is not None:
         known = None if allow else found.factory  # only a factory that is called unasked can be replayed
         bundle.save_shrunken(
-            made, path, factory=known, kwargs=found.kwargs, before=found.recipe, random_weights=found.random_weights
+            made,
+            path,
+            factory=known,
+            kwargs=found.kwargs,
+            before=found.recipe,
+            random_weights=found.random_weights,
+            preprocessing=own if own.source.normalisation not in ("", "the data") else found.preprocessing,
         )
     if not found.random_weights:
         return made
@@ -228,9 +244,10 @@ def _given(
 
 
 def find(
-    model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None, factory: str | None = None,
-    args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False, entry: str | None = None,
-    class_map: str | Path | None = None,
+    model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None,
+    input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
+    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+    entry: str | None = None, class_map: str | Path | None = None,
 ) -> Found:  # fmt: skip
     """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
 
@@ -244,21 +261,28 @@ def find(
                 "a run says itself what its models are", where=str(model),
                 hint="leave out --task, --factory, --arg, --output-entry and --trust-pickle, or give a model's file",
             )  # fmt: skip
-        return _of_run(Path(model), data, allow, names)
+        return _of_run(Path(model), data, preprocess.at_size(preprocessing, input_shape), allow, names)
     wanted = TASKS.get(task or "classification", where="--task")
     given = _given(model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
-    module = given.module
-    if data is None:
-        return Found(module, wanted, None, given.input_shape, entry or "", {})
-    dataset = load_data(data, task=wanted, input_shape=given.input_shape, allow=allow)
-    dataset = preflight.mapped(dataset, names, module, wanted, spec=data, entry=entry)
-    shape = (1, *dataset.image_shape)
-    fit = preflight.fits(module, dataset, wanted, input_shape=shape, spec=data, entry=entry)
+    read = preprocess.look(
+        {MODEL: given}, data, task=wanted, wishes={MODEL: preprocessing}, shape=input_shape, allow=allow
+    )
+    own = read.preprocessing[MODEL]
+    shape = (read.shape[0], read.shape[1], *own.size)
+    if read.dataset is None:
+        return Found(given.module, wanted, None, shape, own, entry or "", {})
+    dataset = preflight.mapped(
+        read.dataset, names, given.module, wanted, spec=str(data), entry=entry, input_shape=shape
+    )
+    fit = preflight.fits(given.module, dataset, wanted, input_shape=shape, spec=str(data), entry=entry)
     remarks = preflight.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
-    return Found(module, wanted, dataset, shape, fit.entry, {}, remarks=(*dataset.remarks, *remarks))
+    said = (*dataset.remarks, *read.remarks, *remarks)
+    return Found(given.module, wanted, dataset, shape, own, fit.entry, {}, remarks=said)
 
 
-def _of_run(path: Path, spec: str | None, allow: Sequence[str], class_map: Path | None) -> Found:
+def _of_run(
+    path: Path, spec: str | None, wishes: Preprocessing | Wishes, allow: Sequence[str], class_map: Path | None
+) -> Found:
     rundir = RunDir.existing(path)
     plan = rundir.plan()
     name = plan.export.member
@@ -273,7 +297,7 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str], class_map: Path 
             f"this run's {name} has no factory, so its state dict alone does not make a model", where=str(path),
             hint=f"load {name}.pt into your own class and export that",
         )  # fmt: skip
-    shape = tuple(plan.input.shape)
+    shape = plan.shape_of(name)
     if isinstance(made, Shrunken):
         original = preflight.load_model(ref, rundir.base, seed=plan.seed, allow=allow)
         module: nn.Module = auxiliary.make(made, original, input_shape=shape)
@@ -290,11 +314,13 @@ def _of_run(path: Path, spec: str | None, allow: Sequence[str], class_map: Path 
                 hint="give the map of this model, with other --data",
             )  # fmt: skip
         data = data.changed(classes=list(classmap.filled(names, len(data.classes))), mapped=True)
-    if spec is None:
-        dataset = preflight.load_data(plan, rundir.base, allow=allow)
-    else:
-        dataset = load_data(data.changed(spec=spec), task=plan.task, input_shape=shape, allow=allow, whole=True)
-    return Found(module, TASKS.get(plan.task), dataset, shape, plan.entry_of(name), provenance(plan), onnx_file.OUTPUT)
+    planned = plan.preprocessing_of(name) or Preprocessing(size=list(shape[2:]))
+    own = preprocess.overridden(planned, wishes)
+    elsewhere = spec is not None
+    where = data.changed(spec=spec if elsewhere else places.resolved_data(data.spec, rundir.base))
+    dataset = load_data(where, task=plan.task, reading=own.reading(shape[1]), allow=allow, whole=elsewhere)
+    shape, entry = (*shape[:2], *own.size), plan.entry_of(name)
+    return Found(module, TASKS.get(plan.task), dataset, shape, own, entry, provenance(plan, name), onnx_file.OUTPUT)
 
 
 def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequence[str]) -> nn.Module:
@@ -315,11 +341,10 @@ def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequ
     return module
 
 
-def _images(found: Found, input_shape: Sequence[int]) -> Iterator[Tensor]:
-    dataset = found.dataset
-    if dataset is not None:
-        check_input(dataset, input_shape)
-        test = batches(dataset.test, _BATCH, mean=dataset.mean, std=dataset.std)
-        return (batch["images"] for batch in test)
+def _images(found: Found) -> Iterator[Tensor]:
+    """Images as the model takes them: those of the test split, or noise."""
+    if found.dataset is not None:
+        view = found.view
+        return (seen(batch["images"], view) for batch in batches(found.dataset.test, _BATCH))
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(8, *input_shape[1:], generator=generator) for _ in range(_NOISE_BATCHES))
+    return (torch.randn(8, *found.input_shape[1:], generator=generator) for _ in range(_NOISE_BATCHES))

@@ -137,7 +137,7 @@ def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
         preflight.fits_data(module, dataset, plan=plan, member=name)
     for name, member in plan.members.items():
         if isinstance(member, Shrunken):
-            modules[name] = make(member, modules[member.of], input_shape=tuple(plan.input.shape))
+            modules[name] = make(member, modules[member.of], input_shape=plan.shape_of(member.of))
     preflight.exports(plan, modules[plan.export.member])
 
     @functools.cache

@@ -165,7 +165,7 @@ class Loop:
         size, stage = self.data.batch_size, running.stage
         steps = steps_per_epoch(self.dataset.train, size)
         found = batches(
-            self.dataset.train, size, mean=self.dataset.mean, std=self.dataset.std, seed=self.seed, epoch=run_epoch,
+            self.dataset.train, size, seed=self.seed, epoch=run_epoch,
             start=position.step, shuffle=True, augment=self.data.augmentation, device=self.fabric.device,
             moves_targets=self.task.moves_targets,
         )  # fmt: skip

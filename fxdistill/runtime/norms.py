@@ -20,6 +20,7 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.outputs import prediction
 from fxdistill.ir.running import buffers_kept, in_mode
+from fxdistill.ir.views import seen
 from fxdistill.measure.model import device_of
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Recalibration
@@ -92,12 +93,10 @@ class _Look:
         self.sample = dataset.train.at(order[: self.images].sort().values)
 
     def read(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels, batch after batch."""
-        found = batches(
-            self.sample, self.plan.data.batch_size, mean=self.dataset.mean, std=self.dataset.std, seed=self.plan.seed,
-            shuffle=True, device=self.device,
-        )  # fmt: skip
-        return ((batch["images"], batch["labels"]) for batch in found)
+        """Images as the member takes them and labels, batch after batch."""
+        found = batches(self.sample, self.plan.data.batch_size, seed=self.plan.seed, shuffle=True, device=self.device)
+        view = self.plan.view_of(self.member)
+        return ((seen(batch["images"], view), batch["labels"]) for batch in found)
 
     def figures(self) -> tuple[float, float]:
         """What the member reaches by its running statistics, and by those of each batch."""

@@ -48,6 +48,12 @@ def runnable(plan: Plan, where: Path) -> None:
         )  # fmt: skip
     trained = {member for arm in plan.arms for member in arm.trains}
     for name, member in plan.members.items():
+        if isinstance(member, ModelRef) and member.preprocessing is None:
+            raise PlanError(
+                f"the plan does not say how the {name} preprocesses images",
+                where=f"{where}, members.{name}.preprocessing",
+                hint="give its size, mean and std, or write the plan anew with `fxdistill plan`",
+            )  # fmt: skip
         if isinstance(member, ModelRef) and name not in trained and member.path is None:
             raise _random_teacher(f"{where}, members.{name}.path")
 
@@ -109,15 +115,17 @@ def _same_file(path: Path, ref: ModelRef) -> None:
         )  # fmt: skip
 
 
-def load_data(plan: Plan, base: Path, *, allow: Sequence[str] = ()) -> Dataset:
-    """Load a plan's data, in the size that its models read.
+def load_data(plan: Plan, base: Path, *, member: str | None = None, allow: Sequence[str] = ()) -> Dataset:
+    """Load a plan's data, image files as they are read for training, or as a member reads them.
 
     Raises:
         DataError: It is missing, damaged or not what the plan says.
     """
+    reading = plan.reading if member is None else plan.reading_of(member)
     found = plan.data.changed(spec=places.resolved_data(plan.data.spec, base))
-    dataset = load_dataset(found, task=plan.task, input_shape=tuple(plan.input.shape), allow=tuple(allow))
-    check_input(dataset, plan.input.shape)
+    dataset = load_dataset(found, task=plan.task, reading=reading, allow=tuple(allow))
+    if member is None:
+        check_input(dataset, plan.input.shape)
     smallest = min(plan.data.batch_size, len(dataset.train))
     if smallest < 2:
         raise DataError(
@@ -133,7 +141,9 @@ def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -
         ModelError: It does not.
     """
     entry = plan.entry_of(member)
-    fits(module, dataset, TASKS.get(plan.task), input_shape=plan.input.shape, spec=str(plan.data.spec), entry=entry)
+    fits(
+        module, dataset, TASKS.get(plan.task), input_shape=plan.shape_of(member), spec=str(plan.data.spec), entry=entry
+    )
 
 
 @dataclass(frozen=True)
@@ -197,8 +207,9 @@ def fits(
 
 
 def mapped(
-    dataset: Dataset, class_map: Path | None, module: nn.Module, task: Task, *, spec: str, entry: str | None = None
-) -> Dataset:
+    dataset: Dataset, class_map: Path | None, module: nn.Module, task: Task, *, input_shape: Sequence[int], spec: str,
+    entry: str | None = None,
+) -> Dataset:  # fmt: skip
     """The data with a model's numbers for its classes, as a class map says; as it is where there is none.
 
     Raises:
@@ -209,7 +220,7 @@ def mapped(
     names = classmap.read(class_map)
     try:
         with evaluating(module):
-            output = outputs.prediction(module(torch.zeros(1, *dataset.image_shape)), entry or "")
+            output = outputs.prediction(module(torch.zeros(tuple(input_shape))), entry or "")
     except Exception:  # noqa: BLE001  # whether the model takes the data is said by what checks that
         return classmap.mapped(dataset, names, task=task, where=spec)
     count = output.shape[1] if output.ndim > 1 else 0
@@ -242,7 +253,7 @@ def exports(plan: Plan, module: nn.Module) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         onnx_file.export_onnx(
-            module, Path(folder) / "trial.onnx", input_shape=tuple(plan.input.shape), opset=plan.export.opset,
+            module, Path(folder) / "trial.onnx", input_shape=plan.shape_of(plan.export.member), opset=plan.export.opset,
             entry=plan.entry_of(plan.export.member), only=plan.export.outputs,
         )  # fmt: skip
 
@@ -257,7 +268,7 @@ def dry_step(program: Program, dataset: Dataset, *, where: str) -> None:
     """
     wrong: list[str] = []
     try:
-        for batch in itertools.islice(batches(dataset.train, 2, mean=dataset.mean, std=dataset.std), _PAIRS):
+        for batch in itertools.islice(batches(dataset.train, 2), _PAIRS):
             with torch.no_grad(), attributes_kept(program), buffers_kept(program), seeded(torch.device("cpu")):
                 losses = program.train()(batch)
             wrong = [name for name, value in losses.items() if not bool(value.isfinite().all())]
@@ -273,7 +284,7 @@ def dry_step(program: Program, dataset: Dataset, *, where: str) -> None:
         ) from cause  # fmt: skip
     raise PlanError(
         f"the loss '{wrong[0]}' is not a number before anything is trained", where=where,
-        hint="check the teacher's weights, and the normalisation in the plan (data.mean, data.std)",
+        hint="check the teacher's weights, and its normalisation in the plan (members.teacher.preprocessing)",
     )  # fmt: skip
 
 
@@ -313,6 +324,7 @@ def near_chance(member: str, found: Mapping[str, float], task: Task, classes: in
         Diagnostic(
             code="teacher-near-chance", severity="warning", where=member,
             why=f"what the {member} reaches on this data is {poor}",
-            hint="check label order, normalisation (data.mean, data.std in the plan) and the checkpoint",
+            hint="check its normalisation (--mean, --std), the order of the labels, which output is its "
+            "prediction, and the checkpoint",
         )
     ]  # fmt: skip

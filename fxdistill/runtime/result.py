@@ -16,6 +16,7 @@ from fxdistill.data.batches import batches
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 from fxdistill.files import write_text
+from fxdistill.ir.views import seen
 from fxdistill.measure import latency, onnx_file
 from fxdistill.plan.document import Plan
 from fxdistill.runtime import checkpoint
@@ -38,12 +39,11 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     module.load_state_dict(checkpoint.state_dict(rundir.weights_path(export.member)))
     path = rundir.onnx_path(export.member)
     path.unlink(missing_ok=True)
-    test = run.dataset
-    images = batches(test.test, run.plan.data.batch_size, mean=test.mean, std=test.std)
+    view, test = run.plan.view_of(export.member), batches(run.dataset.test, run.plan.data.batch_size)
     written, parity = onnx_file.export_checked(
-        module, path, (batch["images"] for batch in images), task=run.task, input_shape=tuple(run.plan.input.shape),
-        opset=export.opset, tolerance=export.tolerance, metadata=provenance(run.plan),
-        entry=run.plan.entry_of(export.member), only=export.outputs,
+        module, path, (seen(batch["images"], view) for batch in test), task=run.task, opset=export.opset,
+        input_shape=run.plan.shape_of(export.member), tolerance=export.tolerance,
+        metadata=provenance(run.plan, export.member), entry=run.plan.entry_of(export.member), only=export.outputs,
     )  # fmt: skip
     run.observer.on_phase("latency")
     finished = run.checkpoint.finished
@@ -63,7 +63,7 @@ def _latencies(run: Execution) -> dict[str, Any]:
 
     Of the other members it is wanted for comparison only: one that cannot be exported is said, and left out.
     """
-    single = (1, *run.plan.input.shape[1:])
+    single = {name: (1, *run.plan.shape_of(name)[1:]) for name in run.modules}
     exported = run.plan.export.member
     paths = {exported: run.rundir.onnx_path(exported)}
     with tempfile.TemporaryDirectory() as folder:
@@ -73,8 +73,8 @@ def _latencies(run: Execution) -> dict[str, Any]:
                 continue
             try:
                 onnx_file.export_onnx(
-                    module.cpu(), path, input_shape=single, opset=run.plan.export.opset, only=(onnx_file.OUTPUT,),
-                    entry=run.plan.entry_of(name),
+                    module.cpu(), path, input_shape=single[name], opset=run.plan.export.opset,
+                    only=(onnx_file.OUTPUT,), entry=run.plan.entry_of(name),
                 )  # fmt: skip
             except ModelError as cause:
                 run.observer.on_diagnostic(
@@ -103,13 +103,13 @@ def summary(arms: list[dict[str, Any]], metric: str) -> dict[str, dict[str, floa
     }
 
 
-def provenance(plan: Plan) -> dict[str, str]:
+def provenance(plan: Plan, member: str) -> dict[str, str]:
     """What an ONNX file says of where it comes from: texts and JSON, by name."""
-    normalization = {"mean": plan.data.mean, "std": plan.data.std, "scale": "pixels in 0 to 1"}
+    found = plan.preprocessing_of(member)
     return {
         "fxdistill.plan_sha256": plan.sha256,
         "fxdistill.task": plan.task,
         "fxdistill.versions": json.dumps(versions()),
-        "fxdistill.normalization": json.dumps(normalization),
+        "fxdistill.preprocessing": json.dumps(None if found is None else found.model_dump(mode="json")),
         "fxdistill.classes": json.dumps(plan.data.classes),
     }

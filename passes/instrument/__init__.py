@@ -1,6 +1,7 @@
 """Instrument: traced members and a plan become one program.
 
-The members of an arm are inlined side by side over the same batch; for every pair a tap marks each of its two nodes,
+The members of an arm are inlined side by side over the same batch, each behind its view of it (what its preprocessing
+makes of the pixels; equal views stand once); for every pair a tap marks each of its two nodes,
 and adapters bring the two values to one shape; every distinct loss of the arm becomes a node that reads its ports:
 
     slice    loss(student_tap, teacher_tap[:, keep])
@@ -22,6 +23,7 @@ from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import buffers_kept, example, in_mode, seeded
+from fxdistill.ir.views import seen
 from fxdistill.passes.instrument.builder import Builder, distinct
 from fxdistill.plan.document import Plan
 
@@ -46,7 +48,7 @@ class Instrument(Pass[Joint, Program]):
     arm: str = "distilled"
 
     def requires(self, source: Joint) -> None:
-        """Every member of the arm is there, in the mode that it needs, and all read the same images."""
+        """Every member of the arm is there, in the mode that it needs, and reads what its view shows."""
         arm = self.plan.arm(self.arm)
         for name in arm.members:
             if hasattr(Program, name):
@@ -58,10 +60,12 @@ class Instrument(Pass[Joint, Program]):
         for name, traced in source.members.items():
             if name not in arm.trains and traced.training:
                 raise InvariantError(f"the frozen member '{name}' was traced in training mode")
-        shapes = {name: traced.input_shape[1:] for name, traced in source.members.items()}
-        if len(set(shapes.values())) > 1:
-            told = ", ".join(f"'{name}' reads {'x'.join(map(str, shape))}" for name, shape in shapes.items())
-            raise PairingError(f"the members read different images: {told}", where="input", hint="give both one size")
+            if traced.input_shape[1:] != (shape := self.plan.shape_of(name)[1:]):
+                own, planned = ("x".join(map(str, one)) for one in (traced.input_shape[1:], shape))
+                raise PairingError(
+                    f"the member '{name}' reads {own} images, the plan gives it {planned}", where="input",
+                    hint="give it a preprocessing of its size",
+                )  # fmt: skip
 
     def run(self, source: Joint) -> PassResult[Program]:
         """Inline, tap, adapt, add losses."""
@@ -78,9 +82,10 @@ class Instrument(Pass[Joint, Program]):
             raise InvariantError("the program does not train what the arm trains")
         for name, traced in source.members.items():
             batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
-            images = example(traced.module, (batch, *traced.input_shape[1:]))
+            images = example(traced.module, (batch, *self.plan.input.shape[1:]))
+            shown = seen(images, self.plan.view_of(name))
             with traced.running() as module:
-                alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), images)
+                alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), shown)
             if any(member.training != traced.training for member in value.members if member.name == name):
                 raise InvariantError(f"the member '{name}' is not in the mode that it was traced in")
             with in_mode(_outputs_of(value, name), training=traced.training) as inside:
@@ -114,7 +119,7 @@ def _outputs_of(program: Program, member: str) -> fx.GraphModule:
     last = None
     for old in program.graph.nodes:
         image = old.meta.get("role") == "input" and old.meta["path"] in ("batch", "images")
-        if image or old.meta.get("member") == member:
+        if image or old.meta.get("role") == "view" or old.meta.get("member") == member:
             new[old] = graph.node_copy(old, new.__getitem__)
             last = new[old] if old.meta.get("prediction") else last
     if last is None:

@@ -15,10 +15,12 @@ from fxdistill.errors import PairingError, PlanError
 from fxdistill.ir.adapters import Called, Projection
 from fxdistill.ir.graph import Traced, find, memory, shape_of, written
 from fxdistill.ir.program import Member, Program, Term, inline, tap, tap_copy
+from fxdistill.ir.views import column, steps
 from fxdistill.losses import LOSSES, Context, Loss
 from fxdistill.passes.instrument.layouts import call, same_layout
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm, LossTerm, Pair, Stage, Tap
+from fxdistill.preprocessing import View
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,19 @@ class Builder:
         self.plan, self.arm = plan, arm
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.adapters, self.losses = nn.Module(), nn.Module()
+        self.adapters, self.losses, self.seen = nn.Module(), nn.Module(), nn.Module()
+        self.root.add_module("views", self.seen)
         self.root.add_module("adapters", self.adapters)
         self.root.add_module("losses", self.losses)
         self.batch = self.graph.placeholder("batch")
         self.batch.meta = {"role": "input", "path": "batch"}
         self.fields: dict[str, fx.Node] = {}
+        self.views: dict[View, fx.Node] = {}
         self.members = tuple(
-            Member(name, trained=name in arm.trains, training=one.training) for name, one in traced.items()
+            Member(name, trained=name in arm.trains, training=one.training, view=plan.view_of(name))
+            for name, one in traced.items()
         )
-        self.input_shape = traced[arm.trains[0]].input_shape
+        self.input_shape = (traced[arm.trains[0]].input_shape[0], *plan.input.shape[1:])
         self.sides = {member.name: self._inline(member, traced[member.name]) for member in self.members}
 
     def program(self) -> Program:
@@ -91,12 +96,28 @@ class Builder:
     def _inline(self, member: Member, traced: Traced) -> _Side:
         self.root.add_module(member.name, traced.module if member.trained else frozen(traced.module))
         side = _Side(traced, {}, memory(traced.graph, traced.module))
-        images = self._field("images")
+        images = self._seen(member.view)
         if side.overwrites(traced.input):
             images = self._call("adapter", torch.clone, images, member=member.name)
         side.nodes.update(inline(self.graph, traced.graph, {traced.input: images}, member=member))
         side.prediction.meta["prediction"] = True
         return side
+
+    def _seen(self, view: View) -> fx.Node:
+        """The images as a view shows them: its nodes stand once, for all members that have the same."""
+        if view not in self.views:
+            number = len(self.views)
+
+            def constant(name: str, values: tuple[float, ...]) -> fx.Node:
+                device = next((t.device for t in self.root.parameters()), None)
+                self.seen.register_buffer(f"{name}_{number}", column(values).to(device))
+                node = self.graph.get_attr(f"views.{name}_{number}")
+                node.meta = {"role": "view"}
+                return node
+
+            images = self._field("images")
+            self.views[view] = steps(view, images, lambda f, *rest: self._call("view", f, *rest), constant)
+        return self.views[view]
 
     def _adapted(self, pair: Pair) -> dict[str, fx.Node]:
         """The values of a pair by role, of one shape."""

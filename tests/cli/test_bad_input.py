@@ -123,7 +123,7 @@ def test_models_that_do_not_go_together(folder: Path) -> None:
         (("--data", "cifar10"), "needs a place"),
         (("--data", "npz:nowhere.npz"), "nowhere.npz"),
         (("--data", "my.module:factory"), "--allow-factory"),
-        (("--data", "digits", "--input", "1x1x16x16"), "1x8x8"),
+        (("--data", "digits", "--input", "1x3x8x8"), "1x8x8"),
         (("--input", "3x32"), "3x32"),
         (("--input", "1x1x8x8", "--pair", "layers.layer1"), "--pair"),
         (("--input", "1x1x8x8", "--pair", "layers.layer1=nothing.there"), "nothing.there"),
@@ -161,6 +161,11 @@ def _stages(plan: dict[str, Any]) -> list[dict[str, Any]]:
     return stages
 
 
+def _seen(plan: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = plan["members"]["student"]["preprocessing"]
+    return found
+
+
 def _kept(plan: dict[str, Any]) -> list[int]:
     channels: list[int] = plan["kept"][0]["channels"]
     return channels
@@ -169,7 +174,7 @@ def _kept(plan: dict[str, Any]) -> list[int]:
 @pytest.mark.parametrize(
     ("change", "needle"),
     [
-        (lambda p: p.update(version=3), "version 3"),
+        (lambda p: p.update(version=4), "version 4"),
         (lambda p: p.update(version=1), "anew with `fxdistill plan`"),
         (lambda p: p.update(version="1"), "version"),
         (lambda p: p.update(surprise=1), "surprise"),
@@ -193,13 +198,17 @@ def _kept(plan: dict[str, Any]) -> list[int]:
         (lambda p: (p["pairs"][0]["teacher"].update(path="gone"), p["kept"][0].update(path="gone")), "gone"),
         (lambda p: p["data"].update(spec="digitss"), "digitss"),
         (lambda p: p["data"].update(spec=None), "no data"),
-        (lambda p: p["data"].update(mean=[0.1, 0.2], std=[1.0, 1.0]), "channels"),
+        (lambda p: _seen(p).update(mean=[0.1, 0.2], std=[1.0, 1.0]), "channels"),
         (lambda p: p["data"].update(augmentation=["mixup"]), "mixup"),
-        (lambda p: p["data"].update(mean=[0.1, 0.2, 0.3]), "data.mean"),
+        (lambda p: _seen(p).update(mean=[0.1, 0.2, 0.3]), "mean has 3 entries, std 1"),
+        (lambda p: _seen(p).update(size=[0, 8]), "size"),
+        (lambda p: _seen(p).update(size=[8, 9]), "student"),
+        (lambda p: p["members"]["student"].update(preprocessing=None), "members.student.preprocessing"),
+        (lambda p: p.update(version=2), "anew with `fxdistill plan`"),
         (lambda p: p["data"].update(classes=["a", "b"]), "classes"),
         (lambda p: p["data"].update(batch_size=0), "batch_size"),
         (lambda p: p["data"].update(batch_size=1), "batch"),
-        (lambda p: p["input"].update(shape=[1, 3, 8, 8]), "3x8x8"),
+        (lambda p: p["input"].update(shape=[1, 3, 8, 8]), "the images have 3"),
         (lambda p: p["members"]["teacher"].update(path="elsewhere.pt"), "missing"),
         (lambda p: p["members"]["teacher"].update(path=None, sha256=None), "random weights"),
         (lambda p: p["members"]["student"].update(sha256="0" * 64), "0" * 64),

@@ -235,7 +235,6 @@ def test_ctrl_c_before_there_is_a_run_does_not_say_resume(tmp_path: Path, monkey
 def test_arguments() -> None:
     assert values.shape("1x3x32x64") == (1, 3, 32, 64)
     assert values.shape("") is None
-    assert values.first_shape(None, None) == (1, 3, 224, 224)
     assert values.pairs(["layer1=features.3"], "--pair") == (("layer1", "features.3"),)
     for wrong in ("3x32x32", "1x3x0x32", "1x3xax32"):
         with pytest.raises(InputError):

@@ -97,17 +97,17 @@ def test_what_a_plan_may_not_name(name: str, message: str) -> None:
     assert caught.value.where == "data.augmentation"
     assert caught.value.hint
     with pytest.raises(DataError):
-        batches(Split(images(), torch.zeros(64).long()), 4, mean=[0] * 3, std=[1] * 3, augment=[name])
+        batches(Split(images(), torch.zeros(64).long()), 4, augment=[name])
 
 
 @pytest.mark.parametrize(("padding", "size", "fits"), [(5, 6, True), (6, 6, False), (60000, 6, False), (1, 1, False)])
 def test_a_crop_is_bounded_by_the_images(padding: int, size: int, fits: bool) -> None:
     whole = Split(images(size=size), torch.zeros(64).long())
     if fits:
-        next(batches(whole, 4, mean=[0] * 3, std=[1] * 3, augment=[f"crop:{padding}"]))
+        next(batches(whole, 4, augment=[f"crop:{padding}"]))
         return
     with pytest.raises(
         DataError, match=f"crop:{padding} can shift images of {size}x{size} pixels out of sight"
     ) as caught:
-        batches(whole, 4, mean=[0] * 3, std=[1] * 3, augment=[f"crop:{padding}"])
+        batches(whole, 4, augment=[f"crop:{padding}"])
     assert caught.value.hint == ("use crop:1 to crop:5, or leave it out" if size > 1 else "leave it out")

@@ -12,10 +12,12 @@ from PIL import Image
 from fxdistill.data.decoding import opened, plain
 from fxdistill.data.sources._images import decoded
 from fxdistill.errors import DataError
+from fxdistill.preprocessing import Reading
 
 RANDOM = np.random.default_rng(0)
 COLOURS = RANDOM.integers(0, 256, (4, 6, 3), dtype=np.uint8)
 GRAY = COLOURS[:, :, 0].copy()
+SMALL = Reading((4, 4), (4, 4), channels=1)
 DEEP = RANDOM.integers(0, 65536, (4, 6), dtype=np.uint16)
 
 
@@ -103,5 +105,5 @@ def test_modes_that_pillow_makes_in_memory(mode: str) -> None:
 def test_values_without_a_known_range_are_refused_with_the_file(values: Any) -> None:
     file = encoded(Image.fromarray(values.astype(np.float32) if values.dtype == np.float64 else values), "TIFF")
     with pytest.raises(DataError, match=r"the image cannot be read: its gray values lie in .* has a meaning") as caught:
-        decoded(file, name="the image cannot be read", where="a/b.tif", hint="write it again", shape=(1, 4, 4))
+        decoded(file, name="the image cannot be read", where="a/b.tif", hint="write it again", reading=SMALL)
     assert caught.value.where == "a/b.tif"

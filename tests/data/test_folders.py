@@ -12,8 +12,9 @@ from fxdistill.data.dataset import Dataset, Split
 from fxdistill.data.load import load
 from fxdistill.data.sources import _images
 from fxdistill.errors import DataError
+from fxdistill.preprocessing import Reading
 
-SHAPE = (1, 3, 4, 4)
+SHAPE = Reading((4, 4), (4, 4))
 
 
 def write(path: Path, value: int = 0, *, size: tuple[int, int] = (6, 5), **options: Any) -> None:
@@ -37,7 +38,7 @@ def test_a_class_is_the_first_folder_below_a_split(tmp_path: Path) -> None:
     write(tmp_path / "train" / "dog" / "deep" / "deeper" / "b.PNG", 20)
     write(tmp_path / "train" / "cat" / "c.gif", 30)
     write(tmp_path / "test" / "dog" / "d.Jpeg", 40, format="JPEG")
-    found = load(f"imagefolder:{tmp_path}", input_shape=SHAPE)
+    found = load(f"imagefolder:{tmp_path}", reading=SHAPE)
     assert found.classes == ("cat", "dog")
     assert (values(found, "train"), found.train.labels.tolist()) == ([30, 10, 20], [0, 1, 1])
     assert (values(found, "test"), found.test.labels.tolist()) == ([40], [1])
@@ -55,7 +56,7 @@ def test_what_is_hidden_or_no_image_is_nobodys_data(tmp_path: Path) -> None:
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
     (tmp_path / ".cache" / "train").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "again").symlink_to(tmp_path / "train")
-    found = load(f"imagefolder:{tmp_path}", input_shape=SHAPE)
+    found = load(f"imagefolder:{tmp_path}", reading=SHAPE)
     assert found.classes == ("cat",)
     assert values(found, "train") == [10]
 
@@ -65,7 +66,7 @@ def test_an_empty_class_keeps_its_number_and_is_said(tmp_path: Path) -> None:
         write(tmp_path / part / "a" / "x.png")
         write(tmp_path / part / "c" / "x.png")
     (tmp_path / "train" / "b").mkdir()
-    found = load(f"imagefolder:{tmp_path}", input_shape=SHAPE)
+    found = load(f"imagefolder:{tmp_path}", reading=SHAPE)
     assert found.classes == ("a", "b", "c")
     assert found.test.labels.tolist() == [0, 2]
     said = next(remark for remark in found.remarks if remark.where.endswith("train"))
@@ -95,7 +96,7 @@ def test_which_split_is_which(
             (tmp_path / part / "masks").mkdir()
             Image.fromarray(np.full((5, 6), 1, np.uint8)).save(tmp_path / part / "masks" / "x.png")
     task = "segmentation" if kind == "masks" else "classification"
-    found = load(f"{kind}:{tmp_path}", input_shape=SHAPE, task=task)
+    found = load(f"{kind}:{tmp_path}", reading=SHAPE, task=task)
     assert values(found, "train") == [train]
     assert values(found, "test") == [test]
     assert (None if found.val is None else values(found, "val")) == (None if val is None else [val])
@@ -107,7 +108,7 @@ def test_which_split_is_which(
 def test_folders_that_are_wrong(tmp_path: Path, kind: str) -> None:
     def refused(message: str) -> str:
         with pytest.raises(DataError, match=message) as caught:
-            load(f"{kind}:{tmp_path}", input_shape=SHAPE)
+            load(f"{kind}:{tmp_path}", reading=SHAPE)
         assert caught.value.hint
         assert caught.value.exit_code == 2
         return caught.value.where
@@ -129,15 +130,15 @@ def test_splits_without_class_folders_are_no_classes(tmp_path: Path) -> None:
     for part in ("train", "val"):
         write(tmp_path / part / "x.png")
     with pytest.raises(DataError, match=r"train and val in .* have no classes in them") as caught:
-        load(f"imagefolder:{tmp_path}", input_shape=SHAPE)
+        load(f"imagefolder:{tmp_path}", reading=SHAPE)
     assert "images:DIR" in caught.value.hint
-    assert len(load(f"images:{tmp_path}", input_shape=SHAPE).train) == 1
+    assert len(load(f"images:{tmp_path}", reading=SHAPE).train) == 1
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     for name in ("bus", "car", "train"):
         write(tmp_path / name / "x.png")
-    assert load(f"imagefolder:{tmp_path}", input_shape=SHAPE).classes == ("bus", "car", "train")
+    assert load(f"imagefolder:{tmp_path}", reading=SHAPE).classes == ("bus", "car", "train")
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "regression", "multilabel", "retrieval"])
@@ -145,7 +146,7 @@ def test_images_without_labels_for_every_task(tmp_path: Path, task: str, monkeyp
     for index in range(3):
         write(tmp_path.joinpath(*["deep"] * index) / f"{index}.jpg", quality=95)
     for _ in range(2):
-        found = load(f"images:{tmp_path}", input_shape=SHAPE, task=task)
+        found = load(f"images:{tmp_path}", reading=SHAPE, task=task)
         assert (len(found.train), found.is_one, found.classes) == (3, True, ())
         assert not found.has_labels("train")
         assert found.train.labels.shape == ((3, 4, 4) if task == "segmentation" else (3,))
@@ -178,7 +179,7 @@ def test_masks_hold_class_numbers(tmp_path: Path, kind: str) -> None:
         kind, Image.fromarray(numbers.astype(np.uint16))
     )
     assert image.mode == {"gray": "L", "palette": "P"}.get(kind, "I;16")
-    found = load(masked(tmp_path, image), input_shape=(1, 3, 6, 8), task="segmentation")
+    found = load(masked(tmp_path, image), reading=Reading((6, 8), (6, 8)), task="segmentation")
     expected = torch.from_numpy(numbers.astype(np.int64))
     expected[0, 0] = -100
     assert torch.equal(found.test.labels[0], expected)
@@ -190,7 +191,7 @@ def test_masks_are_cut_as_their_images_are(tmp_path: Path) -> None:
     blocks = np.kron(np.arange(24).reshape(4, 6) % 5, np.ones((8, 8))).astype(np.uint8)
     spec = masked(tmp_path, blocks)
     Image.fromarray(blocks * 50).save(tmp_path / "images" / "x.png")
-    found = load(spec, input_shape=(1, 1, 16, 16), task="segmentation")
+    found = load(spec, reading=Reading((16, 16), (16, 16), channels=1), task="segmentation")
     assert isinstance(found.test, Split)
     inside = found.test.images[0, 0].float().div(50)
     middle = (inside - inside.round()).abs() < 0.02  # beside a border, pixels are mixed
@@ -208,7 +209,7 @@ def test_masks_are_cut_as_their_images_are(tmp_path: Path) -> None:
 )
 def test_masks_that_are_wrong(tmp_path: Path, mask: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        load(masked(tmp_path, mask), input_shape=SHAPE, task="segmentation")
+        load(masked(tmp_path, mask), reading=SHAPE, task="segmentation")
     assert caught.value.hint
 
 
@@ -216,13 +217,13 @@ def test_images_and_masks_that_are_alone(tmp_path: Path) -> None:
     spec = masked(tmp_path, NUMBERS)
     write(tmp_path / "images" / "y.png")
     with pytest.raises(DataError, match="the image has no mask, as 1 of 2") as caught:
-        load(spec, input_shape=SHAPE, task="segmentation")
+        load(spec, reading=SHAPE, task="segmentation")
     assert caught.value.where.endswith("y.png")
     (tmp_path / "images" / "y.png").unlink()
     Image.fromarray(NUMBERS).save(tmp_path / "masks" / "z.png")
     with pytest.raises(DataError, match="the mask has no image, as 1 of 2"):
-        load(spec, input_shape=SHAPE, task="segmentation")
+        load(spec, reading=SHAPE, task="segmentation")
     (tmp_path / "masks" / "z.png").unlink()
     (tmp_path / "masks" / "x.png").write_bytes(b"broken")
     with pytest.raises(DataError, match="image or mask cannot be read"):
-        load(spec, input_shape=SHAPE, task="segmentation")
+        load(spec, reading=SHAPE, task="segmentation")

@@ -23,19 +23,17 @@ def test_defaults_spell_everything_out_and_are_stable() -> None:
     assert first == again
     assert (first.batch_size, first.augmentation) == (128, [])
     assert len(first.classes) == 10
-    assert len(first.mean) == len(first.std) == 1
     found = Dataset(split(size=32, channels=3), split(), ("a",), (0.0,), (1.0,))
     assert defaults("cifar10:x", dataset=found).augmentation == ["flip", "crop:4"]
     assert defaults("npz:x", dataset=found).augmentation == ["flip", "crop:4"]
     assert defaults("fashion-mnist:x", dataset=found).augmentation == ["flip"]
 
 
-def test_a_plans_normalisation_is_taken_and_its_classes_are_checked() -> None:
+def test_a_plans_classes_and_size_are_checked() -> None:
     plan = defaults("digits")
-    assert load(plan.model_copy(update={"mean": [0.5], "std": [2.0]})).mean == (0.5,)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"classes": ["cat"]}, "1 classes, the data 10"),
-        ({"mean": [0.1, 0.2]}, "1 channels, and 2 and 1 are normalised"),
+        ({"train_size": 7}, "made for 7 training images"),
         ({"augmentation": ["blur"]}, "no augmentation named 'blur'"),
         ({"augmentation": ["crop:8"]}, "out of sight"),
         ({"spec": None}, "names no data"),

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from fxdistill.data import own
 from fxdistill.data.dataset import Dataset, Split
 from fxdistill.errors import DataError
+from fxdistill.preprocessing import Reading
 from fxdistill.tasks import TASKS
 
 COUNT = 20
@@ -44,7 +45,8 @@ class Mapped(TorchDataset[Any]):
 
 
 def read(found: Any, task: str = "classification", shape: tuple[int, int, int] | None = None) -> Dataset:
-    return own.read(found, where="my.module:data", task=TASKS.get(task), shape=shape)
+    how = None if shape is None else Reading(shape[1:], shape[1:], channels=shape[0])
+    return own.read(found, where="my.module:data", task=TASKS.get(task), reading=how)
 
 
 def images(found: Dataset, name: str = "test") -> Tensor:

@@ -69,7 +69,7 @@ def test_both_are_named_like_ours(installed: Path, monkeypatch: pytest.MonkeyPat
     assert places.relative_data("maps:maps.npy", installed / "plans" / "plan.json") == "maps:../maps.npy"
     assert places.resolved_data("maps:../maps.npy", installed / "plans") == f"maps:{installed}/plans/../maps.npy"
     found = load(plan, task="segmentation")
-    options: dict[str, Any] = {"mean": [0], "std": [1], "augment": plan.augmentation, "moves_targets": True}
+    options: dict[str, Any] = {"augment": plan.augmentation, "moves_targets": True}
     (batch,) = batches(found.train, 8, **options)
     # black and grey, both made darker or brighter; labels are moved by the crop, and not made brighter
     assert set(batch["images"].unique().tolist()) == {-0.25, 0.25, 0.75}

@@ -26,6 +26,7 @@ from fxdistill.data.dataset import Split
 from fxdistill.data.load import defaults, load
 from fxdistill.data.sources import SOURCES, _images, forms
 from fxdistill.errors import DataError
+from fxdistill.preprocessing import Reading
 from fxdistill.tasks.segmentation import Segmentation
 
 
@@ -67,9 +68,9 @@ def test_digits_are_split_by_a_fixed_rule() -> None:
     counts = found.test.labels.bincount().tolist()
     assert min(counts) >= 52
     assert max(counts) <= 55
-    x = torch.cat([b["images"] for b in batches(found.train, 128, mean=found.mean, std=found.std)])
-    assert abs(float(x.mean())) < 1e-4
-    assert abs(float(x.std()) - 1) < 1e-3
+    x = torch.cat([b["images"] for b in batches(found.train, 128)])
+    assert found.mean == (round(float(x.mean()), 6),)
+    assert found.std == pytest.approx([float(x.std())], abs=1e-5)
     assert isinstance(found.train, Split)
     assert isinstance(found.test, Split)
     digest = hashlib.sha256(found.test.images.numpy().tobytes() + found.test.labels.numpy().tobytes())
@@ -232,31 +233,31 @@ def folder(root: Path, *, test: str = "val", size: tuple[int, int] = (12, 10)) -
     return root
 
 
+SMALL = Reading((8, 8), (8, 8))
+
+
 @pytest.mark.parametrize("test", ["val", "test"])
-def test_image_folders_are_resized_to_the_input(tmp_path: Path, test: str) -> None:
+def test_image_folders_are_read_as_asked(tmp_path: Path, test: str) -> None:
     spec = f"imagefolder:{folder(tmp_path, test=test)}"
-    found = load(spec, input_shape=(1, 3, 8, 8))
+    found = load(spec, reading=SMALL)
     assert (len(found.train), len(found.test), found.image_shape) == (6, 6, (3, 8, 8))
     assert found.classes == ("cat", "dog")
-    assert load(spec, input_shape=(1, 1, 5, 4)).image_shape == (1, 5, 4)
-    assert load(spec).image_shape == (3, 10, 12)
+    assert load(spec, reading=Reading((5, 4), (5, 4), channels=1)).image_shape == (1, 5, 4)
+    assert load(spec).image_shape == (3, 224, 224)  # not that of its first file
     assert defaults(spec).augmentation == ["flip"]
 
 
 def test_large_folders_stay_on_disk_and_give_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = f"imagefolder:{folder(tmp_path)}"
-    held = load(spec, input_shape=(1, 3, 8, 8))
+    held = load(spec, reading=SMALL)
     monkeypatch.setattr(_images, "IN_MEMORY", 0)
-    lazy = load(spec, input_shape=(1, 3, 8, 8)).to("cpu")
+    lazy = load(spec, reading=SMALL).to("cpu")
     assert isinstance(held.train, Split)
     assert isinstance(lazy.train, _images.Folder)
     assert lazy.mean == held.mean
-    options: dict[str, Any] = {"mean": held.mean, "std": held.std}
     before = torch.random.get_rng_state()
     for start in (0, 1):
-        pairs = zip(
-            *(batches(part.train, 4, **options, shuffle=True, start=start) for part in (lazy, held)), strict=True
-        )
+        pairs = zip(*(batches(part.train, 4, shuffle=True, start=start) for part in (lazy, held)), strict=True)
         assert all(torch.equal(one[name], other[name]) for one, other in pairs for name in one)
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -265,10 +266,10 @@ def test_image_folders_that_are_wrong(tmp_path: Path) -> None:
     root = folder(tmp_path)
     (root / "train" / "cat" / "0.png").write_bytes(b"broken")
     with pytest.raises(DataError, match="image cannot be read") as caught:
-        load(f"imagefolder:{root}", input_shape=(1, 3, 8, 8))
+        load(f"imagefolder:{root}", reading=SMALL)
     assert "0.png" in caught.value.where
     with pytest.raises(DataError, match="1 or 3 channels"):
-        load(f"imagefolder:{root}", input_shape=(1, 4, 8, 8))
+        load(f"imagefolder:{root}", reading=Reading((8, 8), (8, 8), channels=4))
     (root / "val" / "dog").rename(root / "val" / "wolf")
     with pytest.raises(DataError, match="different classes: dog, wolf"):
         load(f"imagefolder:{root}")
@@ -296,9 +297,7 @@ def test_maps_of_labels_in_a_file_move_exactly_with_the_images(tmp_path: Path) -
     assert plan.augmentation == ["flip", "crop:4"]
     assert load(plan, task="segmentation").classes == found.classes
     outside = 0
-    for batch in batches(
-        found.train, 4, mean=[0], std=[1], augment=plan.augmentation, moves_targets=True, shuffle=True
-    ):
+    for batch in batches(found.train, 4, augment=plan.augmentation, moves_targets=True, shuffle=True):
         pixels = (batch["images"][:, 0] * 255).round().long()
         expected = pixels.div(64, rounding_mode="floor").masked_fill((pixels == 0) | (pixels >= 250), -100)
         assert torch.equal(batch["labels"], expected)
@@ -321,7 +320,7 @@ def test_numbers_in_a_file(tmp_path: Path, shape: tuple[int, ...]) -> None:
     images, labels = np.zeros((8, 4, 4), np.uint8), np.random.default_rng(0).normal(size=shape)
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     found = load(f"npz:{tmp_path / 'a.npz'}", task="regression")
-    (batch,) = batches(found.test, 8, mean=found.mean, std=found.std)
+    (batch,) = batches(found.test, 8)
     assert batch["labels"].dtype == torch.float32
     np.testing.assert_allclose(batch["labels"].numpy(), labels, rtol=1e-6)
     assert defaults("npz:x", dataset=found).classes == []

@@ -12,6 +12,7 @@ from fxdistill.data.batches import batches
 from fxdistill.data.sources._images import Folder
 from fxdistill.data.workers import read_ahead
 from fxdistill.errors import DataError, FxdistillError, ModelError
+from fxdistill.preprocessing import Reading
 
 
 class Numbers:
@@ -60,9 +61,9 @@ def test_a_broken_image_is_named_whoever_reads_it(tmp_path: Path, monkeypatch: p
     for file in files:
         Image.new("RGB", (4, 4)).save(file)
     Path(files[2]).write_bytes(b"broken")
-    images = Folder(files, torch.zeros(4).long(), (3, 4, 4))
+    images = Folder(files, torch.zeros(4).long(), Reading((4, 4), (4, 4)))
     with pytest.raises(DataError) as caught:
-        list(batches(images, 2, mean=[0] * 3, std=[1] * 3))
+        list(batches(images, 2))
     assert caught.value.what.startswith("the image cannot be read: cannot identify image file")
     assert "Traceback" not in str(caught.value)
     assert caught.value.where == files[2]
@@ -83,6 +84,7 @@ def test_images_that_pillow_refuses_in_other_ways(tmp_path: Path, monkeypatch: p
         file.mkdir()
     else:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # an error from twice as many on
+    images = Folder((str(file),), torch.zeros(1).long(), Reading((4, 4), (4, 4), channels=1))
     with pytest.raises(DataError, match="the image cannot be read") as caught:
-        list(read_ahead(Folder((str(file),), torch.zeros(1).long(), (1, 4, 4)), [torch.tensor([0])], workers=1))
+        list(read_ahead(images, [torch.tensor([0])], workers=1))
     assert caught.value.where == str(file)

@@ -26,7 +26,7 @@ def linear_onnx(path: Path, *, size: int = 8) -> Path:
 
 def test_latencies_are_measured_side_by_side(tmp_path: Path) -> None:
     paths = {"small": linear_onnx(tmp_path / "small.onnx"), "large": linear_onnx(tmp_path / "large.onnx")}
-    found = latency_of.interleaved_latency(paths, (2, 8), repeats=20, warmup=2)
+    found = latency_of.interleaved_latency(paths, {"small": (2, 8), "large": (3, 8)}, repeats=20, warmup=2)
     assert list(found) == ["small", "large"]
     for latency in found.values():
         assert 0 < latency.p10 <= latency.median_ms <= latency.p90 < 1000
@@ -39,8 +39,8 @@ def test_more_work_takes_longer(tmp_path: Path) -> None:
         "small": linear_onnx(tmp_path / "s.onnx", size=512),
         "same": linear_onnx(tmp_path / "t.onnx", size=512),
     }
-    found = latency_of.interleaved_latency({"small": paths["small"]}, (1, 512), repeats=10)
-    wide = latency_of.interleaved_latency({"same": paths["same"]}, (256, 512), repeats=10)
+    found = latency_of.interleaved_latency({"small": paths["small"]}, {"small": (1, 512)}, repeats=10)
+    wide = latency_of.interleaved_latency({"same": paths["same"]}, {"same": (256, 512)}, repeats=10)
     assert wide["same"].median_ms > found["small"].median_ms
 
 

@@ -250,7 +250,7 @@ def test_what_a_program_needs_is_asked_for() -> None:
     assert "distilled, control" in caught.value.hint
     small = Trace((2, 3, 4, 4))(teacher).value
     sides = {"student": joint(plan, student=student).members["student"], "teacher": small}
-    with pytest.raises(PairingError, match="'student' reads 3x8x8, 'teacher' reads 3x4x4"):
+    with pytest.raises(PairingError, match="'teacher' reads 3x4x4 images, the plan gives it 3x8x8"):
         PassManager().run(Instrument(plan), Joint(sides))
 
 

@@ -50,6 +50,7 @@ def test_the_trained_weights_are_found() -> None:
     assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
 
 
+NAMES = ("teacher", "student")
 STUDENT: tuple[str, dict[str, Any]] = ("fxdistill.models:convnet", {"widths": [8, 16], "hidden": 8})
 
 
@@ -59,9 +60,10 @@ def shrunken_student(tmp_path: Path) -> Path:
     small = shrink_model(build(*STUDENT), input_shape=(1, 1, 8, 8), keep=0.5)
     save_shrunken(small, tmp_path / "small.pt", factory=STUDENT[0], kwargs=STUDENT[1])
     teacher, found = load(runs.workshop() / "teacher.pt"), load(tmp_path / "small.pt")
-    data = defaults("digits", dataset=load_data("digits"), batch_size=runs.BATCH)
-    options = Options(input_shape=(1, 1, 8, 8), epochs=2, data=data)
-    seen = planning.Seen(data, (1, 1, 8, 8), ("", ""))
+    digits = load_data("digits")
+    data, both = defaults("digits", dataset=digits, batch_size=runs.BATCH), dict.fromkeys(NAMES, digits.preprocessing)
+    options = Options(input_shape=(1, 1, 8, 8), epochs=2, data=data, preprocessing=both)
+    seen = planning.Seen(data, (1, 1, 8, 8), both, ("", ""))
     plan, _ = planning.write(tmp_path / "plan.json", (teacher, found), options, seen, after=lambda *_: None)
     with RunDir.opened(tmp_path / "run", plan, origin=tmp_path / "plan.json", resume=False) as run:
         with torch.no_grad():

@@ -24,6 +24,7 @@ from fxdistill.losses import LOSSES
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
+from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import checkpoint, deploy, preflight
 from fxdistill.runtime.arms import Observer, Trial, trials_of
 from fxdistill.runtime.checkpoint import load as load_checkpoint
@@ -66,7 +67,9 @@ def test_the_accuracy_in_the_result_is_that_of_the_file() -> None:
     student.load_state_dict(torch.load(run / "student.pt", weights_only=True))
     result = RunDir(run).result()
     assert result is not None
-    found = metrics(student, dataset, TASKS.get("classification"), batch_size=64)
+    found = metrics(
+        student, dataset, TASKS.get("classification"), view=dataset.preprocessing.view((8, 8)), batch_size=64
+    )
     assert result["arms"][0]["accuracy"] == found["accuracy"]
 
 
@@ -104,7 +107,7 @@ def test_onnx_says_where_it_comes_from() -> None:
     plan = load(runs.plan_file())
     assert found["fxdistill.plan_sha256"] == plan.sha256 == file_sha256(runs.plan_file())
     assert json.loads(found["fxdistill.classes"]) == [str(n) for n in range(10)]
-    assert json.loads(found["fxdistill.normalization"])["mean"] == plan.data.mean
+    assert Preprocessing.model_validate_json(found["fxdistill.preprocessing"]) == plan.preprocessing_of("student")
     assert "torch" in json.loads(found["fxdistill.versions"])
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
 

@@ -34,8 +34,10 @@ def lagging() -> nn.Module:
     module: nn.Module = build(f"{jobs.MODULE}:net", {"widths": [8, 16], "momentum": 1e-4}, seed=0, allow=[jobs.MODULE])
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
     for epoch in range(20):
-        for batch in batches(data.train, 256, mean=data.mean, std=data.std, shuffle=True, epoch=epoch):
-            loss = nn.functional.cross_entropy(module.train()(batch["images"]), batch["labels"])
+        for batch in batches(data.train, 256, shuffle=True, epoch=epoch):
+            loss = nn.functional.cross_entropy(
+                module.train()((batch["images"] - data.mean[0]) / data.std[0]), batch["labels"]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -9,6 +9,7 @@ import torch
 
 from fxdistill.data.batches import batches
 from fxdistill.data.load import load as load_data
+from fxdistill.ir.views import seen
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.runtime import deploy
@@ -22,8 +23,9 @@ def answers(kind: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.
     student = build(f"{jobs.MODULE}:net", {"answers": kind}, allow=[jobs.MODULE]).eval()
     student.load_state_dict(torch.load(folder / "run" / "student.pt", weights_only=True))
     data = load_data("digits")
+    view = data.preprocessing.view((8, 8))
     with torch.no_grad():
-        found = [(student(b["images"]), b["labels"]) for b in batches(data.test, 64, mean=data.mean, std=data.std)]
+        found = [(student(seen(b["images"], view)), b["labels"]) for b in batches(data.test, 64)]
     outputs = [list(out.values()) if isinstance(out, dict) else list(out) for out, _ in found]
     features, logits = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     return features, logits, torch.cat([labels for _, labels in found])
@@ -41,7 +43,7 @@ def test_losses_metrics_and_onnx_read_the_logits_wherever_they_stand(tmp_path: P
     assert reported["distilled"] == pytest.approx(accuracy, abs=1e-6)
     assert reported["control"] > 0.3  # ten times as good as features would be, of which there are eight
     data = load_data("digits")
-    images = next(batches(data.test, 64, mean=data.mean, std=data.std))["images"]
+    images = seen(next(batches(data.test, 64))["images"], data.preprocessing.view((8, 8)))
     session = onnxruntime.InferenceSession(tmp_path / "run" / "student.onnx")
     assert session.run(None, {"input": images.numpy()})[0] == pytest.approx(logits[:64].numpy(), abs=1e-4)
     shown = " ".join(jobs.done("show", tmp_path / "run").split())

@@ -15,6 +15,7 @@ from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.load import load as load_model
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.file import load
+from fxdistill.preprocessing import Reading
 from tests import jobs, runs
 
 RANDOM = np.random.default_rng(2)
@@ -200,9 +201,9 @@ def test_data_with_some_of_the_models_classes(tmp_path: Path) -> None:
 
 def _top_1(folder: Path) -> float:
     """The teacher's share of right answers, by hand."""
-    found = load_data(f"imagefolder:{folder / 'own'}", input_shape=(1, 1, 8, 8))
+    found = load_data(f"imagefolder:{folder / 'own'}", reading=Reading((8, 8), (8, 8), channels=1))
     module = load_model(parse_source(str(folder / "teacher.pt"), allow=[jobs.MODULE])).module.eval()
-    (batch,) = batches(found.test, 16, mean=found.mean, std=found.std)
+    (batch,) = batches(found.test, 16)
     with torch.no_grad():
-        answers = module(batch["images"]).argmax(1)
+        answers = module((batch["images"] - found.mean[0]) / found.std[0]).argmax(1)
     return float((answers == 1 + 2 * batch["labels"]).float().mean())

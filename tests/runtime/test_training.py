@@ -21,6 +21,7 @@ from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Split
 from fxdistill.data.load import defaults
 from fxdistill.files import file_sha256, write_text
+from fxdistill.ir import views
 from fxdistill.measure import onnx_file
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
@@ -47,8 +48,10 @@ def compiled(name: str, kwargs: dict[str, Any], *, batch: int = 64, **options: A
     """Write the compiler's plan for the teacher and a convolutional student."""
     teacher, folder = by_hand.trained_teacher(), by_hand.folder()
     data = defaults("digits", dataset=by_hand.digits(), batch_size=batch)
+    both = dict.fromkeys(("teacher", "student"), by_hand.digits().preprocessing)
+    decided = Options(input_shape=by_hand.SHAPE, lr=4e-3, data=data, preprocessing=both, **options)
     plan = pipeline.compile(
-        teacher, build(CONVNET, kwargs, seed=0), Options(input_shape=by_hand.SHAPE, lr=4e-3, data=data, **options),
+        teacher, build(CONVNET, kwargs, seed=0), decided,
         teacher_ref=ModelRef(path="teacher.pt", sha256=file_sha256(folder / "teacher.pt"), factory=by_hand.TEACHER[0],
                              kwargs=by_hand.TEACHER[1]),
         student_ref=ModelRef(path=None, sha256=None, factory=CONVNET, kwargs=kwargs),
@@ -164,8 +167,8 @@ def test_labels_stay_with_their_images(augment: list[str]) -> None:
     split = Split((values / 64).reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous(), values % 7)
     orders = []
     for epoch in range(2):
-        found = batches(split, 16, mean=[0.25], std=[0.5], epoch=epoch, shuffle=True, augment=augment)
-        read = torch.cat([torch.cat([b["images"].amax((1, 2, 3)) * 32 + 16, b["labels"], b["index"]]) for b in found])
+        found = batches(split, 16, epoch=epoch, shuffle=True, augment=augment)
+        read = torch.cat([torch.cat([b["images"].amax((1, 2, 3)) * 64, b["labels"], b["index"]]) for b in found])
         orders.append([part.tolist() for part in _thirds(read)])
     for told, labels, index in orders:
         assert sorted(told) == values.tolist()
@@ -179,7 +182,7 @@ def test_order_and_augmentation_are_drawn_anew_for_each_seed_and_epoch_and_augme
     orders: set[tuple[int, ...]] = set()
     drawn: set[tuple[float, ...]] = set()
     for seed, epoch in itertools.product(range(2), range(2)):
-        found = list(batches(Split(same, torch.arange(48)), 16, mean=[0.0], std=[1.0], seed=seed, epoch=epoch,
+        found = list(batches(Split(same, torch.arange(48)), 16, seed=seed, epoch=epoch,
                              shuffle=True, augment=["crop:2"]))  # fmt: skip
         orders.add(tuple(torch.cat([batch["index"] for batch in found]).tolist()))
         drawn.update(tuple(batch["images"].flatten().tolist()) for batch in found)
@@ -268,9 +271,9 @@ def test_the_student_learns_from_the_auxiliary_as_its_training_left_it() -> None
     auxiliary.load_state_dict(torch.load(out / "auxiliary.pt", weights_only=True))
     assert not torch.equal(before["classifier.weight"], auxiliary.state_dict()["classifier.weight"])
     data = by_hand.digits()
-    batch = next(batches(data.train, 256, mean=data.mean, std=data.std, shuffle=True))
+    images = views.seen(next(batches(data.train, 256, shuffle=True))["images"], data.preprocessing.view((8, 8)))
     with torch.no_grad():
-        p, q = ((m(batch["images"]) / 4.0).softmax(1) for m in (auxiliary.eval(), student.train()))
+        p, q = ((m(images) / 4.0).softmax(1) for m in (auxiliary.eval(), student.train()))
     assert seen == pytest.approx([16 * (p * (p / q).log()).sum(1).mean().item()] * 2, rel=1e-4)
 
 
@@ -285,7 +288,8 @@ def learned() -> Path:
 
 
 def test_a_teacher_is_trained() -> None:
-    assert metrics(by_hand.trained_teacher(), by_hand.digits(), TASKS.get("classification"))["accuracy"] > 0.9
+    data, task = by_hand.digits(), TASKS.get("classification")
+    assert metrics(by_hand.trained_teacher(), data, task, view=data.preprocessing.view((8, 8)))["accuracy"] > 0.9
 
 
 def test_a_student_is_distilled() -> None:

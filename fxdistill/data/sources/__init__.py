@@ -18,6 +18,7 @@ from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
     from fxdistill.data.dataset import Dataset
+    from fxdistill.preprocessing import Reading
     from fxdistill.tasks import Task
 
 
@@ -28,13 +29,14 @@ class Request:
     Attributes:
         spec: The whole spec, for messages.
         place: What stands behind its colon; the current folder where there is nothing.
-        input_shape: Shape of one input batch (N, C, H, W), for sources that can resize; None for the data's own.
+        reading: How the models read image files, for sources of such; None for the usual way. Data that has a size of
+            its own ignores it.
         task: What the data is for.
     """
 
     spec: str
     place: Path
-    input_shape: tuple[int, ...] | None
+    reading: "Reading | None"
     task: "Task"
 
 

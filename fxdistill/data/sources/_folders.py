@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fxdistill.data.dataset import Dataset, Images, from_splits
-from fxdistill.data.decoding import opened
 from fxdistill.data.sources import Request
 from fxdistill.data.sources._images import COLOURS
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
+from fxdistill.preprocessing import USUAL_RESIZE, USUAL_SIZE, Reading
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".webp",
@@ -86,21 +86,13 @@ def dataset(
     return from_splits(parts, classes, where=request.spec, task=request.task, remarks=remarks)
 
 
-def shape(request: Request, first: Path) -> tuple[int, int, int]:
-    """Channels, height and width to bring images to: those of the model's input, else those of the first image.
+def reading(request: Request) -> Reading:
+    """How images are read: as the models do, else the usual way.
 
     Raises:
-        DataError: Images do not have so many channels, or the first one cannot be read.
+        DataError: Images do not have so many channels.
     """
-    if request.input_shape is not None:
-        channels, height, width = request.input_shape[1:]
-        if channels not in COLOURS:
-            raise DataError(f"images have 1 or 3 channels, not {channels}", where=request.spec, hint="change --input")
-        return channels, height, width
-    try:
-        image = opened(str(first))
-    except Exception as cause:  # Pillow's errors share no base class
-        raise DataError(
-            f"the image cannot be read: {cause or type(cause).__name__}", where=str(first), hint="remove or replace it"
-        ) from cause
-    return (1 if image.mode == "L" else 3), image.height, image.width
+    found = request.reading or Reading(USUAL_SIZE, USUAL_RESIZE)
+    if found.channels not in COLOURS:
+        raise DataError(f"images have 1 or 3 channels, not {found.channels}", where=request.spec, hint="change --input")
+    return found

@@ -8,20 +8,24 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
 
 from fxdistill.data.dataset import Device, Images, Split
 from fxdistill.data.decoding import opened
 from fxdistill.data.workers import read_ahead
 from fxdistill.errors import DataError
+from fxdistill.preprocessing import Reading
+from fxdistill.tasks import NO_LABEL
 
 IN_MEMORY = 2 << 30
 COLOURS = {1: "L", 3: "RGB"}
 """Pillow's modes by number of channels."""
 
 
-def decoded(file: str | IO[bytes], *, name: str, where: str, hint: str, shape: Sequence[int] | None = None) -> Tensor:
+def decoded(file: str | IO[bytes], *, name: str, where: str, hint: str, reading: Reading | None = None) -> Tensor:
     """An image file as a tensor (C, H, W), uint8, gray or in colours.
 
     Args:
@@ -29,31 +33,54 @@ def decoded(file: str | IO[bytes], *, name: str, where: str, hint: str, shape: S
         name: What it is called in an error: ``the image``.
         where: What an error is about.
         hint: What to do about it.
-        shape: Channels (1 or 3), height and width to bring it to: its largest middle part of the right proportions,
-            resized. None for its own.
+        reading: How it is brought to a size; None for its own.
 
     Raises:
         DataError: It cannot be decoded.
     """
     try:
         image = opened(file)
-        return pixels(image if shape is None else fitted(image, shape))
+        return pixels(image if reading is None else fitted(image, reading))
     except Exception as cause:  # Pillow's errors share no base class
         raise DataError(f"{name}: {cause or type(cause).__name__}", where=where, hint=hint) from cause
 
 
-def fitted(image: Image.Image, shape: Sequence[int], *, nearest: bool = False) -> Image.Image:
-    """An image brought to a shape: its largest middle part of the right proportions, resized.
+def fitted(image: Image.Image, reading: Reading, *, nearest: bool = False) -> Image.Image:
+    """An image as a model reads it, to the pixel as torchvision's presets and timm's transforms give it.
+
+    ``crop`` with equal sides is ``Resize(side), CenterCrop(size)``, with others timm's ``ResizeKeepRatio``; ``squash``
+    is ``Resize((height, width))``; ``pad`` is timm's mode ``border``.
 
     Args:
         image: Gray or in colours; or a map of numbers (mode I).
-        shape: Channels (1 or 3), height and width.
+        reading: How it is read.
         nearest: Whether it is such a map, whose values must not mix.
     """
-    channels, height, width = shape
-    if nearest:
-        return ImageOps.fit(image, (width, height), Image.Resampling.NEAREST)
-    return ImageOps.fit(image.convert(COLOURS[channels]), (width, height), Image.Resampling.BILINEAR)
+    if not nearest:
+        image = image.convert(COLOURS[reading.channels])
+    how = InterpolationMode("nearest" if nearest else reading.interpolation)
+    if reading.fit == "squash":
+        target = list(reading.resize)
+    elif reading.fit == "crop" and reading.resize[0] == reading.resize[1]:
+        target = [reading.resize[0]]
+    else:
+        ratios = [side / wanted for side, wanted in zip((image.height, image.width), reading.resize, strict=True)]
+        ratio = max(ratios) if reading.fit == "pad" else min(ratios)
+        target = [round(side / ratio) for side in (image.height, image.width)]
+    resized: Image.Image = transforms.resize(image, target, how)
+    if reading.fit == "pad":
+        resized = _padded(resized, reading)
+    found: Image.Image = transforms.center_crop(resized, list(reading.size))
+    return found
+
+
+def _padded(image: Image.Image, reading: Reading) -> Image.Image:
+    """The image on a ground of the mean that is nowhere smaller than what is read."""
+    height, width = (max(own, wanted) for own, wanted in zip((image.height, image.width), reading.size, strict=True))
+    fill = reading.fill or (0,) * reading.channels
+    ground = Image.new(image.mode, (width, height), NO_LABEL if image.mode == "I" else fill if fill[1:] else fill[0])
+    ground.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return ground
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -64,26 +91,31 @@ def pixels(image: Image.Image) -> Tensor:
 
 @dataclass(frozen=True)
 class Folder:
-    """Labelled image files, cut to one shape and resized as they are read; too many to hold.
+    """Labelled image files, resized and cut to one shape as they are read; too many to hold.
 
     Attributes:
         files: The files.
         labels: (N,).
-        image_shape: Channels (1 or 3), height and width.
+        reading: How they are brought to one size.
     """
 
     files: tuple[str, ...]
     labels: Tensor
-    image_shape: tuple[int, int, int]
+    reading: Reading
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.reading.shape
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        """One image (C, H, W), uint8: the largest middle part of the right proportions, resized."""
+        """One image (C, H, W), uint8."""
         return decoded(
             self.files[index], name="the image cannot be read", where=self.files[index], hint="remove or replace it",
-            shape=self.image_shape,
+            reading=self.reading,
         )  # fmt: skip
 
     def read(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:

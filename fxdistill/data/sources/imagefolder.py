@@ -11,7 +11,7 @@ import torch
 
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.sources import Request, Source
-from fxdistill.data.sources._folders import SPLITS, dataset, folders, images, shape, splits
+from fxdistill.data.sources._folders import SPLITS, dataset, folders, images, reading, splits
 from fxdistill.data.sources._images import Folder
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
@@ -38,10 +38,10 @@ def read(request: Request) -> Dataset:
             raise DataError(f"there are no images in classes in '{found[name]}'", where=where, hint=_LAYOUT)
     if not set(names) - set(SPLITS):
         raise DataError(f"{' and '.join(names)} in '{root}' have no classes in them", where=where, hint=_LAYOUT)
-    size = shape(request, next(iter(files.values()))[0][0])
+    how = reading(request)
     made = {
         name: Folder(
-            tuple(str(file) for file, _ in part), request.task.typed(torch.tensor([label for _, label in part])), size
+            tuple(str(file) for file, _ in part), request.task.typed(torch.tensor([label for _, label in part])), how
         ).in_memory()
         for name, part in files.items()
     }

@@ -7,7 +7,7 @@ import torch
 
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.sources import Request, Source
-from fxdistill.data.sources._folders import SPLITS, dataset, folders, images, shape, splits
+from fxdistill.data.sources._folders import SPLITS, dataset, folders, images, reading, splits
 from fxdistill.data.sources._images import Folder
 from fxdistill.errors import DataError
 
@@ -25,10 +25,10 @@ def read(request: Request) -> Dataset:
     for name, part in files.items():
         if not part:
             raise DataError(f"there are no images in '{found[name]}'", where=where, hint=_LAYOUT)
-    size = shape(request, next(iter(files.values()))[0])
+    how = reading(request)
     unknown = torch.tensor(request.task.no_label)
     made = {
-        name: Folder(tuple(map(str, part)), unknown.expand(len(part)), size).in_memory() for name, part in files.items()
+        name: Folder(tuple(map(str, part)), unknown.expand(len(part)), how).in_memory() for name, part in files.items()
     }
     return dataset(made, None, request)
 

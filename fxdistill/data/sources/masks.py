@@ -16,9 +16,10 @@ from torch import Tensor
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.decoding import upright_size
 from fxdistill.data.sources import Request, Source
-from fxdistill.data.sources._folders import dataset, images, shape, splits
+from fxdistill.data.sources._folders import dataset, images, reading, splits
 from fxdistill.data.sources._images import Folder, fitted
 from fxdistill.errors import DataError
+from fxdistill.preprocessing import Reading
 from fxdistill.tasks import NO_LABEL
 
 _LAYOUT = "DIR/train must hold images/x.jpg and masks/x.png, which belong together, and DIR/val or DIR/test likewise"
@@ -32,13 +33,13 @@ def read(request: Request) -> Dataset:
     if not all(_holds_both(folder) for folder in found.values()):
         raise DataError(f"'{root}' has no folders images and masks", where=where, hint=_LAYOUT)
     pairs = {name: _pairs(folder, where) for name, folder in found.items()}
-    size = shape(request, next(iter(pairs.values()))[0][0])
+    how = reading(request)
     made = {}
     for name, part in pairs.items():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            maps = torch.stack(list(pool.map(lambda pair: _map(*pair, size=size), part)))
+            maps = torch.stack(list(pool.map(lambda pair: _map(*pair, how=how), part)))
         _check(maps, found[name], where)
-        made[name] = Folder(tuple(str(file) for file, _ in part), maps, size).in_memory()
+        made[name] = Folder(tuple(str(file) for file, _ in part), maps, how).in_memory()
     return dataset(made, None, request)
 
 
@@ -61,7 +62,7 @@ def _pairs(folder: Path, where: str) -> list[tuple[Path, Path]]:
     return [(file, masks[name]) for name, file in files.items()]
 
 
-def _map(file: Path, mask: Path, *, size: tuple[int, int, int]) -> Tensor:
+def _map(file: Path, mask: Path, *, how: Reading) -> Tensor:
     """A map of class numbers (H, W), int64."""
     try:
         with Image.open(mask) as image:
@@ -81,7 +82,7 @@ def _map(file: Path, mask: Path, *, size: tuple[int, int, int]) -> Tensor:
     if numbers.size != image_size:
         sizes = " and ".join(f"{width}x{height}" for width, height in (image_size, numbers.size))
         raise DataError(f"image and mask have the sizes {sizes}", where=str(mask), hint="make them the same")
-    found = torch.from_numpy(np.array(fitted(numbers, size, nearest=True))).long()
+    found = torch.from_numpy(np.array(fitted(numbers, how, nearest=True))).long()
     return found.masked_fill(found == _IGNORED, NO_LABEL)
 
 
