@@ -6,21 +6,23 @@ undisturbed one does, the means of the losses over the epoch so far and the leng
 to it.
 """
 
-import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
+from fxdistill import container
 from fxdistill.errors import RunDirError
-from fxdistill.files import write_bytes
+from fxdistill.plan.schema import Count
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.loop import Means, Position
 
-_FORMAT = 2
+_FORMAT = 3
 """Of what a checkpoint holds; one of another format is not continued."""
+_KIND = "checkpoint"
 
 
 @dataclass
@@ -40,18 +42,21 @@ class Checkpoint:
         how: What beside the plan decides about every step: precision, and whether programs are compiled.
     """
 
-    arm: int = 0
+    __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    arm: Count = 0
     position: Position = field(default_factory=Position)
     state: dict[str, Tensor] | None = None
     optimizer: dict[str, Any] | None = None
     means: Means = field(default_factory=Means)
     scaler: dict[str, Any] = field(default_factory=dict)
-    metrics_size: int = 0
-    seconds: float = 0.0
+    metrics_size: Count = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     finished: list[dict[str, Any]] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
 
 
+_CHECKPOINT = TypeAdapter(Checkpoint)
 _PLAIN = ("arm", "state", "optimizer", "scaler", "metrics_size", "seconds", "finished", "how")
 
 
@@ -64,9 +69,7 @@ def save(run: RunDir, checkpoint: Checkpoint) -> None:
     """
     content = {"format": _FORMAT, **{name: getattr(checkpoint, name) for name in _PLAIN}}
     content |= {"position": asdict(checkpoint.position), "means": asdict(checkpoint.means)}
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(run.checkpoint_path, buffer.getvalue())
+    container.write(run.checkpoint_path, _KIND, content)
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
@@ -97,12 +100,9 @@ def load(run: RunDir, *, how: dict[str, Any] | None = None) -> Checkpoint:
     if not run.checkpoint_path.exists():
         return Checkpoint(how=how or {})
     try:
-        content = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
-        known = content["format"] == _FORMAT
-        found = Checkpoint(
-            **{name: content[name] for name in _PLAIN},
-            position=Position(**content["position"]), means=Means(**content["means"]),
-        ) if known else None  # fmt: skip
+        _, content = container.read(run.checkpoint_path, kinds=(_KIND,))
+        written = content.pop("format")
+        found = _CHECKPOINT.validate_python(content) if written == _FORMAT else None
     except Exception as cause:
         raise RunDirError(
             "the checkpoint is damaged", where=str(run.checkpoint_path),
@@ -110,7 +110,7 @@ def load(run: RunDir, *, how: dict[str, Any] | None = None) -> Checkpoint:
         ) from cause  # fmt: skip
     if found is None:
         raise RunDirError(
-            f"the checkpoint has format {content['format']!r}; this fxdistill continues format {_FORMAT}",
+            f"the checkpoint has format {written!r}; this fxdistill continues format {_FORMAT}",
             where=str(run.checkpoint_path), hint="continue it with the fxdistill that began it, or start again",
         )  # fmt: skip
     if how is not None and found.how != how:

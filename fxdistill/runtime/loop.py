@@ -21,7 +21,7 @@ from fxdistill.data.batches import batches, steps_per_epoch
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import FxdistillError, InputError, TrainingError
 from fxdistill.ir.program import Program
-from fxdistill.plan.schema import DataPlan, Stage
+from fxdistill.plan.schema import Count, DataPlan, Stage
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
@@ -37,16 +37,16 @@ _ACCELERATOR_CHECKS = 20  # steps
 class Position:
     """A place in an arm of a run: so many stages, epochs of this stage and steps of this epoch are done."""
 
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
+    stage: Count = 0
+    epoch: Count = 0
+    step: Count = 0
 
 
 @dataclass
 class Means:
     """Means of an epoch's losses over its first ``count`` steps, by the key of the loss, unweighted."""
 
-    count: int = 0
+    count: Count = 0
     values: dict[str, float] = field(default_factory=dict)
 
     def add(self, key: str, value: float) -> None:

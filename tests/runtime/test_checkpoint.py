@@ -7,6 +7,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,30 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint.save(run, Checkpoint())
     content = run.checkpoint_path.read_bytes()
     run.checkpoint_path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(RunDirError, match="damaged"):
+        checkpoint.load(run)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"arm": -1}, {"arm": "first"}, {"position": Position(0, -1, 0)}, {"metrics_size": -5}, {"finished": 3},
+        {"seconds": float("nan")}, {"state": {"w": 1.0}}, {"means": Means(-1, {})}, {"how": None},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_says_what_cannot_be_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    checkpoint.save(run, replace(Checkpoint(), **wrong))
+    with pytest.raises(RunDirError, match="damaged"):
+        checkpoint.load(run)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    checkpoint.save(run, Checkpoint(state={"w": torch.ones(64)}))
+    content = bytearray(run.checkpoint_path.read_bytes())
+    content[-7] ^= 16
+    run.checkpoint_path.write_bytes(content)
     with pytest.raises(RunDirError, match="damaged"):
         checkpoint.load(run)
 
