@@ -89,10 +89,11 @@ def look(
     found = [
         preflight.fits(
             loaded.module, dataset, TASKS.get(task), spec=spec, entry=entry,
-            input_shape=(*seen.shape[:2], *seen.preprocessing[name].size),
+            input_shape=(*seen.shape[:2], *seen.preprocessing[name].size), must=must,
         )
-        for (name, loaded), entry in zip(models.items(), entries, strict=True)
+        for (name, loaded), entry, must in zip(models.items(), entries, (False, True), strict=True)
     ]  # fmt: skip
+    # above, a teacher of other classes is the compiler's business: whether predictions are compared
     data = made.changed(spec=places.relative_data(spec, plan))
     batch = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
     view = seen.preprocessing[first].view(seen.shape[2:])

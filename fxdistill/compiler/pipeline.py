@@ -161,7 +161,15 @@ def _couple(c: Compilation, passes: PassManager) -> Compilation:
 
 def _match(c: Compilation, passes: PassManager) -> Compilation:
     options = c.options
-    source = MatchSource(c.traced[TEACHER], c.traced[STUDENT], c.coupling[TEACHER], c.coupling[STUDENT])
+    if options.align == "shrink" and not c.task.has_predictions:
+        raise InputError(
+            f"an auxiliary teacher cannot be fine-tuned in the task '{options.task}': it has no loss for predictions",
+            where="--align", hint="use --align slice or project",
+        )  # fmt: skip
+    source = MatchSource(
+        c.traced[TEACHER], c.traced[STUDENT], c.coupling[TEACHER], c.coupling[STUDENT],
+        headless=not c.task.has_predictions,
+    )  # fmt: skip
     with source.teacher.running(), source.student.running():
         try:
             pairs = passes.run(Match(pins=options.pins, forbid=options.forbid, align=options.align), source)
@@ -197,6 +205,12 @@ def _shrink(c: Compilation, passes: PassManager) -> Compilation:
 
 
 def _schedule(c: Compilation, passes: PassManager) -> Compilation:
+    alike = remarks.same_answers(c.traced[TEACHER], c.traced[STUDENT])
+    if not alike and c.imitation is not None:
+        if c.method.assumed:
+            rest = "supervised" if c.supervised is not None else "features"
+            c = replace(c, method=composed(c.options.method, default_main=rest))
+        c = replace(c, remarks=(*c.remarks, remarks.other_classes(c.traced[TEACHER], c.traced[STUDENT], c.method)))
     recipe = Recipe(
         pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=c.teaches, student=STUDENT,
         epochs=c.options.epochs, lr=c.options.lr,
@@ -206,7 +220,7 @@ def _schedule(c: Compilation, passes: PassManager) -> Compilation:
     if AUXILIARY in c.made:
         own = replace(
             recipe, pairs=(), teacher=TEACHER, student=AUXILIARY,
-            supervised=recipe.supervised.changed(student=AUXILIARY) if recipe.supervised is not None else None,
+            supervised=recipe.supervised.changed(student=AUXILIARY) if recipe.supervised and alike else None,
             imitation=recipe.imitation.changed(student=AUXILIARY, teacher=TEACHER) if recipe.imitation else None,
         )  # fmt: skip
         tuned: tuple[Stage, ...] = passes.run(Schedule("kd"), own)
@@ -284,8 +298,9 @@ def compile(  # noqa: A001  # what a compiler does
     """
     passes = passes or PassManager()
     nothing = ModelRef(path=None, sha256=None, factory=None, kwargs={})
+    task = TASKS.get(options.task, where="--task")
     c = Compilation(
-        options=options, method=composed(options.method), task=TASKS.get(options.task, where="--task"),
+        options=options, method=composed(options.method, default_main=task.default_main), task=task,
         models={TEACHER: teacher, STUDENT: student},
         refs={TEACHER: teacher_ref or nothing, STUDENT: student_ref or nothing}, batch=batch,
     )  # fmt: skip

@@ -6,9 +6,10 @@ from torch import nn
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir import answers, outputs, reach
-from fxdistill.ir.graph import Traced
+from fxdistill.ir.graph import Traced, shape_of
 from fxdistill.ir.program import Program
 from fxdistill.losses import LOSSES
+from fxdistill.methods import Composed
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import LossTerm, Shrunken
 from fxdistill.tasks import Task
@@ -57,6 +58,26 @@ def not_logits(plan: Plan, traced: Mapping[str, Traced]) -> Iterator[Diagnostic]
             )  # fmt: skip
 
 
+def same_answers(teacher: Traced, student: Traced) -> bool:
+    """Whether two predictions have one shape an image."""
+    return _answer(teacher) == _answer(student)
+
+
+def _answer(traced: Traced) -> tuple[int, ...]:
+    return (shape_of(traced.output) or ())[1:]
+
+
+def other_classes(teacher: Traced, student: Traced, method: Composed) -> Diagnostic:
+    """A word where predictions are not compared, because they are of other things."""
+    left_out = "distillation of the predictions is left out, " if method.assumed else ""
+    return Diagnostic(
+        code="other-classes", severity="warning" if method.assumed else "note", where="teacher",
+        why=f"it answers with shape {_answer(teacher)} an image, the student with {_answer(student)}: {left_out}the "
+        f"method is {method.name}, and of the teacher only layers are learnt",
+        hint="if both should have the same classes, check num_classes of the factories",
+    )  # fmt: skip
+
+
 def takes_logits(task: Task) -> bool:
     """Whether predictions of a task have to be logits, of which losses take the softmax, or the sigmoid, themselves."""
     return any(LOSSES.get(loss).of_logits for loss in (task.supervised, task.imitation) if loss is not None)
@@ -65,7 +86,7 @@ def takes_logits(task: Task) -> bool:
 def _softened(term: LossTerm) -> Iterator[str]:
     """The roles whose predictions a loss takes for logits."""
     loss = LOSSES.get(term.loss)
-    return (port.partition(".")[0] for port in loss.reads if port.endswith(".logits") and loss.of_logits)
+    return iter(loss.predicting if loss.of_logits else ())
 
 
 def untaught(

@@ -92,6 +92,11 @@ class Loss:
         return any(port.endswith(".tap") for port in self.reads)
 
     @property
+    def predicting(self) -> tuple[str, ...]:
+        """The roles whose predictions it reads."""
+        return tuple(role for role in ROLES if f"{role}.logits" in self.reads)
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """The roles that it reads from: ``student``, ``teacher``."""
         return tuple(role for role in ROLES if any(port.startswith(f"{role}.") for port in self.reads))

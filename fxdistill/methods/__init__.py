@@ -77,10 +77,12 @@ class Composed:
     Attributes:
         name: As it was written.
         parts: Name and method of each part.
+        assumed: Whether the method of the main stage was named by nobody.
     """
 
     name: str
     parts: tuple[tuple[str, Method], ...]
+    assumed: bool = False
 
     @property
     def needs_pairs(self) -> bool:
@@ -107,8 +109,13 @@ class Composed:
         return list(main(recipe))
 
 
-def composed(name: str, *, where: str = "--method") -> Composed:
+def composed(name: str, *, where: str = "--method", default_main: str | None = None) -> Composed:
     """Read a method's name.
+
+    Args:
+        name: It.
+        where: For messages.
+        default_main: The method of the main stage where the name names none; None for what that method says.
 
     Raises:
         InputError: A part is unknown or stands twice, or a part before the last one has no warm-up.
@@ -118,8 +125,10 @@ def composed(name: str, *, where: str = "--method") -> Composed:
     for part in names:
         if names.count(part) > 1:
             raise InputError(f"'{part}' stands twice in '{name}'", where=where, hint="name each method once")
-    if parts[-1][1].main is None:
-        default = parts[-1][1].default_main
+    assumed = parts[-1][1].main is None
+    if assumed:
+        default = default_main or parts[-1][1].default_main
+        name = name if default_main is None else f"{name}+{default}"
         parts.append((default, METHODS.get(default, where=where)))
     for part, method in parts[:-1]:
         if method.warm_up is None:
@@ -134,7 +143,7 @@ def composed(name: str, *, where: str = "--method") -> Composed:
         )  # fmt: skip
     if parts[-1][1].main is None:
         raise PlanError(f"the method '{parts[-1][0]}' has no main stage", where=where, hint="name another one last")
-    return Composed(name, tuple(parts))
+    return Composed(name, tuple(parts), assumed)
 
 
 def with_terms(recipe: Recipe) -> list[str]:

@@ -77,6 +77,7 @@ class Execution:
         metrics: Where epochs are logged.
         checkpoint: Where to go on from.
         programs: Programs that were built already.
+        strangers: The members whose predictions are none for the data: only their layers teach.
     """
 
     plan: Plan
@@ -92,6 +93,7 @@ class Execution:
     metrics: Metrics
     checkpoint: Checkpoint
     programs: dict[Trial, Program] = field(default_factory=dict)
+    strangers: frozenset[str] = frozenset()
 
     def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
         """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
@@ -99,7 +101,7 @@ class Execution:
         The test split is for what the run ends with. All that is watched before is measured on the validation split,
         ``val``, where the plan has one.
         """
-        if not self.dataset.has_labels(on):
+        if member in self.strangers or not self.dataset.has_labels(on):
             return {}
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
         return metrics(
@@ -155,7 +157,14 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     remarks = [
         remark
         for member in arm.trains
-        for remark in norms.settle(run.plan, member, run.modules[member], dataset=run.dataset, task=run.task)
+        for remark in norms.settle(
+            run.plan,
+            member,
+            run.modules[member],
+            dataset=run.dataset,
+            task=run.task,
+            answers=member not in run.strangers,
+        )
     ]
     for member in arm.trains:
         trained = Strip()(Trained(program, run.modules[member], member)).value

@@ -61,6 +61,7 @@ class _Parts:
     dataset: Dataset
     initial: dict[Trial, Mapping[str, State]]
     programs: dict[Trial, Program]
+    strangers: frozenset[str]
 
 
 def execute(
@@ -97,6 +98,7 @@ def execute(
             plan, TASKS.get(plan.task), rundir, parts.dataset.to(fabric.device), parts.modules, fabric,
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
             Metrics(rundir, size=at.metrics_size, arms=[arm.name for arm in plan.all_arms]), at, parts.programs,
+            parts.strangers,
         )  # fmt: skip
         return _train(run)
 
@@ -133,10 +135,12 @@ def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
     dataset = preflight.load_data(plan, base, allow=settings.allow)
     given = [name for name, member in plan.members.items() if isinstance(member, ModelRef)]
     modules = {name: load(name, plan.seed) for name in given}
-    for name, module in modules.items():
-        preflight.fits_data(module, dataset, plan=plan, member=name)
+    strangers = {
+        name for name, module in modules.items() if not preflight.fits_data(module, dataset, plan=plan, member=name)
+    }
     for name, member in plan.members.items():
         if isinstance(member, Shrunken):
+            strangers |= {name} if member.of in strangers else set()
             modules[name] = make(member, modules[member.of], input_shape=plan.shape_of(member.of))
     preflight.exports(plan, modules[plan.export.member])
 
@@ -152,7 +156,7 @@ def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
     initial: dict[Trial, Mapping[str, State]] = {
         trial: {name: first(name, trial.seed) for name in plan.arm(trial.name).trains} for trial in trials_of(plan)
     }
-    return _Parts(modules, dataset, initial, _programs(plan, modules, dataset))
+    return _Parts(modules, dataset, initial, _programs(plan, modules, dataset), frozenset(strangers))
 
 
 def _programs(plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset) -> dict[Trial, Program]:

@@ -57,7 +57,9 @@ def _follows(norm: _BatchNorm) -> bool:
     return norm.running_mean is not None and (norm.weight is None or norm.weight.requires_grad)
 
 
-def settle(plan: Plan, member: str, module: nn.Module, *, dataset: Dataset, task: Task) -> Iterator[Diagnostic]:
+def settle(
+    plan: Plan, member: str, module: nn.Module, *, dataset: Dataset, task: Task, answers: bool = True
+) -> Iterator[Diagnostic]:
     """Look at the BatchNorms of a trained member, and estimate their statistics anew where the plan says so.
 
     Args:
@@ -66,11 +68,13 @@ def settle(plan: Plan, member: str, module: nn.Module, *, dataset: Dataset, task
         module: The member; its buffers change where its statistics are estimated anew, and nothing else of it.
         dataset: Its training images are read.
         task: By whose primary metric the two modes are compared; without labels by how far predictions agree.
+        answers: Whether its prediction is one for the data, and can be held against labels.
     """
     wanted = plan.recalibration
     limit = Recalibration().images if wanted is None else wanted.images
     with in_mode(module, training=False), torch.no_grad():
         look = _Look(plan, member, module, dataset=dataset, task=task, limit=limit)
+        look.has_labels &= answers
         if not look.model.norms:
             return
         running, batch = look.figures()

@@ -21,6 +21,7 @@ from fxdistill.files import file_sha256
 from fxdistill.ir import outputs
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import attributes_kept, buffers_kept, seeded
+from fxdistill.losses import LOSSES
 from fxdistill.measure import onnx_file
 from fxdistill.measure.model import evaluating
 from fxdistill.modelfiles.load import load
@@ -134,16 +135,31 @@ def load_data(plan: Plan, base: Path, *, member: str | None = None, allow: Seque
     return dataset
 
 
-def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -> None:
-    """Check that a member takes the plan's input, and that its prediction is one for the data.
+def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -> bool:
+    """Whether a member's prediction is one for the data; that of a member of which only layers are learnt need not be.
 
     Raises:
-        ModelError: It does not.
+        ModelError: It does not take the plan's input, or its prediction has to be one for the data and is not.
     """
-    entry = plan.entry_of(member)
-    fits(
-        module, dataset, TASKS.get(plan.task), input_shape=plan.shape_of(member), spec=str(plan.data.spec), entry=entry
-    )
+    found = fits(
+        module, dataset, TASKS.get(plan.task), input_shape=plan.shape_of(member), spec=str(plan.data.spec),
+        entry=plan.entry_of(member), must=member in answering(plan),
+    )  # fmt: skip
+    return not found.wrong
+
+
+def answering(plan: Plan) -> set[str]:
+    """The members whose predictions have to be for the data.
+
+    These are the one that is exported, those whose predictions a loss holds against labels, and those whose predictions
+    are compared with one of theirs.
+    """
+    terms = [(term, LOSSES.get(term.loss)) for arm in plan.all_arms for stage in arm.stages for term in stage.losses]
+    read = [({str(getattr(term, role)) for role in loss.predicting}, "labels" in loss.reads) for term, loss in terms]
+    found = {plan.export.member}.union(*(members for members, labelled in read if labelled))
+    while more := {name for members, _ in read if members & found for name in members - found}:
+        found |= more
+    return found
 
 
 @dataclass(frozen=True)
@@ -153,15 +169,18 @@ class Fit:
     Attributes:
         entry: The entry of its output that is the prediction; '' for an output that is none other.
         rivals: Entries that would do as well, where nobody decided between them.
+        wrong: Why the prediction is none for the data; '' where it is one.
     """
 
     entry: str
     rivals: tuple[str, ...] = ()
+    wrong: str = ""
 
 
 def fits(
-    module: nn.Module, dataset: Dataset, task: Task, *, input_shape: Sequence[int], spec: str, entry: str | None = None
-) -> Fit:
+    module: nn.Module, dataset: Dataset, task: Task, *, input_shape: Sequence[int], spec: str, entry: str | None = None,
+    must: bool = True,
+) -> Fit:  # fmt: skip
     """Check that a model takes an input, and that its prediction is one for the data; which entry that is.
 
     Args:
@@ -171,9 +190,10 @@ def fits(
         input_shape: Shape of one batch.
         spec: The data's name, for messages.
         entry: Which entry of a structured output is the prediction; None to find the one that fits.
+        must: Whether the prediction has to be one for the data.
 
     Raises:
-        ModelError: It does not take the input, or no prediction of it fits.
+        ModelError: It does not take the input, or no prediction of it fits and one has to.
     """
     try:
         with evaluating(module):
@@ -197,13 +217,14 @@ def fits(
     chosen = outputs.choose(output, right) if entry is None else entry
     if entry is None and takes_logits(task):
         chosen = outputs.before_softmax(output, chosen)
-    if reason := wrong(outputs.prediction(output, chosen)):
+    reason = wrong(outputs.prediction(output, chosen))
+    if reason and must:
         raise ModelError(
             reason, where=f"data {spec}", hint="build teacher and student for the data, with its number of classes; "
             "where it has some of the model's classes, say which: --class-map",
         )  # fmt: skip
     rivals = outputs.rivals(output, chosen, right) if entry is None else ()
-    return Fit(chosen, tuple(one for one in rivals if outputs.before_softmax(output, one) == one))
+    return Fit(chosen, tuple(one for one in rivals if outputs.before_softmax(output, one) == one), reason)
 
 
 def mapped(

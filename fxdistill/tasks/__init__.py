@@ -46,10 +46,12 @@ class Task(ABC):
         summary: One line for help.
         supervised: The loss that the labels alone give, by name; None for a task that has none.
         imitation: The loss by which a prediction imitates another one, by name; None where there is no use in that.
+        default_main: The method of the main stage where a method's name names none; None for that method's own choice.
         agreement_name: What it is called that two models agree.
         primary: The metric that runs are compared by, one of those that :meth:`evaluate` returns.
         higher_is_better: Whether more of it is better.
         is_share: Whether it is a share of 1, to be shown as a percentage.
+        has_predictions: Whether an output is a prediction of something; else it is a feature like others.
         has_classes: Whether labels are numbers of classes that have names.
         no_label: What stands for no label in a target: -100, or not a number in targets that are not whole.
         ranks_train: Whether the metrics compare the test split with the training split.
@@ -61,10 +63,12 @@ class Task(ABC):
     summary: ClassVar[str]
     supervised: ClassVar[str | None]
     imitation: ClassVar[str | None] = "kd"
+    default_main: ClassVar[str | None] = None
     agreement_name: ClassVar[str] = "agreement"
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     is_share: ClassVar[bool] = True
+    has_predictions: ClassVar[bool] = True
     has_classes: ClassVar[bool] = True
     no_label: ClassVar[float] = NO_LABEL
     ranks_train: ClassVar[bool] = False

@@ -240,7 +240,9 @@ class Builder:
         if one[1:] != other[1:]:
             raise PairingError(
                 f"the {term.teacher} answers with shape {one[1:]} an image, the {term.student} with {other[1:]}",
-                where="model outputs", hint="both need the same classes: check num_classes of the factories",
+                where="model outputs",
+                hint="both need the same classes: check num_classes of the factories; or compare no predictions: "
+                "--method indistill+supervised, attention or features",
             )  # fmt: skip
 
     def _call(self, role: str, function: object, *arguments: object, member: str = "") -> fx.Node:

@@ -39,13 +39,17 @@ _LEAST_SCORE = 0.35
 
 @dataclass(frozen=True)
 class MatchSource:
-    """Two traced members and which of their channels are coupled; their names in the plan."""
+    """Two traced members and which of their channels are coupled; their names in the plan.
+
+    ``headless`` says that what they answer with is a feature, and no prediction: their last layer is paired as well.
+    """
 
     teacher: Traced
     student: Traced
     teacher_coupling: Coupling
     student_coupling: Coupling
     names: tuple[str, str] = ("teacher", "student")
+    headless: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
             PairingError: A pinned or forbidden path does not exist, pins contradict each other or cannot be
                 compared, or nothing can be paired.
         """
-        teacher = Survey(source.teacher, source.teacher_coupling, source.names[0])
-        student = Survey(source.student, source.student_coupling, source.names[1])
+        teacher = Survey(source.teacher, source.teacher_coupling, source.names[0], headless=source.headless)
+        student = Survey(source.student, source.student_coupling, source.names[1], headless=source.headless)
         forbidden = {(path_of(a), path_of(b)) for a, b in self._resolved(source, self.forbid)}
         pins = self._pinned(source, teacher, student, forbidden)
         rows, columns = self._sides(teacher, student, pins)

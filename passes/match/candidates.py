@@ -55,8 +55,10 @@ _LAYOUTS: dict[tuple[int, int], Layout] = {
 class Survey:
     """One model's candidates, in stages."""
 
-    def __init__(self, traced: Traced, coupling: Coupling, member: str = "teacher") -> None:
-        self.traced = traced
+    def __init__(
+        self, traced: Traced, coupling: Coupling, member: str = "teacher", *, headless: bool = False
+    ) -> None:  # fmt: skip
+        self.traced, self.headless = traced, headless
         self.member = member
         self.coupling = coupling
         self._nodes = [n for n in traced.graph.nodes if n.op != "get_attr"]
@@ -153,7 +155,8 @@ class Survey:
     def _trunk(self) -> Iterator[fx.Node]:
         """The dominators that have a layer ahead of them, up to the global pooling."""
         for node in self._dominators():
-            if self._layers[node] == self._layers[self.traced.output] or _pools_globally(node, self.traced):
+            predicts = self._layers[node] == self._layers[self.traced.output] and not self.headless
+            if predicts or _pools_globally(node, self.traced):
                 return
             if not _is_idle_pooling(node, self.traced):
                 yield node

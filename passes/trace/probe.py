@@ -8,7 +8,7 @@ import io
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -37,7 +37,8 @@ class Probe:
         self.input_shape = input_shape
         try:
             with in_mode(module, training=training), attributes_kept(module), buffers_kept(module) as before:
-                self.expected = tensors_in(self.call(module, self.images))
+                answer = self.call(module, self.images)
+                self.expected = tensors_in(answer)
                 after = dict(module.named_buffers(remove_duplicate=False))
                 self.updates = {n: b.clone() for n, b in after.items() if n in before and not same(b, before[n])}
         except Exception as cause:
@@ -47,6 +48,12 @@ class Probe:
                 where=type(module).__name__,
                 hint="give the right shape with --input, e.g. --input 1x3x224x224",
             ) from cause
+        if isinstance(answer, list | tuple) and answer and all(isinstance(one, Mapping) for one in answer):
+            raise ModelError(
+                "it answers with a list of results, one an image, as detectors do: that is none of the tasks",
+                where=type(module).__name__,
+                hint="give its backbone, whose layers can be learnt: --task features",
+            )
 
     @staticmethod
     def call(module: Callable[[Tensor], object], images: Tensor) -> object:

@@ -73,6 +73,10 @@ def test_regression(tmp_path: Path, numbers: int) -> None:
     assert all(set(arm) >= {"MAE", "R2"} for arm in result["arms"])
     said = jobs.done("show", tmp_path / "run")
     assert f"{result['summary']['distilled']['mean']:.4g}" in said
+    assert f"MAE {result['arms'][0]['MAE']:.4g} on 32 test images" in jobs.done("eval", tmp_path / "run", *jobs.ALLOW)
+    exported = jobs.done("export", tmp_path / "run", *jobs.ALLOW, "-o", tmp_path / "again.onnx")
+    assert "agreement 100.00% on 32 test images" in exported
+    assert "outputs logits" in exported
     own, alone = (result["summary"][name]["mean"] for name in ("distilled", "control"))
     assert ("distillation did not help" in said) == (own > alone)  # of an error, less is better
 
