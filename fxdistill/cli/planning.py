@@ -86,14 +86,13 @@ def look(
     made = made.changed(mapped=class_map is not None)
     said = (*dataset.remarks, *seen.remarks, *division.remarks(made))
     dataset = division.divided(dataset, made)
-    found = [
+    found = [  # of a teacher with other classes the compiler says whether its predictions are compared
         preflight.fits(
             loaded.module, dataset, TASKS.get(task), spec=spec, entry=entry,
             input_shape=(*seen.shape[:2], *seen.preprocessing[name].size), must=must,
         )
         for (name, loaded), entry, must in zip(models.items(), entries, (False, True), strict=True)
     ]  # fmt: skip
-    # above, a teacher of other classes is the compiler's business: whether predictions are compared
     data = made.changed(spec=places.relative_data(spec, plan))
     batch = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
     view = seen.preprocessing[first].view(seen.shape[2:])
