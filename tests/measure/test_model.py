@@ -46,6 +46,13 @@ def test_accuracy_in_eval_mode_with_modes_restored(structured: bool) -> None:
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
+def test_the_split_is_the_one_that_is_asked_for() -> None:
+    right, wrong, other = (dataset(*labels).test for labels in ((0, 1, 2, 3), (1, 2, 3, 0), (0, 1, 3, 2)))
+    three = Dataset(wrong, other, ("a", "b", "c", "d"), (0.0,), (1.0,), val=right)
+    found = [metrics(Mode(), three, TASK, on=name)["accuracy"] for name in ("val", "test")]
+    assert found == [1.0, 0.5]
+
+
 def test_the_entry_is_the_one_that_is_named() -> None:
     module, images = Mode(structured=True), dataset(0, 1, 2, 3)
     assert metrics(module, images, TASK, entry="classes") == {"accuracy": 1.0}
