@@ -136,8 +136,8 @@ class Dataset:
 
     def split(self, name: str) -> Images:
         """``train``, ``val`` or ``test``; for ``val`` the test split where there is no other."""
-        found = {"train": self.train, "val": self.val or self.test, "test": self.test}
-        return found[name]
+        watched = self.test if self.val is None else self.val
+        return {"train": self.train, "val": watched, "test": self.test}[name]
 
     def has_labels(self, name: str) -> bool:
         """Whether an image of a split has a label."""
@@ -199,11 +199,12 @@ def from_splits(
     Raises:
         DataError: As for :func:`checked`.
     """
-    train = parts.get("train")
-    test = parts.get("test") or parts.get("val") or train
-    train = train or test
-    if train is None or test is None:
+    if not parts:
         raise DataError("there are no images", where=where, hint="check the path")
+    train, test = (
+        next(parts[name] for name in order if name in parts)
+        for order in (("train", "test", "val"), ("test", "val", "train"))
+    )
     said = [*remarks]
     if set(parts) == {"train", "val"}:
         said.append(

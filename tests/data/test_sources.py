@@ -213,6 +213,40 @@ def test_npz_files_that_are_wrong(tmp_path: Path, change: dict[str, Any], messag
     assert caught.value.hint
 
 
+def blob(*images: Tensor) -> dict[str, Any]:
+    files = [encoded(image[None]) for image in images]
+    offsets = np.cumsum([0, *(len(file) for file, _ in files)])
+    return {"blob": np.concatenate([file for file, _ in files]), "offsets": offsets, "labels": np.arange(len(images))}
+
+
+def test_encoded_images_of_other_kinds(tmp_path: Path) -> None:
+    gray, colours = split(3).images, split(3, channels=3, size=6).images
+    parts = {f"test_{key}": value for key, value in blob(gray[0], colours[1], gray[2]).items()}
+    np.savez(tmp_path / "a.npz", **parts)
+    found = load(f"npz:{tmp_path / 'a.npz'}")
+    assert found.is_one
+    assert isinstance(found.test, Split)
+    assert torch.equal(found.test.images, torch.stack([gray[0].expand(3, 6, 6), colours[1], gray[2].expand(3, 6, 6)]))
+    np.savez(tmp_path / "a.npz", **{f"test_{key}": value for key, value in blob(gray[0], gray[1, :, 1:]).items()})
+    with pytest.raises(DataError, match="images 0 and 1 have the sizes 6x6 and 5x6"):
+        load(f"npz:{tmp_path / 'a.npz'}")
+
+
+@pytest.mark.parametrize(
+    ("parts", "val", "test"),
+    [(("train", "val", "test"), 2, 3), (("train", "val"), None, 2), (("train", "test"), None, 3), (("test",), None, 3)],
+)
+def test_splits_of_a_file(tmp_path: Path, parts: tuple[str, ...], val: int | None, test: int) -> None:
+    arrays: dict[str, Any] = {}
+    for name, count in (("train", 4), ("val", 2), ("test", 3)):
+        if name in parts:
+            arrays |= {f"{name}_images": np.zeros((count, 2, 2), np.uint8), f"{name}_labels": np.arange(count)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = load(f"npz:{tmp_path / 'a.npz'}")
+    assert (len(found.test), None if found.val is None else len(found.val)) == (test, val)
+    assert found.is_one is (len(parts) == 1)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04xx", pickle.dumps([1])])
 def test_files_that_are_no_npz(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.npz").write_bytes(content)

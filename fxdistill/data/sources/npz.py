@@ -1,4 +1,6 @@
-"""One file of arrays: for ``train`` and ``test`` each ``_labels``, and ``_images`` or ``_blob`` with ``_offsets``.
+"""A file of arrays: for train, val and test each ``_labels``, and ``_images`` or ``_blob`` with ``_offsets``.
+
+Of the three, those that are there: train and test, all of them, or one to measure on.
 
 ``_images`` is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or float in 0 … 1. Image i of a blob is the encoded file
 ``blob[offsets[i]:offsets[i + 1]]``. ``_labels`` is what the task wants: (N,) class numbers, maps (N, H, W) of them
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxdistill.data.dataset import Dataset, Split, checked
+from fxdistill.data.dataset import Dataset, Split, from_splits
 from fxdistill.data.sources import Request, Source
 from fxdistill.data.sources._images import decoded
 from fxdistill.errors import DataError
@@ -29,9 +31,10 @@ _LAYOUT = (
 def read(request: Request) -> Dataset:
     """The arrays of a file; nothing in it is unpickled."""
     with request.place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        train, test = (_split(arrays, part, request.spec) for part in ("train", "test"))
+        there = [name for name in ("train", "val", "test") if any(key.startswith(f"{name}_") for key in arrays)]
+        parts = {part: _split(arrays, part, request.spec) for part in there or ("train", "test")}
         classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-    return checked(train, test, classes, where=request.spec, task=request.task)
+    return from_splits(parts, classes, where=request.spec, task=request.task)
 
 
 def _split(arrays: Mapping[str, Any], part: str, spec: str) -> Split:
@@ -65,7 +68,17 @@ def _decoded(blob: Any, offsets: Any, spec: str) -> Tensor:
         return decoded(file, name=f"image {index} cannot be decoded", where=spec, hint="write the file again")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return torch.stack(list(pool.map(decode, range(len(bounds) - 1))))
+        images = list(pool.map(decode, range(len(bounds) - 1)))
+    channels = max((len(image) for image in images), default=1)
+    images = [image.expand(channels, *image.shape[1:]) for image in images]
+    for index, image in enumerate(images):
+        if image.shape != images[0].shape:
+            sizes = " and ".join("x".join(map(str, found.shape[1:])) for found in (images[0], image))
+            raise DataError(
+                f"images 0 and {index} have the sizes {sizes}", where=spec,
+                hint="write all in one size, or image files in folders, which are resized",
+            )  # fmt: skip
+    return torch.stack(images)
 
 
 SOURCE = Source(
