@@ -149,7 +149,12 @@ class DataPlan(Part):
 
 
 class Tap(Part):
-    """A node of a member whose value is compared: path, shape, channel dimension and layout."""
+    """A node of a member whose value is compared: path, shape, channel dimension and layout.
+
+    Attributes:
+        class_token: Whether a sequence of tokens begins with one that is no position.
+        registers: How many more such tokens follow it (registers, a distillation token) before the first position.
+    """
 
     member: MemberName
     path: str
@@ -158,6 +163,12 @@ class Tap(Part):
     width: PositiveInt
     layout: Layout
     class_token: bool = False
+    registers: Count = 0
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before the first position."""
+        return self.class_token + self.registers
 
     @model_validator(mode="after")
     def _shape_holds(self) -> Self:
@@ -166,6 +177,8 @@ class Tap(Part):
             raise ValueError(f"the layout '{self.layout}' has {rank} dimensions, the channels in dimension {dim}")
         if self.shape[dim] != self.width:
             raise ValueError(f"the width is {self.width}, the shape {self.shape} has {self.shape[dim]} channels")
+        if self.registers and (not self.class_token or self.prefix >= self.shape[1]):
+            raise ValueError(f"{self.registers} registers need a class token before them, and tokens behind them")
         return self
 
 

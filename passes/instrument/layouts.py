@@ -1,7 +1,8 @@
 """Layouts: two taps, each in the layout of its own model, brought to one shape.
 
-tokens and channels-last become NCHW (a class token is dropped), and the larger of two maps is average-pooled to the
-smaller one. Where both have one layout already, channels come second, where every loss expects them.
+tokens and channels-last become NCHW (class token and registers are dropped), and the larger of two maps is
+average-pooled to the smaller one. Where both have one layout already, channels come second, where every loss expects
+them.
 """
 
 import math
@@ -28,7 +29,7 @@ def same_layout(graph: fx.Graph, pair: Pair, student: fx.Node, teacher: fx.Node)
         PairingError: They cannot be.
     """
     one, other = pair.student, pair.teacher
-    if one.layout == other.layout and _positions(one) == _positions(other) and one.class_token == other.class_token:
+    if one.layout == other.layout and _positions(one) == _positions(other) and one.prefix == other.prefix:
         return _channels_second(graph, student, one), _channels_second(graph, teacher, other)
     sizes = [_spatial(tap_) for tap_ in (one, other)]
     student, teacher = _to_nchw(graph, student, one), _to_nchw(graph, teacher, other)
@@ -54,8 +55,8 @@ def _to_nchw(graph: fx.Graph, node: fx.Node, tap_: Tap) -> fx.Node:
         return call(graph, "adapter", torch.permute, node, (0, 3, 1, 2))
     if tap_.layout == "features":
         raise PairingError("a pooled feature cannot be paired with a feature map", where=tap_.path)
-    if tap_.class_token:
-        node = call(graph, "adapter", torch.narrow, node, 1, 1, _positions(tap_)[0] - 1)
+    if tap_.prefix:
+        node = call(graph, "adapter", torch.narrow, node, 1, tap_.prefix, _positions(tap_)[0] - tap_.prefix)
     node = call(graph, "adapter", torch.transpose, node, 1, 2)
     return call(graph, "adapter", torch.unflatten, node, 2, _spatial(tap_))
 
@@ -70,8 +71,8 @@ def _spatial(tap_: Tap) -> list[int]:
     positions = _positions(tap_)
     if tap_.layout != "tokens":
         return positions
-    side = math.isqrt(positions[0] - tap_.class_token)
-    if side * side != positions[0] - tap_.class_token:
+    side = math.isqrt(positions[0] - tap_.prefix)
+    if side * side != positions[0] - tap_.prefix:
         raise PairingError(
             f"{positions[0]} tokens are not a square", where=tap_.path, hint="pair it with a token sequence"
         )

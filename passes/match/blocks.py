@@ -30,8 +30,8 @@ class Candidate:
 
     Attributes:
         index: Position in the graph.
-        grid: Height and width of the positions, a class token left aside; None for vectors, and for tokens that form no
-            square (register tokens, distillation tokens, a class token alone).
+        grid: Height and width of the positions, class token and registers left aside; None for vectors, and for tokens
+            that form no square.
         side: Geometric mean of height and width, 1 for vectors.
         stride: Side of the input over ``side``.
         layers: Layers that compute (have a cost) on the longest way from the input to here.

@@ -47,6 +47,7 @@ from fxdistill.passes.match.blocks import (
 )
 from fxdistill.plan.schema import Layout, Tap
 
+_MAP = 4  # dimensions
 _LAYOUTS: dict[tuple[int, int], Layout] = {
     (4, 1): "nchw", (4, 3): "nhwc", (3, 2): "tokens", (2, 1): "features",
 }  # fmt: skip
@@ -152,6 +153,22 @@ class Survey:
                 reaches.add(node)
         return {n for n in reaches if n in self._data and self._layers[n] < self._layers[self.traced.output]}
 
+    @cached_property
+    def _prefixes(self) -> dict[int, tuple[Shape, int]]:
+        """By length, the sequences that tokens of no place are laid before: the grid of the others, and how many."""
+        grids: dict[int, Shape] = {}
+        found: dict[int, tuple[Shape, int]] = {}
+        for node in self._data:
+            shape = shape_of(node)
+            if shape is not None and len(shape) == _MAP:
+                grids |= {math.prod(grid): grid for grid in (shape[2:], shape[1:3]) if _fits(grid, self.traced)}
+            elif shape is not None and is_a(op_name(node, self.traced.module), Trait.CONCATENATES):
+                last = node.all_input_nodes[-1]
+                size = (shape_of(last) or (0, 0))[1]
+                if last in self._data and size in grids and size < shape[1]:
+                    found[shape[1]] = grids[size], shape[1] - size
+        return found
+
     def _trunk(self) -> Iterator[fx.Node]:
         """The dominators that have a layer ahead of them, up to the global pooling."""
         for node in self._dominators():
@@ -187,12 +204,14 @@ class Survey:
         if shape is None or dim is None or layout is None or shape[0] != self.traced.input_shape[0]:
             return None  # windows of an attention, say, are no images
         image = self.traced.input_shape[2:]
-        grid, class_token = _spatial(shape, layout, image)
+        grid, prefix = _spatial(shape, layout, image)
+        if layout == "tokens" and grid is None:
+            grid, prefix = self._prefixes.get(shape[1], (None, 0))
         side = math.sqrt(math.prod(grid or shape[1:2] * (layout == "tokens")))
         depth = self._layers[self.traced.output]
         tap = Tap(
             member=self.member, path=path_of(node), shape=list(shape), channel_dim=dim, width=shape[dim],
-            layout=layout, class_token=class_token,
+            layout=layout, class_token=prefix > 0, registers=max(0, prefix - 1),
         )  # fmt: skip
         return Candidate(
             index=self._index[node], tap=tap, grid=_square(grid, layout),
@@ -231,16 +250,21 @@ def _input_shape(node: fx.Node) -> Shape | None:
     return next((shape_of(n) for n in node.all_input_nodes), None)
 
 
-def _spatial(shape: Shape, layout: Layout, image: Shape) -> tuple[Shape | None, bool]:
-    """Height and width of a value, and whether a class token comes with them."""
+def _spatial(shape: Shape, layout: Layout, image: Shape) -> tuple[Shape | None, int]:
+    """Height and width of a value, and how many class tokens come before them: none or one."""
     if layout == "nchw":
-        return shape[2:], False
+        return shape[2:], 0
     if layout == "nhwc":
-        return shape[1:3], False
+        return shape[1:3], 0
     if layout == "features":
-        return None, False
+        return None, 0
     whole, rest = _grid(shape[1], image), _grid(shape[1] - 1, image)
-    return (rest, True) if rest and not whole else (whole, False)
+    return (rest, 1) if rest and not whole else (whole, 0)
+
+
+def _fits(grid: Shape, traced: Traced) -> bool:
+    """Whether a grid has the image's proportions: the map that tokens were made of."""
+    return _grid(math.prod(grid), traced.input_shape[2:]) == tuple(grid)
 
 
 def _grid(tokens: int, image: Shape) -> Shape | None:

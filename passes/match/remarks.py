@@ -27,7 +27,7 @@ def obstacle(teacher: Candidate, student: Candidate) -> str:
 
 def _no_grid(candidate: Candidate) -> str:
     return (
-        f"{candidate.size} form no square grid, with or without a class token, so that they can be compared with "
+        f"{candidate.size} form no square grid, with or without what stands before it, so that they can be compared with "
         "token sequences of the same length only"
     )
 
@@ -73,7 +73,7 @@ def unpaired(role: str, stages: Stages, pairings: list[Pairing]) -> Iterator[Dia
     if bare:
         yield Diagnostic(
             code="no-token-grid", severity="warning", where=bare[0].path, why=f"the {role}'s {_no_grid(bare[0])}",
-            hint="choose a model without register or distillation tokens, or one whose blocks leave them out",
+            hint="choose a model of square images whose other tokens stand before those of the image",
         )  # fmt: skip
 
 

@@ -271,3 +271,72 @@ def test_windows_of_an_image_are_no_images() -> None:
     assert all(c.tap.shape[0] == IMAGE[0] for c in found.candidates)
     with pytest.raises(PairingError, match="cannot be tapped"):
         compiled(Windows(), Windows(), pins=(("mix.2", "mix.2"),))
+
+
+class Attending(nn.Module):
+    """Mixes tokens with all others and channels with each other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.queries, self.values = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        self.channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + F.softmax(self.queries(y) @ y.transpose(1, 2), 2) @ self.values(y)
+        out: Tensor = x + self.channels(x)
+        return out
+
+
+class Registered(nn.Module):
+    """Sixteen patches, a class token, and registers before or behind them, laid there at once or one after another."""
+
+    def __init__(self, width: int = 12, registers: int = 2, how: str = "at once") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.how = nn.Conv2d(3, width, 8, 8), how
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.registers = nn.Parameter(torch.randn(1, registers, width))
+        self.blocks = nn.Sequential(*(Attending(width) for _ in range(4)))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        token, registers = (one.expand(x.shape[0], -1, -1) for one in (self.token, self.registers))
+        if self.how == "at once":
+            x = torch.cat([token, registers, x], 1)
+        elif self.how == "behind":
+            x = torch.cat([token, x, registers], 1)
+        else:
+            x = torch.cat([token, x], 1)
+            x = torch.cat([x[:, :1], registers, x[:, 1:]], 1)
+        logits: Tensor = self.head(self.blocks(x)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("how", ["at once", "one after another"])
+@pytest.mark.parametrize("registers", [1, 4])
+def test_registers_are_left_aside_like_the_class_token(how: str, registers: int) -> None:
+    teacher, student = Registered(registers=registers, how=how).eval(), Gated(4, Plain).eval()
+    plan = compiled(teacher, student)
+    assert [(p.teacher.class_token, p.teacher.registers) for p in plan.pairs] == [(True, registers)] * 3
+    values: dict[str, Tensor] = {}
+    teacher.blocks[2].register_forward_hook(lambda _m, _i, out: values.update(teacher=out))
+    student.layer2.act.register_forward_hook(lambda _m, _i, out: values.update(student=out))
+    images = torch.randn(IMAGE)
+    found = fxdistill.build(plan, teacher, student)({"images": images, "labels": torch.tensor([0, 1])})
+    with torch.no_grad():
+        teacher.eval()(images)
+        student.train()(images)
+    pair = next(p for p in plan.pairs if p.name == "layer2")
+    assert pair.teacher.path.startswith("blocks.2.")
+    kept = next(k.channels for k in plan.kept if k.pair == "layer2")
+    grid = values["teacher"][:, 1 + registers :, kept].transpose(1, 2).unflatten(2, (4, 4))
+    small = min(4, values["student"].shape[2])
+    expected = F.mse_loss(F.adaptive_avg_pool2d(values["student"], small), F.adaptive_avg_pool2d(grid, small))
+    torch.testing.assert_close(found["mse[layer2]"], expected)
+
+
+def test_tokens_behind_the_positions_are_not_taken_for_registers() -> None:
+    with pytest.raises(PairingError, match="form no square grid"):
+        compiled(Registered(how="behind"), Gated(4, Plain))
