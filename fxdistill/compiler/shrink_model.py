@@ -4,7 +4,7 @@ What was decided can be carried out again: :func:`replay` on a fresh original, w
 that it keeps, gives the architecture of the smaller model. Files of shrunken models rest on that.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,13 +16,13 @@ from fxdistill.errors import InputError, InvariantError, ModelError, PassError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
-from fxdistill.ir.graph import Shape, Traced, op_name, path_of
+from fxdistill.ir.graph import Shape, Traced, op_name, path_of, scope_of, shape_of, within
 from fxdistill.ir.survivors import Survivors
 from fxdistill.losses import LOSSES
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
+from fxdistill.passes.shrink.arguments import Obstacle
 from fxdistill.passes.shrink.prove import Proof
-from fxdistill.passes.shrink.rewrites import Obstacle
 from fxdistill.passes.thin import KeptIndices, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Rung
@@ -108,12 +108,12 @@ def shrink_model(
             shrunken = passes.run(Shrink(seed=seed), ShrinkSource(traced, coupling, removal.removed))
             break
         except PassError as error:
-            obstacle = error.__cause__
-            if not isinstance(obstacle, Obstacle) or obstacle.path in barriers:
+            if not isinstance(error.__cause__, Obstacle):
                 raise
+            obstacle = error.__cause__
         smaller = _in_small_operations(traced, module, input_shape, passes) if obstacle.fused else None
         if smaller is None:
-            barriers[obstacle.path] = obstacle.why
+            barriers[_next_barrier(traced, obstacle.path, barriers)] = obstacle.why
         else:
             traced, barriers = smaller, {}
     again = Trace(input_shape)(shrunken.module).value
@@ -126,6 +126,14 @@ def shrink_model(
             *coupling.diagnostics, *passes.records[-2].diagnostics, *_barrier_remarks(barriers), *_frozen(traced),
         ),
     )  # fmt: skip
+
+
+def _next_barrier(traced: Traced, path: str, barriers: Collection[str]) -> str:
+    """What has to stay because of a place: it, or where that did not do the module around it, up to the whole model."""
+    nodes = {path_of(node): node for node in traced.graph.nodes}
+    while path in barriers:
+        path = scope_of(nodes[path]) if path in nodes and scope_of(nodes[path]) != path else path.rpartition(".")[0]
+    return path
 
 
 def supervised_loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
@@ -194,15 +202,23 @@ def with_barriers(traced: Traced, coupling: Coupling, barriers: Sequence[str]) -
     for path in barriers:
         labels = list(coupling.parameter_labels(path).values())
         node = nodes.get(path)
-        if node is not None:
-            structures = [coupling.structure(path_of(n)) for n in (node, *node.all_input_nodes)]
-            labels += [layer for structure in structures for layer in flat_layers(structure)]
+        inside = [node] if node is not None else [n for n in nodes.values() if not path or within(scope_of(n), path)]
+        touched = dict.fromkeys(n for one in inside for n in (one, *_sources(one)))
+        labels += [layer for n in touched for layer in flat_layers(coupling.structure(path_of(n)))]
         if node is not None and node.op == "call_module":
             owned = traced.module.get_submodule(str(node.target)).named_parameters(str(node.target))
             labels += [layer for name, _ in owned for layer in coupling.parameter_labels(name).values()]
         for class_id in {i for layer in labels for i in core(layer).flatten().tolist()} - {0}:
             locks.setdefault(class_id, Lock("goes through what cannot be shrunk", path))
     return replace(coupling, locks=locks, _cache={})
+
+
+def _sources(node: fx.Node) -> Iterator[fx.Node]:
+    """The tensors that a node reads, and those whose widths it reads as numbers."""
+    for source in node.all_input_nodes:
+        yield source
+        if shape_of(source) is None:
+            yield from _sources(source)
 
 
 def replay(

@@ -40,7 +40,7 @@ _LINES = (
     _line("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout",
           _CARRIED, "pointwise"),
     _line("stochastic_depth drop_path", _CARRIED),
-    _line("fill zero zeros_like ones_like empty_like full_like rand_like randn_like bernoulli uniform normal",
+    _line("fill zero zeros_like ones_like empty_like full_like",
           labels="pointwise"),
     _line("prelu", Trait.ACTIVATION, "prelu"),
     # several values that broadcast
@@ -127,7 +127,9 @@ _LINES = (
     _line("is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_mtia is_maia is_hpu", _M, "place"),
     _line("device", _M, "device"),
     _line("getattr", _M),
-    _line("new_zeros new_ones new_empty new_full new_tensor new", labels="new"),
+    _line("zeros ones full", Trait.UNIFORM, rewrite="sizes"),
+    _line("new_zeros new_ones new_full", Trait.UNIFORM, "new", "sizes"),
+    _line("new_empty new_tensor new", labels="new"),
     _line("_assert _assert_async _assert_scalar _assert_tensor_metadata", labels="nothing"),
 )  # fmt: skip
 

@@ -58,6 +58,8 @@ class Trait(Flag):
     """Reduces elements to what depends on how many they are: their mean, their norm."""
     WEIGHS = auto()
     """Sets elements off against one another: softmax, largest, sorted."""
+    UNIFORM = auto()
+    """Makes a tensor of given sizes that holds one number everywhere."""
     FUSED = auto()
     """Several operations in one, with weights: has to be traced in smaller ones to be shrunk."""
 

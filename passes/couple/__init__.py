@@ -9,7 +9,7 @@ At the end the united labels are the connected components of a sparse graph.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,10 +26,23 @@ from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Constraint, Coupling, Lock, Structure, core, flat_layers, varying
 from fxdistill.ir.graph import Traced, path_of, shape_of
+from fxdistill.ir.operators import bare_name, is_a, operator_of
 from fxdistill.ir.running import buffers_kept, example, seeded
-from fxdistill.passes.couple.operations import empty_labels, end
+from fxdistill.operators import Trait
+from fxdistill.passes.couple.operations import empty_labels, end, only_typed, typed
 from fxdistill.passes.couple.rules import apply_rule
-from fxdistill.passes.couple.values import Labelled, Ledger, Opaque, Split, labelled, mapped, spread, tensors, to_meta
+from fxdistill.passes.couple.values import (
+    Labelled,
+    Ledger,
+    Opaque,
+    Split,
+    labelled,
+    mapped,
+    mint_all,
+    spread,
+    tensors,
+    to_meta,
+)
 
 
 @dataclass(frozen=True)
@@ -107,18 +120,36 @@ class LabelMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """One torch function."""
-        args, kwargs = self._known(args), self._known(kwargs or {})
-        if not any(isinstance(t, Labelled) for t in tensors((args, kwargs))):
-            return func(*args, **kwargs)
+        args, kwargs = mapped((args, kwargs or {}), self.ledger.known)
+        given = list(tensors((args, kwargs)))
+        name = bare_name(func)
+        if any(isinstance(t, Labelled) for t in given) and not only_typed(name, given):
+            args, kwargs = mapped((args, kwargs), self.ledger.as_uniform)
+            value = apply_rule(self, func, args, kwargs)
+        else:
+            value = func(*mapped(args, typed), **mapped(kwargs, typed))
+        self._note_uniform(name, func, given, value, (args, kwargs))
+        return value
+
+    def _note_uniform(
+        self, name: str, func: Callable[..., Any], given: Sequence[Tensor], value: Any, arguments: Any
+    ) -> None:
+        """Remember what holds one number everywhere; it gets channels where it meets some."""
+        if not isinstance(value, Tensor) or isinstance(value, Labelled):
+            return
+        plain = [t for t in given if not isinstance(t, Labelled)]
+        if is_a(name, Trait.UNIFORM):
+            self.ledger.note_uniform(value, lambda: labelled(to_meta(value), mint_all(self.ledger, value)))
+        elif plain and operator_of(name).labels in _CARRYING and all(map(self.ledger.is_uniform, plain)):
+            self.ledger.note_uniform(value, lambda: self._followed(func, arguments))
+
+    def _followed(self, func: Callable[..., Any], arguments: Any) -> Any:
+        args, kwargs = mapped(arguments, self.ledger.as_uniform)
         return apply_rule(self, func, args, kwargs)
 
-    def _known(self, value: Any) -> Any:
-        """Nested arguments with the model's own parameters and buffers as labelled values."""
-        return mapped(value, self._wrapped)
 
-    def _wrapped(self, value: Tensor) -> Tensor:
-        known = not isinstance(value, Labelled) and id(value) in self.ledger.names and value.numel() > 1
-        return self.ledger.wrap(value) if known else value
+_CARRYING = frozenset(("movement", "pointwise", "elementwise"))
+"""Rules under which one number everywhere stays one number everywhere."""
 
 
 class _Labeller(fx.Interpreter):
@@ -129,6 +160,7 @@ class _Labeller(fx.Interpreter):
         self.source, self.ledger, self.mode = source, ledger, LabelMode(ledger)
         self.values: dict[str, Structure] = {}
         self.unchanged: dict[str, str] = {}  # nodes whose value is a parameter itself: its name
+        self.uniform: dict[str, Tensor] = {}  # nodes whose value holds one number everywhere
 
     def label(self) -> dict[str, Structure]:
         """Label the whole graph."""
@@ -136,6 +168,8 @@ class _Labeller(fx.Interpreter):
         for path, name in self.unchanged.items():
             # only now is it known which of a parameter's dimensions are channels
             self.values[path] = tuple(self.ledger.parameters.get(name, {}).values())
+        for path, tensor in self.uniform.items():
+            self.values[path] = self.ledger.uniform_layers(tensor)
         return self.values
 
     def _input(self) -> Labelled:
@@ -166,6 +200,8 @@ class _Labeller(fx.Interpreter):
         self.values[path_of(n)] = _structure(self.ledger, value)
         if isinstance(value, Tensor) and id(value) in self.ledger.names:
             self.unchanged[path_of(n)] = self.ledger.names[id(value)]
+        elif isinstance(value, Tensor) and not isinstance(value, Labelled):
+            self.uniform[path_of(n)] = value
         return value
 
     def _barrier(self, n: fx.Node, cause: Exception) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdistill.ir.operators import bare_name, is_a
+from fxdistill.ir.operators import bare_name, is_a, operator_of
 from fxdistill.operators import Trait
 from fxdistill.passes.couple.joins import Operand, join, operand
 from fxdistill.passes.couple.values import (
@@ -58,17 +58,20 @@ def joined(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tu
 def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """One operand in, the same channels out; another one gives its type or place at most."""
     source = next(tensors((args, kwargs)))
-    if not isinstance(source, Labelled):
-        return func(*_typed(args), **_typed(kwargs))
     # a value that was expanded stays broadcast, unless the operation lays it out anew
     name = bare_name(func)
     like = source.contiguous() if name in ("contiguous", "clone") else source
     return labelled(like.to(_cast(name, args, kwargs) or like.dtype), ledger.layers(source))
 
 
-def _typed(arguments: Any) -> Any:
-    """Arguments with labelled values as empty ones of their type."""
-    return mapped(arguments, lambda t: torch.empty(0, dtype=t.dtype) if isinstance(t, Labelled) else t)
+def only_typed(name: str, given: Sequence[Tensor]) -> bool:
+    """Whether an operation takes at most type and place of its labelled values: its operand is another one."""
+    return operator_of(name).labels == "pointwise" and not isinstance(given[0], Labelled)
+
+
+def typed(value: Tensor) -> Tensor:
+    """A labelled value as an empty one of its type."""
+    return torch.empty(0, dtype=value.dtype) if isinstance(value, Labelled) else value
 
 
 _CASTS = {

@@ -90,6 +90,15 @@ class Split:
 
 
 @dataclass
+class _Uniform:
+    """A tensor of one number, kept so that its identity stays its own, and its labels once it was asked for them."""
+
+    tensor: Tensor
+    follow: Callable[[], Labelled]
+    labels: Labelled | None = None
+
+
+@dataclass
 class Ledger:
     """What is known about labels so far.
 
@@ -111,6 +120,7 @@ class Ledger:
     names: dict[int, str] = field(default_factory=dict)
     _wrapped: dict[int, Labelled] = field(default_factory=dict)
     _split_of: dict[int, int] = field(default_factory=dict)
+    _uniform: dict[int, "_Uniform"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, tensor in (*self.root.named_parameters(), *self.root.named_buffers()):
@@ -129,6 +139,33 @@ class Ledger:
             meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
             self._wrapped[key] = labelled(meta, (), self.names[key])
         return self._wrapped[key]
+
+    def known(self, value: Tensor) -> Tensor:
+        """The model's own parameters and buffers as labelled values; what has one element has no channels."""
+        own = not isinstance(value, Labelled) and id(value) in self.names and value.numel() > 1
+        return self.wrap(value) if own else value
+
+    def note_uniform(self, value: Tensor, follow: Callable[[], Labelled]) -> None:
+        """Remember a tensor of one number; ``follow`` labels it if it is ever asked to have channels."""
+        if value.numel() > 1 and value.device.type != "meta":
+            self._uniform.setdefault(id(value), _Uniform(value, follow))  # in-place operations return what they got
+
+    def is_uniform(self, value: Tensor) -> bool:
+        """Whether a tensor is known to hold one number, and still does."""
+        return id(value) in self._uniform and bool((value == value.reshape(-1)[0]).all())
+
+    def as_uniform(self, value: Tensor) -> Tensor:
+        """A tensor of one number as a labelled value: whichever of its elements die, the others are as they were."""
+        if isinstance(value, Labelled) or not self.is_uniform(value):
+            return value
+        found = self._uniform[id(value)]
+        found.labels = found.labels if found.labels is not None else found.follow()
+        return found.labels
+
+    def uniform_layers(self, value: Tensor) -> Layers:
+        """The layers that a tensor of one number was given; () where it met no channels."""
+        found = self._uniform.get(id(value))
+        return found.labels.layers if found is not None and found.labels is not None else ()
 
     def layers(self, value: Tensor) -> Layers:
         """The layers of a value; those of a parameter are minted here, one for each dimension."""
@@ -201,6 +238,12 @@ class Ledger:
         """A remark about the current node."""
         severity: Literal["warning", "note"] = "warning" if code == "opaque-node" else "note"
         self.diagnostics.append(Diagnostic(code=code, severity=severity, where=self.where, why=why, hint=hint))
+
+
+def mint_all(ledger: Ledger, like: Tensor) -> Layers:
+    """Fresh labels along every dimension of a tensor."""
+    dims = (dim for dim, size in enumerate(like.shape) if size > 1)
+    return tuple(spread(ledger.mint(like.shape[dim]), dim, like.shape) for dim in dims)
 
 
 def _moves_last_only(labels: Tensor, one: Tensor, other: Tensor) -> bool:

@@ -33,8 +33,9 @@ from fxdistill.ir.operators import is_a
 from fxdistill.ir.running import buffers_kept, example, seeded, tensors_in
 from fxdistill.ir.survivors import Mask, Survivors
 from fxdistill.operators import Trait
+from fxdistill.passes.shrink.arguments import Obstacle
 from fxdistill.passes.shrink.prove import Proof, prove
-from fxdistill.passes.shrink.rewrites import Obstacle, rewrite
+from fxdistill.passes.shrink.rewrites import rewrite
 
 
 @dataclass(frozen=True)
@@ -191,9 +192,11 @@ class _Rewriter(fx.Interpreter):
     def _step(self, node: fx.Node, path: str) -> None:
         masks = self.survivors.of(path)
         sources = [source for source in node.all_input_nodes if isinstance(self.env[source], Tensor)]
-        rewrite(node, self, masks)
         try:
+            rewrite(node, self, masks)
             self.env[node] = value = self.run_node(node)
+        except (Obstacle, InputError):  # an operator that is wrong itself
+            raise
         except Exception as cause:
             first = next(iter(str(cause).splitlines()), "")
             why = f"the smaller model does not run ({type(cause).__name__}: {first})"

@@ -184,6 +184,7 @@ class _Steps(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False)
         self.args_iter = iter((images.clone(),))
         self.graph = module.graph
+        self._draws = torch.get_rng_state()
         self._last: dict[fx.Node, list[fx.Node]] = {}
         seen: set[fx.Node] = set()
         for node in reversed(list(self.graph.nodes)):
@@ -195,10 +196,17 @@ class _Steps(fx.Interpreter):
     def walk(self) -> Iterator[tuple[fx.Node, Any]]:
         """Each node with its value, right after it ran."""
         for node in self.graph.nodes:
-            self.env[node] = self.run_node(node)
+            self.env[node] = self._drawn(node)
             yield node, self.env[node]
             for done in self._last.get(node, ()):
                 del self.env[done]
+
+    def _drawn(self, node: fx.Node) -> Any:
+        """The value of a node; what is random draws the same numbers in both models, which run in turns."""
+        torch.set_rng_state(self._draws)
+        value = self.run_node(node)
+        self._draws = torch.get_rng_state()
+        return value
 
 
 class _Masked(_Steps):

@@ -24,8 +24,9 @@ from fxdistill.modelfiles.load import load
 from fxdistill.modelfiles.source import ModelSource
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource, Shrunken
+from fxdistill.passes.shrink.arguments import Rewriting
 from fxdistill.passes.shrink.prove import prove
-from fxdistill.passes.shrink.rewrites import Rewriting, rewrite
+from fxdistill.passes.shrink.rewrites import rewrite
 from fxdistill.passes.thin import removed_of
 from fxdistill.passes.trace import Trace
 

@@ -123,3 +123,97 @@ def test_indices_of_an_adaptive_pooling() -> None:
         return m.head(F.max_unpool2d(m.b(y), places, kernel_size=[4, 4]))
 
     check(Net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1), head=nn.Conv2d(8, 3, 1)), {"head"}, zero=False)
+
+
+def between(step: Callable[[Tensor, Tensor], Tensor]) -> Net:
+    """Two convolutions, of 8 and 12 channels, what is done with them, and a head."""
+    forward = lambda m, x: m.head(step(F.relu(m.a(x)), m.b(F.relu(m.a(x)))))  # noqa: E731
+    return Net(forward, a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 12, 3, padding=1), head=nn.Conv2d(12, 4, 1))
+
+
+def full_width(x: Tensor) -> tuple[int, int, int, int]:
+    return x.size(0), x.size(1), x.size(2), x.size(3)
+
+
+FIRST_STATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros of a shape": lambda x: torch.zeros(x.shape),
+    "zeros of sizes": lambda x: torch.zeros(full_width(x)),
+    "zeros on the device": lambda x: torch.zeros(*full_width(x), dtype=x.dtype, device=x.device),
+    "zeros made alike": lambda x: torch.zeros(x.size()).to(x.device).type_as(x),
+    "new_zeros": lambda x: x.new_zeros(x.shape),
+    "full": lambda x: torch.full(x.shape, 0.5),
+    "ones broadcast": lambda x: torch.ones(1, x.shape[1], 1, 1).expand(x.shape[0], -1, *x.shape[2:]),
+    "constant": lambda x: torch.ones(1, 8, 1, 1) + torch.zeros_like(x),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_STATES)
+def test_first_states_of_a_recurrent_cell_are_channels(name: str) -> None:
+    """What holds one number everywhere is as narrow as what it meets."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.stem(x)
+        hidden = state = FIRST_STATES[name](x)
+        for _ in range(2):
+            i, f, o, g = m.gates(torch.cat([x, hidden], 1)).chunk(4, 1)
+            state = f.sigmoid() * state + i.sigmoid() * g.tanh()
+            hidden = o.sigmoid() * state.tanh()
+        return m.head(hidden)
+
+    result = check(Net(forward, stem=conv(3, 8), gates=nn.Conv2d(16, 32, 3, padding=1), head=nn.Conv2d(8, 3, 1)),
+                   {"head"})  # fmt: skip
+    assert result.module.get_parameter("gates.weight").shape == (16, 8, 3, 3)
+
+
+SIZES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a pad": lambda x, y: y + F.pad(x, (0, 0, 0, 0, 0, y.size(1) - x.size(1))),
+    "a pad on both sides": lambda x, y: y + F.pad(x, [0, 0, 0, 0, (y.size(1) - x.size(1)) // 2, y.size(1) // 2 - 4]),
+    "a pad in aten's words": lambda x, y: y + torch.constant_pad_nd(x, [0, 0, 0, 0, 0, y.size(1) - x.size(1)], 0.0),
+    "a norm over a shape": lambda x, y: F.layer_norm(y, y.shape[1:]),
+    "a norm over sizes": lambda x, y: F.layer_norm(y, [y.size(1), *y.shape[2:]]),
+    "narrow": lambda x, y: torch.cat([y.narrow(1, y.size(1) // 2, y.size(1) // 2), y.narrow(1, 0, y.size(1) // 2)], 1),
+    "slices": lambda x, y: torch.cat([y[:, y.size(1) // 2 :], y[:, : y.size(1) // 2]], 1),
+    "slices from the end": lambda x, y: torch.cat([y[:, -(y.size(1) // 3) :], y[:, : -(y.size(1) // 3)]], 1),
+    "split": lambda x, y: y + torch.cat(list(reversed(torch.split(y, 12 // 2, 1))), 1),
+    "split by the width": lambda x, y: torch.mul(*(y.split(y.size(1) // 2, 1)[i] for i in (0, 1))).repeat(1, 2, 1, 1),
+    "reshape in halves": lambda x, y: y.reshape(y.size(0), 2, y.size(1) // 2, *y.shape[2:]).sum(1).repeat(1, 2, 1, 1),
+    "unflatten": lambda x, y: y.unflatten(1, (y.size(1) // 4, 4)).sum(1).repeat(1, 3, 1, 1),
+    "groups": lambda x, y: F.conv2d(y, torch.ones(12, 1, 3, 3), padding=1, groups=y.size(1)),
+    "groups of four": lambda x, y: F.group_norm(y, y.size(1) // 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_forward_computes_from_a_width(name: str) -> None:
+    result = shrink_model(randomized(between(SIZES[name])), input_shape=IMAGE, keep=0.5)
+    assert result.widths["b"] == (12, 6)
+
+
+NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "counted": lambda x, y: y + torch.arange(y.size(1)).view(1, -1, 1, 1),
+    "counted by twos": lambda x, y: (
+        y.unflatten(1, (-1, 2)).flatten(1, 2) + torch.arange(y.size(1) // 2).repeat_interleave(2).view(1, -1, 1, 1)
+    ),
+    "on a line": lambda x, y: y * torch.linspace(0, 1, y.size(1))[:, None, None],
+    "spread alike": lambda x, y: y * torch.linspace(-1, 1, y.size(1)).view(-1, 1, 1).expand_as(y),
+    "drawn": lambda x, y: y + torch.rand(y.shape),
+    "drawn alike": lambda x, y: y + torch.randn_like(y),
+    "one of many": lambda x, y: y + F.one_hot(torch.tensor([1, 2]), y.size(1)).view(2, -1, 1, 1)[: y.size(0)],
+    "written into": lambda x, y: y + written(y),
+    "identity": lambda x, y: torch.einsum("bchw,cd->bdhw", y, torch.eye(y.size(1))),
+}
+
+
+def written(y: Tensor) -> Tensor:
+    places = torch.zeros(y.shape)
+    places[:, 0] = 1
+    return places
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_for_each_channel_hold_the_channels_and_say_so(name: str) -> None:
+    result = shrink_model(randomized(between(NUMBERS[name])), input_shape=IMAGE, keep=0.5)
+    assert result.widths["a"] == (8, 4)
+    assert result.widths["b"] == (12, 12)
+    (why,) = [d.why for d in result.diagnostics if d.where == "b" and d.code == "not-pruned"]
+    assert why.startswith("keeps its 12 outputs: its channel ")
