@@ -112,7 +112,7 @@ def in_words(value: Preprocessing) -> str:
     """A preprocessing in one line, with where it came from."""
     size, resize = ("x".join(map(str, found)) for found in (value.size, value.resize or value.size))
     how = {"crop": "middle of", "squash": "squashed to", "pad": "padded from"}[value.fit]
-    geometry = f"{size}, {how} {resize}, {value.interpolation}"
+    geometry = f"{size}, {how} {resize}, {value.interpolation}" if value.resize or value.fit != "crop" else size
     if value.mean:
         numbers = (" ".join(f"{number:.4g}" for number in found) for found in (value.mean, value.std))
         normal = "mean {} std {}".format(*numbers)

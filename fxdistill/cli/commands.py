@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 out = Console(highlight=False)
+NAMES, MODEL = ("teacher", "student"), "model"
 SAVE_EVERY = 30.0
 """Seconds between checkpoints."""
 
@@ -40,7 +41,13 @@ def plan(
     data: parameters.PlanData = None,
     class_map: parameters.ClassMap = None,
     val: parameters.Validation = 0.0,
+    measure: parameters.Measure = True,
     input_shape: parameters.Input = "",
+    size: parameters.Size = [],
+    crop: parameters.Crop = [],
+    interpolation: parameters.Interpolation = [],
+    mean: parameters.Mean = [],
+    std: parameters.Std = [],
     method: parameters.HowTaught = "indistill",
     task: parameters.TaskName = "classification",
     pair: parameters.Pairs = [],
@@ -69,6 +76,7 @@ def plan(
     """Pair the layers, choose the channels, write a plan to review."""
     with reported():
         wanted = values.shape(input_shape)
+        wishes = values.wishes(NAMES, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         if keep is not None and align is not parameters.Align.shrink:
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
@@ -86,7 +94,7 @@ def plan(
         from fxdistill.report.plan_view import plan_view
 
         seen = planning.look(
-            data, output, wanted, dict(zip(("teacher", "student"), models, strict=True)), task=task, wishes={},
+            data, output, wanted, dict(zip(NAMES, models, strict=True)), task=task, wishes=wishes, measure=measure,
             batch_size=batch_size, allow=allow_factory, val=val, seed=seed, class_map=class_map,
             entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
         )  # fmt: skip
@@ -102,6 +110,8 @@ def plan(
 
         made, passes = planning.write(output, models, decisions, seen, after=after)
         out.print(plan_view(made))
+        if seen.reached:
+            out.print(Text(f"\nthe teacher reaches {seen.reached}"), soft_wrap=True)
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
 
 
@@ -167,6 +177,11 @@ def export(
     class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
     input_shape: parameters.Input = "",
+    size: parameters.Size = [],
+    crop: parameters.Crop = [],
+    interpolation: parameters.Interpolation = [],
+    mean: parameters.Mean = [],
+    std: parameters.Std = [],
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
     output_entry: parameters.OutputEntry = None,
@@ -179,15 +194,17 @@ def export(
     """Write a model as ONNX with a dynamic batch, and compare the file with the model."""
     with reported():
         wanted = values.shape(input_shape)
+        wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
         values.writable(output)
 
         from fxdistill.runtime import deploy
 
         found = deploy.find(
-            model, data=data, task=task, input_shape=wanted, factory=factory, args=arg, allow=allow_factory,
-            trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
+            model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
+            allow=allow_factory, trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
         )  # fmt: skip
         _say(found.remarks)
+        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
         written, parity = deploy.exported(found, output, opset=opset, tolerance=tolerance, only=only_output)
         kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
         out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
@@ -248,6 +265,12 @@ def evaluate_model(
     data: parameters.Data = None,
     class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
+    input_shape: parameters.Input = "",
+    size: parameters.Size = [],
+    crop: parameters.Crop = [],
+    interpolation: parameters.Interpolation = [],
+    mean: parameters.Mean = [],
+    std: parameters.Std = [],
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
     output_entry: parameters.OutputEntry = None,
@@ -256,13 +279,17 @@ def evaluate_model(
 ) -> None:
     """Measure a model on test images."""
     with reported():
+        wanted = values.shape(input_shape)
+        wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
+
         from fxdistill.runtime import deploy
 
         found = deploy.find(
-            model, data=data, task=task, factory=factory, args=arg, allow=allow_factory, trust_pickle=trust_pickle,
-            entry=output_entry, class_map=class_map,
+            model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
+            allow=allow_factory, trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
         )  # fmt: skip
         _say(found.remarks)
+        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
         values_by_name, images = deploy.measured(found, where=model)
         for name, value in values_by_name.items():
             out.print(f"{name} {found.task.shown(value)} on {images} test images")

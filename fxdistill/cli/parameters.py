@@ -13,6 +13,7 @@ _MODEL = "A .pt file, or a factory such as torchvision.models:resnet18?num_class
 _RUN_OR_MODEL = f"A run directory. {_MODEL}"
 _DATA = "{sources}, or my.module:factory."
 _SHAPE = "Shape of one batch, e.g. 1x3x224x224. Default: from the data, the file, else that."
+_ONE = "With two models also teacher=… or student=…. Default: from file, library, data."
 _OUTPUT = "Which entry of the {}'s output is the prediction: NAME or INDEX. Default: the one that fits."
 _ALIGN = "slice: prune the teacher's taps; shrink: make a smaller teacher first; project: a learned encoder."
 _FACTORY = "Factory for a {}file that is a state dict."
@@ -38,6 +39,15 @@ Trust = Annotated[bool, typer.Option("--trust-pickle", help="Unpickle model file
 
 # data
 Input = Annotated[str, typer.Option("--input", help=_SHAPE)]
+Size = Annotated[list[str], typer.Option("--size", help=f"Image size that a model reads: 224, 224x192. {_ONE}")]
+Crop = Annotated[list[str], typer.Option("--crop", help=f"Share of the resized side that is cut out: 0.875. {_ONE}")]
+Interpolation = Annotated[
+    list[str],
+    typer.Option("--interpolation", help=f"How images are resized: bilinear, bicubic … {_ONE}"),
+]
+Mean = Annotated[list[str], typer.Option("--mean", help=f"Subtracted a channel, pixels in 0 to 1: 0.5,0.5,0.5. {_ONE}")]
+Std = Annotated[list[str], typer.Option("--std", help=f"Divided by a channel. {_ONE}")]
+Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Measure the teacher on the data.")]
 Data = Annotated[str | None, typer.Option("--data", help=_DATA)]
 PlanData = Annotated[
     str | None, typer.Option("--data", help=f"{_DATA} Without it the plan is structural: reviewable, not runnable.")

@@ -36,6 +36,7 @@ class Seen:
         entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
         batch: Images as the teacher takes them, and labels, where the criterion reads data and there is some.
         remarks: What there is to say about that.
+        reached: What the teacher reaches on the data, in words; '' where it was not measured.
     """
 
     data: DataPlan
@@ -44,12 +45,13 @@ class Seen:
     entries: tuple[str, str]
     batch: tuple[Tensor, Tensor] | None = None
     remarks: tuple[Diagnostic, ...] = ()
+    reached: str = ""
 
 
 def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Mapping[str, LoadedModel], *, task: str,
     batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
-    wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None,
+    wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None, measure: bool = False,
 ) -> Seen:  # fmt: skip
     """Look at the data as the models read it, and at what they answer.
 
@@ -67,6 +69,7 @@ def look(
         val: The share of the training images to watch the training by.
         seed: What is set aside is drawn under it.
         class_map: A file with the models' classes, for data that has some of them.
+        measure: Whether to measure the teacher.
 
     Raises:
         DataError: The data is not there, or not what the models read.
@@ -103,7 +106,12 @@ def look(
         for remark in preflight.undecided(name, one, f"--{name}-output")
     )
     entry = (found[0].entry, found[1].entry)
-    return Seen(data, seen.shape, seen.preprocessing, entry, examples, (*said, *undecided))
+    reached, poor = "", list[Diagnostic]()
+    if measure and not models[first].random_weights and not found[0].wrong:
+        own = preprocess.read_for(seen, first, dataset=dataset, data=made, task=TASKS.get(task), allow=allow)
+        view = seen.preprocessing[first].view(own.image_shape[1:])
+        reached, poor = preflight.taught(first, module, own, TASKS.get(task), view=view, entry=entry[0])
+    return Seen(data, seen.shape, seen.preprocessing, entry, examples, (*said, *undecided, *poor), reached)
 
 
 def write(

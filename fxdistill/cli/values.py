@@ -1,14 +1,16 @@
 """What the command line's arguments stand for: shapes, pairs, models, places to write to."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
     from fxdistill.modelfiles.load import LoadedModel
     from fxdistill.plan.schema import Recalibration
+    from fxdistill.preprocessing import Wishes
 
 
 def shape(text: str) -> tuple[int, ...] | None:
@@ -76,6 +78,57 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
                 f"the method '{method}' has no pass named '{name}'", where="--print-after",
                 hint=suggestion(name, expanded.passes, "its passes are"),
             )  # fmt: skip
+
+
+def wishes(
+    members: Sequence[str], *, size: Sequence[str] = (), crop: Sequence[str] = (), interpolation: Sequence[str] = (),
+    mean: Sequence[str] = (), std: Sequence[str] = (),
+) -> "dict[str, Wishes]":  # fmt: skip
+    """What the options say of each member's preprocessing: ``VALUE`` for all, ``MEMBER=VALUE`` for one.
+
+    Raises:
+        InputError: One is no such value, or names no member.
+    """
+    from fxdistill.preprocessing import Wishes
+
+    given = {"size": size, "crop": crop, "interpolation": interpolation, "mean": mean, "std": std}
+    found: dict[str, dict[str, Any]] = {member: {} for member in members}
+    for name, texts in given.items():
+        for text in sorted(texts, key=lambda one: "=" in one):  # what is said of one holds against what is said of all
+            member, equals, value = text.rpartition("=")
+            if equals and member not in members:
+                known = " or ".join(f"{one}=" for one in members) if len(members) > 1 else "no name"
+                raise InputError(
+                    f"'{member}' is no model here", where=f"--{name}", hint=f"write {known} before the value"
+                )
+            for one in (member,) if equals else members:
+                found[one][name] = _wish(name, value)
+    return {member: Wishes(**said) for member, said in found.items()}
+
+
+def _wish(name: str, text: str) -> Any:
+    from fxdistill.preprocessing import Interpolation
+
+    try:
+        if name == "interpolation" and text in get_args(Interpolation):
+            return text
+        if name == "size" and all(int(part) > 0 for part in text.lower().split("x")):
+            sides = [int(part) for part in text.lower().split("x")]
+            height, width = sides * 2 if len(sides) == 1 else sides
+            return height, width
+        if name == "crop" and 0 < float(text) <= 1:
+            return float(text)
+        numbers = tuple(float(part) for part in text.split(",")) if name in ("mean", "std") else ()
+        if numbers and all(math.isfinite(n) and (name == "mean" or n > 0) for n in numbers):
+            return numbers
+    except ValueError:
+        pass
+    forms = {
+        "size": "224 or 224x192", "crop": "a share above 0 and up to 1, as 0.875",
+        "interpolation": ", ".join(get_args(Interpolation)), "mean": "a number a channel, as 0.485,0.456,0.406",
+        "std": "a number above 0 a channel, as 0.229,0.224,0.225",
+    }  # fmt: skip
+    raise InputError(f"'{text}' is no {name}", where=f"--{name}", hint=f"write {forms[name]}")
 
 
 def known_criterion(name: str, option: str) -> None:

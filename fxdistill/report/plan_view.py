@@ -8,6 +8,7 @@ from rich.text import Text
 
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.schema import Arm, ModelRef, Pair, RunnerUp, Shrunken, Stage, Tap
+from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import Line, count, diagnostics_view, size
 
 _ASIDE = {"why", "runner-up", "kept"}
@@ -20,7 +21,7 @@ def plan_view(plan: Plan) -> RenderableType:
     longest = max(len("input"), *map(len, given))
     task = Text.assemble(size(plan.input.shape), ("   task  ", "bold"), plan.task, ("   data  ", "bold"), data)
     parts: list[RenderableType] = [
-        *(_model_line(f"{name:<{longest}}", ref) for name, ref in given.items()),
+        *(line for name, ref in given.items() for line in _model_lines(name, ref, longest)),
         Line(task, Text(f"{'input':<{longest}}  ", "bold")),
         Text(),
         _title(f"pairs ({len(plan.pairs)})", f"widths by {', '.join(sorted({p.align for p in plan.pairs})) or '-'}"),
@@ -50,6 +51,13 @@ def _arm_line(plan: Plan, arm: Arm) -> Line:
 
 def _title(name: str, rest: str) -> Line:
     return Line(Text.assemble((name, "bold"), f", {rest}"), indent=2)
+
+
+def _model_lines(role: str, ref: ModelRef, width: int) -> Iterator[Line]:
+    """A given model: where it comes from, its size, and how it reads images."""
+    yield _model_line(f"{role:<{width}}", ref)
+    if ref.preprocessing is not None:
+        yield Line(Text(f"reads {in_words(ref.preprocessing)}", "dim"), Text(" " * (width + 2)))
 
 
 def _model_line(role: str, ref: ModelRef) -> Line:

@@ -12,6 +12,8 @@ from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import ModelRef
+from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import diagnostics_view
 from fxdistill.runtime.arms import Observer, Trial
 from fxdistill.runtime.loop import Progress as TrainProgress
@@ -59,6 +61,9 @@ class RunView(Observer):
         self._order, self._task = trials, TASKS.get(plan.task)
         self._watched = "" if plan.data.val is None else "validation "
         self._logged = time.monotonic()
+        for name, member in plan.members.items():
+            if isinstance(member, ModelRef) and member.preprocessing is not None:
+                self.console.print(Text(f"{name} reads {in_words(member.preprocessing)}"), soft_wrap=True)
 
     def _remark(self, remark: Diagnostic) -> None:
         for line in diagnostics_view([remark]):

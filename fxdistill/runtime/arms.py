@@ -26,6 +26,7 @@ from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm
+from fxdistill.preprocessing import PLAIN, View
 from fxdistill.runtime import checkpoint, norms, stopping
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
@@ -67,7 +68,7 @@ class Execution:
         plan: The plan.
         task: Its task.
         rundir: Where everything is written.
-        dataset: On the device, as far as it fits.
+        dataset: On the device, as far as it fits; image files read for training.
         modules: The members by name: the user's modules, and those that are made from them.
         fabric: Device and precision.
         initial: For each trial the state dict that each trained member starts from.
@@ -78,6 +79,7 @@ class Execution:
         checkpoint: Where to go on from.
         programs: Programs that were built already.
         strangers: The members whose predictions are none for the data: only their layers teach.
+        own_data: By name the data of members that read image files in another way, as they do: to measure them on.
     """
 
     plan: Plan
@@ -94,6 +96,7 @@ class Execution:
     checkpoint: Checkpoint
     programs: dict[Trial, Program] = field(default_factory=dict)
     strangers: frozenset[str] = frozenset()
+    own_data: Mapping[str, Dataset] = field(default_factory=dict)
 
     def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
         """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
@@ -104,18 +107,22 @@ class Execution:
         if member in self.strangers or not self.dataset.has_labels(on):
             return {}
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
-        return metrics(
-            module, self.dataset, self.task, view=self.plan.view_of(member), batch_size=size,
-            entry=self.plan.entry_of(member), on=on,
-        )  # fmt: skip
+        dataset, view = self.seen_by(member)
+        entry = self.plan.entry_of(member)
+        return metrics(module, dataset, self.task, view=view, batch_size=size, entry=entry, on=on)
+
+    def seen_by(self, member: str) -> tuple[Dataset, View]:
+        """The data to measure a member on, image files read as it reads them itself, and how it looks at them."""
+        found = self.own_data.get(member, self.dataset)
+        own = self.plan.preprocessing_of(member)
+        return found, PLAIN if own is None else own.view(found.image_shape[1:])
 
     def same_for_all(self, member: str) -> str:
         """What a member says of every test image, where that is the same; else ''."""
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
-        return same_for_all(
-            module, self.dataset, self.task, view=self.plan.view_of(member), batch_size=size,
-            entry=self.plan.entry_of(member),
-        )  # fmt: skip
+        dataset, view = self.seen_by(member)
+        entry = self.plan.entry_of(member)
+        return same_for_all(module, dataset, self.task, view=view, batch_size=size, entry=entry)
 
 
 def trials_of(plan: Plan) -> list[Trial]:

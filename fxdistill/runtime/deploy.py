@@ -30,7 +30,7 @@ from fxdistill.modelfiles import bundle, statedict
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.schema import ModelRef, Shrunken
-from fxdistill.preprocessing import NOTHING, Preprocessing, View, Wishes
+from fxdistill.preprocessing import NOTHING, Preprocessing, View, Wishes, in_words
 from fxdistill.runtime import checkpoint, preflight, preprocess
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.result import provenance
@@ -66,6 +66,11 @@ class Found:
     metadata: dict[str, str]
     prediction_name: str = ""
     remarks: tuple[Diagnostic, ...] = ()
+
+    @property
+    def reads(self) -> str:
+        """How the model reads images, in words."""
+        return in_words(self.preprocessing)
 
     @property
     def view(self) -> View:

@@ -62,6 +62,7 @@ class _Parts:
     initial: dict[Trial, Mapping[str, State]]
     programs: dict[Trial, Program]
     strangers: frozenset[str]
+    own_data: dict[str, Dataset]
 
 
 def execute(
@@ -98,7 +99,7 @@ def execute(
             plan, TASKS.get(plan.task), rundir, parts.dataset.to(fabric.device), parts.modules, fabric,
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
             Metrics(rundir, size=at.metrics_size, arms=[arm.name for arm in plan.all_arms]), at, parts.programs,
-            parts.strangers,
+            parts.strangers, {name: found.to(fabric.device) for name, found in parts.own_data.items()},
         )  # fmt: skip
         return _train(run)
 
@@ -156,7 +157,8 @@ def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
     initial: dict[Trial, Mapping[str, State]] = {
         trial: {name: first(name, trial.seed) for name in plan.arm(trial.name).trains} for trial in trials_of(plan)
     }
-    return _Parts(modules, dataset, initial, _programs(plan, modules, dataset), frozenset(strangers))
+    own = preflight.own_data(plan, base, dataset, allow=settings.allow)
+    return _Parts(modules, dataset, initial, _programs(plan, modules, dataset), frozenset(strangers), own)
 
 
 def _programs(plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset) -> dict[Trial, Program]:

@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxdistill.compiler.remarks import takes_logits
 from fxdistill.data import classmap, places
 from fxdistill.data.batches import batches
-from fxdistill.data.dataset import Dataset
+from fxdistill.data.dataset import Dataset, Images
 from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_dataset
 from fxdistill.diagnostics import Diagnostic
@@ -23,14 +23,17 @@ from fxdistill.ir.program import Program
 from fxdistill.ir.running import attributes_kept, buffers_kept, seeded
 from fxdistill.losses import LOSSES
 from fxdistill.measure import onnx_file
-from fxdistill.measure.model import evaluating
+from fxdistill.measure.model import evaluating, metrics
 from fxdistill.modelfiles.load import load
 from fxdistill.modelfiles.source import ModelSource
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
+from fxdistill.preprocessing import Reading, View
 from fxdistill.registry import GROUPS, origin
 from fxdistill.tasks import TASKS, Task
 
+_MEASURED = 2048
+"""Images that a teacher is measured on before anything is planned."""
 _PAIRS = 8
 """Pairs of images that losses are tried on."""
 
@@ -133,6 +136,49 @@ def load_data(plan: Plan, base: Path, *, member: str | None = None, allow: Seque
             "training takes batches of two images or more", where="data.batch_size", hint="use --batch-size 2 or more"
         )
     return dataset
+
+
+def own_data(plan: Plan, base: Path, dataset: Dataset, *, allow: Sequence[str] = ()) -> dict[str, Dataset]:
+    """The data again for each member that reads image files in another way than training does: to measure it on.
+
+    Data of a size of its own is the same for all.
+    """
+    read = {name: plan.reading_of(name) for name in plan.members}
+    if plan.reading is None or dataset.image_shape != plan.reading.shape:
+        return {}
+    found: dict[Reading, Dataset] = {}
+    for name, reading in read.items():
+        if reading is not None and reading != plan.reading and reading not in found:
+            found[reading] = load_data(plan, base, member=name, allow=allow)
+    return {name: found[reading] for name, reading in read.items() if reading in found}
+
+
+def taught(
+    member: str, module: nn.Module, dataset: Dataset, task: Task, *, view: View, entry: str
+) -> tuple[str, list[Diagnostic]]:
+    """What a member that teaches reaches on some of the data, in words, and a warning where that is near chance.
+
+    Args:
+        member: Its name.
+        module: It.
+        dataset: The data, as it reads it; up to 2,048 images a split are taken, evenly spaced.
+        task: What is measured.
+        view: How it looks at them.
+        entry: Which entry of its output is the prediction.
+    """
+    split = dataset.split("val")
+    if not dataset.has_labels("val") or (task.ranks_train and dataset.is_one):
+        return "", []
+    few = replace(dataset, train=_some(dataset.train), test=_some(split), val=None)
+    found = metrics(module, few, task, view=view, entry=entry)
+    what = "validation" if dataset.val is not None else "test"
+    said = f"{task.primary} {task.shown(found[task.primary])} on {len(few.test):,} {what} images"
+    return said, near_chance(member, found, task, len(dataset.classes))
+
+
+def _some(split: Images) -> Images:
+    count = min(len(split), _MEASURED)
+    return split if count == len(split) else split.at(torch.linspace(0, len(split) - 1, count).round().long())
 
 
 def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -> bool:

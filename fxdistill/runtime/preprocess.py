@@ -96,6 +96,24 @@ def look(
     )  # fmt: skip
 
 
+def read_for(seen: Seen, member: str, *, dataset: Dataset, data: DataPlan, task: Task, allow: Sequence[str]) -> Dataset:
+    """The data as one model reads image files itself, to measure it on.
+
+    Args:
+        seen: What was found out.
+        member: The model's name.
+        dataset: The data as it is read for training.
+        data: What the plan says of it, its spec as it is from here.
+        task: What the data is for.
+        allow: Modules whose factories may be called.
+    """
+    channels = dataset.image_shape[0]
+    training, own = (one.reading(channels) for one in (_largest(seen.preprocessing), seen.preprocessing[member]))
+    if own == training or dataset.image_shape != training.shape:
+        return dataset
+    return load(data, task=task, reading=own, allow=allow)
+
+
 def at_size(wishes: Wish, shape: Sequence[int] | None) -> Wish:
     """What the user wishes, with the size of the shape that was asked for where he says no size apart."""
     if shape is None or isinstance(wishes, Preprocessing) or wishes.size is not None:
