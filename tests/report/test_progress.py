@@ -41,6 +41,7 @@ def test_a_log_file_gets_lines_only() -> None:
     watch(console)
     pair = load(runs.plan_file()).arm("distilled").stages[0].losses[0].pair
     assert text.getvalue().splitlines() == [
+        *(f"{name} reads 8x8; mean 0.3055 std 0.376, gray (the data)" for name in ("teacher", "student")),
         "warning some-code teacher: because",
         f"distilled, seed 0: warm-up-1  mse[{pair}] 0.25  accuracy 50.00%",
     ]
