@@ -6,6 +6,7 @@ that it keeps, gives the architecture of the smaller model. Files of shrunken mo
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +27,7 @@ from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.thin import KeptIndices, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Rung
-from fxdistill.tasks import Task
+from fxdistill.tasks import Task, labelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,7 @@ def supervised_loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
     """
     loss = LOSSES.get(task.supervised) if task.supervised is not None else None
     if loss is not None and loss.function is not None and loss.reads == ("student.logits", "labels"):
-        return loss.function
+        return partial(_of_labels, loss.function)
     why = (
         "has no loss of its own"
         if loss is None
@@ -158,6 +159,15 @@ def supervised_loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
         )  # fmt: skip
 
     return nothing
+
+
+def _of_labels(loss: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, targets: Tensor) -> Tensor:
+    if not bool(labelled(targets).any()):
+        raise InputError(
+            "none of the images has a label, so there are no gradients to rank channels by", where="criterion",
+            hint="choose one that reads weights alone, e.g. l1, or give data with labels",
+        )  # fmt: skip
+    return loss(prediction, targets)
 
 
 def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:

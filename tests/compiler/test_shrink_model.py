@@ -192,3 +192,11 @@ def test_gradients_of_a_loss_of_more_than_labels_are_refused(add: Add) -> None:
 
     with pytest.raises(InputError, match="has the loss 'by-index', which reads more than prediction and labels"):
         supervised_loss(Numbered())(torch.zeros(2, 3), torch.zeros(2))
+
+
+def test_a_criterion_that_reads_labels_says_where_there_are_none() -> None:
+    loss = supervised_loss(TASKS.get("classification"))
+    predictions = torch.randn(3, 4)
+    assert loss(predictions, torch.tensor([1, -100, 2])).item() > 0
+    with pytest.raises(InputError, match="none of the images has a label, so there are no gradients"):
+        loss(predictions, torch.full((3,), -100))
