@@ -87,7 +87,7 @@ def look(
     )  # fmt: skip
     made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
     made = made.changed(mapped=class_map is not None)
-    said = (*dataset.remarks, *seen.remarks, *division.remarks(made))
+    said = (*division.remarks(dataset, made), *seen.remarks)
     dataset = division.divided(dataset, made)
     found = [  # of a teacher with other classes the compiler says whether its predictions are compared
         preflight.fits(

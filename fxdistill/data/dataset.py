@@ -256,7 +256,7 @@ def _whole(split: Images, name: str, where: str, task: Task) -> Images:
         if len(images) != len(labels):
             raise _unusable(name, f"{len(images)} images, {len(labels)} labels", where, "give one label an image")
         if images.dtype != torch.uint8 and (wrong := wrong_pixels(images)):
-            raise _unusable(name, wrong, where, "give them in 0 … 1: normalising is the plan's part")
+            raise _unusable(name, wrong, where, "give them in 0 … 1: normalising is the model's preprocessing")
         split = Split(images if images.dtype == torch.uint8 else images.float(), task.typed(labels))
     elif split.labels.dtype != (wanted := task.typed(split.labels[:0]).dtype):
         raise _unusable(name, f"labels are {split.labels.dtype}", where, f"give them as {wanted}")

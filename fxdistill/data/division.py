@@ -62,11 +62,15 @@ def divided(dataset: Dataset, data: DataPlan) -> Dataset:
     return Dataset(train, test, dataset.classes, dataset.mean, dataset.std, val, dataset.remarks)
 
 
-def remarks(data: DataPlan) -> list[Diagnostic]:
-    """What there is to say about what a plan sets aside that nobody asked for."""
+def remarks(dataset: Dataset, data: DataPlan) -> list[Diagnostic]:
+    """What there is to say about the data, and about what a plan sets aside of it that nobody asked for."""
+    said = [
+        one.model_copy(update={"hint": ""} if one.code == "val-is-test" and data.val else {}) for one in dataset.remarks
+    ]
     if data.test is None:
-        return []
+        return said
     return [
+        *said,
         Diagnostic(
             code="held-out", severity="note", where=f"data {data.spec}",
             why=f"the data is one split: {data.test.share:.0%} of it, drawn under seed {data.test.seed}, is set aside "

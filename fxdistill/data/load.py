@@ -148,11 +148,15 @@ def _read(spec: str, task: Task, reading: Reading | None, allow: Sequence[str]) 
     allowed = any(spec.startswith((f"{module}:", f"{module}.")) for module in allow)
     if allowed or ("." in name and place):
         return _own(spec, allow, task, reading)
-    raise DataError(f"the data spec '{spec}' is unknown", where=spec, hint=_known(name + colon))
+    raise DataError(
+        f"the data spec '{spec}' is unknown",
+        where=spec,
+        hint=_known(name + colon, name if place.isidentifier() and name.isidentifier() else "my.module"),
+    )
 
 
-def _known(wrong: str) -> str:
-    own = "; or your own my.module:factory, with --allow-factory my.module"
+def _known(wrong: str, module: str) -> str:
+    own = f"; or your own {module}:factory, with --allow-factory {module}"
     return f"{suggestion(wrong, sources.forms(), 'known specs:')}{own}"
 
 

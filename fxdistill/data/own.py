@@ -280,12 +280,21 @@ class Items:
             return _image(image), _target(target, self.task)
         except InputError:
             raise
+        except _Unfit as cause:
+            raise self._wrong(index, *cause.args) from None
         except Exception as cause:  # the user's own code may raise anything
             why = f"it cannot be read: {type(cause).__name__}: {cause}"
             raise self._wrong(index, why, "see what the module of the factory makes of that item") from cause
 
     def _wrong(self, index: int, why: str, hint: str) -> DataError:
         return DataError(f"item {index}: {why}", where=self.where, hint=hint)
+
+
+class _Unfit(Exception):  # noqa: N818  # never leaves this file
+    """What is wrong with an item, and what to do about it."""
+
+    def __init__(self, why: str, hint: str = FORMS) -> None:
+        super().__init__(why, hint)
 
 
 @dataclass(frozen=True)
@@ -303,12 +312,12 @@ def _parted(item: Any) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         keys = [next((key for key in known if key in item), None) for known in (_IMAGES, _TARGETS)]
         if keys[0] is None:
-            raise ValueError(f"it is a mapping of {', '.join(map(str, item))}, and none of them is 'image'")
+            raise _Unfit(f"it is a mapping of {', '.join(map(str, item))}, and none of them is 'image'")
         return item[keys[0]], None if keys[1] is None else item[keys[1]]
     if not isinstance(item, tuple | list):
         return item, None
     if len(item) not in (1, 2):
-        raise ValueError(f"it holds {len(item)} values; an item is an image, or (image, target)")
+        raise _Unfit(f"it holds {len(item)} values", "an item is an image, or (image, target)")
     return (item[0], item[1] if len(item) == 2 else None)
 
 
@@ -323,18 +332,18 @@ def _image(image: Any) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0) if last else image))
         image = image[:3] if last and len(image) == 4 else image
     if not isinstance(image, Tensor):
-        raise TypeError(f"its image is a {type(image).__name__}")
+        raise _Unfit(f"its image is a {type(image).__name__}", "give a tensor, an array, or an image of Pillow's")
     return _of_tensor(image.detach().cpu())
 
 
 def _of_tensor(image: Tensor) -> Tensor:
     image = image.unsqueeze(0) if image.ndim == 2 else image
     if image.ndim != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
-        raise ValueError(f"its image is {image.dtype} of shape {tuple(image.shape)}; give uint8 or float, (C, H, W)")
+        raise _Unfit(f"its image is {image.dtype} of shape {tuple(image.shape)}", "give uint8 or float, (C, H, W)")
     if image.dtype == torch.uint8:
         return image
     if wrong := wrong_pixels(image):
-        raise ValueError(f"its {wrong}; give them in 0 … 1, without Normalize: normalising is the plan's part")
+        raise _Unfit(f"its {wrong}", "give them in 0 … 1, without Normalize: that is the model's preprocessing")
     return image.float()
 
 
@@ -343,7 +352,7 @@ def _target(target: Any, task: Task) -> Tensor | None:
     if target is None:
         return None
     if isinstance(target, str | bytes | Mapping):
-        raise TypeError(f"its target is a {type(target).__name__}; give class numbers, or what the task wants")
+        raise _Unfit(f"its target is a {type(target).__name__}", "give class numbers, or what the task wants")
     if isinstance(target, Image.Image):
         target = np.asarray(target)
     found = target.detach().cpu() if isinstance(target, Tensor) else torch.from_numpy(np.array(target))

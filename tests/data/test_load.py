@@ -69,6 +69,7 @@ def test_the_input_must_be_what_the_models_read() -> None:
         ("cifar10:/nowhere", "no '/nowhere'"),
         ("my.module:factory", "--allow-factory my.module"),
         ("os.path:join", "--allow-factory os.path"),
+        ("mymodule:pairs", "or your own mymodule:factory, with --allow-factory mymodule"),
     ],
 )
 def test_specs_that_name_nothing(spec: str, message: str) -> None:

@@ -180,6 +180,7 @@ def test_data_with_some_of_the_models_classes(tmp_path: Path) -> None:
         tmp_path, TEACHER, STUDENT, *spec, "--method", "kd", "--class-map", tmp_path / "some.json", "--val", "0.25"
     )
     assert (plan.data.classes, plan.data.mapped) == (["class 0", "b", "class 2", "d"], True)
+    assert [one.hint for one in plan.diagnostics if one.code == "val-is-test"] == [""]  # --val is there already
     result = jobs.ran(tmp_path)
     assert result["members"]["teacher"]["accuracy"] == _top_1(tmp_path)
     both = {name: ("--class-map", tmp_path / name) for name in ("map.txt", "some.json")}
