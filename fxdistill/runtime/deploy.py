@@ -55,6 +55,7 @@ class Found:
         metadata: For the ONNX file.
         prediction_name: What the prediction is called in an ONNX file; '' for the name of its place in the output.
         remarks: What there is to say about it.
+        outputs: The outputs to export where nobody says which; empty for all.
     """
 
     module: nn.Module
@@ -66,6 +67,7 @@ class Found:
     metadata: dict[str, str]
     prediction_name: str = ""
     remarks: tuple[Diagnostic, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     @property
     def reads(self) -> str:
@@ -168,7 +170,7 @@ def exported(
     """Write a model that was found as ONNX; see :func:`export`."""
     return onnx_file.export_checked(
         found.module, Path(path), _images(found), task=found.task, input_shape=found.input_shape, opset=opset,
-        tolerance=tolerance, metadata=found.metadata, entry=found.entry, only=only,
+        tolerance=tolerance, metadata=found.metadata, entry=found.entry, only=only or found.outputs,
         prediction_name=found.prediction_name,
     )  # fmt: skip
 
@@ -325,7 +327,10 @@ def _of_run(
     where = data.changed(spec=spec if elsewhere else places.resolved_data(data.spec, rundir.base))
     dataset = load_data(where, task=plan.task, reading=own.reading(shape[1]), allow=allow, whole=elsewhere)
     shape, entry = (*shape[:2], *own.size), plan.entry_of(name)
-    return Found(module, TASKS.get(plan.task), dataset, shape, own, entry, provenance(plan, name), onnx_file.OUTPUT)
+    return Found(
+        module, TASKS.get(plan.task), dataset, shape, own, entry, provenance(plan, name), onnx_file.OUTPUT,
+        outputs=tuple(plan.export.outputs),
+    )  # fmt: skip
 
 
 def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequence[str]) -> nn.Module:

@@ -1,5 +1,7 @@
 """Which entry of a structured output is the prediction: one decision, for losses, metrics and ONNX alike."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,22 @@ def test_a_run_exports_all_outputs_of_its_student(tmp_path: Path) -> None:
     assert set(result["parity"]["others"]) == {"features"}
     names = [one.name for one in onnxruntime.InferenceSession(tmp_path / "run" / "student.onnx").get_outputs()]
     assert names == ["logits", "features"]
+
+
+def test_a_plan_may_say_which_outputs_its_student_has(tmp_path: Path) -> None:
+    jobs.planned(tmp_path, {"widths": [8, 16]}, {"answers": "named"}, "--data", "digits", "--method", "kd")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert content["export"]["outputs"] == []
+    for wanted, found in ((["logits"], "outputs logits; left out: features"), (["features"], "outputs features")):
+        content["export"]["outputs"] = wanted
+        (tmp_path / "plan.json").write_text(json.dumps(content))
+        result = jobs.ran(tmp_path, "--precision", "32-true")
+        assert result["outputs"] == wanted
+        assert found in jobs.done("export", tmp_path / "run", *jobs.ALLOW, "-o", tmp_path / "again.onnx")
+        assert "parity" in jobs.done("show", tmp_path / "run")
+        shutil.rmtree(tmp_path / "run")
+    content["export"]["outputs"] = ["scores"]
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    done = jobs.call("run", tmp_path / "plan.json", "-o", tmp_path / "run", *jobs.ALLOW, "--device", "cpu")
+    assert (done.exit_code, (tmp_path / "run").exists()) == (2, False)
+    assert "has no output 'scores'" in done.stderr

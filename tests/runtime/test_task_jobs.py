@@ -127,3 +127,27 @@ def test_descriptors_are_not_softened_classes(tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert "the method 'kd' has no term for this task" in done.stderr
         assert "pkt" in done.stderr
+
+
+LABELS: dict[str, Any] = {
+    "classification": np.arange(96) % 10,
+    "multilabel": RANDOM.integers(2, size=(96, 10)).astype(np.float32),
+    "regression": RANDOM.random((96, 10), dtype=np.float32),
+    "retrieval": np.arange(96) % 4,
+    "features": np.full(96, -1),
+    "segmentation": RANDOM.integers(3, size=(96, 8, 8)),
+}
+AGREEMENT = {
+    "classification": "top-1 agreement", "multilabel": "agreement of classes", "segmentation": "agreement of pixels",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", sorted(LABELS))
+def test_any_model_is_compared_with_its_file_on_images_of_its_task(tmp_path: Path, task: str) -> None:
+    spec = jobs.arrays(tmp_path / "data.npz", LABELS[task])
+    kwargs = MAPS if task == "segmentation" else {"answers": "softmax" if task == "classification" else "tensor"}
+    file = jobs.model(tmp_path / "model.pt", **kwargs)
+    said = jobs.done("export", file, *jobs.ALLOW, "--data", spec, "--task", task, "-o", tmp_path / "model.onnx")
+    assert f"{AGREEMENT.get(task, 'agreement')} 100.00%" in said
+    assert "on 32 test images" in said
+    assert "outputs logits" in said
