@@ -110,7 +110,9 @@ def test_factories(folder: Path) -> None:
 
 def test_models_that_do_not_go_together(folder: Path) -> None:
     shape = ("--input", "1x1x8x8")
-    assert "10" in refused(folder, "plan", "teacher.pt", f"{CONVNET}&classes=7", *shape)
+    said = refused(folder, "plan", "teacher.pt", f"{CONVNET}&classes=7", *shape, "--method", "kd")
+    assert "(10,)" in said
+    assert "indistill+supervised" in said
     assert "channels" in refused(folder, "plan", "teacher.pt", f"{CONVNET}&in_channels=3", *shape)
     assert "10 classes" in refused(folder, "plan", RESNET + "&classes=7", f"{CONVNET}&classes=7", "--data", "digits")
     assert "1x8x8" in refused(folder, "plan", "teacher.pt", CONVNET, "--data", "digits", "--input", "1x3x8x8")
