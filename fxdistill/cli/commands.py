@@ -186,6 +186,7 @@ def export(
     arg: parameters.Argument = [],
     output_entry: parameters.OutputEntry = None,
     only_output: parameters.OnlyOutput = [],
+    embed_preprocessing: parameters.Embed = False,
     opset: parameters.Opset = 18,
     tolerance: parameters.Tolerance = 1e-4,
     allow_factory: parameters.Allow = [],
@@ -205,7 +206,9 @@ def export(
         )  # fmt: skip
         _say(found.remarks)
         out.print(Text(f"reads {found.reads}"), soft_wrap=True)
-        written, parity = deploy.exported(found, output, opset=opset, tolerance=tolerance, only=only_output)
+        written, parity = deploy.exported(
+            found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
+        )
         kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
         out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
         names = f"outputs {', '.join(written.outputs)}"

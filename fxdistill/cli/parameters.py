@@ -128,6 +128,9 @@ OutputEntry = Annotated[str | None, typer.Option("--output-entry", metavar="NAME
 OnlyOutput = Annotated[
     list[str], typer.Option("--only-output", metavar="NAME", help="Write this output, not all; repeatable.")
 ]
+Embed = Annotated[
+    bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
+]
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
 Keep = Annotated[float, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]

@@ -92,8 +92,9 @@ def measure(
     with evaluating(original):
         for image in images:
             # first ONNX Runtime: a module may write into its input
-            theirs = answers(session, image.cpu().float(), where=str(path))
-            output = original(image.cpu().float())
+            given = image.cpu() if image.dtype == torch.uint8 else image.cpu().float()
+            theirs = answers(session, given, where=str(path))
+            output = original(given)
             ours = outputs.named(output, entry, prediction_name=prediction_name, taken=(INPUT,))
             chosen = (
                 None if not prediction_name and outputs.is_guess(output, entry) else outputs.prediction(output, entry)

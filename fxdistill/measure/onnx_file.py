@@ -29,6 +29,7 @@ from fxdistill.errors import ModelError, PlanError
 from fxdistill.ir import outputs
 from fxdistill.measure.gate import INPUT, Parity, answers, gate, measure, reason, reference
 from fxdistill.measure.latency import open_session
+from fxdistill.measure.onnx_model import Embedded
 from fxdistill.tasks import Task
 
 Exporter = Literal["dynamo", "torchscript"]
@@ -73,12 +74,14 @@ class _Source:
         names: The names of what it returns.
         batched: Those whose first dimension is that of the images.
         left_out: The entries that it does not return.
+        whole: Whether it takes pixels, uint8 (N, H, W, C).
     """
 
     module: nn.Module
     names: tuple[str, ...]
     batched: frozenset[str]
     left_out: tuple[str, ...] = ()
+    whole: bool = False
 
     def __call__(self, image: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
@@ -221,19 +224,24 @@ def check_opset(opset: int) -> None:
         )
 
 
-def _noise(batch: int, input_shape: tuple[int, ...]) -> Tensor:
-    return torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(batch))
+def _noise(batch: int, input_shape: tuple[int, ...], *, whole: bool = False) -> Tensor:
+    """Normal noise, or pixels (N, H, W, C), uint8."""
+    generator = torch.Generator().manual_seed(batch)
+    if whole:
+        channels, height, width = input_shape[1:]
+        return torch.randint(256, (batch, height, width, channels), generator=generator, dtype=torch.uint8)
+    return torch.randn(batch, *input_shape[1:], generator=generator)
 
 
 def _deployable(
     module: nn.Module, input_shape: tuple[int, ...], entry: str, only: Sequence[str], prediction_name: str
 ) -> _Source:
     """What to export: found out on the trial batches."""
-    source, found = reference(module), []
+    source, found, whole = reference(module), [], isinstance(module, Embedded)
     for batch in _TRIAL_BATCHES:
         try:
             with torch.no_grad():
-                output = source(_noise(batch, input_shape))
+                output = source(_noise(batch, input_shape, whole=whole))
         except Exception as cause:  # whatever the model's own code raises
             raise ModelError(
                 f"the model does not run on an input of shape {(batch, *input_shape[1:])}: {reason(cause)}",
@@ -252,12 +260,12 @@ def _deployable(
     batched = [all(seen[n][1][:1] == (b,) for seen, b in zip(found, _TRIAL_BATCHES, strict=True)) for n in names]
     of_batch = frozenset(name for name, changes in zip(names, batched, strict=True) if changes)
     if isinstance(output, Tensor):
-        return _Source(source, names, of_batch)
+        return _Source(source, names, of_batch, whole=whole)
     ids = [id(found[-1][name][0]) for name in names]
     places = {id(value): place for place, value in reversed(list(outputs.entries(output)))}
     left_out = tuple(place for place, value in outputs.entries(output) if value is not None and id(value) not in ids)
     # the second exporter puts back the mode that it finds at the top, in every layer
-    return _Source(_Outputs(source, [places[i] for i in ids]).eval(), names, of_batch, left_out)
+    return _Source(_Outputs(source, [places[i] for i in ids]).eval(), names, of_batch, left_out, whole)
 
 
 def _wanted(output: object, found: Mapping[str, tuple[Tensor, Shape]], only: Sequence[str]) -> tuple[str, ...]:
@@ -281,7 +289,7 @@ def _draft(
     refused: list[str] = []
     for exporter in _EXPORTERS:
         try:
-            proto = _export(source, _noise(2, input_shape), opset, exporter)
+            proto = _export(source, _noise(2, input_shape, whole=source.whole), opset, exporter)
             _save(proto, draft, metadata, external=_bytes(source.module) > _LARGEST_FILE)
             _try_out(source, draft, input_shape)
         except ModelError as cause:
@@ -347,7 +355,7 @@ def _try_out(source: _Source, draft: Path, input_shape: tuple[int, ...]) -> None
         raise ModelError(f"its file is not valid ONNX: {reason(cause)}") from cause
     session = open_session(draft)
     for batch in _TRIAL_BATCHES:
-        image = _noise(batch, input_shape)
+        image = _noise(batch, input_shape, whole=source.whole)
         theirs = answers(session, image, where=str(draft))  # before the module, which may write into its input
         with torch.no_grad():
             ours = source(image)

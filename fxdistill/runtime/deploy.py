@@ -26,11 +26,12 @@ from fxdistill.measure import onnx_file
 from fxdistill.measure.gate import Parity
 from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_file import Exported
+from fxdistill.measure.onnx_model import Embedded, OnnxModel, as_pixels, described
 from fxdistill.modelfiles import bundle, statedict
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.plan.schema import ModelRef, Shrunken
-from fxdistill.preprocessing import NOTHING, Preprocessing, View, Wishes, in_words
+from fxdistill.preprocessing import NOTHING, Preprocessing, Source, View, Wishes, in_words
 from fxdistill.runtime import checkpoint, preflight, preprocess
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.result import provenance
@@ -129,7 +130,7 @@ def export(
     task: str | None = None, input_shape: tuple[int, ...] | None = None,
     preprocessing: Preprocessing | Wishes = NOTHING, opset: int = 18, tolerance: float = 1e-4,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
-    entry: str | None = None, only: Sequence[str] = (), class_map: str | Path | None = None,
+    entry: str | None = None, only: Sequence[str] = (), class_map: str | Path | None = None, embed: bool = False,
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a model as ONNX with a dynamic batch, if the file passes the parity gate.
 
@@ -152,6 +153,7 @@ def export(
         entry: As for :func:`evaluate`.
         class_map: As for :func:`evaluate`.
         only: The outputs to write, by name or entry; empty for all.
+        embed: Whether the file takes pixels, uint8 (N, H, W, C), and normalises them itself.
 
     Raises:
         InputError: The model cannot be found, loaded or exported.
@@ -161,16 +163,23 @@ def export(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
         allow=allow, trust_pickle=trust_pickle, entry=entry, class_map=class_map,
     )  # fmt: skip
-    return exported(found, path, opset=opset, tolerance=tolerance, only=only)
+    return exported(found, path, opset=opset, tolerance=tolerance, only=only, embed=embed)
 
 
 def exported(
-    found: Found, path: str | Path, *, opset: int = 18, tolerance: float = 1e-4, only: Sequence[str] = ()
-) -> tuple[Exported, Parity]:
+    found: Found, path: str | Path, *, opset: int = 18, tolerance: float = 1e-4, only: Sequence[str] = (),
+    embed: bool = False,
+) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a model that was found as ONNX; see :func:`export`."""
+    if isinstance(found.module, OnnxModel):
+        raise InputError("it is an ONNX file already", where=str(found.module.path), hint="export the model it is of")
+    module, metadata = found.module, found.metadata
+    if embed:
+        module = Embedded(module, found.preprocessing.view(found.preprocessing.size)).eval()
+        metadata = {**metadata, "fxdistill.embedded": "true"}
     return onnx_file.export_checked(
-        found.module, Path(path), _images(found), task=found.task, input_shape=found.input_shape, opset=opset,
-        tolerance=tolerance, metadata=found.metadata, entry=found.entry, only=only or found.outputs,
+        module, Path(path), _images(found, embed=embed), task=found.task, input_shape=found.input_shape, opset=opset,
+        tolerance=tolerance, metadata=metadata, entry=found.entry, only=only or found.outputs,
         prediction_name=found.prediction_name,
     )  # fmt: skip
 
@@ -269,22 +278,63 @@ def find(
                 hint="leave out --task, --factory, --arg, --output-entry and --trust-pickle, or give a model's file",
             )  # fmt: skip
         return _of_run(Path(model), data, preprocess.at_size(preprocessing, input_shape), allow, names)
-    wanted = TASKS.get(task or "classification", where="--task")
-    given = _given(model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
+    if not isinstance(model, nn.Module) and Path(model).suffix.lower() == ".onnx":
+        given, said_task, preprocessing = _of_onnx(Path(model), preprocessing)
+    else:
+        given = _given(model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
+        said_task = None
+    task = task or said_task or "classification"
+    wanted = TASKS.get(task, where="--task")
     read = preprocess.look(
         {MODEL: given}, data, task=wanted, wishes={MODEL: preprocessing}, shape=input_shape, allow=allow
     )
     own = read.preprocessing[MODEL]
     shape = (read.shape[0], read.shape[1], *own.size)
     if read.dataset is None:
-        return Found(given.module, wanted, None, shape, own, entry or "", {})
+        classes = given.metadata.get("classes", [])
+        metadata = described(task=task, preprocessing=own, classes=classes if isinstance(classes, list) else [])
+        return Found(given.module, wanted, None, shape, own, entry or "", metadata, remarks=_unsaid(own, str(model)))
     dataset = preflight.mapped(
         read.dataset, names, given.module, wanted, spec=str(data), entry=entry, input_shape=shape
     )
     fit = preflight.fits(given.module, dataset, wanted, input_shape=shape, spec=str(data), entry=entry)
     remarks = preflight.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
     said = (*dataset.remarks, *read.remarks, *remarks)
-    return Found(given.module, wanted, dataset, shape, own, fit.entry, {}, remarks=said)
+    metadata = described(task=task, preprocessing=own, classes=dataset.classes)
+    return Found(given.module, wanted, dataset, shape, own, fit.entry, metadata, remarks=said)
+
+
+def _unsaid(found: Preprocessing, where: str) -> tuple[Diagnostic, ...]:
+    """A warning where nothing says how a model normalises images."""
+    if found.mean:
+        return ()
+    return (
+        Diagnostic(
+            code="no-normalisation", severity="warning", where=where,
+            why="nothing says how the model normalises images: the file will say that pixels are taken as they are",
+            hint="give --mean and --std, or --data to take those of the data",
+        ),
+    )  # fmt: skip
+
+
+def _of_onnx(path: Path, wishes: Preprocessing | Wishes) -> tuple[LoadedModel, str | None, Preprocessing | Wishes]:
+    """An ONNX file as a model, its task, and what is to be other than it says."""
+    if not path.is_file():
+        raise ModelError("there is no such file", where=str(path), hint="check the path")
+    module = OnnxModel(path)
+    said = module.description
+    loaded = LoadedModel(
+        module, path, file_sha256(path), None, input_shape=module.input_shape, preprocessing=said.preprocessing,
+        metadata={"classes": list(said.classes)},
+    )  # fmt: skip
+    if said.embedded and said.preprocessing is not None:
+        if isinstance(wishes, Wishes) and wishes.mean is not None:
+            raise InputError("the file normalises images itself", where=str(path), hint="leave out --mean and --std")
+        inside = Source(geometry=said.preprocessing.source.geometry, normalisation="inside the file")
+        channels = "rgb" if said.preprocessing.channels == "bgr" else said.preprocessing.channels
+        plain = said.preprocessing.changed(mean=[], std=[], range=1, channels=channels, source=inside)
+        return loaded, said.task, preprocess.overridden(plain, wishes)
+    return loaded, said.task, wishes
 
 
 def _of_run(
@@ -351,10 +401,13 @@ def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequ
     return module
 
 
-def _images(found: Found) -> Iterator[Tensor]:
-    """Images as the model takes them: those of the test split, or noise."""
+def _images(found: Found, *, embed: bool = False) -> Iterator[Tensor]:
+    """Images as the exported file takes them: those of the test split, or noise."""
     if found.dataset is not None:
-        view = found.view
-        return (seen(batch["images"], view) for batch in batches(found.dataset.test, _BATCH))
+        view, test = found.view, batches(found.dataset.test, _BATCH)
+        return (as_pixels(b["images"], view) if embed else seen(b["images"], view) for b in test)
     generator = torch.Generator().manual_seed(0)
+    if embed:
+        noise = (torch.rand(8, *found.input_shape[1:], generator=generator) for _ in range(_NOISE_BATCHES))
+        return (as_pixels(images) for images in noise)
     return (torch.randn(8, *found.input_shape[1:], generator=generator) for _ in range(_NOISE_BATCHES))

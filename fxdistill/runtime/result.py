@@ -18,6 +18,7 @@ from fxdistill.errors import ModelError
 from fxdistill.files import write_text
 from fxdistill.ir.views import seen
 from fxdistill.measure import latency, onnx_file
+from fxdistill.measure.onnx_model import described
 from fxdistill.plan.document import Plan
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.arms import Execution
@@ -105,11 +106,5 @@ def summary(arms: list[dict[str, Any]], metric: str) -> dict[str, dict[str, floa
 
 def provenance(plan: Plan, member: str) -> dict[str, str]:
     """What an ONNX file says of where it comes from: texts and JSON, by name."""
-    found = plan.preprocessing_of(member)
-    return {
-        "fxdistill.plan_sha256": plan.sha256,
-        "fxdistill.task": plan.task,
-        "fxdistill.versions": json.dumps(versions()),
-        "fxdistill.preprocessing": json.dumps(None if found is None else found.model_dump(mode="json")),
-        "fxdistill.classes": json.dumps(plan.data.classes),
-    }
+    said = described(task=plan.task, preprocessing=plan.preprocessing_of(member), classes=plan.data.classes)
+    return {"fxdistill.plan_sha256": plan.sha256, **said}
