@@ -27,8 +27,8 @@ def obstacle(teacher: Candidate, student: Candidate) -> str:
 
 def _no_grid(candidate: Candidate) -> str:
     return (
-        f"{candidate.size} form no square grid, with or without what stands before it, so that they can be compared with "
-        "token sequences of the same length only"
+        f"{candidate.size} form no square grid, with or without what stands before it, so that they can be compared "
+        "with token sequences of the same length only"
     )
 
 
