@@ -24,7 +24,7 @@ from fxdistill.ir.views import seen
 from fxdistill.measure.model import device_of
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Recalibration
-from fxdistill.tasks import Task
+from fxdistill.tasks import Task, labelled
 
 _POINTS, _FACTOR = 0.05, 1.2
 """A clear disagreement: of shares by so much, of errors by this factor."""
@@ -91,10 +91,10 @@ class _Look:
     def __init__(self, plan: Plan, member: str, module: nn.Module, *, dataset: Dataset, task: Task, limit: int) -> None:
         self.plan, self.member, self.task, self.dataset = plan, member, task, dataset
         self.model, self.device = _Norms(module, plan.entry_of(member)), device_of(module)
-        self.has_labels = dataset.has_labels("train")
         order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(plan.seed))
         self.images = min(limit, len(order))
         self.sample = dataset.train.at(order[: self.images].sort().values)
+        self.has_labels = bool(labelled(self.sample.labels).any())
 
     def read(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images as the member takes them and labels, batch after batch."""

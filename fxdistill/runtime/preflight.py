@@ -166,10 +166,9 @@ def taught(
         view: How it looks at them.
         entry: Which entry of its output is the prediction.
     """
-    split = dataset.split("val")
-    if not dataset.has_labels("val") or (task.ranks_train and dataset.is_one):
+    few = replace(dataset, train=_some(dataset.train), test=_some(dataset.split("val")), val=None)
+    if not few.has_labels("test") or (task.ranks_train and dataset.is_one):
         return "", []
-    few = replace(dataset, train=_some(dataset.train), test=_some(split), val=None)
     found = metrics(module, few, task, view=view, entry=entry)
     what = "validation" if dataset.val is not None else "test"
     said = f"{task.primary} {task.shown(found[task.primary])} on {len(few.test):,} {what} images"

@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import binary_average_precision, bin
 
 from fxdistill.tasks import NO_LABEL, Agreement, Task, no_images, no_labels
 
-_UNKNOWN = -1
+_UNKNOWN, _YES = -1, 0.5
 
 
 class Multilabel(Task):
@@ -49,7 +49,7 @@ class Multilabel(Task):
         known = targets[~targets.isnan()]
         if not bool(((known >= 0) & (known <= 1)).all()):
             return f"labels lie in {float(known.min()):g} … {float(known.max()):g}; give 0 and 1, or shares between"
-        return ""
+        return "" if bool((known >= _YES).any()) else "no image has any class, so that there is nothing to find"
 
     def wrong_output(
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
@@ -76,7 +76,7 @@ class Multilabel(Task):
         if not pairs:
             raise no_images("test")
         scores, targets = (torch.cat(parts).to(device) for parts in zip(*pairs, strict=True))
-        known = torch.where(targets.isnan(), _UNKNOWN, (targets >= 0.5).long())
+        known = torch.where(targets.isnan(), _UNKNOWN, (targets >= _YES).long())
         present = (known == 1).any(0).nonzero().flatten().tolist()
         if not present:
             raise no_labels("test")

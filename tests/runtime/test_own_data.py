@@ -208,3 +208,15 @@ def _top_1(folder: Path) -> float:
     with torch.no_grad():
         answers = module((batch["images"] - found.mean[0]) / found.std[0]).argmax(1)
     return float((answers == 1 + 2 * batch["labels"]).float().mean())
+
+
+def test_few_labels_among_many_images(tmp_path: Path) -> None:
+    """One training image of 64 has a label: what looks at a sample of them looks at none."""
+    labels = np.full(96, -1)
+    labels[10], labels[64:] = 2, RANDOM.integers(4, size=32)
+    spec = jobs.arrays(tmp_path / "few.npz", labels)
+    jobs.planned(tmp_path, TEACHER, STUDENT, "--data", spec, "--method", "kd", "--no-control")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    content["recalibration"] = {"images": 8, "when": "always"}
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    assert "accuracy" in jobs.ran(tmp_path)["arms"][0]

@@ -156,6 +156,7 @@ def test_small_logits_are_logits_too() -> None:
     [
         (torch.tensor([[0, 1, 1], [-1, -100, 0]]), ""),
         (torch.tensor([[0.2, 1, 0]]), ""),
+        (torch.tensor([[0, 0, 0], [0, -1, 0]]), "no image has any class"),
         (torch.tensor([0, 1]), "give a row of 0 and 1 an image"),
         (torch.tensor([[0, 1]]), "2 columns, there are 3 classes"),
         (torch.tensor([[0, 1, 2]]), "labels lie in 0 … 2"),
