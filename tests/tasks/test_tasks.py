@@ -11,7 +11,7 @@ from torch import Tensor
 from fxdistill.errors import DataError
 from fxdistill.tasks import TASKS, Agreement, Said, labelled
 
-NAMES = ("classification", "multilabel", "regression", "retrieval", "segmentation")
+NAMES = ("classification", "features", "multilabel", "regression", "retrieval", "segmentation")
 Predict = Callable[[str], Iterator[tuple[Tensor, Tensor]]]
 
 
@@ -53,7 +53,8 @@ def test_what_every_task_says(name: str) -> None:
     assert same.agreeing == same.total > 0
     with pytest.raises(DataError, match="no images to evaluate on"):
         task.evaluate(lambda _: iter(()), 12, "cpu")
-    for wrong in (torch.rand(4, 12, 3), torch.rand(4, 12, 5, 3), torch.rand(())):
+    others = () if name == "features" else (torch.rand(4, 12, 3), torch.rand(4, 12, 5, 3))
+    for wrong in (torch.rand(()), *others):
         assert "the model answers with" in task.wrong_output(wrong, shape, 12, targets.shape[1:])
 
 
