@@ -35,6 +35,7 @@ Layers: TypeAlias = tuple[Tensor, ...]
 Structure: TypeAlias = "Layers | list[Structure] | None"
 """The layers of one tensor (a tuple), a list for a structured value, None for what is no labelled tensor."""
 Role = Literal["out", "in", "parameter"]
+_SEQUENCE = 3  # dimensions: batch, tokens, channels
 
 
 @dataclass(frozen=True)
@@ -268,9 +269,10 @@ class Coupling:
         return self._cache[path]
 
     def _open(self, found: list[tuple[int, Tensor]]) -> tuple[int, Tensor] | None:
-        """Of several layers, the only one that is not locked throughout."""
+        """Of several layers, the only one that is not locked throughout; of tokens, that along the last dimension."""
         free = [f for f in found if any(i not in self.locks for i in np.unique(core(f[1]).numpy()).tolist() if i)]
-        return free[0] if len(free) == 1 else None
+        last = [f for f in found if f[1].dim() == _SEQUENCE and f[0] == _SEQUENCE - 1]
+        return free[0] if len(free) == 1 else last[0] if len(last) == 1 else None
 
     @cached_property
     def _slices(self) -> tuple[list[tuple[str, int]], Integers, Integers]:

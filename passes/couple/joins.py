@@ -4,8 +4,8 @@ Operands are brought into one space of dimensions (the letters of an ``einsum``)
 *match* where they vary along a common dimension. Then
 
 - matching layers are united, element by element, and go on (or end, where the dimension is contracted);
-- a layer without a match goes on; it is locked if the other operand is not broadcast along it, but has elements of its
-  own there, which could not be removed;
+- a layer without a match goes on if the other operand is broadcast along it, and is locked if the other
+  has elements of its own there, which could not be removed: it ends, unless it alone says where the channels lie;
 - a layer that says less (one label a head, against one a channel) is united if the dimension that shrinks is among
   those it varies along, and locked otherwise.
 """
@@ -93,12 +93,12 @@ def _contract(ledger: Ledger, left: list[Tensor], right: list[Tensor], one: Oper
 def _meet(ledger: Ledger, left: list[Tensor], right: list[Tensor], one: Operand, other: Operand) -> list[Tensor]:
     pairs, left_alone, right_alone = match(left, right)
     result = [layer for a, b in pairs for layer in _pair(ledger, a, b, one, other)]
-    for layers, contrary in ((left_alone, other), (right_alone, one)):
+    for layers, contrary, others in ((left_alone, other, right), (right_alone, one, left)):
         for layer in layers:
             passes = _passes(ledger, layer, contrary)
             if not passes:
                 ledger.lock(layer, "meets values that carry no channels")
-            if passes or len(dims_of(layer)) == 1:  # locked, it still says where the channels lie
+            if passes or (not others and len(dims_of(layer)) == 1):  # locked, it still says where the channels lie
                 result.append(layer)
     return result
 

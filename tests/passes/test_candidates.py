@@ -276,8 +276,9 @@ def test_windows_of_an_image_are_no_images() -> None:
 class Attending(nn.Module):
     """Mixes tokens with all others and channels with each other."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
+        del tokens
         self.norm, self.queries, self.values = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
         self.channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
@@ -288,16 +289,32 @@ class Attending(nn.Module):
         return out
 
 
+class Mixing(nn.Module):
+    """The same by a layer over the tokens, whose outputs could be removed one by one, as channels could."""
+
+    def __init__(self, width: int, tokens: int) -> None:
+        super().__init__()
+        self.norm, self.tokens = nn.LayerNorm(width), nn.Linear(tokens, tokens)
+        self.channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        out: Tensor = x + self.channels(x)
+        return out
+
+
 class Registered(nn.Module):
     """Sixteen patches, a class token, and registers before or behind them, laid there at once or one after another."""
 
-    def __init__(self, width: int = 12, registers: int = 2, how: str = "at once") -> None:
+    def __init__(
+        self, width: int = 12, registers: int = 2, how: str = "at once", block: type[nn.Module] = Attending
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.how = nn.Conv2d(3, width, 8, 8), how
         self.token = nn.Parameter(torch.randn(1, 1, width))
         self.registers = nn.Parameter(torch.randn(1, registers, width))
-        self.blocks = nn.Sequential(*(Attending(width) for _ in range(4)))
+        self.blocks = nn.Sequential(*(block(width, 17 + registers) for _ in range(4)))
         self.head = nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -314,10 +331,12 @@ class Registered(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("how", ["at once", "one after another"])
-@pytest.mark.parametrize("registers", [1, 4])
-def test_registers_are_left_aside_like_the_class_token(how: str, registers: int) -> None:
-    teacher, student = Registered(registers=registers, how=how).eval(), Gated(4, Plain).eval()
+@pytest.mark.parametrize(
+    ("how", "registers", "block"),
+    [("at once", 4, Attending), ("one after another", 1, Attending), ("one after another", 4, Mixing)],
+)
+def test_registers_are_left_aside_like_the_class_token(how: str, registers: int, block: type[nn.Module]) -> None:
+    teacher, student = Registered(12, registers, how, block).eval(), Gated(4, Plain).eval()
     plan = compiled(teacher, student)
     assert [(p.teacher.class_token, p.teacher.registers) for p in plan.pairs] == [(True, registers)] * 3
     values: dict[str, Tensor] = {}
