@@ -8,7 +8,7 @@ A :class:`Compilation` is what is known so far; a step reads it, runs passes, an
 its steps, and ``PIPELINE`` says what each name does and how what it made is shown.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,12 +17,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxdistill.compiler import auxiliary, remarks, shown
+from fxdistill.compiler import auxiliary, checks, remarks, shown
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.compiler.versions import versions
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError, ModelError, PairingError
+from fxdistill.errors import InputError, PairingError
 from fxdistill.ir import answers, outputs
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling
@@ -138,21 +138,12 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
     if remarks.takes_logits(c.task):  # of (probabilities, logits) the losses need the second, which nobody has to say
         traced = {name: replace(one, entry=one.entry or answers.logits_entry(one)) for name, one in traced.items()}
     known = traced[STUDENT]
+    checks.is_for_task(known, c.task, name=c.options.task, classes=len(c.options.data.classes))
     student = Trace(known.input_shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
     for name, one in traced.items():
-        _has_entries(name, (one, trainable[name]) if name in trainable else (one,))
+        checks.has_entries(name, (one, trainable[name]) if name in trainable else (one,))
     return replace(c, traced=traced, trainable=trainable, remarks=tuple(remarks.several_outputs(traced)))
-
-
-def _has_entries(name: str, traced: Sequence[Traced]) -> None:
-    """Refuse an entry that is named of an output which is none other than the prediction, in every mode."""
-    entry = traced[0].entry
-    if entry and all([place for place, _ in outputs.entries(one.output_value)] == [""] for one in traced):
-        raise ModelError(
-            f"the {name} returns one tensor, and no entry '{entry}'", where=f"entry {entry}",
-            hint=f"leave out --{name}-output",
-        )  # fmt: skip
 
 
 def _couple(c: Compilation, passes: PassManager) -> Compilation:

@@ -128,6 +128,19 @@ def is_guess(output: Any, entry: str = "") -> bool:
     return not entry and len(places) > 1 and not set(_NAMES) & {place.split(".")[0] for place in places}
 
 
+def refuse_lists(output: Any, *, where: str) -> None:
+    """Refuse an output that has an entry for each image, as those of detectors: their number says nothing of a model.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if isinstance(output, list | tuple) and output and all(isinstance(one, Mapping) for one in output):
+        raise ModelError(
+            "it answers with a list of results, one an image, as detectors do: that is none of the tasks",
+            where=where, hint="give its backbone, whose layers can be learnt: --task features",
+        )  # fmt: skip
+
+
 def named(output: Any, entry: str = "", *, prediction_name: str = "", taken: Iterable[str] = ()) -> dict[str, Tensor]:
     """Every tensor of an output by a name that a file can have.
 

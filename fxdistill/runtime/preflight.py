@@ -252,6 +252,8 @@ def fits(
             hint="use data of the size and channels that the model was made for",
         ) from cause  # fmt: skip
 
+    outputs.refuse_lists(output, where=f"{type(module).__name__}, data {spec}")
+
     def wrong(value: Tensor) -> str:
         shape = tuple(dataset.train.labels.shape[1:]) if dataset.has_labels("train") else None
         return task.wrong_output(value, dataset.image_shape, len(dataset.classes), shape)

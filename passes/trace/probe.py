@@ -8,7 +8,7 @@ import io
 import logging
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError, ModelError
+from fxdistill.ir import outputs
 from fxdistill.ir.graph import Shape
 from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode, same, seeded, tensors_in
 
@@ -48,12 +49,7 @@ class Probe:
                 where=type(module).__name__,
                 hint="give the right shape with --input, e.g. --input 1x3x224x224",
             ) from cause
-        if isinstance(answer, list | tuple) and answer and all(isinstance(one, Mapping) for one in answer):
-            raise ModelError(
-                "it answers with a list of results, one an image, as detectors do: that is none of the tasks",
-                where=type(module).__name__,
-                hint="give its backbone, whose layers can be learnt: --task features",
-            )
+        outputs.refuse_lists(answer, where=type(module).__name__)
 
     @staticmethod
     def call(module: Callable[[Tensor], object], images: Tensor) -> object:

@@ -105,7 +105,7 @@ def test_bad_options_are_the_users(options: dict[str, Any], message: str) -> Non
 def test_models_of_other_classes_do_not_fit() -> None:
     teacher, _ = digits()
     with pytest.raises(PairingError, match="the student with"):
-        pipeline.compile(teacher, models.convnet(classes=7), Options(input_shape=DIGITS))
+        pipeline.compile(teacher, models.convnet(classes=7), Options(input_shape=DIGITS, method="kd"))
 
 
 def test_the_passes_are_timed_in_order() -> None:

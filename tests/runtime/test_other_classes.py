@@ -128,9 +128,20 @@ def test_features_of_a_backbone_are_learnt_to_the_last_layer(answers: str) -> No
     assert losses(plan)[-1] == [f"mse[{pair.name}]" for pair in plan.pairs]
     (remark,) = [one for one in plan.diagnostics if one.code == "not-taught"]
     assert (remark.severity, "'fc'" in remark.why) == ("note", True)
-    # where it is the prediction that counts, its layer is no place for a tap
-    classified = compiled(Net(16, 10, answers=answers), Net(16, 10, answers=answers))
-    assert [pair.student.path for pair in classified.pairs] == ["relu"]
+    # where it is a prediction, its layer is no place for a tap
+    retrieved = compiled(Net(16, 10, answers="embedding"), Net(16, 10, answers="embedding"), task="retrieval",
+                         method="pkt")  # fmt: skip
+    assert [pair.student.path for pair in retrieved.pairs] == ["relu"]
+
+
+@pytest.mark.parametrize(
+    ("task", "answers"), [("classification", "map"), ("multilabel", "map"), ("retrieval", "map"), ("regression", "map"),
+                          ("segmentation", "logits"), ("segmentation", "map")],
+)  # fmt: skip
+def test_a_student_that_answers_for_another_task_is_refused_without_data_too(task: str, answers: str) -> None:
+    with pytest.raises(ModelError, match=f"that is no {task}") as caught:
+        compiled(Net(16, 10, answers=answers), Net(8, 10, answers=answers), task=task, method="attention")
+    assert "--task" in caught.value.hint
 
 
 def test_features_have_no_predictions_to_compare() -> None:
@@ -148,3 +159,12 @@ def test_a_detector_is_none_of_the_tasks(of: str, task: str) -> None:
     with pytest.raises(ModelError, match="a list of results, one an image, as detectors do") as caught:
         compiled(models[0], models[1], task=task)
     assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("of", [0, 1])
+def test_a_detector_is_refused_with_data_as_well(tmp_path: Path, of: int) -> None:
+    files = [jobs.model(tmp_path / f"{n}.pt", answers="an image each" if n == of else "tensor") for n in (0, 1)]
+    done = jobs.call("plan", *files, *jobs.ALLOW, "--data", "digits", "-o", tmp_path / "plan.json")
+    assert done.exit_code == 2
+    assert "as detectors do" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 6

@@ -1,0 +1,45 @@
+"""What is refused of two models when they are traced, whatever the data is."""
+
+from collections.abc import Sequence
+
+import torch
+
+from fxdistill.errors import ModelError
+from fxdistill.ir import outputs
+from fxdistill.ir.graph import Traced, shape_of
+from fxdistill.tasks import TASKS, Task
+
+
+def is_for_task(student: Traced, task: Task, *, name: str, classes: int) -> None:
+    """Refuse a student whose prediction is none for the task; a teacher's need not be one.
+
+    Args:
+        student: The student in eval mode.
+        task: The task.
+        name: Its name.
+        classes: Number of classes of the data; 0 where it is not known.
+
+    Raises:
+        ModelError: It is none.
+    """
+    prediction = torch.empty(shape_of(student.output) or (), device="meta")
+    if wrong := task.wrong_output(prediction, student.input_shape[1:], classes):
+        raise ModelError(
+            f"{wrong}: that is no {name}", where="student",
+            hint="name the task with --task, or the output that is the prediction with --student-output; tasks are: "
+            f"{', '.join(TASKS.names())}",
+        )  # fmt: skip
+
+
+def has_entries(name: str, traced: Sequence[Traced]) -> None:
+    """Refuse an entry that is named of an output which is none other than the prediction, in every mode.
+
+    Raises:
+        ModelError: There is no such entry.
+    """
+    entry = traced[0].entry
+    if entry and all([place for place, _ in outputs.entries(one.output_value)] == [""] for one in traced):
+        raise ModelError(
+            f"the {name} returns one tensor, and no entry '{entry}'", where=f"entry {entry}",
+            hint=f"leave out --{name}-output",
+        )  # fmt: skip
