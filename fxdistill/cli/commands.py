@@ -204,11 +204,11 @@ def export(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
             allow=allow_factory, trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
         )  # fmt: skip
-        _say(found.remarks)
-        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
         )
+        _say(found.remarks)
+        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
         kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
         out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
         names = f"outputs {', '.join(written.outputs)}"
@@ -291,9 +291,9 @@ def evaluate_model(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
             allow=allow_factory, trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
         )  # fmt: skip
+        values_by_name, images = deploy.measured(found, where=model)
         _say(found.remarks)
         out.print(Text(f"reads {found.reads}"), soft_wrap=True)
-        values_by_name, images = deploy.measured(found, where=model)
         for name, value in values_by_name.items():
             out.print(f"{name} {found.task.shown(value)} on {images} test images")
 
