@@ -134,7 +134,7 @@ def run(
     again += ["--compile"] if compile_programs else []
     again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
     again += [part for module in allow_factory for part in ("--allow-factory", module)]
-    again += ["--trust-pickle"] if trust_pickle else []
+    again += ["--trust-code"] if trust_pickle else []
     with reported(interrupted=lambda: _interrupted(output, again)):
         from fxdistill.plan.file import load
 

@@ -35,7 +35,9 @@ StudentArgument = Annotated[list[str], typer.Option("--student-arg", help=_ARGUM
 Allow = Annotated[
     list[str], typer.Option("--allow-factory", help="A module of your own whose factories may be called; repeatable.")
 ]
-Trust = Annotated[bool, typer.Option("--trust-pickle", help="Unpickle model files: they can run any code.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-code", "--trust-pickle", help="Load pickles and .pt2 files: they can run any code.")
+]
 
 # data
 Input = Annotated[str, typer.Option("--input", help=_SHAPE)]

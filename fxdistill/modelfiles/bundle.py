@@ -1,40 +1,34 @@
-"""Bundles: one file that holds a model's weights and says what builds it, without code and without paths of ours.
+"""Bundles: one file that holds a model, weights and architecture, as a sealed container; nothing in it can run.
 
-    {"format": "fxdistill-bundle", "version": 2, "kind": KIND, "factory": …, "kwargs": {…}, "recipe": {…},
-     "input_shape": [N, C, H, W] or None, "preprocessing": {…} or None, "metadata": {…}, "state_dict": {…}}
+    {"factory": "module:function" or None, "kwargs": {…}, "graph": {…} or None, "state": {name: tensor},
+     "input_shape": [N, C, H, W] or None, "preprocessing": {…} or None, "metadata": {…}}
 
-    factory      factory(**kwargs) is the architecture; no recipe
-    shrunken     the recipe, followed on factory(**kwargs), gives the architecture
-
-Version 1 had no kinds: of a shrunken model it named a function of ours that followed the recipe in its arguments.
+The architecture is what ``factory(**kwargs)`` builds, or the graph, written down operation by operation
+(:mod:`fxdistill.modelfiles.graphs`): of shrunken models, of exported ones, of classes of the user's own. A model that
+neither can say is kept as its weights alone.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
-from fxdistill import files
-from fxdistill.compiler.shrink_model import ShrunkResult, replay
-from fxdistill.errors import InputError, ModelError, PassError
-from fxdistill.modelfiles import kinds, pt2, recipe, statedict
+from fxdistill import container
+from fxdistill.errors import ModelError
+from fxdistill.ir.running import load_whole_state, whole_state
+from fxdistill.modelfiles import graphs
 from fxdistill.modelfiles.factories import build
-from fxdistill.modelfiles.recipe import Recipe
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.preprocessing import Preprocessing, Source
-from fxdistill.registry import suggestion
 
-Kind = Literal["factory", "shrunken"]
-
-FORMAT, VERSION = "fxdistill-bundle", 2
+KIND = "model"
 PREPROCESSING = "preprocessing"
 RANDOM_WEIGHTS = "random_weights"
 """The metadata that says so, of a file made from random weights."""
-_REPLAYED_IN_VERSION_1 = ("fxdistill.shrinking:rebuild", "fxdistill.compiler.shrink_model:rebuild")
 
 
 @dataclass(frozen=True)
@@ -42,199 +36,162 @@ class Bundle:
     """What a bundle holds, checked.
 
     Attributes:
-        factory: ``module:function`` that builds the model, or the one that it was shrunken from.
+        factory: ``module:function`` that builds the model; None for a graph, or for weights alone.
         kwargs: Its keyword arguments.
-        recipe: What makes the model out of that; None where the factory's is the model itself.
+        graph: The architecture as data; None where a factory builds it.
+        state: The weights, and buffers that a state dict leaves out.
         input_shape: Shape of one input batch, where known.
         preprocessing: What the model does to an image before it looks at it, where known.
         metadata: What was saved with the model.
-        state: The weights.
-        named: Factory and arguments as the file has them: not those above in an old file of a shrunken model.
     """
 
-    factory: str
+    factory: str | None
     kwargs: dict[str, Any]
-    recipe: Recipe | None
+    graph: Mapping[str, Any] | None
+    state: Mapping[str, Tensor]
     input_shape: tuple[int, ...] | None
     preprocessing: Preprocessing | None
     metadata: dict[str, Any]
-    state: Mapping[str, Any]
-    named: tuple[str, dict[str, Any]]
+
+    def module(self, *, allow: Sequence[str], where: str) -> nn.Module | None:
+        """The model, in eval mode; None for weights alone.
+
+        Raises:
+            ModelError: The factory may not be called, the weights are not its, or the graph cannot be made.
+        """
+        if self.factory is not None:
+            module = build(self.factory, self.kwargs, allow=allow)
+        elif self.graph is not None:
+            module = graphs.from_data(self.graph, where=where)
+        else:
+            return None
+        own = whole_state(module)
+        odd = sorted(
+            name for name in own.keys() | self.state.keys()
+            if getattr(own.get(name), "shape", None) != getattr(self.state.get(name), "shape", None)
+            or (name in own) != (name in self.state)
+        )  # fmt: skip
+        if odd:
+            raise ModelError(
+                f"{len(odd)} weights in the file are not those of {self.factory or 'its graph'} ({', '.join(odd[:3])})",
+                where=where, hint="it builds something else than it did: save the model anew",
+            )  # fmt: skip
+        load_whole_state(module, self.state)
+        return module.eval()
 
 
 def save(
-    model: nn.Module, path: str | Path, *, factory: str, kwargs: dict[str, Any] | None = None,
+    model: nn.Module, path: str | Path, *, factory: str | None = None, kwargs: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None, preprocessing: Preprocessing | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a bundle: the same model and arguments give the same bytes.
 
     Args:
-        model: The model whose state dict is kept.
+        model: The model, which is kept with all its weights.
         path: The file to write, whole or not at all.
-        factory: ``module:function`` that builds the architecture.
-        kwargs: Its keyword arguments, JSON values.
-        input_shape: Shape of one input batch.
+        factory: ``module:function`` that builds the architecture; None to write that down as a graph, in eval mode.
+        kwargs: The factory's keyword arguments, JSON values.
+        input_shape: Shape of one input batch; without a factory it is needed.
         preprocessing: What the model does to an image before it looks at it.
         metadata: Anything else that is JSON.
 
     Raises:
-        ModelError: The factory is no factory, or the arguments or metadata are not JSON.
+        ModelError: The factory is no factory, the arguments or metadata are not JSON, or the model cannot be written
+            down as a graph.
         PlanError: The file cannot be written there.
         StorageError: The disk is full.
     """
+    if factory is not None and parse_source(factory).factory != factory:
+        raise ModelError(f"'{factory}' is not a plain factory", where="factory", hint="write MODULE:FUNCTION")
+    graph = None if factory is not None else _graph(model, input_shape, where=str(path))
     _write(
-        model, Path(path), kind="factory", factory=factory, kwargs=kwargs or {}, made=None, input_shape=input_shape,
+        model, Path(path), factory=factory, kwargs=kwargs or {}, graph=graph, input_shape=input_shape,
         preprocessing=preprocessing, metadata=metadata or {},
     )  # fmt: skip
 
 
-def save_shrunken(
-    result: ShrunkResult, path: str | Path, *, factory: str | None, kwargs: dict[str, Any] | None = None,
-    before: Recipe | None = None, random_weights: bool = False, preprocessing: Preprocessing | None = None,
-) -> None:  # fmt: skip
-    """Write a shrunken model so that it can be given as a teacher or a student.
+def save_trained(
+    model: nn.Module, path: Path, *, factory: str | None, kwargs: dict[str, Any], input_shape: Sequence[int],
+    preprocessing: Preprocessing | None = None, metadata: dict[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """Write a model that a run has trained, whatever it is; the arguments are those of :func:`save`.
 
-    Args:
-        result: What came out of shrinking.
-        path: The file to write, whole or not at all.
-        factory: The original's factory, for a bundle; None for a ``torch.export`` program.
-        kwargs: The original's keyword arguments.
-        before: The original's recipe, where it was a shrunken model itself.
-        random_weights: Whether the original's weights were random, which the file then says.
-        preprocessing: What the model does to an image before it looks at it, where known.
+    Returns:
+        Why the file holds weights alone; '' where it holds the model.
 
     Raises:
-        ModelError: The model has no factory and cannot be exported.
         PlanError: The file cannot be written there.
         StorageError: The disk is full.
     """
-    metadata = {RANDOM_WEIGHTS: True} if random_weights else {}
+    why, graph = "", None
     if factory is None:
-        said = {PREPROCESSING: preprocessing.model_dump(mode="json")} if preprocessing is not None else {}
-        pt2.save(result.module, Path(path), input_shape=result.input_shape, metadata=metadata | said)
-        return
-    made = Recipe(
-        input_shape=list(result.input_shape), rung=result.rung, barriers=list(result.barriers), kept=result.kept,
-        before=before,
-    )  # fmt: skip
+        try:
+            graph = _graph(model, input_shape, where=path.name)
+        except ModelError as cause:
+            why = cause.what
     _write(
-        result.module, Path(path), kind="shrunken", factory=factory, kwargs=kwargs or {}, made=made,
-        input_shape=result.input_shape, preprocessing=preprocessing, metadata=metadata,
+        model, path, factory=factory, kwargs=kwargs, graph=graph, input_shape=input_shape,
+        preprocessing=preprocessing, metadata=metadata or {},
     )  # fmt: skip
+    return why
+
+
+def _graph(model: nn.Module, input_shape: Sequence[int] | None, *, where: str) -> dict[str, Any]:
+    if input_shape is None:
+        raise ModelError(
+            "a model without a factory is written down as a graph, and for that an image's shape is needed",
+            where=where, hint="give input_shape, e.g. (1, 3, 224, 224)",
+        )  # fmt: skip
+    return graphs.of_model(model, input_shape=tuple(input_shape), where=where)
 
 
 def _write(
-    model: nn.Module, path: Path, *, kind: Kind, factory: str, kwargs: dict[str, Any], made: Recipe | None,
+    model: nn.Module, path: Path, *, factory: str | None, kwargs: dict[str, Any], graph: dict[str, Any] | None,
     input_shape: Sequence[int] | None, preprocessing: Preprocessing | None, metadata: dict[str, Any],
 ) -> None:  # fmt: skip
-    if parse_source(factory).factory != factory:
-        raise ModelError(f"'{factory}' is not a plain factory", where="factory", hint="write MODULE:FUNCTION")
     try:
         plain = _json({"kwargs": kwargs, "metadata": metadata, "input_shape": input_shape and list(input_shape)})
     except (TypeError, ValueError) as cause:
         raise ModelError(
             f"the bundle's arguments or metadata are not JSON: {cause}", where=str(path), hint="use plain values"
         ) from cause
-    content = {"format": FORMAT, "version": VERSION, "kind": kind, "factory": factory, **plain}
-    if preprocessing is not None:
-        content[PREPROCESSING] = preprocessing.model_dump(mode="json")
-    if made is not None:
-        content["recipe"] = made.plain()
-    files.write_bytes(path, kinds.to_bytes(content | {"state_dict": statedict.portable(model)}))
+    said = None if preprocessing is None else preprocessing.model_dump(mode="json")
+    content = {"factory": factory, **plain, PREPROCESSING: said, "graph": graph, "state": whole_state(model)}
+    container.write(path, KIND, content)
 
 
-def is_bundle(content: object) -> bool:
-    """Whether this is what a bundle's file holds."""
-    return isinstance(content, Mapping) and content.get("format") == FORMAT
-
-
-def read(content: Mapping[str, Any], *, where: str) -> Bundle:
+def read(path: Path) -> Bundle:
     """What a bundle's file holds, checked.
 
     Raises:
-        ModelError: It is of another version or kind, or a part is missing or wrong.
+        ModelError: The file is damaged, or a part is missing or wrong.
     """
-    version = content.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise ModelError(
-            f"the bundle has version {version}; this fxdistill reads versions up to {VERSION}", where=where,
-            hint="update fxdistill",
-        )  # fmt: skip
-    factory, shape = content.get("factory"), content.get("input_shape")
-    state: Any = content.get("state_dict")
-    kwargs, metadata = _mapping(content.get("kwargs")), _mapping(content.get("metadata"))
+    where = str(path)
+    _, content = container.read(path, kinds=(KIND,))
+    factory, graph, shape = (content.get(name) for name in ("factory", "graph", "input_shape"))
+    kwargs, metadata, state = (content.get(name) for name in ("kwargs", "metadata", "state"))
     right = {
-        "factory": isinstance(factory, str), "kwargs": kwargs is not None, "metadata": metadata is not None,
-        "state_dict": statedict.is_state_dict(state), "input_shape": _is_shape(shape),
+        "factory": factory is None or isinstance(factory, str), "graph": graph is None or isinstance(graph, dict),
+        "kwargs": _is_plain(kwargs), "metadata": _is_plain(metadata), "state": _is_state(state),
+        "input_shape": _is_shape(shape),
     }  # fmt: skip
-    if kwargs is None or metadata is None or not all(right.values()):
+    if not all(right.values()):
         raise ModelError(
             f"the bundle lacks a part, or has a wrong one: {', '.join(name for name in right if not right[name])}",
             where=where, hint="write it with fxdistill.save",
         )  # fmt: skip
-    named = (str(factory), kwargs)
     seen = preprocessing_in(content, where=where)
-    factory, kwargs, made = _origin(content, *named, where=where)
-    return Bundle(factory, kwargs, made, tuple(shape) if shape else None, seen, metadata, state, named)
+    return Bundle(factory, kwargs or {}, graph, state or {}, tuple(shape) if shape else None, seen, metadata or {})
 
 
-def _origin(
-    content: Mapping[str, Any], factory: str, kwargs: dict[str, Any], *, where: str
-) -> tuple[str, dict[str, Any], Recipe | None]:
-    """The factory, its arguments and the recipe, by the bundle's kind."""
-    if content["version"] == 1:
-        return _origin_in_version_1(factory, kwargs, where=where)
-    kind = content.get("kind")
-    if kind not in get_args(Kind):
-        raise ModelError(
-            f"the bundle is of the kind '{kind}', which this fxdistill does not know", where=f"{where}, kind",
-            hint=suggestion(str(kind), get_args(Kind), "known are"),
-        )  # fmt: skip
-    return factory, kwargs, recipe.read(content.get("recipe"), where=where) if kind == "shrunken" else None
-
-
-def _origin_in_version_1(
-    factory: str, kwargs: dict[str, Any], *, where: str
-) -> tuple[str, dict[str, Any], Recipe | None]:
-    """A model that was shrunk again names itself as its own factory, with the arguments before: unwound here."""
-    layers: list[dict[str, Any]] = []
-    while factory in _REPLAYED_IN_VERSION_1:
-        inner, arguments = kwargs.get("factory"), kwargs.get("kwargs")
-        if not isinstance(inner, str) or not isinstance(arguments, dict):
-            raise ModelError(
-                "the bundle of a shrunken model lacks its original", where=where, hint="shrink the model again"
-            )
-        layers.append({key: value for key, value in kwargs.items() if key not in {"factory", "kwargs"}})
-        factory, kwargs = inner, arguments
-    made: dict[str, Any] | None = None
-    for layer in reversed(layers):
-        made = layer if made is None else {**layer, "before": made}
-    return factory, kwargs, recipe.read(made, where=where) if made is not None else None
-
-
-def architecture(bundle: Bundle, *, allow: Sequence[str], where: str) -> nn.Module:
-    """The model of a bundle, on fresh weights.
+def state_of(path: Path) -> Mapping[str, Tensor]:
+    """The weights in a bundle, buffers that a state dict leaves out among them.
 
     Raises:
-        ModelError: The factory may not be called, or the recipe is not one of its model.
+        ModelError: As for :func:`read`.
     """
-    module = build(bundle.factory, bundle.kwargs, allow=allow)
-    if bundle.recipe is None:
-        return module
-
-    for step in bundle.recipe.steps():
-        try:
-            module = replay(
-                module.eval(), input_shape=tuple(step.input_shape), rung=step.rung, barriers=step.barriers,
-                kept=step.kept,
-            )  # fmt: skip
-        except (InputError, PassError) as cause:
-            raise ModelError(
-                f"the bundle's recipe is not one for '{bundle.factory}': {cause.what}",
-                where=f"{where}{f', {cause.where}' if cause.where else ''}", hint="shrink the model again",
-            ) from cause  # fmt: skip
-    return module
+    return read(path).state
 
 
 def preprocessing_in(content: Mapping[str, Any], *, where: str) -> Preprocessing | None:
@@ -256,20 +213,21 @@ def preprocessing_in(content: Mapping[str, Any], *, where: str) -> Preprocessing
     return found.changed(source=Source(geometry="the file", normalisation="the file" if found.mean else ""))
 
 
-def _mapping(value: object) -> dict[str, Any] | None:
-    """A mapping of plain values as one of our own; None where it is something else."""
-    if not isinstance(value, Mapping):
-        return None
-    try:
-        plain: dict[str, Any] = _json(dict(value))
-    except (TypeError, ValueError, RecursionError):
-        return None
-    return plain
-
-
 def _json(value: dict[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     return plain
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, dict)
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, Tensor) or "_extra_state" in k for k, v in value.items())
 
 
 def _is_shape(value: object) -> bool:

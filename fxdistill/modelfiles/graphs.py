@@ -1,6 +1,6 @@
 """Graphs as data: a model without a factory, written down operation by operation, and made again from that.
 
-    {"input_shape": […], "modules": MODULE, "nodes": [NODE, …]}
+    {"modules": MODULE, "nodes": [NODE, …]}
 
     MODULE   {"class": "Conv2d", "attributes": {…}, "parameters": {…}, "buffers": {…}, "modules": {…}}
     NODE     {"op": …, "name": …, "target": …, "args": […], "kwargs": {…}, "scope": …}
@@ -32,6 +32,7 @@ from torch import Tensor, fx, nn
 
 from fxdistill.errors import ModelError
 from fxdistill.ir.operators import bare_name, table
+from fxdistill.passes.trace import Trace
 
 _SPACES: dict[str, Any] = {
     "torch": torch, "functional": torch.nn.functional, "operator": operator, "math": math, "builtins": builtins,
@@ -83,12 +84,11 @@ def _layers() -> dict[str, type[nn.Module]]:
     }  # fmt: skip
 
 
-def to_data(module: fx.GraphModule, *, input_shape: Sequence[int], where: str) -> dict[str, Any]:
+def to_data(module: fx.GraphModule, *, where: str) -> dict[str, Any]:
     """A graph module as plain values and tensors.
 
     Args:
         module: The graph, of one input.
-        input_shape: Shape of one batch.
         where: What an error is about.
 
     Raises:
@@ -97,7 +97,6 @@ def to_data(module: fx.GraphModule, *, input_shape: Sequence[int], where: str) -
     called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
     written = _Written(where)
     return {
-        "input_shape": list(input_shape),
         "modules": written.module(module, "", called),
         "nodes": [written.node(node) for node in module.graph.nodes],
     }
@@ -205,8 +204,44 @@ class _Written:
         )  # fmt: skip
 
 
-def from_data(data: Mapping[str, Any], *, where: str) -> tuple[fx.GraphModule, tuple[int, ...]]:
-    """The graph module that a file holds, in eval mode, and the shape of one batch.
+def of_model(model: nn.Module, *, input_shape: tuple[int, ...], where: str) -> dict[str, Any]:
+    """A model as plain values and tensors, in eval mode: traced, in small operations where that is the only way.
+
+    Args:
+        model: Takes one batch of images.
+        input_shape: Shape of the batch.
+        where: What an error is about.
+
+    Raises:
+        ModelError: It cannot be traced, or something in it cannot be written down; names it.
+    """
+    whole: ModelError | None = None
+    for rung in ("symbolic", "leaves", "export"):
+        try:
+            traced = Trace(input_shape, rungs=(rung,))(model).value
+            with traced.running() as module:
+                data = to_data(module, where=where)
+        except ModelError as cause:
+            whole = whole or cause
+        else:
+            _add_unused(data["modules"], _Written(where).module(model, "", set()))
+            return data
+    raise whole if whole is not None else ModelError("the model cannot be traced", where=where)
+
+
+def _add_unused(data: dict[str, Any], whole: Mapping[str, Any]) -> None:
+    """What ``forward`` does not use belongs to the model as well: its weights are kept, its code is not."""
+    for kind in ("parameters", "buffers"):
+        data[kind] = {**whole[kind], **data[kind]}
+    for key, part in whole["modules"].items():
+        if key in data["modules"]:
+            _add_unused(data["modules"][key], part)
+        else:
+            data["modules"][key] = part
+
+
+def from_data(data: Mapping[str, Any], *, where: str) -> fx.GraphModule:
+    """The graph module that a file holds, in eval mode.
 
     Raises:
         ModelError: The file names what is in no table, or does not hold together.
@@ -217,10 +252,26 @@ def from_data(data: Mapping[str, Any], *, where: str) -> tuple[fx.GraphModule, t
         graph = read.graph(data["nodes"])
         graph.lint()
         module = fx.GraphModule(root, graph, class_name="Graph")
-        shape = tuple(int(size) for size in data["input_shape"])
+        _complete(module, root)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as cause:
         raise _wrong(f"it does not hold together: {cause or type(cause).__name__}", where) from cause
-    return module.eval(), shape
+    return module.eval()
+
+
+def _complete(module: nn.Module, root: nn.Module) -> None:
+    """Add what the graph does not use, which :class:`torch.fx.GraphModule` leaves out."""
+    for key, parameter in root._parameters.items():  # noqa: SLF001
+        if key not in module._parameters:  # noqa: SLF001
+            module.register_parameter(key, parameter)
+    for key, buffer in root._buffers.items():  # noqa: SLF001
+        if key not in module._buffers:  # noqa: SLF001
+            persistent = key not in root._non_persistent_buffers_set  # noqa: SLF001
+            module.register_buffer(key, buffer, persistent=persistent)
+    for key, child in root.named_children():
+        if key in module._modules:  # noqa: SLF001
+            _complete(module.get_submodule(key), child)
+        else:
+            module.add_module(key, child)
 
 
 class _Read:

@@ -15,10 +15,12 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
+from fxdistill import container
 from fxdistill.errors import ModelError
 from fxdistill.modelfiles.factories import working_directory_importable
 
-Kind = Literal["torch", "export", "safetensors"]
+Kind = Literal["bundle", "torch", "export", "safetensors"]
+_LARGEST_EXPANSION = 20  # times the size of the file: what torch writes is not compressed
 _TEXT = bytes([*b"\t\n\r\f", *range(32, 127)])
 
 
@@ -64,6 +66,8 @@ def kind_of(path: Path, *, option: str = "") -> Kind:
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         return _archive_kind(path, option)
+    if container.is_container(head):
+        return "bundle"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 27:
         return "safetensors"
     if head.startswith(b"\x80"):
@@ -109,6 +113,7 @@ def _archive_kind(path: Path, option: str) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
+            _check_archive(archive, path)
     except (zipfile.BadZipFile, OSError) as cause:
         raise ModelError(
             "the file is truncated or damaged: the archive's table of contents, at its end, cannot be read",
@@ -130,6 +135,29 @@ def _archive_kind(path: Path, option: str) -> Kind:
     )  # fmt: skip
 
 
+def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
+    """Its parts are those that were written, and not much more than they take in the file.
+
+    Raises:
+        ModelError: They are not; nothing of it is in memory then.
+    """
+    whole, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+    if whole > _LARGEST_EXPANSION * size:
+        raise ModelError(
+            f"the archive's {size:,} bytes would expand to {whole:,}; torch.save writes none that do",
+            where=str(path), hint="save the model again with torch.save(model.state_dict(), PATH)",
+        )  # fmt: skip
+    try:
+        damaged = archive.testzip()
+    except Exception as cause:  # whatever the decompressor makes of what is no data of its kind
+        raise _damaged(path, cause) from cause
+    if damaged is not None:
+        raise ModelError(
+            f"the file is damaged: the checksum of its part '{damaged}' is wrong", where=str(path),
+            hint="copy or download it again",
+        )  # fmt: skip
+
+
 def _read_torch(path: Path, *, trust_pickle: bool, option: str) -> tuple[Any, bool]:
     """What torch.save wrote, and whether it had to be unpickled."""
     try:
@@ -146,7 +174,7 @@ def _read_torch(path: Path, *, trust_pickle: bool, option: str) -> tuple[Any, bo
                 f"the file holds pickled objects{named}, and unpickling runs whatever code is in the file",
                 where=str(path),
                 hint=f"save torch.save(model.state_dict(), PATH) instead and {name_factory(option)}; "
-                "or, if you trust where the file comes from, add --trust-pickle",
+                "or, if you trust where the file comes from, add --trust-code",
             ) from cause
     except Exception as cause:
         raise _damaged(path, cause) from cause

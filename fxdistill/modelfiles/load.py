@@ -2,10 +2,12 @@
 
 Four kinds of files are read; which one it is, is found out from the bytes and not from the name:
 
-    bundle        written by :func:`fxdistill.save`, or by shrinking; needs nothing else
+    bundle        written by :func:`fxdistill.save`, by shrinking or by a run; needs nothing else
     state dict    plain, as ``.safetensors``, or inside a training script's checkpoint; needs a factory
-    .pt2          ``torch.export``; is a graph by itself
-    pickle        a whole pickled module: refused unless trusted, because unpickling runs code
+    .pt2          ``torch.export``: refused unless trusted, because loading it can run code
+    pickle        a whole pickled module: refused unless trusted, for the same reason
+
+A run directory stands for the bundle in it of the member that it exports.
 """
 
 import json
@@ -22,8 +24,8 @@ from fxdistill.errors import ModelError
 from fxdistill.modelfiles import bundle, kinds, pt2, statedict
 from fxdistill.modelfiles.bundle import RANDOM_WEIGHTS
 from fxdistill.modelfiles.factories import build
-from fxdistill.modelfiles.recipe import Recipe
 from fxdistill.modelfiles.source import ModelSource, parse_source
+from fxdistill.plan.file import load as load_plan
 from fxdistill.preprocessing import Preprocessing
 
 
@@ -35,9 +37,8 @@ class LoadedModel:
         module: The model, in eval mode, on the CPU.
         path: Its file; None for a factory alone.
         sha256: Hash of that file.
-        factory: The factory that built it, or what it was shrunken from; None for an export or a pickle.
+        factory: The factory that built it; None for a graph, an export or a pickle.
         kwargs: Keyword arguments of the factory.
-        recipe: How it was shrunken from what the factory builds; None where it was not, or no bundle says so.
         entry: The checkpoint's entry that the weights were taken from; '' for the whole file.
         trusted: Whether the file was unpickled because the user trusts it.
         random_weights: Whether no file gave the weights, or they were shrunk from such.
@@ -52,7 +53,6 @@ class LoadedModel:
     sha256: str | None
     factory: str | None
     kwargs: dict[str, Any] = field(default_factory=dict)
-    recipe: Recipe | None = None
     entry: str = ""
     trusted: bool = False
     random_weights: bool = False
@@ -104,13 +104,19 @@ def _load(source: ModelSource, seed: int) -> LoadedModel:
     path = source.path
     if path is None:
         return _from_factory(source, seed)
+    if path.is_dir():
+        path = _in_run(path)
     kind = kinds.kind_of(path, option=source.option)
     sha256 = files.file_sha256(path)
+    if kind == "bundle":
+        return _from_bundle(source, path, sha256)
     if kind == "export":
         return _from_export(source, path, sha256)
     content, trusted = kinds.read(path, kind, trust_pickle=source.trust_pickle, option=source.option)
-    if bundle.is_bundle(content):
-        return _from_bundle(source, path, sha256, content)
+    if isinstance(content, Mapping) and content.get("format") == "fxdistill-bundle":
+        raise ModelError(
+            "the file is a bundle of an older fxdistill", where=str(path), hint="write it again with fxdistill.save"
+        )
     state, entry = statedict.find(content, where=str(path))
     remarks = statedict.entry_remark(content, entry, where=str(path))
     if isinstance(state, nn.Module):
@@ -130,22 +136,34 @@ def _load(source: ModelSource, seed: int) -> LoadedModel:
     )
 
 
+def _in_run(path: Path) -> Path:
+    """The file of the exported member in a run directory.
+
+    Raises:
+        ModelError: The folder is none, or nothing is trained in it yet.
+    """
+    if not (path / "plan.json").is_file():
+        raise ModelError(
+            "this is a folder and no run directory", where=str(path), hint="name the file of the model in it"
+        )
+    member = load_plan(path / "plan.json").export.member
+    if not (path / f"{member}.pt").is_file():
+        raise ModelError(
+            f"this run has no {member} yet", where=str(path), hint="complete it with `fxdistill run … --resume`"
+        )
+    return path / f"{member}.pt"
+
+
 def _from_export(source: ModelSource, path: Path, sha256: str) -> LoadedModel:
     _no_factory(source, path, "an exported program")
-    trusted = False
-    try:
-        pt2.inspect_archive(path)
-        metadata = pt2.metadata(path)
-    except ModelError:
-        if not source.trust_pickle:
-            raise
-        trusted, metadata = True, {}
+    if not source.trust_pickle:
+        raise ModelError(
+            "a program of torch.export can run code when it is loaded and when it runs", where=str(path),
+            hint="give the model as a state dict with its factory, or as fxdistill.save writes it; if you trust where "
+            "the file comes from, add --trust-code",
+        )  # fmt: skip
     module, shape, remarks = pt2.load(path)
-    return LoadedModel(
-        module, path, sha256, None, trusted=trusted, input_shape=shape, diagnostics=remarks, metadata=metadata,
-        random_weights=metadata.get(RANDOM_WEIGHTS) is True,
-        preprocessing=bundle.preprocessing_in(metadata, where=str(path)),
-    )  # fmt: skip
+    return LoadedModel(module, path, sha256, None, trusted=True, input_shape=shape, diagnostics=remarks)
 
 
 def _from_factory(source: ModelSource, seed: int) -> LoadedModel:
@@ -155,21 +173,42 @@ def _from_factory(source: ModelSource, seed: int) -> LoadedModel:
     return LoadedModel(module.eval(), None, None, source.factory, source.kwargs, random_weights=True)
 
 
-def _from_bundle(source: ModelSource, path: Path, sha256: str, content: Mapping[str, Any]) -> LoadedModel:
-    found = bundle.read(content, where=str(path))
-    given = (source.factory or found.factory, source.kwargs or ({} if source.factory else found.kwargs))
-    if given not in (found.named, (found.factory, found.kwargs)):
-        raise ModelError(
-            f"the file is a bundle and says itself that '{found.factory}' with {json.dumps(found.kwargs)} builds it",
-            where=str(path), hint="leave out the factory that was given",
-        )  # fmt: skip
-    module = bundle.architecture(found, allow=source.allow, where=str(path))
-    remarks = statedict.fit(module, found.state, factory=found.factory, where=str(path))
+def _from_bundle(source: ModelSource, path: Path, sha256: str) -> LoadedModel:
+    found = bundle.read(path)
+    module = found.module(allow=source.allow, where=str(path)) if _is_given(source, found, path) else None
+    if module is None:
+        if source.factory is None:
+            raise ModelError(
+                "the file holds weights alone: their model could not be written down", where=str(path),
+                hint=kinds.name_factory(source.option),
+            )  # fmt: skip
+        module = build(source.factory, source.kwargs, allow=source.allow)
+        remarks = statedict.fit(module, found.state, factory=source.factory, where=str(path))
+    else:
+        remarks = statedict.not_finite(found.state, str(path))
     return LoadedModel(
-        module.eval(), path, sha256, found.factory, found.kwargs, found.recipe,
+        module.eval(), path, sha256, source.factory or found.factory, source.kwargs or found.kwargs,
         random_weights=found.metadata.get(RANDOM_WEIGHTS) is True, input_shape=found.input_shape,
         preprocessing=found.preprocessing, metadata=found.metadata, diagnostics=remarks,
     )  # fmt: skip
+
+
+def _is_given(source: ModelSource, found: bundle.Bundle, path: Path) -> bool:
+    """Whether a bundle says what builds it; whoever says it as well has to say the same.
+
+    Raises:
+        ModelError: Something else is said.
+    """
+    if found.factory is None and found.graph is None:
+        return False
+    given = (source.factory or found.factory, source.kwargs or ({} if source.factory else found.kwargs))
+    if given != (found.factory, found.kwargs):
+        builds = "its own graph" if found.factory is None else f"'{found.factory}' with {json.dumps(found.kwargs)}"
+        raise ModelError(
+            f"the file is a bundle and says itself that {builds} builds it", where=str(path),
+            hint="leave out the factory that was given",
+        )  # fmt: skip
+    return True
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

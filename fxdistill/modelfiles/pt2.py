@@ -1,18 +1,13 @@
 """``torch.export`` archives (``.pt2``) as plain, trainable FX graph modules.
 
-An archive may run code when it is loaded: pickled tensors, compiled libraries, operators looked up by name
-and symbolic sizes that sympy evaluates. :func:`inspect_archive` first reads it as data and refuses these.
-
-What ``torch.export`` gives back is frozen: ``train()`` raises. :func:`load` gives a plain graph module whose layers
-have their modes back (:mod:`fxdistill.passes.trace.restore`).
+Loading an archive can run what is in it, and so can running it: only a trusted one comes here. What ``torch.export``
+gives back is frozen: ``train()`` raises. :func:`load` gives a plain graph module whose layers have their modes back
+(:mod:`fxdistill.passes.trace.restore`).
 """
 
 import inspect
 import io
-import json
-import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +20,12 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 from fxdistill.passes.trace.restore import restore
 
-METADATA = "fxdistill.json"
-"""The extra file of an archive that says where its weights come from."""
-_TARGET = re.compile(
-    r"torch\.ops\.(?!__)\w+\.\w+(\.(?!__)\w+)?|torch\._?sym_\w+|math\.(?!_)\w+"
-    r"|_operator\.(?!__|attrgetter|methodcaller|itemgetter|call$)\w+"
-)
-_QUOTED_SYMBOL = re.compile(r"'[a-z]+\d+'")
-_NAME = re.compile(r"[A-Za-z_]\w*")
-_SIZE_TEXT = re.compile(r"[\w\s(),=-]*")
-_SIZE_NAME = re.compile(
-    r"Symbol|Integer|Float|Rational|positive|nonnegative|integer|real|precision|True|False|true|false|Add|Mul|Pow"
-    r"|Mod|Max|Min|FloorDiv|CleanDiv|PythonMod|ModularIndexing|\w+ToInt|ToFloat|IntTrueDiv|FloatTrueDiv|FloatPow"
-    r"|PowByNatural|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|Where"
-    r"|Identity|floor|ceiling|oo|int_oo|[a-z]\d+"
-)
-
 
 def load(path: Path) -> tuple[nn.Module, tuple[int, ...] | None, tuple[Diagnostic, ...]]:
     """Read an exported program.
 
     Args:
-        path: The ``.pt2`` file; pass it to :func:`inspect_archive` first.
+        path: The ``.pt2`` file, which the user trusts.
 
     Returns:
         The module, in eval mode; the shape of the example input, where the file has one; remarks.
@@ -72,14 +51,13 @@ def load(path: Path) -> tuple[nn.Module, tuple[int, ...] | None, tuple[Diagnosti
     return module.eval(), shape, tuple(_remarks(path, shape, static=static, stuck=stuck))
 
 
-def save(module: nn.Module, path: Path, *, input_shape: tuple[int, ...], metadata: Mapping[str, Any]) -> None:
-    """Write a module as an exported program, for any batch size where it allows that.
+def save(module: nn.Module, path: Path, *, input_shape: tuple[int, ...]) -> None:
+    """Write a module as an exported program, for whoever has torch and nothing of ours; for any batch size if it can.
 
     Args:
         module: Takes one batch of images.
         path: The file to write, whole or not at all.
         input_shape: Shape of the batch.
-        metadata: What :func:`metadata` then finds.
 
     Raises:
         ModelError: The module cannot be exported.
@@ -90,100 +68,13 @@ def save(module: nn.Module, path: Path, *, input_shape: tuple[int, ...], metadat
     buffer = io.BytesIO()
     try:
         program = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
-        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(dict(metadata))})
+        torch.export.save(program, buffer)
     except Exception as cause:
         raise ModelError(
             f"the model cannot be exported: {type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}",
-            where=type(module).__name__, hint="give the original by its factory, so that a bundle can be written",
+            where=type(module).__name__, hint="write a bundle: a file whose name does not end in .pt2",
         ) from cause  # fmt: skip
     files.write_bytes(path, buffer.getvalue())
-
-
-def metadata(path: Path) -> dict[str, Any]:
-    """What :data:`METADATA` in an archive says, {} without it.
-
-    Raises:
-        ModelError: It is damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.partition("/")[2] == f"extra/{METADATA}"]
-            found = json.loads(archive.read(names[0])) if names else {}
-    except (zipfile.BadZipFile, ValueError, OSError) as cause:
-        raise ModelError(
-            f"the exported program's metadata is damaged: {cause}", where=str(path), hint="write the file again"
-        ) from cause
-    return found if isinstance(found, dict) else {}
-
-
-def inspect_archive(path: Path) -> None:
-    """Read an archive as data, and refuse it where loading it could run code.
-
-    Raises:
-        ModelError: It could, or it is damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if "serialized_exported_program.json" in members:
-                raise ModelError(
-                    "the file has the layout of an old torch", where=str(path), hint="export the model again"
-                )
-            if len(set(members)) != len(members):
-                raise _refusal(path, "two members of one name")  # readers differ in which one they take
-            for member in members:
-                name = member.partition("/")[2]
-                if "aotinductor" in name:
-                    raise _refusal(path, "a compiled library")
-                if name.endswith(".json") and not name.startswith("extra/"):
-                    _inspect_json(path, json.loads(archive.read(member)))
-                if name.startswith("data/sample_inputs/"):
-                    _inspect_pickle(path, archive.read(member))
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as cause:
-        raise ModelError(
-            f"the exported program is damaged: {cause}", where=str(path), hint="copy or export it again"
-        ) from cause
-
-
-def _inspect_pickle(path: Path, content: bytes) -> None:
-    try:
-        torch.load(io.BytesIO(content), weights_only=True)
-    except Exception as cause:
-        raise _refusal(path, "pickled example inputs") from cause
-
-
-def _inspect_json(path: Path, data: object) -> None:
-    for key, value in _entries(data):
-        if key == "use_pickle" and value:
-            raise _refusal(path, "pickled tensors")
-        if key in ("target", "as_operator") and isinstance(value, str) and not _TARGET.fullmatch(value):
-            raise _refusal(path, f"a call of '{value}'")
-        if key == "expr_str" and not _is_size(str(value)):
-            raise _refusal(path, f"the size '{value}'")
-
-
-def _is_size(text: str) -> bool:
-    """Whether a text is arithmetic on sizes: it goes to ``sympy.sympify``, which evaluates it as Python."""
-    bare = _QUOTED_SYMBOL.sub("", text)
-    return bool(_SIZE_TEXT.fullmatch(bare)) and all(map(_SIZE_NAME.fullmatch, _NAME.findall(bare)))
-
-
-def _entries(data: object) -> Iterator[tuple[str, object]]:
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield str(key), value
-            yield from _entries(value)
-    elif isinstance(data, list):
-        for value in data:
-            yield from _entries(value)
-
-
-def _refusal(path: Path, found: str) -> ModelError:
-    return ModelError(
-        f"the exported program holds {found}, which can run code when it is loaded",
-        where=str(path),
-        hint="export the plain model again, or, if you trust where the file comes from, add --trust-pickle",
-    )
 
 
 def _input_shape(

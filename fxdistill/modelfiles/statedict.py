@@ -147,7 +147,7 @@ def fit(module: nn.Module, state: Mapping[str, Any], *, factory: str, where: str
         module.load_state_dict(state)
     except RuntimeError as cause:
         raise ModelError(f"the state dict does not fit: {cause}", where=where, hint="check the factory") from cause
-    return _not_finite(state, where)
+    return not_finite(state, where)
 
 
 def _plain_names(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +181,8 @@ def _size(value: object) -> str:
     return "x".join(map(str, value.shape)) or "one number" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _not_finite(state: Mapping[str, Any], where: str) -> tuple[Diagnostic, ...]:
+def not_finite(state: Mapping[str, Any], where: str) -> tuple[Diagnostic, ...]:
+    """A warning where weights are infinite or not a number."""
     bad = [
         name for name, value in state.items()
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())

@@ -22,10 +22,11 @@ from fxdistill.files import write_bytes
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import load_whole_state
 from fxdistill.measure.model import metrics, same_for_all
+from fxdistill.modelfiles import bundle
 from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Arm
+from fxdistill.plan.schema import Arm, ModelRef
 from fxdistill.preprocessing import PLAIN, View
 from fxdistill.runtime import checkpoint, norms, stopping
 from fxdistill.runtime.checkpoint import Checkpoint
@@ -177,7 +178,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         trained = Strip()(Trained(program, run.modules[member], member)).value
         _check_finite(trained, trial)
         if _is_kept(run.plan, trial, arm, member):
-            write_bytes(run.rundir.weights_path(member), state_dict_bytes(trained))
+            remarks += _keep(run, member, trained)
     found = run.measured(arm.trains[0])
     remarks += knows_nothing(run, trial, arm.trains[0], found)
     record = {**asdict(trial), **found, "seconds": round(watch.seconds, 1)}
@@ -212,11 +213,27 @@ def _is_kept(plan: Plan, trial: Trial, arm: Arm, member: str) -> bool:
     return exported or arm.once
 
 
+def _keep(run: Execution, member: str, trained: nn.Module) -> list[Diagnostic]:
+    """Write a trained member, as a bundle and as a plain state dict."""
+    plan, rundir = run.plan, run.rundir
+    ref = plan.members[member]
+    factory, kwargs = (ref.factory, ref.kwargs) if isinstance(ref, ModelRef) else (None, {})
+    why = bundle.save_trained(
+        trained, rundir.bundle_path(member), factory=factory, kwargs=dict(kwargs), input_shape=plan.shape_of(member),
+        preprocessing=plan.preprocessing_of(member), metadata={"task": plan.task, "classes": list(plan.data.classes)},
+    )  # fmt: skip
+    write_bytes(rundir.state_dict_path(member), state_dict_bytes(trained))
+    if not why:
+        return []
+    hint = f"load {rundir.state_dict_path(member).name} into your own class"
+    return [Diagnostic(code="weights-alone", severity="warning", where=member, why=why, hint=hint)]
+
+
 def take_up(run: Execution, trial: Trial) -> None:
     """Load what a trial that is finished has written, where trials after it read it."""
     arm = run.plan.arm(trial.name)
     for member in arm.trains if arm.once else ():
-        run.modules[member].load_state_dict(checkpoint.state_dict(run.rundir.weights_path(member)))
+        load_whole_state(run.modules[member], bundle.state_of(run.rundir.bundle_path(member)))
 
 
 def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:

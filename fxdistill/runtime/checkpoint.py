@@ -7,10 +7,8 @@ to it.
 """
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
@@ -70,21 +68,6 @@ def save(run: RunDir, checkpoint: Checkpoint) -> None:
     content = {"format": _FORMAT, **{name: getattr(checkpoint, name) for name in _PLAIN}}
     content |= {"position": asdict(checkpoint.position), "means": asdict(checkpoint.means)}
     container.write(run.checkpoint_path, _KIND, content)
-
-
-def state_dict(path: Path) -> dict[str, Tensor]:
-    """Weights that an earlier part of the run has written.
-
-    Raises:
-        RunDirError: The file is missing or damaged.
-    """
-    try:
-        found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as cause:
-        raise RunDirError(
-            "the weights are missing or damaged", where=str(path), hint="remove the run directory and start again"
-        ) from cause
-    return found
 
 
 def load(run: RunDir, *, how: dict[str, Any] | None = None) -> Checkpoint:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler import auxiliary
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
 from fxdistill.criteria import CRITERIA
 from fxdistill.data import classmap, places
@@ -27,12 +26,11 @@ from fxdistill.measure.gate import Parity
 from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_file import Exported
 from fxdistill.measure.onnx_model import Embedded, OnnxModel, as_pixels, described
-from fxdistill.modelfiles import bundle, statedict
+from fxdistill.modelfiles import bundle, pt2
 from fxdistill.modelfiles.load import LoadedModel, load
-from fxdistill.modelfiles.source import parse_source
-from fxdistill.plan.schema import ModelRef, Shrunken
+from fxdistill.modelfiles.source import ModelSource, parse_source
 from fxdistill.preprocessing import NOTHING, Preprocessing, Source, View, Wishes, in_words
-from fxdistill.runtime import checkpoint, preflight, preprocess
+from fxdistill.runtime import preflight, preprocess
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.result import provenance
 from fxdistill.tasks import TASKS, Task, labelled
@@ -194,8 +192,8 @@ def shrink(
 
     Args:
         model: A file, a factory, or a module of your own.
-        path: The file to write, a bundle where a factory is known that can be called unasked, else a ``.pt2``; None to
-            write nothing.
+        path: The file to write: a bundle, or, where its name ends in .pt2, a program of ``torch.export``, which needs
+            nothing of ours; None to write nothing.
         keep: Share of the channels to keep, in (0, 1).
         by: Importance of a channel, by name.
         round_to: Widths become multiples of this.
@@ -227,16 +225,8 @@ def shrink(
         batch=examples, loss=supervised_loss(TASKS.get(task)),
     )  # fmt: skip
     if path is not None:
-        known = None if allow else found.factory  # only a factory that is called unasked can be replayed
-        bundle.save_shrunken(
-            made,
-            path,
-            factory=known,
-            kwargs=found.kwargs,
-            before=found.recipe,
-            random_weights=found.random_weights,
-            preprocessing=own if own.source.normalisation not in ("", "the data") else found.preprocessing,
-        )
+        said = own if own.source.normalisation not in ("", "the data") else found.preprocessing
+        _write(made, Path(path), preprocessing=said, random_weights=found.random_weights)
     if not found.random_weights:
         return made
     remark = Diagnostic(
@@ -244,6 +234,16 @@ def shrink(
         why="these are random weights: as a teacher the file cannot be run", hint="shrink a file of a trained model",
     )  # fmt: skip
     return replace(made, diagnostics=(*made.diagnostics, remark))
+
+
+def _write(made: ShrunkResult, path: Path, *, preprocessing: Preprocessing | None, random_weights: bool) -> None:
+    if path.suffix == ".pt2":
+        pt2.save(made.module, path, input_shape=made.input_shape)
+        return
+    bundle.save(
+        made.module, path, input_shape=made.input_shape, preprocessing=preprocessing,
+        metadata={bundle.RANDOM_WEIGHTS: True} if random_weights else {},
+    )  # fmt: skip
 
 
 def _given(
@@ -275,7 +275,7 @@ def find(
         if task is not None or factory is not None or args or trust_pickle or entry is not None:
             raise InputError(
                 "a run says itself what its models are", where=str(model),
-                hint="leave out --task, --factory, --arg, --output-entry and --trust-pickle, or give a model's file",
+                hint="leave out --task, --factory, --arg, --output-entry and --trust-code, or give a model's file",
             )  # fmt: skip
         return _of_run(Path(model), data, preprocess.at_size(preprocessing, input_shape), allow, names)
     if not isinstance(model, nn.Module) and Path(model).suffix.lower() == ".onnx":
@@ -343,24 +343,8 @@ def _of_run(
     rundir = RunDir.existing(path)
     plan = rundir.plan()
     name = plan.export.member
-    if not rundir.weights_path(name).exists():
-        raise RunDirError(
-            f"this run has no {name} yet", where=str(path), hint="complete it with `fxdistill run … --resume`"
-        )
-    made = plan.members[name]
-    ref = plan.given(made.of) if isinstance(made, Shrunken) else made
-    if ref.factory is None:
-        raise RunDirError(
-            f"this run's {name} has no factory, so its state dict alone does not make a model", where=str(path),
-            hint=f"load {name}.pt into your own class and export that",
-        )  # fmt: skip
+    module = load(ModelSource(path=rundir.path, factory=None, kwargs={}, allow=tuple(allow))).module
     shape = plan.shape_of(name)
-    if isinstance(made, Shrunken):
-        original = preflight.load_model(ref, rundir.base, seed=plan.seed, allow=allow)
-        module: nn.Module = auxiliary.make(made, original, input_shape=shape)
-        statedict.fit(module, checkpoint.state_dict(rundir.weights_path(name)), factory=str(ref.factory), where=name)
-    else:
-        module = _trained(rundir, name, ref, seed=plan.seed, allow=allow)
     data = plan.data
     if class_map is not None:
         names = classmap.read(class_map)
@@ -381,24 +365,6 @@ def _of_run(
         module, TASKS.get(plan.task), dataset, shape, own, entry, provenance(plan, name), onnx_file.OUTPUT,
         outputs=tuple(plan.export.outputs),
     )  # fmt: skip
-
-
-def _trained(rundir: RunDir, name: str, ref: ModelRef, *, seed: int, allow: Sequence[str]) -> nn.Module:
-    """The trained member, in the architecture of the planned file where that is there: it may have been shrunken."""
-    weights = rundir.weights_path(name)
-    planned = None if ref.path is None or ref.trusted else rundir.base / ref.path
-    if planned is None or not planned.is_file() or file_sha256(planned) != ref.sha256:
-        own = ModelRef(path=weights.name, sha256=file_sha256(weights), factory=ref.factory, kwargs=ref.kwargs)
-        try:
-            return preflight.load_model(own, rundir.path, seed=seed, allow=allow)
-        except ModelError as cause:
-            if planned is None:
-                raise
-            hint = f"{cause.hint}; if the member was a shrunken model, put back its file, {planned.resolve()}"
-            raise ModelError(cause.what, where=cause.where, hint=hint) from cause
-    module = preflight.load_model(ref, rundir.base, seed=seed, allow=allow)
-    statedict.fit(module, checkpoint.state_dict(weights), factory=str(ref.factory), where=str(weights))
-    return module
 
 
 def _images(found: Found, *, embed: bool = False) -> Iterator[Tensor]:

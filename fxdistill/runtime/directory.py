@@ -131,9 +131,13 @@ class RunDir:
         """Where the plan came from."""
         return self.path / "origin.json"
 
-    def weights_path(self, member: str) -> Path:
-        """The state dict of a trained member."""
+    def bundle_path(self, member: str) -> Path:
+        """A trained member: a bundle."""
         return self.path / f"{member}.pt"
+
+    def state_dict_path(self, member: str) -> Path:
+        """Its weights, for a class of the user's own."""
+        return self.path / f"{member}_state_dict.pt"
 
     def onnx_path(self, member: str) -> Path:
         """An exported member."""

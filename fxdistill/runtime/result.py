@@ -16,11 +16,12 @@ from fxdistill.data.batches import batches
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 from fxdistill.files import write_text
+from fxdistill.ir.running import load_whole_state
 from fxdistill.ir.views import seen
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.onnx_model import described
+from fxdistill.modelfiles import bundle
 from fxdistill.plan.document import Plan
-from fxdistill.runtime import checkpoint
 from fxdistill.runtime.arms import Execution
 
 
@@ -37,7 +38,7 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     run.observer.on_phase("export")
     rundir, export = run.rundir, run.plan.export
     module = run.modules[export.member].cpu()
-    module.load_state_dict(checkpoint.state_dict(rundir.weights_path(export.member)))
+    load_whole_state(module, bundle.state_of(rundir.bundle_path(export.member)))
     path = rundir.onnx_path(export.member)
     path.unlink(missing_ok=True)
     view, test = run.plan.view_of(export.member), batches(run.dataset.test, run.plan.data.batch_size)

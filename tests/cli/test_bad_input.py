@@ -68,7 +68,7 @@ def test_files_that_are_no_models(folder: Path) -> None:
     for name in ("cut.pt", "page.pt", "empty.pt", "list.pt", "module.pt"):
         assert name in refused(folder, "plan", name, "student.pt", *ALLOW)
     assert "HTML" in refused(folder, "plan", "page.pt", "student.pt", *ALLOW)
-    assert "--trust-pickle" in refused(folder, "plan", "module.pt", "student.pt", *ALLOW)
+    assert "--trust-code" in refused(folder, "plan", "module.pt", "student.pt", *ALLOW)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -263,7 +263,7 @@ def test_a_plan_cannot_have_a_pickle_opened(folder: Path) -> None:
         folder,
         lambda p: p["members"]["teacher"].update(path="bomb.pt", sha256=digest, factory=None, kwargs={}, trusted=True),
     )
-    assert "--trust-pickle" in refused(folder, "run", "plan.json", "-o", "r", *ALLOW)
+    assert "--trust-code" in refused(folder, "run", "plan.json", "-o", "r", *ALLOW)
     assert not (folder / "harm").exists()
 
 

@@ -146,6 +146,6 @@ def test_the_auxiliary_was_trained_and_then_taught_from() -> None:
     plan = load(run / "plan.json")
     teacher = load_model(runs.workshop() / "teacher.pt").module
     start = auxiliary.make(shrunken(plan), teacher, input_shape=SHAPE).state_dict()
-    trained = torch.load(run / "auxiliary.pt", weights_only=True)
+    trained = torch.load(run / "auxiliary_state_dict.pt", weights_only=True)
     assert trained.keys() == start.keys()
     assert not torch.equal(trained["stem.0.weight"], start["stem.0.weight"])

@@ -82,5 +82,5 @@ def test_its_loss_is_trained_along_and_gone_in_the_end(installed: Path, tmp_path
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     first, last = (line["losses"] for line in lines if line["stage"] == "vid" and line["epoch"] in (1, 3))
     assert all(last[key] < first[key] for key in first)
-    trained = torch.load(tmp_path / "run" / "student.pt", weights_only=True)
+    trained = torch.load(tmp_path / "run" / "student_state_dict.pt", weights_only=True)
     assert trained.keys() == build(factory, {"widths": [4, 8]}).state_dict().keys()

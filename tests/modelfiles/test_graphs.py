@@ -62,9 +62,7 @@ def models():
 def written(model, rungs=("symbolic",)):
     traced = Trace(SHAPE, rungs=rungs)(model.eval()).value
     with traced.running():
-        return traced, container.to_bytes(
-            "graph", graphs.to_data(traced.module, input_shape=SHAPE, where="here"), where=""
-        )
+        return traced, container.to_bytes("graph", graphs.to_data(traced.module, where="here"), where="")
 
 
 def read(whole):
@@ -81,21 +79,20 @@ def leaves(value):
 )
 def test_what_is_read_answers_bit_for_bit_and_has_the_same_paths(model, rung):
     traced, whole = written(model, (rung,))
-    found, shape = read(whole)
+    found = read(whole)
     images = torch.randn(SHAPE)
     with torch.no_grad():
         expected, got = model(images.clone()), found(images.clone())
-    assert shape == SHAPE
     assert all(torch.equal(a, b) for a, b in zip(leaves(expected), leaves(got), strict=True))
     again = Trace(SHAPE)(found).value
     assert [n.meta["path"] for n in traced.graph.nodes] == [n.meta["path"] for n in again.graph.nodes]
-    assert container.to_bytes("graph", graphs.to_data(found, input_shape=shape, where=""), where="") == whole
+    assert container.to_bytes("graph", graphs.to_data(found, where=""), where="") == whole
 
 
 def test_training_it_is_training_the_model():
     torch.manual_seed(0)
     model = torchvision.models.mobilenet_v3_small(num_classes=7)
-    found, _ = read(written(model)[1])
+    found = read(written(model)[1])
     images = torch.randn(4, *SHAPE[1:])
     for one in (model.train(), found.train()):
         torch.manual_seed(1)
@@ -108,7 +105,7 @@ def test_training_it_is_training_the_model():
 
 def test_tied_weights_stay_tied_frozen_ones_frozen_and_buffers_what_they_were():
     model = Mixed()
-    found, _ = read(written(model)[1])
+    found = read(written(model)[1])
     assert found.b.weight is found.c.weight
     assert not found.b.weight.requires_grad
     assert found.state_dict().keys() == model.state_dict().keys()
@@ -143,12 +140,12 @@ def refused_models():
 @pytest.mark.parametrize(("name", "model", "said"), list(refused_models()))
 def test_what_cannot_be_written_down_is_refused_by_name(name, model, said):
     with pytest.raises(ModelError, match=said):
-        graphs.to_data(model, input_shape=SHAPE, where="here")
+        graphs.to_data(model, where="here")
 
 
 def simple():
     torch.manual_seed(0)
-    return graphs.to_data(fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())), input_shape=SHAPE, where="")
+    return graphs.to_data(fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())), where="")
 
 
 def node(op, target, args=({"node": "input_1"},), name="new", **kwargs):
@@ -233,9 +230,8 @@ def layer(**changes):
         layer(modules={f"a', {MARK}, '": simple()["modules"]}),
         layer(modules=[]),
         {**simple(), "nodes": []},
-        {**simple(), "input_shape": ["many"]},
-        {**simple(), "input_shape": 5},
-        {"nodes": [], "input_shape": []},
+        {"nodes": []},
+        {"modules": [], "nodes": 5},
     ],
 )
 def test_a_made_layer_is_refused(data):

@@ -13,11 +13,11 @@ import torch
 import torchvision
 from torch import nn
 
-from fxdistill import models
+from fxdistill import container, models
 from fxdistill.errors import ModelError
 from fxdistill.files import file_sha256
 from fxdistill.modelfiles import registered
-from fxdistill.modelfiles.bundle import save
+from fxdistill.modelfiles.bundle import KIND, save
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
 from fxdistill.plan.schema import ModelRef
@@ -58,10 +58,10 @@ def by_argument(factory: str, kwargs: dict[str, Any]) -> None:
 
 def by_bundle(factory: str, kwargs: dict[str, Any]) -> None:
     content = {
-        "format": "fxdistill-bundle", "version": 2, "kind": "factory", "factory": factory, "kwargs": kwargs,
-        "input_shape": None, "metadata": {}, "state_dict": models.convnet().state_dict(),
+        "factory": factory, "kwargs": kwargs, "graph": None, "input_shape": None, "metadata": {},
+        "state": models.convnet().state_dict(),
     }  # fmt: skip
-    torch.save(content, "../bundle.pt")
+    container.write(Path("../bundle.pt"), KIND, content)
     load("../bundle.pt")
 
 

@@ -5,18 +5,19 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from fxdistill.cli import planning
+from fxdistill.cli.commands import app
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.data.load import defaults
 from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError
 from fxdistill.measure import onnx_file
-from fxdistill.modelfiles.bundle import save_shrunken
+from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
-from fxdistill.modelfiles.statedict import save_state_dict
 from fxdistill.runtime import deploy
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
@@ -46,7 +47,7 @@ def test_a_file_is_compared_on_noise_without_data(tmp_path: Path) -> None:
 
 def test_the_trained_weights_are_found() -> None:
     found = deploy.find(str(runs.finished()), allow=runs.ALLOW)
-    state = torch.load(runs.finished() / "student.pt", weights_only=True)
+    state = torch.load(runs.finished() / "student_state_dict.pt", weights_only=True)
     assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
 
 
@@ -58,7 +59,7 @@ STUDENT: tuple[str, dict[str, Any]] = ("fxdistill.models:convnet", {"widths": [8
 def shrunken_student(tmp_path: Path) -> Path:
     """A run directory whose student came out of a bundle of a shrunken model."""
     small = shrink_model(build(*STUDENT), input_shape=(1, 1, 8, 8), keep=0.5)
-    save_shrunken(small, tmp_path / "small.pt", factory=STUDENT[0], kwargs=STUDENT[1])
+    save(small.module, tmp_path / "small.pt", input_shape=(1, 1, 8, 8))
     teacher, found = load(runs.workshop() / "teacher.pt"), load(tmp_path / "small.pt")
     digits = load_data("digits")
     data, both = defaults("digits", dataset=digits, batch_size=runs.BATCH), dict.fromkeys(NAMES, digits.preprocessing)
@@ -68,7 +69,7 @@ def shrunken_student(tmp_path: Path) -> Path:
     with RunDir.opened(tmp_path / "run", plan, origin=tmp_path / "plan.json", resume=False) as run:
         with torch.no_grad():
             found.module.get_parameter("classifier.bias").fill_(3)
-        save_state_dict(found.module, run.weights_path("student"))
+        save(found.module, run.bundle_path("student"), input_shape=(1, 1, 8, 8))
     return tmp_path
 
 
@@ -79,13 +80,34 @@ def test_a_student_that_was_shrunken_is_found(shrunken_student: Path) -> None:
     assert not found.module.training
 
 
-@pytest.mark.parametrize("missing", [True, False])
-def test_a_shrunken_student_needs_the_file_that_was_planned(shrunken_student: Path, missing: bool) -> None:
-    small = shrunken_student / "small.pt"
-    small.unlink() if missing else small.write_bytes(b"another")
-    with pytest.raises(InputError, match="the state dict does not fit") as caught:
-        deploy.find(str(shrunken_student / "run"))
-    assert str(small.resolve()) in caught.value.hint
+def test_a_run_needs_no_file_that_was_planned(shrunken_student: Path) -> None:
+    (shrunken_student / "small.pt").unlink()
+    assert deploy.find(str(shrunken_student / "run")).module.get_parameter("block1.conv.weight").shape[0] == 4
+
+
+def test_prune_distil_prune_again(tmp_path: Path) -> None:
+    """What comes out goes in: a run directory is a model wherever one is asked for."""
+    first = deploy.shrink(runs.workshop() / "teacher.pt", tmp_path / "small.pt", keep=0.5)
+    content = CliRunner().invoke(app, [
+        "plan", str(runs.workshop() / "teacher.pt"), str(tmp_path / "small.pt"), "--data", "digits", "--epochs", "1",
+        "--no-control", "--method", "kd", "-o", str(tmp_path / "plan.json"),
+    ])  # fmt: skip
+    assert content.exit_code == 0, content.output
+    runs.execute(tmp_path / "plan.json", tmp_path / "run", Settings(device="cpu"))
+    trained, start = load(tmp_path / "run").module, load(tmp_path / "small.pt").module
+    assert not torch.equal(next(trained.parameters()), next(start.parameters()))
+    assert deploy.evaluate(tmp_path / "run").keys() >= {"accuracy"}
+    again = deploy.shrink(tmp_path / "run", tmp_path / "smaller.pt", keep=0.5)
+    assert again.before.parameters == first.after.parameters > again.after.parameters
+    assert load(tmp_path / "smaller.pt").input_shape == (1, 1, 8, 8)
+
+
+def test_a_run_that_has_trained_nothing_yet_is_no_model(shrunken_student: Path) -> None:
+    (shrunken_student / "run" / "student.pt").unlink()
+    for use in (load, deploy.evaluate):
+        with pytest.raises(InputError, match="no student yet") as caught:
+            use(shrunken_student / "run")
+        assert "--resume" in caught.value.hint
 
 
 def test_data_of_another_kind_is_refused() -> None:
@@ -101,7 +123,7 @@ def test_a_made_member_is_found_and_exported(tmp_path: Path) -> None:
     plan.write_text(json.dumps(content))
     runs.execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW))
     found = deploy.find(str(tmp_path / "run"), allow=runs.ALLOW)
-    state = torch.load(tmp_path / "run" / "auxiliary.pt", weights_only=True)
+    state = torch.load(tmp_path / "run" / "auxiliary_state_dict.pt", weights_only=True)
     assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
     _, parity = deploy.export(tmp_path / "run", tmp_path / "a.onnx", allow=runs.ALLOW)
     assert (parity.images, parity.agreement_name) == (537, "top-1 agreement")

@@ -49,7 +49,8 @@ def test_a_finished_run_holds_everything() -> None:
     run = runs.finished()
     names = {path.name for path in run.iterdir()}
     assert names == {
-        ".lock", "plan.json", "origin.json", "metrics.jsonl", "tensorboard", "student.pt", "student.onnx",
+        ".lock", "plan.json", "origin.json", "metrics.jsonl", "tensorboard", "student.pt", "student_state_dict.pt",
+        "student.onnx",
         "result.json",
     }  # fmt: skip
     plan, result = load(run / "plan.json"), RunDir(run).result()
@@ -64,7 +65,7 @@ def test_a_finished_run_holds_everything() -> None:
 def test_the_accuracy_in_the_result_is_that_of_the_file() -> None:
     run, dataset = runs.finished(), load_data("digits")
     student = build(*runs.STUDENT, allow=runs.ALLOW)
-    student.load_state_dict(torch.load(run / "student.pt", weights_only=True))
+    student.load_state_dict(torch.load(run / "student_state_dict.pt", weights_only=True))
     result = RunDir(run).result()
     assert result is not None
     found = metrics(
@@ -75,7 +76,7 @@ def test_the_accuracy_in_the_result_is_that_of_the_file() -> None:
 
 def test_training_changes_the_student_and_not_the_teacher() -> None:
     before = fxdistill.load(fxdistill.parse_source(str(runs.workshop() / "student.pt"), allow=runs.ALLOW)).module
-    after = torch.load(runs.finished() / "student.pt", weights_only=True)
+    after = torch.load(runs.finished() / "student_state_dict.pt", weights_only=True)
     assert list(after) == list(before.state_dict())
     assert not torch.equal(after["conv1.weight"], before.state_dict()["conv1.weight"])
     assert int(after["bn1.num_batches_tracked"]) == 5 * (1 + 1 + 2)
@@ -174,7 +175,7 @@ def test_precision_of_the_settings(tmp_path: Path) -> None:
     plan = runs.edited("kd", main_stage_only)
     execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, precision="bf16-mixed"))
     execute(plan, tmp_path / "full", CPU)
-    mixed, full = (torch.load(tmp_path / name / "student.pt", weights_only=True) for name in ("run", "full"))
+    mixed, full = (torch.load(tmp_path / name / "student_state_dict.pt", weights_only=True) for name in ("run", "full"))
     assert mixed["fc.weight"].dtype == torch.float32
     assert not torch.equal(mixed["fc.weight"], full["fc.weight"])
     with pytest.raises(InputError, match="CUDA"):
@@ -230,7 +231,7 @@ model = fxdistill_test_models.with_dropout()
 model.load_state_dict(torch.load(sys.argv[2], weights_only=True))
 print(model.eval()(torch.zeros(1, 1, 8, 8)).shape[1])
 """
-    student = runs.finished() / "student.pt"
+    student = runs.finished() / "student_state_dict.pt"
     done = subprocess.run(
         [sys.executable, "-c", program, str(runs.workshop()), str(student)], capture_output=True, text=True, check=False
     )

@@ -136,7 +136,7 @@ def test_a_run_ends_with_statistics_that_serve_and_goes_on_to_the_same(
     (arm,) = result["arms"]
     assert [remark["code"] for remark in arm["remarks"]] == ["batch-norm-statistics"]
     assert "estimated anew" in " ".join(jobs.done("show", tmp_path / "run").split())
-    weights = torch.load(tmp_path / "run" / "student.pt", weights_only=True)
+    weights = torch.load(tmp_path / "run" / "student_state_dict.pt", weights_only=True)
 
     # interrupted when all is trained and nothing is mended yet
     with monkeypatch.context() as patch:
@@ -144,7 +144,7 @@ def test_a_run_ends_with_statistics_that_serve_and_goes_on_to_the_same(
         command = ("run", tmp_path / "plan.json", "-o", tmp_path / "again", *jobs.ALLOW, "--device", "cpu")
         assert jobs.call(*command).exit_code == 130
     jobs.done(*command, "--resume")
-    resumed = torch.load(tmp_path / "again" / "student.pt", weights_only=True)
+    resumed = torch.load(tmp_path / "again" / "student_state_dict.pt", weights_only=True)
     assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
 
     assert arm["accuracy"] > 0.5

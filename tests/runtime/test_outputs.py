@@ -23,7 +23,7 @@ ENTRIES = {"named": "logits", "mapping": "logits", "pair": "1"}
 def answers(kind: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Features and logits of a run's trained student for its test images, and their labels."""
     student = build(f"{jobs.MODULE}:net", {"answers": kind}, allow=[jobs.MODULE]).eval()
-    student.load_state_dict(torch.load(folder / "run" / "student.pt", weights_only=True))
+    student.load_state_dict(torch.load(folder / "run" / "student_state_dict.pt", weights_only=True))
     data = load_data("digits")
     view = data.preprocessing.view((8, 8))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_the_user_has_the_last_word(tmp_path: Path) -> None:
     assert "which-output" not in {remark.code for remark in plan.diagnostics}
     result = jobs.ran(tmp_path)
     module = build(f"{jobs.MODULE}:net", student, allow=[jobs.MODULE]).eval()
-    module.load_state_dict(torch.load(tmp_path / "run" / "student.pt", weights_only=True))
+    module.load_state_dict(torch.load(tmp_path / "run" / "student_state_dict.pt", weights_only=True))
     before = load(tmp_path / "plan.json").given("student")
     start = torch.load(tmp_path / before.path, weights_only=True) if before.path else {}
     assert torch.equal(module.get_parameter("head.weight"), start["state_dict"]["head.weight"])  # nothing read it

@@ -216,7 +216,7 @@ def test_the_metrics_are_those_of_the_trained_student_on_the_test_images(arm: st
 
 
 def test_the_student_that_is_kept_is_the_distilled_one_of_the_first_seed() -> None:
-    found = torch.load(recorded.finished().out / "student.pt", weights_only=True)
+    found = torch.load(recorded.finished().out / "student_state_dict.pt", weights_only=True)
     wanted = {n: v for n, v in trained(SEEDS[0], "distilled").items() if not n.startswith("projection")}
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -243,7 +243,7 @@ def test_a_run_that_was_stopped_takes_the_steps_that_were_left(tmp_path: Path) -
 def test_the_exported_file_answers_as_the_kept_student_does() -> None:
     """The gate compares it with the module that was exported, whichever that is."""
     student = by_hand.student().eval()
-    student.load_state_dict(torch.load(recorded.finished().out / "student.pt", weights_only=True))
+    student.load_state_dict(torch.load(recorded.finished().out / "student_state_dict.pt", weights_only=True))
     session = onnxruntime.InferenceSession(recorded.finished().out / "student.onnx", providers=["CPUExecutionProvider"])
     images = torch.randn(7, *by_hand.SHAPE[1:], generator=torch.Generator().manual_seed(0))
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
@@ -268,7 +268,7 @@ def test_the_student_learns_from_the_auxiliary_as_its_training_left_it() -> None
     assert isinstance(made, Shrunken)
     auxiliary = make(made, by_hand.trained_teacher(), input_shape=by_hand.SHAPE)
     before, student = copy.deepcopy(auxiliary.state_dict()), build(CONVNET, kwargs, seed=0)
-    auxiliary.load_state_dict(torch.load(out / "auxiliary.pt", weights_only=True))
+    auxiliary.load_state_dict(torch.load(out / "auxiliary_state_dict.pt", weights_only=True))
     assert not torch.equal(before["classifier.weight"], auxiliary.state_dict()["classifier.weight"])
     data = by_hand.digits()
     images = views.seen(next(batches(data.train, 256, shuffle=True))["images"], data.preprocessing.view((8, 8)))
