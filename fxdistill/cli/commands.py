@@ -207,7 +207,7 @@ def export(
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
         )
-        _say(found.remarks)
+        _say((*found.remarks, *deploy.unsaid(found, where=model)))
         out.print(Text(f"reads {found.reads}"), soft_wrap=True)
         kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
         out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)

@@ -293,7 +293,7 @@ def find(
     if read.dataset is None:
         classes = given.metadata.get("classes", [])
         metadata = described(task=task, preprocessing=own, classes=classes if isinstance(classes, list) else [])
-        return Found(given.module, wanted, None, shape, own, entry or "", metadata, remarks=_unsaid(own, str(model)))
+        return Found(given.module, wanted, None, shape, own, entry or "", metadata)
     dataset = preflight.mapped(
         read.dataset, names, given.module, wanted, spec=str(data), entry=entry, input_shape=shape
     )
@@ -304,14 +304,14 @@ def find(
     return Found(given.module, wanted, dataset, shape, own, fit.entry, metadata, remarks=said)
 
 
-def _unsaid(found: Preprocessing, where: str) -> tuple[Diagnostic, ...]:
-    """A warning where nothing says how a model normalises images."""
-    if found.mean:
+def unsaid(found: Found, *, where: str) -> tuple[Diagnostic, ...]:
+    """A warning about an exported file where nothing says how its model normalises images."""
+    if found.dataset is not None or found.preprocessing.mean:
         return ()
     return (
         Diagnostic(
             code="no-normalisation", severity="warning", where=where,
-            why="nothing says how the model normalises images: the file will say that pixels are taken as they are",
+            why="nothing says how the model normalises images: the file says that pixels are taken as they are",
             hint="give --mean and --std, or --data to take those of the data",
         ),
     )  # fmt: skip
