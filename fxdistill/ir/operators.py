@@ -107,7 +107,7 @@ _LINES = (
     _line("local_response_norm", labels="neighbours"),
     # products
     _line("linear", labels="linear"),
-    _line("matmul bmm mm mv dot", labels="matmul"),
+    _line("matmul bmm mm mv dot vdot", labels="matmul"),
     _line("rmatmul", labels="rmatmul"),
     _line("addmm baddbmm addbmm", labels="addmm"),
     _line("einsum", labels="einsum"),

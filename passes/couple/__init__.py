@@ -9,7 +9,7 @@ At the end the united labels are the connected components of a sparse graph.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,6 +57,7 @@ class Couple(Pass[Traced, Coupling]):
         with torch.no_grad(), source.running(), kept:
             values = _Labeller(source, ledger).label()
             class_of = _components(ledger)
+        _roles_of_computed(source, ledger, class_of)
         coupling = Coupling(
             graph=source.graph,
             values=values,
@@ -126,6 +127,7 @@ class LabelMode(TorchFunctionMode):
         if any(isinstance(t, Labelled) for t in given) and not only_typed(name, given):
             args, kwargs = mapped((args, kwargs), self.ledger.as_uniform)
             value = apply_rule(self, func, args, kwargs)
+            _note_origins(value, tensors((args, kwargs)))
         else:
             value = func(*mapped(args, typed), **mapped(kwargs, typed))
         self._note_uniform(name, func, given, value, (args, kwargs))
@@ -146,6 +148,15 @@ class LabelMode(TorchFunctionMode):
     def _followed(self, func: Callable[..., Any], arguments: Any) -> Any:
         args, kwargs = mapped(arguments, self.ledger.as_uniform)
         return apply_rule(self, func, args, kwargs)
+
+
+def _note_origins(value: Any, given: Iterable[Tensor]) -> None:
+    """A value that is computed from parameters alone is a weight."""
+    origins = [t.origins for t in given if isinstance(t, Labelled)]
+    if all(origins):
+        for part in tensors(value):
+            if isinstance(part, Labelled) and not part.parameter:
+                part.origins = frozenset[str]().union(*origins)
 
 
 _CARRYING = frozenset(("movement", "pointwise", "elementwise"))
@@ -271,6 +282,17 @@ def _components(ledger: Ledger) -> Tensor:
     rank = np.empty_like(first)
     rank[np.argsort(first)] = np.arange(len(first))
     return torch.from_numpy(rank[inverse].astype(np.int64))
+
+
+def _roles_of_computed(source: Traced, ledger: Ledger, class_of: Tensor) -> None:
+    """What the weights do that others are computed from: what those do, along the dimension of the same classes."""
+    weights = {name for name, p in source.module.named_parameters() if sum(size > 1 for size in p.shape) > 1}
+    for origins, labels, role in ledger.computed:
+        wanted = class_of[labels].unique()
+        for name in sorted(origins & weights):
+            for dim, layer in ledger.parameters.get(name, {}).items():
+                if torch.equal(class_of[core(layer)].unique(), wanted):
+                    ledger.roles.setdefault((name, dim), role)
 
 
 def _locks(ledger: Ledger, class_of: Tensor) -> dict[int, Lock]:

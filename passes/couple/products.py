@@ -42,10 +42,9 @@ def contract(ledger: Ledger, values: Sequence[Tensor], letters: Sequence[Sequenc
 
 
 def _roles(ledger: Ledger, value: Tensor, letters: Sequence[int], ends: Sequence[int]) -> None:
-    if isinstance(value, Labelled) and value.parameter and value.dim() > 1:
+    if isinstance(value, Labelled) and value.dim() > 1:
         for dim, letter in enumerate(letters):
-            role: Role = "in" if letter in ends else "out"
-            ledger.roles.setdefault((value.parameter, dim), role)
+            ledger.used_as(value, dim, "in" if letter in ends else "out")
 
 
 def linear(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -133,6 +132,7 @@ def transposed_convolution(ledger: Ledger, func: Function, args: Sequence[Any], 
         raise Opaque("its input has no batch dimension")
     like = func(*to_meta(args), **to_meta(kwargs))
     _only_leading(ledger, weight)
+    _only_leading(ledger, weight)
     inputs, rows = _channels(ledger, source), _vector(ledger, weight, 0, "in")
     _consume(ledger, inputs, rows)
     if groups == 1:
@@ -185,8 +185,8 @@ def _channels(ledger: Ledger, source: Tensor) -> Tensor | None:
 def _vector(ledger: Ledger, weight: Tensor, dim: int, role: Role) -> Tensor | None:
     if not isinstance(weight, Labelled) or weight.shape[dim] == 1:
         return None
+    ledger.used_as(weight, dim, role)
     if weight.parameter:
-        ledger.roles.setdefault((weight.parameter, dim), role)
         layer = ledger.dimension(weight, dim)
         if dims_of(layer) != (dim,):
             raise Opaque("its weight is shared with a grouped convolution")
@@ -228,8 +228,9 @@ def _in_groups(ledger: Ledger, inputs: Tensor | None, outputs: Tensor | None, we
         return
     rows = inputs.reshape(groups, -1)
     ledger.split(rows, "groups", fixed=True)
-    if not isinstance(weight, Labelled) or not weight.parameter:
-        ledger.lock(inputs, "feeds a grouped convolution with a computed weight")
+    if not isinstance(weight, Labelled) or not weight.parameter:  # its columns are the same in every group
+        columns = _vector(ledger, weight, 1, "in")
+        _consume(ledger, rows, columns.expand_as(rows) if columns is not None else None)
         return
     layer = rows.repeat_interleave(weight.shape[0] // groups, 0)
     layer = layer.reshape(*layer.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)

@@ -29,11 +29,13 @@ class Labelled(Tensor):
 
     Attributes:
         layers: Compact integer tensors of this tensor's shape.
-        parameter: Name of the parameter or buffer that this is, '' for an activation.
+        parameter: Name of the parameter or buffer that this is, '' for what is computed.
+        origins: Names of the parameters that it is computed from, where it is computed from nothing else.
     """
 
     layers: Layers
     parameter: str
+    origins: frozenset[str]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001  # the documented way to opt out
 
 
@@ -42,6 +44,7 @@ def labelled(like: Tensor, layers: Sequence[Tensor], parameter: str = "") -> Lab
     value: Labelled = Tensor._make_subclass(Labelled, like)  # noqa: SLF001  # the documented constructor
     value.layers = tuple(layers)
     value.parameter = parameter
+    value.origins = frozenset((parameter,)) if parameter else frozenset()
     return value
 
 
@@ -115,6 +118,7 @@ class Ledger:
     splits: list[Split] = field(default_factory=list)
     parameters: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     roles: dict[Key, Role] = field(default_factory=dict)
+    computed: list[tuple[frozenset[str], Tensor, Role]] = field(default_factory=list)
     statistics: dict[str, None] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
@@ -204,6 +208,13 @@ class Ledger:
     def lock(self, labels: Tensor, reason: str) -> None:
         """These labels may not be removed."""
         self.locks.append((core(labels).reshape(-1), reason, self.where))
+
+    def used_as(self, value: Labelled, dim: int, role: Role) -> None:
+        """Note what a dimension of a weight does: of a parameter itself, or of what is computed from parameters."""
+        if value.parameter:
+            self.roles.setdefault((value.parameter, dim), role)
+        elif value.origins:
+            self.computed += [(value.origins, along(la, dim), role) for la in value.layers if dims_of(la) == (dim,)]
 
     def split(self, layer: Tensor, kind: Literal["groups", "heads", "norm", "split"], *, fixed: bool = False) -> None:
         """Note that the dimensions along which a layer varies stem from one, the last of them shrinking."""

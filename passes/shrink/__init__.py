@@ -125,7 +125,8 @@ def shrink(traced: Traced, survivors: Survivors) -> fx.GraphModule:
         raise ModelError(
             f"the model cannot be copied: {next(iter(str(cause).splitlines()), '')}",
             where=type(traced.module).__name__,
-            hint="take off hooks that keep computed weights on a module, e.g. with torch.nn.utils.remove_weight_norm",
+            hint="take off hooks that keep computed weights on a module, e.g. with torch.nn.utils.remove_weight_norm "
+            "or torch.nn.utils.prune.remove",
         ) from cause  # fmt: skip
     slice_weights(traced, survivors, module)
     images = example(traced.module, traced.input_shape)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.graph import Traced, mutates_input, op_name, path_of, submodule
@@ -226,6 +227,15 @@ class _Masked(_Steps):
                 return value
         raise InvariantError("the shrunken graph has another order of nodes", where=path)
 
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a module; where its weights are computed from parameters (norms), from what is left of those."""
+        module = self.root.get_submodule(target)
+        if not is_parametrized(module):
+            return super().call_module(target, args, kwargs)
+        masks = {name: self.survivors.of_parameter(f"{target}.{name}") for name, _ in _tensors(module)}
+        masked = {name: _silence(tensor, masks[name], in_place=False) for name, tensor in _tensors(module)}
+        return torch.func.functional_call(module, masked, args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and silence what was removed."""
         reference = self._reference(n)
@@ -250,6 +260,11 @@ class _Masked(_Steps):
         if not args:
             args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
         return found(Call(name, args, kwargs, submodule(self.root, node)), mask.full)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _is_silent(value: Tensor, mask: Mask) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fxdistill.ir.graph import op_name, path_of, submodule
 from fxdistill.ir.operators import is_a, operator_of
@@ -66,6 +67,10 @@ def _refuse_fused(node: fx.Node, name: str, run: Rewriting) -> None:
     if module is not None:
         foreign = not (type(module).__module__ + ".").startswith(_LIBRARIES) and not _familiar(module)
         weighs = any(True for _ in module.parameters()) or any(True for _ in module.children())
+        if module._forward_pre_hooks:  # noqa: SLF001  # there is no other way to ask
+            raise Obstacle("hooks compute its weights or its input", path=path_of(node), fused=True)
+        if is_parametrized(module):
+            return
     else:
         foreign = not (_owner(node) + ".").startswith(_LIBRARIES)
         tensors = [source for source in node.all_input_nodes if isinstance(run.env[source], Tensor)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from fxdistill.criteria import CRITERIA, importance
@@ -106,6 +106,8 @@ class Thin(Pass[ThinSource, Removal]):
         stays = _Reasons(source, self.protect, self.only)
         wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
         channels = Channels(source.traced, coupling, batch=source.batch, seed=self.seed, loss=source.loss)
+        if not stays.producers:
+            raise _nothing(stays)
         scores = importance(self.criterion, channels)
         named = {class_id for width in wanted for class_id in width.classes}
         blocks = [self._block(key, members, named) for key, members in _blocks(stays).items()]
@@ -153,6 +155,8 @@ class Thin(Pass[ThinSource, Removal]):
         return Block(tuple(members), step, target)
 
 
+_LISTED = 5
+"""As many layers are listed where a request changes nothing."""
 _Key = tuple[tuple[str, int], ...]
 
 
@@ -262,41 +266,32 @@ def removed_of(coupling: Coupling, kept: KeptIndices) -> frozenset[int]:
 
 def _producers(coupling: Coupling) -> Iterator[tuple[str, Tensor]]:
     """The weights that produce channels, with the class of each output."""
-    standardized = dict.fromkeys(_standardized(coupling), 0)
     outputs = {name: dim for (name, dim), role in coupling.roles.items() if role == "out"}
-    for name, dim in (standardized | outputs).items():
+    for name, dim in outputs.items():
         labels = coupling.parameter_labels(name).get(dim)
         if labels is not None:
             yield name, core(labels).flatten()
 
 
-def _standardized(coupling: Coupling) -> Iterator[str]:
-    """The parameters that convolution weights are computed from (weight standardization)."""
-    for node in coupling.graph.nodes:
-        name = getattr(node.target, "__name__", "")
-        if node.op != "call_function" or not name.startswith("conv") or len(node.args) < 2:
-            continue
-        weight = node.args[1]
-        shape = weight.meta.get("shape") if isinstance(weight, fx.Node) else None
-        while isinstance(weight, fx.Node) and weight.op != "get_attr":
-            weight = next(iter(weight.all_input_nodes), None)
-        if isinstance(weight, fx.Node) and weight.meta.get("shape") == shape:
-            yield str(weight.target)
+def _layer(name: str) -> str:
+    """The module whose parameter it is, as the user knows it: parametrizations lie inside of it."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0] or name
 
 
 def _widths(stays: _Reasons, removed: frozenset[int]) -> Iterator[tuple[str, tuple[int, int]]]:
     for name, classes in sorted(stays.producers.items()):
         before = classes.tolist()
-        yield name.rpartition(".")[0] or name, (len(before), sum(i not in removed for i in before))
+        yield _layer(name), (len(before), sum(i not in removed for i in before))
 
 
 def _nothing(stays: _Reasons) -> InputError:
     """The error for a request that changes nothing."""
-    reasons = Counter(stays.reason(i) for i in stays.frozen)
-    most = ", ".join(f"{reason} ({count} channels)" for reason, count in reasons.most_common(3))
+    listed = [f"'{remark.where}' {remark.why}" for remark in _not_pruned(stays, frozenset())]
+    more = f"; and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    found = "; ".join(listed[:_LISTED]) + more if listed else "no weight was found that makes channels"
     return InputError(
         "the request changes nothing: no channel would be removed", where="keep",
-        hint=f"what stays, and why: {most or 'rounding'}; lower --keep or --round-to, or protect less",
+        hint=f"what stays, and why: {found}. Lower --keep or --round-to, or protect less",
     )  # fmt: skip
 
 
@@ -305,7 +300,7 @@ def _unscored(stays: _Reasons, removed: frozenset[int], scores: Tensor, criterio
     for name, classes in sorted(stays.producers.items()):
         if not removed.isdisjoint(classes.tolist()) and not bool(scores[classes].any()):
             yield Diagnostic(
-                code="no-importance", severity="warning", where=name.rpartition(".")[0] or name,
+                code="no-importance", severity="warning", where=_layer(name),
                 why=f"the criterion '{criterion}' says nothing about its outputs: all count alike, the first are kept",
             )  # fmt: skip
 
@@ -323,6 +318,29 @@ def _not_pruned(stays: _Reasons, removed: frozenset[int]) -> Iterator[Diagnostic
             else "its width is already what was asked for, or rounds to it"
         )
         yield Diagnostic(
-            code="not-pruned", severity="note", where=name.rpartition(".")[0] or name,
+            code="not-pruned", severity="note", where=_layer(name),
             why=f"keeps its {len(ids)} outputs: {why}",
         )  # fmt: skip
+    yield from _not_followed(stays)
+
+
+def _not_followed(stays: _Reasons) -> Iterator[Diagnostic]:
+    """One remark for each layer with weights that enter what is not followed, so that it is nobody's producer."""
+    coupling, module = stays.source.coupling, stays.source.traced.module
+    called = {str(node.target): path_of(node) for node in coupling.graph.nodes if node.op == "call_module"}
+    listed = {_layer(name) for name in stays.producers}
+    for name, parameter in module.named_parameters():
+        layer = _layer(name)
+        if layer in listed or sum(size > 1 for size in parameter.shape) < 2:
+            continue
+        classes = {i for labels in coupling.parameter_labels(name).values() for i in core(labels).flatten().tolist()}
+        locks = [coupling.locks[i] for i in sorted(classes) if i in coupling.locks]
+        entered = next((str(lock) for lock in locks if lock.reason.startswith("enters")), None)
+        owner = next((path for target, path in called.items() if within(name, target)), None)
+        if not classes and owner is not None:
+            entered = f"lies in an operation that is not followed at '{owner}'"
+        if entered is not None and len(locks) == len(classes):
+            listed.add(layer)
+            yield Diagnostic(
+                code="not-pruned", severity="note", where=layer, why=f"keeps its weights: '{name}' {entered}"
+            )
