@@ -67,6 +67,8 @@ def plan(
     teacher_arg: parameters.TeacherArgument = [],
     student_factory: parameters.StudentFactory = None,
     student_arg: parameters.StudentArgument = [],
+    teacher_entry: parameters.TeacherEntry = None,
+    student_entry: parameters.StudentEntry = None,
     teacher_output: parameters.TeacherOutput = None,
     student_output: parameters.StudentOutput = None,
     print_after: parameters.PrintAfter = [],
@@ -85,8 +87,8 @@ def plan(
         values.writable(output)
         load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_pickle=trust_pickle)
         models = (
-            load(teacher, teacher_factory, teacher_arg, option="--teacher-factory"),
-            load(student, student_factory, student_arg, option="--student-factory"),
+            load(teacher, teacher_factory, teacher_arg, entry=teacher_entry, option="--teacher-factory"),
+            load(student, student_factory, student_arg, entry=student_entry, option="--student-factory"),
         )
         from fxdistill.cli import planning  # after the models: mistakes are answered sooner
         from fxdistill.compiler.options import Options
@@ -184,6 +186,7 @@ def export(
     std: parameters.Std = [],
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
+    entry: parameters.Entry = None,
     output_entry: parameters.OutputEntry = None,
     only_output: parameters.OnlyOutput = [],
     embed_preprocessing: parameters.Embed = False,
@@ -203,6 +206,7 @@ def export(
         found = deploy.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
             allow=allow_factory, trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
+            checkpoint_entry=entry,
         )  # fmt: skip
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
@@ -238,6 +242,7 @@ def shrink(
     input_shape: parameters.Input = "",
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
+    entry: parameters.Entry = None,
     seed: parameters.RandomSeed = 0,
     allow_factory: parameters.Allow = [],
     trust_pickle: parameters.Trust = False,
@@ -256,7 +261,7 @@ def shrink(
         made = deploy.shrink(
             model, output, keep=keep, by=by, round_to=round_to, protect=protect, only=only, data=data, task=task,
             input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_pickle=trust_pickle,
-            passes=passes,
+            passes=passes, checkpoint_entry=entry,
         )  # fmt: skip
         out.print(shrunk_view(made))
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
@@ -276,6 +281,7 @@ def evaluate_model(
     std: parameters.Std = [],
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
+    entry: parameters.Entry = None,
     output_entry: parameters.OutputEntry = None,
     allow_factory: parameters.Allow = [],
     trust_pickle: parameters.Trust = False,
@@ -290,6 +296,7 @@ def evaluate_model(
         found = deploy.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
             allow=allow_factory, trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
+            checkpoint_entry=entry,
         )  # fmt: skip
         values_by_name, images = deploy.measured(found, where=model)
         _say(found.remarks)

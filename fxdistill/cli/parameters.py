@@ -18,6 +18,7 @@ _OUTPUT = "Which entry of the {}'s output is the prediction: NAME or INDEX. Defa
 _ALIGN = "slice: prune the teacher's taps; shrink: make a smaller teacher first; project: a learned encoder."
 _FACTORY = "Factory for a {}file that is a state dict."
 _ARGUMENT = "KEY=VALUE for that factory; repeatable."
+_ENTRY = "Entry of the {}checkpoint that holds the weights: state_dict_ema. Default: a usual name."
 
 Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
 Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
@@ -28,6 +29,9 @@ Model = Annotated[str, typer.Argument(help=_MODEL)]
 RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=_RUN_OR_MODEL)]
 Factory = Annotated[str | None, typer.Option("--factory", help=_FACTORY.format(""))]
 Argument = Annotated[list[str], typer.Option("--arg", help=_ARGUMENT)]
+Entry = Annotated[str | None, typer.Option("--entry", help=_ENTRY.format(""))]
+TeacherEntry = Annotated[str | None, typer.Option("--teacher-entry", help=_ENTRY.format("teacher's "))]
+StudentEntry = Annotated[str | None, typer.Option("--student-entry", help=_ENTRY.format("student's "))]
 TeacherFactory = Annotated[str | None, typer.Option("--teacher-factory", help=_FACTORY.format("teacher "))]
 TeacherArgument = Annotated[list[str], typer.Option("--teacher-arg", help=_ARGUMENT)]
 StudentFactory = Annotated[str | None, typer.Option("--student-factory", help=_FACTORY.format("student "))]

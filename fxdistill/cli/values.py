@@ -156,7 +156,7 @@ def writable(path: Path) -> None:
 
 def model(
     text: str, factory: str | None, args: Sequence[str], *, option: str, seed: int, allow: Sequence[str],
-    trust_pickle: bool,
+    trust_pickle: bool, entry: str | None = None,
 ) -> "LoadedModel":  # fmt: skip
     """Load a model argument.
 
@@ -168,6 +168,7 @@ def model(
         seed: Seed of the weights of a factory alone.
         allow: Modules whose factories may be called.
         trust_pickle: Whether a pickle may be opened.
+        entry: The entry of a checkpoint that holds the weights.
 
     Raises:
         ModelError: Whatever is wrong with it.
@@ -175,5 +176,7 @@ def model(
     from fxdistill.modelfiles.load import load  # slow to import
     from fxdistill.modelfiles.source import parse_source  # slow to import
 
-    source = parse_source(text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option)
+    source = parse_source(
+        text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option, entry=entry
+    )
     return load(source, seed=seed)

@@ -4,6 +4,7 @@ The kind is found out from the bytes, never from the name alone, so that a web p
 truncated download is called what it is. Only a file that the user trusts is unpickled.
 """
 
+import contextlib
 import io
 import pickle
 import re
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from fxdistill import container
 from fxdistill.errors import ModelError
+from fxdistill.modelfiles import inert
 from fxdistill.modelfiles.factories import working_directory_importable
 
 Kind = Literal["bundle", "torch", "export", "safetensors"]
@@ -32,14 +34,16 @@ def name_factory(option: str) -> str:
 def read(path: Path, kind: Kind, *, trust_pickle: bool, option: str = "") -> tuple[Any, bool]:
     """What a file holds, on the CPU, and whether it had to be unpickled.
 
+    What is no tensor and no plain value is an :class:`~fxdistill.modelfiles.inert.Inert`, unless it was unpickled.
+
     Args:
         path: The file.
         kind: What it is.
-        trust_pickle: Whether it may be unpickled.
+        trust_pickle: Whether it may be unpickled, where it can be read in no other way.
         option: The option that names the model's factory, for the hint.
 
     Raises:
-        ModelError: The file is damaged, or holds objects and is not trusted.
+        ModelError: The file is damaged, or can only be unpickled and is not trusted.
     """
     if kind == "safetensors":
         return _read_safetensors(path)
@@ -168,20 +172,37 @@ def _read_torch(path: Path, *, trust_pickle: bool, option: str) -> tuple[Any, bo
         found = re.search(r"GLOBAL ([\w.]+)", str(cause))
         if "magic number" in str(cause).lower():
             raise _damaged(path, cause) from cause
+        with contextlib.suppress(Exception):
+            return inert.read(path), False
         if not trust_pickle:
-            named = f" ({found[1]})" if found else ""
-            raise ModelError(
-                f"the file holds pickled objects{named}, and unpickling runs whatever code is in the file",
-                where=str(path),
-                hint=f"save torch.save(model.state_dict(), PATH) instead and {name_factory(option)}; "
-                "or, if you trust where the file comes from, add --trust-code",
-            ) from cause
+            raise pickled(path, found[1] if found else "", option) from cause
     except Exception as cause:
         raise _damaged(path, cause) from cause
-    return _unpickle(path), True
+    return unpickle(path), True
 
 
-def _unpickle(path: Path) -> Any:
+def pickled(path: Path, name: str, option: str) -> ModelError:
+    """Why a file with a pickled object of some class is not opened.
+
+    Args:
+        path: The file.
+        name: The class, where it is known.
+        option: The option that names the model's factory, for the hint.
+    """
+    return ModelError(
+        f"the file holds pickled objects{name and f' ({name})'}, and unpickling runs whatever code is in the file",
+        where=str(path),
+        hint=f"save torch.save(model.state_dict(), PATH) instead and {name_factory(option)}; "
+        "or, if you trust where the file comes from, add --trust-code",
+    )
+
+
+def unpickle(path: Path) -> Any:
+    """What a file that the user trusts holds; this runs whatever code is in it.
+
+    Raises:
+        ModelError: It is damaged, or needs what is not here.
+    """
     try:
         with working_directory_importable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

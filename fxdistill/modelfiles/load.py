@@ -24,6 +24,7 @@ from fxdistill.errors import ModelError
 from fxdistill.modelfiles import bundle, kinds, pt2, statedict
 from fxdistill.modelfiles.bundle import RANDOM_WEIGHTS
 from fxdistill.modelfiles.factories import build
+from fxdistill.modelfiles.inert import Inert
 from fxdistill.modelfiles.source import ModelSource, parse_source
 from fxdistill.plan.file import load as load_plan
 from fxdistill.preprocessing import Preprocessing
@@ -64,7 +65,7 @@ class LoadedModel:
 
 def load(
     source: ModelSource | str | Path, *, factory: str | None = None, kwargs: Mapping[str, Any] | None = None,
-    seed: int = 0, trust_pickle: bool = False, allow: Sequence[str] = (),
+    seed: int = 0, trust_pickle: bool = False, allow: Sequence[str] = (), entry: str | None = None,
 ) -> LoadedModel:  # fmt: skip
     """Load a model from a file, or build it with random weights under a seed.
 
@@ -80,22 +81,23 @@ def load(
         seed: Seed of the weights where no file gives them.
         trust_pickle: Whether a file that runs code when it is loaded may be loaded.
         allow: Modules and packages of your own whose factories may be called.
+        entry: The entry of a checkpoint that holds the weights, such as ``state_dict_ema``; None to look for it.
 
     Raises:
         ModelError: Whatever is wrong with the file, the factory or their going together.
     """
     if not isinstance(source, ModelSource):
-        found = parse_source(str(source), factory=factory, trust_pickle=trust_pickle, allow=allow)
+        found = parse_source(str(source), factory=factory, trust_pickle=trust_pickle, allow=allow, entry=entry)
         if twice := sorted(found.kwargs.keys() & (kwargs or {}).keys()):
             raise ModelError(
                 f"the factory argument '{twice[0]}' is given twice", where=str(factory or source),
                 hint="leave out one of them",
             )  # fmt: skip
         return _load(replace(found, kwargs={**found.kwargs, **(kwargs or {})}), seed)
-    if factory is not None or kwargs or trust_pickle or allow:
+    if factory is not None or kwargs or trust_pickle or allow or entry is not None:
         raise ModelError(
             "a model source says everything about a model itself", where=str(source.path or source.factory),
-            hint="give it factory, kwargs, trust_pickle and allow, or load the file by its path",
+            hint="give it factory, kwargs, trust_pickle, allow and entry, or load the file by its path",
         )  # fmt: skip
     return _load(source, seed)
 
@@ -109,15 +111,22 @@ def _load(source: ModelSource, seed: int) -> LoadedModel:
     kind = kinds.kind_of(path, option=source.option)
     sha256 = files.file_sha256(path)
     if kind == "bundle":
+        _no_entry(source, path, "a bundle")
         return _from_bundle(source, path, sha256)
     if kind == "export":
+        _no_entry(source, path, "an exported program")
         return _from_export(source, path, sha256)
     content, trusted = kinds.read(path, kind, trust_pickle=source.trust_pickle, option=source.option)
     if isinstance(content, Mapping) and content.get("format") == "fxdistill-bundle":
         raise ModelError(
             "the file is a bundle of an older fxdistill", where=str(path), hint="write it again with fxdistill.save"
         )
-    state, entry = statedict.find(content, where=str(path))
+    state, entry = statedict.find(content, where=str(path), entry=source.entry)
+    if isinstance(state, Inert):
+        if not source.trust_pickle:
+            raise kinds.pickled(path, state.title, source.option)
+        content, trusted = kinds.unpickle(path), True
+        state, entry = statedict.find(content, where=str(path), entry=source.entry)
     remarks = statedict.entry_remark(content, entry, where=str(path))
     if isinstance(state, nn.Module):
         _no_factory(source, path, "a whole module")
@@ -219,6 +228,13 @@ def _unwrapped(module: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return module
         module = inner
+
+
+def _no_entry(source: ModelSource, path: Path, kind: str) -> None:
+    if source.entry:
+        raise ModelError(
+            f"the file holds {kind}, which has no entry '{source.entry}'", where=str(path), hint="leave the entry out"
+        )
 
 
 def _no_factory(source: ModelSource, path: Path, kind: str) -> None:

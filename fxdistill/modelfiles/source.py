@@ -25,6 +25,7 @@ class ModelSource:
         trust_pickle: Whether a file that runs code when it is loaded may be loaded.
         allow: Modules and packages of the user's own whose factories may be called.
         option: The command line's option that names the factory, for hints.
+        entry: The entry of a checkpoint that holds the weights; None to look for it.
     """
 
     path: Path | None
@@ -33,6 +34,7 @@ class ModelSource:
     trust_pickle: bool = False
     allow: tuple[str, ...] = ()
     option: str = ""
+    entry: str | None = None
 
 
 def parse_source(
@@ -43,6 +45,7 @@ def parse_source(
     trust_pickle: bool = False,
     allow: Sequence[str] = (),
     option: str = "",
+    entry: str | None = None,
 ) -> ModelSource:
     """Read a model argument of the command line.
 
@@ -54,6 +57,7 @@ def parse_source(
         trust_pickle: As in :class:`ModelSource`.
         allow: As in :class:`ModelSource`.
         option: As in :class:`ModelSource`.
+        entry: As in :class:`ModelSource`.
 
     Raises:
         ModelError: A factory or an argument is malformed, or given twice.
@@ -75,9 +79,14 @@ def parse_source(
         if key in kwargs:
             raise ModelError(f"the factory argument '{key}' is given twice", where=f"{factory}, {key}")
         kwargs[key] = value
+    if entry is not None and path is None:
+        raise ModelError(
+            f"there is no file with an entry '{entry}'", where=text, hint="give a checkpoint, or leave the entry out"
+        )
     return ModelSource(
-        path=path, factory=name, kwargs=kwargs, trust_pickle=trust_pickle, allow=tuple(allow), option=option
-    )
+        path=path, factory=name, kwargs=kwargs, trust_pickle=trust_pickle, allow=tuple(allow), option=option,
+        entry=entry,
+    )  # fmt: skip
 
 
 def module_and_function(factory: str, *, error: type[InputError] = ModelError) -> tuple[str, str]:

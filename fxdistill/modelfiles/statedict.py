@@ -4,7 +4,7 @@ Names are made plain by dropping ``_orig_mod.`` (``torch.compile``) and ``module
 prefix that all names share (``model.`` of a Lightning module) is dropped where the names fit only without it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,6 +15,8 @@ from fxdistill import files
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 from fxdistill.modelfiles import kinds
+from fxdistill.modelfiles.inert import Inert
+from fxdistill.registry import suggestion
 
 ENTRIES = (
     "state_dict", "model_state_dict", "model", "net", "network", "module", "weights",
@@ -54,31 +56,42 @@ def is_state_dict(value: object) -> TypeGuard[Mapping[str, Any]]:
     return (
         isinstance(value, Mapping)
         and any(isinstance(v, Tensor) for v in value.values())
-        and all(isinstance(k, str) and (isinstance(v, Tensor) or "_extra_state" in k) for k, v in value.items())
+        and all(isinstance(k, str) and (isinstance(v, Tensor) or _is_extra(k, v)) for k, v in value.items())
     )
 
 
-def find(content: object, *, where: str) -> tuple[Any, str]:
-    """The state dict (or module) in a file, and the entry that holds it: '' for the whole file.
+def _is_extra(name: str, value: object) -> bool:
+    return "_extra_state" in name and not isinstance(value, Inert)
+
+
+def find(content: object, *, where: str, entry: str | None = None) -> tuple[Any, str]:
+    """The state dict, or the module or the note of one, in a file, and the entry that holds it: '' for the whole file.
+
+    Args:
+        content: What the file holds.
+        where: The file, for messages.
+        entry: The entry that the user names: ``model``, ``model.state_dict``; a prefix that names in it share may
+            follow, as ``state_dict.model`` for the ``model.`` of a Lightning module; None to look for one.
 
     Raises:
         ModelError: There is none; names what there is.
     """
-    if isinstance(content, nn.Module) or is_state_dict(content):
+    if entry is not None:
+        return _named(content, entry, where), entry
+    if _is_model(content):
         return content, ""
     if isinstance(content, Mapping):
-        for name in ENTRIES:
-            value = content.get(name)
-            if isinstance(value, nn.Module) or is_state_dict(value):
+        known = [(name, value) for name, value in _entries(content) if name.partition(".")[0] in ENTRIES]
+        for name, value in (*known, *((name, content[name]) for name in ENTRIES if name in content)):
+            if _is_model(value):
                 return value, name
-            for inner in ENTRIES if isinstance(value, Mapping) else ():
-                nested = value.get(inner) if isinstance(value, Mapping) else None
-                if is_state_dict(nested):
-                    return nested, f"{name}.{inner}"
-        entries = ", ".join(str(key) for key in list(content)[:12]) or "none"
+        names = ", ".join(str(key) for key in list(content)[:12]) or "none"
+        held = [name for name, _ in _entries(content)]
         raise ModelError(
-            f"the file holds no state dict; its entries are: {entries}",
-            where=where, hint=f"save the weights under one of the names {', '.join(ENTRIES[:4])}",
+            f"the file holds no state dict under a usual name; its entries are: {names}" if held
+            else f"the file holds no state dict; its entries are: {names}",
+            where=where, hint=f"name the entry that holds the weights: --entry {held[0]}" if held
+            else f"save the weights under one of the names {', '.join(ENTRIES[:4])}",
         )  # fmt: skip
     raise ModelError(
         f"the file holds {type(content).__name__}, not a state dict",
@@ -86,17 +99,58 @@ def find(content: object, *, where: str) -> tuple[Any, str]:
     )  # fmt: skip
 
 
+def _is_model(value: object) -> bool:
+    return isinstance(value, nn.Module | Inert) or is_state_dict(value)
+
+
+def _entries(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries that hold weights, and those of entries, the usual names first."""
+    usual = [name for name in ENTRIES if name in content]
+    for name in (*usual, *(key for key in content if isinstance(key, str) and key not in ENTRIES)):
+        value = content[name]
+        if isinstance(value, nn.Module) or is_state_dict(value):
+            yield name, value
+        elif isinstance(value, Mapping):
+            inside = (inner for inner in ENTRIES if is_state_dict(value.get(inner)))
+            yield from ((f"{name}.{inner}", value[inner]) for inner in inside)
+
+
+def _named(content: object, entry: str, where: str) -> Any:
+    """What an entry holds."""
+    found, rest = content, entry
+    while rest and isinstance(found, Mapping):
+        key = next((key for key in _beginnings(rest) if key in found), None)
+        if key is None:
+            break
+        found, rest = found[key], rest[len(key) + 1 :]
+    if rest and is_state_dict(found):
+        found, rest = {name[len(rest) + 1 :]: v for name, v in found.items() if name.startswith(f"{rest}.")}, ""
+    if not rest and _is_model(found):
+        return found
+    held = [name for name, _ in _entries(content)] if isinstance(content, Mapping) else []
+    raise ModelError(
+        f"the file has no entry '{entry}' that holds weights", where=where,
+        hint=suggestion(entry, held, "it has weights in") if held else "leave the entry out",
+    )  # fmt: skip
+
+
+def _beginnings(text: str) -> list[str]:
+    """A dotted name and its beginnings, the longest first."""
+    parts = text.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
 def entry_remark(content: object, entry: str, *, where: str) -> tuple[Diagnostic, ...]:
     """A note on which entry was taken, where there was a choice to make."""
     if not entry or not isinstance(content, Mapping):
         return ()
-    others = [name for name in ENTRIES if name != entry.partition(".")[0] and name in content]
+    others = [name for name, _ in _entries(content) if name.partition(".")[0] != entry.partition(".")[0]]
     also = f"; the file also holds {', '.join(others)}" if others else ""
     return (
         Diagnostic(
             code="checkpoint-entry", severity="note", where=where,
             why=f"the weights were taken from the entry '{entry}'{also}",
-            hint="save the entry that you want as a file of its own to use another" if others else "",
+            hint=f"name another one to use it: --entry {others[0]}" if others else "",
         ),
     )  # fmt: skip
 

@@ -84,7 +84,7 @@ def evaluate(
     model: str | Path | nn.Module, data: str | None = None, *, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
-    entry: str | None = None, class_map: str | Path | None = None,
+    entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
 
@@ -100,6 +100,7 @@ def evaluate(
         trust_pickle: Whether a file may be unpickled: it can run any code.
         entry: Which entry of a structured output is the prediction; None to find it.
         class_map: A file with the model's classes, for data that has some of them; see :mod:`fxdistill.data.classmap`.
+        checkpoint_entry: The entry of a checkpoint that holds the weights; None to look for it.
 
     Raises:
         InputError: The model cannot be found or loaded, or does not fit the data.
@@ -107,6 +108,7 @@ def evaluate(
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
         allow=allow, trust_pickle=trust_pickle, entry=entry, class_map=class_map,
+        checkpoint_entry=checkpoint_entry,
     )  # fmt: skip
     return measured(found, where=str(model))[0]
 
@@ -129,6 +131,7 @@ def export(
     preprocessing: Preprocessing | Wishes = NOTHING, opset: int = 18, tolerance: float = 1e-4,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
     entry: str | None = None, only: Sequence[str] = (), class_map: str | Path | None = None, embed: bool = False,
+    checkpoint_entry: str | None = None,
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a model as ONNX with a dynamic batch, if the file passes the parity gate.
 
@@ -150,6 +153,7 @@ def export(
         trust_pickle: As for :func:`evaluate`.
         entry: As for :func:`evaluate`.
         class_map: As for :func:`evaluate`.
+        checkpoint_entry: As for :func:`evaluate`.
         only: The outputs to write, by name or entry; empty for all.
         embed: Whether the file takes pixels, uint8 (N, H, W, C), and normalises them itself.
 
@@ -160,6 +164,7 @@ def export(
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
         allow=allow, trust_pickle=trust_pickle, entry=entry, class_map=class_map,
+        checkpoint_entry=checkpoint_entry,
     )  # fmt: skip
     return exported(found, path, opset=opset, tolerance=tolerance, only=only, embed=embed)
 
@@ -187,6 +192,7 @@ def shrink(
     protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
     input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
     allow: Sequence[str] = (), trust_pickle: bool = False, passes: PassManager | None = None,
+    checkpoint_entry: str | None = None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller, and prove that it is the masked original; the model is not changed.
 
@@ -208,12 +214,16 @@ def shrink(
         allow: As for :func:`evaluate`.
         trust_pickle: As for :func:`evaluate`.
         passes: A manager to run the passes in, for its timings and remarks.
+        checkpoint_entry: As for :func:`evaluate`.
 
     Raises:
         InputError: The model cannot be found or loaded, or the request changes nothing.
         PassError: The smaller model is not the masked one; nothing was written.
     """
-    found = _given(model, factory=factory, args=args, seed=seed, allow=allow, trust_pickle=trust_pickle)
+    found = _given(
+        model, factory=factory, args=args, seed=seed, allow=allow, trust_pickle=trust_pickle,
+        entry=checkpoint_entry,
+    )  # fmt: skip
     read = preprocess.look({MODEL: found}, data, task=TASKS.get(task), wishes={}, shape=input_shape, allow=allow)
     own = read.preprocessing[MODEL]
     shape = ((input_shape or found.input_shape or (1,))[0], read.shape[1], *own.size)
@@ -248,14 +258,15 @@ def _write(made: ShrunkResult, path: Path, *, preprocessing: Preprocessing | Non
 
 def _given(
     model: str | Path | nn.Module, *, factory: str | None, args: Sequence[str], seed: int = 0, allow: Sequence[str],
-    trust_pickle: bool,
+    trust_pickle: bool, entry: str | None,
 ) -> LoadedModel:  # fmt: skip
     """A model that is no run: loaded, or as it was given."""
     if isinstance(model, nn.Module):
         return LoadedModel(model, None, None, None)
     source = parse_source(
-        str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory"
-    )
+        str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory",
+        entry=entry,
+    )  # fmt: skip
     return load(source, seed=seed)
 
 
@@ -263,7 +274,7 @@ def find(
     model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
-    entry: str | None = None, class_map: str | Path | None = None,
+    entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
 ) -> Found:  # fmt: skip
     """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
 
@@ -272,16 +283,18 @@ def find(
     """
     names = None if class_map is None else Path(class_map)
     if not isinstance(model, nn.Module) and Path(model).is_dir():
-        if task is not None or factory is not None or args or trust_pickle or entry is not None:
+        if any((task, factory, args, trust_pickle, entry is not None, checkpoint_entry is not None)):
             raise InputError(
                 "a run says itself what its models are", where=str(model),
-                hint="leave out --task, --factory, --arg, --output-entry and --trust-code, or give a model's file",
+                hint="leave out --task, --factory, --arg, --entry, --output-entry and --trust-code, or give a file",
             )  # fmt: skip
         return _of_run(Path(model), data, preprocess.at_size(preprocessing, input_shape), allow, names)
     if not isinstance(model, nn.Module) and Path(model).suffix.lower() == ".onnx":
         given, said_task, preprocessing = _of_onnx(Path(model), preprocessing)
     else:
-        given = _given(model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle)
+        given = _given(
+            model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=checkpoint_entry
+        )
         said_task = None
     task = task or said_task or "classification"
     wanted = TASKS.get(task, where="--task")

@@ -93,13 +93,13 @@ def load_model(
     # a bundle says itself what builds it; the plan's copy of that is for its reader
     source = ModelSource(
         path=path, factory=ref.factory, kwargs=dict(ref.kwargs), trust_pickle=ref.trusted and trust_pickle,
-        allow=tuple(allow),
+        allow=tuple(allow), entry=ref.entry or None,
     )  # fmt: skip
     loaded = load(source, seed=seed)
     if loaded.entry != ref.entry:
         raise PlanError(
             f"the plan takes the weights from the entry '{ref.entry}', the file gives those of '{loaded.entry}'",
-            where=f"{path}, entry", hint="save the entry that you want as a file of its own, and plan with that",
+            where=f"{path}, entry", hint="correct the entry in the plan, or write it anew with `fxdistill plan`",
         )  # fmt: skip
     if trained and loaded.random_weights:
         raise _random_teacher(str(path))

@@ -291,7 +291,12 @@ def test_trust_is_recorded_only_where_it_was_needed(tmp_path: Path) -> None:
 def test_a_malicious_pickle_runs_nothing(tmp_path: Path, attacked: Path, new_format: bool) -> None:
     path = tmp_path / "model.pt"
     torch.save({"state_dict": network().state_dict(), "x": Attack()}, path, _use_new_zipfile_serialization=new_format)
-    refused(path, "pickled objects", "--trust-code")
+    assert same_outputs(load(source(path)))
+    assert not attacked.exists()
+    torch.save({"x": Attack()}, path, _use_new_zipfile_serialization=new_format)
+    refused(path, "no state dict")
+    torch.save({"state_dict": Attack()}, path, _use_new_zipfile_serialization=new_format)
+    refused(path, "pickled objects", "mkdir", "--trust-code")
     path.write_bytes(pickle.dumps(Attack()))
     refused(path)
     assert not attacked.exists()
