@@ -71,13 +71,13 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
     limit: int = 4
 
     def requires(self, source: MatchSource) -> None:
-        """Both models must read the same images.
+        """Both models must read the same images, each in its own size.
 
         Raises:
             PairingError: They do not, or no pair may be made.
         """
         shapes = source.teacher.input_shape[1:], source.student.input_shape[1:]
-        if shapes[0] != shapes[1]:
+        if shapes[0][0] != shapes[1][0]:
             told = [" x ".join(map(str, shape)) for shape in shapes]
             raise PairingError(
                 f"the teacher reads {told[0]}, the student {told[1]}", where="input shape",

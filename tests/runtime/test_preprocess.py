@@ -169,6 +169,9 @@ def test_members_of_two_sizes_are_planned_and_trained(tmp_path: Path) -> None:
     jobs.done("run", tmp_path / "plan.json", "-o", tmp_path / "run", *allow, "--device", "cpu")
     evaluated = deploy.evaluate(tmp_path / "run", allow=allow[1:])["accuracy"]
     assert evaluated > 0.3
+    jobs.done("plan", *files, *allow, "--data", "digits", "--no-measure", "-o", tmp_path / "pairs.json")
+    (pair,) = load_plan(tmp_path / "pairs.json").pairs
+    assert (pair.teacher.shape[2:], pair.student.shape[2:]) == ([8, 8], [4, 4])
     by_option = jobs.done("plan", *files, *allow, "--data", "digits", "--method", "kd", "--size", "teacher=16",
                           "--mean", "0.5", "--std", "student=0.1", "--std", "teacher=0.2", "--no-measure",
                           "-o", tmp_path / "b.json")  # fmt: skip
