@@ -1,13 +1,14 @@
 """Which output: one rule that finds the prediction in what a model returns, for values and for graphs alike.
 
-An output is a tensor, or a structure of them: a mapping, a named tuple, a tuple, a list. An **entry** names a place in
-it, ``logits``, ``1``, ``aux.0``; '' stands for the whole. Where nobody says which entry is the prediction, it is the
-one called ``out`` or ``logits``, else the first. What a plan records is always spelled out.
+An output is a tensor, or a structure of them: a mapping, a dataclass, a (named) tuple, a list. An **entry** names a
+place in it, ``logits``, ``1``, ``aux.0``; '' stands for the whole. Where nobody says which entry is the prediction, it
+is the one called ``out`` or ``logits``, else the first. What a plan records is always spelled out.
 
 In a file every tensor of an output has a **name**: ``logits`` where it is the whole, else that of its place, ``boxes``,
 ``aux_0``, ``output_1``; the prediction may be given another one.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -177,6 +178,8 @@ def _children(value: Any) -> Mapping[str, Any] | None:
         return {**dict(zip(fields, value.args, strict=False)), **value.kwargs}
     if isinstance(value, Mapping):
         return {str(key): item for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return dict(zip(getattr(value, "_fields", map(str, range(len(value)))), value, strict=True))
     return None

@@ -1,12 +1,15 @@
 """Running a module without a trace of it: modes, buffers, attributes and random numbers are afterwards as before."""
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @contextmanager
@@ -91,6 +94,22 @@ def _plain(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _REGISTRIES}
 
 
+def copied(module: Module) -> Module:
+    """A copy of a module that shares nothing with it.
+
+    Weights that a hook computes and leaves on a layer (a mask, a norm) are copied as they are, to be computed again.
+    """
+    computed = {
+        id(value): value.detach().clone() for part in module.modules() for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }  # fmt: skip
+    with torch.no_grad():  # TorchScript copies its weights as autograd sees them
+        made = copy.deepcopy(module, computed)
+    for old, new in zip(module.parameters(), made.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return made
+
+
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a module and, beside it, the buffers that it leaves out: all that training can change."""
     state: dict[str, Tensor] = module.state_dict()
@@ -126,11 +145,13 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def tensors_in(value: object) -> list[Tensor]:
-    """All tensors in a nested structure of dicts, tuples and lists, in order."""
+    """All tensors in a nested structure of mappings, tuples, lists and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return [t for item in value.values() for t in tensors_in(item)]
     if isinstance(value, tuple | list):
         return [t for item in value for t in tensors_in(item)]
+    if dataclasses.is_dataclass(value):
+        return [t for field in dataclasses.fields(value) for t in tensors_in(getattr(value, field.name))]
     return []

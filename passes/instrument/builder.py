@@ -258,8 +258,9 @@ def frozen(module: nn.Module) -> nn.Module:
     shared: dict[int, object] = {id(t): t.detach() for t in own if isinstance(t, Tensor)}
     shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
     root = nn.Module()
-    for name, child in module.named_children():
-        root.add_module(name, copy.deepcopy(child, shared))
+    with torch.no_grad():  # TorchScript copies its weights as autograd sees them
+        for name, child in module.named_children():
+            root.add_module(name, copy.deepcopy(child, shared))
     for name, parameter in module.named_parameters(recurse=False):
         root.register_parameter(name, shared[id(parameter)])  # type: ignore[arg-type]
     for name, buffer in module.named_buffers(recurse=False):

@@ -17,7 +17,6 @@ as soon as it is a permutation along one dimension, so that everywhere else
 holds, which :mod:`fxdistill.passes.shrink.prove` checks.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxdistill.errors import InputError, InvariantError, ModelError
+from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Shape, Traced, op_name, path_of, shape_of
 from fxdistill.ir.operators import is_a
-from fxdistill.ir.running import buffers_kept, example, seeded, tensors_in
+from fxdistill.ir.running import buffers_kept, copied, example, seeded, tensors_in
 from fxdistill.ir.survivors import Mask, Survivors
 from fxdistill.operators import Trait
 from fxdistill.passes.shrink.arguments import Obstacle
@@ -119,15 +118,7 @@ class Shrink(Pass[ShrinkSource, Shrunken]):
 
 def shrink(traced: Traced, survivors: Survivors) -> fx.GraphModule:
     """The shrunken model, not proved yet; its nodes' ``meta["path"]`` are those of the full graph."""
-    try:
-        module = copy.deepcopy(traced.module).train(traced.training)
-    except RuntimeError as cause:
-        raise ModelError(
-            f"the model cannot be copied: {next(iter(str(cause).splitlines()), '')}",
-            where=type(traced.module).__name__,
-            hint="take off hooks that keep computed weights on a module, e.g. with torch.nn.utils.remove_weight_norm "
-            "or torch.nn.utils.prune.remove",
-        ) from cause  # fmt: skip
+    module = copied(traced.module).train(traced.training)
     slice_weights(traced, survivors, module)
     images = example(traced.module, traced.input_shape)
     with torch.no_grad(), seeded(images.device), buffers_kept(module), traced.running():

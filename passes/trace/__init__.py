@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fxdistill.diagnostics import Diagnostic
@@ -56,6 +57,11 @@ class Trace(Pass[nn.Module, Traced]):
             raise ModelError(
                 f"{self.input_shape} is no shape of a batch", where=type(source).__name__,
                 hint="give batch size, channels, height and width, e.g. --input 1x3x224x224",
+            )  # fmt: skip
+        if isinstance(source, torch.jit.ScriptModule):
+            raise ModelError(
+                "the model is TorchScript, which has no Python forward left to trace", where=type(source).__name__,
+                hint="give the nn.Module that it was scripted or traced from",
             )  # fmt: skip
         own = {name for name, _ in (*source.named_children(), *source.named_parameters(), *source.named_buffers())}
         taken = sorted(own & {"code", "graph"})

@@ -14,11 +14,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from fxdistill.errors import InvariantError, ModelError
 from fxdistill.ir import outputs
 from fxdistill.ir.graph import Shape
 from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode, same, seeded, tensors_in
+from fxdistill.passes.trace.effects import gradient_ways
 
 
 class Probe:
@@ -37,11 +39,15 @@ class Probe:
         self.images = example(module, (batch, *input_shape[1:]))
         self.input_shape = input_shape
         try:
-            with in_mode(module, training=training), attributes_kept(module), buffers_kept(module) as before:
+            with (
+                quiet(), in_mode(module, training=training), attributes_kept(module), buffers_kept(module) as before,
+            ):  # fmt: skip
                 answer = self.call(module, self.images)
                 self.expected = tensors_in(answer)
                 after = dict(module.named_buffers(remove_duplicate=False))
                 self.updates = {n: b.clone() for n, b in after.items() if n in before and not same(b, before[n])}
+                self._ways = self._gradients(module) if training else None
+                self._tensors = {name: id(after[name]) for name in self.updates}
         except Exception as cause:
             size = "x".join(map(str, self.images.shape))
             raise ModelError(
@@ -50,6 +56,11 @@ class Probe:
                 hint="give the right shape with --input, e.g. --input 1x3x224x224",
             ) from cause
         outputs.refuse_lists(answer, where=type(module).__name__)
+        if not self.expected:
+            raise ModelError(
+                f"the model returns a {type(answer).__name__}, in which there is no tensor",
+                where=type(module).__name__, hint="return a tensor, or a dict, tuple or dataclass of tensors",
+            )  # fmt: skip
 
     @staticmethod
     def call(module: Callable[[Tensor], object], images: Tensor) -> object:
@@ -57,18 +68,44 @@ class Probe:
         with torch.no_grad(), seeded(images.device):
             return module(images.clone())
 
+    def _gradients(self, module: nn.Module) -> tuple[set[int], list[str]] | None:
+        """Which parameters gradients reach, and through which functions of one's own; None where torch hides that."""
+        with torch.enable_grad(), seeded(self.images.device):
+            images = self.images.clone().requires_grad_() * 1  # which may be written into
+            leaves, functions = gradient_ways(tensors_in(module(images)))
+        own = leaves & {id(parameter) for parameter in module.parameters()}
+        return None if CheckpointFunction.__name__ in functions else (own, functions)
+
     def compare(self, module: fx.GraphModule) -> None:
         """Raise InvariantError unless outputs and updated buffers of the graph equal the module's, bit for bit."""
         with buffers_kept(module):
             found = tensors_in(self.call(module, self.images))
-            after = dict(module.named_buffers(remove_duplicate=False))
-            lost = [n for n, buffer in self.updates.items() if n not in after or not same(after[n], buffer)]
+            lost = self._lost(dict(module.named_buffers(remove_duplicate=False)))
+            ways = None if self._ways is None else self._gradients(module)
         if len(found) != len(self.expected):
             raise InvariantError("the graph returns another number of tensors")
         if not all(map(same, found, self.expected)):
             raise InvariantError("the graph's output differs from the module's")
         if lost:
             raise InvariantError(f"the graph does not update the buffer '{lost[0]}' as the module does")
+        if self._ways is not None and ways != self._ways:
+            raise InvariantError(_other_ways(module, self._ways, ways or (set(), [])))
+
+    def _lost(self, after: dict[str, Tensor]) -> list[str]:
+        """The buffers that are not as the module left them; one that has several names may go by any of them."""
+        there = {self._tensors[name] for name in self.updates if name in after}
+        return [
+            name for name, value in self.updates.items()
+            if (not same(after[name], value) if name in after else self._tensors[name] not in there)
+        ]  # fmt: skip
+
+
+def _other_ways(module: nn.Module, expected: tuple[set[int], list[str]], found: tuple[set[int], list[str]]) -> str:
+    if expected[1] != found[1]:
+        functions = ", ".join(sorted(set(expected[1]) ^ set(found[1]))) or "called another number of times"
+        return f"the graph loses the gradient that a function of the model's own has ({functions})"
+    names = [name for name, tensor in module.named_parameters() if id(tensor) in expected[0] ^ found[0]]
+    return f"gradients reach '{names[0] if names else 'a constant'}' in one of module and graph, not in both"
 
 
 @contextmanager

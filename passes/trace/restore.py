@@ -112,11 +112,11 @@ def _put(root: nn.Module, place: str, module: nn.Module) -> None:
 
 
 def _own(model: nn.Module | None, place: str, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
-    """The model's own layer of that place, if it is exactly one of some kinds and nothing is hung on it."""
+    """The model's own layer of that place, if it is exactly one of some kinds with nothing hung on it."""
     try:
         found = None if model is None else model.get_submodule(place)
     except AttributeError:
         return None
-    if found is None or found._forward_hooks or found._forward_pre_hooks:  # noqa: SLF001
+    if found is None or found._forward_hooks or found._forward_pre_hooks or "forward" in vars(found):  # noqa: SLF001
         return None
     return found if type(found) in kinds else None

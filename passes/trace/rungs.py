@@ -8,14 +8,17 @@
 Each freezes the mode that the module is in.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torchvision.models import feature_extraction
 
+from fxdistill.passes.trace.effects import WITHOUT_GRADIENT, detach_marked, own_gradients, shapes_as_values
 from fxdistill.passes.trace.probe import Probe
 from fxdistill.passes.trace.restore import restore
 from fxdistill.plan.schema import Rung
@@ -38,7 +41,23 @@ class _PathTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module stays one node."""
-        return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
+        if "forward" in vars(m) and not isinstance(m, torch.jit.ScriptModule):  # another one than its class has
+            return False
+        whole = isinstance(m, (torch.jit.ScriptModule, *self._leaves))
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        """An argument, or a part of the output; a dataclass is the dict of its fields, like any other mapping."""
+        if dataclasses.is_dataclass(a) and not isinstance(a, type | dict):
+            a = {field.name: getattr(a, field.name) for field in dataclasses.fields(a)}
+        return super().create_arg(a)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node, marked where gradients are off."""
+        node = super().create_node(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            node.meta[WITHOUT_GRADIENT] = True
+        return node
 
     def create_args_for_root(
         self,
@@ -66,7 +85,11 @@ def _symbolic(module: nn.Module, probe: Probe, **more: Any) -> fx.GraphModule:
         return fx.GraphModule(module, _copied(module.graph), type(module).__name__)
     buffers = dict(module.named_buffers(remove_duplicate=False))
     tracer = _PathTracer({name: buffers[name] for name in probe.updates}, **more)
-    return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
+    with torch.enable_grad(), own_gradients(partial(tracer.create_proxy, "call_function")):
+        graph = tracer.trace(module)
+    detach_marked(graph)
+    shapes_as_values(graph)
+    return fx.GraphModule(module, graph, type(module).__name__)
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
@@ -124,6 +147,7 @@ def _export(module: nn.Module, probe: Probe) -> fx.GraphModule:
         if node.op == "get_attr":
             _adopt(root, exported, str(node.target))
     restore(root, graph, module)
+    shapes_as_values(graph)
     traced = fx.GraphModule(root, graph, type(module).__name__)
     traced.graph.lint()
     return traced
