@@ -135,7 +135,11 @@ def refuse_lists(output: Any, *, where: str) -> None:
     Raises:
         ModelError: It is one.
     """
-    if isinstance(output, list | tuple) and output and all(isinstance(one, Mapping) for one in output):
+    if (
+        isinstance(output, list | tuple)
+        and output
+        and all(isinstance(one, Mapping) or dataclasses.is_dataclass(one) for one in output)
+    ):
         raise ModelError(
             "it answers with a list of results, one an image, as detectors do: that is none of the tasks",
             where=where, hint="give its backbone, whose layers can be learnt: --task features",

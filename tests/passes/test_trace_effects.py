@@ -127,18 +127,20 @@ class Answer:
     hidden: Tensor | None = None
 
 
-@pytest.mark.parametrize("wrap", [list, dict, tuple])
-def test_a_dataclass_is_followed_like_a_mapping(wrap: type) -> None:
-    def forward(m: Any, x: Tensor) -> Any:
-        answer = Answer(plain(m, x))
-        return answer if wrap is dict else wrap([answer])
-
-    module = net(forward)
+@pytest.mark.parametrize(("wrap", "unwrap"), [
+    (lambda y: y, lambda y: y), (lambda y: {"answer": y}, lambda y: y["answer"]), (lambda y: (y, 1), lambda y: y[0]),
+])  # fmt: skip
+def test_a_dataclass_is_followed_like_a_mapping(wrap: Any, unwrap: Any) -> None:
+    module = net(lambda m, x: wrap(Answer(plain(m, x))))
     assert shape_of(Trace(IMAGE)(module).value.output) == (2, 4)
     result = shrink_model(module.eval(), input_shape=IMAGE, keep=0.5)
-    found = result.module(torch.randn(IMAGE))
-    assert (found if wrap is dict else found[0])["logits"].shape == (2, 4)
+    assert unwrap(result.module(torch.randn(IMAGE)))["logits"].shape == (2, 4)
     assert result.widths["head"] == (4, 4)
+
+
+def test_dataclasses_one_an_image_are_those_of_a_detector() -> None:
+    with pytest.raises(ModelError, match="as detectors do"):
+        Trace(IMAGE)(net(lambda m, x: [Answer(one) for one in plain(m, x).unbind()]))
 
 
 def test_an_output_without_any_tensor_is_refused() -> None:
