@@ -108,12 +108,6 @@ def shrink_model(
         try:
             shrunken = passes.run(Shrink(seed=seed), ShrinkSource(traced, coupling, removal.removed))
             break
-        except ModelError:  # no copy: hooks keep computed weights on it, which are gone in small operations
-            smaller = _in_small_operations(traced, module, input_shape, passes)
-            if smaller is None:
-                raise
-            traced, barriers = smaller, {}
-            continue
         except PassError as error:
             if not isinstance(error.__cause__, Obstacle):
                 raise
