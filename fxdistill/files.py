@@ -7,8 +7,11 @@ way), which is the user's to correct, or the disk is full or failing, which is n
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +28,8 @@ STORAGE_ERRORS = frozenset({
     errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT,
 })  # fmt: skip
 """The place is right, and the disk, or the number of open files, fails."""
+_SMALL = 1 << 24  # bytes that any archive may expand to
+_LEFT = 3600.0  # seconds after which a temporary file is one that its writer left
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,6 +53,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     with writing(path):
+        _sweep(path)
         try:
             with temporary.open("xb") as file:
                 _take_mode(temporary, path)
@@ -60,6 +66,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:  # also Ctrl-C
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of this file that were killed have left, an hour ago or more."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}")
+    for entry in path.parent.iterdir():
+        if name.fullmatch(entry.name) and entry.is_file() and time.time() - entry.stat().st_mtime > _LEFT:
+            entry.unlink(missing_ok=True)
 
 
 def put(draft: Path, path: Path) -> None:
@@ -114,6 +128,18 @@ def failure(
     return StorageError(
         what, where=where, hint=hint or "free some space on the disk; a run continues from there with --resume"
     )
+
+
+def expansion(archive: zipfile.ZipFile, *, most: int) -> str:
+    """What is wrong with how far an archive would expand, '' where nothing is; nothing of it is in memory then.
+
+    Args:
+        archive: The archive.
+        most: How many times its own size its parts may have together.
+    """
+    whole = sum(part.file_size for part in archive.infolist())
+    size = sum(part.compress_size for part in archive.infolist())
+    return "" if whole <= most * size + _SMALL else f"its {size:,} bytes would expand to {whole:,}"
 
 
 def file_sha256(path: Path) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fit = Literal["crop", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Channels = Literal["rgb", "bgr", "gray", "other"]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 16)]
 Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 USUAL_SIZE, USUAL_RESIZE = (224, 224), (256, 256)
 """The geometry of most ImageNet models, where nothing says another one."""

@@ -126,3 +126,13 @@ def test_a_wrong_place_is_an_error_of_the_wanted_kind(cause: OSError, kind: type
 
 def test_the_two_kinds_of_errors_do_not_overlap() -> None:
     assert not files.PLACE_ERRORS & files.STORAGE_ERRORS
+
+
+def test_what_killed_writers_left_is_swept_when_the_file_is_written_again(tmp_path: Path) -> None:
+    names = {".a.json.0123abcd": True, ".a.json.89efcdab": False, ".a.json.notours!": True, ".b.json.0123abcd": True}
+    for name, old in names.items():
+        (tmp_path / name).write_text("half")
+        if old:
+            os.utime(tmp_path / name, (0, 0))
+    files.write_text(tmp_path / "a.json", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *list(names)[1:]}

@@ -126,6 +126,7 @@ def run(
     resume: parameters.Resume = False,
     compile_programs: parameters.Compile = False,
     save_every: parameters.SaveEvery = SAVE_EVERY,
+    force: parameters.Force = False,
     allow_factory: parameters.Allow = [],
     trust_pickle: parameters.Trust = False,
 ) -> None:
@@ -137,6 +138,7 @@ def run(
     again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
     again += [part for module in allow_factory for part in ("--allow-factory", module)]
     again += ["--trust-code"] if trust_pickle else []
+    again += ["--force"] if force else []
     with reported(interrupted=lambda: _interrupted(output, again)):
         from fxdistill.plan.file import load
 
@@ -148,6 +150,7 @@ def run(
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
             compile=compile_programs, allow=tuple(allow_factory), trust_pickle=trust_pickle, save_seconds=save_every,
+            force=force,
         )  # fmt: skip
         with progress.RunView(out if out.is_terminal else err) as view:
             result = execute.execute(plan_file, output, settings, view)

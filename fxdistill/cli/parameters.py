@@ -99,10 +99,10 @@ Validation = Annotated[
         "--val", min=0, max=0.9, help="Share of the training images to set aside, for every figure before the last one."
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=2, help="Images a training step.")]
-LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, help="Learning rate of Adam.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=2, max=1 << 20, help="Images a training step.")]
+LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate of Adam.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Everything random comes from it.")]
-Repeats = Annotated[int, typer.Option("--repeats", min=1, help="How many seeds to run.")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="How many seeds to run.")]
 Control = Annotated[
     bool,
     typer.Option("--control/--no-control", help="Also train the student for as long without distillation."),
@@ -125,6 +125,7 @@ OtherPrecision = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
+Force = Annotated[bool, typer.Option("--force", help="Run although the machine's memory is too small by far.")]
 SaveEvery = Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")]
 DemoOutput = Annotated[Path, typer.Option("--out", "-o", help="Where to work.")]
 

@@ -22,7 +22,7 @@ def shape(text: str) -> tuple[int, ...] | None:
     if not text:
         return None
     parts = text.lower().split("x")
-    if len(parts) != 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) != 4 or not all(part.isdecimal() and len(part) < 6 and int(part) > 0 for part in parts):
         raise InputError(f"'{text}' is not a batch shape", where="--input", hint="write it as 1x3x224x224")
     return tuple(int(part) for part in parts)
 

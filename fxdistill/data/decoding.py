@@ -13,14 +13,23 @@ What a file can hold beyond that is brought there as training pipelines expect i
 Pillow's own ``convert`` clips 16 bits at 255: nearly white all over.
 """
 
+import functools
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")
 _COLOURLESS = {"L", "LA", "La", "1"}
 _ALPHA = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 """Modes that Pillow converts by way of another one only."""
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Pillow's formats that are read, by content whatever the name: of the others some start programs (EPS)."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def opened(file: str | IO[bytes]) -> Image.Image:
@@ -35,14 +44,14 @@ def opened(file: str | IO[bytes]) -> Image.Image:
     Raises:
         Exception: Whatever Pillow raises: its errors share no base class. ValueError for values without a range.
     """
-    with Image.open(file) as image:
+    with Image.open(file, formats=formats()) as image:
         image.load()
         return plain(image)
 
 
 def upright_size(file: str) -> tuple[int, int]:
     """Width and height of an image file as :func:`opened` gives it, without decoding it unless it is rotated."""
-    with Image.open(file) as image:
+    with Image.open(file, formats=formats()) as image:
         ImageOps.exif_transpose(image, in_place=True)
         return image.size
 

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from fxdistill import files
 from fxdistill.errors import ModelError, PlanError
 from fxdistill.ir import outputs
-from fxdistill.measure.gate import INPUT, Parity, answers, gate, measure, reason, reference
+from fxdistill.measure.gate import INPUT, answers, gate, measure, reason, reference
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.onnx_model import Embedded
+from fxdistill.measure.parity import Parity
 from fxdistill.tasks import Task
 
 Exporter = Literal["dynamo", "torchscript"]

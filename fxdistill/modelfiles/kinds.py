@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file
 
-from fxdistill import container
+from fxdistill import container, files
 from fxdistill.errors import ModelError
 from fxdistill.modelfiles import inert
 from fxdistill.modelfiles.factories import working_directory_importable
@@ -145,11 +145,10 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
     Raises:
         ModelError: They are not; nothing of it is in memory then.
     """
-    whole, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
-    if whole > _LARGEST_EXPANSION * size:
+    if wrong := files.expansion(archive, most=_LARGEST_EXPANSION):
         raise ModelError(
-            f"the archive's {size:,} bytes would expand to {whole:,}; torch.save writes none that do",
-            where=str(path), hint="save the model again with torch.save(model.state_dict(), PATH)",
+            f"the file is an archive, and {wrong}; torch.save writes none that do", where=str(path),
+            hint="save the model again with torch.save(model.state_dict(), PATH)",
         )  # fmt: skip
     try:
         damaged = archive.testzip()

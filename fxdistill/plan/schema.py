@@ -17,6 +17,7 @@ Layout = Literal["nchw", "nhwc", "tokens", "features"]
 Rung = Literal["symbolic", "leaves", "export"]
 PositiveInt = Annotated[int, Field(gt=0)]
 MOST_EPOCHS = 1_000_000
+MOST_PIXELS = 1 << 16
 Epochs = Annotated[int, Field(gt=0, le=MOST_EPOCHS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=0)]
@@ -99,7 +100,7 @@ class InputSpec(Part):
     Members whose preprocessing has another size resize it: :class:`fxdistill.preprocessing.View`.
     """
 
-    shape: Annotated[list[PositiveInt], Field(min_length=2)]
+    shape: Annotated[list[Annotated[int, Field(gt=0, le=MOST_PIXELS)]], Field(min_length=2)]
 
 
 class Division(Part):
@@ -130,7 +131,7 @@ class DataPlan(Part):
     """
 
     spec: str | None
-    batch_size: PositiveInt = 128
+    batch_size: Annotated[int, Field(gt=0, le=1 << 20)] = 128
     augmentation: list[str] = []
     classes: list[str] = []
     train_size: Count = 0
@@ -216,9 +217,9 @@ class Optimizer(Part):
     """A torch optimiser by name, with its arguments."""
 
     name: Literal["sgd", "adam", "adamw"]
-    lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    momentum: Annotated[float, Field(ge=0)] = 0.0
+    lr: Annotated[float, Field(gt=0, le=100)]
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Self:
@@ -243,7 +244,7 @@ class LossTerm(Part):
     pair: str | None = None
     student: MemberName | None = None
     teacher: MemberName | None = None
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    weight: Annotated[float, Field(ge=0, le=1e9)] = 1.0
     args: dict[str, JsonValue] = {}
 
     @model_validator(mode="before")

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.measure.gate import Parity
+from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.report.layout import Line, Table, count, diagnostics_view
 from fxdistill.tasks import TASKS, Task

@@ -22,10 +22,10 @@ from fxdistill.files import file_sha256
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_file
-from fxdistill.measure.gate import Parity
 from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_file import Exported
 from fxdistill.measure.onnx_model import Embedded, OnnxModel, as_pixels, described
+from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import bundle, pt2
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import ModelSource, parse_source

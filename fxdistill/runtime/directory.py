@@ -5,7 +5,7 @@
     metrics.jsonl    one line an epoch
     tensorboard/     the same for TensorBoard
     checkpoint.pt    the last checkpoint: removed when the run is complete
-    student.pt       the trained student's state dict; so for every member that is kept (auxiliary.pt)
+    student.pt       the trained student, a bundle, and student_state_dict.pt; so for every member that is kept
     student.onnx     the same, exported
     result.json      what came out; its presence says that the run is complete
     .lock            held by the process at work; the file stays, the lock goes with the process
@@ -22,10 +22,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NotRequired
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # typing's own will do from Python 3.12 on
+
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import RunDirError
 from fxdistill.files import failure, write_text
+from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 
@@ -192,16 +197,15 @@ class RunDir:
             return None
         try:
             result: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
-            whole = result.keys() >= _RESULT
-        except (OSError, ValueError, AttributeError) as cause:
-            raise RunDirError(
-                "result.json is damaged", where=str(self.result_path), hint="run the plan anew"
-            ) from cause
-        if not whole:
-            lacks = ", ".join(sorted(_RESULT - result.keys()))
-            raise RunDirError(
-                f"result.json is damaged: it lacks {lacks}", where=str(self.result_path), hint="run the plan anew"
-            )
+            _OUTCOME.validate_python(result)
+            wrong = _odd(result, self.plan())
+        except ValidationError as cause:
+            first = cause.errors()[0]
+            wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        except (OSError, ValueError, RecursionError):
+            wrong = "it is no JSON"
+        if wrong:
+            raise RunDirError(f"result.json is damaged: {wrong}", where=str(self.result_path), hint="run the plan anew")
         return result
 
     def sweep(self) -> None:
@@ -211,8 +215,47 @@ class RunDir:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
-_RESULT = {"metric", "members", "arms", "summary", "parity", "latency"}
-"""What a result must have."""
+class _Latency(TypedDict):
+    median_ms: float
+    provider: str
+
+
+class _Summary(TypedDict):
+    mean: float
+    deviation: float
+
+
+class _Arm(TypedDict):
+    name: str
+    remarks: NotRequired[list[Diagnostic]]
+
+
+class _Outcome(TypedDict):
+    metric: str
+    members: dict[str, dict[str, float]]
+    arms: list[_Arm]
+    summary: dict[str, _Summary]
+    parity: Parity
+    latency: dict[str, _Latency]
+
+
+_OUTCOME = TypeAdapter(_Outcome)
+"""What a result must have, for whoever shows it."""
+
+
+def _odd(result: dict[str, Any], plan: Plan) -> str:
+    """Whom a result speaks of that its plan does not have, or the other way round; '' where they agree."""
+    known = {"members": set(plan.members), "latency": set(plan.members), "summary": {a.name for a in plan.all_arms}}
+    for field, names in known.items():
+        if odd := sorted(result[field].keys() - names):
+            return f"{field} names '{odd[0]}', which the plan has not"
+    if plan.export.member not in result["latency"]:
+        return f"latency lacks the exported member, {plan.export.member}"
+    if result["summary"] and (missing := sorted(known["summary"] - result["summary"].keys())):
+        return f"summary lacks the arm '{missing[0]}'"
+    return ""
+
+
 _TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9-]*\.(pt|onnx))\.[a-z0-9_]{8}")
 """The names of temporary files: the name of the file that they were to become, hidden, and eight random letters."""
 

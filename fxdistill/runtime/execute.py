@@ -22,7 +22,7 @@ from fxdistill.ir.running import whole_state
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
-from fxdistill.runtime import checkpoint, preflight
+from fxdistill.runtime import checkpoint, memory, preflight
 from fxdistill.runtime.arms import Execution, Observer, State, Trial, build_program, take_up, train, trials_of
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
@@ -42,6 +42,7 @@ class Settings:
         allow: Modules whose factories may be called.
         trust_pickle: Whether a model file that the plan says to unpickle may be: it can run any code.
         save_seconds: Seconds between two checkpoints; 0 takes one after every step.
+        force: Whether to run although the machine's memory is too small by far.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -51,6 +52,7 @@ class Settings:
     allow: tuple[str, ...] = ()
     trust_pickle: bool = False
     save_seconds: float = 30.0
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def execute(
     precision = settings.precision or plan.precision
     accelerator = preflight.accelerator(settings.device, precision)
     observer.on_phase("loading")
-    parts = _load(plan, plan_path.resolve().parent, settings)
+    parts = _load(plan, plan_path.resolve().parent, settings, accelerator)
     with RunDir.opened(out, plan, origin=plan_path, resume=settings.resume) as rundir:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         how = {"precision": precision, "compile": settings.compile}
@@ -125,7 +127,7 @@ def _train(run: Execution) -> dict[str, Any]:
     return finish(run, measured={name: run.measured(name) for name in teaching})
 
 
-def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
+def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Parts:
     def load(name: str, seed: int) -> nn.Module:
         return preflight.load_model(
             plan.given(name), base, seed=seed, allow=settings.allow, trust_pickle=settings.trust_pickle,
@@ -158,13 +160,16 @@ def _load(plan: Plan, base: Path, settings: Settings) -> _Parts:
         trial: {name: first(name, trial.seed) for name in plan.arm(trial.name).trains} for trial in trials_of(plan)
     }
     own = preflight.own_data(plan, base, dataset, allow=settings.allow)
-    return _Parts(modules, dataset, initial, _programs(plan, modules, dataset), frozenset(strangers), own)
+    programs = _programs(plan, modules, dataset, device="" if settings.force else accelerator)
+    return _Parts(modules, dataset, initial, programs, frozenset(strangers), own)
 
 
-def _programs(plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset) -> dict[Trial, Program]:
+def _programs(plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset, *, device: str) -> dict[Trial, Program]:
     """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves."""
     programs = {trial: build_program(plan, trial, modules) for trial in trials_of(plan) if trial.seed == plan.seeds[0]}
     for trial, program in programs.items():
+        if device:
+            memory.check(program, plan.data.batch_size, device=device, where=f"arm '{trial.name}', data.batch_size")
         for stage in program.stages:
             preflight.dry_step(
                 specialize(program, stage.name), dataset, where=f"arm '{trial.name}', stage '{stage.name}'"

@@ -16,8 +16,8 @@ from fxdistill.errors import InputError
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.survivors import Survivors
 from fxdistill.losses import LOSSES
-from fxdistill.measure import gate
 from fxdistill.measure.onnx_file import export_checked
+from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import pt2
 from fxdistill.modelfiles.load import load
 from fxdistill.passes import shrink as shrink_pass
@@ -155,7 +155,7 @@ def test_onnx_agrees(tmp_path: Path) -> None:
     module = shrunken().module
     images, task = [torch.randn(4, 3, 16, 16)], TASKS.get("classification")
     _, measured = export_checked(module, tmp_path / "aux.onnx", images, task=task, input_shape=(1, 3, 16, 16))
-    assert isinstance(measured, gate.Parity)
+    assert isinstance(measured, Parity)
     assert measured.max_abs_error <= 1e-4
     assert (tmp_path / "aux.onnx").exists()
 

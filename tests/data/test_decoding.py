@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,3 +108,19 @@ def test_values_without_a_known_range_are_refused_with_the_file(values: Any) -> 
     with pytest.raises(DataError, match=r"the image cannot be read: its gray values lie in .* has a meaning") as caught:
         decoded(file, name="the image cannot be read", where="a/b.tif", hint="write it again", reading=SMALL)
     assert caught.value.where == "a/b.tif"
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICNS", "XBM"])
+def test_formats_that_start_programs_or_nobody_trains_on_are_not_opened(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By content, whatever the name says: an EPS file has Pillow start Ghostscript."""
+    started: list[Any] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **_: started.append(args))
+    monkeypatch.setattr("subprocess.check_call", lambda *args, **_: started.append(args))
+    file = tmp_path / "image.png"
+    image = Image.fromarray(COLOURS) if kind != "XBM" else Image.fromarray(GRAY > 99)
+    image.resize((16, 16)).save(file, kind)
+    with pytest.raises(DataError, match="cannot identify"):
+        decoded(str(file), name="the image", where="here", hint="look", reading=SMALL)
+    assert not started

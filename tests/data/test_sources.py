@@ -358,3 +358,12 @@ def test_numbers_in_a_file(tmp_path: Path, shape: tuple[int, ...]) -> None:
     assert batch["labels"].dtype == torch.float32
     np.testing.assert_allclose(batch["labels"].numpy(), labels, rtol=1e-6)
     assert defaults("npz:x", dataset=found).classes == []
+
+
+def test_an_archive_of_zeros_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    many = np.zeros((20000, 64, 64), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", train_images=many, train_labels=np.zeros(20000), test_images=many[:2],
+                        test_labels=np.zeros(2))  # fmt: skip
+    assert (tmp_path / "a.npz").stat().st_size < many.nbytes / 500
+    with pytest.raises(DataError, match="would expand to"):
+        load(f"npz:{tmp_path / 'a.npz'}")

@@ -23,8 +23,8 @@ from fxdistill.errors import (
     StorageError,
 )  # fmt: skip
 from fxdistill.measure import gate, onnx_file
-from fxdistill.measure.gate import Parity
 from fxdistill.measure.latency import open_session
+from fxdistill.measure.parity import Parity
 from fxdistill.tasks import TASKS
 
 SHAPE = (1, 3, 12, 12)

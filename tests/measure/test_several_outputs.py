@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fxdistill.errors import ModelError, ParityError
 from fxdistill.measure import gate, onnx_file
-from fxdistill.measure.gate import Parity
 from fxdistill.measure.latency import open_session
+from fxdistill.measure.parity import Parity
 from fxdistill.tasks import TASKS
 
 SHAPE = (1, 3, 8, 8)

@@ -1,5 +1,6 @@
 """A run directory belongs to one run and to one process; whoever loses leaves it as it is."""
 
+import json
 import multiprocessing
 import shutil
 import threading
@@ -11,6 +12,7 @@ import pytest
 
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.plan.file import load
+from fxdistill.report.show import show
 from fxdistill.runtime import directory
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
@@ -119,3 +121,32 @@ def test_the_work_of_others_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="not empty"):
         execute(runs.plan_file(), tmp_path, CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.json"]
+
+
+DAMAGE: dict[str, Any] = {
+    "no JSON": "{",
+    "too deep": "[" * 100000,
+    "no mapping": "[]",
+    "empty": "{}",
+    "members that are numbers": {"members": 3},
+    "a metric that is text": {"members": {"teacher": {"accuracy": "high"}}},
+    "a member that the plan has not": {"members": {"stranger": {"accuracy": 0.5}}},
+    "no latency of the student": {"latency": {}},
+    "an arm that is missing": {"summary": {"distilled": {"mean": 0.5, "deviation": 0.0}}},
+    "a parity of another kind": {"parity": {"error": 1}},
+    "a remark that is none": {"arms": [{"name": "distilled", "seed": 0, "remarks": [{"code": 5}]}]},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_result_is_refused_wherever_it_is_read(tmp_path: Path, damage: Any) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(runs.finished(), out)
+    path = out / "result.json"
+    content = json.loads(path.read_text())
+    path.write_text(damage if isinstance(damage, str) else json.dumps({**content, **damage}))
+    before = runs.snapshot(out)
+    for use in (lambda: show(out), lambda: execute(runs.plan_file(), out, Settings(**{**vars(CPU), "resume": True}))):
+        with pytest.raises(RunDirError, match=r"result\.json is damaged"):
+            use()
+    assert runs.snapshot(out) == before

@@ -9,6 +9,7 @@ with -100 where there is no label, or values (N,) or (N, K). ``classes``, the na
 
 import io
 import os
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxdistill import files
 from fxdistill.data.dataset import Dataset, Split, from_splits
 from fxdistill.data.sources import Request, Source
 from fxdistill.data.sources._images import decoded
 from fxdistill.errors import DataError
 
+_LARGEST_EXPANSION = 100  # times the size of the file: masks that are nearly empty compress well
 _LAYOUT = (
     "the file must hold train_images, train_labels, test_images and test_labels, or encoded images as "
     "train_blob, train_offsets, train_labels and the same for test"
@@ -30,6 +33,11 @@ _LAYOUT = (
 
 def read(request: Request) -> Dataset:
     """The arrays of a file; nothing in it is unpickled."""
+    with zipfile.ZipFile(request.place) as archive:
+        if wrong := files.expansion(archive, most=_LARGEST_EXPANSION):
+            raise DataError(
+                f"the file is an archive, and {wrong}", where=request.spec, hint="write it with numpy.savez"
+            )
     with request.place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         there = [name for name in ("train", "val", "test") if any(key.startswith(f"{name}_") for key in arrays)]
         parts = {part: _split(arrays, part, request.spec) for part in there or ("train", "test")}
