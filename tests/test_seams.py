@@ -136,8 +136,8 @@ class DarkenArguments(Arguments):
     """``least``: what a pixel is multiplied with at least."""
     least: Annotated[float, Field(gt=0, le=1)]
 
-def draw(shape, generator, arguments):
-    factor = arguments.least + (1 - arguments.least) * torch.rand(shape[0], 1, 1, 1, generator=generator)
+def draw(shape, draws, arguments):
+    factor = arguments.least + (1 - arguments.least) * draws.uniform(1).float().reshape(-1, 1, 1, 1)
     return lambda values, fill=0: values * factor.to(values)
 
 AUGMENTATION = Augmentation(draw=draw, arguments=DarkenArguments)

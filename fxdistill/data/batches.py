@@ -1,12 +1,11 @@
 """Batches of pixels on a device, each a mapping of its fields. What a model makes of pixels is its preprocessing.
 
 Data that fits is a tensor on the device, augmented there; larger image folders are read by a ``DataLoader``.
-**Order and augmentation are a pure function of (seed, epoch, step)**, each drawn from a generator of its own
-and never from the global state. A run that resumes at any step sees bit for bit what an undisturbed run would
-have seen.
+**The order is a pure function of (seed, epoch), and what an image looks like one of (seed, epoch, image)**; neither
+comes from the global state. A run that resumes at any step sees bit for bit what an undisturbed run would have seen.
 
     index(seed, epoch, step)  = permutation(seed, epoch)[step]
-    images(seed, epoch, step) = augment(all images[index], seed, epoch, step)
+    images(seed, epoch, step) = augment(all images[index], seed, epoch, index)
     labels(seed, epoch, step) = all labels[index], augmented in the same way where they are maps
 """
 
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor
 
 from fxdistill.data import augmentations
+from fxdistill.data.augmentations._apply import augmented
+from fxdistill.data.augmentations._draws import Draws
 from fxdistill.data.dataset import Dataset, Device, Images
 from fxdistill.errors import DataError
 from fxdistill.tasks import NO_LABEL
 
 Batch = dict[str, Tensor]
-_ORDER = -1  # takes the place of a step in the seed of an epoch's order
 
 
 def steps_per_epoch(split: Images, batch_size: int, *, shuffle: bool = True) -> int:
@@ -69,19 +69,17 @@ def batches(
     steps = steps_per_epoch(split, batch_size, shuffle=shuffle)
     order = torch.arange(len(split))
     if shuffle:
-        order = torch.randperm(len(split), generator=_generator(seed, epoch, _ORDER))
+        order = torch.randperm(len(split), generator=_generator(seed, epoch))
     indices = [order[step * batch_size : (step + 1) * batch_size] for step in range(start, steps)]
 
     def produce() -> Iterator[Batch]:
-        for step, (chosen, images) in enumerate(zip(indices, split.read(indices), strict=True), start=start):
+        fill = torch.nan if split.labels.is_floating_point() else float(NO_LABEL)
+        for chosen, images in zip(indices, split.read(indices), strict=True):
             x = images.to(device, non_blocking=True)
             labels = split.labels[chosen.to(split.labels.device)].to(device, non_blocking=True)
-            generator = _generator(seed, epoch, step)
-            for augmentation in chain:
-                change = augmentation.draw(x.shape, generator)
-                x = change(x)
-                if moves_targets and augmentation.augmentation.moves_pixels:
-                    labels = change(labels, fill=torch.nan if labels.is_floating_point() else NO_LABEL)
+            x, labels = augmented(
+                chain, x, labels, seed=seed, epoch=epoch, index=chosen, fill=fill if moves_targets else None
+            )
             x = x.to(torch.float32).div(255) if x.dtype == torch.uint8 else x.to(torch.float32)
             index = chosen.to(device, non_blocking=True)
             yield {"images": x, "labels": labels, "index": index}
@@ -103,8 +101,9 @@ def drawable(split: Images, augment: Sequence[str], *, moves_targets: bool) -> t
     chain = augmentations.named(augment)
     are_maps = split.labels.shape[1:] == split.image_shape[1:]
     for name, found in zip(augment, chain, strict=True):
-        found.draw((1, *split.image_shape), torch.Generator())
-        if are_maps and found.augmentation.moves_pixels and not moves_targets:
+        found.draw((1, *split.image_shape), Draws.of(0, 0, torch.zeros(1), what=name))
+        moves, warps = found.augmentation.moves_pixels, found.augmentation.warps
+        if are_maps and (warps or (moves and not moves_targets)):
             raise DataError(
                 f"the augmentation '{name}' would move the images and leave their maps of labels where they are",
                 where="data.augmentation", hint="leave it out, or choose a task whose targets move along",
@@ -112,7 +111,7 @@ def drawable(split: Images, augment: Sequence[str], *, moves_targets: bool) -> t
     return chain
 
 
-def _generator(seed: int, epoch: int, step: int) -> torch.Generator:
-    """A generator for one place in a run; hashed, so that neighbours share nothing."""
-    digest = hashlib.sha256(f"{seed},{epoch},{step}".encode()).digest()
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """The generator of an epoch's order; hashed, so that neighbours share nothing."""
+    digest = hashlib.sha256(f"{seed},{epoch},-1".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,5 +1,7 @@
 """Augmentations: drawn for each image, applied to images and maps alike, refused before they are drawn."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from fxdistill.data import augmentations
 from fxdistill.data.augmentations import AUGMENTATIONS, Change
+from fxdistill.data.augmentations._draws import Draws
+from fxdistill.data.augmentations.resized_crop import boxes
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Split
 from fxdistill.errors import DataError
@@ -21,11 +25,13 @@ def images(count: int = 64, channels: int = 3, size: int = 6) -> Tensor:
 
 def drawn(name: str, values: Tensor, seed: int = 0) -> Change:
     (found,) = augmentations.named([name])
-    return found.draw(values.shape, torch.Generator().manual_seed(seed))
+    return found.draw(values.shape, Draws.of(seed, 0, torch.arange(len(values)), what="augmentation 0"))
 
 
 def test_the_names() -> None:
-    assert AUGMENTATIONS.names() == ("crop", "flip")
+    assert AUGMENTATIONS.names() == (
+        "colour-jitter", "crop", "erase", "flip", "rand-augment", "resized-crop", "trivial-augment"
+    )  # fmt: skip
     assert AUGMENTATIONS.get("crop").moves_pixels
     assert AUGMENTATIONS.get("flip").moves_pixels
 
@@ -78,13 +84,17 @@ def test_one_draw_moves_values_of_any_rank_alike(name: str, inner: list[int], fi
     ("name", "message"),
     [
         ("flap", "did you mean 'flip'"),
-        ("", "known are crop, flip"),
+        ("", "known are colour-jitter, crop"),
         ("crop", "padding: Field required"),
         ("crop:", "padding: Input should be a valid integer"),
         ("crop:0", "greater than 0"),
         ("crop:-1", "greater than 0"),
         ("crop:x", "valid integer"),
-        ("crop:2:2", "valid integer"),
+        ("crop:2:2", "takes 1 argument"),
+        ("rand-augment:2:31", "magnitude: Input should be less than or equal to 30"),
+        ("resized-crop:0", "scale: Input should be greater than 0"),
+        ("erase:nan", "share: Input should be"),
+        ("trivial-augment:3", "takes no argument"),
         ("crop:100000", "less than 65536"),
         ("flip:1", "takes no argument"),
         ("flip:", "takes no argument"),
@@ -111,3 +121,113 @@ def test_a_crop_is_bounded_by_the_images(padding: int, size: int, fits: bool) ->
     ) as caught:
         batches(whole, 4, augment=[f"crop:{padding}"])
     assert caught.value.hint == ("use crop:1 to crop:5, or leave it out" if size > 1 else "leave it out")
+
+
+EVERY = [
+    "flip", "crop:2", "resized-crop:0.3", "colour-jitter:0.4:0.4:0.4:0.1", "erase:0.5", "rand-augment:2:9",
+    "trivial-augment",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("name", EVERY)
+def test_what_an_image_looks_like_depends_on_seed_epoch_and_image_alone(
+    name: str, kind: torch.dtype, channels: int
+) -> None:
+    """Not on the batch, its neighbours or the order, nor on what was drawn before; and nothing global moves."""
+    whole = images(24, channels)
+    split = Split(whole if kind == torch.uint8 else whole / 255, torch.arange(24))
+
+    def looks(size: int, **place: Any) -> Tensor:
+        found: dict[int, Tensor] = {}
+        for batch in batches(split, size, shuffle=True, augment=[name], **place):
+            found |= dict(zip(batch["index"].tolist(), batch["images"], strict=True))
+        return torch.stack([found[index] for index in range(24)])
+
+    before = torch.random.get_rng_state()
+    wanted = looks(24)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(3)
+    assert torch.equal(looks(4), wanted)
+    assert not torch.equal(looks(24, seed=1), wanted)
+    assert not torch.equal(looks(24, epoch=1), wanted)
+    assert not torch.equal(wanted, split.images.float() / (255 if kind == torch.uint8 else 1))
+    assert wanted.min() >= 0
+    assert wanted.max() <= 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_images_that_are_the_same_do_not_all_look_the_same(name: str) -> None:
+    same = Split(images(1, 3, 16).expand(32, -1, -1, -1), torch.arange(32))
+    (batch,) = batches(same, 32, augment=[name])
+    assert len({tuple(image.flatten().tolist()) for image in batch["images"]}) > (1 if name == "flip" else 10)
+
+
+def test_an_augmentation_that_is_named_twice_is_drawn_twice() -> None:
+    split = Split(images(), torch.arange(64))
+    twice = next(batches(split, 64, augment=["flip", "flip"]))["images"]
+    assert not torch.equal(twice, split.images / 255)
+
+
+def test_the_numbers_are_those_of_splitmix64() -> None:
+    """Its published first values under the seed 1234567; and they are uniform."""
+    found = Draws(torch.tensor([1234567]))._next(3)[0]
+    assert [value % 2**64 for value in found.tolist()] == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423,
+    ]  # fmt: skip
+    many = Draws.of(0, 0, torch.arange(4000), what="").uniform(4)
+    assert 0 <= many.min() < 0.001
+    assert 0.999 < many.max() < 1
+    assert many.mean(0).sub(0.5).abs().max() < 0.02
+    assert torch.corrcoef(many.T).fill_diagonal_(0).abs().max() < 0.05
+
+
+def test_a_resized_crop_is_torchvisions_of_the_same_box() -> None:
+    whole, shape = images(40, 3, 9), (7, 12)
+    values = TF.resize(whole, list(shape)).float() / 255
+    change = drawn("resized-crop:0.1", values)
+    box = boxes(Draws.of(0, 0, torch.arange(40), what="augmentation 0"), *shape, 0.1)
+    found, sizes = change(values), set()
+    for image, (top, left), (height, width), was in zip(found, *(part.int().tolist() for part in box), values,
+                                                        strict=True):  # fmt: skip
+        assert 0 <= top <= 7 - height
+        assert 0 <= left <= 12 - width
+        sizes.add((height, width))
+        wanted = TF.resized_crop(was, top, left, height, width, list(shape), antialias=False)
+        torch.testing.assert_close(image, wanted, rtol=0, atol=2e-5)
+    assert len(sizes) > 10
+    assert 0.1 < sum(height * width for height, width in sizes) / len(sizes) / 84 < 0.9
+
+
+def test_maps_move_with_a_resized_crop_and_stay_under_colours() -> None:
+    """Nearest values: where the image is the label, far from an edge, it tells what it moved to."""
+    labels = (torch.arange(16)[:, None] // 8 * 2 + torch.arange(16) // 8).expand(20, 16, 16)
+    split = Split((labels[:, None] / 4).contiguous(), labels)
+    moved = next(batches(split, 20, augment=["resized-crop:0.2"], moves_targets=True))
+    assert not torch.equal(moved["labels"], labels)
+    assert moved["labels"].dtype == torch.int64
+    told = (moved["images"][:, 0] * 4).round().long()
+    assert (told == moved["labels"]).float().mean() > 0.9
+    for name in ("colour-jitter", "erase:1"):
+        assert torch.equal(next(batches(split, 20, augment=[name], moves_targets=True))["labels"], labels)
+    for name in ("rand-augment", "trivial-augment"):
+        with pytest.raises(DataError, match="leave their maps of labels where they are"):
+            batches(split, 20, augment=[name], moves_targets=True)
+
+
+def test_what_is_erased_is_a_rectangle_of_as_many_images_as_was_said() -> None:
+    values = torch.ones(400, 1, 16, 16)
+    found = drawn("erase:0.5", values)(values)[:, 0]
+    erased = found.eq(0)
+    assert 0.4 < erased.any((1, 2)).float().mean() < 0.6
+    for hidden in erased[erased.any((1, 2))]:
+        rows, columns = hidden.any(1), hidden.any(0)
+        assert torch.equal(hidden, rows[:, None] & columns)
+        assert 0.01 < hidden.float().mean() < 0.4
+
+
+@pytest.mark.parametrize("name", ["colour-jitter", "rand-augment", "trivial-augment"])
+def test_colours_are_for_gray_and_rgb_images(name: str) -> None:
+    with pytest.raises(DataError, match=f"{name} changes colours, and the images have 4 channels"):
+        batches(Split(images(8, 4), torch.zeros(8).long()), 4, augment=[name])

@@ -33,8 +33,8 @@ SOURCE = Source(read, place="FILE", layout="one array of maps", augmentation=lam
 class BrighterArguments(Arguments):
     by: Annotated[float, Field(gt=0, le=1)]
 
-def draw(shape, generator, arguments):
-    signs = torch.randint(2, (shape[0], 1, 1, 1), generator=generator) * 2 - 1
+def draw(shape, draws, arguments):
+    signs = draws.below(2, 1).reshape(-1, 1, 1, 1) * 2 - 1
     return lambda values, fill=0: values + signs * arguments.by
 
 AUGMENTATION = Augmentation(draw, arguments=BrighterArguments)

@@ -1,12 +1,14 @@
-"""Augmentations, one file each: what a batch of images goes through in training, drawn from a generator of its own.
+"""Augmentations, one file each: what the images of a batch go through in training.
 
-An augmentation is **drawn** once a batch and then applied, to the images and, where a task's targets are maps and the
-augmentation moves pixels, to the targets in the same way:
+What happens to an image is **a function of (seed, epoch, image)** and of nothing else: neither of the step nor of its
+neighbours in the batch. An augmentation is drawn for a batch, with numbers of its own for each image, and then applied,
+to the images and, where a task's targets are maps and the augmentation moves pixels, to the targets in the same way:
 
-    change = AUGMENTATION.draw(shape, generator, arguments)
+    change = AUGMENTATION.draw(shape, draws, arguments)
     images, targets = change(images), change(targets, fill=no label)
 
-In a plan it is written as its name, with its one argument behind a colon where it takes one: ``flip``, ``crop:4``.
+In a plan it is written as its name, with its arguments behind colons where it takes some: ``flip``, ``crop:4``,
+``rand-augment:2:9``.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +21,10 @@ from fxdistill.errors import DataError
 from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from fxdistill.arguments import Arguments
+    from fxdistill.data.augmentations._draws import Draws
 
 _WHERE = "data.augmentation"
 
@@ -47,14 +49,16 @@ class Augmentation:
     """An augmentation.
 
     Attributes:
-        draw: From the shape (N, C, H, W) of the images, a generator on the CPU and the arguments: a :class:`Change`.
-            Each image has a draw of its own. Raises a DataError where it does not go with images of that size.
-        moves_pixels: Whether it moves pixels without changing their values, so that maps of targets move along.
-        arguments: What it takes, one field; None for nothing.
+        draw: From the shape (N, C, H, W) of the images, the :class:`~fxdistill.data.augmentations._draws.Draws` of each
+            and the arguments: a :class:`Change`. Raises a DataError where it does not go with images of that shape.
+        moves_pixels: Whether it moves pixels, so that maps of targets move along: it takes (N, H, W) as well.
+        warps: Whether it moves pixels in a way that maps cannot follow.
+        arguments: What it takes, its fields in the order in which they are written; None for nothing.
     """
 
-    draw: "Callable[[Sequence[int], torch.Generator, Any], Change]"
+    draw: "Callable[[Sequence[int], Draws, Any], Change]"
     moves_pixels: bool = False
+    warps: bool = False
     arguments: "type[Arguments] | None" = None
 
     def named(self, text: str) -> "Named":
@@ -63,19 +67,20 @@ class Augmentation:
         Raises:
             DataError: The argument is wrong, or there is one too many.
         """
-        name, colon, argument = text.partition(":")
+        name, *given = text.split(":")
+        fields = tuple(self.arguments.model_fields) if self.arguments is not None else ()
+        form = ":".join([name, *map(str.upper, fields)])
+        if len(given) > len(fields):
+            takes = f"{len(fields)} argument{'s' * (len(fields) > 1)}" if fields else "no argument"
+            raise DataError(f"the augmentation '{name}' takes {takes}", where=_WHERE, hint=f"write {form}")
         if self.arguments is None:
-            if colon:
-                raise DataError(f"the augmentation '{name}' takes no argument", where=_WHERE, hint=f"write {name}")
             return Named(self, None)
-        field = next(iter(self.arguments.model_fields))
         try:
-            return Named(self, self.arguments.model_validate_strings({field: argument} if colon else {}))
+            return Named(self, self.arguments.model_validate_strings(dict(zip(fields, given, strict=False))))
         except ValidationError as cause:
-            what = "; ".join(error["msg"] for error in cause.errors())
+            what = "; ".join(f"{error['loc'][0]}: {error['msg']}" for error in cause.errors())
             raise DataError(
-                f"the augmentation '{text}' is wrong, {field}: {what}", where=_WHERE,
-                hint=f"write {name}:{field.upper()}",
+                f"the augmentation '{text}' is wrong, {what}", where=_WHERE, hint=f"write {form}"
             ) from cause  # fmt: skip
 
 
@@ -86,9 +91,9 @@ class Named:
     augmentation: Augmentation
     arguments: "Arguments | None"
 
-    def draw(self, shape: Sequence[int], generator: "torch.Generator") -> Change:
+    def draw(self, shape: Sequence[int], draws: "Draws") -> Change:
         """What is drawn for a batch of images of this shape."""
-        return self.augmentation.draw(shape, generator, self.arguments)
+        return self.augmentation.draw(shape, draws, self.arguments)
 
 
 AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", __name__, "AUGMENTATION", Augmentation)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxdistill.arguments import Arguments
 from fxdistill.data.augmentations import Augmentation, Change
+from fxdistill.data.augmentations._draws import Draws
 from fxdistill.errors import DataError
 
 
@@ -22,7 +23,7 @@ class CropArguments(Arguments):
     padding: Annotated[int, Field(gt=0, lt=1 << 16)]
 
 
-def draw(shape: Sequence[int], generator: torch.Generator, arguments: CropArguments) -> Change:
+def draw(shape: Sequence[int], draws: Draws, arguments: CropArguments) -> Change:
     """One place an image."""
     padding, height, width = arguments.padding, shape[-2], shape[-1]
     if padding >= min(height, width):
@@ -31,7 +32,7 @@ def draw(shape: Sequence[int], generator: torch.Generator, arguments: CropArgume
             where="data.augmentation", hint=f"use crop:1 to crop:{min(height, width) - 1}, or leave it out"
             if min(height, width) > 1 else "leave it out",
         )  # fmt: skip
-    offsets = torch.randint(2 * padding + 1, (2, shape[0], 1), generator=generator)
+    offsets = draws.below(2 * padding + 1, 2).T[:, :, None]
 
     def crop(values: Tensor, fill: float = 0) -> Tensor:
         device = values.device

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from fxdistill.data.augmentations import Augmentation, Change
+from fxdistill.data.augmentations._draws import Draws
 
 
-def draw(shape: Sequence[int], generator: torch.Generator, arguments: None) -> Change:
+def draw(shape: Sequence[int], draws: Draws, arguments: None) -> Change:
     """One coin an image."""
-    del arguments
-    heads = torch.rand(shape[0], generator=generator).lt(0.5)
+    del shape, arguments
+    heads = draws.uniform(1).lt(0.5)
 
     def flip(values: Tensor, fill: float = 0) -> Tensor:
         del fill  # nothing comes in

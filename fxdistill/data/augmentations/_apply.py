@@ -1,0 +1,31 @@
+"""What a chain of augmentations makes of a batch."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fxdistill.data.augmentations import Named
+from fxdistill.data.augmentations._draws import Draws
+
+
+def augmented(
+    chain: Sequence[Named], images: Tensor, labels: Tensor, *, seed: int, epoch: int, index: Tensor,
+    fill: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Images and labels after all augmentations, in order.
+
+    Args:
+        chain: The augmentations.
+        images: (N, C, H, W), uint8 or float in 0 … 1.
+        labels: (N, ...).
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+        index: (N,) the images' positions in the split.
+        fill: What says that there is no label, for labels that are maps and move along; None for all others.
+    """
+    for place, one in enumerate(chain):
+        change = one.draw(images.shape, Draws.of(seed, epoch, index, what=f"augmentation {place}"))
+        images = change(images)
+        if fill is not None and one.augmentation.moves_pixels:
+            labels = change(labels, fill=fill)
+    return images, labels
