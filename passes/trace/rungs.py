@@ -138,13 +138,17 @@ def _export(module: nn.Module, probe: Probe) -> fx.GraphModule:
     graph.set_codegen(fx.graph.CodeGen())
     _restore_structure(graph, program)
     root = nn.Module()
+    first: dict[int, str] = {}  # tied weights go by the first of their names
+    names: dict[str, str] = {}
     for name, tensor in (
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ):
         _attach(root, name, tensor)
+        names[name] = first.setdefault(id(tensor), name)
     for node in graph.nodes:
         if node.op == "get_attr":
+            node.target = names.get(str(node.target), node.target)
             _adopt(root, exported, str(node.target))
     restore(root, graph, module)
     shapes_as_values(graph)
