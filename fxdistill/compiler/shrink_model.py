@@ -24,6 +24,9 @@ from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
 from fxdistill.passes.shrink.arguments import Obstacle
 from fxdistill.passes.shrink.prove import Proof
+from fxdistill.passes.shrink.unused import keep as keep_unused
+from fxdistill.passes.shrink.unused import remarks as unused_remarks
+from fxdistill.passes.shrink.unused import unused as unused_tensors
 from fxdistill.passes.thin import KeptIndices, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Rung
@@ -117,6 +120,8 @@ def shrink_model(
             barriers[_next_barrier(traced, obstacle.path, barriers)] = obstacle.why
         else:
             traced, barriers = smaller, {}
+    unused = unused_tensors(module, traced)
+    keep_unused(shrunken.module, unused)
     again = Trace(input_shape)(shrunken.module).value
     return ShrunkResult(
         module=shrunken.module, proof=shrunken.proof, kept=removal.kept, widths=removal.widths,
@@ -124,7 +129,8 @@ def shrink_model(
         after=Size(sum(p.numel() for p in shrunken.module.parameters()), again.macs),
         rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
         diagnostics=(
-            *coupling.diagnostics, *passes.records[-2].diagnostics, *_barrier_remarks(barriers), *_frozen(traced),
+            *coupling.diagnostics, *passes.records[-2].diagnostics, *_barrier_remarks(barriers),
+            *unused_remarks(unused), *_frozen(traced),
         ),
     )  # fmt: skip
 
@@ -259,10 +265,12 @@ def replay(
                 f"the kept indices remove a channel that {reason}", where="kept", hint="shrink the model again"
             )
     try:
-        return shrink(traced, Survivors(coupling, removed))
+        smaller = shrink(traced, Survivors(coupling, removed))
     except (InvariantError, Obstacle) as cause:
         raise ModelError(
             f"the kept indices do not fit the model: {next(iter(str(cause).splitlines()), '')}",
             where="kept",
             hint="shrink the model again",
         ) from cause
+    keep_unused(smaller, unused_tensors(module, traced))
+    return smaller

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdistill.ir.coupling import core
+from fxdistill.ir.coupling import Layers, core
 from fxdistill.ir.operators import bare_name, is_a
 from fxdistill.operators import Trait
 from fxdistill.passes.couple.operations import joined
@@ -33,12 +33,19 @@ def move(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, 
         raise Opaque("it reads the values as another type")
     function = _on_labels(name, func)
     like = function(source, *to_meta(rest), **to_meta(kwargs))
-    moved = [function(layer, *rest, **kwargs) for layer in ledger.layers(source)]
+    layers = ledger.layers(source)
+    if is_a(name, Trait.RESHAPES) and source.numel() > _LARGE:  # of what cannot be removed no copy is needed
+        layers = tuple(layer for layer in layers if not ledger.is_locked(layer))
+    moved = [function(layer, *rest, **kwargs) for layer in layers]
     if is_a(name, Trait.PICKS) or (name in ("getitem", "slice") and _by_step(name, rest)):
-        moved = [_picked(ledger, one, other) for one, other in zip(ledger.layers(source), moved, strict=True)]
+        moved = [_picked(ledger, one, other) for one, other in zip(layers, moved, strict=True)]
     if isinstance(like, Tensor):
-        return _piece(ledger, name, source, like, moved)
-    return type(like)(_piece(ledger, name, source, part, [m[i] for m in moved]) for i, part in enumerate(like))
+        return _piece(ledger, name, layers, like, moved)
+    return type(like)(_piece(ledger, name, layers, part, [m[i] for m in moved]) for i, part in enumerate(like))
+
+
+_LARGE = 1 << 24
+"""Elements of a value from which on labels that say nothing more are dropped before a view copies them."""
 
 
 def _by_step(name: str, rest: Sequence[Any]) -> bool:
@@ -68,7 +75,7 @@ def _shaped_like(ledger: Ledger, name: str, source: Tensor, other: Tensor) -> Te
     result = function(source, shape)
     if isinstance(source, Labelled):
         moved = [function(layer, shape) for layer in ledger.layers(source)]
-        result = _piece(ledger, name, source, result, moved)
+        result = _piece(ledger, name, ledger.layers(source), result, moved)
     joined(ledger, (result, other), shape)
     return result
 
@@ -86,9 +93,9 @@ def _without_dtype(kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _piece(ledger: Ledger, name: str, source: Tensor, like: Tensor, moved: Sequence[Tensor]) -> Labelled:
+def _piece(ledger: Ledger, name: str, befores: Layers, like: Tensor, moved: Sequence[Tensor]) -> Labelled:
     layers = []
-    for before, after in zip(ledger.layers(source), moved, strict=True):
+    for before, after in zip(befores, moved, strict=True):
         layer = compact(after)
         dims = dims_of(layer)
         if dims:

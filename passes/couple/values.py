@@ -216,6 +216,12 @@ class Ledger:
         elif value.origins:
             self.computed += [(value.origins, along(la, dim), role) for la in value.layers if dims_of(la) == (dim,)]
 
+    def is_locked(self, layer: Tensor) -> bool:
+        """Whether none of these labels may be removed, as far as is known now: what meets them is locked as well."""
+        labels = core(layer).unique()
+        known = torch.cat([labels.new_zeros(1), *(locked for locked, _, _ in self.locks)])
+        return bool(torch.isin(labels, known).all())
+
     def split(self, layer: Tensor, kind: Literal["groups", "heads", "norm", "split"], *, fixed: bool = False) -> None:
         """Note that the dimensions along which a layer varies stem from one, the last of them shrinking."""
         small = core(layer).squeeze()

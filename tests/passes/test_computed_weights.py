@@ -1,6 +1,8 @@
 """Couple, thin and shrink where the weight of a layer is computed on the way: it is narrowed, or listed with why."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from fxdistill.compiler.shrink_model import shrink_model
+from fxdistill.compiler.shrink_model import replay, shrink_model
 from fxdistill.errors import InputError
+from fxdistill.modelfiles import bundle
+from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.source import ModelSource
 from tests.user_models import IMAGE, Net, check, conv, pooled, randomized
 
 
@@ -131,3 +136,40 @@ def test_what_cannot_be_used_as_a_weight_is_left_to_the_check() -> None:
 
 def _plain() -> Any:
     return (lambda m, x: F.conv2d(x, m.weight * m.scale, m.bias), 6, 8, 1, 1)
+
+
+class WithSpare(nn.Module):
+    """A second head, and a parameter, that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.spare = nn.Sequential(nn.Conv2d(8, 5, 1), nn.BatchNorm2d(5))
+        self.loose = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.a(x))
+        return y
+
+
+def test_what_forward_does_not_use_is_kept_as_it_is_and_counted(tmp_path: Path) -> None:
+    net = randomized(WithSpare())
+    result = shrink_model(net, input_shape=IMAGE, keep=0.5)
+    whole = net.state_dict()
+    for module in (result.module, copy.deepcopy(result.module)):
+        state = module.state_dict()
+        assert state.keys() == whole.keys()
+        assert all(torch.equal(state[name], whole[name]) for name in state if name.startswith(("spare", "loose")))
+    assert result.after.parameters == sum(p.numel() for p in result.module.parameters()) == 4 * 3 + 4 + 4 * 4 + 4 + 64
+    said = {d.where: d.why for d in result.diagnostics if "forward does not use" in d.why}
+    assert said.keys() == {"spare.0", "spare.1", "loose"}
+    assert said["spare.0"].startswith("keeps its 45 parameters")
+    again = replay(WithSpare().eval(), input_shape=IMAGE, rung=result.rung, barriers=result.barriers, kept=result.kept)
+    again.load_state_dict(result.module.state_dict())
+    images = torch.randn(IMAGE)
+    assert torch.equal(again(images), result.module(images))
+    twice = shrink_model(result.module, input_shape=IMAGE, keep=0.5)
+    assert twice.module.state_dict().keys() == whole.keys()
+    bundle.save(result.module, tmp_path / "small.pt", input_shape=IMAGE)
+    loaded = load(ModelSource(tmp_path / "small.pt", None)).module
+    assert torch.equal(loaded.state_dict()["spare.0.weight"], whole["spare.0.weight"])
