@@ -44,6 +44,7 @@ class Traced:
         training: The mode that is frozen into the graph.
         input_shape: Shape of the one input, batch included.
         entry: Which entry of a structured output is the prediction.
+        held: The modules that the model's own ``train()`` leaves in eval mode (normalisations that stay as they are).
         compared: The graph's code that was found to answer like the module; '' for none.
     """
 
@@ -52,12 +53,13 @@ class Traced:
     training: bool
     input_shape: Shape
     entry: str = ""
+    held: tuple[str, ...] = ()
     compared: str = field(default="", repr=False, compare=False)
 
     @contextmanager
     def running(self) -> Iterator[fx.GraphModule]:
         """The graph in the mode that it was traced in; afterwards every module has its mode and attributes back."""
-        with attributes_kept(self.module), in_mode(self.module, training=self.training) as module:
+        with attributes_kept(self.module), in_mode(self.module, training=self.training, held=self.held) as module:
             yield module
 
     @property

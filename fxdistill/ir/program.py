@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError, PlanError
 from fxdistill.ir.graph import macs_of
-from fxdistill.ir.running import whole_state
+from fxdistill.ir.running import hold, whole_state
 from fxdistill.plan.schema import LossTerm, Stage
 from fxdistill.preprocessing import PLAIN, View
 
@@ -56,12 +56,14 @@ class Member:
         trained: Whether its parameters are trained; else it is frozen.
         training: The mode that it is in: a frozen member always, a trained one while the program trains.
         view: How it looks at the batch's images: its share of the preprocessing, as nodes in front of it.
+        held: Its modules that are in eval mode whatever mode it is in.
     """
 
     name: str
     trained: bool
     training: bool
     view: View = PLAIN
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class Program(fx.GraphModule):
                 module.train(member.training).requires_grad_(False)  # noqa: FBT003  # torch's signature
             elif not member.training:
                 module.eval()
+            else:
+                hold(module, member.held)
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:  # noqa: FBT001, FBT002  # the signature of nn.Module

@@ -13,15 +13,24 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @contextmanager
-def in_mode(module: nn.Module, *, training: bool) -> Iterator[Any]:
-    """The module in one mode; afterwards every submodule has the mode back that it had."""
+def in_mode(module: nn.Module, *, training: bool, held: Iterable[str] = ()) -> Iterator[Any]:
+    """The module in one mode, and parts of it in eval mode; afterwards every part has the mode back that it had."""
     before = [(child, child.training) for child in module.modules()]
     module.train(training)
+    hold(module, held)
     try:
         yield module
     finally:
         for child, was in before:
             child.training = was
+
+
+def hold(module: nn.Module, names: Iterable[str]) -> None:
+    """Put the parts of these names, those that there are, into eval mode."""
+    parts = dict(module.named_modules(remove_duplicate=False))
+    for name in names:
+        if name in parts:
+            parts[name].training = False
 
 
 @contextmanager
@@ -142,6 +151,17 @@ def same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(one, other) or bool((one.isnan() & other.isnan() | (one == other)).all())
+
+
+def plainly(value: Any) -> Any:
+    """The same structure of dicts, tuples and lists alone: a dataclass is a dict of its fields, as is any mapping."""
+    if isinstance(value, Mapping):
+        return {name: plainly(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plainly(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(plainly, value))
+    return type(value)(map(plainly, value)) if type(value) in (tuple, list) else value
 
 
 def tensors_in(value: object) -> list[Tensor]:

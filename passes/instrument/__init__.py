@@ -88,7 +88,8 @@ class Instrument(Pass[Joint, Program]):
                 alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), shown)
             if any(member.training != traced.training for member in value.members if member.name == name):
                 raise InvariantError(f"the member '{name}' is not in the mode that it was traced in")
-            with in_mode(_outputs_of(value, name), training=traced.training) as inside:
+            held = [f"{name}.{part}" for part in traced.held]
+            with in_mode(_outputs_of(value, name), training=traced.training, held=held) as inside:
                 together = _answer(inside, {"images": images.clone()})
             if not torch.allclose(alone, together, rtol=0, atol=0, equal_nan=True):
                 raise InvariantError(f"instrumenting changed the output of the {name}")

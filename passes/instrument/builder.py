@@ -58,7 +58,7 @@ class Builder:
         self.fields: dict[str, fx.Node] = {}
         self.views: dict[View, fx.Node] = {}
         self.members = tuple(
-            Member(name, trained=name in arm.trains, training=one.training, view=plan.view_of(name))
+            Member(name, trained=name in arm.trains, training=one.training, view=plan.view_of(name), held=one.held)
             for name, one in traced.items()
         )
         self.input_shape = (traced[arm.trains[0]].input_shape[0], *plan.input.shape[1:])

@@ -24,10 +24,10 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Shape, Traced
-from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode
+from fxdistill.ir.running import attributes_kept, buffers_kept, example, hold, in_mode
 from fxdistill.passes.trace.measure import annotate
 from fxdistill.passes.trace.paths import name_nodes
-from fxdistill.passes.trace.probe import Probe, first_line, quiet, random_kept
+from fxdistill.passes.trace.probe import Probe, first_line, quiet, random_kept, uncompiled
 from fxdistill.passes.trace.rungs import RUNGS
 from fxdistill.plan.schema import Rung
 
@@ -78,7 +78,7 @@ class Trace(Pass[nn.Module, Traced]):
         Raises:
             ModelError: The module does not run on the input shape, or no rung traces it.
         """
-        with random_kept():
+        with random_kept(), uncompiled(source):
             eval_mode, failures = self._eval_mode(source) if self.training else (None, [])
             first = () if eval_mode is None else (eval_mode.rung,)
             rungs = dict.fromkeys((*first, *self.rungs))
@@ -106,7 +106,7 @@ class Trace(Pass[nn.Module, Traced]):
             raise InvariantError("the trace has another input beside the images")
         if _is_what_was_compared(source, value):
             return
-        with random_kept(), quiet():
+        with random_kept(), uncompiled(source), quiet():
             probe = Probe(source, value.input_shape, training=value.training)
             with _undisturbed(source, training=value.training), value.running() as module:
                 probe.compare(module)
@@ -133,14 +133,15 @@ class Trace(Pass[nn.Module, Traced]):
         probe = Probe(source, self.input_shape, training=training)
         for rung in rungs:
             with _undisturbed(source, training=training):
+                held = tuple(name for name, part in source.named_modules() if name and training and not part.training)
                 try:
                     module = RUNGS[rung](source, probe)
-                    module.train(training)
+                    hold(module.train(training), held)
                     probe.compare(module)
                 except Exception as cause:  # noqa: BLE001  # any failure of a rung is a reason to try the next
                     failures.append(f"{rung}: {first_line(cause)}")
                     continue
-            return probe, Traced(module, rung, training, self.input_shape, self.entry, compared=module.code)
+            return probe, Traced(module, rung, training, self.input_shape, self.entry, held, compared=module.code)
         raise ModelError(
             "the model could not be traced: " + "; ".join(dict.fromkeys(failures)),
             where=type(source).__name__,

@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class Probe:
         images: The batch.
         input_shape: The shape that was asked for; batch statistics need a batch of two.
         expected: The tensors of the module's answer.
+        structured: Whether the answer is more than a tensor.
         updates: The buffers that a call changes, by name, and their new values.
     """
 
@@ -43,7 +45,7 @@ class Probe:
                 quiet(), in_mode(module, training=training), attributes_kept(module), buffers_kept(module) as before,
             ):  # fmt: skip
                 answer = self.call(module, self.images)
-                self.expected = tensors_in(answer)
+                self.expected, self.structured = tensors_in(answer), not isinstance(answer, Tensor)
                 after = dict(module.named_buffers(remove_duplicate=False))
                 self.updates = {n: b.clone() for n, b in after.items() if n in before and not same(b, before[n])}
                 self._ways = self._gradients(module) if training else None
@@ -138,3 +140,15 @@ def random_kept() -> Iterator[None]:
 def first_line(cause: BaseException) -> str:
     """The first line of an error, at most 200 characters."""
     return next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:200]
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """What ``torch.compile`` made of a model or its parts runs as it is written: compiled, it rounds differently."""
+    parts = list(module.modules())
+    if not any(type(part).__name__ == "OptimizedModule" or part._compiled_call_impl for part in parts):  # noqa: SLF001
+        yield
+        return
+    dynamo: Any = torch._dynamo  # noqa: SLF001  # torch imports it where it is named
+    with torch.compiler.set_stance("force_eager"), dynamo.config.patch(error_on_nested_fx_trace=False):
+        yield

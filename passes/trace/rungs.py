@@ -11,13 +11,14 @@ Each freezes the mode that the module is in.
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torchvision.models import feature_extraction
 
+from fxdistill.ir.running import plainly
 from fxdistill.passes.trace.effects import WITHOUT_GRADIENT, detach_marked, own_gradients, shapes_as_values
 from fxdistill.passes.trace.probe import Probe
 from fxdistill.passes.trace.restore import restore
@@ -48,9 +49,7 @@ class _PathTracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """An argument, or a part of the output; a dataclass is the dict of its fields, like any other mapping."""
-        if dataclasses.is_dataclass(a) and not isinstance(a, type | dict):
-            a = {field.name: getattr(a, field.name) for field in dataclasses.fields(a)}
-        return super().create_arg(a)
+        return super().create_arg(plainly(a) if dataclasses.is_dataclass(a) else a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A node, marked where gradients are off."""
@@ -128,6 +127,8 @@ def _leaves(module: nn.Module, probe: Probe) -> fx.GraphModule:
 def _export(module: nn.Module, probe: Probe) -> fx.GraphModule:
     """``torch.export`` with a dynamic batch, the batch fixed where a model does not allow it."""
     images = probe.images
+    if probe.structured:  # torch.export takes no classes of the model's own; whoever called puts forward back
+        module.forward = _in_plain(module.forward)
     batch = torch.cat([images, images]) if len(images) == 1 else images
     try:
         program = torch.export.export(module, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
@@ -155,6 +156,14 @@ def _export(module: nn.Module, probe: Probe) -> fx.GraphModule:
     traced = fx.GraphModule(root, graph, type(module).__name__)
     traced.graph.lint()
     return traced
+
+
+def _in_plain(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return plainly(forward(*args, **kwargs))
+
+    return called
 
 
 def _restore_structure(graph: fx.Graph, program: torch.export.ExportedProgram) -> None:

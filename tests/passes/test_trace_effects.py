@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import ModelError
 from fxdistill.ir.graph import Traced, shape_of
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.schema import Rung
 from tests.user_models import IMAGE, Net, check, pooled
 
 
@@ -239,3 +241,119 @@ def test_a_residual_kept_by_name_is_followed() -> None:
     module = net(forward)
     check(module, {"head"})
     assert isinstance(vars(module).get("last", torch.zeros(1)), Tensor)
+
+
+class Held(Net):
+    """Its normalisation stays as it is while the rest is trained."""
+
+    def train(self, mode: bool = True) -> "Held":
+        super().train(mode)
+        self.get_submodule("norm").eval()
+        return self
+
+
+@pytest.mark.parametrize("rung", ["symbolic", "export"])
+def test_what_train_leaves_in_eval_mode_stays_in_it(rung: Rung) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.head(pooled(m.moved(m.b(m.norm(m.a(x))))))
+
+    parts = {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 6, 1), "norm": nn.BatchNorm2d(8), "moved": nn.BatchNorm2d(6)}
+    student = Held(forward, **parts, head=nn.Linear(6, 4))
+    assert trained(student, rungs=(rung,)).held == ("norm",)
+    teacher = net(plain)
+    plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=IMAGE))
+    program = fxdistill.specialize(fxdistill.build(plan, teacher, student), "main")
+    batch = {"images": torch.randn(IMAGE) + 1, "labels": torch.tensor([1, 2])}
+    before = copy.deepcopy(student.state_dict())
+    program.eval()
+    program.train()
+    program.total(program(batch)).backward()
+    assert {n for n, t in student.state_dict().items() if not torch.equal(t, before[n])} == {
+        "moved.running_mean", "moved.running_var", "moved.num_batches_tracked"
+    }  # fmt: skip
+    assert student.get_parameter("norm.weight").grad is not None
+    assert program.training
+
+
+COMPILED: dict[str, Callable[[], nn.Module]] = {
+    "whole": lambda: torch.compile(net(plain)),  # type: ignore[dict-item, return-value]
+    "a part": lambda: net(plain, a=torch.compile(nn.Conv2d(3, 8, 3, padding=1))),  # type: ignore[arg-type]
+    "in place": lambda: in_place(net(plain)),
+}
+
+
+def in_place(module: nn.Module) -> nn.Module:
+    module.compile()
+    return module
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_models_are_traced_as_they_are_written(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    module = COMPILED[name]()
+    assert trained(module).training
+    result = shrink_model(module.eval(), input_shape=IMAGE, keep=0.5)
+    assert sorted(kept for _, kept in result.widths.values()) == [3, 4, 4]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_refusal_after_torchs_own_reports_is_all_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    """``torch.export`` prints the graph that it has so far, ``torch.fx`` tracebacks."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        scores = m.a(x).flatten()
+        best = scores[torch.where(scores > 0)[0]].topk(3)[0]
+        return best[:1] if best.sum() > 4 else best
+
+    with pytest.raises(ModelError, match="could not be traced") as caught:
+        shrink_model(net(forward).eval(), input_shape=IMAGE, keep=0.5)
+    assert len(str(caught.value).splitlines()) == 3
+    assert capfd.readouterr() == ("", "")
+
+
+@dataclass
+class Output(OrderedDict[str, Any]):
+    """As Hugging Face's: a mapping and a dataclass, without what is None."""
+
+    logits: Tensor
+    hidden: Any = None
+
+    def __post_init__(self) -> None:
+        self.update({name: value for name, value in vars(self).items() if value is not None})
+
+
+def of_flags(m: Any, x: Tensor) -> Any:
+    assert x.shape[-1] == 16
+    assert x.dim() == 4
+    if not isinstance(x, Tensor) or x.shape[1] != 3:
+        raise ValueError("no image")
+    return Output(plain(m, x), (m.a(x),) if m.training else None)
+
+
+WRITTEN: dict[str, Callable[[], nn.Module]] = {
+    "flags and assertions": lambda: net(of_flags),
+    "parallel": lambda: nn.DataParallel(net(plain)),
+    "spare part": lambda: net(plain, spare=nn.Linear(7, 7)),
+    "twice": lambda: net(lambda m, x: plain(m, F.interpolate(m.c(m.c(x)), 16)), c=nn.Conv2d(3, 3, 1)),
+    "hooked": lambda: hooked(net(plain)),
+}
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.get_submodule("a").register_forward_hook(lambda _m, _i, output: output * 2)
+    module.register_forward_pre_hook(lambda _m, inputs: (inputs[0] + 1,))
+    module.register_forward_hook(lambda _m, _i, output: output * 3)
+    return module
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_models_as_they_are_written(name: str) -> None:
+    module = WRITTEN[name]().eval()
+    result = shrink_model(module, input_shape=IMAGE, keep=0.5)
+    widths = {path.removeprefix("module."): kept for path, (_, kept) in result.widths.items()}
+    assert (widths["a"], widths["b"], widths["head"]) == (4, 3, 4)
+    traced, images = trained(module), torch.randn(3, *IMAGE[1:])
+    module.train()
+    one, other = module(images), traced.module(images)
+    assert torch.equal(
+        one["logits"] if isinstance(one, dict) else one, other["logits"] if isinstance(one, dict) else other
+    )
