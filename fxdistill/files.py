@@ -76,6 +76,17 @@ def _sweep(path: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+def check_onnx_name(path: Path) -> None:
+    """Check that a path ends as an ONNX file does.
+
+    Raises:
+        PlanError: It does not.
+    """
+    if path.suffix.lower() != ".onnx":
+        hint = f"name it {path.with_suffix('.onnx').name}" if path.name else "give the name of a file, x.onnx"
+        raise PlanError(f"'{path.name}' is not the name of an ONNX file", where=str(path), hint=hint)
+
+
 def put(draft: Path, path: Path) -> None:
     """Move a finished file to its place on the same disk, with the mode that :func:`write_bytes` would give it.
 

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from fxdistill import files
 from fxdistill.cli import parameters, values
 from fxdistill.cli.exits import Commands, err, reported
 from fxdistill.cli.help import Command
@@ -120,7 +121,7 @@ def plan(
 @app.command(cls=Command)
 def run(
     plan_file: parameters.PlanFile,
-    output: parameters.RunOutput = Path("run"),
+    output: parameters.RunOutput = None,
     device: parameters.Where = parameters.Device.auto,
     precision: parameters.OtherPrecision = None,
     resume: parameters.Resume = False,
@@ -131,6 +132,8 @@ def run(
     trust_pickle: parameters.Trust = False,
 ) -> None:
     """Train as a plan says, evaluate, export, check the exported student."""
+    with reported():
+        plan_file, output = values.run_directory(plan_file, output)
     again = ["fxdistill", "run", str(plan_file), "-o", str(output)]
     again += [] if device is parameters.Device.auto else ["--device", device.value]
     again += [] if precision is None else ["--precision", precision.value]
@@ -203,6 +206,7 @@ def export(
         wanted = values.shape(input_shape)
         wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
         values.writable(output)
+        files.check_onnx_name(output)
 
         from fxdistill.runtime import deploy
 

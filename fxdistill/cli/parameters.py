@@ -62,7 +62,9 @@ GateData = Annotated[str | None, typer.Option("--data", help=f"{_DATA} For the p
 TaylorData = Annotated[str | None, typer.Option("--data", help=f"For criteria that read data. {_DATA}")]
 
 # plans
-PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan written by `fxdistill plan`.")]
+PlanFile = Annotated[
+    Path, typer.Argument(metavar="PLAN|RUN_DIR", help="A plan written by `fxdistill plan`, or a run directory.")
+]
 PlanOrRun = Annotated[Path, typer.Argument(metavar="PLAN|RUN_DIR", help="A plan, or a run directory.")]
 PlanOutput = Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")]
 HowTaught = Annotated[
@@ -118,7 +120,10 @@ Recalibrate = Annotated[
 TrainingPrecision = Annotated[Precision, typer.Option("--precision", help="Training precision.")]
 
 # runs
-RunOutput = Annotated[Path, typer.Option("--output", "-o", help="The run directory.")]
+RunOutput = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The run directory. Default: run, or that which PLAN lies in or is."),
+]
 Where = Annotated[Device, typer.Option("--device", help="Where to train.")]
 OtherPrecision = Annotated[
     Precision | None, typer.Option("--precision", help="Instead of the plan's training precision.")

@@ -154,6 +154,25 @@ def writable(path: Path) -> None:
         raise InputError(f"the output {what}", where=str(path), hint="give the name of a file with -o")
 
 
+def run_directory(plan: Path, output: Path | None) -> tuple[Path, Path]:
+    """The plan's file and the run directory, of what is either of them.
+
+    Args:
+        plan: A plan, or a run directory.
+        output: The run directory, where it is named.
+
+    Raises:
+        InputError: It is a folder, and none of a run.
+    """
+    if plan.is_dir():
+        if not (plan / "plan.json").is_file():
+            raise InputError("this directory holds no run", where=str(plan), hint="give a plan, or a run directory")
+        plan = plan / "plan.json"
+        return plan, output or plan.parent
+    held = plan.name == "plan.json" and (plan.parent / "origin.json").is_file()
+    return plan, output or (plan.parent if held else Path("run"))
+
+
 def model(
     text: str, factory: str | None, args: Sequence[str], *, option: str, seed: int, allow: Sequence[str],
     trust_pickle: bool, entry: str | None = None,

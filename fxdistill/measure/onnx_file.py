@@ -163,9 +163,7 @@ def export_checked(
 @contextlib.contextmanager
 def _draft_of(path: Path) -> Iterator[Path]:
     """A place on the same disk for a file that is not finished yet; what is left there goes."""
-    if path.suffix.lower() != ".onnx":
-        hint = f"name it {path.with_suffix('.onnx').name}" if path.name else "give the name of a file, x.onnx"
-        raise PlanError(f"'{path.name}' is not the name of an ONNX file", where=str(path), hint=hint)
+    files.check_onnx_name(path)
     with files.writing(path):
         folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
     with folder:

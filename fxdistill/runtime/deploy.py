@@ -18,7 +18,7 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, RunDirError
-from fxdistill.files import file_sha256
+from fxdistill.files import check_onnx_name, file_sha256
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_file
@@ -161,6 +161,7 @@ def export(
         InputError: The model cannot be found, loaded or exported.
         ParityError: The file would not be the model; nothing was written.
     """
+    check_onnx_name(Path(path))
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
         allow=allow, trust_pickle=trust_pickle, entry=entry, class_map=class_map,

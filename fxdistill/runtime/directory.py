@@ -1,7 +1,7 @@
 """A run directory on disk: which files it has, whom it belongs to, and who may work in it.
 
     plan.json        the plan that is run; a directory holds one run
-    origin.json      where that plan lies: the places that it names are relative to it
+    origin.json      where that plan lies, to which the places that it names are relative, and its hash
     metrics.jsonl    one line an epoch
     tensorboard/     the same for TensorBoard
     checkpoint.pt    the last checkpoint: removed when the run is complete
@@ -13,12 +13,13 @@
 Every file is written whole or not at all, ``plan.json`` first of those that make a directory a run.
 """
 
+import contextlib
 import importlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,10 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # typing's own will do from Python 3.12 on
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import RunDirError
+from fxdistill.errors import PlanError, RunDirError
 from fxdistill.files import failure, write_text
 from fxdistill.measure.parity import Parity
+from fxdistill.plan import difference
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 
@@ -72,10 +74,10 @@ class RunDir:
         with lock(run):
             if not run.holds(plan, resume=resume):
                 place = Path(os.path.relpath(origin.resolve(), path.resolve())).as_posix()
-                write_text(run.origin_path, json.dumps({"plan": place}) + "\n")
+                run.note_origin({"plan": place, "sha256": [plan.sha256]})
                 write_text(run.plan_path, plan.to_json())
             elif not resume:
-                complete = run.result_path.exists()
+                complete = run.result() is not None
                 raise RunDirError(
                     f"the run directory already holds this run{', complete' if complete else ''}", where=str(path),
                     hint=f"{'see it with `fxdistill show`' if complete else 'continue it with --resume'}, or {_OTHER}",
@@ -118,13 +120,33 @@ class RunDir:
                     hint="name the run's directory with -o, or start the run without --resume",
                 )  # fmt: skip
             return False
-        theirs = self.plan().sha256
-        if theirs != plan.sha256:
+        begun = self.plan()
+        self._check_as_begun(begun)
+        if begun.sha256 != plan.sha256:
             raise RunDirError(
-                f"the run directory holds another run: its plan has sha256 {theirs[:12]}…, yours {plan.sha256[:12]}…",
-                where=str(self.path), hint=_OTHER,
+                f"the run directory holds another run, whose plan differs in {difference.told(begun, plan)}",
+                where=str(self.path),
+                hint=f"go on with it as it was begun: fxdistill run {self.path} --resume; or {_OTHER}",
             )  # fmt: skip
         return True
+
+    def _check_as_begun(self, plan: Plan) -> None:
+        """Refuse to go on where the directory's own copy of the plan was edited."""
+        known = self._origin().get("sha256", [plan.sha256])
+        if plan.sha256 in known:
+            return
+        differs = "it was edited since"
+        if self.source.is_file():
+            with contextlib.suppress(PlanError):
+                original = load_plan(self.source)
+                differs = (
+                    f"it now differs in {difference.told(original, plan)}" if original.sha256 in known else differs
+                )
+        raise RunDirError(
+            f"plan.json in a run directory is what the run was begun with, and {differs}", where=str(self.plan_path),
+            hint=f"undo that and go on with --resume; or run the edited plan anew: "
+            f"fxdistill run {self.plan_path} -o ANOTHER_DIRECTORY",
+        )  # fmt: skip
 
     @property
     def plan_path(self) -> Path:
@@ -169,26 +191,43 @@ class RunDir:
         return self.path / "result.json"
 
     @property
+    def source(self) -> Path:
+        """The file that the plan was taken from.
+
+        Raises:
+            RunDirError: What says so is damaged.
+        """
+        return self.path / str(self._origin()["plan"])
+
+    @property
     def base(self) -> Path:
         """The folder to which the places in the plan are relative.
 
         Raises:
             RunDirError: The file that says so is damaged.
         """
+        return self.source.parent
+
+    def _origin(self) -> dict[str, Any]:
         try:
-            origin = json.loads(self.origin_path.read_text(encoding="utf-8"))
-            return (self.path / str(origin["plan"])).parent
-        except (OSError, ValueError, KeyError, TypeError) as cause:
-            raise RunDirError(
-                "origin.json is damaged", where=str(self.origin_path), hint="run the plan anew"
-            ) from cause
+            origin: dict[str, Any] = json.loads(self.origin_path.read_text(encoding="utf-8"))
+            whole = isinstance(origin["plan"], str) and isinstance(origin.get("sha256", []), list)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise RunDirError("origin.json is damaged", where=str(self.origin_path), hint="run the plan anew")
+        return origin
+
+    def note_origin(self, origin: Mapping[str, Any]) -> None:
+        """Write where the plan comes from, and which hashes it may have."""
+        write_text(self.origin_path, json.dumps(origin) + "\n")
 
     def plan(self) -> Plan:
         """The plan that this directory runs."""
         return load_plan(self.plan_path)
 
     def result(self) -> dict[str, Any] | None:
-        """What came out, None while the run is not complete.
+        """What came out, None while the run is not complete; what was there before an extension is none.
 
         Raises:
             RunDirError: The file is damaged.
@@ -198,6 +237,8 @@ class RunDir:
         try:
             result: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
             _OUTCOME.validate_python(result)
+            if result.get("plan", self.plan().sha256) != self.plan().sha256:
+                return None
             wrong = _odd(result, self.plan())
         except ValidationError as cause:
             first = cause.errors()[0]
@@ -256,12 +297,18 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
     return ""
 
 
-_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9-]*\.(pt|onnx))\.[a-z0-9_]{8}")
+_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9_-]*\.(pt|onnx))\.[a-z0-9_]{8}")
 """The names of temporary files: the name of the file that they were to become, hidden, and eight random letters."""
 
 
 def _is_ours(entry: Path) -> bool:
     return entry.name in {".lock", "origin.json"} or _TEMPORARY.fullmatch(entry.name) is not None
+
+
+def origin_of(plan: Path) -> Path:
+    """The file to whose folder the places in a plan are relative: of a run's copy the one that it was taken from."""
+    run = RunDir(plan.parent)
+    return run.source if plan.name == run.plan_path.name and run.origin_path.is_file() else plan
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
 from fxdistill.runtime import checkpoint, memory, preflight
 from fxdistill.runtime.arms import Execution, Observer, State, Trial, build_program, take_up, train, trials_of
-from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
 from fxdistill.tasks import TASKS
@@ -73,7 +73,7 @@ def execute(
     """Run a plan and return what came out, as ``result.json`` has it.
 
     Args:
-        plan_path: The plan; the places in it are relative to its folder.
+        plan_path: The plan; the places in it are relative to its folder. A run's copy serves as the plan itself.
         out: The run directory, new or empty, or one to resume.
         settings: The user's decisions.
         observer: Who watches.
@@ -92,8 +92,9 @@ def execute(
     precision = settings.precision or plan.precision
     accelerator = preflight.accelerator(settings.device, precision)
     observer.on_phase("loading")
-    parts = _load(plan, plan_path.resolve().parent, settings, accelerator)
-    with RunDir.opened(out, plan, origin=plan_path, resume=settings.resume) as rundir:
+    origin = origin_of(plan_path)
+    parts = _load(plan, origin.resolve().parent, settings, accelerator)
+    with RunDir.opened(out, plan, origin=origin, resume=settings.resume) as rundir:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         how = {"precision": precision, "compile": settings.compile}
         at = checkpoint.load(rundir, how=how)

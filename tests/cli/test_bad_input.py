@@ -1,5 +1,6 @@
 """Whatever is wrong with the input: exit code 2, one message that says what, where and what to do, nothing written."""
 
+import argparse
 import json
 import pickle
 import shutil
@@ -93,6 +94,18 @@ def test_the_option_that_names_the_factory_is_the_right_one(folder: Path) -> Non
             assert "name its factory: --factory " in refused(folder, *command)
 
 
+def test_the_entry_of_a_checkpoint(folder: Path) -> None:
+    state = build("fxdistill.models:convnet", {"widths": [4, 8]}).state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": state, "args": argparse.Namespace(lr=0.1)}, folder / "all.pt")
+    given = ("all.pt", "--factory", CONVNET, "--entry", "state_dict_emma")
+    for command in (("export", *given), ("eval", *given), ("shrink", *given, "--keep", "0.5")):
+        assert "did you mean 'state_dict_ema'?" in refused(folder, *command)
+    student = ("all.pt", "--student-factory", CONVNET, "--student-entry", "ema")
+    assert "no entry 'ema'" in refused(folder, "plan", "teacher.pt", *student)
+    assert "has no entry 'model'" in refused(folder, "plan", "teacher.pt", CONVNET, "--teacher-entry", "model")
+    assert "no file with an entry" in refused(folder, "plan", "teacher.pt", CONVNET, "--student-entry", "model")
+
+
 def test_commands_that_cannot_be_parsed(folder: Path) -> None:
     said = refused(folder, "plan", "teacher.pt", "student.pt", "--no-such-option")
     assert said.splitlines()[0].startswith("error: no such option: --no-such-option")
@@ -102,6 +115,7 @@ def test_commands_that_cannot_be_parsed(folder: Path) -> None:
 
 
 def test_factories(folder: Path) -> None:
+    assert "torchvision.models:resnet18" in refused(folder, "plan", "teacher.pt", "resnet18")
     assert "--allow-factory" in refused(folder, "plan", "teacher.pt", "os:getcwd")
     assert "resnet" in refused(folder, "plan", "teacher.pt", "torchvision.models:resnett18")
     assert "widthss" in refused(folder, "plan", "teacher.pt", "fxdistill.models:convnet?widthss=[4]")
@@ -281,6 +295,7 @@ def test_run_directories(folder: Path) -> None:
     said = refused(folder, *run, "done", "--resume")
     assert "another run" in said
     assert "no run" in refused(folder, "show", "full")
+    assert "holds no run" in refused(folder, "run", "full")
     assert "no run" in refused(folder, "export", "full")
 
 
@@ -308,7 +323,7 @@ def test_eval_and_export(folder: Path) -> None:
     assert "10" in refused(folder, "eval", f"{CONVNET}&classes=7", "--data", "digits")
     assert "opset" in refused(folder, "export", "teacher.pt", "--opset", "3")
     for name in ("x.pt", "teacher.pt", "plan.json", "x"):
-        assert "is not the name of an ONNX file" in refused(folder, "export", "teacher.pt", "-o", name)
+        assert "is not the name of an ONNX file" in refused(folder, "export", "not-there.pt", "-o", name)
     assert "(1, 3, 8, 8)" in refused(folder, "export", "teacher.pt", "--input", "1x3x8x8")
 
 

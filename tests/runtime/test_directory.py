@@ -1,5 +1,6 @@
 """A run directory belongs to one run and to one process; whoever loses leaves it as it is."""
 
+import dataclasses
 import json
 import multiprocessing
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.plan.file import load
 from fxdistill.report.show import show
-from fxdistill.runtime import directory
+from fxdistill.runtime import checkpoint, directory
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
 from tests import runs
@@ -150,3 +151,61 @@ def test_a_damaged_result_is_refused_wherever_it_is_read(tmp_path: Path, damage:
         with pytest.raises(RunDirError, match=r"result\.json is damaged"):
             use()
     assert runs.snapshot(out) == before
+
+
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was interrupted at its third checkpoint."""
+    save, count = checkpoint.save, 0
+
+    def counting(run: RunDir, saved: checkpoint.Checkpoint) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        save(run, saved)
+
+    monkeypatch.setattr(checkpoint, "save", counting)
+    with pytest.raises(KeyboardInterrupt):
+        execute(runs.plan_file(), tmp_path / "run", dataclasses.replace(CPU, save_seconds=0))
+    monkeypatch.setattr(checkpoint, "save", save)
+    return tmp_path / "run"
+
+
+def test_a_plan_that_was_edited_after_an_interruption_is_told_field_by_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = begun(tmp_path, monkeypatch)
+    again, before = dataclasses.replace(CPU, resume=True), runs.snapshot(out)
+
+    def change(plan: dict[str, Any]) -> None:
+        plan["arms"][0]["stages"][-1].update(epochs=3)
+        plan["data"]["augmentation"] = ["flip"]
+        del plan["control"]
+
+    with pytest.raises(RunDirError) as caught:
+        execute(runs.edited("later", change), out, again)
+    for part in (
+        "arms.0.stages.",
+        ".epochs: 2, now 3",
+        "data.augmentation: [], now ['flip']",
+        "control: one, now None",
+    ):
+        assert part in caught.value.what
+    assert f"fxdistill run {out} --resume" in caught.value.hint
+    (out / "plan.json").write_text(runs.edited("later", change).read_text())
+    with pytest.raises(RunDirError) as caught:
+        execute(out / "plan.json", out, again)
+    assert "epochs: 2, now 3" in caught.value.what
+    (out / "plan.json").write_bytes(before["plan.json"])
+    assert runs.snapshot(out) == before
+
+
+def test_a_run_is_resumed_and_begun_anew_by_its_own_copy_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = begun(tmp_path, monkeypatch)
+    execute(out / "plan.json", out, dataclasses.replace(CPU, resume=True))
+    assert runs.metrics(out) == runs.metrics(runs.finished())
+    execute(out / "plan.json", tmp_path / "elsewhere" / "again", CPU)
+    assert runs.metrics(tmp_path / "elsewhere" / "again") == runs.metrics(out)
+    assert RunDir(tmp_path / "elsewhere" / "again").source.resolve() == runs.plan_file().resolve()
