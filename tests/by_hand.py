@@ -53,6 +53,7 @@ KEPT = [1, 2, 4, 7]  # not the first four
 EARLY, LATE = "layers.layer1.0.bn1", "layers.layer2.0.bn1"  # both are overwritten in place by the activation behind
 BATCH, STEPS = 256, 5  # steps an epoch
 AUGMENTATION, TEMPERATURE = ["crop:1"], 3.0
+RISING, EARLY_EMA, CLIP, DECAY, SMOOTHING, EMA = 0.6, 0.7, 0.05, 1e-2, 0.2, 0.8
 WEIGHTS = {"late": 0.5, "cross-entropy": 0.9, "kd": 0.1, "early": 0.3}
 _TEACHER_EPOCHS = 8
 
@@ -117,16 +118,18 @@ def trained_teacher() -> nn.Module:
 
 
 def plan() -> Plan:
-    """Two warm-ups, a main stage with three weighted terms, the control arm; every optimiser and both schedules."""
+    """Two warm-ups, a main stage with three weighted terms, the control arm; every optimiser and what goes with one."""
     adam = Optimizer(name="adam", lr=4e-3)
     late = LossTerm(loss="mse", pair="late", weight=WEIGHTS["late"])
+    sgd = Optimizer(name="sgd", lr=0.1, momentum=0.8, nesterov=True, weight_decay=DECAY, clip=CLIP)
     kd = LossTerm(loss="kd", weight=WEIGHTS["kd"], args={"temperature": TEMPERATURE})
-    early, entropy = LossTerm(loss="mse", pair="early"), LossTerm(loss="cross-entropy", weight=WEIGHTS["cross-entropy"])
+    early = LossTerm(loss="mse", pair="early")
+    entropy = LossTerm(loss="cross-entropy", weight=WEIGHTS["cross-entropy"], args={"label_smoothing": SMOOTHING})
     stages = [
-        Stage(name="warm-up-1", epochs=2, losses=[early], optimizer=adam),
-        Stage(name="warm-up-2", epochs=1, losses=[late], optimizer=Optimizer(name="sgd", lr=0.1, momentum=0.8)),
-        Stage(name="main", epochs=3, losses=[entropy, kd, early.changed(weight=WEIGHTS["early"])], optimizer=adam,
-              schedule="cosine"),
+        Stage(name="warm-up-1", epochs=2, losses=[early], optimizer=adam.changed(warm_up=RISING, ema=EARLY_EMA)),
+        Stage(name="warm-up-2", epochs=1, losses=[late], optimizer=sgd),
+        Stage(name="main", epochs=3, losses=[entropy, kd, early.changed(weight=WEIGHTS["early"])],
+              optimizer=adam.changed(ema=EMA), schedule="cosine"),
     ]  # fmt: skip
     trained_teacher()
     return Plan(
@@ -175,6 +178,22 @@ def teacher_values(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return taps[0], taps[1], logits
 
 
+def smoothed(labels: Tensor) -> Tensor:
+    """Rows of shares: most of each on its label, the rest spread over all classes."""
+    rows = torch.full((len(labels), 10), SMOOTHING / 10)
+    rows[torch.arange(len(labels)), labels] += 1 - SMOOTHING
+    return rows
+
+
+def shortened(parameters: list[nn.Parameter]) -> None:
+    """Gradients of one length at most, all together; here they are longer."""
+    given = [p.grad for p in parameters if p.grad is not None]
+    length = torch.cat([grad.flatten() for grad in given]).norm()
+    assert length > CLIP
+    for grad in given:
+        grad.mul_(CLIP / (length + 1e-6))  # as torch guards against a length of 0
+
+
 class Hand:
     """The student of one seed, trained by hand, stage after stage."""
 
@@ -204,7 +223,7 @@ class Hand:
         wanted, _, taught = teacher_values(batch["images"])
         p, q = (taught / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
         return {
-            "cross-entropy": -logits.softmax(1)[torch.arange(len(labels)), labels].log().mean(),
+            "cross-entropy": ((logits.logsumexp(1, keepdim=True) - logits) * smoothed(labels)).sum(1).mean(),
             "kd": TEMPERATURE**2 * (p * (p / q).log()).sum(1).mean(),
             "mse[early]": (early - wanted[:, KEPT]).square().mean(),
         }
@@ -219,16 +238,20 @@ class Hand:
         losses, weights, epochs, rate, cosine, optimizer = {
             "warm-up-1": (self.warm_up_1, [1.0], 2, 4e-3, False, adam(student)),
             "warm-up-2": (self.warm_up_2, [WEIGHTS["late"]], 1, 0.1, False,
-                          torch.optim.SGD([*student, *self.projection.parameters()], momentum=0.8)),
+                          torch.optim.SGD([*student, *self.projection.parameters()], lr=0.1, momentum=0.8,
+                                          nesterov=True, weight_decay=DECAY)),
             "main": (self.main, [WEIGHTS[name] for name in ("cross-entropy", "kd", "early")], 3, 4e-3, True,
                      adam(student)),
             "control": (self.control, [1.0], 6, 3e-3, True, torch.optim.AdamW(student, weight_decay=0.1)),
         }[stage]  # fmt: skip
         self.student.train()
-        done, steps = 0, epochs * STEPS
+        done, steps, rising = 0, epochs * STEPS, 3 if stage == "warm-up-1" else 0
+        share = {"warm-up-1": EARLY_EMA, "main": EMA}.get(stage, 0.0)
+        mean = copied(self.student.state_dict())
         for _ in range(epochs):
             for step, batch in enumerate(training_batches(self.seed, self.epoch)):
                 now = rate * (1 + math.cos(math.pi * done / steps)) / 2 if cosine else rate
+                now = rate * [1 / 3, 2 / 3, 1][done] if done < rising else now
                 optimizer.param_groups[0]["lr"] = now
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(step_seed(self.seed, self.epoch, step))
@@ -236,14 +259,23 @@ class Hand:
                 self.student.zero_grad()
                 self.projection.zero_grad()
                 sum((w * loss for w, loss in zip(weights, found.values(), strict=True)), torch.zeros(())).backward()
+                if stage == "warm-up-2":
+                    shortened([*student, *self.projection.parameters()])
                 optimizer.step()
+                mean = averaged(mean, self.student.state_dict(), share)
                 done += 1
                 told = {name: float(loss.detach()) for name, loss in found.items()}
                 yield now, told, gradients(dict(self.student.named_parameters())), self.weights()
             self.epoch += 1
+        self.student.load_state_dict(mean)
 
     def weights(self) -> dict[str, Tensor]:
         return copied(self.student.state_dict()) | copied({"projection0": self.projection.weight})
+
+
+def averaged(mean: Mapping[str, Tensor], now: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """A running mean after a step; counters are as they are."""
+    return {n: share * mean[n] + (1 - share) * t if t.is_floating_point() else t.clone() for n, t in now.items()}
 
 
 def training_batches(seed: int, epoch: int) -> Iterator[Batch]:

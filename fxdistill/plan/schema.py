@@ -14,6 +14,7 @@ from fxdistill.registry import GROUPS, suggestion
 Align = Literal["slice", "shrink", "project"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Layout = Literal["nchw", "nhwc", "tokens", "features"]
+Schedule = Literal["constant", "cosine", "step"]
 Rung = Literal["symbolic", "leaves", "export"]
 PositiveInt = Annotated[int, Field(gt=0)]
 MOST_EPOCHS = 1_000_000
@@ -214,17 +215,38 @@ class Kept(Part):
 
 
 class Optimizer(Part):
-    """A torch optimiser by name, with its arguments."""
+    """How the weights move: a torch optimiser by name, with its arguments, and what is done about its steps.
+
+    Attributes:
+        nesterov: Whether sgd's momentum looks ahead.
+        warm_up: Epochs over which the learning rate rises, from step to step, in a line from 0 to that of the schedule;
+            the schedule runs over the rest of the stage.
+        floor: The share of the learning rate at which a cosine ends.
+        decay_every: With the schedule ``step``: epochs between two factors.
+        decay: That factor.
+        clip: Gradients longer than this, all together, are shortened to it; None for never.
+        ema: The share of a running mean of the weights that a step keeps; 0 for none. The mean is what is evaluated,
+            and what the stage ends with.
+    """
 
     name: Literal["sgd", "adam", "adamw"]
     lr: Annotated[float, Field(gt=0, le=100)]
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    warm_up: Annotated[float, Field(ge=0, le=MOST_EPOCHS)] = 0.0
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    decay_every: Epochs = 30
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.1
+    clip: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Self:
         if self.momentum and self.name != "sgd":
             raise ValueError(f"'{self.name}' takes no momentum; it is for sgd")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is about a momentum, and there is none; give sgd one")
         return self
 
 
@@ -298,7 +320,8 @@ class Stage(Part):
     """Some epochs under one set of losses, with an optimiser that starts fresh.
 
     Attributes:
-        schedule: Learning rate over the stage: ``constant``, or ``cosine`` to zero.
+        schedule: Learning rate over the stage: ``constant``, half a ``cosine`` down to the optimiser's floor, or by a
+            factor every few epochs: ``step``.
         cost: MACs of the stage's program for one image, as a share of all given members in full.
     """
 
@@ -306,13 +329,18 @@ class Stage(Part):
     epochs: Epochs
     losses: Annotated[list[LossTerm], Field(min_length=1)]
     optimizer: Optimizer
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     cost: Annotated[float, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
     def _weighs(self) -> Self:
         if not any(term.weight > 0 for term in self.losses):
             raise ValueError(f"every loss of the stage '{self.name}' has the weight 0, so that nothing is learnt")
+        if self.optimizer.warm_up >= self.epochs:
+            raise ValueError(
+                f"the learning rate of the stage '{self.name}' would rise over {self.optimizer.warm_up:g} of "
+                f"{self.epochs} epochs; warm_up has to be shorter than the stage"
+            )
         return self
 
 
@@ -348,7 +376,7 @@ class Control(Part):
     of: MemberName
     losses: Annotated[list[LossTerm], Field(min_length=1)]
     optimizer: Optimizer
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     cost: Annotated[float, Field(ge=0)] = 1.0
 
 

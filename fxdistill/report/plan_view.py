@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.plan.document import Plan, stale_costs
-from fxdistill.plan.schema import Arm, ModelRef, Pair, RunnerUp, Shrunken, Stage, Tap
+from fxdistill.plan.schema import Arm, ModelRef, Optimizer, Pair, RunnerUp, Shrunken, Stage, Tap
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import Line, count, diagnostics_view, size
 
@@ -128,9 +128,23 @@ def _shrunken_lines(name: str, member: Shrunken) -> Iterator[Line]:
         yield Line(Text(", ".join(names), "dim"), Text(f"  keeps {kept} channels in "), 4)
 
 
+def _how(stage: Stage) -> str:
+    """The optimiser, its schedule, and every number that is not as usual; label smoothing too."""
+    spec = stage.optimizer
+    usual = Optimizer(name=spec.name, lr=spec.lr)
+    aside = {"name", "lr", *(() if stage.schedule == "step" else ("decay", "decay_every"))}
+    told = [name for name in type(spec).model_fields if name not in aside]
+    told = [name for name in told if getattr(spec, name) != getattr(usual, name) or name.startswith("decay")]
+    values = {name.replace("_", " "): getattr(spec, name) for name in told}
+    shown = [name if value is True else f"{name} {value:g}" for name, value in values.items()]
+    smoothed = [term.args["label_smoothing"] for term in stage.losses if term.args.get("label_smoothing")]
+    shown += [f"label smoothing {value:g}" for value in smoothed]
+    return ", ".join([f"{spec.name} {spec.lr:g}", stage.schedule, *shown])
+
+
 def _stage_line(stage: Stage) -> Line:
     losses = " + ".join(f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.losses)
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
-    details = f"  {stage.optimizer.name} {stage.optimizer.lr:g}, {stage.schedule}, {stage.cost:.1%} of the cost"
+    details = f"  {_how(stage)}, {stage.cost:.1%} of the cost"
     text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))
     return Line(text, Text("    "), 6)

@@ -161,7 +161,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.compiled, watch.progress,
             watch.save,
         )  # fmt: skip
-        loop.run(at.position, at.optimizer, at.means)
+        loop.run(at.position, at.optimizer, at.means, at.average)
     remarks = [
         remark
         for member in arm.trains
@@ -310,7 +310,7 @@ class _Watch:
                 optimizer=moment.optimizer.state_dict() if moment.optimizer is not None else None,
                 means=moment.means(), scaler=self.run.fabric.strategy.precision.state_dict(),
                 metrics_size=self.run.metrics.size, seconds=self.seconds, finished=self._finished,
-                how=self.run.checkpoint.how,
+                how=self.run.checkpoint.how, average=dict(moment.average) or None,
             ),
         )  # fmt: skip
         self._last = time.monotonic()

@@ -38,6 +38,7 @@ class Checkpoint:
         seconds: Time spent in this arm.
         finished: Results of the arms before.
         how: What beside the plan decides about every step: precision, and whether programs are compiled.
+        average: The running mean of the weights, as ``state``; None for none.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -52,10 +53,11 @@ class Checkpoint:
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     finished: list[dict[str, Any]] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Tensor] | None = None
 
 
 _CHECKPOINT = TypeAdapter(Checkpoint)
-_PLAIN = ("arm", "state", "optimizer", "scaler", "metrics_size", "seconds", "finished", "how")
+_PLAIN = ("arm", "state", "optimizer", "scaler", "metrics_size", "seconds", "finished", "how", "average")
 
 
 def save(run: RunDir, checkpoint: Checkpoint) -> None:

@@ -1,14 +1,15 @@
 """The training loop, in view: forward, loss, backward, step.
 
-Randomness is a function of the place in the run and of nothing else: batches and augmentation of (seed, epoch, step),
-and torch's global generators are seeded from a hash of the same three before every step. A checkpoint therefore needs
-no generator state, and a run continued from one takes exactly the steps that an undisturbed run takes.
+Randomness is a function of the place in the run and of nothing else: batches of (seed, epoch, step), augmentation of
+(seed, epoch, image), and torch's global generators are seeded from a hash of the first three before every step. A
+checkpoint therefore needs no generator state, and a run continued from one takes exactly the steps that an undisturbed
+run takes.
 """
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
@@ -22,6 +23,7 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.errors import FxdistillError, InputError, TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.plan.schema import Count, DataPlan, Stage
+from fxdistill.runtime.average import Average
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
@@ -64,11 +66,13 @@ class Moment:
         optimizer: The optimiser in use; None between stages.
         means: Gives the losses of the epoch so far. Waits for the device; raises :class:`TrainingError` where one of
             them is not a number.
+        average: The running mean of the weights by name; empty where there is none.
     """
 
     position: Position
     optimizer: torch.optim.Optimizer | None = None
     means: Callable[[], Means] = Means
+    average: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,16 @@ class Loop:
     on_save: Callable[[Moment], None]
 
     def run(
-        self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None
-    ) -> None:
+        self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None,
+        average: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """Train from a place to the end.
 
         Args:
             position: The place.
             optimizer_state: The optimiser's state there; None at the start of a stage.
             means: The losses of the epoch so far.
+            average: The running mean of the weights there; None at the start of a stage, or where there is none.
 
         Raises:
             TrainingError: A loss is not a number.
@@ -132,13 +138,14 @@ class Loop:
         for index, stage in enumerate(self.program.stages):
             if index < position.stage:
                 continue
-            self._stage(index, stage, position, optimizer_state, means or Means())
-            position, optimizer_state, means = Position(stage=index + 1), None, None
+            self._stage(index, stage, position, optimizer_state, means or Means(), average=average)
+            position, optimizer_state, means, average = Position(stage=index + 1), None, None, None
             self.on_save(Moment(position))
 
     def _stage(
-        self, index: int, stage: Stage, position: Position, state: dict[str, object] | None, means: Means
-    ) -> None:
+        self, index: int, stage: Stage, position: Position, state: dict[str, object] | None, means: Means,
+        *, average: Mapping[str, Tensor] | None,
+    ) -> None:  # fmt: skip
         program = specialize(self.program, stage.name)
         program.train()
         optimizer = make_optimizer(stage, program)
@@ -146,12 +153,14 @@ class Loop:
             optimizer.load_state_dict(state)
         forward = compiled(program) if self.compiled else program
         wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
+        mean = Average(program, stage.optimizer.ema, average)
         done = sum(one.epochs for one in self.program.stages[:index])
         for epoch in range(position.epoch, stage.epochs):
             first = epoch == position.epoch
             place = Position(index, epoch, position.step if first else 0)
-            running = _Running(stage, program, means if first else Means(), every=self._every)
+            running = _Running(stage, program, means if first else Means(), mean, every=self._every)
             self._epoch(running, wrapped, optimizer, place, run_epoch=done + epoch)
+        mean.settle()
 
     @property
     def _every(self) -> int:
@@ -170,30 +179,36 @@ class Loop:
             moves_targets=self.task.moves_targets,
         )  # fmt: skip
         for step, batch in enumerate(found, start=position.step):
-            _set_rate(optimizer, stage, (position.epoch * steps + step) / (stage.epochs * steps))
+            _set_rate(optimizer, stage, position.epoch * steps + step, steps)
             with step_seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
                 losses = forward(batch)
                 total = running.program.total(losses)
                 optimizer.zero_grad()
                 self.fabric.backward(total)
+                if (
+                    longest := stage.optimizer.clip
+                ) is not None:  # what is infinite is said of the loss, or the weights
+                    self.fabric.clip_gradients(running.program, optimizer, max_norm=longest, error_if_nonfinite=False)
                 optimizer.step()
+            running.average.update()
             place = replace(position, step=step + 1)
             if running.add(losses, place, len(batch["index"])):
                 self.on_progress(running.progress(place, steps))
             if step + 1 < steps:
-                self.on_save(Moment(place, optimizer, running.flush))
+                self.on_save(Moment(place, optimizer, running.flush, running.average.values))
         running.flush()
         end = replace(position, epoch=position.epoch + 1, step=0)
-        self.on_progress(running.progress(end, steps))
+        with running.average.shown():
+            self.on_progress(running.progress(end, steps))
         if end.epoch < stage.epochs:
-            self.on_save(Moment(end, optimizer))
+            self.on_save(Moment(end, optimizer, average=running.average.values))
 
 
 class _Running:
     """An epoch in training: its losses, looked at every few steps; one that is not a number stops the run."""
 
-    def __init__(self, stage: Stage, program: Program, means: Means, *, every: int) -> None:
-        self.stage, self.program, self.means, self.every = stage, program, means, every
+    def __init__(self, stage: Stage, program: Program, means: Means, average: Average, *, every: int) -> None:
+        self.stage, self.program, self.means, self.average, self.every = stage, program, means, average, every
         self._speed = 0.0
         self._pending: list[tuple[Position, Tensor]] = []
         self._images = 0
@@ -252,7 +267,7 @@ def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:
     spec = stage.optimizer
     arguments: dict[str, float] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     if spec.name == "sgd":
-        arguments["momentum"] = spec.momentum
+        arguments |= {"momentum": spec.momentum, "nesterov": spec.nesterov}
     make = cast("Callable[..., torch.optim.Optimizer]", _OPTIMIZERS[spec.name])
     return make(parameters, **arguments)
 
@@ -279,11 +294,24 @@ def _compiler_errors() -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, progress: float) -> None:
-    """The learning rate at a share of the stage: constant, or half a cosine to zero (Loshchilov and Hutter, 2017)."""
-    factor = 0.5 * (1 + math.cos(math.pi * progress)) if stage.schedule == "cosine" else 1.0
+def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, steps: int) -> None:
+    """The learning rate of a step of a stage, at so many steps an epoch.
+
+    It rises in a line, whose first step has a share above zero and whose last one the full rate, and then follows the
+    schedule over the steps that are left: constant; half a cosine from the rate to its floor (Loshchilov and Hutter,
+    2017); or a factor every few epochs.
+    """
+    spec = stage.optimizer
+    rising = round(spec.warm_up * steps)
+    if step < rising:
+        factor = (step + 1) / rising
+    elif stage.schedule == "cosine":
+        progress = (step - rising) / (stage.epochs * steps - rising)
+        factor = spec.floor + (1 - spec.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        factor = spec.decay ** (step // (steps * spec.decay_every)) if stage.schedule == "step" else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = stage.optimizer.lr * factor
+        group["lr"] = spec.lr * factor
 
 
 @contextmanager

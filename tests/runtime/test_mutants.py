@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from fxdistill.ir.program import Program
 from fxdistill.runtime import execute, loop
+from fxdistill.runtime.average import Average
 from fxdistill.runtime.loop import Progress
 from tests import recorded
 from tests.by_hand import SEEDS
@@ -25,6 +26,14 @@ def ascent(patch: pytest.MonkeyPatch) -> None:
 
 def no_schedule(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "_set_rate", lambda *_: None)
+
+
+def no_mean(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Average, "update", lambda _self: None)
+
+
+def no_clipping(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Fabric, "clip_gradients", lambda *_args, **_options: None)
 
 
 def no_weights(patch: pytest.MonkeyPatch) -> None:
@@ -45,8 +54,10 @@ def reached(stage: str, step: int) -> Callable[[Progress], bool]:
     [
         (None, "distilled", ("warm-up-1", 2), None),
         (ascent, "distilled", ("warm-up-1", 2), "gradient in warm-up-1, step 0"),
-        (no_schedule, "distilled", ("main", 2), "rate in main, step 1"),
-        (no_weights, "distilled", ("warm-up-2", 2), "gradient in warm-up-2, step 0"),
+        (no_schedule, "distilled", ("warm-up-1", 2), "rate in warm-up-1, step 0"),
+        (no_mean, "distilled", ("warm-up-2", 2), "losses in warm-up-2, step 0"),
+        (no_clipping, "distilled", ("warm-up-2", 2), "gradient in warm-up-2, step 0"),
+        (no_weights, "distilled", ("main", 2), "gradient in main, step 0"),
         (trained_start, "control", ("control", 2), "at the start"),
     ],
 )
