@@ -93,13 +93,16 @@ def _prove(full: Traced, survivors: Survivors, shrunken: fx.GraphModule, images:
 
 
 def _in_double(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy that computes in double precision, where its graph asks for single as well."""
+    """A copy that computes in double precision, where its graph asks for single as well, or a graph inside of it."""
     module = copy.deepcopy(module).double()
-    for node in module.graph.nodes:
-        wider: Any = fx.node.map_aggregate((node.args, node.kwargs), _doubled)
-        node.args, node.kwargs = wider
-        if node.op == "call_method" and node.target == "float":
-            node.target = "double"
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            for node in part.graph.nodes:
+                wider: Any = fx.node.map_aggregate((node.args, node.kwargs), _doubled)
+                node.args, node.kwargs = wider
+                if node.op == "call_method" and node.target == "float":
+                    node.target = "double"
+            part.recompile()
     return module
 
 

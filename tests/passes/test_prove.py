@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.graph import Traced
@@ -83,3 +83,25 @@ def test_a_small_mistake_stays_one_in_double_precision() -> None:
         small.get_parameter("wide.weight")[0] *= 1.005
     with pytest.raises(InvariantError, match="disagrees with the masked full one, first at 'wide'"):
         prove(traced, survivors, small)
+
+
+class CancellingInside(Cancelling):
+    """The same, around a region that computes in single precision by its own: a graph inside of the exported graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            scale = x.to(torch.float32).mean().tanh().abs().add(torch.zeros((), dtype=torch.float32)).add(0.5)
+        x = self.wide(x) * scale
+        difference: Tensor = self.head(x + 3e3) - self.head(x * 0.9 + 3e3)
+        return difference
+
+
+def test_a_graph_inside_of_a_graph_is_computed_in_double_precision_as_well() -> None:
+    traced = Trace((1, 3, 9, 9), rungs=("export",))(CancellingInside().eval()).value
+    assert sum(isinstance(part, fx.GraphModule) for part in traced.module.modules()) == 2
+    coupling = Couple()(traced).value
+    lost = [i for i in coupling.parameter_labels("head.weight")[1][0, :, 0, 0].tolist() if i not in coupling.locks]
+    survivors = Survivors(coupling, frozenset(lost[:32]))
+    proof = prove(traced, survivors, shrink(traced, survivors))
+    assert proof.precision == "float64"
+    assert proof.error < 1e-8
