@@ -17,7 +17,7 @@ from fxdistill.errors import InputError, InvariantError, ModelError, PassError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
-from fxdistill.ir.graph import Shape, Traced, op_name, path_of, scope_of, shape_of, within
+from fxdistill.ir.graph import Shape, Traced, path_of, scope_of, shape_of, within
 from fxdistill.ir.survivors import Survivors
 from fxdistill.losses import LOSSES
 from fxdistill.passes.couple import Couple
@@ -29,6 +29,7 @@ from fxdistill.passes.shrink.unused import remarks as unused_remarks
 from fxdistill.passes.shrink.unused import unused as unused_tensors
 from fxdistill.passes.thin import KeptIndices, Thin, ThinSource, removed_of
 from fxdistill.passes.trace import Trace
+from fxdistill.passes.trace.restore import switched_off
 from fxdistill.plan.schema import Rung
 from fxdistill.tasks import Task, labelled
 
@@ -184,11 +185,17 @@ def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
 
 
 def _frozen(traced: Traced) -> Iterator[Diagnostic]:
-    """Batch norms that are calls and no modules: their mode is that of the trace for good."""
-    norms = [
-        path_of(node) for node in traced.graph.nodes
-        if node.op == "call_function" and op_name(node, traced.module).endswith("batch_norm")
-    ]  # fmt: skip
+    """Batch norms and dropouts that are calls and no modules: their mode is that of the trace for good."""
+    calls = [(node, kind) for node in traced.graph.nodes if (kind := switched_off(node))]
+    norms = [path_of(node) for node, kind in calls if kind == "batch_norm"]
+    others = [path_of(node) for node, kind in calls if kind != "batch_norm"]
+    if others:
+        yield Diagnostic(
+            code="frozen-mode", severity="warning", where=others[0],
+            why=f"{len(others)} dropouts or normalisations are calls of a function and no layers, so they stay as they "
+            "are in eval mode: train() does not change them",
+            hint="use layers, such as nn.Dropout, where training the shrunken model needs them",
+        )  # fmt: skip
     if norms:
         yield Diagnostic(
             code="frozen-batch-norm", severity="warning", where=norms[0],

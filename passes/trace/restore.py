@@ -4,38 +4,55 @@
     aten.dropout(x, p, False)                                                        →   P(x), P = Dropout(p)
 
 So statistics move and dropout drops in training, as they do in the model. Where the model itself is at hand its own
-layers are taken. What cannot be restored (statistics that are computed, a normalisation without any) stays a call in
-the mode that it was traced in.
+layers are taken. What cannot be restored (statistics that are computed) stays a call in the mode that it was traced
+in; what is in the other mode than the model (dropout that always drops, a normalisation without statistics) was asked
+to be, and stays as well.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-_FUNCTIONS = {"batch_norm", "dropout", "feature_dropout"}
-_NORMS: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_DROPOUTS: dict[str, type[nn.Module]] = {"dropout": nn.Dropout, "feature_dropout": nn.Dropout2d}
+from fxdistill.ir.operators import bare_name
+
+_NORMS: dict[str, dict[int, type[nn.Module]]] = {
+    "batch_norm": {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d},
+    "instance_norm": {2: nn.InstanceNorm1d, 3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d},
+}
+_DROPOUTS: dict[str, type[nn.Module]] = {
+    "dropout": nn.Dropout, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout,
+    "feature_alpha_dropout": nn.FeatureAlphaDropout, "rrelu": nn.RReLU,
+}  # fmt: skip
+_RANDOM: tuple[type[nn.Module], ...] = (*_DROPOUTS.values(), nn.Dropout1d, nn.Dropout3d)
+_FLAGS = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "feature_alpha_dropout": 2, "rrelu": 3,
+          "batch_norm": 5, "instance_norm": 5}  # fmt: skip
+_ON_BY_DEFAULT = frozenset(("dropout", "feature_dropout", "instance_norm"))
 _STATES = ("weight", "bias", "running_mean", "running_var")
 
 
-def restore(root: nn.Module, graph: fx.Graph, model: nn.Module | None = None) -> list[str]:
+def restore(
+    root: nn.Module, graph: fx.Graph, model: nn.Module | None = None, *, training: bool | None = None
+) -> list[str]:
     """Put the layers back, in place.
 
     Args:
         root: The owner of the graph's tensors and modules.
         graph: A graph of ``torch.export``.
         model: The model that was exported, whose layers are taken where they are plain ones.
+        training: The mode that it was exported in; None for that of the calls, where they agree, else eval mode.
 
     Returns:
         The names of the calls whose mode stays frozen.
     """
+    if training is None:
+        flags = [trains(node, kind) for node in graph.nodes if (kind := kind_of(node)) is not None]
+        training = bool(flags) and all(flags)
     stuck = []
     for node in list(graph.nodes):
-        kind = _kind(node)
-        if kind is None:
+        kind = kind_of(node)
+        if kind is None or trains(node, kind) != training:
             continue
-        place = _norm(root, node, model) if kind == "batch_norm" else _dropout(root, node, model, _DROPOUTS[kind])
+        place = _norm(root, node, model, _NORMS[kind]) if kind in _NORMS else _random(root, node, model, kind)
         if place is None:
             stuck.append(node.name)
             continue
@@ -50,9 +67,29 @@ def restore(root: nn.Module, graph: fx.Graph, model: nn.Module | None = None) ->
     return stuck
 
 
-def _kind(node: fx.Node) -> str | None:
-    name = str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_")
-    return name if node.op == "call_function" and name in _FUNCTIONS else None
+def kind_of(node: fx.Node) -> str | None:
+    """The operation of a call whose result depends on the mode, None for any other node."""
+    name = bare_name(node.target) if node.op == "call_function" else ""
+    name = "feature_dropout" if name in ("dropout1d", "dropout2d", "dropout3d") else name
+    return name if name in _FLAGS else None
+
+
+def trains(node: fx.Node, kind: str) -> bool:
+    """Whether such a call says that it is in training mode."""
+    position = _FLAGS[kind]
+    if len(node.args) > position:
+        return bool(node.args[position])
+    named = (node.kwargs[name] for name in ("training", "train", "use_input_stats") if name in node.kwargs)
+    return bool(next(named, kind in _ON_BY_DEFAULT))
+
+
+def switched_off(node: fx.Node) -> str | None:
+    """The operation of a call that would do something else in training, and is fixed to what it does in eval mode."""
+    kind = kind_of(node)
+    if kind is None or trains(node, kind):
+        return None
+    chance = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5) if "dropout" in kind else 1
+    return kind if chance else None
 
 
 def _counts(node: fx.Node) -> bool:
@@ -61,7 +98,9 @@ def _counts(node: fx.Node) -> bool:
     return str(node.target) == "aten.add_.Tensor" and not node.users and counter.endswith("num_batches_tracked")
 
 
-def _norm(root: nn.Module, node: fx.Node, model: nn.Module | None) -> str | None:
+def _norm(
+    root: nn.Module, node: fx.Node, model: nn.Module | None, by_dimension: dict[int, type[nn.Module]]
+) -> str | None:
     """The place of the normalisation's module; None where its states are not those of one."""
     x, *states = node.args[:5]
     training, momentum, eps = node.args[5:8]
@@ -71,7 +110,7 @@ def _norm(root: nn.Module, node: fx.Node, model: nn.Module | None) -> str | None
     places = {str(state.target).rpartition(".")[::2] for state in named.values()}
     if not {"running_mean", "running_var"} <= named.keys() or {leaf for _, leaf in places} != named.keys():
         return None
-    (place, *others), kinds = {scope for scope, _ in places}, tuple(_NORMS.values())
+    (place, *others), kinds = {scope for scope, _ in places}, tuple(by_dimension.values())
     if others or not place or not isinstance(x, fx.Node):
         return None
     old = root.get_submodule(place)
@@ -80,9 +119,10 @@ def _norm(root: nn.Module, node: fx.Node, model: nn.Module | None) -> str | None
     own = _own(model, place, kinds)
     if own is None:
         value = x.meta.get("val")
-        kind: Any = _NORMS[value.ndim if isinstance(value, Tensor) else 4]
+        kind: Any = by_dimension[value.ndim if isinstance(value, Tensor) else 4]
         width = old.get_buffer("running_mean").numel()
-        own = kind(width, eps=eps, momentum=momentum, affine="weight" in named).train(bool(training))
+        options = {"eps": eps, "momentum": momentum, "affine": "weight" in named, "track_running_stats": True}
+        own = kind(width, **options).train(bool(training))
         for name, parameter in old.named_parameters(recurse=False):
             own.register_parameter(name, parameter)
         for name, buffer in old.named_buffers(recurse=False):
@@ -91,13 +131,13 @@ def _norm(root: nn.Module, node: fx.Node, model: nn.Module | None) -> str | None
     return place
 
 
-def _dropout(root: nn.Module, node: fx.Node, model: nn.Module | None, kind: Callable[..., nn.Module]) -> str:
-    probability = node.args[1]
+def _random(root: nn.Module, node: fx.Node, model: nn.Module | None, kind: str) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     place = str(stack[-1][0]) if stack else ""
-    if not place or "Dropout" not in str(stack[-1][1]) or any(name == place for name, _ in root.named_modules()):
-        place = node.name
-    _put(root, place, _own(model, place, (nn.Dropout, nn.Dropout2d)) or kind(probability))
+    random = any(layer.__name__ in str(stack[-1][1]) for layer in _RANDOM) if place else False
+    if not random or any(name == place for name, _ in root.named_modules()):
+        place = f"{node.name}_restored" if hasattr(root, node.name) else node.name
+    _put(root, place, _own(model, place, _RANDOM) or _DROPOUTS[kind](*node.args[1 : _FLAGS[kind]]))
     return place
 
 

@@ -151,7 +151,7 @@ def _export(module: nn.Module, probe: Probe) -> fx.GraphModule:
         if node.op == "get_attr":
             node.target = names.get(str(node.target), node.target)
             _adopt(root, exported, str(node.target))
-    restore(root, graph, module)
+    restore(root, graph, module, training=module.training)
     shapes_as_values(graph)
     traced = fx.GraphModule(root, graph, type(module).__name__)
     traced.graph.lint()

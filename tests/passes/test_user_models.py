@@ -531,6 +531,70 @@ def test_statistics_of_a_batch_norm_that_is_no_layer_stay_and_that_is_said() -> 
     assert torch.equal(result.module.get_buffer("mean"), before)
 
 
+MOVING_LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "instance norm": lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+    "channels": nn.Dropout2d,
+    "alpha": nn.AlphaDropout, "rrelu": lambda: nn.RReLU(0.1, 0.9), "maps": nn.FeatureAlphaDropout,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MOVING_LAYERS)
+def test_other_layers_of_two_modes_are_layers_again(name: str) -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 8, 1), MOVING_LAYERS[name]())
+    net = Net(exported, stem=stem, head=nn.Linear(8, 4)).eval()
+    result = shrink_model(net, input_shape=IMAGE, keep=0.5)
+    assert result.rung == "export"
+    assert not {d.code for d in result.diagnostics} & {"frozen-batch-norm", "frozen-mode"}
+    images = torch.randn(IMAGE) + 1
+    expected = result.module(images)
+    assert not torch.allclose(result.module.train()(images), expected)
+    assert type(result.module.get_submodule("stem.1")) is type(stem[1])
+
+
+STEADY: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "own statistics": lambda m, y: m.norm(y),
+    "each image": lambda m, y: m.each(y),
+    "no chance": lambda m, y: F.dropout(y, 0.0, training=m.training),
+}  # fmt: skip
+
+
+def steady(apply: Callable[[Any, Tensor], Tensor], rung: str) -> Net:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = apply(m, m.a(x))
+        return exported(m, y) if rung == "export" else m.head(pooled(m.stem(y)))
+
+    each, norm = nn.InstanceNorm2d(8), nn.BatchNorm2d(8, track_running_stats=False)
+    parts = {"a": nn.Conv2d(3, 8, 1), "stem": nn.Conv2d(8, 8, 1), "norm": norm, "each": each, "head": nn.Linear(8, 4)}
+    return Net(forward, **parts)
+
+
+@pytest.mark.parametrize("rung", ["symbolic", "export"])
+@pytest.mark.parametrize("name", STEADY)
+def test_what_is_the_same_in_both_modes_stays_and_nothing_is_said(name: str, rung: str) -> None:
+    result = shrink_model(steady(STEADY[name], rung).eval(), input_shape=IMAGE, keep=0.5)
+    assert result.rung == rung
+    assert not {d.code for d in result.diagnostics} & {"frozen-batch-norm", "frozen-mode"}
+
+
+@pytest.mark.parametrize("rung", ["symbolic", "export"])
+def test_dropout_that_always_drops_does_so_in_the_graph(rung: str) -> None:
+    net = steady(lambda _m, y: F.dropout(y, 0.5, training=True), rung).eval()
+    traced = Trace(IMAGE)(net).value
+    images = torch.randn(IMAGE)
+    assert traced.rung == rung
+    assert not torch.equal(traced.module.eval()(images), traced.module(images))
+
+
+def test_dropout_that_is_no_layer_stays_off_and_that_is_said() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.head(pooled(F.dropout2d(m.a(x), 0.5, m.training)))
+
+    result = shrink_model(Net(forward, a=nn.Conv2d(3, 8, 1), head=nn.Linear(8, 4)).eval(), input_shape=IMAGE, keep=0.5)
+    assert [d.where for d in result.diagnostics if d.code == "frozen-mode"] == ["dropout2d"]
+    images = torch.randn(IMAGE)
+    assert torch.equal(result.module.train()(images), result.module.eval()(images))
+
+
 def test_a_model_in_double_precision() -> None:
     net = Net(lambda m, x: m.head(F.relu(m.a(x))), a=nn.Conv2d(3, 8, 1), head=nn.Conv2d(8, 4, 1)).double()
     assert shrink_model(net.eval(), input_shape=IMAGE, keep=0.5).widths["a"] == (8, 4)
