@@ -59,6 +59,15 @@ def plan(
     epochs: parameters.Epochs = 60,
     batch_size: parameters.BatchSize = 128,
     lr: parameters.LearningRate = 1e-3,
+    optimizer: parameters.Optimizer = None,
+    weight_decay: parameters.WeightDecay = None,
+    momentum: parameters.Momentum = None,
+    warm_up: parameters.WarmUp = None,
+    clip: parameters.Clip = None,
+    ema: parameters.Ema = None,
+    label_smoothing: parameters.Smoothing = None,
+    augment: parameters.Augment = None,
+    set_: parameters.Set = [],
     seed: parameters.Seed = 0,
     repeats: parameters.Repeats = 1,
     control: parameters.Control = True,
@@ -91,14 +100,14 @@ def plan(
             load(teacher, teacher_factory, teacher_arg, entry=teacher_entry, option="--teacher-factory"),
             load(student, student_factory, student_arg, entry=student_entry, option="--student-factory"),
         )
-        from fxdistill.cli import planning  # after the models: mistakes are answered sooner
+        from fxdistill.cli import planning, recipe  # after the models: mistakes are answered sooner
         from fxdistill.compiler.options import Options
         from fxdistill.methods import composed
         from fxdistill.report.plan_view import plan_view
 
         seen = planning.look(
             data, output, wanted, dict(zip(NAMES, models, strict=True)), task=task, wishes=wishes, measure=measure,
-            batch_size=batch_size, allow=allow_factory, val=val, seed=seed, class_map=class_map,
+            batch_size=batch_size, allow=allow_factory, val=val, seed=seed, class_map=class_map, augment=augment,
             entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
         )  # fmt: skip
         decisions = Options(
@@ -111,7 +120,12 @@ def plan(
             if step in print_after:
                 out.print(Text(f"after {step}\n{text()}\n"), soft_wrap=True)
 
-        made, passes = planning.write(output, models, decisions, seen, after=after)
+        optimizers = {
+            "name": optimizer and optimizer.value, "weight_decay": weight_decay, "momentum": momentum,
+            "warm_up": warm_up, "clip": clip, "ema": ema,
+        }  # fmt: skip
+        edit = functools.partial(recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_)
+        made, passes = planning.write(output, models, decisions, seen, after=after, edit=edit)
         out.print(plan_view(made))
         if seen.reached:
             out.print(Text(f"\nthe teacher reaches {seen.reached}"), soft_wrap=True)

@@ -4,7 +4,10 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-_LISTS = {"{methods}": "method", "{tasks}": "task", "{criteria}": "criterion", "{sources}": "data source"}
+_LISTS = {
+    "{methods}": "method", "{tasks}": "task", "{criteria}": "criterion", "{sources}": "data source",
+    "{augmentations}": "augmentation",
+}  # fmt: skip
 
 
 class Command(TyperCommand):

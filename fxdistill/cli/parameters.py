@@ -102,7 +102,30 @@ Validation = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, max=1 << 20, help="Images a training step.")]
-LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate of Adam.")]
+LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate.")]
+OptimizerName = StrEnum("OptimizerName", {"sgd": "sgd", "adam": "adam", "adamw": "adamw"})
+Optimizer = Annotated[OptimizerName | None, typer.Option("--optimizer", help="In main stage and control.")]
+WeightDecay = Annotated[float | None, typer.Option("--weight-decay", min=0, help="Of main stage and control.")]
+Momentum = Annotated[float | None, typer.Option("--momentum", min=0, help="Of sgd, in main stage and control.")]
+WarmUp = Annotated[
+    float | None, typer.Option("--warm-up", min=0, help="Epochs over which the main stage's learning rate rises.")
+]
+Clip = Annotated[float | None, typer.Option("--clip", help="Longest gradient, in main stage and control.")]
+Ema = Annotated[
+    float | None,
+    typer.Option("--ema", min=0, help="Evaluate, export a running mean of the weights that keeps this share a step."),
+]
+Smoothing = Annotated[
+    float | None, typer.Option("--label-smoothing", min=0, max=1, help="Share of a label spread over all classes.")
+]
+Augment = Annotated[
+    str | None,
+    typer.Option("--augment", help="E.g. flip,crop:4; known are {augmentations}; none. Default: usual for the data."),
+]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="PATH=VALUE", help="A number of the plan: main.losses.kd.weight=0.5; repeatable."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Everything random comes from it.")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="How many seeds to run.")]
 Control = Annotated[

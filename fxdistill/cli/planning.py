@@ -10,7 +10,7 @@ from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
 from fxdistill.criteria import CRITERIA
 from fxdistill.data import division, places
-from fxdistill.data.batches import first_batch
+from fxdistill.data.batches import drawable, first_batch
 from fxdistill.data.load import defaults
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
@@ -52,6 +52,7 @@ def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Mapping[str, LoadedModel], *, task: str,
     batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
     wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None, measure: bool = False,
+    augment: str | None = None,
 ) -> Seen:  # fmt: skip
     """Look at the data as the models read it, and at what they answer.
 
@@ -70,6 +71,7 @@ def look(
         seed: What is set aside is drawn under it.
         class_map: A file with the models' classes, for data that has some of them.
         measure: Whether to measure the teacher.
+        augment: Names of augmentations, with commas; None for those that are usual for the data.
 
     Raises:
         DataError: The data is not there, or not what the models read.
@@ -87,6 +89,10 @@ def look(
     )  # fmt: skip
     made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
     made = made.changed(mapped=class_map is not None)
+    if augment is not None:
+        names = [] if augment == "none" else [name.strip() for name in augment.split(",")]
+        drawable(dataset.train, names, moves_targets=TASKS.get(task).moves_targets)
+        made = made.changed(augmentation=names)
     said = (*division.remarks(dataset, made), *seen.remarks)
     dataset = division.divided(dataset, made)
     found = [  # of a teacher with other classes the compiler says whether its predictions are compared
@@ -116,7 +122,7 @@ def look(
 
 def write(
     output: Path, models: tuple[LoadedModel, LoadedModel], options: Options, seen: Seen, *,
-    after: Callable[[str, Callable[[], str]], None],
+    after: Callable[[str, Callable[[], str]], None], edit: Callable[[Plan], Plan] = lambda made: made,
 ) -> tuple[Plan, PassManager]:  # fmt: skip
     """Plan and write the file; also the passes that did it.
 
@@ -131,6 +137,7 @@ def write(
         student_ref=reference(student, output).changed(output=seen.entries[1]),
     )  # fmt: skip
     made = made.changed(diagnostics=[*remarks(teacher, student), *seen.remarks, *made.diagnostics])
+    made = edit(made)
     write_text(output, made.to_json())
     return made, passes
 

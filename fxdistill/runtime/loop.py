@@ -185,10 +185,8 @@ class Loop:
                 total = running.program.total(losses)
                 optimizer.zero_grad()
                 self.fabric.backward(total)
-                if (
-                    longest := stage.optimizer.clip
-                ) is not None:  # what is infinite is said of the loss, or the weights
-                    self.fabric.clip_gradients(running.program, optimizer, max_norm=longest, error_if_nonfinite=False)
+                if (most := stage.optimizer.clip) is not None:  # what is not finite is said of the losses
+                    self.fabric.clip_gradients(running.program, optimizer, max_norm=most, error_if_nonfinite=False)
                 optimizer.step()
             running.average.update()
             place = replace(position, step=step + 1)

@@ -1,0 +1,45 @@
+"""Options of ``fxdistill plan`` that stand for numbers of the plan: of the main stage, and of the control arm alike."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fxdistill.errors import InputError
+from fxdistill.plan import setting
+from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.schema import Control, Stage
+
+_SMOOTHED = "cross-entropy"
+
+
+def changed(plan: Plan, given: Mapping[str, Any], *, smoothing: float | None, settings: Sequence[str]) -> Plan:
+    """The plan with what the options say; ``--set`` has the last word.
+
+    Args:
+        plan: The plan.
+        given: Fields of the optimiser with their values; None for those that nobody named.
+        smoothing: Label smoothing, for the loss that takes it; None for as it is.
+        settings: ``PATH=VALUE`` each.
+
+    Raises:
+        InputError: They do not fit the plan, or each other.
+    """
+    main = plan.arm(plan.export.arm).stages[-1]
+    stages: dict[str, Stage | Control] = {main.name: main}
+    if plan.control is not None:
+        stages[CONTROL] = plan.control
+    said = [
+        f"{stage}.optimizer.{field}={json.dumps(value)}"
+        for stage in stages
+        for field, value in given.items()
+        if value is not None
+    ]
+    smoothed = [name for name, stage in stages.items() if any(term.name == _SMOOTHED for term in stage.losses)]
+    if smoothing is not None and not smoothed:
+        raise InputError(
+            f"labels are smoothed for the loss '{_SMOOTHED}', and no stage has it", where="--label-smoothing",
+            hint="leave it out",
+        )  # fmt: skip
+    if smoothing is not None:
+        said += [f"{name}.losses.{_SMOOTHED}.args.label_smoothing={smoothing}" for name in smoothed]
+    return setting.changed(plan, [*said, *settings]) if said or settings else plan

@@ -1,0 +1,90 @@
+"""The options of ``plan`` that stand for numbers of the plan, and the recipe as ``show`` tells it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fxdistill.cli.commands import app
+from fxdistill.plan.document import Plan
+from fxdistill.plan.file import load
+
+MODELS = (
+    "fxdistill.models:resnet?widths=[8,16]&blocks=1", "fxdistill.models:convnet?widths=[8,16]&hidden=16",
+)  # fmt: skip
+
+
+def planned(folder: Path, *options: str) -> tuple[int, str]:
+    command = ["plan", *MODELS, "--data", "digits", "--method", "kd", "-o", str(folder / "plan.json"), *options]
+    done = CliRunner().invoke(app, command)
+    return done.exit_code, " ".join(done.output.split())
+
+
+def made(folder: Path, *options: str) -> tuple[Plan, str]:
+    code, told = planned(folder, *options)
+    assert code == 0, told
+    return load(folder / "plan.json"), told
+
+
+def test_options_say_the_recipe_of_main_stage_and_control_and_set_has_the_last_word(tmp_path: Path) -> None:
+    plan, told = made(
+        tmp_path, "--optimizer", "sgd", "--momentum", "0.9", "--weight-decay", "5e-4", "--warm-up", "2", "--clip", "1",
+        "--ema", "0.99", "--label-smoothing", "0.1", "--augment", "crop:1,erase", "--set",
+        "main.optimizer.nesterov=true", "--set", "control.optimizer.clip=null",
+    )  # fmt: skip
+    assert plan.control is not None
+    numbers: dict[str, Any] = {
+        "name": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warm_up": 2.0, "clip": 1, "ema": 0.99,
+    }  # fmt: skip
+    main, control = plan.arm("distilled").stages[-1], plan.control
+    usual = {name: getattr(main.optimizer, name) for name in ("lr", "floor", "decay", "decay_every")}
+    assert main.optimizer.model_dump() == {**usual, **numbers, "nesterov": True}
+    assert control.optimizer.model_dump() == {**usual, **numbers, "nesterov": False, "clip": None}
+    for stage in (main, control):
+        assert [term.args["label_smoothing"] for term in stage.losses if term.loss == "cross-entropy"] == [0.1]
+    assert plan.data.augmentation == ["crop:1", "erase"]
+    recipe = "weight decay 0.0005, momentum 0.9, nesterov, warm up 2, clip 1, ema 0.99, label smoothing 0.1"
+    assert f"sgd 0.001, cosine, {recipe}" in told
+
+
+def test_without_them_the_plan_is_as_it_was(tmp_path: Path) -> None:
+    plan, told = made(tmp_path)
+    main = plan.arm("distilled").stages[-1]
+    assert (main.optimizer.name, main.optimizer.clip, main.optimizer.ema, main.optimizer.warm_up) == (
+        "adam",
+        None,
+        0,
+        0,
+    )
+    assert plan.data.augmentation == []
+    assert "adam 0.001, cosine, 100.0% of the cost" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--augment", "flap"], "did you mean 'flip'?"),
+        (["--augment", "crop:8"], "can shift images of 8x8 pixels out of sight"),
+        (["--augment", "flip,,erase"], "there is no augmentation named ''"),
+        (["--momentum", "0.9"], "'adam' takes no momentum"),
+        (["--ema", "1"], "optimizer.ema"),
+        (["--clip", "0"], "optimizer.clip"),
+        (["--warm-up", "60"], "warm_up has to be shorter than the stage"),
+        (["--set", "main.optimizer.learning_rate=1"], "has no 'learning_rate' to set"),
+        (["--set", "control.optimizer.lr=1", "--no-control"], "has no 'control' to set"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    options: list[str], message: str, tmp_path: Path
+) -> None:
+    code, told = planned(tmp_path, *options)
+    assert code == 2
+    assert message in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_does_what_the_plan_says() -> None:
+    done = CliRunner().invoke(app, ["run", "plan.json", "--set", "main.optimizer.lr=1"])
+    assert done.exit_code == 2
+    assert "--set" in done.output
