@@ -21,6 +21,11 @@ def sizes(node: fx.Node, run: Rewriting, masks: Masks) -> None:
     given: Any = node.kwargs[key] if key else node.args[first] if packed else node.args[first:]
     if isinstance(given, torch.dtype):
         return
+    if packed:  # a number to fill with is the full model's
+        kept = [
+            value if now(value, run) == meant(value, run) else meant(value, run) for value in node.args[first + 1 :]
+        ]
+        node.args = (*node.args[: first + 1], *kept)
     new = entries(given, expected, node, run, inferred=True)
     if now(new, run) == now(given, run):
         return

@@ -189,6 +189,22 @@ def test_sizes_that_forward_computes_from_a_width(name: str) -> None:
     assert result.widths["b"] == (12, 6)
 
 
+MORE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a number to fill with": lambda x, y: y * torch.full((1, y.size(1), 1, 1), y.size(1) ** -0.5),
+    "halves, the larger": lambda x, y: y.view(2, 2, y.size(1) // 2, 16, 16).amax(1).repeat(1, 2, 1, 1),
+    "pieces by number": lambda x, y: y.chunk(y.size(1) // 4, 1)[1].repeat(1, 3, 1, 1),
+    "concatenated zeros": lambda x, y: y + torch.cat([x, x.new_zeros(2, y.size(1) - x.size(1), 16, 16)], 1),
+    "filled like another": lambda x, y: torch.where(y > 0, y, torch.full_like(y, 0.1)),
+    "a mask of a map": lambda x, y: y * torch.ones(y.shape[-2:]).tril(),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_relatives_are_followed(name: str) -> None:
+    result = shrink_model(randomized(between(MORE[name])), input_shape=IMAGE, keep=0.5)
+    assert (result.widths["b"], result.barriers) == ((12, 6), ())
+
+
 NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "counted": lambda x, y: y + torch.arange(y.size(1)).view(1, -1, 1, 1),
     "counted by twos": lambda x, y: (
@@ -197,6 +213,7 @@ NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "on a line": lambda x, y: y * torch.linspace(0, 1, y.size(1))[:, None, None],
     "spread alike": lambda x, y: y * torch.linspace(-1, 1, y.size(1)).view(-1, 1, 1).expand_as(y),
     "drawn": lambda x, y: y + torch.rand(y.shape),
+    "memory that is filled later": lambda x, y: y + torch.empty(y.shape).fill_(1.0),
     "drawn alike": lambda x, y: y + torch.randn_like(y),
     "one of many": lambda x, y: y + F.one_hot(torch.tensor([1, 2]), y.size(1)).view(2, -1, 1, 1)[: y.size(0)],
     "written into": lambda x, y: y + written(y),
