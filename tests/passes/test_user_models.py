@@ -403,13 +403,6 @@ def test_operations_that_should_be_followed(mixing: Callable[[Tensor], Tensor]) 
     check(around(mixing), {"head"}, zero=False)
 
 
-# known limits (see limit): each of these fails now, and loses its mark when it does not
-
-
-def limit(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 def test_logsumexp_weighs_channels() -> None:
     check(around(lambda y: y - y.logsumexp(1, keepdim=True)), {"a", "head"})
 
