@@ -180,6 +180,8 @@ def teacher_values(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def smoothed(labels: Tensor) -> Tensor:
     """Rows of shares: most of each on its label, the rest spread over all classes."""
+    if labels.is_floating_point():  # mixed
+        return (1 - SMOOTHING) * labels + SMOOTHING / 10
     rows = torch.full((len(labels), 10), SMOOTHING / 10)
     rows[torch.arange(len(labels)), labels] += 1 - SMOOTHING
     return rows
@@ -281,7 +283,7 @@ def averaged(mean: Mapping[str, Tensor], now: Mapping[str, Tensor], share: float
 def training_batches(seed: int, epoch: int) -> Iterator[Batch]:
     """The batches of an epoch, normalised by hand."""
     train, mean, std = digits().train, digits().mean[0], digits().std[0]
-    plain: dict[str, Any] = {"shuffle": True, "augment": AUGMENTATION}
+    plain: dict[str, Any] = {"shuffle": True, "augment": AUGMENTATION, "classes": 10}
     for batch in batches(train, BATCH, seed=seed, epoch=epoch, **plain):
         yield {**batch, "images": (batch["images"] - mean) / std}
 

@@ -41,6 +41,7 @@ def batches(
     shuffle: bool = False,
     augment: Sequence[str] = (),
     moves_targets: bool = False,
+    classes: int = 0,
     device: Device = "cpu",
 ) -> Iterator[Batch]:
     """The batches of one epoch from a step on; see the module docstring for what they depend on.
@@ -55,10 +56,12 @@ def batches(
         augment: Names of augmentations, applied in order.
         moves_targets: Whether labels are maps (N, H, W) that move with the images, as the task says. What comes in at
             a border has no label there: -100, or not a number in maps of numbers that are not whole.
+        classes: Number of classes, for augmentations that mix labels.
         device: Where the batches are wanted.
 
     Yields:
-        ``images`` (n, C, H, W), float32 in 0 … 1; ``labels`` (n, ...), int64 or float32; ``index`` (n,), int64,
+        ``images`` (n, C, H, W), float32 in 0 … 1; ``labels`` (n, ...), int64 or float32, rows of
+        shares (n, classes) where they are mixed; ``index`` (n,), int64,
         the images' positions in the split.
 
     Raises:
@@ -78,7 +81,14 @@ def batches(
             x = images.to(device, non_blocking=True)
             labels = split.labels[chosen.to(split.labels.device)].to(device, non_blocking=True)
             x, labels = augmented(
-                chain, x, labels, seed=seed, epoch=epoch, index=chosen, fill=fill if moves_targets else None
+                chain,
+                x,
+                labels,
+                seed=seed,
+                epoch=epoch,
+                index=chosen,
+                fill=fill if moves_targets else None,
+                classes=classes,
             )
             x = x.to(torch.float32).div(255) if x.dtype == torch.uint8 else x.to(torch.float32)
             index = chosen.to(device, non_blocking=True)
@@ -103,6 +113,11 @@ def drawable(split: Images, augment: Sequence[str], *, moves_targets: bool) -> t
     for name, found in zip(augment, chain, strict=True):
         found.draw((1, *split.image_shape), Draws.of(0, 0, torch.zeros(1), what=name))
         moves, warps = found.augmentation.moves_pixels, found.augmentation.warps
+        if found.augmentation.mixes and (split.labels.ndim != 1 or split.labels.is_floating_point()):
+            raise DataError(
+                f"the augmentation '{name}' mixes classes, and the labels are no classes, one an image",
+                where="data.augmentation", hint="leave it out",
+            )  # fmt: skip
         if are_maps and (warps or (moves and not moves_targets)):
             raise DataError(
                 f"the augmentation '{name}' would move the images and leave their maps of labels where they are",

@@ -61,6 +61,7 @@ class Loss:
         arguments: What it takes, with defaults and bounds; None for nothing.
         of_logits: Whether predictions have to be logits for it, because it takes the softmax or the sigmoid itself.
         same_shapes: Whether two predictions that it reads must have one shape, because it compares entry by entry.
+        mixed_labels: Whether it takes labels as rows of shares (B, classes) as well, as mixup makes them.
     """
 
     reads: tuple[str, ...]
@@ -69,6 +70,7 @@ class Loss:
     arguments: "type[Arguments] | None" = None
     same_shapes: bool = True
     of_logits: bool = True
+    mixed_labels: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no term can use.

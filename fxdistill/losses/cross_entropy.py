@@ -22,15 +22,22 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
 
     Args:
         student_logits: (B, C), or (B, C, ...) for dense prediction.
-        labels: (B,) class indices, or (B, ...); -100 where there is no label.
+        labels: (B,) class indices, or (B, ...); -100 where there is no label. Or rows of shares (B, C), float, of
+            labels that were mixed; a row that sums to less than 1 has so much of a label.
         label_smoothing: Share of the target spread evenly over all classes.
 
     Returns:
         A float32 scalar, in nats.
     """
     logits = student_logits.float()
+    if labels.is_floating_point():
+        share = labels.sum(1, keepdim=True)
+        wanted = (1 - label_smoothing) * labels + label_smoothing * share / labels.shape[1]
+        return -(wanted * logits.log_softmax(1)).sum() / share.sum().clamp_min(1)
     total = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
     return total / (labels != NO_LABEL).sum().clamp_min(1)
 
 
-LOSS = Loss(reads=("student.logits", "labels"), function=cross_entropy, arguments=CrossEntropyArguments)
+LOSS = Loss(
+    reads=("student.logits", "labels"), function=cross_entropy, arguments=CrossEntropyArguments, mixed_labels=True
+)

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from fxdistill.data import augmentations
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
 from fxdistill.losses import LOSSES
@@ -322,12 +323,21 @@ def _wrong_freezing(plan: Plan) -> Iterator[str]:
 
 
 def _wrong_labels(plan: Plan) -> Iterator[str]:
+    yield from _wrong_mixing(plan)
     if plan.data.labelled:
         return
     for arm in plan.all_arms:
         for term in (term for stage in arm.stages for term in stage.losses):
             if "labels" in LOSSES.get(term.loss).reads:
                 yield f"the arm '{arm.name}' has the loss '{term.loss}', which reads labels, and the data has none"
+
+
+def _wrong_mixing(plan: Plan) -> Iterator[str]:
+    if not any(one.augmentation.mixes for one in augmentations.named(plan.data.augmentation)):
+        return
+    for name in dict.fromkeys(term.loss for arm in plan.all_arms for stage in arm.stages for term in stage.losses):
+        if "labels" in LOSSES.get(name).reads and not LOSSES.get(name).mixed_labels:
+            yield f"the augmentation mixes labels, and the loss '{name}' does not take mixed ones"
 
 
 def _wrong_control(control: Control, arms: dict[str, Arm]) -> Iterator[str]:

@@ -176,7 +176,7 @@ class Loop:
         found = batches(
             self.dataset.train, size, seed=self.seed, epoch=run_epoch,
             start=position.step, shuffle=True, augment=self.data.augmentation, device=self.fabric.device,
-            moves_targets=self.task.moves_targets,
+            moves_targets=self.task.moves_targets, classes=len(self.dataset.classes),
         )  # fmt: skip
         for step, batch in enumerate(found, start=position.step):
             _set_rate(optimizer, stage, position.epoch * steps + step, steps)

@@ -30,7 +30,7 @@ def drawn(name: str, values: Tensor, seed: int = 0) -> Change:
 
 def test_the_names() -> None:
     assert AUGMENTATIONS.names() == (
-        "colour-jitter", "crop", "erase", "flip", "rand-augment", "resized-crop", "trivial-augment"
+        "colour-jitter", "crop", "cutmix", "erase", "flip", "mixup", "rand-augment", "resized-crop", "trivial-augment"
     )  # fmt: skip
     assert AUGMENTATIONS.get("crop").moves_pixels
     assert AUGMENTATIONS.get("flip").moves_pixels
@@ -231,3 +231,28 @@ def test_what_is_erased_is_a_rectangle_of_as_many_images_as_was_said() -> None:
 def test_colours_are_for_gray_and_rgb_images(name: str) -> None:
     with pytest.raises(DataError, match=f"{name} changes colours, and the images have 4 channels"):
         batches(Split(images(8, 4), torch.zeros(8).long()), 4, augment=[name])
+
+
+@pytest.mark.parametrize("name", ["mixup", "mixup:0.2", "cutmix"])
+def test_labels_are_mixed_as_the_images_are(name: str) -> None:
+    """Every image is its class's number, so that what is left of it says its share."""
+    count = 32
+    values = torch.eye(count)[:, :, None, None].expand(-1, -1, 8, 8).contiguous()  # a channel an image
+    split = Split(values, torch.where(torch.arange(count) == 5, -100, torch.arange(count)))
+    (batch,) = batches(split, count, shuffle=True, augment=[name], classes=count)
+    found, labels = batch["images"].mean((2, 3)), batch["labels"]
+    unlabelled = found.clone()
+    unlabelled[:, 5] = 0  # a share of an image without a label is none
+    torch.testing.assert_close(labels, unlabelled, rtol=0, atol=1e-5)
+    partner = batch["index"].roll(1)
+    share = found[torch.arange(count), batch["index"]]
+    torch.testing.assert_close(found[torch.arange(count), partner], 1 - share, rtol=0, atol=1e-5)
+    assert len(set(share.tolist())) > count // 2
+    assert torch.equal(found == 0, ~((torch.eye(count)[batch["index"]] + torch.eye(count)[partner]) > 0) | (found == 0))
+    assert set(batch["images"].unique().tolist()) == {0.0, 1.0} or name != "cutmix"
+    torch.testing.assert_close(found.sum(1), torch.ones(count), rtol=0, atol=1e-5)
+
+
+def test_mixing_is_for_classes() -> None:
+    with pytest.raises(DataError, match="'mixup' mixes classes"):
+        batches(Split(images(8), torch.zeros(8)), 4, augment=["mixup"])

@@ -320,3 +320,18 @@ def test_ports_tell_taps_and_roles() -> None:
 def test_a_loss_that_no_term_can_use_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Loss(**wrong)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_of_rows_of_shares(smoothing: float) -> None:
+    """Whole rows are the labels themselves; mixed ones give the mixture of the two losses."""
+    function = LOSSES.get("cross-entropy").function
+    assert function is not None
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    one, other = torch.tensor([0, 1, 2, 3, -100, 1]), torch.tensor([1, 2, 3, 0, -100, 1])
+    hard = [function(logits, labels, label_smoothing=smoothing) for labels in (one, other)]
+    first, second = ((labels[:, None] == torch.arange(4)).float() for labels in (one, other))
+    torch.testing.assert_close(function(logits, first, label_smoothing=smoothing), hard[0])
+    found = function(logits, 0.3 * first + 0.7 * second, label_smoothing=smoothing)
+    torch.testing.assert_close(found, 0.3 * hard[0] + 0.7 * hard[1])
+    assert function(logits, torch.zeros(6, 4), label_smoothing=smoothing) == 0

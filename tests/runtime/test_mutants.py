@@ -9,11 +9,13 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
+from fxdistill.data.augmentations import _apply
+from fxdistill.data.augmentations._apply import rows
 from fxdistill.ir.program import Program
 from fxdistill.runtime import execute, loop
 from fxdistill.runtime.average import Average
 from fxdistill.runtime.loop import Progress
-from tests import recorded
+from tests import by_hand, recorded
 from tests.by_hand import SEEDS
 
 SEED = SEEDS[0]
@@ -74,3 +76,17 @@ def test_a_planted_fault_is_noticed(
     else:
         with pytest.raises(AssertionError, match=message):
             recorded.compare(record, SEED, arm)
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_teacher_and_student_see_one_mixture_and_losses_its_labels(
+    fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_hand, "AUGMENTATION", ["crop:1", "mixup"])
+    with monkeypatch.context() as patch:
+        if fault:
+            patch.setattr(_apply, "rows", lambda labels, classes: rows(labels.roll(-1), classes))
+        record = recorded.run(tmp_path / "run", stop=reached("main", 2))
+    with pytest.raises(AssertionError if fault else ValueError) as found:
+        recorded.compare(record, SEED, "distilled")
+    assert ("losses in main, step 0" if fault else "longer") in str(found.value)

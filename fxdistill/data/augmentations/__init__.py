@@ -1,8 +1,9 @@
 """Augmentations, one file each: what the images of a batch go through in training.
 
 What happens to an image is **a function of (seed, epoch, image)** and of nothing else: neither of the step nor of its
-neighbours in the batch. An augmentation is drawn for a batch, with numbers of its own for each image, and then applied,
-to the images and, where a task's targets are maps and the augmentation moves pixels, to the targets in the same way:
+neighbours in the batch, except for what mixes the two. An augmentation is drawn for a batch, with numbers of its own
+for each image, and then applied, to the images and, where a task's targets are maps and the augmentation moves pixels,
+to the targets in the same way:
 
     change = AUGMENTATION.draw(shape, draws, arguments)
     images, targets = change(images), change(targets, fill=no label)
@@ -53,12 +54,14 @@ class Augmentation:
             and the arguments: a :class:`Change`. Raises a DataError where it does not go with images of that shape.
         moves_pixels: Whether it moves pixels, so that maps of targets move along: it takes (N, H, W) as well.
         warps: Whether it moves pixels in a way that maps cannot follow.
+        mixes: Whether it mixes images of the batch, and class labels alike, which become rows (N, classes) of shares.
         arguments: What it takes, its fields in the order in which they are written; None for nothing.
     """
 
     draw: "Callable[[Sequence[int], Draws, Any], Change]"
     moves_pixels: bool = False
     warps: bool = False
+    mixes: bool = False
     arguments: "type[Arguments] | None" = None
 
     def named(self, text: str) -> "Named":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fxdistill.data.augmentations import Named
@@ -10,7 +11,7 @@ from fxdistill.data.augmentations._draws import Draws
 
 def augmented(
     chain: Sequence[Named], images: Tensor, labels: Tensor, *, seed: int, epoch: int, index: Tensor,
-    fill: float | None = None,
+    fill: float | None = None, classes: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Images and labels after all augmentations, in order.
 
@@ -22,10 +23,19 @@ def augmented(
         epoch: Number of the epoch.
         index: (N,) the images' positions in the split.
         fill: What says that there is no label, for labels that are maps and move along; None for all others.
+        classes: Number of classes, for what mixes labels.
     """
     for place, one in enumerate(chain):
         change = one.draw(images.shape, Draws.of(seed, epoch, index, what=f"augmentation {place}"))
         images = change(images)
         if fill is not None and one.augmentation.moves_pixels:
             labels = change(labels, fill=fill)
+        if one.augmentation.mixes:
+            labels = change(labels if labels.is_floating_point() else rows(labels, classes))
     return images, labels
+
+
+def rows(labels: Tensor, classes: int) -> Tensor:
+    """Class numbers (N,) as rows (N, classes) of shares, float32; zeros where there is no label."""
+    places = torch.arange(classes, device=labels.device)
+    return (labels[:, None] == places).to(torch.float32)
