@@ -139,6 +139,7 @@ def run(
     device: parameters.Where = parameters.Device.auto,
     precision: parameters.OtherPrecision = None,
     resume: parameters.Resume = False,
+    more_epochs: parameters.MoreEpochs = 0,
     compile_programs: parameters.Compile = False,
     save_every: parameters.SaveEvery = SAVE_EVERY,
     force: parameters.Force = False,
@@ -148,7 +149,11 @@ def run(
     """Train as a plan says, evaluate, export, check the exported student."""
     with reported():
         plan_file, output = values.run_directory(plan_file, output)
-    again = ["fxdistill", "run", str(plan_file), "-o", str(output)]
+    held = output / "plan.json"
+    before = held.read_bytes() if more_epochs and held.is_file() else b""
+    again = (
+        ["fxdistill", "run", str(output)] if more_epochs else ["fxdistill", "run", str(plan_file), "-o", str(output)]
+    )
     again += [] if device is parameters.Device.auto else ["--device", device.value]
     again += [] if precision is None else ["--precision", precision.value]
     again += ["--compile"] if compile_programs else []
@@ -156,7 +161,8 @@ def run(
     again += [part for module in allow_factory for part in ("--allow-factory", module)]
     again += ["--trust-code"] if trust_pickle else []
     again += ["--force"] if force else []
-    with reported(interrupted=lambda: _interrupted(output, again)):
+    more = ["--more-epochs", str(more_epochs)] if more_epochs else []
+    with reported(interrupted=lambda: _interrupted(held, before, again, more)):
         from fxdistill.plan.file import load
 
         planned = load(plan_file)  # a mistake here is answered before anything heavy is imported
@@ -167,19 +173,21 @@ def run(
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
             compile=compile_programs, allow=tuple(allow_factory), trust_pickle=trust_pickle, save_seconds=save_every,
+            more_epochs=more_epochs,
             force=force,
         )  # fmt: skip
         with progress.RunView(out if out.is_terminal else err) as view:
             result = execute.execute(plan_file, output, settings, view)
+        planned = load(held)  # an extension has changed it
         out.print(result_view(planned, result))
         member = planned.export.member
         out.print(Text(f"{member}: {output / f'{member}.pt'}  {output / f'{member}.onnx'}"), soft_wrap=True)
 
 
-def _interrupted(output: Path, command: list[str]) -> str:
-    if (output / "plan.json").exists():
+def _interrupted(held: Path, before: bytes, command: list[str], more: list[str]) -> str:
+    if held.exists() and held.read_bytes() != before:
         return f"interrupted; continue with: {shlex.join([*command, '--resume'])}"
-    return f"interrupted before anything was trained; start again with: {shlex.join(command)}"
+    return f"interrupted before anything was trained; start again with: {shlex.join([*command, *more])}"
 
 
 @app.command(cls=Command)

@@ -152,6 +152,10 @@ OtherPrecision = Annotated[
     Precision | None, typer.Option("--precision", help="Instead of the plan's training precision.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")]
+MoreEpochs = Annotated[
+    int,
+    typer.Option("--more-epochs", min=0, max=1_000_000, help="Extend the complete run that the directory holds."),
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
 Force = Annotated[bool, typer.Option("--force", help="Run although the machine's memory is too small by far.")]
 SaveEvery = Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")]

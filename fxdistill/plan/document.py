@@ -210,11 +210,13 @@ def _with_control(plan: Plan) -> Iterator[Arm]:
         yield arm
         if plan.control is not None and plan.control.of == arm.name:
             control = plan.control
-            stage = Stage(
-                name=CONTROL, epochs=sum(stage.epochs for stage in arm.stages), losses=control.losses,
-                optimizer=control.optimizer, schedule=control.schedule, cost=control.cost,
+            own = Stage(
+                name=CONTROL, epochs=sum(stage.epochs for stage in arm.stages if not stage.extends),
+                losses=control.losses, optimizer=control.optimizer, schedule=control.schedule, cost=control.cost,
             )  # fmt: skip
-            yield Arm(name=CONTROL, trains=arm.trains, stages=[stage], once=arm.once)
+            more = [stage for stage in arm.stages if stage.extends]
+            stages = [own, *(own.changed(name=stage.name, epochs=stage.epochs, extends=True) for stage in more)]
+            yield Arm(name=CONTROL, trains=arm.trains, stages=stages, once=arm.once)
 
 
 def _named(plan: Plan) -> Iterator[tuple[str, list[str]]]:

@@ -323,6 +323,8 @@ class Stage(Part):
         schedule: Learning rate over the stage: ``constant``, half a ``cosine`` down to the optimiser's floor, or by a
             factor every few epochs: ``step``.
         cost: MACs of the stage's program for one image, as a share of all given members in full.
+        extends: Whether it was added to an arm that had been trained: the control arm then gets a stage of as many
+            epochs as well, instead of a longer one.
     """
 
     name: Name
@@ -331,6 +333,7 @@ class Stage(Part):
     optimizer: Optimizer
     schedule: Schedule = "constant"
     cost: Annotated[float, Field(ge=0)] = 1.0
+    extends: bool = False
 
     @model_validator(mode="after")
     def _weighs(self) -> Self:
@@ -358,6 +361,13 @@ class Arm(Part):
     trains: Annotated[list[MemberName], Field(min_length=1)]
     stages: Annotated[list[Stage], Field(min_length=1)]
     once: bool = False
+
+    @model_validator(mode="after")
+    def _extensions_come_last(self) -> Self:
+        extends = [stage.extends for stage in self.stages]
+        if extends[0] or extends != sorted(extends):
+            raise ValueError(f"the arm '{self.name}' has a stage that extends nothing: such stages come last")
+        return self
 
     @property
     def members(self) -> tuple[str, ...]:

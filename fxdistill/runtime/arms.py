@@ -8,7 +8,7 @@ from a file start from that file's, and the seeds vary order, augmentation and d
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +32,7 @@ from fxdistill.runtime import checkpoint, norms, stopping
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
-from fxdistill.runtime.loop import Loop, Moment, Progress
+from fxdistill.runtime.loop import Loop, Moment, Position, Progress
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         TrainingError: A loss, or a trained weight, is not a number.
     """
     arm = run.plan.arm(trial.name)
+    run.checkpoint = at = _start(run, index, trial)
     program = _restored(run, trial, arm)
-    at = run.checkpoint
     with stopping.deferred() as request:
         watch = _Watch(run, program, index, trial, request)
         loop = Loop(
@@ -162,6 +162,8 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             watch.save,
         )  # fmt: skip
         loop.run(at.position, at.optimizer, at.means, at.average)
+    ended = replace(watch.at(Moment(Position(len(program.stages)))), finished=[])  # for an extension to go on from
+    checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
     remarks = [
         remark
         for member in arm.trains
@@ -236,6 +238,16 @@ def take_up(run: Execution, trial: Trial) -> None:
         load_whole_state(run.modules[member], bundle.state_of(run.rundir.bundle_path(member)))
 
 
+def _start(run: Execution, index: int, trial: Trial) -> Checkpoint:
+    """Where a trial goes on from: the checkpoint; in an extended run the state that the trial ended in before."""
+    at, path = run.checkpoint, run.rundir.trained_path(trial.name, trial.seed)
+    extended = any(stage.extends for arm in run.plan.arms for stage in arm.stages)
+    if at.state is not None or not extended or not path.is_file():
+        return at
+    ended = checkpoint.load_from(path, how=at.how)
+    return replace(ended, arm=index, metrics_size=at.metrics_size, finished=at.finished)
+
+
 def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
     """The trial's program on the device, with the weights of the checkpoint, or those of the start."""
     initial = run.initial(trial)
@@ -297,22 +309,23 @@ class _Watch:
         )
         return reached
 
+    def at(self, moment: Moment) -> Checkpoint:
+        """The checkpoint of a moment."""
+        return Checkpoint(
+            arm=self.index, position=moment.position, state=self.program.trainable_state(),
+            optimizer=moment.optimizer.state_dict() if moment.optimizer is not None else None,
+            means=moment.means(), scaler=self.run.fabric.strategy.precision.state_dict(),
+            metrics_size=self.run.metrics.size, seconds=self.seconds, finished=self._finished,
+            how=self.run.checkpoint.how, average=dict(moment.average) or None,
+        )  # fmt: skip
+
     def save(self, moment: Moment) -> None:
         """Take a checkpoint, if one is due; where somebody asked to stop, take one and stop."""
         due = max(self.run.save_seconds, self._took * (1 / _SHARE_OF_SAVING - 1) if self.run.save_seconds else 0.0)
         if moment.optimizer is not None and time.monotonic() - self._last < due and not self.request.made:
             return
         before = time.monotonic()
-        checkpoint.save(
-            self.run.rundir,
-            Checkpoint(
-                arm=self.index, position=moment.position, state=self.program.trainable_state(),
-                optimizer=moment.optimizer.state_dict() if moment.optimizer is not None else None,
-                means=moment.means(), scaler=self.run.fabric.strategy.precision.state_dict(),
-                metrics_size=self.run.metrics.size, seconds=self.seconds, finished=self._finished,
-                how=self.run.checkpoint.how, average=dict(moment.average) or None,
-            ),
-        )  # fmt: skip
+        checkpoint.save(self.run.rundir, self.at(moment))
         self._last = time.monotonic()
         self._took = self._last - before
         self.request.grant()

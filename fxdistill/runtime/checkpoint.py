@@ -7,6 +7,7 @@ to it.
 """
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -67,9 +68,14 @@ def save(run: RunDir, checkpoint: Checkpoint) -> None:
         PlanError: It cannot be written there; the last one is as it was.
         StorageError: The disk is full; the last one is as it was.
     """
+    save_to(run.checkpoint_path, checkpoint)
+
+
+def save_to(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint to a file; raises as :func:`save` does."""
     content = {"format": _FORMAT, **{name: getattr(checkpoint, name) for name in _PLAIN}}
     content |= {"position": asdict(checkpoint.position), "means": asdict(checkpoint.means)}
-    container.write(run.checkpoint_path, _KIND, content)
+    container.write(path, _KIND, content)
 
 
 def load(run: RunDir, *, how: dict[str, Any] | None = None) -> Checkpoint:
@@ -84,24 +90,29 @@ def load(run: RunDir, *, how: dict[str, Any] | None = None) -> Checkpoint:
     """
     if not run.checkpoint_path.exists():
         return Checkpoint(how=how or {})
+    return load_from(run.checkpoint_path, how=how)
+
+
+def load_from(path: Path, *, how: dict[str, Any] | None = None) -> Checkpoint:
+    """The checkpoint in a file; raises as :func:`load` does."""
+    where = str(path)
     try:
-        _, content = container.read(run.checkpoint_path, kinds=(_KIND,))
+        _, content = container.read(path, kinds=(_KIND,))
         written = content.pop("format")
         found = _CHECKPOINT.validate_python(content) if written == _FORMAT else None
     except Exception as cause:
         raise RunDirError(
-            "the checkpoint is damaged", where=str(run.checkpoint_path),
-            hint="remove the run directory and start again",
-        ) from cause  # fmt: skip
+            "the checkpoint is damaged", where=where, hint="remove the run directory and start again"
+        ) from cause
     if found is None:
         raise RunDirError(
-            f"the checkpoint has format {written!r}; this fxdistill continues format {_FORMAT}",
-            where=str(run.checkpoint_path), hint="continue it with the fxdistill that began it, or start again",
+            f"the checkpoint has format {written!r}; this fxdistill continues format {_FORMAT}", where=where,
+            hint="continue it with the fxdistill that began it, or start again",
         )  # fmt: skip
     if how is not None and found.how != how:
         raise RunDirError(
-            f"the run was begun with {_told(found.how)}, and would go on with {_told(how)}",
-            where=str(run.checkpoint_path), hint="continue it with the options that it was begun with",
+            f"the run was begun with {_told(found.how)}, and would go on with {_told(how)}", where=where,
+            hint="continue it with the options that it was begun with",
         )  # fmt: skip
     return found
 

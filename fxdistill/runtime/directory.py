@@ -7,6 +7,7 @@
     checkpoint.pt    the last checkpoint: removed when the run is complete
     student.pt       the trained student, a bundle, and student_state_dict.pt; so for every member that is kept
     student.onnx     the same, exported
+    trained_….pt     of each training the state that it ended in, for --more-epochs
     result.json      what came out; its presence says that the run is complete
     .lock            held by the process at work; the file stays, the lock goes with the process
 
@@ -170,6 +171,10 @@ class RunDir:
         """An exported member."""
         return self.path / f"{member}.onnx"
 
+    def trained_path(self, arm: str, seed: int) -> Path:
+        """The state in which a training ended."""
+        return self.path / f"trained_{arm}-seed{seed}.pt"
+
     @property
     def metrics_path(self) -> Path:
         """One JSON line an epoch."""
@@ -217,6 +222,11 @@ class RunDir:
         if not whole:
             raise RunDirError("origin.json is damaged", where=str(self.origin_path), hint="run the plan anew")
         return origin
+
+    def expect(self, plan: Plan) -> None:
+        """Note that the directory's plan is about to become another one."""
+        origin = self._origin()
+        self.note_origin({**origin, "sha256": [*origin.get("sha256", [self.plan().sha256]), plan.sha256]})
 
     def note_origin(self, origin: Mapping[str, Any]) -> None:
         """Write where the plan comes from, and which hashes it may have."""

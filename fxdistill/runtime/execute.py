@@ -22,7 +22,7 @@ from fxdistill.ir.running import whole_state
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
-from fxdistill.runtime import checkpoint, memory, preflight
+from fxdistill.runtime import checkpoint, extension, memory, preflight
 from fxdistill.runtime.arms import Execution, Observer, State, Trial, build_program, take_up, train, trials_of
 from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.log import Metrics
@@ -43,6 +43,7 @@ class Settings:
         trust_pickle: Whether a model file that the plan says to unpickle may be: it can run any code.
         save_seconds: Seconds between two checkpoints; 0 takes one after every step.
         force: Whether to run although the machine's memory is too small by far.
+        more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -53,6 +54,7 @@ class Settings:
     trust_pickle: bool = False
     save_seconds: float = 30.0
     force: bool = False
+    more_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,21 @@ def execute(
     settings, observer = settings or Settings(), observer or Observer()
     plan = load_plan(plan_path)
     preflight.runnable(plan, plan_path)
-    held = RunDir(out)
-    if held.holds(plan, resume=settings.resume) and settings.resume and (done := held.result()) is not None:
-        return done
+    held, begun = RunDir(out), plan
     precision = settings.precision or plan.precision
+    how = {"precision": precision, "compile": settings.compile}
+    if settings.more_epochs:
+        plan = extension.extended(held, begun, settings.more_epochs, how=how)
+    elif held.holds(plan, resume=settings.resume) and settings.resume and (done := held.result()) is not None:
+        return done
     accelerator = preflight.accelerator(settings.device, precision)
     observer.on_phase("loading")
     origin = origin_of(plan_path)
     parts = _load(plan, origin.resolve().parent, settings, accelerator)
-    with RunDir.opened(out, plan, origin=origin, resume=settings.resume) as rundir:
+    with RunDir.opened(out, begun, origin=origin, resume=settings.resume or plan is not begun) as rundir:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-        how = {"precision": precision, "compile": settings.compile}
+        if plan is not begun:
+            extension.begin(rundir, plan, how=how)
         at = checkpoint.load(rundir, how=how)
         run = Execution(
             plan, TASKS.get(plan.task), rundir, parts.dataset.to(fabric.device), parts.modules, fabric,
@@ -110,7 +116,7 @@ def execute(
 def _train(run: Execution) -> dict[str, Any]:
     trials = trials_of(run.plan)
     run.observer.on_begin(run.plan, trials)
-    for remark in (*preflight.other_versions(run.plan), *stale_costs(run.plan)):
+    for remark in (*preflight.other_versions(run.plan), *stale_costs(run.plan), *extension.remarks(run.plan)):
         run.observer.on_diagnostic(remark)
     # a member that no arm trains teaches as it is
     trained = {member for arm in run.plan.arms for member in arm.trains}

@@ -50,8 +50,7 @@ def test_a_finished_run_holds_everything() -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         ".lock", "plan.json", "origin.json", "metrics.jsonl", "tensorboard", "student.pt", "student_state_dict.pt",
-        "student.onnx",
-        "result.json",
+        "student.onnx", "result.json", "trained_distilled-seed0.pt", "trained_control-seed0.pt",
     }  # fmt: skip
     plan, result = load(run / "plan.json"), RunDir(run).result()
     assert result is not None

@@ -1,0 +1,178 @@
+"""More epochs for a complete run: the same bits as its longer plan run from the start, whatever interrupts it."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxdistill.errors import InputError, PlanError, RunDirError
+from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.file import load
+from fxdistill.runtime import checkpoint, extension, result
+from fxdistill.runtime.arms import Observer, Trial
+from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.loop import Progress
+from tests import runs
+from tests.runs import execute
+from tests.runtime.test_checkpoint import equal
+
+MORE = Settings(device="cpu", allow=runs.ALLOW, more_epochs=2, save_seconds=0)
+AGAIN = dataclasses.replace(MORE, more_epochs=0, resume=True)
+
+
+def copied(label: str, **options: Any) -> Path:
+    """A copy of a finished run, beside it, so that it finds its models."""
+    out = runs.workshop() / f"extended-{label}"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(runs.finished(**options), out)
+    return out
+
+
+def extend(out: Path, settings: Settings = MORE) -> list[tuple[str, str]]:
+    """Extend a run; of each epoch that was trained, the arm and the stage."""
+    seen: list[tuple[str, str]] = []
+
+    def progress(trial: Trial, at: Progress, _: dict[str, float]) -> None:
+        if at.position.step == 0:
+            seen.append((trial.name, at.stage.name))
+
+    execute(out / "plan.json", out, settings, Observer(on_progress=progress))
+    return seen
+
+
+def fresh(out: Path) -> Path:
+    """The plan of an extended run, run from the start."""
+    again = out.with_name(f"{out.name}-fresh")
+    shutil.rmtree(again, ignore_errors=True)
+    execute(out / "plan.json", again, Settings(device="cpu", allow=runs.ALLOW))
+    return again
+
+
+def same(out: Path, again: Path) -> None:
+    """Same weights, bit for bit, same epochs of each training, same figures."""
+    assert (out / "student.pt").read_bytes() == (again / "student.pt").read_bytes()
+    lines = [sorted(runs.metrics(run), key=lambda line: (line["seed"], line["name"])) for run in (out, again)]
+    assert lines[0] == lines[1]
+    results = [json.loads((run / "result.json").read_text()) for run in (out, again)]
+    arms = [[{**arm, "seconds": 0} for arm in found["arms"]] for found in results]
+    assert arms[0] == arms[1]
+    for key in ("plan", "summary", "parity", "members"):
+        assert results[0][key] == results[1][key]
+
+
+def test_an_extended_run_has_the_bits_of_its_longer_plan_and_trains_only_what_is_new() -> None:
+    out, before = copied("once"), load(runs.plan_file())
+    lines = (out / "metrics.jsonl").read_bytes()
+    assert extend(out) == [("distilled", "main-more-1")] * 2 + [(CONTROL, "main-more-1")] * 2
+    plan = load(out / "plan.json")
+    assert [stage.epochs for stage in plan.arm("distilled").stages] == [
+        *(stage.epochs for stage in before.arm("distilled").stages), 2,
+    ]  # fmt: skip
+    assert [stage.epochs for stage in plan.arm(CONTROL).stages] == [before.arm(CONTROL).stages[0].epochs, 2]
+    assert [remark.code for remark in extension.remarks(plan)] == ["extended"]
+    assert (out / "metrics.jsonl").read_bytes().startswith(lines)
+    same(out, fresh(out))
+    found = RunDir(out).result()
+    assert found is not None
+    assert found["plan"] == plan.sha256 != before.sha256
+    assert (out / "student.pt").read_bytes() != (runs.finished() / "student.pt").read_bytes()
+    assert extend(out, dataclasses.replace(MORE, more_epochs=1)) == [
+        ("distilled", "main-more-2"), (CONTROL, "main-more-2"),
+    ]  # fmt: skip
+    same(out, fresh(out))
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 12, 17, "plan", "origin", "result", "trained"])
+def test_an_extension_that_is_killed_anywhere_loses_nothing(at: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, reference = copied("killed"), runs.workshop() / "extended-reference"
+    if not reference.exists():
+        extend(copied("reference"))
+    before, count = (out / "result.json").read_bytes(), -1
+    with monkeypatch.context() as patch:
+        save = checkpoint.save
+
+        def dying(*given: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise KeyboardInterrupt
+            save(*given)
+
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        if isinstance(at, int):
+            patch.setattr(checkpoint, "save", dying)
+        else:
+            places: dict[str, tuple[Any, str]] = {
+                "plan": (extension, "write_text"), "origin": (RunDir, "expect"), "result": (result, "write_text"),
+                "trained": (RunDir, "bundle_path"),
+            }  # fmt: skip
+            patch.setattr(*places[at], stop)
+        with pytest.raises(KeyboardInterrupt):
+            extend(out)
+    assert (out / "result.json").read_bytes() == before, "what the run had come to is gone"
+    begun = load(out / "plan.json") != load(runs.plan_file())
+    assert begun == (at not in (0, "plan", "origin"))
+    if begun:
+        assert RunDir(out).result() is None
+        with pytest.raises(RunDirError, match="no complete run") as caught:
+            extend(out)
+        assert "--resume" in caught.value.hint
+        extend(out, AGAIN)
+    else:
+        assert RunDir(out).result() is not None
+        extend(out)
+    equal(out, reference)
+
+
+def test_with_several_seeds_from_a_factory() -> None:
+    out = copied("seeds", name="seeds-fresh", from_file=False, repeats=2, align="slice")
+    extend(out)
+    same(out, fresh(out))
+
+
+def refused(out: Path, settings: Settings = MORE, error: type[InputError] = RunDirError) -> str:
+    before = runs.snapshot(out) if out.exists() else {}
+    with pytest.raises(error) as caught:
+        execute(runs.plan_file() if not (out / "plan.json").exists() else out / "plan.json", out, settings)
+    assert caught.value.hint
+    assert (runs.snapshot(out) if out.exists() else {}) == before
+    return str(caught.value)
+
+
+def test_what_cannot_be_extended_is_left_as_it_is(tmp_path: Path) -> None:
+    assert "no complete run" in refused(tmp_path / "nothing")
+    out = copied("refused")
+    assert "precision bf16-mixed" in refused(out, dataclasses.replace(MORE, precision="bf16-mixed"))
+    (out / "trained_control-seed0.pt").rename(out / "elsewhere")
+    assert "trained_control-seed0.pt" in refused(out)
+    (out / "elsewhere").rename(out / "trained_control-seed0.pt")
+    (out / "result.json").unlink()
+    assert "no complete run" in refused(out)
+
+
+def test_an_extension_is_a_stage_that_comes_last() -> None:
+    def changed(**stage: Any) -> Plan:
+        plan = load(runs.plan_file())
+        arm = plan.arm("distilled")
+        return plan.changed(arms=[arm.changed(stages=[arm.stages[0].changed(**stage), *arm.stages[1:]])])
+
+    with pytest.raises(ValueError, match="come last"):
+        changed(extends=True)
+    plan = json.loads(runs.plan_file().read_text())
+    assert not any(stage["extends"] for stage in plan["arms"][0]["stages"])
+
+
+def test_an_arm_that_others_read_is_not_extended(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = load(runs.plan_file())
+    arm = plan.arm("distilled").changed(once=True)
+    once = plan.changed(arms=[arm], control=None)
+    monkeypatch.setattr(RunDir, "holds", lambda *_, **__: True)
+    monkeypatch.setattr(RunDir, "result", lambda _: {"precision": "32-true", "compile": False})
+    with pytest.raises(PlanError, match="trained once"):
+        extension.extended(RunDir(runs.finished()), once, 1, how={"precision": "32-true", "compile": False})
