@@ -90,9 +90,10 @@ def _longer(plan: Plan, epochs: int) -> Plan:
         stage = main.changed(name=f"{main.name}-more-{number}", epochs=epochs, extends=True)
         arms = [one.changed(stages=[*one.stages, stage]) if one.name == arm.name else one for one in plan.arms]
         longer = plan.changed(arms=arms, diagnostics=[*plan.diagnostics, _remark(arm.name, main, stage)])
+        basis = longer.cost_basis  # of the control arm as well
     except ValidationError as cause:  # a warm-up that is longer than all that is added, say
         raise invalid(cause, where="--more-epochs", hint="add more epochs at once") from cause
-    return longer.changed(costed=longer.cost_basis) if plan.costed == plan.cost_basis else longer
+    return longer.changed(costed=basis) if plan.costed == plan.cost_basis else longer
 
 
 def _remark(arm: str, main: Stage, stage: Stage) -> Diagnostic:
