@@ -23,8 +23,6 @@ from fxdistill.runtime.arms import trials_of
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
 
-_CODE = "extended"
-
 
 def extended(rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]) -> Plan:
     """The plan of a complete run with more epochs; nothing is written.
@@ -99,7 +97,7 @@ def _longer(plan: Plan, epochs: int) -> Plan:
 def _remark(arm: str, main: Stage, stage: Stage) -> Diagnostic:
     how = "from its beginning" if stage.schedule != "constant" else "as before"
     return Diagnostic(
-        code=_CODE, severity="note", where=f"arm '{arm}', stage '{stage.name}'",
+        code="extended", severity="note", where=f"arm '{arm}', stage '{stage.name}'",
         why=f"{stage.epochs} epochs were added to a complete run: the losses of '{main.name}', a fresh optimiser, its "
         f"{stage.schedule} schedule {how}; a control arm beside it has as many more",
     )  # fmt: skip
@@ -107,7 +105,7 @@ def _remark(arm: str, main: Stage, stage: Stage) -> Diagnostic:
 
 def remarks(plan: Plan) -> list[Diagnostic]:
     """What there is to say of how the plan was extended."""
-    return [remark for remark in plan.diagnostics if remark.code == _CODE]
+    return [remark for remark in plan.diagnostics if remark.code == "extended"]
 
 
 def _told(how: dict[str, Any]) -> str:
