@@ -4,7 +4,7 @@ from typing import Annotated
 
 import torch.nn.functional as F  # noqa: N812  # its name everywhere
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxdistill.arguments import Arguments
 from fxdistill.losses import Loss
@@ -29,7 +29,11 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     Returns:
         A float32 scalar, in nats.
     """
-    logits = student_logits.float()
+    return _mean(student_logits.float(), labels, label_smoothing)
+
+
+@fx.wrap  # one node: which of the two it is lies in the type of the labels, which a trace does not know
+def _mean(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     if labels.is_floating_point():
         share = labels.sum(1, keepdim=True)
         wanted = (1 - label_smoothing) * labels + label_smoothing * share / labels.shape[1]
