@@ -55,7 +55,8 @@ class Probe:
             raise ModelError(
                 f"the model does not run on an input of shape {size}: {first_line(cause)}",
                 where=type(module).__name__,
-                hint="give the right shape with --input, e.g. --input 1x3x224x224",
+                hint="give the right shape with --input, e.g. --input 1x3x224x224; two models that read images of "
+                "different sizes say so with --size teacher=224 --size student=128",
             ) from cause
         outputs.refuse_lists(answer, where=type(module).__name__)
         if not self.expected:
