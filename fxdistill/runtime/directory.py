@@ -34,7 +34,7 @@ from fxdistill.errors import PlanError, RunDirError
 from fxdistill.files import failure, write_text
 from fxdistill.measure.parity import Parity
 from fxdistill.plan import difference
-from fxdistill.plan.document import Plan
+from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.file import load as load_plan
 
 _OTHER = "choose another directory with -o"
@@ -302,7 +302,8 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
             return f"{field} names '{odd[0]}', which the plan has not"
     if plan.export.member not in result["latency"]:
         return f"latency lacks the exported member, {plan.export.member}"
-    if result["summary"] and (missing := sorted(known["summary"] - result["summary"].keys())):
+    compared = (plan.control.of, CONTROL) if plan.control is not None and result["summary"] else ()
+    if missing := [arm for arm in compared if arm not in result["summary"]]:
         return f"summary lacks the arm '{missing[0]}'"
     return ""
 

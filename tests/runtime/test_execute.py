@@ -24,8 +24,9 @@ from fxdistill.losses import LOSSES
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
+from fxdistill.plan.schema import Stage
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import checkpoint, deploy, preflight
+from fxdistill.runtime import checkpoint, deploy, loop, preflight
 from fxdistill.runtime.arms import Observer, Trial, trials_of
 from fxdistill.runtime.checkpoint import load as load_checkpoint
 from fxdistill.runtime.directory import RunDir
@@ -131,8 +132,21 @@ def test_a_failed_gate_leaves_no_onnx(tmp_path: Path) -> None:
         execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, resume=True))
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
-    plan = runs.edited("hot", lambda p: p["arms"][0]["stages"][1]["optimizer"].update(lr=1e30))
+def hot(monkeypatch: pytest.MonkeyPatch, name: str, factor: float) -> None:
+    """One stage at a rate that no plan may say."""
+    rate = loop._set_rate
+
+    def higher(optimizer: torch.optim.Optimizer, stage: Stage, step: int, steps: int) -> None:
+        rate(optimizer, stage, step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] *= factor if stage.name == name else 1.0
+
+    monkeypatch.setattr(loop, "_set_rate", higher)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = runs.plan_file()
+    hot(monkeypatch, "warm-up-2", 1e33)
     with pytest.raises(TrainingError) as failure:
         execute(plan, tmp_path / "run", CPU)
     pair = load(plan).arm("distilled").stages[1].losses[0].pair
@@ -142,13 +156,14 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     assert load_checkpoint(RunDir(tmp_path / "run")).position.stage == 1
 
 
-def test_weights_that_end_as_no_numbers_are_no_student(tmp_path: Path) -> None:
+def test_weights_that_end_as_no_numbers_are_no_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def change(plan: dict[str, Any]) -> None:
         main_stage_only(plan)
         plan["arms"][0]["stages"][0].update(epochs=1)
-        plan["arms"][0]["stages"][0]["optimizer"].update(name="sgd", lr=1e30, weight_decay=1e30)
+        plan["arms"][0]["stages"][0]["optimizer"].update(name="sgd", lr=100.0, weight_decay=100.0)
         plan["data"]["batch_size"] = 2000
 
+    hot(monkeypatch, "main", 1e36)
     with pytest.raises(TrainingError, match="not finite"):
         execute(runs.edited("last-step", change), tmp_path / "run", CPU)
     assert not (tmp_path / "run" / "student.pt").exists()

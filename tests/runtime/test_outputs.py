@@ -12,6 +12,7 @@ import torch
 from fxdistill.data.batches import batches
 from fxdistill.data.load import load as load_data
 from fxdistill.ir.views import seen
+from fxdistill.modelfiles.bundle import state_of
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.runtime import deploy
@@ -82,8 +83,8 @@ def test_the_user_has_the_last_word(tmp_path: Path) -> None:
     module = build(f"{jobs.MODULE}:net", student, allow=[jobs.MODULE]).eval()
     module.load_state_dict(torch.load(tmp_path / "run" / "student_state_dict.pt", weights_only=True))
     before = load(tmp_path / "plan.json").given("student")
-    start = torch.load(tmp_path / before.path, weights_only=True) if before.path else {}
-    assert torch.equal(module.get_parameter("head.weight"), start["state_dict"]["head.weight"])  # nothing read it
+    start = state_of(tmp_path / str(before.path))
+    assert torch.equal(module.get_parameter("head.weight"), start["head.weight"])  # nothing read it
     assert deploy.evaluate(tmp_path / "run", allow=[jobs.MODULE])["accuracy"] == result["arms"][0]["accuracy"]
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fxdistill import models
+from fxdistill import container, models
 from fxdistill.errors import DataError, InputError, ModelError
-from fxdistill.modelfiles.bundle import save
+from fxdistill.modelfiles.bundle import KIND, save
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.preprocessing import Preprocessing, Wishes, in_words
@@ -127,9 +127,9 @@ def test_a_bundle_holds_it(tmp_path: Path) -> None:
     small = load(tmp_path / "small.pt").preprocessing
     assert small is not None
     assert small.changed(source=OWN.source) == OWN
-    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    _, content = container.read(tmp_path / "a.pt", kinds=(KIND,))
     content["preprocessing"]["std"] = [0.0, 1.0, 1.0]
-    torch.save(content, tmp_path / "b.pt")
+    container.write(tmp_path / "b.pt", KIND, content)
     with pytest.raises(ModelError, match="preprocessing is not valid") as caught:
         load(tmp_path / "b.pt")
     assert "preprocessing.std.0" in str(caught.value.where)
