@@ -326,7 +326,7 @@ def test_costs_that_are_stale_are_said_by_show_and_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "needle"),
     [
-        (lambda p: p["data"].update(augmentation=["mixup"]), "no augmentation named 'mixup'"),
+        (lambda p: p["data"].update(augmentation=["blur"]), "no augmentation named 'blur'"),
         (lambda p: p["data"].update(augmentation=["crop:0"]), "write crop:PADDING"),
         (lambda p: p["arms"][0]["stages"][0]["optimizer"].update(momentum=0.9), "'adam' takes no momentum"),
         (lambda p: p["control"]["optimizer"].update(momentum=0.9), "'adam' takes no momentum"),
