@@ -30,7 +30,7 @@ def drawn(name: str, values: Tensor, seed: int = 0) -> Change:
 
 def test_the_names() -> None:
     assert AUGMENTATIONS.names() == (
-        "colour-jitter", "crop", "cutmix", "erase", "flip", "mixup", "rand-augment", "resized-crop", "trivial-augment"
+        "color-jitter", "crop", "cutmix", "erase", "flip", "mixup", "rand-augment", "resized-crop", "trivial-augment"
     )  # fmt: skip
     assert AUGMENTATIONS.get("crop").moves_pixels
     assert AUGMENTATIONS.get("flip").moves_pixels
@@ -84,7 +84,7 @@ def test_one_draw_moves_values_of_any_rank_alike(name: str, inner: list[int], fi
     ("name", "message"),
     [
         ("flap", "did you mean 'flip'"),
-        ("", "known are colour-jitter, crop"),
+        ("", "known are color-jitter, crop"),
         ("crop", "padding: Field required"),
         ("crop:", "padding: Input should be a valid integer"),
         ("crop:0", "greater than 0"),
@@ -124,7 +124,7 @@ def test_a_crop_is_bounded_by_the_images(padding: int, size: int, fits: bool) ->
 
 
 EVERY = [
-    "flip", "crop:2", "resized-crop:0.3", "colour-jitter:0.4:0.4:0.4:0.1", "erase:0.5", "rand-augment:2:9",
+    "flip", "crop:2", "resized-crop:0.3", "color-jitter:0.4:0.4:0.4:0.1", "erase:0.5", "rand-augment:2:9",
     "trivial-augment",
 ]  # fmt: skip
 
@@ -209,7 +209,7 @@ def test_maps_move_with_a_resized_crop_and_stay_under_colours() -> None:
     assert moved["labels"].dtype == torch.int64
     told = (moved["images"][:, 0] * 4).round().long()
     assert (told == moved["labels"]).float().mean() > 0.9
-    for name in ("colour-jitter", "erase:1"):
+    for name in ("color-jitter", "erase:1"):
         assert torch.equal(next(batches(split, 20, augment=[name], moves_targets=True))["labels"], labels)
     for name in ("rand-augment", "trivial-augment"):
         with pytest.raises(DataError, match="leave their maps of labels where they are"):
@@ -227,7 +227,7 @@ def test_what_is_erased_is_a_rectangle_of_as_many_images_as_was_said() -> None:
         assert 0.01 < hidden.float().mean() < 0.4
 
 
-@pytest.mark.parametrize("name", ["colour-jitter", "rand-augment", "trivial-augment"])
+@pytest.mark.parametrize("name", ["color-jitter", "rand-augment", "trivial-augment"])
 def test_colours_are_for_gray_and_rgb_images(name: str) -> None:
     with pytest.raises(DataError, match=f"{name} changes colours, and the images have 4 channels"):
         batches(Split(images(8, 4), torch.zeros(8).long()), 4, augment=[name])

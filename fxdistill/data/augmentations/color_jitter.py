@@ -1,4 +1,4 @@
-"""``colour-jitter:BRIGHTNESS:CONTRAST:SATURATION:HUE`` changes colours by up to these shares, in a random order.
+"""``color-jitter:BRIGHTNESS:CONTRAST:SATURATION:HUE`` changes colours by up to these shares, in a random order.
 
 Gray images change in brightness and contrast alone.
 """
@@ -17,7 +17,7 @@ from fxdistill.data.augmentations._torchvision import each
 _Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class ColourJitterArguments(Arguments):
+class ColorJitterArguments(Arguments):
     """How far each may change: factors of 1 - share to 1 + share; the hue by up to half a turn."""
 
     brightness: _Share = 0.4
@@ -26,9 +26,9 @@ class ColourJitterArguments(Arguments):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
 
-def draw(shape: Sequence[int], draws: Draws, arguments: ColourJitterArguments) -> Change:
+def draw(shape: Sequence[int], draws: Draws, arguments: ColorJitterArguments) -> Change:
     """A seed an image."""
-    return each("colour-jitter", v2.ColorJitter(**arguments.model_dump()), shape, draws)
+    return each("color-jitter", v2.ColorJitter(**arguments.model_dump()), shape, draws)
 
 
-AUGMENTATION = Augmentation(draw=draw, arguments=ColourJitterArguments)
+AUGMENTATION = Augmentation(draw=draw, arguments=ColorJitterArguments)
