@@ -24,11 +24,11 @@ MORE = Settings(device="cpu", allow=runs.ALLOW, more_epochs=2, save_seconds=0)
 AGAIN = dataclasses.replace(MORE, more_epochs=0, resume=True)
 
 
-def copied(label: str, **options: Any) -> Path:
+def copied(label: str, *run: str, **options: Any) -> Path:
     """A copy of a finished run, beside it, so that it finds its models."""
     out = runs.workshop() / f"extended-{label}"
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(runs.finished(**options), out)
+    shutil.copytree(runs.finished(*run, **options), out)
     return out
 
 
@@ -131,7 +131,7 @@ def test_an_extension_that_is_killed_anywhere_loses_nothing(at: int | str, monke
 
 
 def test_with_several_seeds_from_a_factory() -> None:
-    out = copied("seeds", name="seeds-fresh", from_file=False, repeats=2, align="slice")
+    out = copied("seeds", "seeds-fresh", from_file=False, repeats=2, align="slice")
     extend(out)
     same(out, fresh(out))
 
