@@ -34,8 +34,8 @@ def preset(module: nn.Module, factory: str | None, kwargs: Mapping[str, Any], *,
         return None
     else:
         module_name, name = module_and_function(factory)
-        if not registered.claims(module_name) or module_name.startswith("fxdistill"):
-            return None
+        if not registered.claims(module_name) or module_name in ("fxdistill.models", "transformers"):
+            return None  # a configuration of transformers says nothing of how images are read
         if registered.below(module_name, "torchvision"):
             found = _of_torchvision(module_name, name)
         else:

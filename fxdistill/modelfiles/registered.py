@@ -3,6 +3,7 @@
     torchvision.models[.MODULE]:NAME     NAME is in ``torchvision.models.list_models()``, and of that module
     timm:NAME, timm.models[.MODULE]:NAME  ``timm.is_model(NAME)``, and of that module
     timm[.models]:create_model           with a ``model_name`` of which the same holds
+    transformers:CLASS                   an image classifier or a backbone; the arguments are those of its configuration
     fxdistill.models:NAME                ``convnet``, ``preact_resnet18``, ``resnet``
 
 A factory's name comes out of a file or a plan, so calling it is calling what a stranger wrote down; beside its models
@@ -15,6 +16,7 @@ or False, or refused.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -27,18 +29,24 @@ from fxdistill.modelfiles.source import EXAMPLE
 from fxdistill.registry import suggestion
 
 _OURS = ("convnet", "preact_resnet18", "resnet")
+_TRANSFORMERS = "transformers"
 _DEEPEST, _FEW = 8, 12
 _WORD = re.compile(r"[\w-]{0,64}")
 _TIMM_MODEL = re.compile(r"\w+(\.[\w.-]+)?")
 _LOADS = re.compile(
     r"pretrained\w*|weights(_\w+)?|checkpoint(_\w+)?|cache_dir|pruned|custom_load|state_dict|source|file|url|hf_hub_\w+"
+    r"|use_pretrained\w*|use_timm\w*|_?name_or_path|auto_map|trust_remote_code|\w*attn_implementation\w*"
 )
 """Arguments of the builders, and entries of their configurations, that say where weights come from."""
 
 
 def claims(module: str) -> bool:
     """Whether the factories of a module are registered models, going by its name; nothing is imported."""
-    return module in {"fxdistill.models", "timm"} or below(module, "torchvision.models") or below(module, "timm.models")
+    return (
+        module in {"fxdistill.models", "timm", _TRANSFORMERS}
+        or below(module, "torchvision.models")
+        or below(module, "timm.models")
+    )
 
 
 def below(module: str, package: str) -> bool:
@@ -56,6 +64,8 @@ def find(module: str, name: str) -> Callable[..., Any] | None:
         return getattr(models, name) if name in _OURS else None
     if below(module, "torchvision.models"):
         return _of_torchvision(module, name)
+    if module == _TRANSFORMERS:
+        return _transformers_builders().get(name)
     return _of_timm(module, name) if claims(module) else None
 
 
@@ -137,6 +147,28 @@ def _of_timm(module: str, name: str) -> Callable[..., Any] | None:
     return builder if below(builder.__module__, "timm.models") else None  # others register theirs there as well
 
 
+@functools.cache
+def _transformers_builders() -> dict[str, Callable[..., Any]]:
+    """For each image classifier and backbone what builds it, on random weights, from its configuration's arguments.
+
+    Left out are those that wrap models of other libraries, by names that would have them fetched.
+    """
+    library, auto = _library(_TRANSFORMERS), _library(f"{_TRANSFORMERS}.models.auto.modeling_auto")
+    mappings = (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, auto.MODEL_FOR_BACKBONE_MAPPING_NAMES)
+    entries = [entry for mapping in mappings for entry in mapping.values()]
+    names = {name for entry in entries for name in ((entry,) if isinstance(entry, str) else entry)}
+
+    def builder(name: str) -> Callable[..., Any]:
+        def build(**configuration: Any) -> Any:
+            kind = getattr(library, name)
+            return kind(kind.config_class(**configuration))
+
+        build.__module__, build.__name__, build.__qualname__ = _TRANSFORMERS, name, name
+        return build
+
+    return {name: builder(name) for name in sorted(names) if not name.startswith("Timm") and hasattr(library, name)}
+
+
 def _family(module: str) -> str:
     """What timm calls the module of a model: ``resnet`` of ``timm.models.resnet``; '' for all of timm."""
     return module.removeprefix("timm").removeprefix(".models").removeprefix(".")
@@ -147,6 +179,8 @@ def _names(module: str) -> Iterable[str]:
         return _OURS
     if below(module, "torchvision.models"):
         return (name for name, builder in _torchvision_builders().items() if below(builder.__module__, module))
+    if module == _TRANSFORMERS:
+        return _transformers_builders()
     library = _library("timm.models")
     family = _family(module)
     known: list[str] = library.list_models() if not family else []
