@@ -215,7 +215,7 @@ def _kept(plan: dict[str, Any]) -> list[int]:
         (lambda p: p["data"].update(spec="digitss"), "digitss"),
         (lambda p: p["data"].update(spec=None), "no data"),
         (lambda p: _seen(p).update(mean=[0.1, 0.2], std=[1.0, 1.0]), "channels"),
-        (lambda p: p["data"].update(augmentation=["mixup"]), "mixup"),
+        (lambda p: p["data"].update(augmentation=["mixing"]), "mixing"),
         (lambda p: _seen(p).update(mean=[0.1, 0.2, 0.3]), "mean has 3 entries, std 1"),
         (lambda p: _seen(p).update(size=[0, 8]), "size"),
         (lambda p: _seen(p).update(size=[8, 9]), "student"),
