@@ -29,6 +29,7 @@ def load(path: Path) -> Plan:
         ) from cause
     try:
         data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct_fields)
+        _check_text(data)
     except json.JSONDecodeError as cause:
         raise PlanError(
             f"the plan is not JSON: {cause.msg}", where=f"{path}, line {cause.lineno}, column {cause.colno}",
@@ -40,6 +41,14 @@ def load(path: Path) -> Plan:
             f"the plan is not valid: {reason}", where=str(path), hint="write the plan anew with `fxdistill plan`"
         ) from cause
     return parse(data, where=str(path))
+
+
+def _check_text(data: object) -> None:
+    """A plan is written again, so that its text has to be text: JSON can escape what is half a character."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as cause:
+        raise ValueError("it holds half a character (a lone surrogate)") from cause
 
 
 def _refuse_constant(name: str) -> None:
