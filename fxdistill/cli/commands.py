@@ -83,7 +83,7 @@ def plan(
     student_output: parameters.StudentOutput = None,
     print_after: parameters.PrintAfter = [],
     allow_factory: parameters.Allow = [],
-    trust_pickle: parameters.Trust = False,
+    trust_code: parameters.Trust = False,
 ) -> None:
     """Pair the layers, choose the channels, write a plan to review."""
     with reported():
@@ -95,7 +95,7 @@ def plan(
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
         recalibrate = values.recalibration(recalibrate_bn)
         values.writable(output)
-        load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_pickle=trust_pickle)
+        load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_code=trust_code)
         models = (
             load(teacher, teacher_factory, teacher_arg, entry=teacher_entry, option="--teacher-factory"),
             load(student, student_factory, student_arg, entry=student_entry, option="--student-factory"),
@@ -144,7 +144,7 @@ def run(
     save_every: parameters.SaveEvery = SAVE_EVERY,
     force: parameters.Force = False,
     allow_factory: parameters.Allow = [],
-    trust_pickle: parameters.Trust = False,
+    trust_code: parameters.Trust = False,
 ) -> None:
     """Train as a plan says, evaluate, export, check the exported student."""
     with reported():
@@ -159,7 +159,7 @@ def run(
     again += ["--compile"] if compile_programs else []
     again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
     again += [part for module in allow_factory for part in ("--allow-factory", module)]
-    again += ["--trust-code"] if trust_pickle else []
+    again += ["--trust-code"] if trust_code else []
     again += ["--force"] if force else []
     more = ["--more-epochs", str(more_epochs)] if more_epochs else []
     with reported(interrupted=lambda: _interrupted(held, before, again, more)):
@@ -172,7 +172,7 @@ def run(
 
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
-            compile=compile_programs, allow=tuple(allow_factory), trust_pickle=trust_pickle, save_seconds=save_every,
+            compile=compile_programs, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every,
             more_epochs=more_epochs,
             force=force,
         )  # fmt: skip
@@ -221,7 +221,7 @@ def export(
     opset: parameters.Opset = 18,
     tolerance: parameters.Tolerance = 1e-4,
     allow_factory: parameters.Allow = [],
-    trust_pickle: parameters.Trust = False,
+    trust_code: parameters.Trust = False,
 ) -> None:
     """Write a model as ONNX with a dynamic batch, and compare the file with the model."""
     with reported():
@@ -234,7 +234,7 @@ def export(
 
         found = deploy.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
-            allow=allow_factory, trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
+            allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
             checkpoint_entry=entry,
         )  # fmt: skip
         written, parity = deploy.exported(
@@ -274,7 +274,7 @@ def shrink(
     entry: parameters.Entry = None,
     seed: parameters.RandomSeed = 0,
     allow_factory: parameters.Allow = [],
-    trust_pickle: parameters.Trust = False,
+    trust_code: parameters.Trust = False,
 ) -> None:
     """Make a model physically smaller, and prove that it is the masked original."""
     with reported():
@@ -289,7 +289,7 @@ def shrink(
         passes = contract.PassManager()
         made = deploy.shrink(
             model, output, keep=keep, by=by, round_to=round_to, protect=protect, only=only, data=data, task=task,
-            input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_pickle=trust_pickle,
+            input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_code=trust_code,
             passes=passes, checkpoint_entry=entry,
         )  # fmt: skip
         out.print(shrunk_view(made))
@@ -313,7 +313,7 @@ def evaluate_model(
     entry: parameters.Entry = None,
     output_entry: parameters.OutputEntry = None,
     allow_factory: parameters.Allow = [],
-    trust_pickle: parameters.Trust = False,
+    trust_code: parameters.Trust = False,
 ) -> None:
     """Measure a model on test images."""
     with reported():
@@ -324,7 +324,7 @@ def evaluate_model(
 
         found = deploy.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
-            allow=allow_factory, trust_pickle=trust_pickle, entry=output_entry, class_map=class_map,
+            allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
             checkpoint_entry=entry,
         )  # fmt: skip
         values_by_name, images = deploy.measured(found, where=model)

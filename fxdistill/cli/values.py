@@ -175,7 +175,7 @@ def run_directory(plan: Path, output: Path | None) -> tuple[Path, Path]:
 
 def model(
     text: str, factory: str | None, args: Sequence[str], *, option: str, seed: int, allow: Sequence[str],
-    trust_pickle: bool, entry: str | None = None,
+    trust_code: bool, entry: str | None = None,
 ) -> "LoadedModel":  # fmt: skip
     """Load a model argument.
 
@@ -186,7 +186,7 @@ def model(
         option: The option that names that factory, for hints.
         seed: Seed of the weights of a factory alone.
         allow: Modules whose factories may be called.
-        trust_pickle: Whether a pickle may be opened.
+        trust_code: Whether a pickle may be opened.
         entry: The entry of a checkpoint that holds the weights.
 
     Raises:
@@ -196,6 +196,6 @@ def model(
     from fxdistill.modelfiles.source import parse_source  # slow to import
 
     source = parse_source(
-        text, factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option=option, entry=entry
+        text, factory=factory, args=args, trust_code=trust_code, allow=allow, option=option, entry=entry
     )
     return load(source, seed=seed)

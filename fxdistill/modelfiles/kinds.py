@@ -31,7 +31,7 @@ def name_factory(option: str) -> str:
     return f"name its factory{f': {option}' if option else ', such as'} torchvision.models:resnet18"
 
 
-def read(path: Path, kind: Kind, *, trust_pickle: bool, option: str = "") -> tuple[Any, bool]:
+def read(path: Path, kind: Kind, *, trust_code: bool, option: str = "") -> tuple[Any, bool]:
     """What a file holds, on the CPU, and whether it had to be unpickled.
 
     What is no tensor and no plain value is an :class:`~fxdistill.modelfiles.inert.Inert`, unless it was unpickled.
@@ -39,7 +39,7 @@ def read(path: Path, kind: Kind, *, trust_pickle: bool, option: str = "") -> tup
     Args:
         path: The file.
         kind: What it is.
-        trust_pickle: Whether it may be unpickled, where it can be read in no other way.
+        trust_code: Whether it may be unpickled, where it can be read in no other way.
         option: The option that names the model's factory, for the hint.
 
     Raises:
@@ -47,7 +47,7 @@ def read(path: Path, kind: Kind, *, trust_pickle: bool, option: str = "") -> tup
     """
     if kind == "safetensors":
         return _read_safetensors(path)
-    return _read_torch(path, trust_pickle=trust_pickle, option=option)
+    return _read_torch(path, trust_code=trust_code, option=option)
 
 
 def to_bytes(content: object) -> bytes:
@@ -171,7 +171,7 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
         )  # fmt: skip
 
 
-def _read_torch(path: Path, *, trust_pickle: bool, option: str) -> tuple[Any, bool]:
+def _read_torch(path: Path, *, trust_code: bool, option: str) -> tuple[Any, bool]:
     """What torch.save wrote, and whether it had to be unpickled."""
     try:
         with warnings.catch_warnings():
@@ -183,7 +183,7 @@ def _read_torch(path: Path, *, trust_pickle: bool, option: str) -> tuple[Any, bo
             raise _damaged(path, cause) from cause
         with contextlib.suppress(Exception):
             return inert.read(path), False
-        if not trust_pickle:
+        if not trust_code:
             raise pickled(path, found[1] if found else "", option) from cause
     except Exception as cause:
         raise _damaged(path, cause) from cause

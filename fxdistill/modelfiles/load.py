@@ -65,7 +65,7 @@ class LoadedModel:
 
 def load(
     source: ModelSource | str | Path, *, factory: str | None = None, kwargs: Mapping[str, Any] | None = None,
-    seed: int = 0, trust_pickle: bool = False, allow: Sequence[str] = (), entry: str | None = None,
+    seed: int = 0, trust_code: bool = False, allow: Sequence[str] = (), entry: str | None = None,
 ) -> LoadedModel:  # fmt: skip
     """Load a model from a file, or build it with random weights under a seed.
 
@@ -79,7 +79,7 @@ def load(
         factory: The factory of a file that holds weights only.
         kwargs: Its keyword arguments.
         seed: Seed of the weights where no file gives them.
-        trust_pickle: Whether a file that runs code when it is loaded may be loaded.
+        trust_code: Whether a file that runs code when it is loaded may be loaded.
         allow: Modules and packages of your own whose factories may be called.
         entry: The entry of a checkpoint that holds the weights, such as ``state_dict_ema``; None to look for it.
 
@@ -87,17 +87,17 @@ def load(
         ModelError: Whatever is wrong with the file, the factory or their going together.
     """
     if not isinstance(source, ModelSource):
-        found = parse_source(str(source), factory=factory, trust_pickle=trust_pickle, allow=allow, entry=entry)
+        found = parse_source(str(source), factory=factory, trust_code=trust_code, allow=allow, entry=entry)
         if twice := sorted(found.kwargs.keys() & (kwargs or {}).keys()):
             raise ModelError(
                 f"the factory argument '{twice[0]}' is given twice", where=str(factory or source),
                 hint="leave out one of them",
             )  # fmt: skip
         return _load(replace(found, kwargs={**found.kwargs, **(kwargs or {})}), seed)
-    if factory is not None or kwargs or trust_pickle or allow or entry is not None:
+    if factory is not None or kwargs or trust_code or allow or entry is not None:
         raise ModelError(
             "a model source says everything about a model itself", where=str(source.path or source.factory),
-            hint="give it factory, kwargs, trust_pickle, allow and entry, or load the file by its path",
+            hint="give it factory, kwargs, trust_code, allow and entry, or load the file by its path",
         )  # fmt: skip
     return _load(source, seed)
 
@@ -116,14 +116,14 @@ def _load(source: ModelSource, seed: int) -> LoadedModel:
     if kind == "export":
         _no_entry(source, path, "an exported program")
         return _from_export(source, path, sha256)
-    content, trusted = kinds.read(path, kind, trust_pickle=source.trust_pickle, option=source.option)
+    content, trusted = kinds.read(path, kind, trust_code=source.trust_code, option=source.option)
     if isinstance(content, Mapping) and content.get("format") == "fxdistill-bundle":
         raise ModelError(
             "the file is a bundle of an older fxdistill", where=str(path), hint="write it again with fxdistill.save"
         )
     state, entry = statedict.find(content, where=str(path), entry=source.entry)
     if isinstance(state, Inert):
-        if not source.trust_pickle:
+        if not source.trust_code:
             raise kinds.pickled(path, state.title, source.option)
         content, trusted = kinds.unpickle(path), True
         state, entry = statedict.find(content, where=str(path), entry=source.entry)
@@ -165,7 +165,7 @@ def _in_run(path: Path) -> Path:
 
 def _from_export(source: ModelSource, path: Path, sha256: str) -> LoadedModel:
     _no_factory(source, path, "an exported program")
-    if not source.trust_pickle:
+    if not source.trust_code:
         raise ModelError(
             "a program of torch.export can run code when it is loaded and when it runs", where=str(path),
             hint="give the model as a state dict with its factory, or as fxdistill.save writes it; if you trust where "

@@ -22,7 +22,7 @@ class ModelSource:
         path: The file; None for a factory alone.
         factory: ``module:function``; None where the file says or needs none.
         kwargs: Keyword arguments of the factory.
-        trust_pickle: Whether a file that runs code when it is loaded may be loaded.
+        trust_code: Whether a file that runs code when it is loaded may be loaded.
         allow: Modules and packages of the user's own whose factories may be called.
         option: The command line's option that names the factory, for hints.
         entry: The entry of a checkpoint that holds the weights; None to look for it.
@@ -31,7 +31,7 @@ class ModelSource:
     path: Path | None
     factory: str | None
     kwargs: dict[str, Any] = field(default_factory=dict)
-    trust_pickle: bool = False
+    trust_code: bool = False
     allow: tuple[str, ...] = ()
     option: str = ""
     entry: str | None = None
@@ -42,7 +42,7 @@ def parse_source(
     *,
     factory: str | None = None,
     args: Sequence[str] = (),
-    trust_pickle: bool = False,
+    trust_code: bool = False,
     allow: Sequence[str] = (),
     option: str = "",
     entry: str | None = None,
@@ -54,7 +54,7 @@ def parse_source(
             is a factory if it has that form and no file has that name.
         factory: The factory of a file that holds weights only; may carry arguments as well.
         args: Further arguments, ``key=value``. A value is JSON (a number, list, true …), else it is a string.
-        trust_pickle: As in :class:`ModelSource`.
+        trust_code: As in :class:`ModelSource`.
         allow: As in :class:`ModelSource`.
         option: As in :class:`ModelSource`.
         entry: As in :class:`ModelSource`.
@@ -84,7 +84,7 @@ def parse_source(
             f"there is no file with an entry '{entry}'", where=text, hint="give a checkpoint, or leave the entry out"
         )
     return ModelSource(
-        path=path, factory=name, kwargs=kwargs, trust_pickle=trust_pickle, allow=tuple(allow), option=option,
+        path=path, factory=name, kwargs=kwargs, trust_code=trust_code, allow=tuple(allow), option=option,
         entry=entry,
     )  # fmt: skip
 

@@ -83,7 +83,7 @@ class Found:
 def evaluate(
     model: str | Path | nn.Module, data: str | None = None, *, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
-    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
@@ -97,7 +97,7 @@ def evaluate(
         factory: The factory of a file that is a state dict.
         args: Arguments of that factory, ``key=value``.
         allow: Modules whose factories may be called.
-        trust_pickle: Whether a file may be unpickled: it can run any code.
+        trust_code: Whether a file may be unpickled: it can run any code.
         entry: Which entry of a structured output is the prediction; None to find it.
         class_map: A file with the model's classes, for data that has some of them; see :mod:`fxdistill.data.classmap`.
         checkpoint_entry: The entry of a checkpoint that holds the weights; None to look for it.
@@ -107,7 +107,7 @@ def evaluate(
     """
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
-        allow=allow, trust_pickle=trust_pickle, entry=entry, class_map=class_map,
+        allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,
         checkpoint_entry=checkpoint_entry,
     )  # fmt: skip
     return measured(found, where=str(model))[0]
@@ -129,7 +129,7 @@ def export(
     model: str | Path | nn.Module, path: str | Path = "student.onnx", *, data: str | None = None,
     task: str | None = None, input_shape: tuple[int, ...] | None = None,
     preprocessing: Preprocessing | Wishes = NOTHING, opset: int = 18, tolerance: float = 1e-4,
-    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, only: Sequence[str] = (), class_map: str | Path | None = None, embed: bool = False,
     checkpoint_entry: str | None = None,
 ) -> tuple[Exported, Parity]:  # fmt: skip
@@ -150,7 +150,7 @@ def export(
         factory: As for :func:`evaluate`.
         args: As for :func:`evaluate`.
         allow: As for :func:`evaluate`.
-        trust_pickle: As for :func:`evaluate`.
+        trust_code: As for :func:`evaluate`.
         entry: As for :func:`evaluate`.
         class_map: As for :func:`evaluate`.
         checkpoint_entry: As for :func:`evaluate`.
@@ -164,7 +164,7 @@ def export(
     check_onnx_name(Path(path))
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
-        allow=allow, trust_pickle=trust_pickle, entry=entry, class_map=class_map,
+        allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,
         checkpoint_entry=checkpoint_entry,
     )  # fmt: skip
     return exported(found, path, opset=opset, tolerance=tolerance, only=only, embed=embed)
@@ -192,7 +192,7 @@ def shrink(
     model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float, by: str = "l1", round_to: int = 1,
     protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
     input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
-    allow: Sequence[str] = (), trust_pickle: bool = False, passes: PassManager | None = None,
+    allow: Sequence[str] = (), trust_code: bool = False, passes: PassManager | None = None,
     checkpoint_entry: str | None = None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller, and prove that it is the masked original; the model is not changed.
@@ -213,7 +213,7 @@ def shrink(
         args: As for :func:`evaluate`.
         seed: Seed of criteria that draw, and of the proof.
         allow: As for :func:`evaluate`.
-        trust_pickle: As for :func:`evaluate`.
+        trust_code: As for :func:`evaluate`.
         passes: A manager to run the passes in, for its timings and remarks.
         checkpoint_entry: As for :func:`evaluate`.
 
@@ -222,7 +222,7 @@ def shrink(
         PassError: The smaller model is not the masked one; nothing was written.
     """
     found = _given(
-        model, factory=factory, args=args, seed=seed, allow=allow, trust_pickle=trust_pickle,
+        model, factory=factory, args=args, seed=seed, allow=allow, trust_code=trust_code,
         entry=checkpoint_entry,
     )  # fmt: skip
     read = preprocess.look({MODEL: found}, data, task=TASKS.get(task), wishes={}, shape=input_shape, allow=allow)
@@ -259,13 +259,13 @@ def _write(made: ShrunkResult, path: Path, *, preprocessing: Preprocessing | Non
 
 def _given(
     model: str | Path | nn.Module, *, factory: str | None, args: Sequence[str], seed: int = 0, allow: Sequence[str],
-    trust_pickle: bool, entry: str | None,
+    trust_code: bool, entry: str | None,
 ) -> LoadedModel:  # fmt: skip
     """A model that is no run: loaded, or as it was given."""
     if isinstance(model, nn.Module):
         return LoadedModel(model, None, None, None)
     source = parse_source(
-        str(model), factory=factory, args=args, trust_pickle=trust_pickle, allow=allow, option="--factory",
+        str(model), factory=factory, args=args, trust_code=trust_code, allow=allow, option="--factory",
         entry=entry,
     )  # fmt: skip
     return load(source, seed=seed)
@@ -274,7 +274,7 @@ def _given(
 def find(
     model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
-    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_pickle: bool = False,
+    factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
 ) -> Found:  # fmt: skip
     """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
@@ -284,7 +284,7 @@ def find(
     """
     names = None if class_map is None else Path(class_map)
     if not isinstance(model, nn.Module) and Path(model).is_dir():
-        if any((task, factory, args, trust_pickle, entry is not None, checkpoint_entry is not None)):
+        if any((task, factory, args, trust_code, entry is not None, checkpoint_entry is not None)):
             raise InputError(
                 "a run says itself what its models are", where=str(model),
                 hint="leave out --task, --factory, --arg, --entry, --output-entry and --trust-code, or give a file",
@@ -293,9 +293,7 @@ def find(
     if not isinstance(model, nn.Module) and Path(model).suffix.lower() == ".onnx":
         given, said_task, preprocessing = _of_onnx(Path(model), preprocessing)
     else:
-        given = _given(
-            model, factory=factory, args=args, allow=allow, trust_pickle=trust_pickle, entry=checkpoint_entry
-        )
+        given = _given(model, factory=factory, args=args, allow=allow, trust_code=trust_code, entry=checkpoint_entry)
         said_task = None
     task = task or said_task or "classification"
     wanted = TASKS.get(task, where="--task")

@@ -40,7 +40,7 @@ class Settings:
         resume: Whether to take up the run that the directory holds.
         compile: Whether to train through ``torch.compile``.
         allow: Modules whose factories may be called.
-        trust_pickle: Whether a model file that the plan says to unpickle may be: it can run any code.
+        trust_code: Whether a model file that the plan says to unpickle may be: it can run any code.
         save_seconds: Seconds between two checkpoints; 0 takes one after every step.
         force: Whether to run although the machine's memory is too small by far.
         more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
@@ -51,7 +51,7 @@ class Settings:
     resume: bool = False
     compile: bool = False
     allow: tuple[str, ...] = ()
-    trust_pickle: bool = False
+    trust_code: bool = False
     save_seconds: float = 30.0
     force: bool = False
     more_epochs: int = 0
@@ -137,7 +137,7 @@ def _train(run: Execution) -> dict[str, Any]:
 def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Parts:
     def load(name: str, seed: int) -> nn.Module:
         return preflight.load_model(
-            plan.given(name), base, seed=seed, allow=settings.allow, trust_pickle=settings.trust_pickle,
+            plan.given(name), base, seed=seed, allow=settings.allow, trust_code=settings.trust_code,
             trained=name not in trained,
         )  # fmt: skip
 

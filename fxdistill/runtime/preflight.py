@@ -70,7 +70,7 @@ def _random_teacher(where: str) -> PlanError:
 
 
 def load_model(
-    ref: ModelRef, base: Path, *, seed: int, allow: Sequence[str] = (), trust_pickle: bool = False,
+    ref: ModelRef, base: Path, *, seed: int, allow: Sequence[str] = (), trust_code: bool = False,
     trained: bool = False,
 ) -> nn.Module:  # fmt: skip
     """Load a plan's model and check that its file is the one that was planned.
@@ -80,7 +80,7 @@ def load_model(
         base: The folder of the plan.
         seed: Seed of the weights of a factory alone.
         allow: Modules whose factories may be called.
-        trust_pickle: Whether a file that the plan says to unpickle may be.
+        trust_code: Whether a file that the plan says to unpickle may be.
         trained: Whether the weights have to be trained ones.
 
     Raises:
@@ -92,7 +92,7 @@ def load_model(
         _same_file(path, ref)
     # a bundle says itself what builds it; the plan's copy of that is for its reader
     source = ModelSource(
-        path=path, factory=ref.factory, kwargs=dict(ref.kwargs), trust_pickle=ref.trusted and trust_pickle,
+        path=path, factory=ref.factory, kwargs=dict(ref.kwargs), trust_code=ref.trusted and trust_code,
         allow=tuple(allow), entry=ref.entry or None,
     )  # fmt: skip
     loaded = load(source, seed=seed)

@@ -180,7 +180,7 @@ def test_the_exported_file_needs_no_fxdistill(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
-        torch.testing.assert_close(load(tmp_path / "aux.pt2", trust_pickle=True).module(images), result.module(images))
+        torch.testing.assert_close(load(tmp_path / "aux.pt2", trust_code=True).module(images), result.module(images))
 
 
 def test_gradients_of_a_loss_of_more_than_labels_are_refused(add: Add) -> None:

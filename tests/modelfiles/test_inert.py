@@ -191,12 +191,12 @@ def test_a_pickled_module_beside_weights_gives_way_to_them(tmp_path: Path) -> No
     torch.save({"model": network(), "args": argparse.Namespace()}, path)
     with pytest.raises(ModelError, match=r"pickled objects \(torch.nn.modules.container.Sequential\)"):
         load(path)
-    loaded = load(path, trust_pickle=True)
+    loaded = load(path, trust_code=True)
     assert (loaded.entry, loaded.trusted) == ("model", True)
     torch.save({"model": network(), "ema": network().state_dict(), "args": argparse.Namespace()}, path)
     loaded = load(path, factory=FACTORY, kwargs=KWARGS)
     assert (loaded.entry, loaded.trusted) == ("ema", False)
-    loaded = load(path, trust_pickle=True, entry="model")
+    loaded = load(path, trust_code=True, entry="model")
     assert (loaded.entry, loaded.trusted) == ("model", True)
 
 

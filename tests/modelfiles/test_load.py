@@ -175,7 +175,7 @@ def export(module: nn.Module, path: Path, *, dynamic: bool = True) -> Path:
 @pytest.mark.parametrize("training", [False, True])
 def test_an_exported_program_is_a_plain_module_again(tmp_path: Path, training: bool) -> None:
     module = WithDropout().train(training)
-    loaded = load(source(export(module, tmp_path / "m.pt2"), factory=None, trust_pickle=True))
+    loaded = load(source(export(module, tmp_path / "m.pt2"), factory=None, trust_code=True))
     found = loaded.module
     assert isinstance(found, fx.GraphModule)
     assert loaded.input_shape == (2, 1, 8, 8)
@@ -197,7 +197,7 @@ def test_an_exported_program_is_a_plain_module_again(tmp_path: Path, training: b
 
 def test_the_archive_is_recognised_whatever_its_name(tmp_path: Path) -> None:
     export(network(), tmp_path / "m.pt2").rename(tmp_path / "m.pt")
-    assert same_outputs(load(source(tmp_path / "m.pt", factory=None, trust_pickle=True)))
+    assert same_outputs(load(source(tmp_path / "m.pt", factory=None, trust_code=True)))
 
 
 def test_structured_outputs_and_fixed_batches_of_exports(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_structured_outputs_and_fixed_batches_of_exports(tmp_path: Path) -> None
             y = self.body(x)
             return {"out": y, "aux": y * 2}
 
-    loaded = load(source(export(Heads(), tmp_path / "m.pt2", dynamic=False), factory=None, trust_pickle=True))
+    loaded = load(source(export(Heads(), tmp_path / "m.pt2", dynamic=False), factory=None, trust_code=True))
     assert torch.equal(loaded.module(X)["aux"], network()(X) * 2)
     assert [d.code for d in loaded.diagnostics] == ["static-batch"]
 
@@ -220,7 +220,7 @@ def test_torchvision_exports_equal_their_original(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 64, 64)
     program = torch.export.export(original, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, tmp_path / "m.pt2")
-    found = load(source(tmp_path / "m.pt2", factory=None, trust_pickle=True)).module
+    found = load(source(tmp_path / "m.pt2", factory=None, trust_code=True)).module
     assert torch.equal(found(x), original(x))
     assert {type(m) for m in found.modules()} >= {nn.BatchNorm2d, nn.Dropout}
 
@@ -250,20 +250,20 @@ def test_an_exported_program_is_code_and_refused_unless_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = export(network(), tmp_path / "m.pt2")
-    assert load(source(path, factory=None, trust_pickle=True)).trusted
+    assert load(source(path, factory=None, trust_code=True)).trusted
     monkeypatch.setattr(torch.export, "load", lambda *_args, **_names: pytest.fail("it was loaded"))
     refused(path, "can run code", "--trust-code", factory=None)
 
 
 def test_exports_take_no_factory_and_one_input(tmp_path: Path) -> None:
-    refused(export(network(), tmp_path / "m.pt2"), "needs no factory", trust_pickle=True)
+    refused(export(network(), tmp_path / "m.pt2"), "needs no factory", trust_code=True)
 
     class Two(nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return x + y
 
     torch.export.save(torch.export.export(Two(), (X, X)), tmp_path / "two.pt2")
-    refused(tmp_path / "two.pt2", "2 inputs", factory=None, trust_pickle=True)
+    refused(tmp_path / "two.pt2", "2 inputs", factory=None, trust_code=True)
 
 
 # Pickles
@@ -272,19 +272,19 @@ def test_exports_take_no_factory_and_one_input(tmp_path: Path) -> None:
 def test_a_pickled_module_is_refused_unless_trusted(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "model.pt")
     refused(tmp_path / "model.pt", "torch.nn.modules.container.Sequential", "runs whatever code", factory=None)
-    loaded = load(source(tmp_path / "model.pt", factory=None, trust_pickle=True))
+    loaded = load(source(tmp_path / "model.pt", factory=None, trust_code=True))
     assert same_outputs(loaded)
     assert loaded.trusted
     torch.save({"model": nn.DataParallel(network()), "epoch": 1}, tmp_path / "entry.pt")
-    loaded = load(source(tmp_path / "entry.pt", factory=None, trust_pickle=True))
+    loaded = load(source(tmp_path / "entry.pt", factory=None, trust_code=True))
     assert same_outputs(loaded)
     assert loaded.entry == "model"
-    refused(tmp_path / "model.pt", "needs no factory", trust_pickle=True)
+    refused(tmp_path / "model.pt", "needs no factory", trust_code=True)
 
 
 def test_trust_is_recorded_only_where_it_was_needed(tmp_path: Path) -> None:
     save_state_dict(network(), tmp_path / "model.pt")
-    assert not load(source(tmp_path / "model.pt", trust_pickle=True)).trusted
+    assert not load(source(tmp_path / "model.pt", trust_code=True)).trusted
 
 
 @pytest.mark.parametrize("new_format", [True, False])
@@ -305,7 +305,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path: Path, attacked: Path, new_for
 def test_a_trusted_pickle_of_an_unknown_class_is_explained(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "model.pt")
     path = rewritten(tmp_path / "model.pt", "data.pkl", lambda data: data.replace(b"Sequential", b"Zequential"))
-    refused(path, "cannot be imported", factory=None, trust_pickle=True)
+    refused(path, "cannot be imported", factory=None, trust_code=True)
 
 
 # Files that are no models
@@ -352,7 +352,7 @@ def test_truncated_files_are_refused(tmp_path: Path, kind: str, kept: float) -> 
         torch.save(network().state_dict(), path, _use_new_zipfile_serialization=kind == "model.pt")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
-    options = {"factory": None, "trust_pickle": True} if kind == "model.pt2" else {}
+    options = {"factory": None, "trust_code": True} if kind == "model.pt2" else {}
     refused(path, "cannot be read" if kind == "model.pt2" else "truncated", **options)
 
 
@@ -448,7 +448,7 @@ def test_a_path_is_loaded_as_on_the_command_line(tmp_path: Path, kind: Any, monk
     assert load(kind("a.pt")).path == Path("a.pt")
     assert same_outputs(load(kind("weights.pt"), factory=FACTORY, kwargs=KWARGS))
     assert same_outputs(load(kind("weights.pt"), factory=f"{FACTORY}?widths=[4,6]&hidden=5", kwargs={"classes": 3}))
-    assert same_outputs(load(kind("pickle.pt"), trust_pickle=True))
+    assert same_outputs(load(kind("pickle.pt"), trust_code=True))
     with pytest.raises(ModelError, match="pickled objects"):
         load(kind("pickle.pt"))
     with pytest.raises(ModelError, match="no such file"):
@@ -464,7 +464,7 @@ def test_nothing_is_said_twice_to_load(tmp_path: Path) -> None:
         load(f"{FACTORY}?hidden=5", kwargs={"hidden": 6})
     with pytest.raises(ModelError, match="two factories"):
         load(FACTORY, factory=FACTORY)
-    for more in ({"factory": FACTORY}, {"kwargs": {"hidden": 5}}, {"trust_pickle": True}, {"allow": ["mine"]}):
+    for more in ({"factory": FACTORY}, {"kwargs": {"hidden": 5}}, {"trust_code": True}, {"allow": ["mine"]}):
         with pytest.raises(ModelError, match="says everything"):
             load(ModelSource(None, FACTORY), **more)
 

@@ -130,7 +130,7 @@ def test_a_made_member_is_found_and_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"task": "regression"}, {"factory": "a.b:c"}, {"args": ["a=1"]}, {"trust_pickle": True}]
+    "given", [{"task": "regression"}, {"factory": "a.b:c"}, {"args": ["a=1"]}, {"trust_code": True}]
 )
 def test_a_run_says_itself_what_its_models_are(given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="a run says itself what its models are"):
