@@ -249,11 +249,13 @@ def from_data(data: Mapping[str, Any], *, where: str) -> fx.GraphModule:
     read = _Read(where)
     try:
         root = read.module(data["modules"])
-        graph = read.graph(data["nodes"])
+        graph = read.graph(data["nodes"], root)
         graph.lint()
         module = fx.GraphModule(root, graph, class_name="Graph")
         _complete(module, root)
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as cause:
+    except ModelError:
+        raise
+    except Exception as cause:  # whatever torch.fx and Python make of what is no graph
         raise _wrong(f"it does not hold together: {cause or type(cause).__name__}", where) from cause
     return module.eval()
 
@@ -290,7 +292,7 @@ class _Read:
         module = kind.__new__(kind)
         nn.Module.__init__(module)
         for key, value in data["attributes"].items():
-            if key in _OWN or callable(getattr(kind, self._name(key), None)):
+            if key in _OWN or key.startswith("__") or callable(getattr(kind, self._name(key), None)):
                 raise _wrong(f"a {data['class']} has no attribute '{key}' to set", self.where)
             vars(module)[key] = self.value(value)
         for key, value in data["parameters"].items():
@@ -310,19 +312,20 @@ class _Read:
             self.parameters[id(tensor)] = nn.Parameter(tensor, requires_grad=bool(data["grad"]))
         return self.parameters[id(tensor)]
 
-    def graph(self, nodes: Sequence[Mapping[str, Any]]) -> fx.Graph:
-        """The graph."""
+    def graph(self, nodes: Sequence[Mapping[str, Any]], root: nn.Module) -> fx.Graph:
+        """The graph, of what the root has."""
         graph = fx.Graph()
         for data in nodes:
             op, target = data["op"], data["target"]
             if op not in ("placeholder", "get_attr", "call_module", "call_method", "call_function", "output"):
                 raise _wrong(f"there is no kind of node '{op}'", self.where)
-            resolved = self._function(target) if op == "call_function" else self._target(op, target)
+            resolved = self._function(target) if op == "call_function" else self._target(op, target, root)
             args, kwargs = self.value(data["args"]), self.value(data["kwargs"])
             if target == "builtins.getattr":
                 self._known(args[1])
             for key in kwargs:
-                self._name(key)
+                if self._name(key) == "key":  # of max and min: a function that they would call
+                    raise _wrong(f"'{target}' takes no 'key' in a graph", self.where)
             node = graph.create_node(op, resolved, args, kwargs, name=self._name(data["name"]))
             node.meta["nn_module_stack"] = {data["scope"]: (str(data["scope"]), "")} if data["scope"] else {}
             self.nodes[data["name"]] = node
@@ -331,10 +334,22 @@ class _Read:
             raise _wrong("it has not one input and one output", self.where)
         return graph
 
-    def _target(self, op: str, target: str) -> str:
+    def _target(self, op: str, target: str, root: nn.Module) -> str:
         if op in ("get_attr", "call_module"):
-            return ".".join(map(self._part, target.split(".")))
+            return self._place(op, target, root)
         return self._known(target) if op == "call_method" else self._name(target)
+
+    def _place(self, op: str, target: str, root: nn.Module) -> str:
+        """The path of a layer or a tensor of the file, and of nothing else that an object in Python has."""
+        *scopes, last = map(self._part, target.split("."))
+        found = root
+        for scope in scopes:
+            found = _held(found._modules, scope)  # noqa: SLF001
+        if op == "get_attr":
+            _held({**found._parameters, **found._buffers}, last)  # noqa: SLF001
+        elif type(_held(found._modules, last)) is nn.Module:  # noqa: SLF001
+            raise _wrong(f"'{target}' is no layer", self.where)
+        return target
 
     def value(self, value: Any) -> Any:
         """An argument of a node, or an attribute of a layer."""
@@ -370,7 +385,8 @@ class _Read:
         return _functions()[name]
 
     def _known(self, name: str) -> str:
-        if bare_name(self._name(name)) not in table():
+        own = not self._name(name).startswith("__") or hasattr(operator, name)  # of methods of objects, arithmetic
+        if not own or bare_name(name) not in table():
             raise _wrong(f"it calls '{name}', which is not in the table of operators", self.where)
         return name
 
@@ -383,6 +399,12 @@ class _Read:
         if not isinstance(name, str) or not _PART.fullmatch(name):
             raise _wrong(f"{name!r} is no part of a path", self.where)
         return name
+
+
+def _held(those: Mapping[str, Any], name: str) -> Any:
+    if those.get(name) is None:
+        raise KeyError(f"there is no '{name}' in its place")
+    return those[name]
 
 
 def _tensor(value: Any) -> Tensor:

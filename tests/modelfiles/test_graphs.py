@@ -194,6 +194,16 @@ ATTACKS = {
     "node that is not there": node("call_method", "relu", ({"node": "ghost"},)),
     "layer that is not there": node("call_module", "9"),
     "name that is no text": node("call_method", "relu", name=5),
+    "globals of a layer's method": node("get_attr", "0.__init__.__globals__", ()),
+    "method of a layer": node("get_attr", "0.forward", ()),
+    "class of a layer": node("get_attr", "0.__class__", ()),
+    "attribute of a layer": node("get_attr", "0._parameters", ()),
+    "layer as a value": node("get_attr", "0", ()),
+    "method of a layer, called": node("call_module", "0.forward"),
+    "function that max would call": node("call_function", "builtins.max", (["x"],), key={"function": "torch.zeros"}),
+    "attribute by its dunder": node("call_method", "__getattr__", ({"node": "input_1"}, "x")),
+    "dunder of a known name": node("call_function", "builtins.getattr", ({"node": "input_1"}, "__new__")),
+    "input that is called self": node("placeholder", "self", (), name="other"),
 }  # fmt: skip
 
 
@@ -223,6 +233,9 @@ def layer(**changes):
         layer(attributes={"__class__": "text"}),
         layer(attributes={"_forward_hooks": {"dict": []}}),
         layer(attributes={"x y": 1}),
+        layer(attributes={"__deepcopy__": {"function": "torch.zeros"}}),
+        layer(**{"class": ""}),
+        {**simple(), "nodes": [{**simple()["nodes"][0], "target": "self"}, simple()["nodes"][-1]]},
         layer(attributes={"stride": {"function": "os.system"}}),
         layer(parameters={"weight": {"value": "text", "grad": True}}),
         layer(parameters={"a.b": {"value": torch.ones(1), "grad": True}}),
