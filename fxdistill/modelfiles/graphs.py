@@ -385,7 +385,7 @@ class _Read:
         return _functions()[name]
 
     def _known(self, name: str) -> str:
-        own = not self._name(name).startswith("__") or hasattr(operator, name)  # of methods of objects, arithmetic
+        own = not self._name(name).startswith("__") or name in vars(operator)  # of methods of objects, arithmetic
         if not own or bare_name(name) not in table():
             raise _wrong(f"it calls '{name}', which is not in the table of operators", self.where)
         return name
