@@ -37,6 +37,8 @@ _SEAL = slice(_LENGTH + len(_OPENING), _LENGTH + len(_OPENING) + 64)
 _ZEROS = b"0" * 64
 _MARKS = frozenset(("tensor", "tuple", "items", "float"))
 _DEEPEST = 200
+_MOST = 1 << 24
+"""Bytes of the header: what is no tensor. Read, it takes up to 25 times as much."""
 
 
 def is_container(start: bytes | bytearray) -> bool:
@@ -68,6 +70,10 @@ def to_bytes(kind: str, content: Mapping[str, Any], *, where: str) -> bytes:
     whole = bytearray(safetensors.torch.save(packed.tensors, {_KEY: text}))
     if not is_container(whole) or whole[_SEAL] != _ZEROS:
         raise RuntimeError("safetensors no longer writes the metadata in front")
+    if int.from_bytes(whole[:_LENGTH], "little") > _MOST:
+        raise ModelError(
+            f"what is to be saved beside tensors takes more than {_MOST:,} bytes", where=where, hint="leave some out"
+        )
     whole[_SEAL] = hashlib.sha256(whole).hexdigest().encode()
     return bytes(whole)
 
@@ -98,7 +104,7 @@ def from_bytes(whole: bytes, *, where: str, kinds: tuple[str, ...]) -> tuple[str
     _check_seal(whole, where)
     try:
         end = _LENGTH + int.from_bytes(whole[:_LENGTH], "little")
-        told = json.loads(json.loads(whole[_LENGTH:end])["__metadata__"][_KEY])
+        told = _parsed(_parsed(whole[_LENGTH:end])["__metadata__"][_KEY])
         kind, version, content = told["kind"], told["version"], told["content"]
     except (ValueError, KeyError, TypeError, RecursionError) as cause:
         raise _malformed(where) from cause
@@ -119,6 +125,23 @@ def from_bytes(whole: bytes, *, where: str, kinds: tuple[str, ...]) -> tuple[str
     if not isinstance(found, dict):
         raise _malformed(where)
     return kind, found
+
+
+def _parsed(text: bytes | str) -> Any:
+    """JSON that has one meaning: no name twice, no number that is none."""
+    if len(text) > _MOST:
+        raise ValueError("it is larger than any that is written")
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    def distinct(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(entries)
+        if len(found) < len(entries):
+            raise ValueError("a name stands twice")
+        return found
+
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=distinct)
 
 
 def _check_seal(whole: bytes, where: str) -> None:
@@ -196,18 +219,20 @@ class _Packed:
         )  # fmt: skip
 
 
-def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpacked(value: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise ValueError("values that lie too deep in one another")
     if isinstance(value, list):
-        return [_unpacked(item, tensors) for item in value]
+        return [_unpacked(item, tensors, depth + 1) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) != 1 or not _MARKS & value.keys():
-        return {key: _unpacked(item, tensors) for key, item in value.items()}
+        return {key: _unpacked(item, tensors, depth + 1) for key, item in value.items()}
     ((mark, inner),) = value.items()
     if mark == "tensor":
         return tensors[inner]
     if mark == "float":
         return float(inner)
     if mark == "tuple":
-        return tuple(_unpacked(item, tensors) for item in inner)
-    return {_unpacked(key, tensors): _unpacked(item, tensors) for key, item in inner}
+        return tuple(_unpacked(item, tensors, depth + 1) for item in inner)
+    return {_unpacked(key, tensors, depth + 1): _unpacked(item, tensors, depth + 1) for key, item in inner}

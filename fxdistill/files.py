@@ -29,6 +29,7 @@ STORAGE_ERRORS = frozenset({
 })  # fmt: skip
 """The place is right, and the disk, or the number of open files, fails."""
 _SMALL = 1 << 24  # bytes that any archive may expand to
+_END = 22  # bytes of an archive's last record, behind its table of contents
 _LEFT = 3600.0  # seconds after which a temporary file is one that its writer left
 
 
@@ -144,13 +145,31 @@ def failure(
 def expansion(archive: zipfile.ZipFile, *, most: int) -> str:
     """What is wrong with how far an archive would expand, '' where nothing is; nothing of it is in memory then.
 
+    Parts may lie in one another, so that it is the file itself that they are compared with.
+
     Args:
         archive: The archive.
         most: How many times its own size its parts may have together.
     """
-    whole = sum(part.file_size for part in archive.infolist())
-    size = sum(part.compress_size for part in archive.infolist())
+    parts = archive.infolist()
+    if odd := [part for part in parts if part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
+        return f"its part '{odd[0].filename}' is compressed in a way that is not read"
+    whole = sum(part.file_size for part in parts)
+    size = Path(str(archive.filename)).stat().st_size
     return "" if whole <= most * size + _SMALL else f"its {size:,} bytes would expand to {whole:,}"
+
+
+def is_whole(archive: zipfile.ZipFile) -> bool:
+    """Whether an archive is one from a file's first byte to its last, with one table of contents.
+
+    Python reads one that lies somewhere in a file as well: a truncated archive's last part, or what other readers skip.
+    """
+    names = [part.filename.casefold() for part in archive.infolist()]  # some readers take them in any case
+    with Path(str(archive.filename)).open("rb") as file:
+        file.seek(-_END, os.SEEK_END)
+        end = file.read()
+    first = min((part.header_offset for part in archive.infolist()), default=0)
+    return first == 0 and end.startswith(b"PK\x05\x06") and len(set(names)) == len(names)
 
 
 def file_sha256(path: Path) -> str:

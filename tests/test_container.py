@@ -105,10 +105,10 @@ def test_a_truncated_file_is_refused(cut):
         )
 
 
-def sealed(text: str, tensors: bytes = b"") -> bytes:
+def sealed(text: str, tensors: bytes = b"", named: dict[str, object] | None = None) -> bytes:
     """A made file, with a right seal over whatever it says."""
 
-    header = json.dumps({"__metadata__": {"fxdistill": text}}, separators=(",", ":")).encode()
+    header = json.dumps({"__metadata__": {"fxdistill": text}, **(named or {})}, separators=(",", ":")).encode()
     whole = bytearray(struct.pack("<Q", len(header)) + header + tensors)
     if whole[container._SEAL] == b"0" * 64:
         whole[container._SEAL] = hashlib.sha256(whole).hexdigest().encode()
@@ -129,11 +129,52 @@ SEAL = '{"seal":"' + "0" * 64 + '"'
         (SEAL + ',"kind":"kind","version":9,"content":{}}', "version 9"),
         (SEAL + ',"kind":"other","version":1,"content":{}}', "'other'"),
         (SEAL + ',"kind":"kind","version":1,"content":' + "[" * 100000 + "]" * 100000 + "}", "not made as"),
+        (SEAL + ',"kind":"kind","version":1,"content":{"a":1,"a":2}}', "not made as"),
+        (SEAL + ',"kind":"kind","version":1,"content":{},"content":{"a":1}}', "not made as"),
+        (SEAL + ',"kind":"kind","version":1,"content":{"a":NaN}}', "not made as"),
+        (SEAL + ',"kind":"kind","version":1,"content":{"a":{"float":"text"}}}', "not made as"),
+        (SEAL + ',"kind":"kind","version":1,"content":{"a":' + "[" * 300 + "]" * 300 + "}}", "not made as"),
+        (SEAL + ',"kind":"kind","version":1,"content":{"a":[' + "[]," * 6_000_000 + "[]]}}", "not made as"),
     ],
 )
 def test_made_files_are_refused_in_one_sentence(text, said):
     with pytest.raises(ModelError, match=said):
         container.from_bytes(sealed(text), where="here", kinds=("kind",))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "offsets"),
+    [
+        ("F32", [2], [0, 4]), ("F32", [-1], [0, 4]), ("F32", [2**62, 8], [0, 8]), ("F7", [1], [0, 4]),
+        ("F32", [1], [4, 0]), ("F32", [2], [0, 2**63]), ("F32", [1], [-4, 0]), ("F32", [1], [0, 4]), ("F32", 2, [0, 8]),
+        ("F64", [2], [0, 8]),
+    ],
+)  # fmt: skip
+def test_tensors_that_lie_about_themselves_are_refused(dtype, shape, offsets):
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+    told = SEAL + ',"kind":"kind","version":1,"content":{"a":{"tensor":"0"}}}'
+    with pytest.raises(ModelError, match="not made as"):
+        container.from_bytes(sealed(told, bytes(8), {"0": tensor}), where="here", kinds=("kind",))
+
+
+def test_tensors_that_lie_on_one_another_are_refused():
+    told = SEAL + ',"kind":"kind","version":1,"content":{"a":{"tensor":"0"}}}'
+    one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    assert container.from_bytes(sealed(told, bytes(8), {"0": one}), where="here", kinds=("kind",))[1]["a"].shape == (2,)
+    with pytest.raises(ModelError, match="not made as"):
+        container.from_bytes(sealed(told, bytes(8), {"0": one, "1": one}), where="here", kinds=("kind",))
+
+
+def test_what_is_too_deep_or_too_much_is_not_written():
+    deep: object = 1
+    for _ in range(199):
+        deep = (deep,)
+    written = container.to_bytes("kind", {"a": deep}, where="")
+    with pytest.raises(ModelError, match="too deep"):
+        container.to_bytes("kind", {"a": (deep,)}, where="")
+    with pytest.raises(ModelError, match="beside tensors"):
+        container.to_bytes("kind", {"a": "x" * (1 << 24)}, where="")
+    assert container.from_bytes(written, where="", kinds=("kind",))[1]["a"] == deep
 
 
 def test_what_is_neither_tensor_nor_plain_is_refused_by_its_kind():

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,39 @@ def test_what_killed_writers_left_is_swept_when_the_file_is_written_again(tmp_pa
             os.utime(tmp_path / name, (0, 0))
     files.write_text(tmp_path / "a.json", "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", *list(names)[1:]}
+
+
+def test_an_archive_is_held_to_the_file_that_it_lies_in(tmp_path: Path) -> None:
+    """Parts that lie in one another count as often as they are read."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", bytes(1 << 20))
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert files.expansion(archive, most=2) == ""
+        archive.filelist.extend(archive.filelist * 40)
+        assert "would expand" in files.expansion(archive, most=2)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_takes_memory_to_expand_is_not_expanded(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("a", b"x")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert "not read" in files.expansion(archive, most=100)
+
+
+def test_an_archive_in_something_else_is_not_whole(tmp_path: Path) -> None:
+    def whole(content: bytes) -> bool:
+        (tmp_path / "b.zip").write_bytes(content)
+        with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+            return files.is_whole(archive)
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", b"x")
+    content = (tmp_path / "a.zip").read_bytes()
+    assert whole(content)
+    assert not whole(b"before" + content)
+    assert not whole(content + content)
+    assert not whole(content + b"behind")
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
+        archive.writestr("A", b"y")
+    assert not whole((tmp_path / "a.zip").read_bytes())

@@ -7,19 +7,26 @@ and lists become plain ones, and whatever else there is stays a note (:class:`In
 
     zip archive      NAME/data.pkl is the pickle, NAME/data/KEY the bytes of a storage
     before 1.6       four pickles (mark, version, system, content), the keys, then of each storage its size and bytes
+
+``torch.load`` is not asked, whatever the file holds: there is one reader, so that what was checked is what is read. A
+pickle is gone through once before, because Python's own reader takes memory for what a few bytes only announce.
 """
 
+import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 _MARK, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+_MOST = 1 << 22  # opcodes of a pickle: each may make an object of 70 bytes out of one
+_CHUNK = 1 << 20
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -102,18 +109,29 @@ class _Storage:
         """Its size in bytes."""
         return self.count * (self.dtype or torch.uint8).itemsize
 
-    def fill(self, content: bytes) -> None:
-        """Take its bytes."""
-        if len(content) != self.size:
-            raise EOFError(f"the storage {self.key} has {len(content)} bytes instead of {self.size}")
-        self.memory = torch.frombuffer(bytearray(content) or bytearray(1), dtype=torch.uint8).untyped_storage()
+    def fill(self, file: IO[bytes], there: int) -> None:
+        """Take its bytes, once in memory, from a file that has so many left."""
+        if there < self.size:
+            raise EOFError(f"the storage {self.key} has {there} bytes instead of {self.size}")
+        content, at = bytearray(max(1, self.size)), 0
+        while at < self.size:
+            part = file.read(min(_CHUNK, self.size - at))
+            if not part:
+                raise EOFError(f"the storage {self.key} has {at} bytes instead of {self.size}")
+            content[at : at + len(part)] = part
+            at += len(part)
+        self.memory = torch.frombuffer(content, dtype=torch.uint8).untyped_storage()
+
+
+class ForeignPickleError(pickle.UnpicklingError):
+    """A pickle that is not of torch's form; says what it holds."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads a pickle; every class in it is an :class:`Inert` one."""
+    """Reads the next pickle of a file; every class in it is an :class:`Inert` one."""
 
-    def __init__(self, file: Any, storages: dict[str, _Storage]) -> None:
-        super().__init__(file, encoding="utf-8")
+    def __init__(self, file: IO[bytes], storages: dict[str, _Storage]) -> None:
+        super().__init__(io.BytesIO(_next(file)), encoding="utf-8")
         self._storages = storages
         self._classes: dict[str, type[Inert]] = {}
 
@@ -128,6 +146,21 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError("a reference that is none to a storage")
         key, count = str(pid[2]), _whole(pid[4])
         return self._storages.setdefault(key, _Storage(pid[1], key, count))
+
+
+def _next(file: IO[bytes]) -> bytes:
+    """The next pickle of a file, all of whose parts are there and whose memo is no larger than it.
+
+    Raises:
+        UnpicklingError: It announces what it does not have, or more than anybody writes.
+    """
+    start = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file), 1):
+        if count > _MOST or (opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= count):
+            raise pickle.UnpicklingError("a pickle of more objects than anybody writes")
+    end = file.tell()
+    file.seek(start)
+    return file.read(end - start)
 
 
 def read(path: Path) -> Any:
@@ -151,22 +184,31 @@ def _read_archive(path: Path, storages: dict[str, _Storage]) -> Any:
         folder = pickled.removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise pickle.UnpicklingError("its numbers are written in another order of bytes")
-        with archive.open(pickled) as file:
-            content = _Unpickler(file, storages).load()
+        content = _Unpickler(io.BytesIO(archive.read(pickled)), storages).load()
         for key, storage in storages.items():
-            storage.fill(archive.read(f"{folder}data/{key}"))
+            part = archive.getinfo(f"{folder}data/{key}")
+            if part.file_size != storage.size:
+                raise EOFError(f"the storage {key} has {part.file_size} bytes instead of {storage.size}")
+            with archive.open(part) as file:
+                storage.fill(file, part.file_size)
     return content
 
 
-def _read_old(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
-    mark, version, system, content = (_Unpickler(file, storages).load() for _ in range(4))
-    if mark != _MARK or version != _VERSION or not isinstance(system, dict) or not system.get("little_endian"):
+def _read_old(file: IO[bytes], storages: dict[str, _Storage]) -> Any:
+    mark = _Unpickler(file, storages).load()
+    if mark != _MARK:
+        raise ForeignPickleError(mark.title if isinstance(mark, Inert) else "")
+    version, system, content = (_Unpickler(file, storages).load() for _ in range(3))
+    if version != _VERSION or not isinstance(system, dict) or not system.get("little_endian"):
         raise pickle.UnpicklingError("no file that torch.save wrote on such a machine")
-    for key in _Unpickler(file, storages).load():
+    keys, start = _Unpickler(file, storages).load(), file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    for key in keys:
         storage = storages[str(key)]
         if int.from_bytes(file.read(8), "little") != storage.count:
             raise EOFError(f"the storage {key} has another size")
-        storage.fill(file.read(storage.size))
+        storage.fill(file, size - file.tell())
     return content
 
 
@@ -185,7 +227,8 @@ class _Tree:
         if isinstance(value, list):
             return self._list(value, value)
         if isinstance(value, tuple):
-            return tuple(self.plain(item) for item in value)
+            made = self._made[id(value)] = tuple(self.plain(item) for item in value)
+            return made
         return self._object(value) if isinstance(value, Inert) else value
 
     def _mapping(self, value: object, entries: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -4,10 +4,7 @@ The kind is found out from the bytes, never from the name alone, so that a web p
 truncated download is called what it is. Only a file that the user trusts is unpickled.
 """
 
-import contextlib
 import io
-import pickle
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,7 +19,7 @@ from fxdistill.modelfiles import inert, registered
 from fxdistill.modelfiles.factories import working_directory_importable
 
 Kind = Literal["bundle", "torch", "export", "safetensors"]
-_LARGEST_EXPANSION = 20  # times the size of the file: what torch writes is not compressed
+_LARGEST_EXPANSION = 2  # times the size of the file: what torch writes is not compressed
 _TEXT = bytes([*b"\t\n\r\f", *range(32, 127)])
 
 
@@ -154,7 +151,10 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
 
     Raises:
         ModelError: They are not; nothing of it is in memory then.
+        BadZipFile: It is a piece of something else.
     """
+    if not files.is_whole(archive):
+        raise zipfile.BadZipFile("it is a piece of something else, or two in one")
     if wrong := files.expansion(archive, most=_LARGEST_EXPANSION):
         raise ModelError(
             f"the file is an archive, and {wrong}; torch.save writes none that do", where=str(path),
@@ -174,20 +174,13 @@ def _check_archive(archive: zipfile.ZipFile, path: Path) -> None:
 def _read_torch(path: Path, *, trust_code: bool, option: str) -> tuple[Any, bool]:
     """What torch.save wrote, and whether it had to be unpickled."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about foreign formats: we say ourselves what the file is
-            return torch.load(path, map_location="cpu", weights_only=True), False
-    except pickle.UnpicklingError as cause:
-        found = re.search(r"GLOBAL ([\w.]+)", str(cause))
-        if "magic number" in str(cause).lower():
-            raise _damaged(path, cause) from cause
-        with contextlib.suppress(Exception):
-            return inert.read(path), False
-        if not trust_code:
-            raise pickled(path, found[1] if found else "", option) from cause
+        return inert.read(path), False
     except Exception as cause:
+        if trust_code:
+            return unpickle(path), True
+        if isinstance(cause, inert.ForeignPickleError):
+            raise pickled(path, str(cause), option) from cause
         raise _damaged(path, cause) from cause
-    return unpickle(path), True
 
 
 def pickled(path: Path, name: str, option: str) -> ModelError:

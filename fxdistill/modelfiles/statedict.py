@@ -85,11 +85,11 @@ def find(content: object, *, where: str, entry: str | None = None) -> tuple[Any,
         for name, value in (*known, *((name, content[name]) for name in ENTRIES if name in content)):
             if _is_model(value):
                 return value, name
-        names = ", ".join(str(key) for key in list(content)[:12]) or "none"
+        names = ", ".join(key[:80] if isinstance(key, str) else type(key).__name__ for key in list(content)[:12])
         held = [name for name, _ in _entries(content)]
         raise ModelError(
             f"the file holds no state dict under a usual name; its entries are: {names}" if held
-            else f"the file holds no state dict; its entries are: {names}",
+            else f"the file holds no state dict; its entries are: {names or 'none'}",
             where=where, hint=f"name the entry that holds the weights: --entry {held[0]}" if held
             else f"save the weights under one of the names {', '.join(ENTRIES[:4])}",
         )  # fmt: skip

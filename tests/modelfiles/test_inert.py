@@ -4,10 +4,13 @@ import argparse
 import builtins
 import collections
 import enum
+import io
 import os
 import pathlib
 import pickle
+import struct
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +183,54 @@ def test_no_module_is_imported_for_a_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_tensor_stays_inside_its_storage(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
     kind = type("Named", (Inert,), {"name": "torch.FloatStorage"})
     storage = inert._Storage(kind, "0", 8)
-    storage.fill(bytes(32))
+    storage.fill(io.BytesIO(bytes(32)), 32)
     assert inert._tensor(storage, 0, (8,), (1,)).shape == (8,)
     with pytest.raises(pickle.UnpicklingError):
         inert._tensor(storage, offset, size, stride)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        b"\x80\x02]r" + struct.pack("<I", 2**31) + b".", b"\x80\x02]p2147483648\n.",  # a memo of 34 GB
+        b"\x80\x05\x96" + struct.pack("<Q", 2**34) + b".", b"\x80\x04\x8e" + struct.pack("<Q", 2**34) + b".",
+        b"\x80\x04\x95" + struct.pack("<Q", 2**34) + b"].", b"(" + b"]" * 5_000 + b"l.",
+    ],
+    ids=["memo", "memo in text", "bytes to change", "bytes", "frame", "many"],
+)  # fmt: skip
+def test_a_pickle_takes_no_memory_for_what_it_only_announces(
+    tmp_path: Path, made: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inert, "_MOST", 4000)
+    for archived in (True, False):
+        if archived:
+            with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+                archive.writestr("m/data.pkl", made)
+        else:
+            (tmp_path / "m.pt").write_bytes(made)
+        with pytest.raises((pickle.UnpicklingError, ValueError)):
+            inert.read(tmp_path / "m.pt")
+
+
+def test_tuples_of_tuples_are_gone_through_once(tmp_path: Path) -> None:
+    laugh: tuple[Any, ...] = ()
+    for _ in range(60):
+        laugh = (laugh, laugh)
+    torch.save({"model": network().state_dict(), "laugh": laugh}, tmp_path / "m.pt")
+    found = inert.read(tmp_path / "m.pt")["laugh"]
+    assert found[0] is found[1]
+
+
+def test_a_storage_is_as_large_as_its_part_of_the_file(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "m.pt")
+    with zipfile.ZipFile(tmp_path / "m.pt") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for size in (0, 11, 13):
+        with zipfile.ZipFile(tmp_path / "made.pt", "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(name, bytes(size) if name.endswith("data/0") else content)
+        with pytest.raises(EOFError, match="instead of 12"):
+            inert.read(tmp_path / "made.pt")
 
 
 def test_a_pickled_module_beside_weights_gives_way_to_them(tmp_path: Path) -> None:
