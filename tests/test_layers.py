@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "errors", "diagnostics", "files", "container", "arguments", "preprocessing", "registry", "models", "tasks",
-    "operators", "losses", "data.augmentations", "plan", "ir",
+    "errors", "diagnostics", "files", "container", "arguments", "classnames", "preprocessing", "registry",
+    "models", "tasks", "operators", "losses", "data.augmentations", "plan", "ir",
     "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "report", "cli",
     "__main__",
 )  # fmt: skip

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdistill import classnames
 from fxdistill.data.dataset import Dataset, Images
 from fxdistill.errors import DataError
 from fxdistill.tasks import NO_LABEL, Task
 
 _HINT = 'write one name a line, in the order of the model\'s outputs; or JSON, {"name": number}'
-_MOST = 1 << 20
 
 
 def read(path: Path) -> tuple[str, ...]:
@@ -43,13 +43,20 @@ def read(path: Path) -> tuple[str, ...]:
         if "" in lines or not lines:
             where = f"{path}, line {lines.index('') + 1 if lines else 1}"
             raise DataError("the class map has an empty line where a name should be", where=where, hint=_HINT)
-        return tuple(lines)
+        return _checked(lines, path)
     try:
         numbers = _numbers(json.loads(text))
     except (ValueError, TypeError, RecursionError) as cause:
         raise DataError(f"the class map is no such JSON: {cause}", where=str(path), hint=_HINT) from cause
     by_number = {number: name for name, number in numbers.items()}
-    return filled([by_number.get(number, "") for number in range(max(by_number) + 1)], len(by_number))
+    names = [by_number.get(number, "") for number in range(max(by_number) + 1)]
+    return _checked(filled(names, len(by_number)), path)
+
+
+def _checked(names: Sequence[str], path: Path) -> tuple[str, ...]:
+    if wrong := classnames.wrong(names):
+        raise DataError(f"the class map is none: {wrong}", where=str(path), hint="give every class a name of its own")
+    return tuple(names)
 
 
 def _numbers(found: Any) -> dict[str, int]:
@@ -67,7 +74,7 @@ def _numbers(found: Any) -> dict[str, int]:
         for key, value in found.items()
     ]  # fmt: skip
     for name, number in pairs:
-        if type(number) is not int or not 0 <= number < _MOST:
+        if type(number) is not int or not 0 <= number < classnames.MOST:
             raise ValueError(f"the number of '{name}' is {number!r}")
     numbers = dict(pairs)
     if len(numbers) < len(pairs) or len(set(numbers.values())) < len(numbers):

@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fxdistill import classnames
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
 from fxdistill.preprocessing import Preprocessing, Source, names_of
 from fxdistill.tasks import Task, labelled
 
 Device = torch.device | str
-_MOST_CLASSES = 1 << 20
 _CHUNK = 256
 _CHUNK_VALUES = 1 << 26
 _SAMPLE = 2048
@@ -279,17 +279,32 @@ def wrong_pixels(images: Tensor) -> str:
     return "" if inside else f"pixels lie in {lowest:g} … {highest:g}"
 
 
-def _names(splits: Sequence[Images], classes: Sequence[str] | None, where: str, task: Task) -> tuple[str, ...]:
-    """The names of the classes. Their number is bounded: a name is made for every label up to the highest."""
-    if classes is not None:
-        return tuple(classes)
-    count = max(task.count_classes(split.labels) for split in splits)
-    if count > _MOST_CLASSES:
+def check_labels(labels: Tensor, *, where: str, task: Task) -> None:
+    """Check that a file's class numbers are within all bounds, before memory is taken by their values.
+
+    Raises:
+        DataError: One is not.
+    """
+    if not task.has_classes or not labels.numel() or labels.is_complex():
+        return
+    count = task.count_classes(torch.nan_to_num(task.typed(labels), nan=0.0))
+    if count > classnames.MOST:
         raise DataError(
-            f"the label {count - 1} would be one of more than {_MOST_CLASSES:,} classes",
+            f"the label {count - 1} would be one of more than {classnames.MOST:,} classes",
             where=where, hint="number the classes from 0 without gaps",
         )  # fmt: skip
-    return tuple(str(label) for label in range(count))
+
+
+def _names(splits: Sequence[Images], classes: Sequence[str] | None, where: str, task: Task) -> tuple[str, ...]:
+    """The names of the classes, theirs or their numbers."""
+    if classes is None:
+        for split in splits:
+            check_labels(split.labels, where=where, task=task)
+        known = (torch.nan_to_num(split.labels, nan=0.0) for split in splits)
+        return tuple(map(str, range(max(task.count_classes(labels) for labels in known))))
+    if wrong := classnames.wrong(classes):
+        raise DataError(wrong, where=f"{where}, classes", hint="give every class a name of its own")
+    return tuple(classes)
 
 
 def _unusable(name: str, what: str, where: str, hint: str) -> DataError:

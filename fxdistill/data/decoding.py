@@ -14,12 +14,16 @@ Pillow's own ``convert`` clips 16 bits at 255: nearly white all over.
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")
+MOST_PIXELS = 1 << 26
+"""Of an image: beyond it, a file of some kilobytes takes gigabytes."""
 _COLOURLESS = {"L", "LA", "La", "1"}
 _ALPHA = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 """Modes that Pillow converts by way of another one only."""
@@ -30,6 +34,28 @@ def formats() -> tuple[str, ...]:
     """Pillow's formats that are read, by content whatever the name: of the others some start programs (EPS)."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def looked_at(file: str | IO[bytes]) -> Iterator[Image.Image]:
+    """An image file of Pillow's, not decoded yet.
+
+    Raises:
+        Exception: Whatever Pillow raises. ValueError for an image without pixels, or with more than any has.
+    """
+    with Image.open(file, formats=formats()) as image:
+        check_size(*image.size)
+        yield image
+
+
+def check_size(width: float, height: float) -> None:
+    """Refuse sizes that no image has.
+
+    Raises:
+        ValueError: There is no pixel, or there are too many.
+    """
+    if min(width, height) < 1 or width * height > MOST_PIXELS:
+        raise ValueError(f"{width:g} x {height:g} pixels, and 1 to {MOST_PIXELS:,} are read")
 
 
 def opened(file: str | IO[bytes]) -> Image.Image:
@@ -44,14 +70,14 @@ def opened(file: str | IO[bytes]) -> Image.Image:
     Raises:
         Exception: Whatever Pillow raises: its errors share no base class. ValueError for values without a range.
     """
-    with Image.open(file, formats=formats()) as image:
+    with looked_at(file) as image:
         image.load()
         return plain(image)
 
 
 def upright_size(file: str) -> tuple[int, int]:
     """Width and height of an image file as :func:`opened` gives it, without decoding it unless it is rotated."""
-    with Image.open(file, formats=formats()) as image:
+    with looked_at(file) as image:
         ImageOps.exif_transpose(image, in_place=True)
         return image.size
 

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 
-from fxdistill.data.dataset import Dataset, Device, Images, Split, from_splits, wrong_pixels
+from fxdistill.data.dataset import Dataset, Device, Images, Split, check_labels, from_splits, wrong_pixels
 from fxdistill.data.decoding import plain
 from fxdistill.data.sources._images import COLOURS, IN_MEMORY, fitted, pixels
 from fxdistill.data.workers import read_ahead
@@ -152,9 +152,7 @@ def _classes(source: Any) -> tuple[str, ...]:
     while isinstance(source, Subset):
         source = source.dataset
     names = getattr(source, "classes", None)
-    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    return ()
+    return tuple(names) if isinstance(names, list | tuple) else ()
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,10 @@ class Items:
         """An item as tensors: an image in its own shape, and its target, None for no label."""
         try:
             image, target = _parted(self.source[index])
-            return _image(image), _target(target, self.task)
+            found = _target(target, self.task)
+            if found is not None:
+                check_labels(found.reshape(1, *found.shape), where=f"{self.where}, item {index}", task=self.task)
+            return _image(image), found
         except InputError:
             raise
         except _Unfit as cause:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from fxdistill import classnames
 from fxdistill.arguments import Arguments
 from fxdistill.data import augmentations
 from fxdistill.errors import InputError
@@ -140,6 +141,13 @@ class DataPlan(Part):
     labelled: bool = True
     test: Division | None = None
     val: Division | None = None
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_are_told_apart(cls, names: list[str]) -> list[str]:
+        if wrong := classnames.wrong(names):
+            raise ValueError(wrong)
+        return names
 
     @model_validator(mode="after")
     def _augmentation_is_known(self) -> Self:

@@ -1,7 +1,9 @@
 """Decoding: what files hold beyond 8 bits of gray or colours comes out as a viewer, or torchvision, would have it."""
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fxdistill.data.decoding import opened, plain
-from fxdistill.data.sources._images import decoded
+from fxdistill.data.sources._images import decoded, fitted
 from fxdistill.errors import DataError
 from fxdistill.preprocessing import Reading
 
@@ -124,3 +126,24 @@ def test_formats_that_start_programs_or_nobody_trains_on_are_not_opened(
     with pytest.raises(DataError, match="cannot identify"):
         decoded(str(file), name="the image", where="here", hint="look", reading=SMALL)
     assert not started
+
+
+@pytest.mark.parametrize(("width", "height"), [(1 << 13, (1 << 13) + 1), (1 << 28, 2), (60000, 60000)])
+def test_images_of_more_pixels_than_any_has_are_not_decoded(tmp_path: Path, width: int, height: int) -> None:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(99))), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises((ValueError, Image.DecompressionBombError), match="pixels"):
+        opened(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_a_thin_image_is_not_brought_to_a_size_that_nobody_has(fit: Any) -> None:
+    thin = Image.fromarray(np.zeros((1, 70_000), np.uint8))
+    reading = Reading((224, 224), (256, 256), fit=fit, channels=1)
+    if fit != "squash":
+        with pytest.raises(ValueError, match="pixels"):
+            fitted(thin, reading)
+    else:
+        assert fitted(thin, reading).size == (224, 224)

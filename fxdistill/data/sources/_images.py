@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from fxdistill.data.dataset import Device, Images, Split
-from fxdistill.data.decoding import opened
+from fxdistill.data.decoding import check_size, opened
 from fxdistill.data.workers import read_ahead
 from fxdistill.errors import DataError
 from fxdistill.preprocessing import Reading
@@ -67,6 +67,8 @@ def fitted(image: Image.Image, reading: Reading, *, nearest: bool = False) -> Im
         ratios = [side / wanted for side, wanted in zip((image.height, image.width), reading.resize, strict=True)]
         ratio = max(ratios) if reading.fit == "pad" else min(ratios)
         target = [round(side / ratio) for side in (image.height, image.width)]
+    sides = (image.height, image.width)
+    check_size(*(target if len(target) > 1 else (target[0], target[0] * max(sides) / max(1, min(sides)))))
     resized: Image.Image = transforms.resize(image, target, how)
     if reading.fit == "pad":
         resized = _padded(resized, reading)

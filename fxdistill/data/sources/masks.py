@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fxdistill.data.dataset import Dataset
-from fxdistill.data.decoding import formats, upright_size
+from fxdistill.data.decoding import looked_at, upright_size
 from fxdistill.data.sources import Request, Source
 from fxdistill.data.sources._folders import dataset, images, reading, splits
 from fxdistill.data.sources._images import Folder, fitted
@@ -65,7 +65,7 @@ def _pairs(folder: Path, where: str) -> list[tuple[Path, Path]]:
 def _map(file: Path, mask: Path, *, how: Reading) -> Tensor:
     """A map of class numbers (H, W), int64."""
     try:
-        with Image.open(mask, formats=formats()) as image:
+        with looked_at(str(mask)) as image:
             values, mode = np.asarray(image), image.mode
         image_size = upright_size(str(file))
     except Exception as cause:  # Pillow's errors share no base class

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fxdistill import files
-from fxdistill.data.dataset import Dataset, Split, from_splits
+from fxdistill.data.dataset import Dataset, Split, check_labels, from_splits
 from fxdistill.data.sources import Request, Source
 from fxdistill.data.sources._images import decoded
 from fxdistill.errors import DataError
@@ -40,12 +40,22 @@ def read(request: Request) -> Dataset:
             )
     with request.place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         there = [name for name in ("train", "val", "test") if any(key.startswith(f"{name}_") for key in arrays)]
-        parts = {part: _split(arrays, part, request.spec) for part in there or ("train", "test")}
-        classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+        classes = _classes(arrays["classes"], request.spec) if "classes" in arrays else None
+        labels = {part: _labels(arrays, part, request) for part in there or ("train", "test")}
+        parts = {part: _split(arrays, part, found, request.spec) for part, found in labels.items()}
     return from_splits(parts, classes, where=request.spec, task=request.task)
 
 
-def _split(arrays: Mapping[str, Any], part: str, spec: str) -> Split:
+def _classes(names: Any, spec: str) -> list[str]:
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        found = f"'classes' holds {names.dtype} of shape {names.shape}"
+        raise DataError(found, where=spec, hint="it must hold the names of the classes, as text")
+    return [name.decode("utf-8") if isinstance(name, bytes) else name for name in names.tolist()]
+
+
+def _labels(arrays: Mapping[str, Any], part: str, request: Request) -> Tensor:
+    """A split's labels, which are looked at before its images are."""
+    spec = request.spec
     absent = [f"{part}_labels"] if f"{part}_labels" not in arrays else []
     encoded = f"{part}_blob" in arrays and f"{part}_offsets" in arrays
     if f"{part}_images" not in arrays and not encoded:
@@ -56,7 +66,12 @@ def _split(arrays: Mapping[str, Any], part: str, spec: str) -> Split:
             where=spec, hint=_LAYOUT,
         )  # fmt: skip
     labels = torch.from_numpy(np.asarray(arrays[f"{part}_labels"]))
-    if encoded:
+    check_labels(labels, where=spec, task=request.task)
+    return labels
+
+
+def _split(arrays: Mapping[str, Any], part: str, labels: Tensor, spec: str) -> Split:
+    if f"{part}_blob" in arrays and f"{part}_offsets" in arrays:
         return Split(_decoded(arrays[f"{part}_blob"], arrays[f"{part}_offsets"], spec), labels)
     images = torch.from_numpy(arrays[f"{part}_images"])
     if images.ndim == 3:
@@ -67,6 +82,9 @@ def _split(arrays: Mapping[str, Any], part: str, spec: str) -> Split:
 
 
 def _decoded(blob: Any, offsets: Any, spec: str) -> Tensor:
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or blob.ndim != 1 or blob.dtype != np.uint8:
+        found = f"the blob is {blob.dtype} of shape {blob.shape}, the offsets {offsets.dtype} of shape {offsets.shape}"
+        raise DataError(found, where=spec, hint="they must be bytes, and whole numbers")
     bounds = offsets.tolist()
     if bounds != sorted(bounds) or not bounds or bounds[0] < 0 or bounds[-1] > len(blob):
         raise DataError("the offsets do not lie in order in the blob", where=spec, hint=_LAYOUT)
