@@ -15,8 +15,9 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import diagnostics_view
-from fxdistill.runtime.arms import Observer, Trial
+from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.loop import Progress as TrainProgress
+from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS, Task
 
 _LOG_SECONDS = 30.0

@@ -10,6 +10,7 @@ from fxdistill.plan.file import load
 from fxdistill.report.plan_view import plan_view
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.inspection import inspect
 
 
 def view(path: Path) -> RenderableType:
@@ -20,8 +21,7 @@ def view(path: Path) -> RenderableType:
     """
     if not path.is_dir():
         return plan_view(load(path))
-    rundir = RunDir.existing(path)
-    plan, result = rundir.plan(), rundir.result()
+    plan, result = inspect(RunDir.existing(path))
     incomplete = "this run is not complete: continue it with --resume"
     return Group(plan_view(plan), Text(), result_view(plan, result) if result else Text(incomplete))
 

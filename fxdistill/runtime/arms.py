@@ -6,6 +6,7 @@ from a file start from that file's, and the seeds vary order, augmentation and d
 (the auxiliary teacher) comes first, and what it trained then teaches. The control arm stands beside its arm.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from fxdistill.compiler.build import build_arm
 from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InvariantError, TrainingError
+from fxdistill.errors import RunDirError, TrainingError
 from fxdistill.files import write_bytes
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import load_whole_state
@@ -28,11 +29,12 @@ from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm, ModelRef
 from fxdistill.preprocessing import PLAIN, View
-from fxdistill.runtime import checkpoint, norms, stopping
+from fxdistill.runtime import checkpoint, inspection, norms, stopping
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.loop import Loop, Moment, Position, Progress
+from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
@@ -41,14 +43,6 @@ if TYPE_CHECKING:
 _SHARE_OF_SAVING = 0.05  # of the time, at most
 _RIGHT = 0.99
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training: of which arm, under which seed."""
-
-    seed: int
-    name: str
 
 
 @dataclass
@@ -102,6 +96,8 @@ class Execution:
     def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
         """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
 
+        There are none either where one of them is no number.
+
         The test split is for what the run ends with. All that is watched before is measured on the validation split,
         ``val``, where the plan has one.
         """
@@ -110,7 +106,8 @@ class Execution:
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
         dataset, view = self.seen_by(member)
         entry = self.plan.entry_of(member)
-        return metrics(module, dataset, self.task, view=view, batch_size=size, entry=entry, on=on)
+        found = metrics(module, dataset, self.task, view=view, batch_size=size, entry=entry, on=on)
+        return found if all(map(math.isfinite, found.values())) else {}
 
     def seen_by(self, member: str) -> tuple[Dataset, View]:
         """The data to measure a member on, image files read as it reads them itself, and how it looks at them."""
@@ -124,12 +121,6 @@ class Execution:
         dataset, view = self.seen_by(member)
         entry = self.plan.entry_of(member)
         return same_for_all(module, dataset, self.task, view=view, batch_size=size, entry=entry)
-
-
-def trials_of(plan: Plan) -> list[Trial]:
-    """The trials in order: arms that are trained once, then for each seed the others, the control beside its arm."""
-    once = [Trial(plan.seeds[0], arm.name) for arm in plan.all_arms if arm.once]
-    return [*once, *(Trial(seed, arm.name) for seed in plan.seeds for arm in plan.all_arms if not arm.once)]
 
 
 def build_program(plan: Plan, trial: Trial, modules: Mapping[str, nn.Module]) -> Program:
@@ -245,7 +236,9 @@ def _start(run: Execution, index: int, trial: Trial) -> Checkpoint:
     if at.state is not None or not extended or not path.is_file():
         return at
     ended = checkpoint.load_from(path, how=at.how)
-    return replace(ended, arm=index, metrics_size=at.metrics_size, finished=at.finished)
+    ended = replace(ended, arm=index, metrics_size=at.metrics_size, finished=at.finished)
+    inspection.check(ended, run.plan, where=str(path))
+    return ended
 
 
 def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
@@ -260,10 +253,15 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
         share_buffers(run.modules[member], program, member)
     at = run.checkpoint
     if at.state is not None:
-        missing, unexpected = load_whole_state(program, at.state)
-        lost = [name for name in missing if not program.is_frozen(name)]
-        if lost or unexpected:
-            raise InvariantError(f"the checkpoint does not fit the program: '{(lost + unexpected)[0]}'")
+        own = program.trainable_state()
+        for state in filter(None, (at.state, at.average)):
+            wrong = own.keys() ^ state.keys() or {name for name in own if own[name].shape != state[name].shape}
+            if wrong:
+                raise RunDirError(
+                    f"the checkpoint is not one of this plan: its '{min(wrong)}' is not what the members have",
+                    where=str(run.rundir.checkpoint_path), hint="put the run's own checkpoint back",
+                )  # fmt: skip
+        load_whole_state(program, at.state)
     if at.scaler:
         run.fabric.strategy.precision.load_state_dict(at.scaler)
     return program

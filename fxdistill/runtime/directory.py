@@ -97,6 +97,7 @@ class RunDir:
             raise RunDirError(
                 "this directory holds no run", where=str(path), hint="start one with `fxdistill run PLAN -o DIR`"
             )
+        run._check_links()
         return run
 
     def holds(self, plan: Plan, *, resume: bool) -> bool:
@@ -111,6 +112,7 @@ class RunDir:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunDirError("the run directory is a file", where=str(self.path), hint=_OTHER)
+        self._check_links()
         if not self.plan_path.exists():
             # what a run leaves that was killed before it had its plan is no obstacle
             if self.path.exists() and any(not _is_ours(entry) for entry in self.path.iterdir()):
@@ -130,6 +132,15 @@ class RunDir:
                 hint=f"go on with it as it was begun: fxdistill run {self.path} --resume; or {_OTHER}",
             )  # fmt: skip
         return True
+
+    def _check_links(self) -> None:
+        """Refuse links among what a run writes: it would write elsewhere."""
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            if entry.is_symlink() and (_WRITTEN.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name)):
+                raise RunDirError(
+                    f"'{entry.name}' in the run directory is a link, and a run writes there and nowhere else",
+                    where=str(self.path), hint="put the file itself in its place",
+                )  # fmt: skip
 
     def _check_as_begun(self, plan: Plan) -> None:
         """Refuse to go on where the directory's own copy of the plan was edited."""
@@ -216,8 +227,9 @@ class RunDir:
     def _origin(self) -> dict[str, Any]:
         try:
             origin: dict[str, Any] = json.loads(self.origin_path.read_text(encoding="utf-8"))
-            whole = isinstance(origin["plan"], str) and isinstance(origin.get("sha256", []), list)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            known = origin.get("sha256", [])
+            whole = isinstance(origin["plan"], str) and "\0" not in origin["plan"] and isinstance(known, list)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise RunDirError("origin.json is damaged", where=str(self.origin_path), hint="run the plan anew")
@@ -245,11 +257,14 @@ class RunDir:
         if not self.result_path.exists():
             return None
         try:
-            result: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
+            text = self.result_path.read_text(encoding="utf-8")
+            result: dict[str, Any] = json.loads(text, parse_constant=_no_number)
             _OUTCOME.validate_python(result)
-            if result.get("plan", self.plan().sha256) != self.plan().sha256:
+            plan = self.plan()
+            begun = result.get("plan", plan.sha256)
+            if begun != plan.sha256 and plan.sha256 in (known := self._origin().get("sha256", [])) and begun in known:
                 return None
-            wrong = _odd(result, self.plan())
+            wrong = _odd(result, plan) if begun == plan.sha256 else "it is of another plan"
         except ValidationError as cause:
             first = cause.errors()[0]
             wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
@@ -263,7 +278,7 @@ class RunDir:
         """Remove the temporary files and folders of writes that were killed."""
         for entry in self.path.iterdir():
             if _TEMPORARY.fullmatch(entry.name):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
 
 class _Latency(TypedDict):
@@ -294,6 +309,10 @@ _OUTCOME = TypeAdapter(_Outcome)
 """What a result must have, for whoever shows it."""
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _odd(result: dict[str, Any], plan: Plan) -> str:
     """Whom a result speaks of that its plan does not have, or the other way round; '' where they agree."""
     known = {"members": set(plan.members), "latency": set(plan.members), "summary": {a.name for a in plan.all_arms}}
@@ -308,6 +327,10 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
     return ""
 
 
+_WRITTEN = re.compile(
+    r"\.lock|(plan|origin|result)\.json|metrics\.jsonl|tensorboard|checkpoint\.pt|[a-z][\w-]*\.(pt|onnx|onnx\.data)"
+)
+"""The names of what a run writes."""
 _TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9_-]*\.(pt|onnx))\.[a-z0-9_]{8}")
 """The names of temporary files: the name of the file that they were to become, hidden, and eight random letters."""
 

@@ -16,17 +16,19 @@ from torch import nn
 
 from fxdistill.compiler.auxiliary import make
 from fxdistill.compiler.build import specialize
+from fxdistill.data.batches import steps_per_epoch
 from fxdistill.data.dataset import Dataset
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import whole_state
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
-from fxdistill.runtime import checkpoint, extension, memory, preflight
-from fxdistill.runtime.arms import Execution, Observer, State, Trial, build_program, take_up, train, trials_of
+from fxdistill.runtime import checkpoint, extension, inspection, memory, preflight
+from fxdistill.runtime.arms import Execution, Observer, State, build_program, take_up, train
 from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
+from fxdistill.runtime.trials import Trial, trials_of
 from fxdistill.tasks import TASKS
 
 
@@ -93,8 +95,10 @@ def execute(
     how = {"precision": precision, "compile": settings.compile}
     if settings.more_epochs:
         plan = extension.extended(held, begun, settings.more_epochs, how=how)
-    elif held.holds(plan, resume=settings.resume) and settings.resume and (done := held.result()) is not None:
-        return done
+    elif held.holds(plan, resume=settings.resume) and settings.resume:
+        _, done = inspection.inspect(held)
+        if done is not None:
+            return done
     accelerator = preflight.accelerator(settings.device, precision)
     observer.on_phase("loading")
     origin = origin_of(plan_path)
@@ -104,10 +108,12 @@ def execute(
         if plan is not begun:
             extension.begin(rundir, plan, how=how)
         at = checkpoint.load(rundir, how=how)
+        steps = steps_per_epoch(parts.dataset.train, plan.data.batch_size)
+        inspection.check(at, plan, where=str(rundir.checkpoint_path), steps=steps)
         run = Execution(
             plan, TASKS.get(plan.task), rundir, parts.dataset.to(fabric.device), parts.modules, fabric,
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
-            Metrics(rundir, size=at.metrics_size, arms=[arm.name for arm in plan.all_arms]), at, parts.programs,
+            Metrics(rundir, size=at.metrics_size, plan=plan), at, parts.programs,
             parts.strangers, {name: found.to(fabric.device) for name, found in parts.own_data.items()},
         )  # fmt: skip
         return _train(run)

@@ -18,10 +18,10 @@ from fxdistill.files import write_text
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import invalid
 from fxdistill.plan.schema import Stage
-from fxdistill.runtime import checkpoint
-from fxdistill.runtime.arms import trials_of
+from fxdistill.runtime import checkpoint, inspection
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.trials import trials_of
 
 
 def extended(rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]) -> Plan:
@@ -38,7 +38,8 @@ def extended(rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]) ->
         PlanError: The exported arm is read by arms after it.
     """
     where = str(rundir.path)
-    result = rundir.result() if rundir.plan_path.exists() and rundir.holds(plan, resume=True) else None
+    there = rundir.plan_path.exists() and rundir.holds(plan, resume=True)
+    result = inspection.inspect(rundir)[1] if there else None
     if result is None:
         raise RunDirError(
             "there is no complete run to extend", where=where,

@@ -7,7 +7,6 @@ are made anew from what is left: neither ever shows an epoch twice.
 import json
 import shutil
 import time
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
 from fxdistill import files
-from fxdistill.errors import RunDirError
+from fxdistill.plan.document import Plan
+from fxdistill.runtime import records
 from fxdistill.runtime.directory import RunDir
 
 
@@ -26,7 +26,7 @@ class Metrics:
     Args:
         run: The directory.
         size: How much of metrics.jsonl counts, bytes; the rest was written after the last checkpoint.
-        arms: The names of the plan's arms: those that a line can be about.
+        plan: The plan: what a line can be about.
 
     Raises:
         RunDirError: A line is damaged.
@@ -34,18 +34,16 @@ class Metrics:
         StorageError: The disk is full.
     """
 
-    def __init__(self, run: RunDir, *, size: int, arms: Collection[str]) -> None:
+    def __init__(self, run: RunDir, *, size: int, plan: Plan) -> None:
         self._lines, self._events = run.metrics_path, run.tensorboard_path
         self._steps: dict[str, int] = {}
-        self._arms = frozenset(arms)
-        kept = self._lines.read_bytes()[:size] if self._lines.exists() else b""
-        records = [self._read(number, line) for number, line in enumerate(kept.splitlines(), 1)]
+        kept = records.read(self._lines, plan, size=size)
         if self._lines.exists():
-            files.write_bytes(self._lines, kept)
+            files.write_bytes(self._lines, self._lines.read_bytes()[:size])
         with files.writing(self._events):
             if self._events.exists():
                 shutil.rmtree(self._events)
-            for record in records:
+            for record in kept:
                 self._event(record)
 
     @property
@@ -65,23 +63,6 @@ class Metrics:
             with self._lines.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             self._event(record)
-
-    def _read(self, number: int, line: bytes) -> dict[str, Any]:
-        """A line as it was written: what it names becomes the name of a folder."""
-        try:
-            record: dict[str, Any] = json.loads(line)
-            numbers = [record["time"], record["images_per_second"], *record["losses"].values()]
-            numbers += record["metrics"].values()
-            sound = record["name"] in self._arms and type(record["seed"]) is int and isinstance(record["stage"], str)
-            sound = sound and all(isinstance(value, int | float) for value in numbers)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            sound = False
-        if not sound:
-            raise RunDirError(
-                "the metrics are damaged", where=f"{self._lines}, line {number}",
-                hint="remove the run directory and start again",
-            )  # fmt: skip
-        return record
 
     def _event(self, record: dict[str, Any]) -> None:
         """Append a record to the event file of its arm, at the number of epochs that the arm has had."""

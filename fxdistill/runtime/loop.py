@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fxdistill.compiler.build import specialize
 from fxdistill.data.batches import batches, steps_per_epoch
 from fxdistill.data.dataset import Dataset
-from fxdistill.errors import FxdistillError, InputError, TrainingError
+from fxdistill.errors import FxdistillError, InputError, RunDirError, TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.plan.schema import Count, DataPlan, Stage
 from fxdistill.runtime.average import Average
@@ -150,7 +150,7 @@ class Loop:
         program.train()
         optimizer = make_optimizer(stage, program)
         if state is not None:
-            optimizer.load_state_dict(state)
+            _take_up(optimizer, state, where=f"stage '{stage.name}'")
         forward = compiled(program) if self.compiled else program
         wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
         mean = Average(program, stage.optimizer.ema, average)
@@ -248,6 +248,26 @@ class _Running:
             where=f"stage '{self.stage.name}', epoch {position.epoch + 1}, batch {position.step}",
             hint="lower the learning rate of that stage in the plan, or train in --precision 32-true",
         )
+
+
+def _take_up(optimizer: torch.optim.Optimizer, state: dict[str, object], *, where: str) -> None:
+    """Give an optimiser the state that it had.
+
+    Raises:
+        RunDirError: It is not one of such an optimiser.
+    """
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    try:
+        optimizer.load_state_dict(state)
+        held = [(p, value) for p in own for value in optimizer.state[p].values() if isinstance(value, Tensor)]
+        fits = all(value.shape in (p.shape, torch.Size()) for p, value in held)
+    except Exception:  # noqa: BLE001  # of a made state, whatever torch makes of it
+        fits = False
+    if not fits:
+        raise RunDirError(
+            "the checkpoint is not one of this plan: its optimiser's state is of another one", where=where,
+            hint="put the run's own checkpoint back, or run the plan anew elsewhere",
+        )  # fmt: skip
 
 
 def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:

@@ -166,7 +166,8 @@ def test_show_a_plan_and_a_run(tmp_path: Path) -> None:
     assert re.search(r"student, distilled +\d+\.\d\d%", call("show", str(runs.finished())))
     unfinished = tmp_path / "run"
     unfinished.mkdir()
-    (unfinished / "plan.json").write_bytes(runs.plan_file().read_bytes())
+    for name in ("plan.json", "origin.json"):
+        (unfinished / name).write_bytes((runs.finished() / name).read_bytes())
     assert "not complete" in call("show", str(unfinished))
 
 

@@ -15,10 +15,11 @@ from fxdistill.modelfiles.load import load as load_model
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load, parse
 from fxdistill.plan.schema import Shrunken
-from fxdistill.runtime.arms import Observer, Trial
+from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.loop import Progress
+from fxdistill.runtime.trials import Trial
 from tests import runs
 
 CPU = Settings(device="cpu", allow=runs.ALLOW, save_seconds=0)

@@ -5,8 +5,8 @@ from rich.console import Console
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan.file import load
 from fxdistill.report.progress import RunView
-from fxdistill.runtime.arms import Trial, trials_of
 from fxdistill.runtime.loop import Position, Progress
+from fxdistill.runtime.trials import Trial, trials_of
 from tests import runs
 from tests.report.drawing import drawn
 

@@ -244,7 +244,7 @@ def test_a_disk_that_fills_up_in_the_metrics(tmp_path: Path) -> None:
 
 
 RECORD = {
-    "seed": 0, "name": "distilled", "stage": "main", "epoch": 0, "losses": {"kd": 1.0}, "metrics": {"accuracy": 0.5},
+    "seed": 0, "name": "distilled", "stage": "main", "epoch": 1, "losses": {"kd": 1.0}, "metrics": {"accuracy": 0.5},
     "images_per_second": 1.0,
 }  # fmt: skip
 
@@ -258,12 +258,14 @@ def test_metrics_tell_a_full_disk_from_a_wrong_place(
     def refusing(*_: Any, **__: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    metrics = Metrics(RunDir(tmp_path), size=0, arms=["distilled"])
+    metrics = Metrics(RunDir(tmp_path), size=0, plan=load_plan(runs.plan_file()))
     metrics.log(RECORD)
     size = metrics.size
     monkeypatch.setattr(*((Path, "open", refusing) if part == "lines" else (log, "write_event", refusing)))
     with pytest.raises(kind, match=re.escape(os.strerror(code))) as caught:
-        Metrics(RunDir(tmp_path), size=size, arms=["distilled"]) if part == "rebuilt events" else metrics.log(RECORD)
+        Metrics(
+            RunDir(tmp_path), size=size, plan=load_plan(runs.plan_file())
+        ) if part == "rebuilt events" else metrics.log(RECORD)
     assert str(tmp_path) in caught.value.where
 
 
@@ -373,5 +375,5 @@ def test_a_line_that_no_run_has_written_is_refused(tmp_path: Path, change: dict[
     line = json.dumps({**RECORD, "time": 1.0, **change}) + "\n"
     (tmp_path / "metrics.jsonl").write_text(line)
     with pytest.raises(RunDirError, match="line 1"):
-        Metrics(RunDir(tmp_path), size=len(line), arms=["distilled"])
+        Metrics(RunDir(tmp_path), size=len(line), plan=load_plan(runs.plan_file()))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

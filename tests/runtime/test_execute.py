@@ -27,11 +27,12 @@ from fxdistill.plan.file import load
 from fxdistill.plan.schema import Stage
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import checkpoint, deploy, loop, preflight
-from fxdistill.runtime.arms import Observer, Trial, trials_of
+from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.checkpoint import load as load_checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.result import summary
+from fxdistill.runtime.trials import Trial, trials_of
 from fxdistill.tasks import TASKS
 from tests import runs
 from tests.plugins import Add

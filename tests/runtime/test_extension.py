@@ -12,10 +12,11 @@ from fxdistill.errors import InputError, PlanError, RunDirError
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, extension, result
-from fxdistill.runtime.arms import Observer, Trial
+from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.loop import Progress
+from fxdistill.runtime.trials import Trial
 from tests import runs
 from tests.runs import execute
 from tests.runtime.test_checkpoint import equal

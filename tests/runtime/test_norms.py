@@ -19,6 +19,7 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Recalibration
 from fxdistill.runtime import arms, norms
+from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS
 from tests import jobs
 from tests.tiny_models import planned
@@ -176,7 +177,7 @@ def test_a_student_that_says_the_same_of_everything_is_a_loud_warning(
     jobs.planned(tmp_path, outputs, outputs, "--data", spec, "--task", task, "--method", "kd", "--no-control")
     check = arms._check_finite
 
-    def dying(trained: nn.Module, trial: arms.Trial) -> None:
+    def dying(trained: nn.Module, trial: Trial) -> None:
         check(trained, trial)
         for name, parameter in trained.named_parameters():
             if name.startswith("head"):

@@ -27,9 +27,10 @@ from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef, Shrunken
-from fxdistill.runtime.arms import Observer, Trial
+from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.execute import Settings, execute
 from fxdistill.runtime.loop import Position, Progress, make_optimizer
+from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS
 from tests import by_hand, recorded
 from tests.by_hand import SEEDS, STAGES

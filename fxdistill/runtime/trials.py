@@ -1,0 +1,19 @@
+"""Trials: the trainings that a plan stands for, in the order in which a run carries them out."""
+
+from dataclasses import dataclass
+
+from fxdistill.plan.document import Plan
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: of which arm, under which seed."""
+
+    seed: int
+    name: str
+
+
+def trials_of(plan: Plan) -> list[Trial]:
+    """The trials in order: arms that are trained once, then for each seed the others, the control beside its arm."""
+    once = [Trial(plan.seeds[0], arm.name) for arm in plan.all_arms if arm.once]
+    return [*once, *(Trial(seed, arm.name) for seed in plan.seeds for arm in plan.all_arms if not arm.once)]
