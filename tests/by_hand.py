@@ -55,6 +55,7 @@ BATCH, STEPS = 256, 5  # steps an epoch
 AUGMENTATION, TEMPERATURE = ["crop:1"], 3.0
 RISING, EARLY_EMA, CLIP, DECAY, SMOOTHING, EMA = 0.6, 0.7, 0.05, 1e-2, 0.2, 0.8
 WEIGHTS = {"late": 0.5, "cross-entropy": 0.9, "kd": 0.1, "early": 0.3}
+FADING = 0.5
 _TEACHER_EPOCHS = 8
 
 
@@ -120,15 +121,16 @@ def trained_teacher() -> nn.Module:
 def plan() -> Plan:
     """Two warm-ups, a main stage with three weighted terms, the control arm; every optimiser and what goes with one."""
     adam = Optimizer(name="adam", lr=4e-3)
-    late = LossTerm(loss="mse", pair="late", weight=WEIGHTS["late"])
+    late = LossTerm(loss="mse", pair="late", compare="standardized", weight=WEIGHTS["late"])
     sgd = Optimizer(name="sgd", lr=0.1, momentum=0.8, nesterov=True, weight_decay=DECAY, clip=CLIP)
     kd = LossTerm(loss="kd", weight=WEIGHTS["kd"], args={"temperature": TEMPERATURE})
     early = LossTerm(loss="mse", pair="early")
     entropy = LossTerm(loss="cross-entropy", weight=WEIGHTS["cross-entropy"], args={"label_smoothing": SMOOTHING})
     stages = [
-        Stage(name="warm-up-1", epochs=2, losses=[early], optimizer=adam.changed(warm_up=RISING, ema=EARLY_EMA)),
+        Stage(name="warm-up-1", epochs=2, losses=[early],
+              optimizer=adam.changed(warm_up=RISING, ema=EARLY_EMA, restart=True)),
         Stage(name="warm-up-2", epochs=1, losses=[late], optimizer=sgd),
-        Stage(name="main", epochs=3, losses=[entropy, kd, early.changed(weight=WEIGHTS["early"])],
+        Stage(name="main", epochs=3, losses=[entropy, kd, early.changed(weight=WEIGHTS["early"], decay=FADING)],
               optimizer=adam.changed(ema=EMA), schedule="cosine"),
     ]  # fmt: skip
     trained_teacher()
@@ -178,6 +180,12 @@ def teacher_values(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return taps[0], taps[1], logits
 
 
+def standardized(value: Tensor) -> Tensor:
+    """Each channel less its mean, over its standard deviation, over batch and positions."""
+    mean, variance = value.mean((0, 2, 3), keepdim=True), value.var((0, 2, 3), unbiased=False, keepdim=True)
+    return (value - mean) / (variance + 1e-5).sqrt()
+
+
 def smoothed(labels: Tensor) -> Tensor:
     """Rows of shares: most of each on its label, the rest spread over all classes."""
     if labels.is_floating_point():  # mixed
@@ -216,7 +224,8 @@ class Hand:
         s = self.student
         value = s.bn2(s.conv2(s.bn1(s.conv1(batch["images"])).relu()))
         projected = torch.einsum("nchw,dc->ndhw", value, self.projection.weight)
-        return {"mse[late]": (projected - teacher_values(batch["images"])[1]).square().mean()}
+        wanted = teacher_values(batch["images"])[1]
+        return {"mse[late]": (standardized(projected) - standardized(wanted)).square().mean()}
 
     def main(self, batch: Batch) -> dict[str, Tensor]:
         s, labels = self.student, batch["labels"]
@@ -250,7 +259,10 @@ class Hand:
         done, steps, rising = 0, epochs * STEPS, 3 if stage == "warm-up-1" else 0
         share = {"warm-up-1": EARLY_EMA, "main": EMA}.get(stage, 0.0)
         mean = copied(self.student.state_dict())
-        for _ in range(epochs):
+        for epoch in range(epochs):
+            if stage == "warm-up-1":  # moments of the epoch before are forgotten
+                optimizer = adam(student)
+            faded = [w * (FADING**epoch if number == 2 else 1) for number, w in enumerate(weights)]
             for step, batch in enumerate(training_batches(self.seed, self.epoch)):
                 now = rate * (1 + math.cos(math.pi * done / steps)) / 2 if cosine else rate
                 now = rate * [1 / 3, 2 / 3, 1][done] if done < rising else now
@@ -260,7 +272,7 @@ class Hand:
                     found = losses(batch)
                 self.student.zero_grad()
                 self.projection.zero_grad()
-                sum((w * loss for w, loss in zip(weights, found.values(), strict=True)), torch.zeros(())).backward()
+                sum((w * loss for w, loss in zip(faded, found.values(), strict=True)), torch.zeros(())).backward()
                 if stage == "warm-up-2":
                     shortened([*student, *self.projection.parameters()])
                 optimizer.step()

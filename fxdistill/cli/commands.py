@@ -141,7 +141,9 @@ def run(
     resume: parameters.Resume = False,
     more_epochs: parameters.MoreEpochs = 0,
     compile_programs: parameters.Compile = False,
+    channels_last: parameters.ChannelsLast = False,
     save_every: parameters.SaveEvery = SAVE_EVERY,
+    evaluate_every: parameters.EvaluateEvery = 1,
     force: parameters.Force = False,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
@@ -157,7 +159,9 @@ def run(
     again += [] if device is parameters.Device.auto else ["--device", device.value]
     again += [] if precision is None else ["--precision", precision.value]
     again += ["--compile"] if compile_programs else []
+    again += ["--channels-last"] if channels_last else []
     again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
+    again += [] if evaluate_every == 1 else ["--evaluate-every", str(evaluate_every)]
     again += [part for module in allow_factory for part in ("--allow-factory", module)]
     again += ["--trust-code"] if trust_code else []
     again += ["--force"] if force else []
@@ -173,6 +177,7 @@ def run(
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
             compile=compile_programs, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every,
+            evaluate_every=evaluate_every, channels_last=channels_last,
             more_epochs=more_epochs,
             force=force,
         )  # fmt: skip

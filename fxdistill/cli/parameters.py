@@ -157,7 +157,13 @@ MoreEpochs = Annotated[
     typer.Option("--more-epochs", min=0, max=1_000_000, help="Extend the complete run that the directory holds."),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
+ChannelsLast = Annotated[
+    bool, typer.Option("--channels-last", help="Train in channels-last memory: faster convolutions and poolings.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Run although the machine's memory is too small by far.")]
+EvaluateEvery = Annotated[
+    int, typer.Option("--evaluate-every", min=1, help="Epochs between two evaluations of what is trained.")
+]
 SaveEvery = Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")]
 DemoOutput = Annotated[Path, typer.Option("--out", "-o", help="Where to work.")]
 

@@ -204,7 +204,7 @@ def _schedule(c: Compilation, passes: PassManager) -> Compilation:
         c = replace(c, remarks=(*c.remarks, remarks.other_classes(c.traced[TEACHER], c.traced[STUDENT], c.method)))
     recipe = Recipe(
         pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=c.teaches, student=STUDENT,
-        epochs=c.options.epochs, lr=c.options.lr,
+        epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
     )  # fmt: skip
     stages: tuple[Stage, ...] = passes.run(Schedule(c.method.name), recipe)
     arms = [Arm(name=DISTILLED, trains=[STUDENT], stages=list(stages))]

@@ -1,7 +1,17 @@
-"""Adapters: what brings the two taps of a pair to one shape, as modules; and calls of what has no name."""
+"""Adapters: what brings the two taps of a pair to one shape and one scale; and calls of what has no name.
+
+The scale decides what is learnt: the filters that are kept for their large norm have the largest activations, so that
+the squared difference of raw values is spent on a few of them. With mean m and variance v of a channel over the batch
+and its positions,
+
+    standardized    (x - m) / sqrt(v + eps)         of both taps: every channel counts alike
+    normalized      x / rms(x of one image)         of both taps: every image counts alike
+    released        gamma (x - m) / sqrt(v + eps)   in place of the teacher's last BatchNorm; the student's as it is
+"""
 
 from collections.abc import Callable
 
+import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 
 from fxdistill.plan.schema import Tap
@@ -21,6 +31,29 @@ class Projection(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """Apply to the channel dimension."""
         return self.weight(value.movedim(self.channel_dim, -1)).movedim(-1, self.channel_dim)  # type: ignore[no-any-return]
+
+
+_EPS = 1e-5
+"""Added to variances, as BatchNorm does."""
+
+
+def standardized(tap: Tensor) -> Tensor:
+    """A tap (B, C, ...), each channel less its mean, over its standard deviation, over batch and positions; float32."""
+    return batch_normalized(tap.float(), None, _EPS)
+
+
+def normalized(tap: Tensor) -> Tensor:
+    """A tap (B, C, ...), the values of each image over their root mean square; float32."""
+    value = tap.float()
+    square = value.square().flatten(1).mean(1)
+    return value / (square + _EPS).sqrt().reshape(-1, *[1] * (value.dim() - 1))
+
+
+def batch_normalized(value: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """BatchNorm of a value (B, C, ...) with the statistics of this batch and without an offset."""
+    if value.numel() == value.shape[1]:  # one value a channel is its own mean
+        return value - value
+    return F.batch_norm(value, None, None, weight, None, training=True, eps=eps)
 
 
 class Called(nn.Module):

@@ -216,9 +216,12 @@ class Program(fx.GraphModule):
         known = ", ".join(stage.name for stage in self.stages)
         raise PlanError(f"no stage is named '{name}'", where=name, hint=f"the stages are: {known}")
 
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of a stage's losses: sum over terms of weight times value, a scalar."""
-        return torch.stack([term.loss.weight * losses[term.key] for term in self.terms]).sum()
+    def total(self, losses: Mapping[str, Tensor], epoch: int = 0) -> Tensor:
+        """The weighted sum of a stage's losses in one of its epochs, a scalar.
+
+        The sum over terms of weight * decay ** epoch times value; the first epoch is 0.
+        """
+        return torch.stack([t.loss.weight * t.loss.decay**epoch * losses[t.key] for t in self.terms]).sum()
 
     def outputs(self, batch: Batch) -> Outputs:
         """Losses, predictions and taps for one batch, so that a term of one's own can be added to the losses.

@@ -33,6 +33,7 @@ class Recipe:
         student: The member that learns.
         epochs: Epochs of the main stage.
         lr: Learning rate.
+        embeds: Whether predictions are embeddings, of which it counts how they lie to each other.
     """
 
     pairs: "Sequence[Pair]"
@@ -42,6 +43,7 @@ class Recipe:
     student: str = "student"
     epochs: int = 60
     lr: float = 1e-3
+    embeds: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,12 @@ def warm_up(recipe: Recipe) -> list[Stage]:
     return [
         Stage(
             name=f"warm-up-{order + 1}", epochs=_FIRST_WARM_UP + order,
-            losses=[LossTerm(loss="mse", pair=pair.name, student=pair.student.member, teacher=pair.teacher.member)],
+            losses=[
+                LossTerm(
+                    loss="mse", pair=pair.name, compare="standardized", student=pair.student.member,
+                    teacher=pair.teacher.member,
+                )
+            ],
             optimizer=Optimizer(name="adam", lr=recipe.lr),
         )
         for order, pair in enumerate(recipe.pairs)

@@ -17,6 +17,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Layout = Literal["nchw", "nhwc", "tokens", "features"]
 Schedule = Literal["constant", "cosine", "step"]
 Rung = Literal["symbolic", "leaves", "export"]
+Comparison = Literal["raw", "standardized", "normalized", "released"]
 PositiveInt = Annotated[int, Field(gt=0)]
 MOST_EPOCHS = 1_000_000
 MOST_PIXELS = 1 << 16
@@ -235,6 +236,7 @@ class Optimizer(Part):
         clip: Gradients longer than this, all together, are shortened to it; None for never.
         ema: The share of a running mean of the weights that a step keeps; 0 for none. The mean is what is evaluated,
             and what the stage ends with.
+        restart: Whether it forgets, with every epoch, what it keeps of steps before: moments, a momentum.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -248,6 +250,7 @@ class Optimizer(Part):
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     clip: Annotated[float, Field(gt=0, le=1e9)] | None = None
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    restart: bool = False
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Self:
@@ -263,18 +266,26 @@ class LossTerm(Part):
 
     Attributes:
         loss: Its name.
-        pair: The pair whose taps it compares; None for a loss that reads no taps.
+        pair: The pair whose taps it compares. None for a loss that reads none; one that compares how images lie to each
+            other reads the members' answers then, which are their embeddings.
+        compare: What it reads of the taps: the values as they are (``raw``); less the mean, over the standard
+            deviation, of their channel over batch and positions (``standardized``); those of each image over their root
+            mean square (``normalized``); or the teacher's as its last BatchNorm would make it from the batch, with no
+            offset (``released``): how InDistill's released code does it. See :mod:`fxdistill.ir.adapters`.
         student: The member in the role of the student, None where the loss does not read it.
         teacher: The member in the role of the teacher, None where the loss does not read it.
         weight: Factor in the sum.
+        decay: What the weight is multiplied by with every epoch of the stage.
         args: Its arguments, every default spelled out.
     """
 
     loss: str
     pair: str | None = None
+    compare: Comparison = "raw"
     student: MemberName | None = None
     teacher: MemberName | None = None
     weight: Annotated[float, Field(ge=0, le=1e9)] = 1.0
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     args: dict[str, JsonValue] = {}
 
     @model_validator(mode="before")
@@ -288,8 +299,11 @@ class LossTerm(Part):
         unread = [role for role in ("student", "teacher") if role not in roles and data.get(role)]
         if unread:
             raise ValueError(f"the loss '{data['loss']}' reads nothing of a {unread[0]}")
-        if loss.reads_taps != (data.get("pair") is not None):
+        paired = data.get("pair") is not None
+        if loss.reads_taps != paired and not (loss.reads_taps and not loss.same_shapes):
             raise ValueError(f"the loss '{data['loss']}' needs {'a pair' if loss.reads_taps else 'no pair'}")
+        if not paired and data.get("compare", "raw") != "raw":
+            raise ValueError(f"the loss '{data['loss']}' reads no pair, of which it could compare something else")
         return {**data, **roles, "args": _full_arguments(data["loss"], loss, data.get("args") or {})}
 
     @property
@@ -301,6 +315,11 @@ class LossTerm(Part):
     def members(self) -> tuple[str, ...]:
         """The members that it reads."""
         return tuple(member for member in (self.student, self.teacher) if member is not None)
+
+    @property
+    def plain(self) -> Self:
+        """The same loss, whatever its weight: the same value for the same batch."""
+        return self.changed(weight=1.0, decay=1.0)
 
 
 def _known_loss(name: str) -> Loss:

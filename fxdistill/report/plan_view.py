@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.plan.document import Plan, stale_costs
-from fxdistill.plan.schema import Arm, ModelRef, Optimizer, Pair, RunnerUp, Shrunken, Stage, Tap
+from fxdistill.plan.schema import Arm, LossTerm, ModelRef, Optimizer, Pair, RunnerUp, Shrunken, Stage, Tap
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import Line, count, diagnostics_view, size
 
@@ -142,8 +142,15 @@ def _how(stage: Stage) -> str:
     return ", ".join([f"{spec.name} {spec.lr:g}", stage.schedule, *shown])
 
 
+def _term(term: LossTerm) -> str:
+    """A loss with its weight, and with what it compares where that is not the raw values."""
+    weight = f"{term.weight:g} " if term.weight != 1 else ""
+    fades = f"· {term.decay:g}^epoch " if term.decay != 1 else ""
+    return f"{weight}{fades}{term.name}{'' if term.compare == 'raw' else f' of {term.compare} taps'}"
+
+
 def _stage_line(stage: Stage) -> Line:
-    losses = " + ".join(f"{term.weight:g} {term.name}" if term.weight != 1 else term.name for term in stage.losses)
+    losses = " + ".join(map(_term, stage.losses))
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
     details = f"  {_how(stage)}, {stage.cost:.1%} of the cost"
     text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))

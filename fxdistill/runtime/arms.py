@@ -75,6 +75,8 @@ class Execution:
         programs: Programs that were built already.
         strangers: The members whose predictions are none for the data: only their layers teach.
         own_data: By name the data of members that read image files in another way, as they do: to measure them on.
+        evaluate_every: Epochs of a stage between two evaluations; after the last one there always is one.
+        channels_last: Whether weights and feature maps lie in memory with the channels last.
     """
 
     plan: Plan
@@ -92,6 +94,8 @@ class Execution:
     programs: dict[Trial, Program] = field(default_factory=dict)
     strangers: frozenset[str] = frozenset()
     own_data: Mapping[str, Dataset] = field(default_factory=dict)
+    evaluate_every: int = 1
+    channels_last: bool = False
 
     def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
         """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
@@ -248,6 +252,8 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
         load_whole_state(run.modules[member].cpu(), initial[member])
     program = run.programs.pop(trial, None) or build_program(run.plan, trial, run.modules)
     program.to(run.fabric.device)
+    if run.channels_last:
+        laid_out(program)
     for member in arm.trains:
         run.modules[member].to(run.fabric.device)
         share_buffers(run.modules[member], program, member)
@@ -292,7 +298,9 @@ class _Watch:
 
     def _log(self, progress: Progress) -> dict[str, float]:
         """The metrics after an epoch; none after one that trains taps alone, of which a prediction says nothing."""
-        answers = any(term.pair is None for term in progress.stage.losses)
+        epoch, every = progress.position.epoch, self.run.evaluate_every
+        due = epoch % every == 0 or epoch == progress.stage.epochs
+        answers = due and any(term.pair is None for term in progress.stage.losses)
         reached = self.run.measured(self.run.plan.arm(self.trial.name).trains[0], on="val") if answers else {}
         self.run.metrics.log(
             {
@@ -327,6 +335,11 @@ class _Watch:
         self._last = time.monotonic()
         self._took = self._last - before
         self.request.grant()
+
+
+def laid_out(program: Program) -> Program:
+    """The program with its weights, and so what its convolutions make, in channels-last memory, which is faster."""
+    return program.to(memory_format=torch.channels_last)
 
 
 def share_buffers(module: nn.Module, program: Program, member: str) -> None:

@@ -24,7 +24,7 @@ from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
 from fxdistill.runtime import checkpoint, extension, inspection, memory, preflight
-from fxdistill.runtime.arms import Execution, Observer, State, build_program, take_up, train
+from fxdistill.runtime.arms import Execution, Observer, State, build_program, laid_out, take_up, train
 from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
@@ -41,10 +41,13 @@ class Settings:
         precision: Overrides the plan's training precision.
         resume: Whether to take up the run that the directory holds.
         compile: Whether to train through ``torch.compile``.
+        channels_last: Whether to train with weights and feature maps in channels-last memory, where convolutions and
+            poolings are faster; not for models that view a feature map as another shape.
         allow: Modules whose factories may be called.
         trust_code: Whether a model file that the plan says to unpickle may be: it can run any code.
         save_seconds: Seconds between two checkpoints; 0 takes one after every step.
         force: Whether to run although the machine's memory is too small by far.
+        evaluate_every: Epochs between two evaluations of what is trained; a stage's last epoch always has one.
         more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
     """
 
@@ -52,10 +55,12 @@ class Settings:
     precision: Precision | None = None
     resume: bool = False
     compile: bool = False
+    channels_last: bool = False
     allow: tuple[str, ...] = ()
     trust_code: bool = False
     save_seconds: float = 30.0
     force: bool = False
+    evaluate_every: int = 1
     more_epochs: int = 0
 
 
@@ -92,7 +97,7 @@ def execute(
     preflight.runnable(plan, plan_path)
     held, begun = RunDir(out), plan
     precision = settings.precision or plan.precision
-    how = {"precision": precision, "compile": settings.compile}
+    how = {"precision": precision, "compile": settings.compile, "channels_last": settings.channels_last}
     if settings.more_epochs:
         plan = extension.extended(held, begun, settings.more_epochs, how=how)
     elif held.holds(plan, resume=settings.resume) and settings.resume:
@@ -115,6 +120,7 @@ def execute(
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
             Metrics(rundir, size=at.metrics_size, plan=plan), at, parts.programs,
             parts.strangers, {name: found.to(fabric.device) for name, found in parts.own_data.items()},
+            settings.evaluate_every, settings.channels_last,
         )  # fmt: skip
         return _train(run)
 
@@ -173,14 +179,19 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Part
         trial: {name: first(name, trial.seed) for name in plan.arm(trial.name).trains} for trial in trials_of(plan)
     }
     own = preflight.own_data(plan, base, dataset, allow=settings.allow)
-    programs = _programs(plan, modules, dataset, device="" if settings.force else accelerator)
+    device = "" if settings.force else accelerator
+    programs = _programs(plan, modules, dataset, device=device, channels_last=settings.channels_last)
     return _Parts(modules, dataset, initial, programs, frozenset(strangers), own)
 
 
-def _programs(plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset, *, device: str) -> dict[Trial, Program]:
+def _programs(
+    plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset, *, device: str, channels_last: bool
+) -> dict[Trial, Program]:
     """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves."""
     programs = {trial: build_program(plan, trial, modules) for trial in trials_of(plan) if trial.seed == plan.seeds[0]}
     for trial, program in programs.items():
+        if channels_last:
+            laid_out(program)
         if device:
             memory.check(program, plan.data.batch_size, device=device, where=f"arm '{trial.name}', data.batch_size")
         for stage in program.stages:

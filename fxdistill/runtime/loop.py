@@ -172,6 +172,8 @@ class Loop:
         position: Position, *, run_epoch: int,
     ) -> None:  # fmt: skip
         size, stage = self.data.batch_size, running.stage
+        if stage.optimizer.restart and position.step == 0:
+            optimizer.state.clear()
         steps = steps_per_epoch(self.dataset.train, size)
         found = batches(
             self.dataset.train, size, seed=self.seed, epoch=run_epoch,
@@ -182,7 +184,7 @@ class Loop:
             _set_rate(optimizer, stage, position.epoch * steps + step, steps)
             with step_seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
                 losses = forward(batch)
-                total = running.program.total(losses)
+                total = running.program.total(losses, position.epoch)
                 optimizer.zero_grad()
                 self.fabric.backward(total)
                 if (most := stage.optimizer.clip) is not None:  # what is not finite is said of the losses

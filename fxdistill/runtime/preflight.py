@@ -346,6 +346,11 @@ def dry_step(program: Program, dataset: Dataset, *, where: str) -> None:
         raise
     except Exception as cause:
         first = next(iter(str(cause).splitlines()), "")
+        if "view size is not compatible" in first:
+            raise PlanError(
+                "a model views a feature map as another shape, which channels-last memory does not allow", where=where,
+                hint="run without --channels-last",
+            ) from cause  # fmt: skip
         raise PlanError(
             f"the losses of this stage cannot be computed: {type(cause).__name__}: {first}", where=where,
             hint="the loss does not go with the task, the labels or the taps: choose another one",

@@ -52,6 +52,7 @@ class Task(ABC):
         higher_is_better: Whether more of it is better.
         is_share: Whether it is a share of 1, to be shown as a percentage.
         has_predictions: Whether an output is a prediction of something; else it is a feature like others.
+        embeds: Whether an output is an embedding, of which it counts how it lies to others.
         has_classes: Whether labels are numbers of classes that have names.
         no_label: What stands for no label in a target: -100, or not a number in targets that are not whole.
         ranks_train: Whether the metrics compare the test split with the training split.
@@ -69,6 +70,7 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     is_share: ClassVar[bool] = True
     has_predictions: ClassVar[bool] = True
+    embeds: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
     no_label: ClassVar[float] = NO_LABEL
     ranks_train: ClassVar[bool] = False

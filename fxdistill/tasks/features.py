@@ -21,6 +21,7 @@ class Features(Retrieval):
     summary = "the teacher's layers, whatever it was trained for"
     default_main = "features"
     has_predictions = False
+    embeds = False
     collapsed = "the same features for every image"
 
     def wrong_output(

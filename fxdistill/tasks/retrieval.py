@@ -23,6 +23,7 @@ class Retrieval(Task):
     supervised = None
     imitation = None
     primary = "mAP"
+    embeds = True
     ranks_train = True
     collapsed = "the same embedding for every image"
 
@@ -48,11 +49,12 @@ class Retrieval(Task):
     def evaluate(
         self, predict: Callable[[str], Iterable[tuple[Tensor, Tensor]]], classes: int, device: torch.device | str
     ) -> dict[str, float]:
-        """Mean average precision, its 11-point form, and the precision of the first 100."""
+        """Mean average precision, its 11-point form, and the precision of the first 100: by cosine, and by distance."""
         del classes
         database, queries = (_gathered(predict(split), split, device) for split in ("train", "test"))
-        found = rank(*database, *queries)
-        return {"mAP": found.mean_ap, "mAP-11": found.mean_ap_11, "top-100": found.top_100}
+        by = {"": rank(*database, *queries), "-L2": rank(*database, *queries, metric="l2")}
+        scores = {"mAP": "mean_ap", "mAP-11": "mean_ap_11", "top-100": "top_100"}
+        return {f"{name}{suffix}": getattr(found, key) for suffix, found in by.items() for name, key in scores.items()}
 
     def chance(self, classes: int) -> float | None:
         """One in so many classes: the share of each where they are of one size."""

@@ -4,7 +4,7 @@ import copy
 import itertools
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import PairingError, PlanError
-from fxdistill.ir.adapters import Called, Projection
+from fxdistill.ir.adapters import Called, Projection, normalized, standardized
 from fxdistill.ir.graph import Traced, find, memory, shape_of, written
 from fxdistill.ir.program import Member, Program, Term, inline, tap, tap_copy
 from fxdistill.ir.views import column, steps
 from fxdistill.losses import LOSSES, Context, Loss
+from fxdistill.passes.instrument.branch import by_batch_statistics
 from fxdistill.passes.instrument.layouts import call, same_layout
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Arm, LossTerm, Pair, Stage, Tap
+from fxdistill.plan.schema import Arm, Comparison, LossTerm, Pair, Stage, Tap
 from fxdistill.preprocessing import View
+
+_SCALES: dict[Comparison, Callable[[Tensor], Tensor]] = {"standardized": standardized, "normalized": normalized}
+_Taps = Mapping[tuple[str, Comparison], Mapping[str, fx.Node]]
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,11 @@ class Builder:
             PlanError: The plan does not fit the models.
         """
         stages = tuple(self.arm.stages)
-        used = {loss.pair for stage in stages for loss in stage.losses}
-        taps = {pair.name: self._adapted(pair) for pair in self.plan.pairs if pair.name in used}
+        taps = {
+            (pair.name, compare): self._adapted(pair, compare)
+            for pair in self.plan.pairs
+            for compare in dict.fromkeys(t.loss.compare for t in distinct(stages) if t.loss.pair == pair.name)
+        }
         values: dict[str, fx.Node] = {}
         terms: list[Term] = []
         for term in distinct(stages):
@@ -119,9 +126,11 @@ class Builder:
             self.views[view] = steps(view, images, lambda f, *rest: self._call("view", f, *rest), constant)
         return self.views[view]
 
-    def _adapted(self, pair: Pair) -> dict[str, fx.Node]:
-        """The values of a pair by role, of one shape."""
+    def _adapted(self, pair: Pair, compare: Comparison) -> dict[str, fx.Node]:
+        """The values of a pair by role, of one shape and one scale."""
         teacher, student = self._tap("teacher", pair, pair.teacher), self._tap("student", pair, pair.student)
+        if compare == "released":
+            teacher = by_batch_statistics(self.graph, self.root, teacher, where=f"pair {pair.name}")
         kept = self.plan.kept_for(pair.name)
         name = self._identifier(pair.name)
         if kept is not None and len(kept.channels) < kept.width:
@@ -136,6 +145,8 @@ class Builder:
             student = self.graph.call_module(f"adapters.project_{name}", (student,))
             student.meta = {"role": "adapter"}
         student, teacher = same_layout(self.graph, pair, student, teacher)
+        if (scale := _SCALES.get(compare)) is not None:
+            student, teacher = (self._call("adapter", scale, value) for value in (student, teacher))
         return {"student": student, "teacher": teacher}
 
     def _tap(self, role: str, pair: Pair, tap_: Tap) -> fx.Node:
@@ -163,7 +174,7 @@ class Builder:
             found += "_"
         return found
 
-    def _loss(self, term: Term, taps: dict[str, dict[str, fx.Node]]) -> fx.Node:
+    def _loss(self, term: Term, taps: _Taps) -> fx.Node:
         """The node of a loss: every port that it reads, resolved by one rule."""
         loss = LOSSES.get(term.loss.loss)
         values = [self._port(port, term.loss, taps) for port in loss.reads]
@@ -198,12 +209,12 @@ class Builder:
         node.meta = {"role": "loss"}
         return node
 
-    def _port(self, port: str, term: LossTerm, taps: dict[str, dict[str, fx.Node]]) -> fx.Node:
+    def _port(self, port: str, term: LossTerm, taps: _Taps) -> fx.Node:
         role, dot, kind = port.partition(".")
         if not dot:
             return self._field(port)
-        if kind == "tap":
-            return taps[str(term.pair)][role]
+        if kind == "tap" and term.pair is not None:
+            return taps[term.pair, term.compare][role]
         return self._side(str(getattr(term, role))).prediction
 
     def _side(self, member: str) -> _Side:
@@ -273,7 +284,7 @@ def distinct(stages: tuple[Stage, ...]) -> Iterator[Term]:
     seen: list[LossTerm] = []
     for stage in stages:
         for loss in stage.losses:
-            plain = loss.changed(weight=1.0)
+            plain = loss.plain
             if plain not in seen:
                 same = sum(one.name == loss.name for one in seen)
                 seen.append(plain)

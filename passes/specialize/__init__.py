@@ -80,7 +80,7 @@ def restricted(source: Program, stage: Stage) -> Program:
         if node.op != "output":
             new[node] = graph.node_copy(node, new.__getitem__)
     by_key = {node.meta["key"]: new[node] for node in source.nodes("loss") if "key" in node.meta}
-    terms = tuple(Term(_key(source, wanted.name, wanted.changed(weight=1.0)), wanted) for wanted in stage.losses)
+    terms = tuple(Term(_key(source, wanted.name, wanted.plain), wanted) for wanted in stage.losses)
     graph.output({term.key: by_key[term.key] for term in terms})
     _remove_dead(graph, source)
     return source.with_graph(graph, stages=(stage,), terms=terms)
@@ -107,7 +107,7 @@ def _arguments(loss: fx.Node) -> list[fx.Node]:
 
 def _key(source: Program, name: str, wanted: object) -> str:
     for term in source.terms:
-        if term.loss.changed(weight=1.0) == wanted:
+        if term.loss.plain == wanted:
             return term.key
     raise InvariantError(f"the program lacks the loss '{name}'")
 

@@ -134,14 +134,10 @@ def test_nothing_is_said_where_all_is_taught() -> None:
     assert said(planned(method="indistill", align="project"), "not-taught") == []
 
 
-def test_a_head_that_only_the_warm_up_could_reach_is_named() -> None:
-    """In retrieval the deepest pair is compared alone: what lies behind it keeps its random weights."""
-    plan = planned(method="indistill+pkt", task="retrieval", forbid=(("head", "head"),))
-    if any(pair.student.path == "head" for pair in plan.pairs):
-        pytest.fail("the embedding is paired")
-    (remark,) = said(plan, "not-taught")
-    assert remark.severity == "warning"
-    assert "'head'" in remark.why
+def test_in_retrieval_the_embedding_is_compared_with_all_that_makes_it() -> None:
+    plan = planned(method="indistill+pkt", task="retrieval")
+    assert said(plan, "not-taught") == []
+    assert [term.pair for term in plan.arms[0].stages[-1].losses] == [None]
 
 
 def test_frozen_parameters_are_another_remark() -> None:

@@ -366,7 +366,7 @@ def test_a_term_that_its_loss_does_not_take(term: dict[str, Any], message: str) 
 def test_a_term_spells_out_what_its_loss_says() -> None:
     assert LossTerm(loss="kd").model_dump() == {
         "loss": "kd", "pair": None, "student": "student", "teacher": "teacher", "weight": 1.0,
-        "args": {"temperature": 4.0},
+        "compare": "raw", "decay": 1.0, "args": {"temperature": 4.0},
     }  # fmt: skip
     assert LossTerm(loss="cross-entropy").members == ("student",)
     assert LossTerm(loss="mse", pair="a").name == "mse[a]"

@@ -321,6 +321,7 @@ def test_the_training_split_is_ranked_for_each_test_image() -> None:
     The first is an a: precision 1, 1/2, 2/3, AP = (1 + 2/3) / 2. The second is a b: AP = 1/2.
     11 points: the first reads P = 1 for recalls 0 to 0.7 and 2/3 for 0.8 to 1. The second has one hit: P(1) = 0 for
     recalls 0 to 0.5, P(2) = 1/2 for 0.6 to 1. Of fewer than 100, all are the first 100: 2/3 and 1/3.
+    By distance lengths count: the orders are a, a, b (AP = 1) and a, a, b for the second as well (AP = 1/3).
     """
     angles = torch.deg2rad(torch.tensor([10.0, 20.0, 90.0]))
     lengths = torch.tensor([[1.0], [100.0], [0.1]])
@@ -334,6 +335,9 @@ def test_the_training_split_is_ranked_for_each_test_image() -> None:
             "mAP": pytest.approx((5 / 6 + 1 / 2) / 2),
             "mAP-11": pytest.approx(((8 + 3 * 2 / 3) / 11 + 5 / 2 / 11) / 2),
             "top-100": pytest.approx(1 / 2),
+            "mAP-L2": pytest.approx((1 + 1 / 3) / 2),
+            "mAP-11-L2": pytest.approx((1 + 5 / 11 / 3) / 2),
+            "top-100-L2": pytest.approx(1 / 2),
         }
     assert TASKS.get("retrieval").supervised is None
 

@@ -1,0 +1,481 @@
+"""InDistill: what the warm-up is worth, beside the methods that it comes before.
+
+    python benchmarks/indistill.py --cifar cifar10_jpeg.npz --fashion ROOT --work WORK
+    python benchmarks/indistill.py … --only cifar-retrieval --only fashion-classification/kd --seeds 5 --hours 2
+    python benchmarks/indistill.py --table
+
+Every arm is a plan, made and run by the package; all arms of a setting train the same number of epochs on the same
+images in the same order, and a seed gives them the same initial weights. What an arm has of its own stands in
+``ARMS``. 10,000 random training images and 2,000 random test images (of 50,000 or 60,000, and 10,000); teachers are
+trained on all training images. Metrics are those of the last epoch on the test images; nothing is chosen by them.
+
+A finished run is one line of ``indistill.jsonl``, with its seed, versions and machine, so that an interrupted series
+goes on where it stopped and several may add to it; ``--table`` writes ``indistill.md``.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import platform
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.datasets import FashionMNIST
+
+import fxdistill
+from fxdistill.cli.commands import app
+from fxdistill.modelfiles.factories import build
+from fxdistill.plan.document import Plan
+from fxdistill.plan.file import load as load_plan
+from fxdistill.plan.schema import LossTerm, Optimizer, Stage
+from fxdistill.preprocessing import Preprocessing
+from fxdistill.runtime.execute import Settings, execute
+
+HERE = Path(__file__).parent
+RESULTS, TABLE = HERE / "indistill.jsonl", HERE / "indistill.md"
+TRAIN, TEST, TEACHER_EPOCHS, RATE = 10_000, 2_000, 40, 1e-3
+EPOCHS = {"retrieval": 70, "classification": 60}
+PRIMARY = {"retrieval": "mAP", "classification": "accuracy"}
+Edit = Callable[[Plan], Plan]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A factory of :mod:`fxdistill.models` and its arguments; the image's size and channels are the data's."""
+
+    factory: str
+    kwargs: dict[str, Any]
+
+    def arguments(self, data: str, *, classes: int) -> dict[str, Any]:
+        """All arguments; 0 classes for the network up to its penultimate layer."""
+        channels, size = (3, 32) if data == "cifar" else (1, 28)
+        sized = {"image_size": size, "padding": 0} if self.factory == "convnet" else {}
+        return {**self.kwargs, **sized, "in_channels": channels, "classes": classes}
+
+
+PAIRS = {
+    "released": (
+        Model("convnet", {"widths": [16, 32, 64], "hidden": 128}),
+        Model("convnet", {"widths": [8, 16, 32], "hidden": 64}),
+    ),
+    "resnet": (
+        Model("resnet", {"widths": [16, 32, 64], "blocks": 3}),
+        Model("resnet", {"widths": [8, 16, 32], "blocks": 1}),
+    ),
+    "cross": (
+        Model("resnet", {"widths": [16, 32, 64], "blocks": 3}),
+        Model("convnet", {"widths": [8, 16, 32], "hidden": 64}),
+    ),
+}
+"""Teacher and student: InDistill's released experiment from its auxiliary on; ResNet-20 and a small one; across."""
+
+
+def _stages(plan: Plan, change: Callable[[list[Stage]], list[Stage]]) -> Plan:
+    (arm,) = plan.arms
+    return plan.changed(arms=[arm.changed(stages=change(list(arm.stages)))])
+
+
+def _comparing(how: str) -> Edit:
+    """The warm-ups compare something else of the taps."""
+
+    def stage(one: Stage) -> Stage:
+        return one.changed(losses=[t.changed(compare=how) if t.pair else t for t in one.losses])
+
+    return lambda plan: _stages(plan, lambda stages: [*map(stage, stages[:-1]), stages[-1]])
+
+
+def _together(plan: Plan) -> Plan:
+    """All pairs at once, for as many epochs as one after the other."""
+
+    def change(stages: list[Stage]) -> list[Stage]:
+        *warm, main = stages
+        terms = [term for stage in warm for term in stage.losses]
+        return [warm[0].changed(epochs=sum(s.epochs for s in warm), losses=terms), main]
+
+    return _stages(plan, change)
+
+
+def _share(share: float) -> Edit:
+    """The warm-ups take a share of all epochs, divided among them as they were."""
+
+    def change(stages: list[Stage]) -> list[Stage]:
+        *warm, main = stages
+        total, before = sum(s.epochs for s in stages), sum(s.epochs for s in warm)
+        new = [s.changed(epochs=max(1, round(share * total * s.epochs / before))) for s in warm]
+        return [*new, main.changed(epochs=total - sum(s.epochs for s in new))]
+
+    return lambda plan: _stages(plan, change)
+
+
+def _as_released(plan: Plan) -> Plan:
+    """The released recipe: a fresh Adam every epoch, a constant rate, and the last 10 epochs at a tenth of it."""
+
+    def change(stages: list[Stage]) -> list[Stage]:
+        adam = Optimizer(name="adam", lr=RATE, restart=True)
+        *warm, main = [s.changed(optimizer=adam, schedule="constant") for s in stages]
+        fine = main.changed(name="fine", epochs=10, optimizer=adam.changed(lr=RATE / 10))
+        return [*warm, main.changed(epochs=main.epochs - 10), fine]
+
+    return _stages(plan, change)
+
+
+def _predecessor(plan: Plan) -> Plan:
+    """PKT at all layers at once, with weights (w, w, w, 1), w = 100 * 0.7 ** epoch (Passalis et al., CVPR 2020)."""
+    pairs = [
+        LossTerm(loss="pkt", pair=pair.name, weight=100.0, decay=0.7, student="student", teacher="teacher")
+        for pair in plan.pairs
+    ]
+    return _stages(plan, lambda stages: [stages[-1].changed(losses=[*pairs, *stages[-1].losses])])
+
+
+def _all(*edits: Edit) -> Edit:
+    def edit(plan: Plan) -> Plan:
+        for one in edits:
+            plan = one(plan)
+        return plan
+
+    return edit
+
+
+def _same(plan: Plan) -> Plan:
+    return plan
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method, further options of ``fxdistill plan``, and what is changed in the plan before it is run."""
+
+    method: str
+    options: tuple[str, ...] = ()
+    edit: Edit = _same
+    task: str = ""
+    settings: tuple[str, ...] = ()
+    """The settings in which it is run; empty for all of the task."""
+    beside: str = ""
+    """The arm that it is compared with, seed by seed."""
+
+
+_ABLATIONS = ("cifar-retrieval", "cifar-classification")
+
+
+def _ablations(method: str) -> dict[str, Arm]:
+    """What could be done otherwise in the warm-up, each before the same main stage."""
+    ways: dict[str, tuple[tuple[str, ...], Edit]] = {
+        "normalized": ((), _comparing("normalized")),
+        "all pairs at once": ((), _together),
+        "projection": (("--align", "project"), _same),
+        "random channels": (("--criterion", "random"), _same),
+        "fpgm channels": (("--criterion", "fpgm"), _same),
+        **{f"warm-up {share:.0%}": ((), _share(share)) for share in (0.05, 0.1, 0.3, 0.5)},
+    }
+    return {
+        f"{method}, {name}": Arm(method, options, edit, settings=_ABLATIONS, beside=method)
+        for name, (options, edit) in ways.items()
+    }
+
+
+_RELEASED = _comparing("released")
+ARMS: dict[str, dict[str, Arm]] = {
+    "retrieval": {
+        "pkt": Arm("pkt"),
+        "indistill+pkt": Arm("indistill+pkt", beside="pkt"),
+        "indistill+pkt, raw": Arm("indistill+pkt", edit=_comparing("raw"), beside="pkt"),
+        "indistill+pkt, released": Arm("indistill+pkt", edit=_RELEASED, beside="pkt"),
+        "pkt, as released": Arm("pkt", edit=_as_released, beside="pkt"),
+        "indistill+pkt, as released": Arm(
+            "indistill+pkt", edit=_all(_RELEASED, _as_released), beside="pkt, as released"
+        ),
+        "indistill+pkt, the recipe as released": Arm("indistill+pkt", edit=_as_released, beside="pkt, as released"),
+        "predecessor": Arm("pkt", edit=_predecessor, beside="pkt"),
+        "cross-entropy": Arm("supervised", task="classification", beside="pkt"),
+        **_ablations("indistill+pkt"),
+    },
+    "classification": {
+        "plain": Arm("supervised"),
+        "kd": Arm("kd", beside="plain"),
+        "indistill+kd": Arm("indistill+kd", beside="kd"),
+        "indistill+kd, raw": Arm("indistill+kd", edit=_comparing("raw"), beside="kd"),
+        "indistill+supervised": Arm("indistill+supervised", beside="plain"),
+        **_ablations("indistill+kd"),
+    },
+}
+
+
+@dataclass
+class Work:
+    """Where data and teachers are kept, and where runs lie while they run."""
+
+    root: Path
+    sources: dict[str, Path]
+    statistics: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+
+    def whole(self, data: str) -> dict[str, np.ndarray[Any, Any]]:
+        """All images (N, C, H, W), uint8, and labels."""
+        return _cifar(self.sources[data]) if data == "cifar" else _fashion(self.sources[data])
+
+    def part(self, data: str) -> Path:
+        """The file with a random part of the data."""
+        path = self.root / f"{data}.npz"
+        if not path.is_file():
+            whole, chance = self.whole(data), np.random.default_rng(0)
+            picked = {
+                name: np.sort(chance.permutation(len(whole[f"{name}_labels"]))[:count])
+                for name, count in (("train", TRAIN), ("test", TEST))
+            }
+            arrays: dict[str, Any] = {
+                f"{name}_{kind}": whole[f"{name}_{kind}"][which]
+                for name, which in picked.items()
+                for kind in ("images", "labels")
+            }
+            np.savez(path, **arrays, classes=np.array([str(n) for n in range(10)]))
+        return path
+
+    def teacher(self, data: str, pair: str, *, classes: int) -> Path:
+        """A teacher's file: trained on all images, with its classifier or without."""
+        model = PAIRS[pair][0]
+        name = f"{data}-{model.factory}-" + "-".join(map(str, model.kwargs.get("widths", [])))
+        path = self.root / f"{name}-{classes}.pt"
+        if not path.is_file():
+            whole, weights = self.whole(data), self.root / f"{name}.weights.pt"
+            images = torch.from_numpy(whole["train_images"])
+            pixels = images.float().transpose(0, 1).flatten(1) / 255
+            mean, std = ([round(float(x), 4) for x in found] for found in (pixels.mean(1), pixels.std(1)))
+            if not weights.is_file():
+                made = build(f"fxdistill.models:{model.factory}", model.arguments(data, classes=10), seed=0)
+                normalise = (torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1))
+                _train(made, images, torch.from_numpy(whole["train_labels"]).long(), normalise, flip=True)
+                torch.save(made.state_dict(), weights)
+            arguments = model.arguments(data, classes=classes)
+            factory = f"fxdistill.models:{model.factory}"
+            made = build(factory, arguments)
+            state = torch.load(weights, weights_only=True)
+            made.load_state_dict({name: tensor for name, tensor in state.items() if name in made.state_dict()})
+            size = list(images.shape[2:])
+            channels: Any = "rgb" if images.shape[1] == 3 else "gray"
+            seen = Preprocessing(size=size, mean=mean, std=std, channels=channels)
+            fxdistill.save(
+                made, path, factory=factory, kwargs=arguments, input_shape=(1, *images.shape[1:]), preprocessing=seen
+            )
+        return path
+
+
+def _cifar(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    arrays, found = np.load(path), {}
+    for part in ("train", "test"):
+        blob, ends = arrays[f"{part}_blob"], arrays[f"{part}_offsets"]
+        images = [np.asarray(Image.open(io.BytesIO(blob[a:b]), formats=["JPEG"])) for a, b in zip(ends, ends[1:])]  # noqa: B905, RUF007
+        found[f"{part}_images"] = np.stack(images).transpose(0, 3, 1, 2)
+        found[f"{part}_labels"] = arrays[f"{part}_labels"].astype(np.int64)
+    return found
+
+
+def _fashion(root: Path) -> dict[str, np.ndarray[Any, Any]]:
+    parts = {part: FashionMNIST(str(root), train=part == "train") for part in ("train", "test")}
+    images = {f"{part}_images": found.data.unsqueeze(1).numpy() for part, found in parts.items()}
+    return {**images, **{f"{part}_labels": found.targets.numpy() for part, found in parts.items()}}
+
+
+def _train(model: nn.Module, images: Tensor, labels: Tensor, normalise: tuple[Tensor, Tensor], *, flip: bool) -> None:
+    """Cross-entropy, Adam, half a cosine; random crops and flips."""
+    model.train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    steps = len(images) // 128 * TEACHER_EPOCHS
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    chance = torch.Generator().manual_seed(0)
+    height, width = images.shape[2:]
+    for epoch in range(TEACHER_EPOCHS):
+        for picked in torch.randperm(len(images), generator=chance)[: len(images) // 128 * 128].split(128):
+            batch = (images[picked].float() / 255 - normalise[0]) / normalise[1]
+            top, left = torch.randint(0, 9, (2,), generator=chance).tolist()
+            batch = nn.functional.pad(batch, (4, 4, 4, 4))[..., top : top + height, left : left + width]
+            mirrored = (torch.rand(len(batch), generator=chance) < 0.5 * flip).view(-1, 1, 1, 1)
+            batch = torch.where(mirrored, batch.flip(3), batch)
+            loss = nn.functional.cross_entropy(model(batch), labels[picked])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        print(f"  teacher, epoch {epoch + 1}: {float(loss):.3f}", file=sys.stderr, flush=True)
+    model.eval()
+
+
+def measure(setting: str, name: str, seed: int, work: Work) -> dict[str, Any]:
+    """One run: planned, trained, measured."""
+    data, task, pair = _parts(setting)
+    arm = ARMS[task][name]
+    trained_for = arm.task or task
+    classes = 0 if trained_for == "retrieval" else 10
+    student = PAIRS[pair][1]
+    folder = work.root / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    teacher, spec = work.teacher(data, pair, classes=classes), f"npz:{work.part(data)}"
+    query = "&".join(
+        f"{k}={json.dumps(v).replace(' ', '')}" for k, v in student.arguments(data, classes=classes).items()
+    )
+    words = [
+        "plan", str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
+        spec, "--task", trained_for, "--method", arm.method, "--epochs", str(EPOCHS[task]), "--lr", str(RATE),
+        "--seed", str(seed), "--no-control", "--no-measure", "--augment", "flip,crop:4", *arm.options,
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        app(words, standalone_mode=False)
+    plan = arm.edit(_in_all(load_plan(folder / "plan.json"), EPOCHS[task]))
+    (folder / "plan.json").write_text(plan.to_json())
+    started = time.monotonic()
+    result = execute(folder / "plan.json", folder / "run", Settings(evaluate_every=10_000, channels_last=True))
+    seconds = time.monotonic() - started
+    found = {k: v for k, v in result["arms"][0].items() if isinstance(v, float) and k != "seconds"}
+    if trained_for != task:
+        found = _as_embedding(folder / "run" / "student.pt", student, data, spec, task)
+    shutil.rmtree(folder)
+    return {
+        "setting": setting, "arm": name, "seed": seed, "metrics": {k: round(v, 5) for k, v in found.items()},
+        "epochs": [s.epochs for s in plan.arms[0].stages], "seconds": round(seconds), "torch": torch.__version__,
+        "torchvision": torchvision.__version__, "device": _device(),
+    }  # fmt: skip
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, one thread"
+
+
+def _in_all(plan: Plan, total: int) -> Plan:
+    """The main stage gets what the warm-ups leave of the epochs."""
+
+    def change(stages: list[Stage]) -> list[Stage]:
+        *warm, main = stages
+        return [*warm, main.changed(epochs=total - sum(stage.epochs for stage in warm))]
+
+    return _stages(plan, change)
+
+
+def _as_embedding(path: Path, student: Model, data: str, spec: str, task: str) -> dict[str, float]:
+    """How well a classifier's penultimate layer retrieves."""
+    trained = fxdistill.load(path)
+    made = build(f"fxdistill.models:{student.factory}", student.arguments(data, classes=0))
+    state = trained.module.state_dict()
+    made.load_state_dict({name: tensor for name, tensor in state.items() if name in made.state_dict()})
+    headless = path.with_name("headless.pt")
+    fxdistill.save(
+        made, headless, factory=f"fxdistill.models:{student.factory}", kwargs=student.arguments(data, classes=0),
+        input_shape=trained.input_shape, preprocessing=trained.preprocessing,
+    )  # fmt: skip
+    return fxdistill.evaluate(headless, spec, task=task)
+
+
+def _parts(setting: str) -> tuple[str, str, str]:
+    data, task, pair = [*setting.split("-"), "released"][:3]
+    return data, task, pair
+
+
+SETTINGS = (
+    "cifar-retrieval", "cifar-classification", "fashion-retrieval", "fashion-classification",
+    "cifar-classification-resnet", "cifar-classification-cross", "cifar-retrieval-resnet", "cifar-retrieval-cross",
+)  # fmt: skip
+
+
+def wanted(only: list[str], seeds: int) -> Iterator[tuple[str, str, int]]:
+    """The runs: seed after seed, so that a part of them compares as well."""
+    for seed in range(seeds):
+        for setting in SETTINGS:
+            task = _parts(setting)[1]
+            for name, arm in ARMS[task].items():
+                if arm.settings and setting not in arm.settings:
+                    continue
+                if not only or setting in only or f"{setting}/{name}" in only:
+                    yield setting, name, seed
+
+
+def results() -> list[dict[str, Any]]:
+    """The finished runs."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """For each setting its arms: mean, deviation and each seed; and the difference to the method alone, paired."""
+    lines = ["# InDistill: what the warm-up is worth", ""]
+    for setting in SETTINGS:
+        mine = [row for row in rows if row["setting"] == setting]
+        if not mine:
+            continue
+        task = _parts(setting)[1]
+        metric = PRIMARY[task]
+        lines += [
+            f"## {setting}, {metric} in %",
+            "",
+            "| arm | mean | deviation | seeds | difference to | paired, 95 % |",
+        ]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        values = {
+            name: {row["seed"]: 100 * row["metrics"][metric] for row in mine if row["arm"] == name}
+            for name in ARMS[task]
+        }
+        for name, found in values.items():
+            if found:
+                lines.append(_row(name, ARMS[task][name].beside, found, values))
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, beside: str, found: dict[int, float], values: dict[str, dict[int, float]]) -> str:
+    mean = statistics.fmean(found.values())
+    deviation = f"{statistics.stdev(found.values()):.2f}" if len(found) > 1 else ""
+    other = values.get(beside, {})
+    paired = [found[seed] - other[seed] for seed in sorted(found.keys() & other.keys())]
+    said = ""
+    if paired:
+        said = f"{statistics.fmean(paired):+.2f}"
+        if len(paired) > 1:
+            spread = _STUDENT_T.get(len(paired) - 1, 1.96) * statistics.stdev(paired) / math.sqrt(len(paired))
+            said += f" ± {spread:.2f}"
+    each = " ".join(f"{found[seed]:.2f}" for seed in sorted(found))
+    return f"| {name} | {mean:.2f} | {deviation} | {each} | {beside if paired else ''} | {said} |"
+
+
+_STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+"""Quantiles at 97.5 % by degrees of freedom."""
+
+
+def main() -> int:
+    """Run what is missing, as far as the time goes; or write the table."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--cifar", type=Path, help="CIFAR-10 as JPEG files in an npz: _blob, _offsets, _labels")
+    parser.add_argument("--fashion", type=Path, help="a folder with FashionMNIST/raw")
+    parser.add_argument("--work", type=Path, default=Path("indistill-work"))
+    parser.add_argument("--only", action="append", default=[], help="a setting, or SETTING/ARM")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--hours", type=float, default=1e9)
+    parser.add_argument("--table", action="store_true", help="write the table of what there is, and run nothing")
+    options = parser.parse_args()
+    if not options.table:
+        options.work.mkdir(parents=True, exist_ok=True)
+        sources = {name: getattr(options, name) for name in ("cifar", "fashion") if getattr(options, name)}
+        work, ends = Work(options.work, sources), time.monotonic() + 3600 * options.hours
+        done = {(row["setting"], row["arm"], row["seed"]) for row in results()}
+        for run in wanted(options.only, options.seeds):
+            if run in done or run[0].partition("-")[0] not in sources or time.monotonic() > ends:
+                continue
+            row = measure(*run, work)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(run, row["metrics"], row["seconds"], flush=True)
+    TABLE.write_text(table(results()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
