@@ -38,7 +38,7 @@ def test_options_say_the_recipe_of_main_stage_and_control_and_set_has_the_last_w
         "name": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warm_up": 2.0, "clip": 1, "ema": 0.99,
     }  # fmt: skip
     main, control = plan.arm("distilled").stages[-1], plan.control
-    usual = {name: getattr(main.optimizer, name) for name in ("lr", "floor", "decay", "decay_every")}
+    usual = {name: getattr(main.optimizer, name) for name in ("lr", "floor", "decay", "decay_every", "restart")}
     assert main.optimizer.model_dump() == {**usual, **numbers, "nesterov": True}
     assert control.optimizer.model_dump() == {**usual, **numbers, "nesterov": False, "clip": None}
     for stage in (main, control):

@@ -310,7 +310,7 @@ def test_a_run_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Monke
             execute(plan, tmp_path / "run", begun)
     before = runs.snapshot(tmp_path / "run")
     with pytest.raises(
-        RunDirError, match="begun with precision bf16-mixed, compile False, and would go on with precision 32"
+        RunDirError, match="begun with precision bf16-mixed, compile False, channels_last False, and would go on"
     ):
         execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, resume=True))
     assert runs.snapshot(tmp_path / "run") == before
