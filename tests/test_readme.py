@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fxdistill.methods import METHODS
 from tests import runs
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -24,6 +25,12 @@ def test_every_file_of_a_run_directory_is_named() -> None:
     for run in (runs.finished(), runs.finished("auxiliary", align="shrink")):
         for entry in run.iterdir():
             assert f"`{entry.name}{'/' if entry.is_dir() else ''}`" in README
+
+
+def test_every_method_has_its_row() -> None:
+    table = README.partition("| `--method` | stages |")[2].partition("\n\n")[0]
+    heads = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert sorted(re.match("`(.+?)`", head)[1] for head in heads) == sorted(METHODS.names())  # type: ignore[index]
 
 
 def test_every_remark_is_explained() -> None:

@@ -62,6 +62,8 @@ class Loss:
         of_logits: Whether predictions have to be logits for it, because it takes the softmax or the sigmoid itself.
         same_shapes: Whether two predictions that it reads must have one shape, because it compares entry by entry.
         mixed_labels: Whether it takes labels as rows of shares (B, classes) as well, as mixup makes them.
+        summary: One line for lists; '' where its authors gave none.
+        source: Where it was published: an arXiv number, a venue.
     """
 
     reads: tuple[str, ...]
@@ -71,6 +73,8 @@ class Loss:
     same_shapes: bool = True
     of_logits: bool = True
     mixed_labels: bool = False
+    summary: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what no term can use.

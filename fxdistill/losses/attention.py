@@ -29,4 +29,7 @@ def _attention_map(tap: Tensor) -> Tensor:
     return F.normalize(tap.float().square().mean(1).flatten(1), dim=1)
 
 
-LOSS = Loss(reads=("student.tap", "teacher.tap"), function=attention, same_shapes=False)
+LOSS = Loss(
+    reads=("student.tap", "teacher.tap"), function=attention, same_shapes=False,
+    summary="where a layer is active, not in which channel", source="arXiv 1612.03928, ICLR 2017",
+)  # fmt: skip

@@ -21,4 +21,7 @@ def binary_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
     return (each * known).sum() / known.sum().clamp_min(1)
 
 
-LOSS = Loss(reads=("student.logits", "labels"), function=binary_cross_entropy)
+LOSS = Loss(
+    reads=("student.logits", "labels"), function=binary_cross_entropy,
+    summary="a yes or no of every class, with the labels",
+)  # fmt: skip

@@ -28,4 +28,7 @@ def binary_kd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (yes + no).mean()
 
 
-LOSS = Loss(reads=("student.logits", "teacher.logits"), function=binary_kd)
+LOSS = Loss(
+    reads=("student.logits", "teacher.logits"), function=binary_kd,
+    summary="a yes or no of every class, with the teacher's", source="arXiv 2308.06453, ICCV 2023",
+)  # fmt: skip

@@ -43,5 +43,6 @@ def _mean(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
 
 
 LOSS = Loss(
-    reads=("student.logits", "labels"), function=cross_entropy, arguments=CrossEntropyArguments, mixed_labels=True
-)
+    reads=("student.logits", "labels"), function=cross_entropy, arguments=CrossEntropyArguments, mixed_labels=True,
+    summary="the labels' classes",
+)  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxdistill.arguments import Arguments
 from fxdistill.losses import Loss
+from fxdistill.losses._rows import rows
 
 
 class KDArguments(Arguments):
@@ -33,14 +34,12 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4
     Returns:
         A float32 scalar, in nats times T²; 0 where the logits are equal up to a shift of each row.
     """
-    student = F.log_softmax(_rows(student_logits) / temperature, dim=1)
-    teacher = F.log_softmax(_rows(teacher_logits) / temperature, dim=1)
+    student = F.log_softmax(rows(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(rows(teacher_logits) / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def _rows(logits: Tensor) -> Tensor:
-    """Every position of every image as a row (rows, C)."""
-    return logits.float().movedim(1, -1).flatten(0, -2)
-
-
-LOSS = Loss(reads=("student.logits", "teacher.logits"), function=kd, arguments=KDArguments)
+LOSS = Loss(
+    reads=("student.logits", "teacher.logits"), function=kd, arguments=KDArguments,
+    summary="softened predictions", source="arXiv 1503.02531",
+)  # fmt: skip

@@ -19,4 +19,7 @@ def l1(student_logits: Tensor, labels: Tensor) -> Tensor:
     return F.l1_loss(student_logits.float(), labels.float().reshape(student_logits.shape))
 
 
-LOSS = Loss(reads=("student.logits", "labels"), function=l1, of_logits=False)
+LOSS = Loss(
+    reads=("student.logits", "labels"), function=l1, of_logits=False,
+    summary="absolute difference to the targets",
+)  # fmt: skip

@@ -63,4 +63,7 @@ def _jeffreys(teacher_kernel: Tensor, student_kernel: Tensor) -> Tensor:
     return ((teacher - student) * (teacher.log() - student.log())).mean()
 
 
-LOSS = Loss(reads=("student.tap", "teacher.tap"), function=pkt, arguments=PKTArguments, same_shapes=False)
+LOSS = Loss(
+    reads=("student.tap", "teacher.tap"), function=pkt, arguments=PKTArguments, same_shapes=False,
+    summary="how the samples of a batch lie to each other", source="CVPR 2020",
+)  # fmt: skip

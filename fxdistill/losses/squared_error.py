@@ -19,4 +19,7 @@ def squared_error(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return F.mse_loss(student_logits.float(), teacher_logits.float())
 
 
-LOSS = Loss(reads=("student.logits", "teacher.logits"), function=squared_error, of_logits=False)
+LOSS = Loss(
+    reads=("student.logits", "teacher.logits"), function=squared_error, of_logits=False,
+    summary="squared difference to the teacher's predictions",
+)  # fmt: skip

@@ -58,6 +58,7 @@ class Method:
         default_main: The method whose main stage follows where the name names none.
         criterion: The criterion that chooses the channels to keep, where the user names none; None for ``l1``.
         passes: The passes that make its plan, by name, in order.
+        source: Where it was published: an arXiv number, a venue.
     """
 
     summary: str
@@ -67,6 +68,7 @@ class Method:
     default_main: str = "kd"
     criterion: str | None = None
     passes: tuple[str, ...] = DISTIL
+    source: str = ""
 
 
 METHODS: Registry[Method] = Registry("method", __name__, "METHOD", Method)

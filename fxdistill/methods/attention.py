@@ -5,24 +5,15 @@ ICLR 2020, arXiv 1910.10699), where the losses of all pairs are summed.
 """
 
 from fxdistill.methods import Method, Recipe
+from fxdistill.methods._taps import at_every
 from fxdistill.plan.schema import LossTerm
-
-_WEIGHT = 1000.0
 
 
 def main(recipe: Recipe) -> list[LossTerm]:
     """The terms of the main stage."""
-    own = [recipe.supervised] if recipe.supervised is not None else []
-    return [
-        *own,
-        *(
-            LossTerm(
-                loss="attention", pair=pair.name, student=pair.student.member, teacher=pair.teacher.member,
-                weight=_WEIGHT,
-            )
-            for pair in recipe.pairs
-        ),
-    ]  # fmt: skip
+    return at_every(recipe, "attention", weight=1000.0)
 
 
-METHOD = Method(summary="where the teacher's layers are active", main=main, needs_pairs=True)
+METHOD = Method(
+    summary="where the teacher's layers are active", main=main, needs_pairs=True, source="arXiv 1612.03928, ICLR 2017"
+)

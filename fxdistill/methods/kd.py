@@ -18,4 +18,4 @@ def main(recipe: Recipe) -> list[LossTerm]:
     return [recipe.supervised.changed(weight=0.1), recipe.imitation.changed(weight=0.9)]
 
 
-METHOD = Method(summary="the teacher's softened predictions", main=main)
+METHOD = Method(summary="the teacher's softened predictions", main=main, source="arXiv 1503.02531")

@@ -6,22 +6,13 @@ PKT of these alone, which is how InDistill's released student is trained for ret
 """
 
 from fxdistill.methods import Method, Recipe
+from fxdistill.methods._taps import at_deepest
 from fxdistill.plan.schema import LossTerm
-
-_WEIGHT = 30_000.0
 
 
 def main(recipe: Recipe) -> list[LossTerm]:
     """The terms of the main stage."""
-    if recipe.embeds:
-        return [LossTerm(loss="pkt", student=recipe.student, teacher=recipe.teacher)]
-    own = [recipe.supervised] if recipe.supervised is not None else []
-    deepest = recipe.pairs[-1]
-    pkt = LossTerm(
-        loss="pkt", pair=deepest.name, student=deepest.student.member, teacher=deepest.teacher.member,
-        weight=_WEIGHT if own else 1.0,
-    )  # fmt: skip
-    return [*own, pkt]
+    return at_deepest(recipe, "pkt", weight=30_000.0)
 
 
-METHOD = Method(summary="how samples lie to each other", main=main, needs_pairs=True)
+METHOD = Method(summary="how samples lie to each other", main=main, needs_pairs=True, source="CVPR 2020")

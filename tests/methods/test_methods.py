@@ -23,6 +23,16 @@ WARM_UPS = [("warm-up-1", 3, [("mse[a]", 1.0)]), ("warm-up-2", 4, [("mse[b]", 1.
 KD = [("cross-entropy", 0.1), ("kd", 0.9)]
 ATTENTION = [("cross-entropy", 1.0), ("attention[a]", 1000.0), ("attention[b]", 1000.0)]
 PKT = [("cross-entropy", 1.0), ("pkt[b]", 30_000.0)]
+MAIN = {
+    "kd": KD, "attention": ATTENTION, "pkt": PKT,
+    "features": [("cross-entropy", 1.0), ("mse[a]", 1.0), ("mse[b]", 1.0)],
+    "supervised": [("cross-entropy", 1.0)],
+    "kd-standardized": [("cross-entropy", 0.1), ("kd-standardized", 9.0)],
+    "dkd": [("cross-entropy", 1.0), ("dkd", 1.0)],
+    "dist": [("cross-entropy", 1.0), ("dist", 2.0)],
+    "sp": [("cross-entropy", 1.0), ("sp[b]", 3000.0)],
+}  # fmt: skip
+"""The main stage of every method that has one, beside cross-entropy."""
 
 
 def expanded(method: str, recipe: Recipe) -> tuple[Stage, ...]:
@@ -37,13 +47,9 @@ def told(stages: tuple[Stage, ...]) -> list[tuple[str, int, list[tuple[str, floa
 @pytest.mark.parametrize(
     ("method", "warm_ups", "main"),
     [
-        ("kd", [], KD),
-        ("attention", [], ATTENTION),
-        ("pkt", [], PKT),
         ("indistill", WARM_UPS, KD),
-        ("indistill+kd", WARM_UPS, KD),
-        ("indistill+attention", WARM_UPS, ATTENTION),
-        ("indistill+pkt", WARM_UPS, PKT),
+        *((name, [], main) for name, main in MAIN.items()),
+        *((f"indistill+{name}", WARM_UPS, main) for name, main in MAIN.items()),
     ],
 )
 def test_what_a_name_means(method: str, warm_ups: list[object], main: list[object]) -> None:
@@ -59,6 +65,9 @@ def test_what_a_name_means(method: str, warm_ups: list[object], main: list[objec
         ("kd", [("kd", 1.0)]),
         ("attention", [("attention[a]", 1000.0), ("attention[b]", 1000.0)]),
         ("pkt", [("pkt[b]", 1.0)]),
+        ("kd-standardized", [("kd-standardized", 1.0)]),
+        ("dist", [("dist", 1.0)]),
+        ("sp", [("sp[b]", 1.0)]),
         ("indistill", [("kd", 1.0)]),
         ("indistill+pkt", [("pkt[b]", 1.0)]),
     ],
@@ -69,12 +78,32 @@ def test_a_task_without_a_term_of_its_own(method: str, main: list[object]) -> No
     assert not any(term.loss == "cross-entropy" for stage in stages for term in stage.losses)
 
 
+def test_the_main_stage_of_every_method_is_pinned() -> None:
+    assert MAIN.keys() == {name for name in METHODS.names() if METHODS.get(name).main is not None}
+
+
+@pytest.mark.parametrize("imitation", [None, LossTerm(loss="binary-kd"), LossTerm(loss="squared-error")])
+@pytest.mark.parametrize("method", ["dkd", "kd-standardized", "dist"])
+def test_predictions_that_are_no_choice_between_classes(method: str, imitation: LossTerm | None) -> None:
+    """A yes or no of each class, a number, an embedding: no softmax, so that another method is to be chosen."""
+    with pytest.raises(PlanError, match="has no term for this task") as caught:
+        expanded(method, Recipe(PAIRS, OWN, imitation))
+    named = caught.value.hint.partition(": ")[2].split(", ")
+    assert {"attention", "sp"} < set(named)
+    assert not {"dkd", "kd-standardized", "dist"} & set(named)
+
+
+def test_dkd_needs_labels() -> None:
+    with pytest.raises(PlanError, match="the method 'dkd' has no term for this task"):
+        expanded("dkd", Recipe(PAIRS, None, IMITATION))
+
+
 def test_terms_are_of_the_recipes_members() -> None:
     taps = {role: getattr(PAIR, role).changed(member=name) for role, name in (("teacher", "aux"), ("student", "pupil"))}
     recipe = Recipe(
         (PAIR.changed(**taps),), OWN.changed(student="pupil"), IMITATION.changed(student="pupil", teacher="aux"),
         teacher="aux", student="pupil")  # fmt: skip
-    for method in ("kd", "indistill", "attention", "indistill+pkt"):
+    for method in (*MAIN, "indistill"):
         for stage in expanded(method, recipe):
             for term in stage.losses:
                 assert term.student == "pupil"
@@ -178,14 +207,14 @@ def plan_of(method: str, task: str = "classification", epochs: int = 60) -> Plan
     return plan
 
 
-@pytest.mark.parametrize("method", ["kd", "attention", "pkt", "indistill", "indistill+attention", "indistill+pkt"])
+@pytest.mark.parametrize("method", [*MAIN, "indistill", "indistill+attention", "indistill+pkt"])
 def test_methods_make_plans(method: str) -> None:
     plan = plan_of(method, epochs=4)
     assert plan.method == method
     stages = plan.arm("distilled").stages
     assert [stage.name for stage in stages[:-1]] == [f"warm-up-{i + 1}" for i in range(3 * ("indistill" in method))]
-    main = {"attention": "attention", "pkt": "pkt"}.get(method.rpartition("+")[2], "kd")
-    assert {term.loss for term in stages[-1].losses} == {"cross-entropy", main}
+    main = MAIN.get(method.rpartition("+")[2], KD)
+    assert {term.loss for term in stages[-1].losses} == {name.partition("[")[0] for name, _ in main}
     assert plan.control is not None
     assert plan.arm("control").stages[0].epochs == sum(stage.epochs for stage in stages)
     assert [term.name for term in plan.control.losses] == ["cross-entropy"]
