@@ -31,7 +31,7 @@ _LINES = (
           "softplus softsign softshrink hardshrink tanhshrink logsigmoid log_sigmoid rrelu",
           _P | Trait.ACTIVATION, "pointwise"),
     _line("exp log log2 log10 log1p expm1 sqrt rsqrt square abs absolute neg sign reciprocal sin cos tan erf erfc "
-          "erfinv floor ceil round trunc frac logit bitwise_not nan_to_num positive", _P, "pointwise"),
+          "erfinv floor ceil round trunc frac logit bitwise_not invert nan_to_num positive", _P, "pointwise"),
     _line("logical_not isnan isinf bool", _P | Trait.BOOLEAN, "pointwise"),
     _line("float double half bfloat16 long int to type type_as _to_copy to_copy cpu cuda identity alias lift "
           "lift_fresh lift_fresh_copy", _CARRIED | Trait.VIEW, "pointwise"),
@@ -128,6 +128,7 @@ _LINES = (
     _line("device", _M, "device"),
     _line("getattr", _M),
     _line("zeros ones full", Trait.UNIFORM, rewrite="sizes"),
+    _line("arange linspace eye"),
     _line("new_zeros new_ones new_full", Trait.UNIFORM, "new", "sizes"),
     _line("new_empty new_tensor new", labels="new"),
     _line("_assert _assert_async _assert_scalar _assert_tensor_metadata", labels="nothing"),

@@ -230,9 +230,18 @@ def of_model(model: nn.Module, *, input_shape: tuple[int, ...], where: str) -> d
 
 
 def _add_unused(data: dict[str, Any], whole: Mapping[str, Any]) -> None:
-    """What ``forward`` does not use belongs to the model as well: its weights are kept, its code is not."""
+    """What ``forward`` does not use belongs to the model as well: its weights are kept, its code is not.
+
+    A constant of the graph is no buffer of the model, and not in its state dict.
+    """
+    for key, buffer in data["buffers"].items():
+        if buffer is not None:
+            buffer["persistent"] = bool((whole["buffers"].get(key) or {}).get("persistent"))
     for kind in ("parameters", "buffers"):
         data[kind] = {**whole[kind], **data[kind]}
+    for key, part in data["modules"].items():
+        if key not in whole["modules"]:
+            _add_unused(part, {"parameters": {}, "buffers": {}, "modules": {}})
     for key, part in whole["modules"].items():
         if key in data["modules"]:
             _add_unused(data["modules"][key], part)
