@@ -47,13 +47,13 @@ def test_a_plan_by_its_method_records_where_the_names_come_from(installed: Path,
     assert {kept["criterion"] for kept in plan["kept"]} == {"spread"}
     assert {(p["kind"], p["name"], p["distribution"], p["version"]) for p in plan["plugins"]} == {
         (kind, name, "fxdistill-example", "0.1.0")
-        for kind, name in (("method", "example"), ("loss", "vid"), ("criterion", "spread"))
+        for kind, name in (("method", "example"), ("loss", "vid-linear"), ("criterion", "spread"))
     }
     without = fxdistill(tmp_path, "run", "plan.json")
     assert without.returncode == 2
     assert "pip install fxdistill-example" in without.stderr
     assert fxdistill(tmp_path, "show", "plan.json").returncode == 2
-    assert "vid[layer1]" in fxdistill(tmp_path, "show", "plan.json", site=installed).stdout
+    assert "vid-linear[layer1]" in fxdistill(tmp_path, "show", "plan.json", site=installed).stdout
 
 
 def test_help_and_hints_know_its_names(installed: Path, tmp_path: Path) -> None:

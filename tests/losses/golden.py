@@ -4,7 +4,7 @@
     python -m tests.losses.golden
 
 writes them anew, in float64, each with its slope along one direction of the student's values. What torchdistill has in
-another variant (PKT of 2018; SP with rows that sum to 1, where the paper has length 1) or not at all (DKD) is held
+another variant (PKT of 2018; SP with rows that sum to 1, where the paper has length 1) or not at all (DKD, CWD) is held
 against NumPy in the tests.
 """
 
@@ -46,6 +46,47 @@ def known() -> dict[str, dict[str, float]]:
     return values
 
 
+def vid_layers() -> list[Tensor]:
+    """The weights of three layers from 4 to 6 channels."""
+    return [waves(6, width, phase=0.3 + number) for number, width in enumerate((4, 6, 6))]
+
+
+def vid_variances() -> Tensor:
+    """One for each of the teacher's channels."""
+    return waves(6, phase=0.9).exp()
+
+
+def regressed(student: Tensor) -> Tensor:
+    """What three layers make of the student's taps."""
+    first, second, third = vid_layers()
+    value = torch.einsum("oc,bchw->bohw", first, student).relu()
+    value = torch.einsum("oc,bchw->bohw", second, value).relu()
+    return torch.einsum("oc,bchw->bohw", third, value)
+
+
+def crd_state() -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Weights and biases of both embeddings, the memory (2, 40, 16), and which images are drawn."""
+    weights = [waves(16, width, phase=1.0 + width) for width in (4, 6)]
+    biases = [waves(16, phase=0.2 + width) for width in (4, 6)]
+    memory = torch.nn.functional.normalize(waves(2, 40, 16, phase=1.9), dim=2)
+    return weights, biases, memory, torch.arange(BATCH, 40)
+
+
+def _crd(mid_level: Any, student: Tensor, teacher: Tensor) -> Tensor:
+    """Two batches: the first one sets Z and moves the memory."""
+    weights, biases, memory, drawn = crd_state()
+    loss = mid_level.CRDLoss("s", "e", "t", 16, 40, len(drawn), 40).double()
+    loss.memory_v1, loss.memory_v2 = memory[0].clone(), memory[1].clone()
+    taps = [tap.mean((2, 3)) @ w.t() + b for tap, w, b in zip((student, teacher), weights, biases, strict=True)]
+    s, t = (torch.nn.functional.normalize(tap, dim=1) for tap in taps)
+    index = torch.arange(BATCH)
+    rows = torch.cat([index.unsqueeze(1), drawn.expand(BATCH, -1)], 1)
+    loss.contrast_memory(s.detach(), t.flip(0), index, rows)
+    out = loss.contrast_memory(s, t, index, rows)
+    value: Tensor = loss.compute_contrast_loss(out[0]) + loss.compute_contrast_loss(out[1])
+    return value
+
+
 def _cases() -> Iterator[tuple[str, str, Callable[[Tensor, Tensor], Tensor]]]:
     mid_level = importlib.import_module("torchdistill.losses.mid_level")
 
@@ -62,6 +103,11 @@ def _cases() -> Iterator[tuple[str, str, Callable[[Tensor, Tensor], Tensor]]]:
         dist = mid_level.DISTLoss(*both, beta=1.0, gamma=2.0, tau=temperature)
         yield f"dist {temperature:g}", "logits", of(dist)
     yield "attention", "widths", of(mid_level.ATLoss(pair))
+    yield "rkd", "widths", of(mid_level.RKDLoss("x", "x", 25.0, 50.0, "mean"))
+    vid = mid_level.VIDLoss(pair)
+    means, variances = regressed, vid_variances().reshape(1, -1, 1, 1)
+    yield "vid", "widths", lambda s, t: vid({"x": {"output": (means(s), variances)}}, {"x": {"output": t}})
+    yield "crd", "widths", lambda s, t: _crd(mid_level, s, t)
 
 
 def main() -> None:

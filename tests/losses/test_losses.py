@@ -37,6 +37,8 @@ OWN = {
     "l1": {"labels": TEACHER},
     "binary-cross-entropy": {"labels": (TEACHER > 0).float()},
     "pkt": {"student.tap": STUDENT, "teacher.tap": WIDE},
+    "cwd": {"student.tap": STUDENT.reshape(1, 3, 2, 2), "teacher.tap": TEACHER.reshape(1, 3, 2, 2)},
+    "crd": {"index": torch.tensor([3, 0])},
 }
 """What a loss reads that is not what most read."""
 
@@ -223,15 +225,44 @@ def test_values_and_gradients_are_finite(name: str, student: torch.Tensor) -> No
 
 
 @pytest.mark.parametrize("name", LOSSES.names())
+def test_a_batch_of_one_is_finite(name: str) -> None:
+    read = [value[:1] for value in inputs(name)]
+    leaves = [v.clone().requires_grad_() if p.startswith("student") else v
+              for p, v in zip(LOSSES.get(name).reads, read, strict=True)]  # fmt: skip
+    value = function_of(name)(*leaves)
+    (gradient,) = torch.autograd.grad(value, [leaf for leaf in leaves if leaf.requires_grad], allow_unused=True)
+    assert value.isfinite()
+    assert gradient is None or gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES.names() if "teacher.logits" in LOSSES.get(name).reads])
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_predictions_that_agree_cost_nothing_whatever_their_size(name: str, scale: float) -> None:
+    read = inputs(name)
+    read[0] = read[1] = scale * TEACHER
+    leaf = read[0].clone().requires_grad_()
+    value = function_of(name)(leaf, *read[1:])
+    (gradient,) = torch.autograd.grad(value, leaf)
+    assert value.item() == pytest.approx(0, abs=1e-3)
+    assert gradient.abs().max() < 1e-3 * max(1, 1 / scale)
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
 def test_autocast_and_bfloat16_change_nothing_but_the_input(name: str) -> None:
-    function, read = function_of(name), inputs(name)
-    plain = function(*read)
+    def afresh(read: list[torch.Tensor]) -> torch.Tensor:
+        torch.manual_seed(0)  # of what is built
+        return function_of(name)(*read)
+
+    plain = afresh(inputs(name))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = function(*read)
+        inside = afresh(inputs(name))
     assert inside.dtype == torch.float32
     assert torch.equal(inside, plain)
-    rounded = [value.bfloat16() if value.is_floating_point() else value for value in read]
-    assert function(*rounded).dtype == torch.float32
+    for half in (torch.bfloat16, torch.float16):
+        rounded = [value.to(half) if value.is_floating_point() else value for value in inputs(name)]
+        value = afresh(rounded)
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(plain.item(), rel=0.05)
 
 
 @pytest.mark.parametrize("name", LOSSES.names())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,19 +12,61 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from torch import Tensor
 
+from fxdistill.errors import PlanError
+from fxdistill.losses import LOSSES, Context
 from fxdistill.losses.attention import attention
+from fxdistill.losses.crd import CRD, CRDArguments
+from fxdistill.losses.cwd import cwd
 from fxdistill.losses.dist import dist
 from fxdistill.losses.dkd import dkd
 from fxdistill.losses.kd import kd
 from fxdistill.losses.kd_standardized import kd_standardized
+from fxdistill.losses.rkd import rkd
 from fxdistill.losses.sp import sp
+from fxdistill.losses.vid import VID, VIDArguments
 from tests.losses import golden
+
+WIDTHS = (4, 6)
+
+
+def vid(student: Tensor, teacher: Tensor) -> Tensor:
+    loss = VID(*WIDTHS, VIDArguments())
+    with torch.no_grad():
+        for layer, weight in zip((loss.first, loss.second, loss.third), golden.vid_layers(), strict=True):
+            layer.weight.copy_(weight)
+        loss.scale.copy_((golden.vid_variances() - loss.eps).expm1().log())
+    value: Tensor = loss(student, teacher)
+    return value
+
+
+def remembering() -> CRD:
+    """The contrastive loss of 40 images in the state of the golden values; it draws every image outside the batch."""
+    weights, biases, memory, drawn = golden.crd_state()
+    loss = CRD(WIDTHS, 40, CRDArguments(dim=16, negatives=len(drawn)))
+    with torch.no_grad():
+        for layer, weight, bias in zip((loss.student, loss.teacher), weights, biases, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        loss.memory.copy_(memory)
+    loss.drawn = drawn.to  # type: ignore[method-assign]
+    return loss
+
+
+def crd(student: Tensor, teacher: Tensor) -> Tensor:
+    loss, index = remembering(), torch.arange(golden.BATCH)
+    loss(student.detach(), teacher.flip(0), index)
+    value: Tensor = loss(student, teacher, index)
+    return value
+
 
 GOLDEN: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
     **{f"kd {t:g}": ("logits", partial(kd, temperature=t)) for t in (1.0, 4.0)},
     **{f"kd-standardized {t:g}": ("logits", partial(kd_standardized, temperature=t)) for t in (1.0, 4.0)},
     **{f"dist {t:g}": ("logits", partial(dist, beta=1.0, gamma=2.0, temperature=t)) for t in (1.0, 4.0)},
     "attention": ("widths", attention),
+    "rkd": ("widths", rkd),
+    "vid": ("widths", vid),
+    "crd": ("widths", crd),
 }
 
 
@@ -94,6 +137,98 @@ def test_what_has_no_label_takes_no_part_in_dkd() -> None:
     assert not torch.autograd.grad(value, leaf)[0].any()
 
 
+# CWD
+
+
+def test_cwd_by_hand() -> None:
+    student, teacher, _ = golden.inputs("taps")
+    total = 0.0
+    for one, other in zip(student.flatten(2).numpy() / 3, teacher.flatten(2).numpy() / 3, strict=True):
+        total += sum((softmax(b) * (log_softmax(b) - log_softmax(a))).sum() for a, b in zip(one, other, strict=True))
+    expected = 9 * total / (golden.BATCH * 4)
+    assert cwd(student, teacher, temperature=3.0).item() == pytest.approx(expected, rel=1e-5)
+    shift = randn(golden.BATCH, 4, 1, 1, seed=0)
+    assert cwd(teacher + shift, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert cwd(student.flatten(2), teacher.flatten(2)) == cwd(student, teacher)
+    assert cwd(student[..., 0, 0], teacher[..., 0, 0]) == 0  # one position
+
+
+# CRD
+
+
+def test_a_memory_moves_for_the_images_of_a_batch_in_training_alone() -> None:
+    loss, before = remembering(), remembering().memory
+    student, teacher = (x.float() for x in golden.inputs("widths")[:2])
+    index = torch.tensor([3, 1, 0, 7, 30, 5, 6, 2])
+    loss.eval()
+    loss(student, teacher, index)
+    assert torch.equal(loss.memory, before)
+    assert not loss.scale.any()
+    loss.train()
+    loss(student, teacher, index)
+    others = torch.ones(40, dtype=torch.bool).index_fill(0, index, False)
+    assert torch.equal(loss.memory[:, others], before[:, others])
+    for role, tap in enumerate((student, teacher)):
+        embedded = torch.nn.functional.normalize((loss.student, loss.teacher)[role](tap.mean((2, 3))), dim=1)
+        moved = torch.nn.functional.normalize(0.5 * before[role, index] + 0.5 * embedded, dim=1)
+        torch.testing.assert_close(loss.memory[role, index], moved)
+    assert (loss.scale > 0).all()
+    scale = loss.scale.clone()
+    loss(2 * student, teacher, index)
+    assert torch.equal(loss.scale, scale)  # of the first batch
+
+
+def test_an_image_is_not_told_from_itself() -> None:
+    """A drawn image that is the batch's own is none of the others."""
+    student, teacher = (x.float() for x in golden.inputs("widths")[:2])
+    index, drawn = torch.arange(golden.BATCH), golden.crd_state()[-1]
+    values = []
+    for first in (drawn, torch.cat([index[:1], drawn[1:]])):
+        loss = remembering()
+        loss.scale.fill_(40.0)
+        loss.drawn = first.to  # type: ignore[method-assign]
+        values.append([loss(student[[n]], teacher[[n]], index[[n]]).item() for n in (0, 1)])
+    assert values[1][0] < values[0][0]  # one term less, each being above 0
+    assert values[1][1] != pytest.approx(values[0][1], rel=1e-6)
+
+
+def test_what_is_drawn_comes_from_torchs_generator() -> None:
+    loss = CRD(WIDTHS, 1000, CRDArguments(negatives=64))
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(loss.drawn(torch.device("cpu")))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert found[0].max() < 1000
+
+
+def test_crd_needs_the_number_of_images() -> None:
+    build = LOSSES.get("crd").build
+    assert build is not None
+    with pytest.raises(PlanError, match="remembers every training image") as caught:
+        build(Context({"student.tap": (2, 3), "teacher.tap": (2, 4)}), CRDArguments())
+    assert "--data" in caught.value.hint
+
+
+@pytest.mark.parametrize("made", [lambda: VID(*WIDTHS, VIDArguments()), remembering], ids=["vid", "crd"])
+def test_all_of_what_is_built_learns(made: Callable[[], Any]) -> None:
+    loss = made()
+    student, teacher = (x.float().requires_grad_() for x in golden.inputs("widths")[:2])
+    rest = [torch.arange(golden.BATCH)] * isinstance(loss, CRD)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    values = []
+    for _ in range(30):
+        value = loss(student, teacher.detach(), *rest)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < values[0]
+    assert student.grad is not None
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in loss.parameters())
+
+
 # Dense predictions are positions of a batch
 
 
@@ -141,6 +276,26 @@ def test_sp_by_hand() -> None:
     unit = [g / np.sqrt((g**2).sum(1, keepdims=True)) for g in products]
     expected = ((unit[0] - unit[1]) ** 2).sum() / golden.BATCH**2
     assert sp(*golden.inputs("widths")[:2]).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_rkd_sees_neither_place_nor_size_nor_turn(scale: float) -> None:
+    student, teacher = randn(6, 4, 3, seed=4), randn(6, 20, seed=5)
+    moved = student.flatten(1) @ torch.linalg.qr(randn(12, 12, seed=6))[0] + 2
+    value = rkd(student, teacher)
+    torch.testing.assert_close(rkd(scale * moved, teacher / scale - 3 / scale), value, rtol=1e-4, atol=1e-4)
+    assert value > 1
+    assert rkd(scale * teacher + 3 * scale, teacher).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_rkd_far_from_the_origin_and_with_a_twin() -> None:
+    """Products of rows as they are would cancel; two equal rows have no direction, and none to leave in."""
+    student, teacher = randn(6, 12, seed=4), randn(6, 20, seed=5)
+    torch.testing.assert_close(rkd(student + 300, teacher), rkd(student, teacher), rtol=1e-3, atol=1e-3)
+    student[1] = student[0]
+    leaf = student.requires_grad_()
+    (gradient,) = torch.autograd.grad(rkd(leaf, teacher), leaf)
+    assert gradient.norm(dim=1).max() < 5
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])

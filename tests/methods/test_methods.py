@@ -12,7 +12,7 @@ from fxdistill.methods import METHODS, Recipe, composed
 from fxdistill.models import convnet
 from fxdistill.passes.schedule import Schedule
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import LossTerm, Pair, Stage
+from fxdistill.plan.schema import DataPlan, LossTerm, Pair, Stage
 from tests.plugins import Add
 from tests.tiny_models import planned
 
@@ -31,6 +31,10 @@ MAIN = {
     "dkd": [("cross-entropy", 1.0), ("dkd", 1.0)],
     "dist": [("cross-entropy", 1.0), ("dist", 2.0)],
     "sp": [("cross-entropy", 1.0), ("sp[b]", 3000.0)],
+    "rkd": [("cross-entropy", 1.0), ("rkd[b]", 1.0)],
+    "vid": [("cross-entropy", 1.0), ("vid[a]", 1.0), ("vid[b]", 1.0)],
+    "crd": [("cross-entropy", 1.0), ("crd[b]", 0.8)],
+    "cwd": [("cross-entropy", 1.0), ("cwd[a]", 50.0), ("cwd[b]", 50.0)],
 }  # fmt: skip
 """The main stage of every method that has one, beside cross-entropy."""
 
@@ -68,6 +72,9 @@ def test_what_a_name_means(method: str, warm_ups: list[object], main: list[objec
         ("kd-standardized", [("kd-standardized", 1.0)]),
         ("dist", [("dist", 1.0)]),
         ("sp", [("sp[b]", 1.0)]),
+        ("rkd", [("rkd[b]", 1.0)]),
+        ("crd", [("crd[b]", 1.0)]),
+        ("vid", [("vid[a]", 1.0), ("vid[b]", 1.0)]),
         ("indistill", [("kd", 1.0)]),
         ("indistill+pkt", [("pkt[b]", 1.0)]),
     ],
@@ -91,6 +98,22 @@ def test_predictions_that_are_no_choice_between_classes(method: str, imitation: 
     named = caught.value.hint.partition(": ")[2].split(", ")
     assert {"attention", "sp"} < set(named)
     assert not {"dkd", "kd-standardized", "dist"} & set(named)
+
+
+@pytest.mark.parametrize("loss", ["pkt", "sp", "rkd", "crd"])
+def test_how_images_lie_to_each_other_is_asked_of_embeddings_where_there_are_some(loss: str) -> None:
+    (stage,) = expanded(loss, Recipe(PAIRS, None, None, embeds=True, student="pupil", teacher="aux"))
+    assert [(t.loss, t.pair, t.student, t.teacher, t.weight) for t in stage.losses] == [
+        (loss, None, "pupil", "aux", 1.0)
+    ]
+
+
+def test_channels_have_a_place_in_maps_alone() -> None:
+    flat = PAIR.student.changed(shape=[2, 4, 1, 1])
+    pairs = (PAIRS[0], PAIRS[1].changed(student=flat))
+    assert told(expanded("cwd", Recipe(pairs, OWN)))[-1][2] == [("cross-entropy", 1.0), ("cwd[a]", 50.0)]
+    with pytest.raises(PlanError, match="has no term for this task"):
+        expanded("cwd", Recipe(pairs[1:], OWN))
 
 
 def test_dkd_needs_labels() -> None:
@@ -152,7 +175,7 @@ def test_warm_ups_of_one_name_are_told_apart() -> None:
         composed("indistill+indistill")
 
 
-HEAD = "from fxdistill.methods import Method\nfrom fxdistill.plan.schema import LossTerm, Optimizer, Stage\n"
+HEAD = "from fxdistill.methods import Method\nfrom fxdistill.plan.schema import DataPlan, LossTerm, Optimizer, Stage\n"
 
 
 def test_a_method_of_ones_own(add: Add) -> None:
@@ -200,7 +223,8 @@ def test_a_method_without_a_term_for_a_task_is_named(add: Add) -> None:
 def plan_of(method: str, task: str = "classification", epochs: int = 60) -> Plan:
     sizes = {"teacher": [16, 32, 64], "student": [8, 16, 32]}
     teacher, student = (convnet(widths=widths) for widths in sizes.values())
-    made = Options(input_shape=(2, 1, 8, 8), method=method, task=task, epochs=epochs)
+    data = DataPlan(spec=None, train_size=20)
+    made = Options(input_shape=(2, 1, 8, 8), method=method, task=task, epochs=epochs, data=data)
     plan = compile_plan(teacher, student, made)
     program = build(plan, teacher, student)
     assert {term.key for term in program.terms} == {t.name for s in plan.arm("distilled").stages for t in s.losses}

@@ -5,7 +5,7 @@
 where μ is a learned 1x1 convolution of the student's tap and a_c a learned number for each channel c of the teacher's.
 
 Source: Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", CVPR 2019,
-arXiv 1904.05835, equations 5 and 6; its μ has three layers, this one has one.
+arXiv 1904.05835, equations 5 and 6; in the loss ``vid`` of fxdistill μ has three layers.
 """
 
 import math
@@ -59,7 +59,7 @@ def build(context: Context, arguments: VIDArguments) -> VID:
     """
     shapes = [context.shapes[port] for port in ("student.tap", "teacher.tap")]
     if any(len(shape) != 4 for shape in shapes):
-        raise PlanError("vid compares feature maps (images, channels, height, width)", where="loss vid")
+        raise PlanError("vid-linear compares feature maps (images, channels, height, width)", where="loss vid-linear")
     return VID(shapes[0][1], shapes[1][1], arguments)
 
 

@@ -1,0 +1,28 @@
+"""Channel-wise distillation at every pair of maps, beside the task's own loss: where each channel is active.
+
+Shu et al., ICCV 2021, arXiv 2011.13256, with their weight of 50 for feature maps, at temperature 4. A pair of which a
+side has one position is left out.
+"""
+
+import math
+from dataclasses import replace
+
+from fxdistill.methods import Method, Recipe
+from fxdistill.methods._taps import at_every
+from fxdistill.plan.schema import LossTerm, Tap
+
+
+def main(recipe: Recipe) -> list[LossTerm]:
+    """The terms of the main stage; none where no pair has maps."""
+    maps = [pair for pair in recipe.pairs if min(_positions(pair.student), _positions(pair.teacher)) > 1]
+    return at_every(replace(recipe, pairs=maps), "cwd", weight=50.0) if maps else []
+
+
+def _positions(tap: Tap) -> int:
+    return math.prod(tap.shape[1:]) // tap.width - tap.prefix
+
+
+METHOD = Method(
+    summary="where each channel is active, at every pair of maps", main=main, needs_pairs=True,
+    source="arXiv 2011.13256, ICCV 2021",
+)  # fmt: skip
