@@ -1,0 +1,365 @@
+"""What is fuzzed: kinds of files, how a mutant of each is made, and how the product reads it.
+
+A mutant is some files, made from the originals and a random state alone. Reading gives what is to be held against it
+afterwards: that what was read can be written and read again to the same, and that a model that was read can be used.
+"""
+
+import copy
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxdistill
+from benchmarks import fuzz_changes as change
+from benchmarks import fuzz_containers as containers
+from benchmarks.fuzz_originals import ARGUMENTS, FACTORY, SHAPE
+from fxdistill import container
+from fxdistill.data import classmap
+from fxdistill.data.load import load as load_data
+from fxdistill.modelfiles import bundle, graphs
+from fxdistill.modelfiles.load import load
+from fxdistill.plan.file import load as load_plan
+from fxdistill.plan.file import parse
+from fxdistill.preprocessing import Reading
+from fxdistill.report.show import show
+from fxdistill.runtime import checkpoint, execute
+
+Files = dict[str, bytes]
+Use = Callable[[], object]
+_READING = Reading((8, 8), (8, 8))
+_BUNDLES = ("graph.pt", "recurrent.pt", "factory.pt", "weights.pt")
+
+
+class Unsound(Exception):  # noqa: N818  # a finding, not an error
+    """What was read is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of files.
+
+    Attributes:
+        make: A mutant's files by name, from the folder of originals.
+        read: Reads what lies in a folder; gives what to do with it afterwards.
+        broken: Whether every mutant is damage to a file with checksums: it is refused, or reads as the original does.
+        writes: Whether reading may write in that folder, as a run that goes on does.
+    """
+
+    make: Callable[[Random, Path], Files]
+    read: Callable[[Path], Use | None]
+    broken: bool = False
+    writes: bool = False
+
+
+@functools.cache
+def original(folder: Path, name: str) -> bytes:
+    """An original's bytes."""
+    return (folder / name).read_bytes()
+
+
+@functools.cache
+def tree(folder: Path, name: str) -> Mapping[str, bytes]:
+    """All files of an original folder."""
+    root = folder / name
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def one(name: str, *sources: str, by: change.Change) -> Callable[[Random, Path], Files]:
+    """A mutant that is one file, made from one of several originals."""
+
+    def make(random: Random, originals: Path) -> Files:
+        return {name: by(random, original(originals, random.choice(sources)))}
+
+    return make
+
+
+# --- plans and runs
+
+
+def _plan(random: Random, originals: Path) -> Files:
+    other = tree(originals, "run")["result.json"]
+    return {"plan.json": change.json_file(random, original(originals, "plan.json"), (other,))}
+
+
+def _show_plan(folder: Path) -> Use:
+    plan = load_plan(folder / "plan.json")
+    show(folder / "plan.json")
+
+    def again() -> None:
+        if parse(json.loads(plan.to_json()), where="again") != plan:
+            raise Unsound("the plan that was read is written as another one")
+
+    return again
+
+
+def _edited(random: Random, files: dict[str, bytes], name: str) -> None:
+    raw = files[name]
+    if name.endswith(".json"):
+        files[name] = change.json_file(random, raw)
+    elif name.endswith(".jsonl"):
+        files[name] = change.lines_file(random, raw)
+    elif name.endswith("state_dict.pt"):
+        files[name] = change.zip_parts(random, raw, change.pickled)
+    elif name.endswith(".pt") and random.random() < 0.9:
+        files[name] = containers.resealed(
+            random, raw, tuple(v for k, v in files.items() if k.endswith(".pt") and "dict" not in k)
+        )
+    else:
+        files[name] = change.damaged(random, raw)
+
+
+def _run(folder: str, weights: Mapping[str, int]) -> Callable[[Random, Path], Files]:
+    def make(random: Random, originals: Path) -> Files:
+        files = dict(tree(originals, folder))
+        (name,) = random.choices(list(weights), list(weights.values()))
+        if random.random() < 0.06:  # a file that is not there, or another one
+            if random.random() < 0.5:
+                del files[name]
+            else:
+                files[name] = random.choice(list(files.values()))
+        else:
+            _edited(random, files, name)
+        return files
+
+    return make
+
+
+def _show_run(folder: Path) -> Use:
+    show(folder)
+    return _use_model(load(folder).module)
+
+
+@functools.cache
+def _parts(plan: Path) -> Any:
+    """What a plan names, loaded once: neither reads what the mutants are about."""
+    return execute._load(load_plan(plan), plan.parent, execute.Settings(device="cpu"), "cpu")  # noqa: SLF001
+
+
+def prepare(originals: Path) -> None:
+    """Load what every resumed run needs, and put that, and nothing, for loading and exporting."""
+    parts = _parts(originals / "plan.json")
+    execute._load = lambda *_: copy.deepcopy(parts)  # type: ignore[assignment]  # noqa: SLF001
+    execute.finish = lambda run, measured: {}  # type: ignore[assignment]  # noqa: ARG005
+
+
+def _resume(folder: Path, *, more: int = 0) -> None:
+    settings = execute.Settings(device="cpu", resume=not more, more_epochs=more)
+    execute.execute(folder / "plan.json", folder, settings)
+
+
+# --- models
+
+
+def _use_model(module: nn.Module) -> Use:
+    def use() -> None:
+        fxdistill.evaluate(module, "npz:../data.npz", input_shape=SHAPE)
+
+    return use
+
+
+def _bundle(random: Random, originals: Path) -> Files:
+    name = random.choice(("graph.pt", "graph.pt", "recurrent.pt"))
+    others = tuple(original(originals, other) for other in _BUNDLES)
+    return {"model.pt": containers.resealed(random, original(originals, name), others)}
+
+
+def _read_graph(folder: Path) -> Use:
+    found = bundle.read(folder / "model.pt")
+    module = load(folder / "model.pt").module
+
+    def use() -> None:
+        again = container.from_bytes(
+            container.to_bytes(
+                "model", {"state": dict(found.state), "graph": found.graph, "metadata": found.metadata}, where="again"
+            ),
+            where="again",
+            kinds=("model",),
+        )[1]
+        if not _same(again["graph"], found.graph) or not _same(again["metadata"], found.metadata):
+            raise Unsound("the bundle that was read is written as another one")
+        fxdistill.evaluate(module, "npz:../data.npz", input_shape=SHAPE)
+        if isinstance(module, torch.fx.GraphModule):
+            twice = graphs.from_data(graphs.to_data(module, where="again"), where="again").eval()
+            image = torch.rand(SHAPE)
+            with torch.no_grad():
+                first, second = (_answer(model, image) for model in (module, twice))
+            if not _same(first, second):
+                raise Unsound("the graph that was read is written as another one")
+
+    return use
+
+
+def _answer(model: nn.Module, image: Tensor) -> Any:
+    torch.manual_seed(0)
+    return model(image.clone())
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other) or one != one  # noqa: PLR0124  # NaN
+
+
+def _load_model(folder: Path) -> Use:
+    return _use_model(load(folder / "model.pt").module)
+
+
+def _load_weights(folder: Path) -> Use:
+    (path,) = folder.iterdir()
+    return _use_model(load(path, factory=FACTORY, kwargs=ARGUMENTS).module)
+
+
+def _damaged(random: Random, originals: Path) -> Files:
+    name = random.choice((*_BUNDLES, "begun/checkpoint.pt", "run/trained_control-seed0.pt"))
+    raw, other = original(originals, name), original(originals, random.choice(_BUNDLES))
+    made = change.spliced(random, raw, other) if random.random() < 0.1 else change.damaged(random, raw)
+    return {Path(name).name: made if made != raw else raw[:-1]}
+
+
+def _read_sealed(folder: Path) -> None:
+    (path,) = folder.iterdir()
+    container.read(path, kinds=("model", "checkpoint"))
+    raise Unsound("a damaged file was read")
+
+
+def _damaged_zip(random: Random, originals: Path) -> Files:
+    raw = original(originals, random.choice(("state.pt", "training.pt")))
+    at = random.randrange(len(raw))
+    made = bytearray(raw)
+    made[at] ^= 1 << random.randrange(8)
+    return {"model.pt": bytes(made) if random.random() < 0.8 else raw[:at]}
+
+
+def _read_zip(originals: Path) -> Callable[[Path], Use | None]:
+    def read(folder: Path) -> None:
+        found = load(folder / "model.pt", factory=FACTORY, kwargs=ARGUMENTS).module.state_dict()
+        if not _same(dict(found), dict(load(originals / "factory.pt").module.state_dict())):
+            raise Unsound("a damaged archive was read as other weights")
+
+    return read
+
+
+def _read_checkpoint(folder: Path) -> Use:
+    found = checkpoint.load_from(folder / "checkpoint.pt")
+
+    def again() -> None:
+        checkpoint.save_to(folder / "again.pt", found)
+        if not _same(vars(checkpoint.load_from(folder / "again.pt")), vars(found)):
+            raise Unsound("the checkpoint that was read is written as another one")
+
+    return again
+
+
+# --- data
+
+
+def _data(spec: str, *, task: str = "classification") -> Callable[[Path], Use]:
+    def read(folder: Path) -> Use:
+        found = load_data(spec.format(folder), task=task, reading=_READING)
+
+        def use() -> None:
+            for split in (found.train, found.test):
+                images = next(iter(split.read([torch.arange(min(2, len(split)))])))
+                if images.shape[1:] != found.image_shape or not len(split.labels) == len(split):
+                    raise Unsound("a data set whose splits are not what it says")
+
+        return use
+
+    return read
+
+
+def _zip_of_arrays(random: Random, raw: bytes) -> bytes:
+    if random.random() < 0.25:
+        return change.zip_fields(random, raw) if random.random() < 0.5 else change.damaged(random, raw)
+    return change.zip_parts(random, raw, change.npy)
+
+
+def _picture(random: Random, originals: Path) -> tuple[str, bytes]:
+    every = tree(originals, "images")
+    name, raw = random.choice(list(every.items()))
+    chance = random.random()
+    if name.endswith(".png") and chance < 0.7:
+        raw = change.png(random, raw)
+    elif chance < 0.9:
+        raw = change.damaged(random, raw)
+    else:
+        raw = change.spliced(random, raw, random.choice(list(every.values())))
+    return random.choice((Path(name).suffix, Path(name).suffix, ".png", ".jpg", ".tif")), raw
+
+
+def _pictures(random: Random, originals: Path) -> Files:
+    suffix, raw = _picture(random, originals)
+    whole = tree(originals, "images")["02.png"]
+    return {f"train/cat/a{suffix}": raw, "train/dog/a.png": whole, "test/dog/a.png": whole}
+
+
+def _masks(random: Random, originals: Path) -> Files:
+    suffix, raw = _picture(random, originals)
+    mask, image = tree(originals, "images")["01.jpg"], tree(originals, "images")["02.png"]
+    pair = {f"test/images/a{suffix}": raw, "test/masks/a.png": mask}
+    return pair if random.random() < 0.3 else {"test/images/a.png": image, f"test/masks/a{suffix}": raw}
+
+
+def _idx(random: Random, originals: Path) -> Files:
+    files = {f"FashionMNIST/{name}": raw for name, raw in tree(originals, "FashionMNIST").items()}
+    name = random.choice(list(files))
+    files[name] = (
+        change.damaged(random, files[name][:16]) + files[name][16:]
+        if random.random() < 0.7
+        else change.damaged(random, files[name])
+    )
+    return files
+
+
+def _map(random: Random, originals: Path) -> Files:
+    name = random.choice(("classes0.json", "classes1.json", "classes2.json", "classes.txt"))
+    raw = original(originals, name)
+    return {name: change.json_file(random, raw) if name.endswith(".json") else change.damaged(random, raw)}
+
+
+def _read_map(folder: Path) -> Use:
+    (path,) = folder.iterdir()
+    names = classmap.read(path)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise Unsound("a class map of what are no names")
+    data = load_data("npz:../data.npz")
+    return lambda: classmap.mapped(data, names, task=execute.TASKS.get("classification"), where=str(path))
+
+
+def kinds(originals: Path) -> dict[str, tuple[int, Kind]]:
+    """Every kind by name, and its share of the mutants."""
+    zipped = functools.partial(change.zip_parts, change=change.pickled)
+    return {
+        "plan": (5, Kind(_plan, _show_plan)),
+        "bundle of a graph": (8, Kind(_bundle, _read_graph)),
+        "bundle of a factory": (3, Kind(one("model.pt", "factory.pt", by=containers.resealed), _load_model)),
+        "bundle of weights alone": (2, Kind(one("model.pt", "weights.pt", by=containers.resealed), _load_weights)),
+        "container, damaged": (4, Kind(_damaged, _read_sealed, broken=True)),
+        "checkpoint of a run": (3, Kind(one("checkpoint.pt", "begun/checkpoint.pt", by=containers.resealed), _read_checkpoint)),
+        "run that is resumed": (5, Kind(_run("begun", {"checkpoint.pt": 8, "metrics.jsonl": 4, "origin.json": 2, "plan.json": 1, "student.pt": 1, "trained_distilled-seed0.pt": 1}), lambda folder: _resume(folder), writes=True)),
+        "run that is shown and loaded": (5, Kind(_run("run", {"plan.json": 3, "result.json": 6, "origin.json": 2, "student.pt": 4}), _show_run)),
+        "run that is extended": (2, Kind(_run("run", {"trained_distilled-seed0.pt": 4, "trained_control-seed0.pt": 3, "result.json": 3, "metrics.jsonl": 2, "plan.json": 1}), lambda folder: _resume(folder, more=1), writes=True)),
+        "state dict, zip": (5, Kind(one("model.pt", "state.pt", "training.pt", "run/student_state_dict.pt", by=zipped), _load_weights)),
+        "state dict, records of the zip": (2, Kind(one("model.pt", "state.pt", "training.pt", by=change.zip_fields), _load_weights)),
+        "state dict, damaged": (3, Kind(_damaged_zip, _read_zip(originals), broken=True)),
+        "state dict, old layout": (4, Kind(one("model.pt", "old.pt", "training_old.pt", by=change.old_layout), _load_weights)),
+        "safetensors": (3, Kind(one("model.safetensors", "state.safetensors", by=containers.safetensors_file), _load_weights)),
+        "npz": (4, Kind(one("data.npz", "data.npz", by=_zip_of_arrays), _data("npz:{}/data.npz"))),
+        "npz of encoded images": (2, Kind(one("data.npz", "blob.npz", by=_zip_of_arrays), _data("npz:{}/data.npz"))),
+        "npz of maps": (2, Kind(one("data.npz", "maps.npz", by=_zip_of_arrays), _data("npz:{}/data.npz", task="segmentation"))),
+        "folder of images": (5, Kind(_pictures, _data("imagefolder:{}"))),
+        "images and masks": (2, Kind(_masks, _data("masks:{}", task="segmentation"))),
+        "idx files": (1, Kind(_idx, _data("fashion-mnist:{}"))),
+        "class map": (2, Kind(_map, _read_map)),
+    }  # fmt: skip
