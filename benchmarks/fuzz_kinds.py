@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import fxdistill
+from benchmarks import fuzz_archives as archives
 from benchmarks import fuzz_changes as change
 from benchmarks import fuzz_containers as containers
 from benchmarks.fuzz_originals import ARGUMENTS, FACTORY, SHAPE
@@ -29,11 +30,13 @@ from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.file import parse
 from fxdistill.preprocessing import Reading
 from fxdistill.report.show import show
-from fxdistill.runtime import checkpoint, execute
+from fxdistill.runtime import checkpoint, execute, preflight
+from fxdistill.tasks import TASKS
 
 Files = dict[str, bytes]
 Use = Callable[[], object]
 _READING = Reading((8, 8), (8, 8))
+_ENDED = ("trained_distilled-seed0.pt", "trained_control-seed0.pt")
 _BUNDLES = ("graph.pt", "recurrent.pt", "factory.pt", "weights.pt")
 
 
@@ -106,7 +109,7 @@ def _edited(random: Random, files: dict[str, bytes], name: str) -> None:
     elif name.endswith(".jsonl"):
         files[name] = change.lines_file(random, raw)
     elif name.endswith("state_dict.pt"):
-        files[name] = change.zip_parts(random, raw, change.pickled)
+        files[name] = archives.zip_parts(random, raw, archives.pickled)
     elif name.endswith(".pt") and random.random() < 0.9:
         files[name] = containers.resealed(
             random, raw, tuple(v for k, v in files.items() if k.endswith(".pt") and "dict" not in k)
@@ -144,14 +147,18 @@ def _parts(plan: Path) -> Any:
 
 def prepare(originals: Path) -> None:
     """Load what every resumed run needs, and put that, and nothing, for loading and exporting."""
+    preflight.exports = lambda *_: None
     parts = _parts(originals / "plan.json")
-    execute._load = lambda *_: copy.deepcopy(parts)  # type: ignore[assignment]  # noqa: SLF001
-    execute.finish = lambda run, measured: {}  # type: ignore[assignment]  # noqa: ARG005
+    for name, function in (("_load", lambda *_: copy.deepcopy(parts)), ("finish", lambda *_, **__: {})):
+        setattr(execute, name, function)
 
 
-def _resume(folder: Path, *, more: int = 0) -> None:
-    settings = execute.Settings(device="cpu", resume=not more, more_epochs=more)
-    execute.execute(folder / "plan.json", folder, settings)
+def _resume(folder: Path) -> None:
+    execute.execute(folder / "plan.json", folder, execute.Settings(device="cpu", resume=True))
+
+
+def _extend(folder: Path) -> None:
+    execute.execute(folder / "plan.json", folder, execute.Settings(device="cpu", more_epochs=1))
 
 
 # --- models
@@ -175,14 +182,9 @@ def _read_graph(folder: Path) -> Use:
     module = load(folder / "model.pt").module
 
     def use() -> None:
-        again = container.from_bytes(
-            container.to_bytes(
-                "model", {"state": dict(found.state), "graph": found.graph, "metadata": found.metadata}, where="again"
-            ),
-            where="again",
-            kinds=("model",),
-        )[1]
-        if not _same(again["graph"], found.graph) or not _same(again["metadata"], found.metadata):
+        content = {"state": dict(found.state), "graph": found.graph, "metadata": found.metadata}
+        written = container.to_bytes("model", content, where="again")
+        if not _same(container.from_bytes(written, where="again", kinds=("model",))[1], content):
             raise Unsound("the bundle that was read is written as another one")
         fxdistill.evaluate(module, "npz:../data.npz", input_shape=SHAPE)
         if isinstance(module, torch.fx.GraphModule):
@@ -281,8 +283,8 @@ def _data(spec: str, *, task: str = "classification") -> Callable[[Path], Use]:
 
 def _zip_of_arrays(random: Random, raw: bytes) -> bytes:
     if random.random() < 0.25:
-        return change.zip_fields(random, raw) if random.random() < 0.5 else change.damaged(random, raw)
-    return change.zip_parts(random, raw, change.npy)
+        return archives.zip_fields(random, raw) if random.random() < 0.5 else change.damaged(random, raw)
+    return archives.zip_parts(random, raw, archives.npy)
 
 
 def _picture(random: Random, originals: Path) -> tuple[str, bytes]:
@@ -290,7 +292,7 @@ def _picture(random: Random, originals: Path) -> tuple[str, bytes]:
     name, raw = random.choice(list(every.items()))
     chance = random.random()
     if name.endswith(".png") and chance < 0.7:
-        raw = change.png(random, raw)
+        raw = archives.png(random, raw)
     elif chance < 0.9:
         raw = change.damaged(random, raw)
     else:
@@ -334,32 +336,42 @@ def _read_map(folder: Path) -> Use:
     if not names or not all(isinstance(name, str) for name in names):
         raise Unsound("a class map of what are no names")
     data = load_data("npz:../data.npz")
-    return lambda: classmap.mapped(data, names, task=execute.TASKS.get("classification"), where=str(path))
+    return lambda: classmap.mapped(data, names, task=TASKS.get("classification"), where=str(path))
 
 
 def kinds(originals: Path) -> dict[str, tuple[int, Kind]]:
     """Every kind by name, and its share of the mutants."""
-    zipped = functools.partial(change.zip_parts, change=change.pickled)
+    zipped = functools.partial(archives.zip_parts, change=archives.pickled)
+    maps = functools.partial(_data, task="segmentation")
+    in_bundle, in_arrays = functools.partial(one, "model.pt"), functools.partial(one, "data.npz", by=_zip_of_arrays)
+    states = ("state.pt", "training.pt", "run/student_state_dict.pt")
+    kept = one("checkpoint.pt", "begun/checkpoint.pt", by=containers.resealed)
+    begun = _run("begun", {"checkpoint.pt": 8, "metrics.jsonl": 4, "origin.json": 2, "plan.json": 1, "student.pt": 1})
+    shown = _run("run", {"plan.json": 3, "result.json": 6, "origin.json": 2, "student.pt": 4, "metrics.jsonl": 1})
+    longer = _run("run", {_ENDED[0]: 4, _ENDED[1]: 3, "result.json": 3, "metrics.jsonl": 2, "plan.json": 1})
+    foreign = one("model.safetensors", "state.safetensors", by=containers.safetensors_file)
+    older = in_bundle("old.pt", "training_old.pt", by=archives.old_layout)
     return {
         "plan": (5, Kind(_plan, _show_plan)),
         "bundle of a graph": (8, Kind(_bundle, _read_graph)),
-        "bundle of a factory": (3, Kind(one("model.pt", "factory.pt", by=containers.resealed), _load_model)),
-        "bundle of weights alone": (2, Kind(one("model.pt", "weights.pt", by=containers.resealed), _load_weights)),
+        "bundle of a factory": (3, Kind(in_bundle("factory.pt", by=containers.resealed), _load_model)),
+        "bundle of weights alone": (2, Kind(in_bundle("weights.pt", by=containers.resealed), _load_model)),
+        "weights alone and a factory": (2, Kind(in_bundle("weights.pt", by=containers.resealed), _load_weights)),
         "container, damaged": (4, Kind(_damaged, _read_sealed, broken=True)),
-        "checkpoint of a run": (3, Kind(one("checkpoint.pt", "begun/checkpoint.pt", by=containers.resealed), _read_checkpoint)),
-        "run that is resumed": (5, Kind(_run("begun", {"checkpoint.pt": 8, "metrics.jsonl": 4, "origin.json": 2, "plan.json": 1, "student.pt": 1, "trained_distilled-seed0.pt": 1}), lambda folder: _resume(folder), writes=True)),
-        "run that is shown and loaded": (5, Kind(_run("run", {"plan.json": 3, "result.json": 6, "origin.json": 2, "student.pt": 4}), _show_run)),
-        "run that is extended": (2, Kind(_run("run", {"trained_distilled-seed0.pt": 4, "trained_control-seed0.pt": 3, "result.json": 3, "metrics.jsonl": 2, "plan.json": 1}), lambda folder: _resume(folder, more=1), writes=True)),
-        "state dict, zip": (5, Kind(one("model.pt", "state.pt", "training.pt", "run/student_state_dict.pt", by=zipped), _load_weights)),
-        "state dict, records of the zip": (2, Kind(one("model.pt", "state.pt", "training.pt", by=change.zip_fields), _load_weights)),
+        "checkpoint of a run": (3, Kind(kept, _read_checkpoint)),
+        "run that is resumed": (6, Kind(begun, _resume, writes=True)),
+        "run that is extended": (3, Kind(longer, _extend, writes=True)),
+        "run that is shown and loaded": (5, Kind(shown, _show_run)),
+        "state dict, zip": (5, Kind(in_bundle(*states, by=zipped), _load_weights)),
+        "state dict, records of the zip": (2, Kind(in_bundle(*states[:2], by=archives.zip_fields), _load_weights)),
         "state dict, damaged": (3, Kind(_damaged_zip, _read_zip(originals), broken=True)),
-        "state dict, old layout": (4, Kind(one("model.pt", "old.pt", "training_old.pt", by=change.old_layout), _load_weights)),
-        "safetensors": (3, Kind(one("model.safetensors", "state.safetensors", by=containers.safetensors_file), _load_weights)),
-        "npz": (4, Kind(one("data.npz", "data.npz", by=_zip_of_arrays), _data("npz:{}/data.npz"))),
-        "npz of encoded images": (2, Kind(one("data.npz", "blob.npz", by=_zip_of_arrays), _data("npz:{}/data.npz"))),
-        "npz of maps": (2, Kind(one("data.npz", "maps.npz", by=_zip_of_arrays), _data("npz:{}/data.npz", task="segmentation"))),
-        "folder of images": (5, Kind(_pictures, _data("imagefolder:{}"))),
-        "images and masks": (2, Kind(_masks, _data("masks:{}", task="segmentation"))),
+        "state dict, old layout": (4, Kind(older, _load_weights)),
+        "safetensors": (3, Kind(foreign, _load_weights)),
+        "npz": (4, Kind(in_arrays("data.npz"), _data("npz:{}/data.npz"))),
+        "npz of encoded images": (2, Kind(in_arrays("blob.npz"), _data("npz:{}/data.npz"))),
+        "npz of maps": (2, Kind(in_arrays("maps.npz"), maps("npz:{}/data.npz"))),
+        "folder of images": (6, Kind(_pictures, _data("imagefolder:{}"))),
+        "images and masks": (2, Kind(_masks, maps("masks:{}"))),
         "idx files": (1, Kind(_idx, _data("fashion-mnist:{}"))),
         "class map": (2, Kind(_map, _read_map)),
     }  # fmt: skip

@@ -16,7 +16,6 @@ import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision import models
 
 import fxdistill
 from fxdistill.data import places
@@ -26,20 +25,21 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save, save_trained
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime.arms import Observer, Trial
+from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.loop import Progress
+from fxdistill.runtime.trials import Trial
 
 SHAPE = (1, 3, 8, 8)
 CLASSES = 2
 FACTORY = "fxdistill.models:convnet"
-ARGUMENTS = {"widths": [4], "hidden": 4, "classes": CLASSES, "in_channels": 3}
-_FORMATS = (
+ARGUMENTS: dict[str, Any] = {"widths": [4], "hidden": 4, "classes": CLASSES, "in_channels": 3}
+_FORMATS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("jpg", "RGB", {}), ("jpg", "L", {"progressive": True}), ("png", "RGB", {}), ("png", "P", {}), ("png", "I;16", {}),
-    ("png", "RGBA", {}), ("gif", "P", {}), ("bmp", "RGB", {}), ("tif", "RGB", {}), ("tif", "L", {"compression": "tiff_lzw"}),
-    ("tif", "RGB", {"compression": "tiff_adobe_deflate"}), ("tif", "RGB", {"compression": "jpeg"}), ("tif", "F", {}),
-    ("webp", "RGB", {}), ("webp", "RGBA", {"lossless": True}), ("avif", "RGB", {}), ("jp2", "RGB", {}), ("ppm", "RGB", {}),
-    ("pgm", "L", {}), ("tga", "RGB", {"rle": True}), ("pcx", "P", {}), ("ico", "RGBA", {}), ("eps", "RGB", {}),
-    ("im", "L", {}), ("sgi", "RGB", {}),
+    ("png", "RGBA", {}), ("gif", "P", {}), ("bmp", "RGB", {}), ("tif", "RGB", {}), ("tif", "F", {}),
+    ("tif", "L", {"compression": "tiff_lzw"}), ("tif", "RGB", {"compression": "tiff_adobe_deflate"}),
+    ("tif", "RGB", {"compression": "jpeg"}), ("webp", "RGB", {}), ("webp", "RGBA", {"lossless": True}),
+    ("avif", "RGB", {}), ("jp2", "RGB", {}), ("ppm", "RGB", {}), ("pgm", "L", {}), ("tga", "RGB", {"rle": True}),
+    ("pcx", "P", {}), ("ico", "RGBA", {}), ("eps", "RGB", {}), ("im", "L", {}), ("sgi", "RGB", {}),
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(6, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Rows of pixels as a sequence."""
         rows = x.permute(0, 2, 1, 3).flatten(2)
         hidden = self.rnn(rows)[0]
         hidden = self.norm(hidden + self.attention(hidden, hidden, hidden)[0])
@@ -69,6 +70,7 @@ class _Unwritable(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
+        """Goes the way that the answer says."""
         answer: Tensor = self.inner(x)
         return answer if float(answer.sum()) > 0 else -answer
 
@@ -94,10 +96,10 @@ def arrays(folder: Path) -> Path:
         Image.fromarray(image).save(file, "PNG")
         encoded.append(np.frombuffer(file.getvalue(), np.uint8))
     offsets = np.cumsum([0, *map(len, encoded)])
-    np.savez_compressed(folder / "blob.npz", **{
-        f"{part}_{name}": value for part in ("train", "test")
-        for name, value in (("blob", np.concatenate(encoded)), ("offsets", offsets), ("labels", labels[:4]))
-    })  # fmt: skip
+    whole: dict[str, Any] = {}
+    for part in ("train", "test"):
+        whole |= {f"{part}_blob": np.concatenate(encoded), f"{part}_offsets": offsets, f"{part}_labels": labels[:4]}
+    np.savez_compressed(folder / "blob.npz", **whole)
     np.savez(folder / "maps.npz", train_images=images, train_labels=draw.integers(0, 3, (8, 8, 8)),
              test_images=images.transpose(0, 3, 1, 2) / 255, test_labels=np.full((8, 8, 8), -100))  # fmt: skip
     return folder / "data.npz"
@@ -110,14 +112,12 @@ def images(folder: Path) -> None:
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (13, 11, 3), dtype=np.uint8))
     for number, (extension, mode, options) in enumerate(_FORMATS):
         if Image.registered_extensions().get(f".{extension}") in Image.SAVE:
+            gray = np.asarray(picture.convert("L"))
             made = (
-                picture.convert("L").convert("F") if mode == "F" else picture.convert("L" if mode == "I;16" else mode)
-            )
-            if mode == "F":
-                made = Image.fromarray(np.asarray(made) / 255)
-            if mode == "I;16":
-                made = Image.fromarray(np.asarray(made).astype(np.uint16) * 256)
-            made.save(folder / f"{number:02}.{extension}", **dict(options))
+                Image.fromarray((gray / 255).astype(np.float32)) if mode == "F"
+                else Image.fromarray(gray.astype(np.uint16) * 256) if mode == "I;16" else picture.convert(mode)
+            )  # fmt: skip
+            made.save(folder / f"{number:02}.{extension}", **options)
 
 
 def idx(folder: Path) -> None:
@@ -144,7 +144,8 @@ def models_of_all_kinds(folder: Path) -> None:
     torch.save(state, folder / "state.pt")
     torch.save(state, folder / "old.pt", _use_new_zipfile_serialization=False)
     safetensors.torch.save_file(dict(state), folder / "state.safetensors", {"format": "pt"})
-    training = {"epoch": 3, "args": argparse.Namespace(lr=0.1, name="run"), "best": np.float64(0.5), "state_dict": state,
+    training = {"epoch": 3, "args": argparse.Namespace(lr=0.1, name="run"), "best": np.float64(0.5),
+                "state_dict": state,
                 "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
                 "more": OrderedDict(a=(1, {2}, [3.0, None, "x", b"y"]))}  # fmt: skip
     torch.save(training, folder / "training.pt")
@@ -153,7 +154,6 @@ def models_of_all_kinds(folder: Path) -> None:
 
 def run(folder: Path) -> None:
     """A plan, its complete run, and the same as it was in the middle: ``plan.json``, ``run``, ``begun``."""
-    data = load(f"npz:{folder / 'data.npz'}")
     wide = {**ARGUMENTS, "widths": [6]}
     refs = {}
     for name, kwargs in (("teacher", wide), ("student", ARGUMENTS)):
@@ -161,13 +161,14 @@ def run(folder: Path) -> None:
         refs[name] = ModelRef(
             path=f"{name}.pt", factory=FACTORY, kwargs=kwargs, sha256=file_sha256(folder / f"{name}.pt")
         )
-    spec = places.relative_data(f"npz:{folder / 'data.npz'}", folder / "plan.json")
+    spec = f"npz:{folder / 'data.npz'}"
+    data = load(spec)
+    planned = defaults(spec, dataset=data, batch_size=4)
+    planned = planned.changed(spec=places.relative_data(spec, folder / "plan.json"))
+    seen = dict.fromkeys(refs, data.preprocessing)
     made = fxdistill.compile(
         build(FACTORY, wide), build(FACTORY, ARGUMENTS), teacher_ref=refs["teacher"], student_ref=refs["student"],
-        options=fxdistill.Options(
-            input_shape=SHAPE, epochs=2, data=defaults(f"npz:{folder / 'data.npz'}", dataset=data, batch_size=4).changed(spec=spec),
-            preprocessing={name: data.preprocessing for name in refs},
-        ),
+        options=fxdistill.Options(input_shape=SHAPE, epochs=2, data=planned, preprocessing=seen),
     )  # fmt: skip
     arms = [
         arm.changed(stages=[stage.changed(epochs=min(2, stage.epochs)) for stage in arm.stages]) for arm in made.arms
@@ -179,7 +180,7 @@ def run(folder: Path) -> None:
             shutil.copytree(folder / "run", folder / "begun")
 
     settings = fxdistill.Settings(device="cpu", save_seconds=0)
-    onnx_file._EXPORTERS = ("torchscript",)  # type: ignore[assignment]  # noqa: SLF001  # the quicker one
+    onnx_file._EXPORTERS = ("torchscript",)  # noqa: SLF001  # the quicker one
     fxdistill.run(folder / "plan.json", folder / "run", settings, Observer(on_progress=watched))
 
 

@@ -187,6 +187,8 @@ class _Packed:
         raise self._refused(f"a {type(value).__name__}")
 
     def _mapping(self, value: Mapping[Any, Any], depth: int) -> Any:
+        if any(isinstance(key, Tensor) for key in value):
+            raise self._refused("a tensor as a key")
         if all(type(key) is str for key in value) and not _MARKS & value.keys():
             return {key: self.plain(item, depth + 1) for key, item in value.items()}
         return {"items": [[self.plain(key, depth + 1), self.plain(item, depth + 1)] for key, item in value.items()]}
@@ -235,4 +237,9 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
         return float(inner)
     if mark == "tuple":
         return tuple(_unpacked(item, tensors, depth + 1) for item in inner)
-    return {_unpacked(key, tensors, depth + 1): _unpacked(item, tensors, depth + 1) for key, item in inner}
+    return {_unpacked_key(key, depth + 1): _unpacked(item, tensors, depth + 1) for key, item in inner}
+
+
+def _unpacked_key(value: Any, depth: int) -> Any:
+    """A key of a mapping: plain, since no tensor is equal to the one that it is read as again."""
+    return _unpacked(value, {}, depth)

@@ -13,8 +13,21 @@
     ├── StorageError                the disk is full, or failed, where the place itself is right
     └── TrainingError               training diverged
 
-Every error says what is wrong, where, and what to do about it.
+Every error says what is wrong, where, and what to do about it: each in one line of bounded length that can be printed,
+whatever the words come from, a file of somebody else's or another library's error.
 """
+
+_LONGEST = 1000
+
+
+def _line(text: str) -> str:
+    """A text as one line: what is no character to print (half of one, a terminal's control sequence) is spelled out."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} …"
+    if text.isprintable():
+        return text
+    shown = (char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.splitlines()))
+    return "".join(shown)
 
 
 class FxdistillError(Exception):
@@ -29,8 +42,8 @@ class FxdistillError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        self.what, self.where, self.hint = what, where, hint
-        super().__init__(what)
+        self.what, self.where, self.hint = map(_line, (what, where, hint))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         lines = [self.what]

@@ -159,10 +159,13 @@ def test_tensors_that_lie_about_themselves_are_refused(dtype, shape, offsets):
 
 def test_tensors_that_lie_on_one_another_are_refused():
     told = SEAL + ',"kind":"kind","version":1,"content":{"a":{"tensor":"0"}}}'
+    key = SEAL + ',"kind":"kind","version":1,"content":{"a":{"items":[[{"tensor":"0"},1]]}}}'
     one = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     assert container.from_bytes(sealed(told, bytes(8), {"0": one}), where="here", kinds=("kind",))[1]["a"].shape == (2,)
     with pytest.raises(ModelError, match="not made as"):
         container.from_bytes(sealed(told, bytes(8), {"0": one, "1": one}), where="here", kinds=("kind",))
+    with pytest.raises(ModelError, match="not made as"):  # a tensor as a key, which no other one is equal to
+        container.from_bytes(sealed(key, bytes(8), {"0": one}), where="here", kinds=("kind",))
 
 
 def test_what_is_too_deep_or_too_much_is_not_written():
@@ -181,6 +184,8 @@ def test_what_is_neither_tensor_nor_plain_is_refused_by_its_kind():
     for value, kind in ((object(), "object"), (b"x", "bytes"), ({1, 2}, "set"), (torch.eye(2).to_sparse(), "sparse")):
         with pytest.raises(ModelError, match=kind):
             container.to_bytes("kind", {"a": value}, where="here")
+    with pytest.raises(ModelError, match="tensor as a key"):
+        container.to_bytes("kind", {"a": {torch.zeros(1): 1}}, where="here")
 
 
 def test_reading_unpickles_nothing(tmp_path, monkeypatch):

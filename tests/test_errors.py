@@ -35,3 +35,20 @@ def test_errors_survive_another_process() -> None:
         pytest.raises(FxdistillError, match="it is wrong\n  where: there\n  to do: mend it"),
     ):
         pool.submit(fail, FxdistillError).result()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("one\nand\r\nanother", "one and another"),
+        ("half \ud800", "half \\ud800"),
+        ("\x1b]0;title\x07 and \x9b1m", "\\x1b]0;title\\x07 and \\x9b1m"),
+        ("turned \u202e", "turned \\u202e"),
+        ("Größe 日本", "Größe 日本"),
+        ("x" * 100_000, "x" * 1000 + " …"),
+    ],
+)
+def test_an_error_is_one_line_that_can_be_printed(text: str, shown: str) -> None:
+    error = FxdistillError(text, where=text, hint=text)
+    assert str(error) == f"{shown}\n  where: {shown}\n  to do: {shown}"
+    assert error.what == error.args[0] == shown

@@ -85,6 +85,8 @@ def _numbers(found: Any) -> dict[str, int]:
 
 
 def _name(value: str | list[Any]) -> str:
+    if not value:
+        raise ValueError(f"a class is called {value!r}")
     return value if isinstance(value, str) else str(value[0])
 
 

@@ -1,8 +1,10 @@
 """Parity: what the gate found, as a result keeps it and people read it."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Parity:
         others: Of each output beside the prediction the largest difference, as a share of its largest value where that
             is above 1.
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     max_abs_error: float
     agreement: float | None

@@ -65,6 +65,17 @@ class Bundle:
             module = graphs.from_data(self.graph, where=where)
         else:
             return None
+        try:
+            return self._with_weights(module, where).eval()
+        except ModelError:
+            raise
+        except Exception as cause:  # layers of a graph that are not what their classes are
+            raise ModelError(
+                f"the weights in the file cannot be loaded: {cause or type(cause).__name__}", where=where,
+                hint="write the file again",
+            ) from cause  # fmt: skip
+
+    def _with_weights(self, module: nn.Module, where: str) -> nn.Module:
         own = whole_state(module)
         odd = sorted(
             name for name in own.keys() | self.state.keys()
@@ -77,7 +88,7 @@ class Bundle:
                 where=where, hint="it builds something else than it did: save the model anew",
             )  # fmt: skip
         load_whole_state(module, self.state)
-        return module.eval()
+        return module
 
 
 def save(

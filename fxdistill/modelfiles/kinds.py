@@ -125,7 +125,9 @@ def _archive_kind(path: Path, option: str) -> Kind:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             _check_archive(archive, path)
-    except (zipfile.BadZipFile, OSError) as cause:
+    except ModelError:
+        raise
+    except Exception as cause:  # zipfile's own, and what it meets in names and numbers that are none
         raise ModelError(
             "the file is truncated or damaged: the archive's table of contents, at its end, cannot be read",
             where=where, hint="copy or download it again",

@@ -110,7 +110,7 @@ def evaluate(
         allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,
         checkpoint_entry=checkpoint_entry,
     )  # fmt: skip
-    return measured(found, where=str(model))[0]
+    return measured(found, where=type(model).__name__ if isinstance(model, nn.Module) else str(model))[0]
 
 
 def measured(found: Found, *, where: str) -> tuple[dict[str, float], int]:

@@ -259,10 +259,14 @@ def _take_up(optimizer: torch.optim.Optimizer, state: dict[str, object], *, wher
         RunDirError: It is not one of such an optimiser.
     """
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups, wanted = _settings(optimizer), _kept(optimizer)
     try:
         optimizer.load_state_dict(state)
-        held = [(p, value) for p in own for value in optimizer.state[p].values() if isinstance(value, Tensor)]
-        fits = all(value.shape in (p.shape, torch.Size()) for p, value in held)
+        fits = _settings(optimizer) == groups and all(
+            {name: value.shape for name, value in optimizer.state[p].items()}
+            in ({}, {name: p.shape if shaped else torch.Size() for name, shaped in wanted.items()})
+            for p in own
+        )
     except Exception:  # noqa: BLE001  # of a made state, whatever torch makes of it
         fits = False
     if not fits:
@@ -270,6 +274,24 @@ def _take_up(optimizer: torch.optim.Optimizer, state: dict[str, object], *, wher
             "the checkpoint is not one of this plan: its optimiser's state is of another one", where=where,
             hint="put the run's own checkpoint back, or run the plan anew elsewhere",
         )  # fmt: skip
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
+    """What the plan decides of an optimiser; the rate is set anew in every step."""
+    return [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+
+
+def _kept(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
+    """What an optimiser of this kind keeps of a parameter, by name, and whether it has the parameter's shape."""
+    trial = nn.Parameter(torch.zeros(2))
+    trial.grad = torch.zeros(2)
+    make = cast("Callable[..., torch.optim.Optimizer]", type(optimizer))
+    alike = make([{**optimizer.param_groups[0], "params": [trial]}])
+    alike.step()
+    return {name: value.shape == trial.shape for name, value in alike.state[trial].items() if value is not None}
 
 
 def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:

@@ -57,16 +57,16 @@ def _record(line: bytes, epochs: dict[str, dict[str, int]], seeds: list[int]) ->
     """A line, and what is wrong with it."""
     try:
         record: Record = json.loads(line, parse_constant=_refuse)
-        numbers = {"time": record["time"], "images_per_second": record["images_per_second"]}
-        numbers |= {**record["losses"], **record["metrics"]}
+        numbers = [("time", record["time"]), ("images_per_second", record["images_per_second"])]
+        numbers += [*record["losses"].items(), *record["metrics"].items()]
         arm, stage, epoch, seed = (record[name] for name in ("name", "stage", "epoch", "seed"))
         if arm not in epochs or stage not in epochs[arm] or seed not in seeds:
             return record, "it is of a training that the plan has not"
         if type(epoch) is not int or type(seed) is not int or not 1 <= epoch <= epochs[arm][stage]:
             return record, f"the stage '{stage}' has no epoch {epoch!r}"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        wrong = [name for name, value in numbers if type(value) not in (int, float) or not math.isfinite(value)]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}, "it is none that a run has written"
-    wrong = [name for name, value in numbers.items() if type(value) not in (int, float) or not math.isfinite(value)]
     return record, f"{wrong[0][:80]!r} is no number" if wrong else ""
 
 

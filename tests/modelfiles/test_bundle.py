@@ -196,6 +196,15 @@ def test_bundles_that_were_tampered_with(tmp_path: Path, change: dict[str, Any],
     assert caught.value.where
 
 
+def test_a_layer_that_lacks_what_its_class_has_is_refused(tmp_path: Path) -> None:
+    save(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), tmp_path / "a.pt", input_shape=(1, 1, 8, 8))
+    kind, content = container.read(tmp_path / "a.pt", kinds=("model",))
+    del content["graph"]["modules"]["modules"]["1"]["attributes"]["track_running_stats"]
+    container.write(tmp_path / "a.pt", kind, content)
+    with pytest.raises(ModelError, match=r"cannot be loaded.*track_running_stats"):
+        load(tmp_path / "a.pt")
+
+
 def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     save(network(), tmp_path / "a.pt", factory=FACTORY, kwargs=KWARGS)
     content = bytearray((tmp_path / "a.pt").read_bytes())

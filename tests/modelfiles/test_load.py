@@ -311,6 +311,13 @@ def test_a_trusted_pickle_of_an_unknown_class_is_explained(tmp_path: Path) -> No
 # Files that are no models
 
 
+def archive_with_a_name_that_is_no_text() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("é/data.pkl", b"")
+    return file.getvalue().replace("é".encode(), b"\xc3\xc3")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -324,6 +331,7 @@ def test_a_trusted_pickle_of_an_unknown_class_is_explained(tmp_path: Path) -> No
         ("short.pt", b"\x80\x02", "truncated"),
         ("broken.safetensors", (50).to_bytes(8, "little") + b'{"a":', "truncated"),
         ("header.pt", b"PK\x03\x04" + bytes(100), "truncated"),
+        ("names.pt", archive_with_a_name_that_is_no_text(), "truncated"),
     ],
 )
 def test_files_that_are_no_models_are_called_what_they_are(

@@ -135,6 +135,7 @@ DAMAGE: dict[str, Any] = {
     "no latency of the student": {"latency": {}},
     "an arm that is missing": {"summary": {"distilled": {"mean": 0.5, "deviation": 0.0}}},
     "a parity of another kind": {"parity": {"error": 1}},
+    "a parity that says more": {"parity": {"max_abs_error": 0.0, "agreement": 1.0, "images": 1, "seconds": 1}},
     "a remark that is none": {"arms": [{"name": "distilled", "seed": 0, "remarks": [{"code": 5}]}]},
 }
 

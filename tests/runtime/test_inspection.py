@@ -1,5 +1,6 @@
 """Run directories that were damaged, edited or made: one clear error from whoever reads them, and no change."""
 
+import copy
 import functools
 import json
 import shutil
@@ -102,6 +103,10 @@ METRICS: dict[str, Damage] = {
     "no epoch": lines(lambda found: found[0].update(epoch=0)),
     "an epoch in text": lines(lambda found: found[0].update(epoch="1")),
     "text for a loss": lines(lambda found: found[0].update(losses={"kd": "0.5"})),
+    "a loss of no number, by the name of a metric": lines(
+        lambda found: found[0].update(losses={"kd": {}}, metrics={"kd": 0.5})
+    ),
+    "a number without end": lines(lambda found: found[0].update(losses={"kd": 10**400})),
     "NaN": lines(lambda found: found[0].update(losses={"kd": float("nan")})),
     "infinity": lines(lambda found: found[0].update(time=float("inf"))),
     "truth for a metric": lines(lambda found: found[0].update(metrics={"accuracy": True})),
@@ -199,6 +204,15 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
         assert "checkpoint is damaged" in refused(out)
 
 
+def edited_optimizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Checkpoint], Checkpoint]:
+    def made(found: Checkpoint) -> Checkpoint:
+        optimizer = copy.deepcopy(found.optimizer or {})
+        change(optimizer)
+        return replace(found, optimizer=optimizer)
+
+    return made
+
+
 OTHERS: dict[str, Callable[[Checkpoint], Checkpoint]] = {
     "weights of another shape": lambda found: replace(
         found, state={name: value[..., None] for name, value in (found.state or {}).items()}
@@ -207,6 +221,12 @@ OTHERS: dict[str, Callable[[Checkpoint], Checkpoint]] = {
     "an average of nobody": placed(average={"x": torch.zeros(1)}),
     "an optimiser without state": placed(optimizer={}),
     "an optimiser of text": placed(optimizer={"state": "x", "param_groups": "y"}),
+    "an optimiser of other settings": edited_optimizer(lambda found: found["param_groups"][0].update(eps="x")),
+    "an optimiser that decays more than the plan says": edited_optimizer(
+        lambda found: found["param_groups"][0].update(weight_decay=0.5)
+    ),
+    "an optimiser of which a part is missing": edited_optimizer(lambda found: found["state"][0].pop("step")),
+    "an optimiser with a part that is no tensor": edited_optimizer(lambda found: found["state"][0].update(exp_avg={})),
     "an optimiser of another model": lambda found: replace(
         found, optimizer={**(found.optimizer or {}), "state": {0: {"momentum_buffer": torch.zeros(2, 2)}}}
     ),
