@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import parameters, values
+from fxdistill.cli import lists, parameters, values
 from fxdistill.cli.exits import Commands, err, reported
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
@@ -67,6 +67,8 @@ def plan(
     ema: parameters.Ema = None,
     label_smoothing: parameters.Smoothing = None,
     augment: parameters.Augment = None,
+    weight: parameters.LossWeights = [],
+    arg: parameters.LossArguments = [],
     set_: parameters.Set = [],
     seed: parameters.Seed = 0,
     repeats: parameters.Repeats = 1,
@@ -124,7 +126,9 @@ def plan(
             "name": optimizer and optimizer.value, "weight_decay": weight_decay, "momentum": momentum,
             "warm_up": warm_up, "clip": clip, "ema": ema,
         }  # fmt: skip
-        edit = functools.partial(recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_)
+        edit = functools.partial(
+            recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_, weights=weight, arguments=arg
+        )
         made, passes = planning.write(output, models, decisions, seen, after=after, edit=edit)
         out.print(plan_view(made))
         if seen.reached:
@@ -346,6 +350,10 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
         from fxdistill.cli import demo as job
 
         job.run(output, repeats=repeats, say=lambda line: out.print(Text(line), soft_wrap=True))
+
+
+for _command in (lists.methods, lists.losses):
+    app.command(cls=Command)(_command)
 
 
 @app.command(cls=Command)

@@ -122,6 +122,13 @@ Augment = Annotated[
     str | None,
     typer.Option("--augment", help="E.g. flip,crop:4; known are {augmentations}; none. Default: usual for the data."),
 ]
+LossWeights = Annotated[
+    list[str], typer.Option("--weight", metavar="LOSS=NUMBER", help="Weight of a loss: kd=0.9; repeatable.")
+]
+LossArguments = Annotated[
+    list[str],
+    typer.Option("--arg", metavar="LOSS.ARGUMENT=VALUE", help="Argument of a loss: kd.temperature=4; repeatable."),
+]
 Set = Annotated[
     list[str],
     typer.Option("--set", metavar="PATH=VALUE", help="A number of the plan: main.losses.kd.weight=0.5; repeatable."),

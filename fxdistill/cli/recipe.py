@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fxdistill.errors import InputError
-from fxdistill.plan import setting
+from fxdistill.plan import setting, terms
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.schema import Control, Stage
 
 _SMOOTHED = "cross-entropy"
 
 
-def changed(plan: Plan, given: Mapping[str, Any], *, smoothing: float | None, settings: Sequence[str]) -> Plan:
+def changed(
+    plan: Plan, given: Mapping[str, Any], *, smoothing: float | None, settings: Sequence[str],
+    weights: Sequence[str] = (), arguments: Sequence[str] = (),
+) -> Plan:  # fmt: skip
     """The plan with what the options say; ``--set`` has the last word.
 
     Args:
@@ -20,6 +23,8 @@ def changed(plan: Plan, given: Mapping[str, Any], *, smoothing: float | None, se
         given: Fields of the optimiser with their values; None for those that nobody named.
         smoothing: Label smoothing, for the loss that takes it; None for as it is.
         settings: ``PATH=VALUE`` each.
+        weights: ``LOSS=NUMBER`` each.
+        arguments: ``LOSS.ARGUMENT=VALUE`` each.
 
     Raises:
         InputError: They do not fit the plan, or each other.
@@ -42,4 +47,6 @@ def changed(plan: Plan, given: Mapping[str, Any], *, smoothing: float | None, se
         )  # fmt: skip
     if smoothing is not None:
         said += [f"{name}.losses.{_SMOOTHED}.args.label_smoothing={smoothing}" for name in smoothed]
-    return setting.changed(plan, [*said, *settings]) if said or settings else plan
+    plan = setting.changed(plan, said) if said else plan
+    plan = terms.argued(terms.weighed(plan, weights), arguments)
+    return setting.changed(plan, settings) if settings else plan

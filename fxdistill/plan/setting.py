@@ -36,15 +36,19 @@ def changed(plan: Plan, settings: Sequence[str]) -> Plan:
         if not equals or not path.strip():
             raise InputError(f"'{text}' says no value", where=_WHERE, hint="write PATH=VALUE: main.optimizer.lr=1e-3")
         holder, key = _place(data, plan.export.arm, path.strip())
-        holder[key] = _value(value.strip())
+        holder[key] = value_of(value.strip(), _WHERE)
     return parse(data, where=_WHERE)
 
 
-def _value(text: str) -> Any:
-    """JSON, or else the text itself; nothing that JSON does not have."""
+def value_of(text: str, where: str) -> Any:
+    """JSON, or else the text itself.
+
+    Raises:
+        InputError: It is what JSON does not have: NaN, an infinity.
+    """
 
     def refuse(name: str) -> NoReturn:
-        raise InputError(f"{name} is no number of JSON", where=_WHERE, hint="give a finite number")
+        raise InputError(f"{name} is no number of JSON", where=where, hint="give a finite number")
 
     try:
         return json.loads(text, parse_constant=refuse)

@@ -37,7 +37,7 @@ def call(*args: str) -> str:
 
 
 def test_help_of_every_command() -> None:
-    for command in ("plan", "run", "show", "export", "eval", "demo", "schema"):
+    for command in ("plan", "run", "show", "export", "eval", "demo", "schema", "methods", "losses"):
         assert f"fxdistill {command}" in call(command, "--help").replace("root", "fxdistill")
 
 

@@ -88,3 +88,23 @@ def test_a_run_does_what_the_plan_says() -> None:
     done = CliRunner().invoke(app, ["run", "plan.json", "--set", "main.optimizer.lr=1"])
     assert done.exit_code == 2
     assert "--set" in done.output
+
+
+def test_losses_are_weighed_and_given_arguments_by_their_names(tmp_path: Path) -> None:
+    plan, _ = made(
+        tmp_path, "--weight", "kd=0.7", "--weight", "cross-entropy=0.2", "--arg", "kd.temperature=2",
+        "--label-smoothing", "0.1", "--arg", "cross-entropy.label_smoothing=0.3", "--set", "main.losses.kd.weight=0.6",
+    )  # fmt: skip
+    assert plan.control is not None
+    assert [(t.loss, t.weight, t.args) for t in plan.arm("distilled").stages[-1].losses] == [
+        ("cross-entropy", 0.2, {"label_smoothing": 0.3}), ("kd", 0.6, {"temperature": 2.0}),
+    ]  # fmt: skip
+    assert [(t.weight, t.args) for t in plan.control.losses] == [(1.0, {"label_smoothing": 0.1})]
+
+
+@pytest.mark.parametrize("option", [("--weight", "pkt=1"), ("--arg", "kd.temprature=1"), ("--arg", "kd.temperature=0")])
+def test_a_loss_that_there_is_not_writes_no_plan(tmp_path: Path, option: tuple[str, str]) -> None:
+    code, told = planned(tmp_path, *option)
+    assert code == 2
+    assert option[0] in told
+    assert not list(tmp_path.iterdir())

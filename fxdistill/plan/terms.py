@@ -1,0 +1,76 @@
+"""Losses of a plan by their names: ``--weight kd=0.9`` and ``--arg kd.temperature=4`` of ``fxdistill plan``.
+
+A loss is named as it is, then every term of it changes in all stages of the exported arm; or with its pair,
+``mse[layer1]``. What the stages of other arms have, and a term of one stage alone, is for ``--set``
+(:mod:`fxdistill.plan.setting`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fxdistill.errors import InputError
+from fxdistill.plan.document import Plan
+from fxdistill.plan.file import parse
+from fxdistill.plan.setting import value_of
+from fxdistill.registry import suggestion
+
+_WEIGHT, _ARGUMENT = "--weight", "--arg"
+
+
+def weighed(plan: Plan, texts: Sequence[str]) -> Plan:
+    """The plan with other weights, ``LOSS=NUMBER`` each.
+
+    Raises:
+        InputError: The exported arm has no such loss; says which it has.
+        PlanError: The plan is not valid with a weight.
+    """
+    data = plan.model_dump(mode="json")
+    for text in texts:
+        name, value = _parts(text, _WEIGHT, "LOSS=NUMBER: kd=0.9")
+        for term in _terms(data, plan.export.arm, name, f"{_WEIGHT} {text}"):
+            term["weight"] = value
+    return parse(data, where=_WEIGHT) if texts else plan
+
+
+def argued(plan: Plan, texts: Sequence[str]) -> Plan:
+    """The plan with other arguments of losses, ``LOSS.ARGUMENT=VALUE`` each.
+
+    Raises:
+        InputError: The exported arm has no such loss, or that loss no such argument; says which there are.
+        PlanError: The plan is not valid with a value.
+    """
+    data, form = plan.model_dump(mode="json"), "LOSS.ARGUMENT=VALUE: kd.temperature=4"
+    for text in texts:
+        path, value = _parts(text, _ARGUMENT, form)
+        name, dot, argument = path.rpartition(".")
+        if not dot:
+            raise InputError(f"'{text}' names no argument of a loss", where=_ARGUMENT, hint=f"write {form}")
+        for term in _terms(data, plan.export.arm, name, f"{_ARGUMENT} {text}"):
+            if argument not in term["args"]:
+                raise InputError(
+                    f"the loss '{term['loss']}' has no argument '{argument}'", where=f"{_ARGUMENT} {text}",
+                    hint=suggestion(argument, tuple(term["args"]), "its arguments are"),
+                )  # fmt: skip
+            term["args"][argument] = value
+    return parse(data, where=_ARGUMENT) if texts else plan
+
+
+def _parts(text: str, option: str, form: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"'{text}' says no value", where=option, hint=f"write {form}")
+    return name.strip(), value_of(value.strip(), option)
+
+
+def _terms(data: dict[str, Any], exported: str, name: str, where: str) -> list[dict[str, Any]]:
+    """The terms of a loss in the stages of an arm."""
+    stages = [stage for arm in data["arms"] if arm["name"] == exported for stage in arm["stages"]]
+    terms = [term for stage in stages for term in stage["losses"]]
+    found = [term for term in terms if name in (term["loss"], f"{term['loss']}[{term['pair']}]")]
+    if not found:
+        known = tuple(dict.fromkeys(term["loss"] for term in terms))
+        raise InputError(
+            f"no stage of the arm '{exported}' has the loss '{name}'", where=where,
+            hint=suggestion(name, known, "its losses are"),
+        )  # fmt: skip
+    return found
