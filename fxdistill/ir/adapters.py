@@ -9,12 +9,12 @@ and its positions,
     released        gamma (x - m) / sqrt(v + eps)   in place of the teacher's last BatchNorm; the student's as it is
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 
-from fxdistill.plan.schema import Tap
+from fxdistill.plan.schema import Comparison, Tap
 
 
 class Projection(nn.Module):
@@ -54,6 +54,10 @@ def batch_normalized(value: Tensor, weight: Tensor | None, eps: float) -> Tensor
     if value.numel() == value.shape[1]:  # one value a channel is its own mean
         return value - value
     return F.batch_norm(value, None, None, weight, None, training=True, eps=eps)
+
+
+SCALES: Mapping[Comparison, Callable[[Tensor], Tensor]] = {"standardized": standardized, "normalized": normalized}
+"""What makes the scale of both taps one, by what a term compares."""
 
 
 class Called(nn.Module):

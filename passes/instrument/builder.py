@@ -4,7 +4,7 @@ import copy
 import itertools
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import PairingError, PlanError
-from fxdistill.ir.adapters import Called, Projection, normalized, standardized
+from fxdistill.ir.adapters import SCALES, Called, Projection
 from fxdistill.ir.graph import Traced, find, memory, shape_of, written
 from fxdistill.ir.program import Member, Program, Term, inline, tap, tap_copy
 from fxdistill.ir.views import column, steps
@@ -23,7 +23,6 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm, Comparison, LossTerm, Pair, Stage, Tap
 from fxdistill.preprocessing import View
 
-_SCALES: dict[Comparison, Callable[[Tensor], Tensor]] = {"standardized": standardized, "normalized": normalized}
 _Taps = Mapping[tuple[str, Comparison], Mapping[str, fx.Node]]
 
 
@@ -145,7 +144,7 @@ class Builder:
             student = self.graph.call_module(f"adapters.project_{name}", (student,))
             student.meta = {"role": "adapter"}
         student, teacher = same_layout(self.graph, pair, student, teacher)
-        if (scale := _SCALES.get(compare)) is not None:
+        if (scale := SCALES.get(compare)) is not None:
             student, teacher = (self._call("adapter", scale, value) for value in (student, teacher))
         return {"student": student, "teacher": teacher}
 

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fxdistill.errors import InvariantError
+from fxdistill.ir.adapters import SCALES
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import memory, scope_of, submodule, written
 from fxdistill.ir.program import Program, Term
@@ -32,6 +33,7 @@ from fxdistill.ir.running import example
 from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_frozen, is_plain
 from fxdistill.plan.schema import Stage
 
+_SCALED: dict[object, str] = {function: name for name, function in SCALES.items()}
 TOLERANCE = 1e-4
 """Largest difference of a teacher value before and after, relative to the largest value (float32 rounding)."""
 
@@ -172,13 +174,18 @@ def _fold_batch_norms(program: Program) -> int:
 
 
 def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, Tensor]:
-    """What each loss of a program reads from frozen members, by loss and port, on some images or on seeded noise."""
-    read = {
-        f"{node.meta['key']} {port}": value
-        for node in program.nodes("loss")
-        for port, value in zip(node.meta["reads"], node.args, strict=False)
-        if isinstance(value, fx.Node) and _is_frozen_alone(value)
-    }
+    """What each loss of a program reads from frozen members, by loss and port, on some images or on seeded noise.
+
+    Scales are named, and what is scaled is given: over the deviation of a channel that hardly varies rounding is large.
+    """
+    read = dict[str, fx.Node]()
+    for node in program.nodes("loss"):
+        for port, value in zip(node.meta["reads"], node.args, strict=False):
+            if isinstance(value, fx.Node) and _is_frozen_alone(value):
+                name, source = f"{node.meta['key']} {port}", value
+                while source.target in _SCALED:
+                    name, source = f"{name}, {_SCALED[source.target]}", source.all_input_nodes[0]
+                read[name] = source
     if not read:
         return {}
     graph = fx.Graph()

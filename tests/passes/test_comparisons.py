@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from fxdistill.compiler.build import build, specialize
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
-from fxdistill.errors import PairingError
+from fxdistill.errors import PairingError, PassError
 from fxdistill.ir.adapters import normalized, standardized
 from fxdistill.models import convnet, resnet
+from fxdistill.passes.specialize import frozen_values, restricted
+from fxdistill.passes.specialize.sink import Sinker
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Comparison, LossTerm
 
@@ -183,3 +185,44 @@ def test_weights_decay_with_the_epochs() -> None:
     stage = specialize(program, "main")
     losses = {"cross-entropy": torch.tensor(1.0), "kd": torch.tensor(10.0)}
     assert [float(stage.total(losses, epoch)) for epoch in range(3)] == [82.0, 42.0, 22.0]
+
+
+def hardly_varying() -> tuple[Plan, nn.Module, nn.Module]:
+    """A teacher one of whose channels is constant but for what rounding does to it."""
+    plan = compile_plan(convnet(widths=[8, 16]), convnet(widths=[4, 8]), Options(input_shape=SHAPE, method="indistill"))
+    teacher = trained(convnet(widths=[8, 16]), 0)
+    with torch.no_grad():
+        for part in teacher.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.weight[:] = 1e-3
+                part.bias[:] = 500.0
+    return plan, teacher, convnet(widths=[4, 8])
+
+
+def test_rounding_in_a_channel_that_hardly_varies_is_no_change() -> None:
+    """Over a deviation of 1e-3 around 500 the folding of BatchNorm is seen, and nothing is wrong."""
+    plan, teacher, student = hardly_varying()
+    program = build(plan, teacher, student)
+    values = frozen_values(specialize(program, "warm-up-1"))
+    assert [key.partition(" ")[2] for key in values] == ["teacher.tap, standardized"]
+    whole = frozen_values(restricted(program, program.find_stage("warm-up-1")))
+    (one,), (other,) = values.values(), whole.values()
+    assert float((one - other).abs().max()) < 1e-5 * float(one.abs().max())
+    assert float((standardized(one) - standardized(other)).abs().max()) > 1e-4 * float(standardized(one).abs().max())
+
+
+def test_a_scale_that_is_lost_on_the_frozen_side_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, teacher, student = hardly_varying()
+    program = build(plan, teacher, student)
+    plain = Sinker.run
+
+    def losing(self: Sinker) -> int:
+        for node in list(self.program.graph.nodes):
+            if node.target is standardized and node.args[0].meta.get("member") != "student":
+                node.replace_all_uses_with(node.args[0])
+                break
+        return plain(self)
+
+    monkeypatch.setattr(Sinker, "run", losing)
+    with pytest.raises(PassError, match="changed which losses read from frozen members"):
+        specialize(program, "warm-up-1")
