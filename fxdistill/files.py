@@ -28,9 +28,21 @@ STORAGE_ERRORS = frozenset({
     errno.ENXIO, errno.ESTALE, errno.ETIMEDOUT,
 })  # fmt: skip
 """The place is right, and the disk, or the number of open files, fails."""
-_SMALL = 1 << 24  # bytes that any archive may expand to
+_SMALL = 1 << 24  # bytes that any archive may expand to, and that a text may have
 _END = 22  # bytes of an archive's last record, behind its table of contents
 _LEFT = 3600.0  # seconds after which a temporary file is one that its writer left
+
+
+def read_text(path: Path, *, encoding: str = "utf-8") -> str:
+    """The text of a file that is read as a whole, as JSON is, which may take 25 times as much memory.
+
+    Raises:
+        OSError: It cannot be read, or is larger than any that is written.
+        UnicodeDecodeError: It is no text.
+    """
+    if path.stat().st_size > _SMALL:
+        raise OSError(errno.EFBIG, f"it is larger than {_SMALL:,} bytes")
+    return path.read_text(encoding=encoding)
 
 
 def write_text(path: Path, text: str) -> None:

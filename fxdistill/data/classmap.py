@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdistill import classnames
+from fxdistill import classnames, files
 from fxdistill.data.dataset import Dataset, Images
 from fxdistill.errors import DataError
 from fxdistill.tasks import NO_LABEL, Task
@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[str, ...]:
         DataError: The file cannot be read, or is no class map.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read_text(path, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) else "it is not a text file"
         raise DataError(f"the class map cannot be read: {reason}", where=str(path), hint=_HINT) from cause

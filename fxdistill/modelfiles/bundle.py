@@ -26,6 +26,8 @@ from fxdistill.modelfiles.source import parse_source
 from fxdistill.preprocessing import Preprocessing, Source
 
 KIND = "model"
+_SPARE, _SMALL = 3, 1 << 26
+"""A factory may register more weights than it has in the end, this many times and so many bytes: it replaces some."""
 PREPROCESSING = "preprocessing"
 RANDOM_WEIGHTS = "random_weights"
 """The metadata that says so, of a file made from random weights."""
@@ -60,7 +62,8 @@ class Bundle:
             ModelError: The factory may not be called, the weights are not its, or the graph cannot be made.
         """
         if self.factory is not None:
-            module = build(self.factory, self.kwargs, allow=allow)
+            held = sum(value.nbytes for value in self.state.values() if isinstance(value, Tensor))
+            module = build(self.factory, self.kwargs, allow=allow, most=_SPARE * held + _SMALL)
         elif self.graph is not None:
             module = graphs.from_data(self.graph, where=where)
         else:

@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from fxdistill.errors import DataError, InputError, ModelError
 from fxdistill.modelfiles import registered
@@ -23,7 +26,9 @@ from fxdistill.modelfiles.registered import below
 from fxdistill.modelfiles.source import EXAMPLE, module_and_function
 
 
-def build(factory: str, kwargs: dict[str, Any], *, allow: Sequence[str] = (), seed: int = 0) -> nn.Module:
+def build(
+    factory: str, kwargs: dict[str, Any], *, allow: Sequence[str] = (), seed: int = 0, most: int | None = None
+) -> nn.Module:
     """Call a model factory under a seed; the global random state stays as it was.
 
     Args:
@@ -31,9 +36,10 @@ def build(factory: str, kwargs: dict[str, Any], *, allow: Sequence[str] = (), se
         kwargs: Its keyword arguments.
         allow: Modules and packages of the user's own whose factories may be called.
         seed: Seed of the weights.
+        most: Bytes of weights that it may have; None for what the machine has.
 
     Raises:
-        ModelError: The factory may not be called, is not there, or does not take these arguments.
+        ModelError: The factory may not be called, is not there, does not take these arguments, or builds too much.
     """
     module_name, name = module_and_function(factory)
     found = registered.find(module_name, name)
@@ -44,7 +50,7 @@ def build(factory: str, kwargs: dict[str, Any], *, allow: Sequence[str] = (), se
     if found is not None or registered.holds(function):  # gathered by a module of the user's own
         arguments = registered.arguments(function, kwargs, where=factory)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _at_most(_machine() if most is None else most, factory):
             torch.manual_seed(seed)
             module = function(**arguments)
     except InputError:
@@ -62,6 +68,41 @@ def build(factory: str, kwargs: dict[str, Any], *, allow: Sequence[str] = (), se
             hint=f"name a function that builds a model, such as {EXAMPLE}",
         )
     return module
+
+
+@contextmanager
+def _at_most(most: int, factory: str) -> Iterator[None]:
+    """Stop what is built as it gets more weights than it may have, before they are drawn.
+
+    Raises:
+        ModelError: It does.
+    """
+    taken = 0
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal taken
+        if parameter is None or is_lazy(parameter):
+            return
+        taken += parameter.numel() * parameter.element_size()
+        if taken > most:
+            raise ModelError(
+                f"the factory builds more than {most / 1e9:,.1f} GB of weights", where=factory,
+                hint="check its arguments, such as widths and depths",
+            )  # fmt: skip
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _machine() -> int:
+    """Bytes of the machine's memory; a bound that bounds nothing where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize
 
 
 def resolve(

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fxdistill import files
 from fxdistill.errors import PlanError
 from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.schema import Plugin
@@ -21,7 +22,7 @@ def load(path: Path) -> Plan:
         PlanError: Missing, not JSON, of a newer version, or not a valid plan; names the field.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_text(path)
     except (OSError, UnicodeDecodeError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) else "it is not a text file"
         raise PlanError(

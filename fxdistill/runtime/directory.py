@@ -31,7 +31,7 @@ from typing_extensions import TypedDict  # typing's own will do from Python 3.12
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError, RunDirError
-from fxdistill.files import failure, write_text
+from fxdistill.files import failure, read_text, write_text
 from fxdistill.measure.parity import Parity
 from fxdistill.plan import difference
 from fxdistill.plan.document import CONTROL, Plan
@@ -226,7 +226,7 @@ class RunDir:
 
     def _origin(self) -> dict[str, Any]:
         try:
-            origin: dict[str, Any] = json.loads(self.origin_path.read_text(encoding="utf-8"))
+            origin: dict[str, Any] = json.loads(read_text(self.origin_path))
             known = origin.get("sha256", [])
             whole = isinstance(origin["plan"], str) and "\0" not in origin["plan"] and isinstance(known, list)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -257,8 +257,7 @@ class RunDir:
         if not self.result_path.exists():
             return None
         try:
-            text = self.result_path.read_text(encoding="utf-8")
-            result: dict[str, Any] = json.loads(text, parse_constant=_no_number)
+            result: dict[str, Any] = json.loads(read_text(self.result_path), parse_constant=_no_number)
             _OUTCOME.validate_python(result)
             plan = self.plan()
             begun = result.get("plan", plan.sha256)

@@ -13,6 +13,7 @@ from fxdistill.errors import RunDirError
 from fxdistill.plan.document import Plan
 
 Record = dict[str, Any]
+_LONGEST = 1 << 20
 
 
 def read(path: Path, plan: Plan, *, size: int | None) -> list[Record]:
@@ -55,6 +56,8 @@ def _damaged(where: str, why: str) -> RunDirError:
 
 def _record(line: bytes, epochs: dict[str, dict[str, int]], seeds: list[int]) -> tuple[Record, str]:
     """A line, and what is wrong with it."""
+    if len(line) > _LONGEST:
+        return {}, "it is longer than any that a run has written"
     try:
         record: Record = json.loads(line, parse_constant=_refuse)
         numbers = [("time", record["time"]), ("images_per_second", record["images_per_second"])]

@@ -228,3 +228,11 @@ def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path, options: dict[s
     with pytest.raises(FxdistillError, match=message):
         save(network(), tmp_path / "model.pt", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_factory_builds_no_more_than_the_file_holds(tmp_path: Path) -> None:
+    """A file of some kilobytes that names a model of some gigabytes is refused before these are there."""
+    model = build(FACTORY, {"widths": [4, 6], "classes": 3})
+    save(model, tmp_path / "m.pt", factory=FACTORY, kwargs={"widths": [4096, 4096]})
+    with pytest.raises(ModelError, match=r"builds more than 0\.1 GB"):
+        load(tmp_path / "m.pt")

@@ -1,209 +1,82 @@
 """A process that reads what a stranger made, under an audit hook, and says what happened besides.
 
-Run as ``python hostile.py FOLDER``: every attack of :data:`ATTACKS` is made in the folder, then read. The report is
-one JSON line: for each attack the error, and the events that no reading of data has a reason for.
+Run as ``python -m tests.security.hostile FOLDER``: every attack is made in the folder, then read. The report is the
+last line: for each attack the answer, the events that no reading of data has a reason for, the files that are there
+besides, and how far memory rose.
 """
 
 import base64
 import contextlib
-import io
+import encodings
+import importlib
 import json
 import os
 import pickle
+import pkgutil
+import resource
 import sys
-import zipfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import nn
 
 import fxdistill
-from fxdistill import container
 from fxdistill.data.load import load as load_data
 from fxdistill.errors import FxdistillError
-from fxdistill.modelfiles import factories, graphs
-from fxdistill.modelfiles.bundle import KIND, save
+from fxdistill.modelfiles import factories
+from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.load import load
-from fxdistill.plan.file import load as load_plan
-from fxdistill.report.show import show
+from fxdistill.runtime import deploy
+from tests.security import data, graphs, onnx_files, pickles, runs
+from tests.security.made import EVIL, SHAPE, Attack, Read, file, network, weights
 
-MARK = "fxdistill_was_here"
-TOUCH = f"open({MARK!r}, 'w').close()"
-Read = Callable[[Path], object]
-
-
-class Evil:
-    """Runs code when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return exec, (TOUCH,)
-
-
-def network() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval()
-
-
-def bundle_with(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        save(network(), folder / "a.pt", input_shape=(1, 1, 8, 8))
-        _, content = container.read(folder / "a.pt", kinds=(KIND,))
-        change(content)
-        container.write(folder / "a.pt", KIND, content)
-        return folder / "a.pt"
-
-    return make
-
-
-def node(op: str, target: str, *args: Any) -> Callable[[dict[str, Any]], None]:
-    def change(content: dict[str, Any]) -> None:
-        made = {"op": op, "name": "new", "target": target, "scope": "", "args": args, "kwargs": {"dict": []}}
-        content["graph"]["nodes"].insert(1, made)
-
-    return change
-
-
-def pickled(folder: Path) -> Path:
-    torch.save(Evil(), folder / "a.pt")
-    return folder / "a.pt"
-
-
-def beside(folder: Path) -> Path:
-    torch.save({"state_dict": network().state_dict(), "evil": Evil()}, folder / "a.pt")
-    return folder / "a.pt"
-
-
-def legacy(folder: Path) -> Path:
-    torch.save(Evil(), folder / "a.pt", _use_new_zipfile_serialization=False)
-    return folder / "a.pt"
-
-
-def exported(folder: Path) -> Path:
-    program = torch.export.export(network(), (torch.randn(1, 1, 8, 8),))
-    torch.export.save(program, folder / "a.pt2")
-    with zipfile.ZipFile(folder / "a.pt2", "a") as archive:
-        archive.writestr("a/data/weights/evil.pt", pickle.dumps(Evil()))
-    return folder / "a.pt2"
-
-
-def two_directories(folder: Path) -> Path:
-    first, second = io.BytesIO(), io.BytesIO()
-    for file, name in ((first, "archive/data.pkl"), (second, "archive/archive_format")):
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr(name, pickle.dumps(Evil()))
-    (folder / "a.pt").write_bytes(second.getvalue() + first.getvalue())
-    return folder / "a.pt"
-
-
-def factory(name: str, **kwargs: Any) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        evil = folder / "evil.pth"
-        evil.write_bytes(pickle.dumps(Evil()))
-        (folder / "a.json").write_text(json.dumps([name, {k: str(evil) if v is ... else v for k, v in kwargs.items()}]))
-        return folder / "a.json"
-
-    return make
-
-
-def built(path: Path) -> object:
-    name, kwargs = json.loads(path.read_text())
-    return factories.build(name, kwargs)
-
-
-def eps(folder: Path) -> Path:
-    for part in ("train", "val"):
-        for kind in ("x", "y"):
-            (folder / part / kind).mkdir(parents=True)
-            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / part / kind / "a.png", "EPS")
-    return folder
-
-
-def objects(folder: Path) -> Path:
-    np.savez(folder / "a.npz", train_images=np.array([Evil()], dtype=object), train_labels=np.zeros(1),
-             test_images=np.zeros((1, 8, 8)), test_labels=np.zeros(1))  # fmt: skip
-    return folder / "a.npz"
-
-
-def huge_label(folder: Path) -> Path:
-    images, labels = np.zeros((2, 8, 8), np.uint8), np.array([0, 2**62])
-    np.savez(folder / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    return folder / "a.npz"
-
-
-def run_directory(name: str, content: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        net = network()
-        plan = fxdistill.compile(net, network(), fxdistill.Options(input_shape=(1, 1, 8, 8), method="kd"))
-        (folder / "plan.json").write_text(plan.to_json())
-        (folder / name).write_text(content)
-        return folder
-
-    return make
-
-
-def plan_with(**change: Any) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        plan = fxdistill.compile(network(), network(), fxdistill.Options(input_shape=(1, 1, 8, 8), method="kd"))
-        (folder / "plan.json").write_text(json.dumps({**json.loads(plan.to_json()), **change}))
-        return folder / "plan.json"
-
-    return make
-
-
-def imagefolder(path: Path) -> object:
-    return load_data(f"imagefolder:{path}")
-
-
-def npz(path: Path) -> object:
-    return load_data(f"npz:{path}")
-
-
-def weights(path: Path) -> object:
-    return load(path, factory="fxdistill.models:convnet")
-
-
-ATTACKS: dict[str, tuple[Callable[[Path], Path], Read]] = {
-    "pickle": (pickled, load),
-    "pickle of the old layout": (legacy, load),
-    "pickle beside weights": (beside, weights),
-    "torch.export": (exported, load),
-    "archive with two tables of contents": (two_directories, load),
-    "graph: eval": (bundle_with(node("call_function", "builtins.eval", TOUCH)), load),
-    "graph: from_file": (bundle_with(node("call_function", "aten.from_file.default", MARK)), load),
-    "graph: write_file": (bundle_with(node("call_function", "image.write_file.default", MARK)), load),
-    "graph: code in a method": (bundle_with(node("call_method", f"relu(), exec({TOUCH!r})")), load),
-    "graph: code in an attribute": (bundle_with(node("get_attr", f"a'), exec({TOUCH!r}), ('")), load),
-    "bundle: factory of os": (bundle_with(lambda c: c.update(factory="os:system", kwargs={"command": "id"})), load),
-    "timm: unpickles": (factory("timm.models._hub:load_state_dict_from_path", path=...), built),
-    "timm: appends": (factory("timm.utils:update_summary", epoch=1), built),
-    "timm: fetches": (factory("timm.models._hub:download_cached_file", url="http://localhost:1/"), built),
-    "timm: imports": (factory("timm.models._builder:_import_class", class_string="antigravity"), built),
-    "timm: checkpoint of a model": (factory("timm:resnet18", checkpoint_path=...), built),
-    "torchvision: weights": (factory("torchvision.models:resnet18", weights="DEFAULT"), built),
-    "EPS named png": (eps, imagefolder),
-    "npz of objects": (objects, npz),
-    "npz of a huge label": (huge_label, npz),
-    "run: name that leaves the folder": (run_directory("result.json", '{"metric": "../../x"}'), show),
-    "run: garbage": (run_directory("result.json", "\x00garbage"), show),
-    "plan: too many epochs": (plan_with(seeds=[10**30]), load_plan),
-    "plan: member that is a path": (plan_with(members={"../x": {}}), load_plan),
-    "plan: lone surrogate": (plan_with(method="\ud800"), load_plan),
-}
-
-
+ATTACKS: dict[str, Attack] = {
+    **pickles.ATTACKS, **graphs.ATTACKS, **onnx_files.ATTACKS, **data.ATTACKS, **runs.ATTACKS,
+}  # fmt: skip
+WARM = (
+    "torch.export", "image, EPS", "image, a TIFF in itself", "npz, a label of 2**62", "npz of code for a header",
+    "graph used, a layer with text", "factory, timm: weights of terabytes", "factory, transformers: a pipeline",
+    "CIFAR-10 of pickles", "Fashion-MNIST that says more", "masks of colours", "plan, crop:100000",
+)  # fmt: skip
+PLANTED = "a reader that unpickles"
+"""Not one of ours: the hook has to notice it."""
 SUSPICIOUS = frozenset((
-    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "socket.getaddrinfo",
-    "shutil.rmtree", "os.remove", "os.rename", "os.mkdir", "webbrowser.open", "pickle.find_class",
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.putenv", "os.kill",
+    "socket.connect", "socket.getaddrinfo", "socket.bind", "shutil.rmtree", "shutil.move", "os.remove", "os.rename",
+    "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "webbrowser.open", "ctypes.dlopen",
+    "marshal.loads", "code.__new__", "tempfile.mkdtemp", "tempfile.mkstemp",
+    "pickle.find_class",
 ))  # fmt: skip
+_ROOM = 6 << 30  # bytes beyond what the process has: an attack on memory is to fail here, and not to take the machine
 
 
-def watched(read: Read, path: Path, home: Path, events: list[str]) -> str:
-    """What reading says; events are noted by the hook while it reads."""
-    os.chdir(home)
-    events.clear()
+def noted(event: str, arguments: tuple[Any, ...]) -> str:
+    """What to say of an event; '' for what reading data has a reason for."""
+    if event == "open":
+        path, mode = arguments[:2]
+        return f"open {path!r} {mode}" if isinstance(mode, str) and set(mode) & set("wax+") else ""
+    if event == "exec":
+        name = str(getattr(arguments[0], "co_filename", ""))
+        return "" if "<eval_with_key>" in name else f"exec {name}"  # what torch.fx writes of a graph of ours
+    if event == "import":
+        return f"import {arguments[0]}"
+    return f"{event} {arguments!r}"[:200] if event in SUSPICIOUS else ""
+
+
+def peak(*, reset: bool = False) -> int:
+    """Bytes of memory that the process held at most since this was reset; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return 0
+
+
+def answer(read: Read, path: Path) -> str:
+    """What reading says."""
     try:
         read(path)
     except FxdistillError as error:
@@ -213,45 +86,74 @@ def watched(read: Read, path: Path, home: Path, events: list[str]) -> str:
     return "read"
 
 
-def main() -> None:
-    """Make every attack, then read them all under the hook."""
-    root = Path(sys.argv[1])
-    home = root / "home"
-    home.mkdir()
-    made = {}
-    for number, (name, (make, read)) in enumerate(ATTACKS.items()):
-        folder = root / str(number)
-        folder.mkdir()
-        made[name] = (make(folder), read)
-    with contextlib.suppress(FxdistillError):  # imports what any reading imports
-        load_data("digits")
-    save(network(), root / "warm.pt", input_shape=(1, 1, 8, 8))
-    load(root / "warm.pt").module(torch.zeros(1, 1, 8, 8))
+def unsafe(path: Path) -> object:
+    """A reader as it should not be."""
+    with path.open("rb") as held:
+        return pickle.load(held)
+
+
+def warm(root: Path) -> None:
+    """Import what any reading imports."""
+    for package in (fxdistill, encodings):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith(("__main__", ".mbcs", ".oem", "fxdistill.passes.passes")):
+                importlib.import_module(found.name)
+    save(network(), root / "warm.pt", input_shape=SHAPE)
+    load(root / "warm.pt").module(torch.zeros(SHAPE))
+    deploy.evaluate(str(root / "warm.pt"), data="digits")
     factories.build("timm:resnet18", {})
     factories.build("torchvision.models:resnet18", {})
-    graphs.of_model(network(), input_shape=(1, 1, 8, 8), where="")
+    with contextlib.suppress(FxdistillError):
+        factories.build("transformers:ViTForImageClassification", {"hidden_size": 12, "num_attention_heads": 2})
     with contextlib.suppress(FxdistillError):
         weights(root / "warm.pt")
-    for name in ("EPS named png", "npz of a huge label", "run: garbage", "pickle beside weights", "torch.export"):
-        with contextlib.suppress(Exception):
-            made[name][1](made[name][0])
+    with contextlib.suppress(FxdistillError):
+        load_data("digits")
+
+
+def made(root: Path, attacks: dict[str, Attack]) -> Iterator[tuple[str, Read, Path, Path]]:
+    """Every attack in a folder of its own; where it is read is an empty one beside it."""
+    for number, (name, attack) in enumerate(attacks.items()):
+        folder, home = root / str(number), root / f"home-{number}"
+        folder.mkdir()
+        home.mkdir()
+        yield name, attack.read, attack.make(folder), home
+
+
+def size_of(path: Path) -> int:
+    held = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+    return sum(entry.stat().st_size for entry in held)
+
+
+def main() -> None:
+    """Make every attack, then read them all under the hook."""
+    warnings.simplefilter("ignore")
+    root = Path(sys.argv[1])
+    warm(root)
+    ready = list(made(root, {**ATTACKS, PLANTED: Attack(file("a.pkl", EVIL), unsafe)}))
+    for name in WARM:  # what libraries import on the way to an error
+        _, read, path, home = next(entry for entry in ready if entry[0] == name)
+        os.chdir(home)
+        answer(read, path)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if peak() else 0
+    resource.setrlimit(resource.RLIMIT_AS, (held + _ROOM if held else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     events: list[str] = []
+    watching = False
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in SUSPICIOUS:
-            events.append(f"{event} {arguments!r}"[:200])
-        elif event == "exec" and "<eval_with_key>" not in str(getattr(arguments[0], "co_filename", "")):
-            events.append(f"exec {getattr(arguments[0], 'co_filename', '')}")
-        elif event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
-            events.append(f"open {arguments[:2]!r}")
-        elif event == "import":
-            events.append(f"import {arguments[0]}")
+        if watching and (said := noted(event, arguments)):
+            events.append(said)
 
     sys.addaudithook(hook)
     report = {}
-    for name, (path, read) in made.items():
-        said = watched(read, path, home, events)
-        report[name] = [said, list(events), sorted(entry.name for entry in home.iterdir())]
+    for name, read, path, home in ready:
+        os.chdir(home)
+        size, before = size_of(path), peak(reset=True)
+        events.clear()
+        watching = True
+        said = answer(read, path)
+        watching = False
+        report[name] = [said, list(events), sorted(entry.name for entry in home.iterdir()), size, peak() - before]
     sys.stdout.write("\n" + base64.b64encode(json.dumps(report).encode()).decode() + "\n")
 
 

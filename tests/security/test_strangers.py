@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.security.hostile import ATTACKS
+from tests.security.hostile import ATTACKS, PLANTED
+from tests.security.made import MARK
 
 ROOT = Path(__file__).parents[2]
+ROOM = 400 << 20
+"""Bytes that reading takes at most beside three times the file."""
 
 
 @functools.cache
@@ -31,10 +34,18 @@ def report() -> dict[str, Any]:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_comes_to_nothing(attack: str) -> None:
-    said, events, left = report()[attack]
+    said, events, left, size, memory = report()[attack]
     assert not events, events
     assert not left, "it wrote a file"
-    if attack == "pickle beside weights":
-        assert said.startswith("refused (2): the state dict does not fit")  # the weights were read, as data
-    else:
-        assert said.startswith("refused (2): "), said
+    assert said.startswith(ATTACKS[attack].said), said
+    assert len(said) < 2000, "more than a sentence"
+    assert memory <= 3 * size + ROOM, f"{memory:,} bytes for a file of {size:,}"
+
+
+def test_the_hook_notices_a_reader_that_unpickles() -> None:
+    said, events, left, _, _ = report()[PLANTED]
+    assert said == "read"
+    assert any("builtins" in event and "exec" in event for event in events), events
+    assert any(event.startswith("exec") for event in events), events
+    assert any(event.startswith(f"open '{MARK}'") for event in events), events
+    assert left == [MARK]

@@ -1,0 +1,5 @@
+"""ONNX files."""
+
+from tests.security.made import Attack
+
+ATTACKS: dict[str, Attack] = {}
