@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fxdistill.compiler.versions import versions
 from fxdistill.errors import ModelError
 from fxdistill.ir.views import column, seen, steps
+from fxdistill.measure import onnx_refers
 from fxdistill.measure.latency import open_session
 from fxdistill.preprocessing import Preprocessing, Source, View
 
@@ -62,7 +63,7 @@ def _read(metadata: Mapping[str, str], where: str) -> Description:
         values = {name: json.loads(metadata.get(f"{_KEY}{name}", "null")) for name in ("preprocessing", "classes")}
         found = None if values["preprocessing"] is None else Preprocessing.model_validate(values["preprocessing"])
         embedded = json.loads(metadata.get(f"{_KEY}embedded", "false")) is True
-    except (ValidationError, ValueError) as cause:
+    except (ValidationError, ValueError, RecursionError) as cause:
         first = str(cause).splitlines()[0]
         raise ModelError(f"the file's metadata is not valid: {first}", where=where, hint="export it anew") from cause
     if found is not None:
@@ -79,6 +80,7 @@ class OnnxModel(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        onnx_refers.check(path)
         self.path, self.session = path, open_session(path)
         self.description = _read(self.session.get_modelmeta().custom_metadata_map, str(path))
         inputs = self.session.get_inputs()

@@ -37,8 +37,9 @@ ATTACKS: dict[str, Attack] = {
 }  # fmt: skip
 WARM = (
     "torch.export", "image, EPS", "image, a TIFF in itself", "npz, a label of 2**62", "npz of code for a header",
-    "graph used, a layer with text", "factory, timm: weights of terabytes", "factory, transformers: a pipeline",
-    "CIFAR-10 of pickles", "Fashion-MNIST that says more", "masks of colours", "plan, crop:100000",
+    "graph used, a layer with text", "onnx, garbage", "onnx, no answer", "factory, timm: weights of terabytes",
+    "factory, transformers: a pipeline", "CIFAR-10 of pickles", "Fashion-MNIST that says more", "masks of colours",
+    "plan, crop:100000",
 )  # fmt: skip
 PLANTED = "a reader that unpickles"
 """Not one of ours: the hook has to notice it."""
