@@ -43,6 +43,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import rich.cells
 import torch
 
 import fxdistill
@@ -205,6 +206,7 @@ def warmed() -> None:
     """Import what reading imports on its first use, of the libraries."""
     repr(torch.zeros(1))
     PIL.Image.init()
+    rich.cells.cell_len("日")
     for name in _LATE:
         importlib.import_module(name)
     with contextlib.suppress(Exception):

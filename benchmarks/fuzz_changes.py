@@ -128,6 +128,25 @@ def _edit(random: Random, holder: Any, key: Any, places: list[tuple[Any, Any]]) 
         holder[key] = junk(random)
 
 
+def gentle(random: Random, raw: bytes) -> bytes:
+    """A JSON file with a few values in the place of others of their kind, or numbers that are near."""
+    root = json.loads(raw)
+    leaves = [(holder, key) for holder, key in slots(root) if type(holder[key]) in (int, float, str, bool)]
+    lists = [(holder, key) for holder, key in slots(root) if isinstance(holder[key], list)]
+    for _ in range(random.choice((1, 1, 2))):
+        holder, key = random.choice(lists if random.random() < 0.2 else leaves)
+        old = holder[key]
+        if isinstance(old, list):
+            parts = random.choices(old, k=random.randrange(len(old) + 2)) if old else []
+            holder[key] = random.choice((parts, old[::-1], old[:-1], old[1:]))
+        elif type(old) in (int, float) and random.random() < 0.7:
+            holder[key] = random.choice((old + 1, old - 1, 2 * old, old * 10, 0 * old, -old))
+        else:
+            other, name = random.choice([place for place in leaves if type(place[0][place[1]]) is type(old)])
+            holder[key] = other[name]
+    return json.dumps(root).encode()
+
+
 def text_of(random: Random, value: Any, *, compact: bool = False) -> str:
     """JSON of a value, with what ``json.dumps`` does not write: nesting that is too deep, fields that stand twice."""
     text = json.dumps(value, separators=(",", ":") if compact else None)

@@ -35,6 +35,7 @@ from fxdistill.tasks import TASKS
 
 Files = dict[str, bytes]
 Use = Callable[[], object]
+_LOAD = execute._load  # noqa: SLF001  # replaced where what is loaded is always the same
 _READING = Reading((8, 8), (8, 8))
 _ENDED = ("trained_distilled-seed0.pt", "trained_control-seed0.pt")
 _BUNDLES = ("graph.pt", "recurrent.pt", "factory.pt", "weights.pt")
@@ -91,9 +92,23 @@ def _plan(random: Random, originals: Path) -> Files:
     return {"plan.json": change.json_file(random, original(originals, "plan.json"), (other,))}
 
 
+def _gentle(random: Random, originals: Path) -> Files:
+    names = ("data.npz", "teacher.pt", "student.pt")
+    return {
+        "plan.json": change.gentle(random, original(originals, "plan.json")),
+        **{name: original(originals, name) for name in names},
+    }
+
+
+def _printable(*texts: str) -> None:
+    for text in texts:
+        if odd := next((character for character in text if not character.isprintable() and character != "\n"), ""):
+            raise Unsound(f"what is shown holds {odd!r}")
+
+
 def _show_plan(folder: Path) -> Use:
     plan = load_plan(folder / "plan.json")
-    show(folder / "plan.json")
+    _printable(show(folder / "plan.json"))
 
     def again() -> None:
         if parse(json.loads(plan.to_json()), where="again") != plan:
@@ -135,8 +150,14 @@ def _run(folder: str, weights: Mapping[str, int]) -> Callable[[Random, Path], Fi
 
 
 def _show_run(folder: Path) -> Use:
-    show(folder)
-    return _use_model(load(folder).module)
+    _printable(show(folder))
+    load(folder)
+    return lambda: fxdistill.evaluate(folder)
+
+
+def _run_plan(folder: Path) -> None:
+    execute._load = _LOAD  # noqa: SLF001
+    execute.execute(folder / "plan.json", folder / "run", execute.Settings(device="cpu"))
 
 
 @functools.cache
@@ -164,11 +185,14 @@ def _extend(folder: Path) -> None:
 # --- models
 
 
-def _use_model(module: nn.Module) -> Use:
-    def use() -> None:
-        fxdistill.evaluate(module, "npz:../data.npz", input_shape=SHAPE)
-
-    return use
+def _use_model(path: Path, **how: Any) -> Use:
+    found = load(path, **how)
+    _printable(*(text for one in found.diagnostics for text in (one.where, one.why, one.hint)))
+    given: dict[str, Any] = {
+        "factory": FACTORY,
+        "args": [f"{name}={json.dumps(value)}" for name, value in ARGUMENTS.items()],
+    }
+    return lambda: fxdistill.evaluate(path, "npz:../data.npz", **(given if how else {}))
 
 
 def _bundle(random: Random, originals: Path) -> Files:
@@ -179,14 +203,14 @@ def _bundle(random: Random, originals: Path) -> Files:
 
 def _read_graph(folder: Path) -> Use:
     found = bundle.read(folder / "model.pt")
-    module = load(folder / "model.pt").module
+    evaluate, module = _use_model(folder / "model.pt"), load(folder / "model.pt").module
 
     def use() -> None:
         content = {"state": dict(found.state), "graph": found.graph, "metadata": found.metadata}
         written = container.to_bytes("model", content, where="again")
         if not _same(container.from_bytes(written, where="again", kinds=("model",))[1], content):
             raise Unsound("the bundle that was read is written as another one")
-        fxdistill.evaluate(module, "npz:../data.npz", input_shape=SHAPE)
+        evaluate()
         if isinstance(module, torch.fx.GraphModule):
             twice = graphs.from_data(graphs.to_data(module, where="again"), where="again").eval()
             image = torch.rand(SHAPE)
@@ -214,12 +238,12 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _load_model(folder: Path) -> Use:
-    return _use_model(load(folder / "model.pt").module)
+    return _use_model(folder / "model.pt")
 
 
 def _load_weights(folder: Path) -> Use:
     (path,) = folder.iterdir()
-    return _use_model(load(path, factory=FACTORY, kwargs=ARGUMENTS).module)
+    return _use_model(path, factory=FACTORY, kwargs=ARGUMENTS)
 
 
 def _damaged(random: Random, originals: Path) -> Files:
@@ -353,6 +377,7 @@ def kinds(originals: Path) -> dict[str, tuple[int, Kind]]:
     older = in_bundle("old.pt", "training_old.pt", by=archives.old_layout)
     return {
         "plan": (5, Kind(_plan, _show_plan)),
+        "plan that is run": (1, Kind(_gentle, _run_plan, writes=True)),
         "bundle of a graph": (8, Kind(_bundle, _read_graph)),
         "bundle of a factory": (3, Kind(in_bundle("factory.pt", by=containers.resealed), _load_model)),
         "bundle of weights alone": (2, Kind(in_bundle("weights.pt", by=containers.resealed), _load_model)),

@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from fxdistill.errors import line
 
 Severity = Literal["note", "warning", "error"]
 
@@ -25,3 +27,8 @@ class Diagnostic(BaseModel):
     where: str
     why: str
     hint: str = ""
+
+    @field_validator("where", "why", "hint")
+    @classmethod
+    def _is_one_line(cls, text: str) -> str:
+        return line(text)

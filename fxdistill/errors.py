@@ -20,7 +20,7 @@ whatever the words come from, a file of somebody else's or another library's err
 _LONGEST = 1000
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
     """A text as one line: what is no character to print (half of one, a terminal's control sequence) is spelled out."""
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]} …"
@@ -42,7 +42,7 @@ class FxdistillError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        self.what, self.where, self.hint = map(_line, (what, where, hint))
+        self.what, self.where, self.hint = map(line, (what, where, hint))
         super().__init__(self.what)
 
     def __str__(self) -> str:

@@ -18,6 +18,8 @@ Fit = Literal["crop", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Channels = Literal["rgb", "bgr", "gray", "other"]
 Positive = Annotated[int, Field(gt=0, le=1 << 16)]
+MOST_PIXELS = 1 << 26
+"""Of an image: beyond it, a file of some kilobytes takes gigabytes."""
 Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 USUAL_SIZE, USUAL_RESIZE = (224, 224), (256, 256)
 """The geometry of most ImageNet models, where nothing says another one."""
@@ -71,6 +73,9 @@ class Preprocessing(_Part):
         wanted = {"bgr": 3, "gray": 1}.get(self.channels, len(self.mean))
         if self.mean and len(self.mean) != wanted:
             raise ValueError(f"mean and std have {len(self.mean)} entries, the channels '{self.channels}' are {wanted}")
+        for height, width in filter(None, (self.size, self.resize)):
+            if height * width > MOST_PIXELS:
+                raise ValueError(f"{height} x {width} are more pixels than {MOST_PIXELS:,}")
         return self
 
     @property

@@ -8,6 +8,7 @@ from multiprocessing import get_context
 
 import pytest
 
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import FxdistillError
 
 
@@ -48,7 +49,9 @@ def test_errors_survive_another_process() -> None:
         ("x" * 100_000, "x" * 1000 + " …"),
     ],
 )
-def test_an_error_is_one_line_that_can_be_printed(text: str, shown: str) -> None:
+def test_an_error_and_a_remark_are_lines_that_can_be_printed(text: str, shown: str) -> None:
     error = FxdistillError(text, where=text, hint=text)
     assert str(error) == f"{shown}\n  where: {shown}\n  to do: {shown}"
     assert error.what == error.args[0] == shown
+    remark = Diagnostic(code="code", severity="note", where=text, why=text, hint=text)
+    assert (remark.where, remark.why, remark.hint) == (shown,) * 3

@@ -21,9 +21,9 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
+from fxdistill.preprocessing import MOST_PIXELS
+
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")
-MOST_PIXELS = 1 << 26
-"""Of an image: beyond it, a file of some kilobytes takes gigabytes."""
 _COLOURLESS = {"L", "LA", "La", "1"}
 _ALPHA = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 """Modes that Pillow converts by way of another one only."""

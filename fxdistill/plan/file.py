@@ -1,6 +1,8 @@
 """A plan's file: read, validated, every nonsense refused with the line or the field named."""
 
 import json
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,24 @@ def load(path: Path) -> Plan:
 
 
 def _check_text(data: object) -> None:
-    """A plan is written again, so that its text has to be text: JSON can escape what is half a character."""
-    try:
-        json.dumps(data, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as cause:
-        raise ValueError("it holds half a character (a lone surrogate)") from cause
+    """A plan is written again and shown, so that its text has to be text: JSON can escape what is none."""
+    for text in _texts(data):
+        for character in () if text.isprintable() else text:
+            kind = unicodedata.category(character)
+            if kind == "Cs":
+                raise ValueError("it holds half a character (a lone surrogate)")
+            if kind == "Cc" and character not in "\n\t":
+                raise ValueError(f"it holds {character!r}, which is no text but controls a terminal")
+
+
+def _texts(data: object) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    for item in data if isinstance(data, list) else ():
+        yield from _texts(item)
+    for key, item in data.items() if isinstance(data, dict) else ():
+        yield key
+        yield from _texts(item)
 
 
 def _refuse_constant(name: str) -> None:

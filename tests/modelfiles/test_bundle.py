@@ -179,6 +179,8 @@ def test_a_bundle_of_an_older_version_is_called_so(tmp_path: Path) -> None:
         ({"input_shape": [1, -8]}, "wrong one: input_shape"),
         ({"input_shape": [1.5]}, "wrong one: input_shape"),
         ({"preprocessing": {"size": [0, 8]}}, "preprocessing is not valid"),
+        ({"preprocessing": {"size": [65536, 65536]}}, "more pixels than 67,108,864"),
+        ({"preprocessing": {"size": [8, 8], "resize": [65536, 1025]}}, "more pixels than"),
         ({"factory": "os:system"}, "--allow-factory os"),
         ({"factory": "os"}, "is not a factory"),
         ({"factory": f"{FACTORY}?hidden=3"}, "is not a factory"),

@@ -197,6 +197,9 @@ def test_missing_fields_are_counted() -> None:
     ("text", "message"),
     [
         ("{", "not JSON"), ("", "not JSON"), ("[]", "not a JSON object"), ("3", "not a JSON object"),
+        ('{"method": "\\ud800"}', "half a character"), ('{"a\\u001b[2J": 1}', "controls a terminal"),
+        ('{"diagnostics": [{"why": "\\u009b31m"}]}', "controls a terminal"),
+        ('{"method": "x\\r"}', "controls a terminal"),
         ('{"seed": NaN}', "it holds NaN"), ('{"seed": 1, "seed": 2}', "the field 'seed' twice"),
         ("[" * 100_000, "nested too deeply"), ('{"seed": ' + "9" * 5000 + "}", "not valid"), ("<html>", "not JSON"),
     ],
