@@ -78,13 +78,15 @@ def workshop() -> Path:
 
 
 @functools.cache
-def plan_file(name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice") -> Path:
+def plan_file(
+    name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice", method: str = "indistill"
+) -> Path:
     """A plan of few epochs: two warm-ups, the main stage of two epochs, the control of four."""
     folder = workshop()
     path = folder / f"{name}.json"
     digits = load("digits")
     options = Options(
-        input_shape=(1, 1, 8, 8), epochs=2, repeats=repeats, align=align,
+        input_shape=(1, 1, 8, 8), epochs=2, repeats=repeats, align=align, method=method,
         data=defaults("digits", dataset=digits, batch_size=BATCH),
         preprocessing={"teacher": digits.preprocessing, "student": digits.preprocessing},
     )  # fmt: skip

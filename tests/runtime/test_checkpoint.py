@@ -18,6 +18,7 @@ from fxdistill import files
 from fxdistill.errors import FxdistillError, PlanError, RunDirError, StorageError
 from fxdistill.measure import onnx_file
 from fxdistill.plan.file import load as load_plan
+from fxdistill.plan.terms import argued
 from fxdistill.runtime import checkpoint, directory, log, result
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir, lock
@@ -121,6 +122,19 @@ def test_killed_again_and_again_ends_with_the_same_weights(tmp_path: Path) -> No
         before = number if when == "after" else number - 1
     assert execute(runs.plan_file(), out, AGAIN)["arms"]
     equal(out, runs.finished())
+
+
+def test_what_a_loss_learns_and_remembers_is_gone_on_with(tmp_path: Path) -> None:
+    """Its layers, a memory of all images, a constant of the first batch, and what is drawn for a step."""
+    plan = tmp_path / "plan.json"
+    made = argued(load_plan(runs.plan_file("crd", method="crd")), ["crd.negatives=32", "crd.dim=8"])
+    teacher, student = (made.members[name].changed(path=str(runs.workshop() / f"{name}.pt")) for name in made.members)
+    made = made.changed(members={"teacher": teacher, "student": student}, control=None)
+    plan.write_text(made.to_json())
+    execute(plan, tmp_path / "whole", EVERY_STEP)
+    killed(plan, tmp_path / "run", at_save(7, when="after"))
+    execute(plan, tmp_path / "run", AGAIN)
+    equal(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("place", ["plan", "draft", "onnx", "result"])
