@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _SHARE_OF_SAVING = 0.05  # of the time, at most
 _RIGHT = 0.99
 State = dict[str, Tensor]
+Losses = dict[tuple[str, str], dict[str, float]]
+"""By arm and stage the losses by their keys."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Execution:
         own_data: By name the data of members that read image files in another way, as they do: to measure them on.
         evaluate_every: Epochs of a stage between two evaluations; after the last one there always is one.
         channels_last: Whether weights and feature maps lie in memory with the channels last.
+        before: The losses before anything was trained.
     """
 
     plan: Plan
@@ -96,6 +99,7 @@ class Execution:
     own_data: Mapping[str, Dataset] = field(default_factory=dict)
     evaluate_every: int = 1
     channels_last: bool = False
+    before: Losses = field(default_factory=dict)
 
     def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
         """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
@@ -154,7 +158,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         watch = _Watch(run, program, index, trial, request)
         loop = Loop(
             run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.compiled, watch.progress,
-            watch.save,
+            watch.save, {stage: found for (name, stage), found in run.before.items() if name == trial.name},
         )  # fmt: skip
         loop.run(at.position, at.optimizer, at.means, at.average)
     ended = replace(watch.at(Moment(Position(len(program.stages)))), finished=[])  # for an extension to go on from

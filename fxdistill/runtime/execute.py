@@ -24,7 +24,7 @@ from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
 from fxdistill.runtime import checkpoint, extension, inspection, memory, preflight
-from fxdistill.runtime.arms import Execution, Observer, State, build_program, laid_out, take_up, train
+from fxdistill.runtime.arms import Execution, Losses, Observer, State, build_program, laid_out, take_up, train
 from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
@@ -74,6 +74,7 @@ class _Parts:
     programs: dict[Trial, Program]
     strangers: frozenset[str]
     own_data: dict[str, Dataset]
+    before: Losses
 
 
 def execute(
@@ -120,7 +121,7 @@ def execute(
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
             Metrics(rundir, size=at.metrics_size, plan=plan), at, parts.programs,
             parts.strangers, {name: found.to(fabric.device) for name, found in parts.own_data.items()},
-            settings.evaluate_every, settings.channels_last,
+            settings.evaluate_every, settings.channels_last, parts.before,
         )  # fmt: skip
         return _train(run)
 
@@ -180,14 +181,18 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Part
     }
     own = preflight.own_data(plan, base, dataset, allow=settings.allow)
     device = "" if settings.force else accelerator
-    programs = _programs(plan, modules, dataset, device=device, channels_last=settings.channels_last)
-    return _Parts(modules, dataset, initial, programs, frozenset(strangers), own)
+    programs, before = _programs(plan, modules, dataset, device=device, channels_last=settings.channels_last)
+    return _Parts(modules, dataset, initial, programs, frozenset(strangers), own, before)
 
 
 def _programs(
     plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset, *, device: str, channels_last: bool
-) -> dict[Trial, Program]:
-    """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves."""
+) -> tuple[dict[Trial, Program], Losses]:
+    """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves.
+
+    Their losses before anything is trained come with them.
+    """
+    before: Losses = {}
     programs = {trial: build_program(plan, trial, modules) for trial in trials_of(plan) if trial.seed == plan.seeds[0]}
     for trial, program in programs.items():
         if channels_last:
@@ -195,10 +200,10 @@ def _programs(
         if device:
             memory.check(program, plan.data.batch_size, device=device, where=f"arm '{trial.name}', data.batch_size")
         for stage in program.stages:
-            preflight.dry_step(
+            before[trial.name, stage.name] = preflight.dry_step(
                 specialize(program, stage.name), dataset, where=f"arm '{trial.name}', stage '{stage.name}'"
             )
     # a program keeps its frozen members as they were: those that an arm before trains are yet to change
     early = {member for arm in plan.arms if arm.once for member in arm.trains}
     frozen = {arm.name: set(arm.members) - set(arm.trains) for arm in plan.all_arms}
-    return {trial: program for trial, program in programs.items() if not early & frozen[trial.name]}
+    return {trial: program for trial, program in programs.items() if not early & frozen[trial.name]}, before

@@ -33,6 +33,9 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
 }  # fmt: skip
 _ACCELERATOR_CHECKS = 20  # steps
+_LOST = (
+    1000  # times a loss before training, or 1 where that is less: a mean over an epoch that no training comes back from
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Loop:
         compiled: Whether each stage's program goes through ``torch.compile``.
         on_progress: Called after some steps, and at the end of every epoch.
         on_save: Called after every step, epoch and stage: a checkpoint may be taken.
+        before: The losses before anything was trained, by stage; what is not known is not compared.
     """
 
     fabric: "Fabric"
@@ -119,6 +123,7 @@ class Loop:
     compiled: bool
     on_progress: Callable[[Progress], None]
     on_save: Callable[[Moment], None]
+    before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def run(
         self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None,
@@ -197,6 +202,7 @@ class Loop:
             if step + 1 < steps:
                 self.on_save(Moment(place, optimizer, running.flush, running.average.values))
         running.flush()
+        running.check(self.before.get(stage.name, {}), position)
         end = replace(position, epoch=position.epoch + 1, step=0)
         with running.average.shown():
             self.on_progress(running.progress(end, steps))
@@ -241,6 +247,21 @@ class _Running:
         self._speed = self._images / max(time.perf_counter() - self._since, 1e-9)
         self._pending = []
         return self.means
+
+    def check(self, before: Mapping[str, float], position: Position) -> None:
+        """Stop where a loss is far beyond what it was before training: the numbers hold still, the training does not.
+
+        Raises:
+            TrainingError: It is.
+        """
+        for key, value in self.means.values.items():
+            if key in before and abs(value) > _LOST * max(1.0, abs(before[key])):
+                raise TrainingError(
+                    f"the training diverged: the loss '{key}' is {value:.3g} over the epoch, and was {before[key]:.3g} "
+                    "before anything was trained",
+                    where=f"stage '{self.stage.name}', epoch {position.epoch + 1}",
+                    hint="lower the learning rate of that stage in the plan",
+                )
 
     def _not_finite(self, key: str, position: Position) -> TrainingError:
         term = next(term for term in self.program.terms if term.key == key)

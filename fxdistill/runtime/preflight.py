@@ -326,10 +326,13 @@ def exports(plan: Plan, module: nn.Module) -> None:
         )  # fmt: skip
 
 
-def dry_step(program: Program, dataset: Dataset, *, where: str) -> None:
+def dry_step(program: Program, dataset: Dataset, *, where: str) -> dict[str, float]:
     """Compute a stage's losses on two real images, so that what cannot be computed is found before training.
 
     Two images may happen to have no labels: of a few such pairs one has to do.
+
+    Returns:
+        The losses by their keys, before anything is trained.
 
     Raises:
         PlanError: They cannot be computed, or one of them is not a number.
@@ -341,7 +344,7 @@ def dry_step(program: Program, dataset: Dataset, *, where: str) -> None:
                 losses = program.train()(batch)
             wrong = [name for name, value in losses.items() if not bool(value.isfinite().all())]
             if not wrong:
-                return
+                return {name: float(value) for name, value in losses.items()}
     except InputError:
         raise
     except Exception as cause:

@@ -1,13 +1,16 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
@@ -233,6 +236,43 @@ def test_ctrl_c_before_there_is_a_run_does_not_say_resume(tmp_path: Path, monkey
     assert done.exit_code == 130
     assert done.stderr.startswith("interrupted before anything was trained; start again with: fxdistill run ")
     assert done.stderr.endswith(f"-o {tmp_path / 'run'} --device cpu\n")
+
+
+OPTIONS = [
+    "--device", "cpu", "--precision", "bf16-mixed", "--compile", "--channels-last", "--save-every", "7",
+    "--evaluate-every", "3", "--trust-code", "--force", "--allow-factory", "a.b", "--allow-factory", "c",
+]  # fmt: skip
+"""Every option of a run, but those that say how it is gone on with."""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_whoever_asks_to_end_is_told_how_to_go_on_with_every_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def asked(_plan: Path, out: Path, *_: object) -> None:
+        out.mkdir()
+        (out / "plan.json").write_bytes(runs.plan_file().read_bytes())
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+
+    monkeypatch.setattr("fxdistill.runtime.execute.execute", asked)
+    out = tmp_path / "run"
+    done = CliRunner().invoke(app, ["run", str(runs.plan_file()), "-o", str(out), *OPTIONS])
+    assert done.exit_code == code
+    said, _, command = done.stderr.strip().partition(": ")
+    assert said == "interrupted; continue with"
+    assert command.startswith(f"fxdistill run {runs.plan_file()} -o {out} ")
+    assert command.endswith(" --resume")
+    assert sorted(command.split()[5:-1]) == sorted(OPTIONS)
+    known = {option for parameter in _parameters("run") for option in parameter.opts[:1]}
+    beside = {"plan_file", "--output", "--resume", "--more-epochs"}  # said in another way
+    assert known - beside == {option for option in OPTIONS if option.startswith("--")}
+
+
+def _parameters(command: str) -> list[Any]:
+    """The arguments and options of a command."""
+    found: Any = typer.main.get_command(app)
+    return [one for one in found.commands[command].params if one.name not in ("help",)]
 
 
 def test_arguments() -> None:
