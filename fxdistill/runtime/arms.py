@@ -265,7 +265,9 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
     if at.state is not None:
         own = program.trainable_state()
         for state in filter(None, (at.state, at.average)):
-            wrong = own.keys() ^ state.keys() or {name for name in own if own[name].shape != state[name].shape}
+            # a mean is kept of what its stage trains
+            wrong = state.keys() - own.keys() if state is at.average else state.keys() ^ own.keys()
+            wrong = wrong or {name for name in state if own[name].shape != state[name].shape}
             if wrong:
                 raise RunDirError(
                     f"the checkpoint is not one of this plan: its '{min(wrong)}' is not what the members have",

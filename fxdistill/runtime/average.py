@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fxdistill.errors import RunDirError
 from fxdistill.ir.program import Program
 
 
@@ -22,12 +23,20 @@ class Average:
         program: The program.
         share: What a step keeps of the mean.
         values: The mean so far, by name; None to begin with the weights as they are.
+
+    Raises:
+        RunDirError: It is of other weights.
     """
 
     def __init__(self, program: Program, share: float, values: Mapping[str, Tensor] | None = None) -> None:
         self.share = share
         self._own = {name: tensor.detach() for name, tensor in program.trainable_state().items()} if share else {}
         self.values = {name: tensor.clone() for name, tensor in self._own.items()}
+        if values is not None and values.keys() != self.values.keys():
+            raise RunDirError(
+                "the checkpoint is not one of this plan: its running mean is of other weights", where="checkpoint.pt",
+                hint="put the run's own checkpoint back, or run the plan anew elsewhere",
+            )  # fmt: skip
         for name, tensor in (values or {}).items():
             self.values[name].copy_(tensor)
 

@@ -219,6 +219,7 @@ OTHERS: dict[str, Callable[[Checkpoint], Checkpoint]] = {
     ),
     "weights of other names": lambda found: replace(found, state={f"x{n}": v for n, v in (found.state or {}).items()}),
     "an average of nobody": placed(average={"x": torch.zeros(1)}),
+    "an average where there is none": lambda found: replace(found, average=found.state),
     "an optimiser without state": placed(optimizer={}),
     "an optimiser of text": placed(optimizer={"state": "x", "param_groups": "y"}),
     "an optimiser of other settings": edited_optimizer(lambda found: found["param_groups"][0].update(eps="x")),
