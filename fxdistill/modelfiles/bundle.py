@@ -9,6 +9,7 @@ neither can say is kept as its weights alone.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from fxdistill.preprocessing import Preprocessing, Source
 KIND = "model"
 _SPARE, _SMALL = 3, 1 << 26
 """A factory may register more weights than it has in the end, this many times and so many bytes: it replaces some."""
+_LONGEST, _LARGEST = 1 << 16, 1 << 30
+"""Sizes of an input batch: of a side, and the numbers in it."""
 PREPROCESSING = "preprocessing"
 RANDOM_WEIGHTS = "random_weights"
 """The metadata that says so, of a file made from random weights."""
@@ -245,4 +248,7 @@ def _is_state(value: object) -> bool:
 
 
 def _is_shape(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(type(n) is int and n > 0 for n in value))
+    if not isinstance(value, list):
+        return value is None
+    whole = len(value) > 0 and all(type(n) is int and 0 < n <= _LONGEST for n in value)
+    return whole and math.prod(value) <= _LARGEST

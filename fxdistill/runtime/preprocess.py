@@ -18,7 +18,7 @@ from torch import nn
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import check_input, load
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError
+from fxdistill.errors import InputError, ModelError
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.modelfiles.presets import is_fixed, preset
 from fxdistill.plan.schema import DataPlan
@@ -73,7 +73,15 @@ def look(
     Raises:
         DataError: The data is not there, or not what the task wants.
         InputError: What the user says does not go together.
+        ModelError: A model's file says that it takes no images.
     """
+    for name, loaded in models.items():
+        if loaded.input_shape is not None and len(loaded.input_shape) != 4:
+            sides = "x".join(map(str, loaded.input_shape))
+            raise ModelError(
+                f"the {name} takes batches of {sides}, which are no images", where=str(loaded.path or name),
+                hint="give a model that takes batches of channels, height and width",
+            )  # fmt: skip
     channels = shape[1] if shape is not None else _channels(list(models.values()))
     drafts = {name: _made(one, None, channels) for name, one in _known(models, wishes, channels, shape).items()}
     if data is None:

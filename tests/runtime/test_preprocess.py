@@ -93,6 +93,9 @@ def test_arrays_keep_their_size_unless_the_model_says_another(tmp_path: Path) ->
         assert (remark.code, "are 8x8; the teacher reads them resized to 20x20" in remark.why) == ("resized", True)
     with pytest.raises(DataError, match="the images are 3x8x8"):
         found(given(input_shape=(1, 1, 8, 8)), data=spec)
+    for shape in ((1,), (1, 4), (1, 3, 8, 8, 8)):
+        with pytest.raises(ModelError, match=r"the teacher takes batches of .*, which are no images"):
+            found(given(input_shape=shape), data=spec)
     with pytest.raises(InputError, match="mean and std have 1 entries, the images have 3 channels"):
         found(given(), data=spec, wishes={"teacher": Wishes(mean=(0.5,), std=(0.5,))})
 
