@@ -377,16 +377,11 @@ def kinds(originals: Path) -> dict[str, tuple[int, Kind]]:
     older = in_bundle("old.pt", "training_old.pt", by=archives.old_layout)
     return {
         "plan": (5, Kind(_plan, _show_plan)),
-        "plan that is run": (1, Kind(_gentle, _run_plan, writes=True)),
         "bundle of a graph": (8, Kind(_bundle, _read_graph)),
         "bundle of a factory": (3, Kind(in_bundle("factory.pt", by=containers.resealed), _load_model)),
         "bundle of weights alone": (2, Kind(in_bundle("weights.pt", by=containers.resealed), _load_model)),
         "weights alone and a factory": (2, Kind(in_bundle("weights.pt", by=containers.resealed), _load_weights)),
         "container, damaged": (4, Kind(_damaged, _read_sealed, broken=True)),
-        "checkpoint of a run": (3, Kind(kept, _read_checkpoint)),
-        "run that is resumed": (6, Kind(begun, _resume, writes=True)),
-        "run that is extended": (3, Kind(longer, _extend, writes=True)),
-        "run that is shown and loaded": (5, Kind(shown, _show_run)),
         "state dict, zip": (5, Kind(in_bundle(*states, by=zipped), _load_weights)),
         "state dict, records of the zip": (2, Kind(in_bundle(*states[:2], by=archives.zip_fields), _load_weights)),
         "state dict, damaged": (3, Kind(_damaged_zip, _read_zip(originals), broken=True)),
@@ -399,4 +394,9 @@ def kinds(originals: Path) -> dict[str, tuple[int, Kind]]:
         "images and masks": (2, Kind(_masks, maps("masks:{}"))),
         "idx files": (1, Kind(_idx, _data("fashion-mnist:{}"))),
         "class map": (2, Kind(_map, _read_map)),
+        "checkpoint of a run": (3, Kind(kept, _read_checkpoint)),
+        "plan that is run": (1, Kind(_gentle, _run_plan, writes=True)),
+        "run that is resumed": (3, Kind(begun, _resume, writes=True)),
+        "run that is extended": (1, Kind(longer, _extend, writes=True)),
+        "run that is shown and loaded": (5, Kind(shown, _show_run)),
     }  # fmt: skip
