@@ -44,7 +44,8 @@ def argued(plan: Plan, texts: Sequence[str]) -> Plan:
         path, value = _parts(text, _ARGUMENT, form)
         name, dot, argument = path.rpartition(".")
         if not dot:
-            raise InputError(f"'{text}' names no argument of a loss", where=_ARGUMENT, hint=f"write {form}")
+            hint = f"write {form}; arguments of factories are given by --teacher-arg and --student-arg"
+            raise InputError(f"'{text}' names no argument of a loss", where=_ARGUMENT, hint=hint)
         for term in _terms(data, plan.export.arm, name, f"{_ARGUMENT} {text}"):
             if argument not in term["args"]:
                 raise InputError(

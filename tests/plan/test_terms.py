@@ -78,6 +78,7 @@ def test_the_last_one_holds_and_none_changes_nothing() -> None:
         (argued, "mse.temperature=1", "the loss 'mse' has no argument 'temperature'"),
         (argued, "dkd.temperature=1", "its losses are mse, cross-entropy, kd"),
         (argued, "temperature=1", "'temperature=1' names no argument of a loss"),
+        (argued, "num_classes=10", "arguments of factories are given by --teacher-arg"),
         (argued, "kd.temperature", "write LOSS.ARGUMENT=VALUE: kd.temperature=4"),
     ],
 )
