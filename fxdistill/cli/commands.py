@@ -144,6 +144,8 @@ def run(
     precision: parameters.OtherPrecision = None,
     resume: parameters.Resume = False,
     more_epochs: parameters.MoreEpochs = 0,
+    arms: parameters.Arms = "",
+    seeds: parameters.SeedCount = None,
     compile_programs: parameters.Compile = False,
     channels_last: parameters.ChannelsLast = False,
     save_every: parameters.SaveEvery = SAVE_EVERY,
@@ -164,6 +166,8 @@ def run(
     again += [] if precision is None else ["--precision", precision.value]
     again += ["--compile"] if compile_programs else []
     again += ["--channels-last"] if channels_last else []
+    again += ["--arms", arms] if arms else []
+    again += ["--seeds", str(seeds)] if seeds is not None else []
     again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
     again += [] if evaluate_every == 1 else ["--evaluate-every", str(evaluate_every)]
     again += [part for module in allow_factory for part in ("--allow-factory", module)]
@@ -181,7 +185,8 @@ def run(
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
             compile=compile_programs, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every,
-            evaluate_every=evaluate_every, channels_last=channels_last,
+            evaluate_every=evaluate_every, channels_last=channels_last, seeds=seeds,
+            arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs,
             force=force,
         )  # fmt: skip

@@ -164,6 +164,13 @@ MoreEpochs = Annotated[
     typer.Option("--more-epochs", min=0, max=1_000_000, help="Extend the complete run that the directory holds."),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
+Arms = Annotated[
+    str,
+    typer.Option(
+        "--arms", metavar="METHODS", help="Methods to train and compare instead, with commas; with the first one."
+    ),
+]
+SeedCount = Annotated[int | None, typer.Option("--seeds", min=1, help="How many seeds, instead of the plan's.")]
 ChannelsLast = Annotated[
     bool, typer.Option("--channels-last", help="Train in channels-last memory: faster convolutions and poolings.")
 ]

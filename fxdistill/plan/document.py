@@ -308,6 +308,8 @@ def _wrong_arms(plan: Plan) -> Iterator[str]:
         yield from _wrong_control(plan.control, arms)
     if plan.export.arm not in arms or plan.export.member not in arms[plan.export.arm].trains:
         yield f"no arm '{plan.export.arm}' trains the member '{plan.export.member}' that is to be exported"
+    if plan.export.seed == "best" and plan.data.val is None:
+        yield "the best seed is to be exported, and there are no validation images to tell it by: plan with --val 0.1"
 
 
 def _wrong_freezing(plan: Plan) -> Iterator[str]:

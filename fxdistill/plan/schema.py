@@ -26,6 +26,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 MemberName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=60)]
+ArmName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*([-+][a-z0-9]+)*$", max_length=60)]
 _FORM: dict[str, tuple[int, int]] = {"nchw": (4, 1), "nhwc": (4, 3), "tokens": (3, 2), "features": (2, 1)}
 """Number of dimensions and the channels' dimension of each layout."""
 
@@ -384,7 +385,7 @@ class Arm(Part):
         once: Whether it is trained once, under the first seed; else under every seed.
     """
 
-    name: MemberName
+    name: ArmName
     trains: Annotated[list[MemberName], Field(min_length=1)]
     stages: Annotated[list[Stage], Field(min_length=1)]
     once: bool = False
@@ -410,7 +411,7 @@ class Control(Part):
         of: The arm beside which it stands. It starts as that arm does and trains for as many epochs.
     """
 
-    of: MemberName
+    of: ArmName
     losses: Annotated[list[LossTerm], Field(min_length=1)]
     optimizer: Optimizer
     schedule: Schedule = "cosine"
@@ -431,10 +432,18 @@ class Recalibration(Part):
 
 
 class ExportPlan(Part):
-    """The ONNX file and its gate: which member is exported, as which arm trained it; which outputs, all where empty."""
+    """The ONNX file and its gate.
+
+    Attributes:
+        member: Which member is exported.
+        arm: As which arm trained it.
+        seed: Under which seed: the ``first`` one, or the one that is ``best`` on the validation images.
+        outputs: Which outputs; all where empty.
+    """
 
     member: MemberName = "student"
-    arm: MemberName = "distilled"
+    arm: ArmName = "distilled"
+    seed: Literal["first", "best"] = "first"
     opset: PositiveInt = 18
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
     outputs: list[str] = []

@@ -51,11 +51,13 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         f"{over}; latency: batch 1, one thread, {provider}, median",
         f"parity on {parity['images']} images: {Parity(**parity)}",
         *(() if result["summary"] else ("the test images have no labels: nothing was measured on them",)),
+        *(("exported: seed " + str(result["exported_seed"]),) if plan.export.seed == "best" else ()),
         *_unhelped(plan, result, task),
     ]
     header = ("model", task.primary, "parameters", "MACs", "ONNX latency")
     return Group(
         Table(header, tuple(_rows(plan, result, task))),
+        *(Line(Text(text), indent=2) for text in _differences(result, task)),
         *(Line(Text(note, "dim"), indent=2) for note in notes),
         *diagnostics_view(_said(result)),
     )
@@ -84,6 +86,20 @@ def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str
     sizes, timed = plan.members[member], result["latency"].get(member)
     latency = "-" if timed is None else f"{timed['median_ms']:.3f} ms"
     return label, value, count(sizes.parameters), count(sizes.macs), latency
+
+
+def _differences(result: dict[str, Any], task: Task) -> Iterator[str]:
+    """Each arm beside the one that it is compared with."""
+
+    def told(value: float) -> str:
+        return f"{value * 100:+.2f}" if task.is_share else f"{value:+.3g}"
+
+    for name, found in result.get("differences", {}).items():
+        points = " points" if task.is_share else ""
+        said = f"{name} - {found['beside']}: {told(found['mean'])}{points}"
+        if found["low"] is not None:
+            said += f", {told(found['low'])} to {told(found['high'])} in 95 %, over {found['seeds']} seeds in pairs"
+        yield said
 
 
 def _unhelped(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[str]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,15 @@ from fxdistill.compiler.build import build_arm
 from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import RunDirError, TrainingError
-from fxdistill.files import write_bytes
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import load_whole_state
 from fxdistill.measure.model import metrics, same_for_all
 from fxdistill.modelfiles import bundle
-from fxdistill.modelfiles.statedict import state_dict_bytes
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Arm, ModelRef
+from fxdistill.plan.schema import Arm
 from fxdistill.preprocessing import PLAIN, View
-from fxdistill.runtime import checkpoint, inspection, norms, stopping
+from fxdistill.runtime import checkpoint, inspection, kept, norms, stopping
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
@@ -145,8 +143,8 @@ def build_program(plan: Plan, trial: Trial, modules: Mapping[str, nn.Module]) ->
 def train(run: Execution, index: int, trial: Trial) -> None:
     """Carry a trial out from where the checkpoint is, write what it is for, and note it as finished.
 
-    What is written: the member that the plan exports, under the first seed, and the members of an arm that is trained
-    once, which the arms after it read.
+    What is written: the member that the plan exports, under the seed that the plan says, and the members of an arm that
+    is trained once, which the arms after it read.
 
     Raises:
         TrainingError: A loss, or a trained weight, is not a number.
@@ -175,14 +173,18 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             answers=member not in run.strangers,
         )
     ]
-    for member in arm.trains:
-        trained = Strip()(Trained(program, run.modules[member], member)).value
-        _check_finite(trained, trial)
-        if _is_kept(run.plan, trial, arm, member):
-            remarks += _keep(run, member, trained)
+    trained = {name: Strip()(Trained(program, run.modules[name], name)).value for name in arm.trains}
+    for module in trained.values():
+        _check_finite(module, trial)
+    record: dict[str, Any] = asdict(trial)
+    if run.plan.export.seed == "best" and trial.name == run.plan.export.arm:
+        record[kept.VALIDATED] = run.measured(run.plan.export.member, on="val").get(run.task.primary, 0.0)
+    for member, module in trained.items():
+        if kept.is_kept(run.plan, run.task, trial, member, [*at.finished, record]):
+            remarks += kept.keep(run.plan, run.rundir, member, module)
     found = run.measured(arm.trains[0])
     remarks += knows_nothing(run, trial, arm.trains[0], found)
-    record = {**asdict(trial), **found, "seconds": round(watch.seconds, 1)}
+    record |= {**found, "seconds": round(watch.seconds, 1)}
     if remarks:
         record["remarks"] = [remark.model_dump() for remark in remarks]
     for remark in remarks:
@@ -206,28 +208,6 @@ def knows_nothing(run: Execution, trial: Trial, member: str, found: Mapping[str,
         why = f"what the trained model reaches is {poor}"
         remarks.append(Diagnostic(code="student-near-chance", severity="warning", where=where, why=why, hint=hint))
     return remarks
-
-
-def _is_kept(plan: Plan, trial: Trial, arm: Arm, member: str) -> bool:
-    """Whether what a trial made of a member is written."""
-    exported = (plan.export.arm, plan.export.member) == (arm.name, member) and trial.seed == plan.seeds[0]
-    return exported or arm.once
-
-
-def _keep(run: Execution, member: str, trained: nn.Module) -> list[Diagnostic]:
-    """Write a trained member, as a bundle and as a plain state dict."""
-    plan, rundir = run.plan, run.rundir
-    ref = plan.members[member]
-    factory, kwargs = (ref.factory, ref.kwargs) if isinstance(ref, ModelRef) else (None, {})
-    why = bundle.save_trained(
-        trained, rundir.bundle_path(member), factory=factory, kwargs=dict(kwargs), input_shape=plan.shape_of(member),
-        preprocessing=plan.preprocessing_of(member), metadata={"task": plan.task, "classes": list(plan.data.classes)},
-    )  # fmt: skip
-    write_bytes(rundir.state_dict_path(member), state_dict_bytes(trained))
-    if not why:
-        return []
-    hint = f"load {rundir.state_dict_path(member).name} into your own class"
-    return [Diagnostic(code="weights-alone", severity="warning", where=member, why=why, hint=hint)]
 
 
 def take_up(run: Execution, trial: Trial) -> None:

@@ -32,6 +32,7 @@ from typing_extensions import TypedDict  # typing's own will do from Python 3.12
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError, RunDirError
 from fxdistill.files import failure, read_text, write_text
+from fxdistill.measure.differences import Difference
 from fxdistill.measure.parity import Parity
 from fxdistill.plan import difference
 from fxdistill.plan.document import CONTROL, Plan
@@ -300,6 +301,7 @@ class _Outcome(TypedDict):
     members: dict[str, dict[str, float]]
     arms: list[_Arm]
     summary: dict[str, _Summary]
+    differences: NotRequired[dict[str, Difference]]
     parity: Parity
     latency: dict[str, _Latency]
 
@@ -314,9 +316,10 @@ def _no_number(name: str) -> None:
 
 def _odd(result: dict[str, Any], plan: Plan) -> str:
     """Whom a result speaks of that its plan does not have, or the other way round; '' where they agree."""
-    known = {"members": set(plan.members), "latency": set(plan.members), "summary": {a.name for a in plan.all_arms}}
+    arms = {arm.name for arm in plan.all_arms}
+    known = {"members": set(plan.members), "latency": set(plan.members), "summary": arms, "differences": arms}
     for field, names in known.items():
-        if odd := sorted(result[field].keys() - names):
+        if odd := sorted(result.get(field, {}).keys() - names):
             return f"{field} names '{odd[0]}', which the plan has not"
     if plan.export.member not in result["latency"]:
         return f"latency lacks the exported member, {plan.export.member}"
@@ -327,10 +330,10 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
 
 
 _WRITTEN = re.compile(
-    r"\.lock|(plan|origin|result)\.json|metrics\.jsonl|tensorboard|checkpoint\.pt|[a-z][\w-]*\.(pt|onnx|onnx\.data)"
+    r"\.lock|(plan|origin|result)\.json|metrics\.jsonl|tensorboard|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)"
 )
 """The names of what a run writes."""
-_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9_-]*\.(pt|onnx))\.[a-z0-9_]{8}")
+_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{8}")
 """The names of temporary files: the name of the file that they were to become, hidden, and eight random letters."""
 
 

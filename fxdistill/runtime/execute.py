@@ -16,6 +16,7 @@ from torch import nn
 
 from fxdistill.compiler.auxiliary import make
 from fxdistill.compiler.build import specialize
+from fxdistill.compiler.comparing import compared
 from fxdistill.data.batches import steps_per_epoch
 from fxdistill.data.dataset import Dataset
 from fxdistill.ir.program import Program
@@ -48,6 +49,8 @@ class Settings:
         save_seconds: Seconds between two checkpoints; 0 takes one after every step.
         force: Whether to run although the machine's memory is too small by far.
         evaluate_every: Epochs between two evaluations of what is trained; a stage's last epoch always has one.
+        arms: Methods to train and compare instead of the plan's, see :mod:`fxdistill.compiler.comparing`.
+        seeds: How many seeds instead of the plan's.
         more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
     """
 
@@ -61,6 +64,8 @@ class Settings:
     save_seconds: float = 30.0
     force: bool = False
     evaluate_every: int = 1
+    arms: tuple[str, ...] = ()
+    seeds: int | None = None
     more_epochs: int = 0
 
 
@@ -94,7 +99,7 @@ def execute(
         ParityError: The exported student is not the trained one.
     """
     settings, observer = settings or Settings(), observer or Observer()
-    plan = load_plan(plan_path)
+    plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
     preflight.runnable(plan, plan_path)
     held, begun = RunDir(out), plan
     precision = settings.precision or plan.precision

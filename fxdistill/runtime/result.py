@@ -1,6 +1,7 @@
 """What a run ends with: the exported member, its gate, latencies, and the result as data.
 
-What is exported is the member that the plan names, as the first seed made it, whatever the others reach.
+What is exported is the member that the plan names, under the seed that it names: the first one, whatever the others
+reach, or the one that is best on the validation images.
 """
 
 import json
@@ -19,10 +20,12 @@ from fxdistill.files import write_text
 from fxdistill.ir.running import load_whole_state
 from fxdistill.ir.views import seen
 from fxdistill.measure import latency, onnx_file
+from fxdistill.measure.differences import paired
 from fxdistill.measure.onnx_model import described
 from fxdistill.modelfiles import bundle
-from fxdistill.plan.document import Plan
+from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.runtime.arms import Execution
+from fxdistill.runtime.kept import exported_seed
 
 
 def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[str, Any]:
@@ -51,8 +54,10 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     finished = run.checkpoint.finished
     result = {
         "plan": run.plan.sha256, "metric": run.task.primary, "members": dict(measured), "arms": finished,
-        "summary": summary(finished, run.task.primary), "parity": asdict(parity), "exporter": written.exporter,
-        "outputs": written.outputs, "opset": written.opset, "latency": _latencies(run),
+        "summary": summary(finished, run.task.primary),
+        "differences": differences(run.plan, finished, run.task.primary),
+        "exported_seed": exported_seed(run.plan, run.task, finished), "parity": asdict(parity),
+        "exporter": written.exporter, "outputs": written.outputs, "opset": written.opset, "latency": _latencies(run),
         "device": str(run.fabric.device), **run.checkpoint.how, "versions": versions(),
     }  # fmt: skip
     write_text(rundir.result_path, json.dumps(result, indent=2) + "\n")
@@ -103,6 +108,22 @@ def summary(arms: list[dict[str, Any]], metric: str) -> dict[str, dict[str, floa
         }
         for name, values in by_name.items()
     }
+
+
+def differences(plan: Plan, arms: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """For each arm beside another one, the control arm or the plan's first arm, how far it is from that."""
+    values: dict[str, dict[int, float]] = {}
+    for arm in (arm for arm in arms if metric in arm):
+        values.setdefault(arm["name"], {})[arm["seed"]] = arm[metric]
+    several = [arm.name for arm in plan.arms if not arm.once]
+    beside = dict.fromkeys(several[1:], several[0])
+    if plan.control is not None:
+        beside[plan.control.of] = CONTROL
+    found = {
+        name: paired(values[name], values[other], beside=other) for name, other in beside.items()
+        if name in values and other in values
+    }  # fmt: skip
+    return {name: asdict(one) for name, one in found.items() if one is not None}
 
 
 def provenance(plan: Plan, member: str) -> dict[str, str]:
