@@ -1,0 +1,95 @@
+"""Comparing methods: arms of one length, one optimiser, one pair of members."""
+
+from typing import Any
+
+import pytest
+
+from fxdistill.compiler.comparing import compared
+from fxdistill.compiler.options import Options
+from fxdistill.compiler.pipeline import compile as compile_plan
+from fxdistill.errors import FxdistillError, InputError, PlanError
+from fxdistill.models import convnet
+from fxdistill.plan.document import Plan
+
+METHODS = ("supervised", "kd", "indistill+kd", "indistill+attention")
+
+
+def planned(**options: Any) -> Plan:
+    made = Options(input_shape=(2, 1, 8, 8), **{"epochs": 30, **options})
+    return compile_plan(convnet(widths=[16, 32]), convnet(widths=[8, 16]), made)
+
+
+def with_main(plan: Plan, **change: Any) -> Plan:
+    (arm,) = plan.arms
+    *warm, main = arm.stages
+    return plan.changed(arms=[arm.changed(stages=[*warm, main.changed(**change)])])
+
+
+def test_every_arm_has_the_epochs_and_the_optimiser_of_the_plan() -> None:
+    plan = planned(method="indistill+kd")
+    own = plan.arm("distilled")
+    plan = with_main(plan, schedule="step", optimizer=own.stages[-1].optimizer.changed(weight_decay=0.01))
+    made = compared(plan, METHODS, seeds=4)
+    assert made.seeds == [0, 1, 2, 3]
+    assert [arm.name for arm in made.all_arms] == list(METHODS)
+    assert (made.control, made.export.arm, made.export.member) == (None, METHODS[-1], "student")
+    total = sum(stage.epochs for stage in own.stages)
+    for arm in made.arms:
+        assert arm.trains == ["student"]
+        assert sum(stage.epochs for stage in arm.stages) == total
+        assert (arm.stages[-1].optimizer.weight_decay, arm.stages[-1].schedule) == (0.01, "step")
+    assert made.arm("indistill+kd").stages == plan.arm("distilled").stages
+    losses = {arm.name: {term.loss for stage in arm.stages for term in stage.losses} for arm in made.arms}
+    assert losses == {
+        "supervised": {"cross-entropy"}, "kd": {"cross-entropy", "kd"}, "indistill+kd": {"mse", "cross-entropy", "kd"},
+        "indistill+attention": {"mse", "cross-entropy", "attention"},
+    }  # fmt: skip
+    assert len(made.arm("indistill+attention").stages) == 3
+    assert made.pairs == plan.pairs
+
+
+def test_arguments_that_the_plan_has_are_those_of_all_arms() -> None:
+    plan = planned(method="indistill+kd")
+    terms = [
+        term.changed(args={"temperature": 2.5}) if term.loss == "kd" else term
+        for term in plan.arms[0].stages[-1].losses
+    ]
+    made = compared(with_main(plan, losses=terms), ("kd", "indistill"))
+    for arm in made.arms:
+        (kd,) = [term for term in arm.stages[-1].losses if term.loss == "kd"]
+        assert kd.args == {"temperature": 2.5}
+
+
+def test_without_methods_only_the_seeds_change() -> None:
+    plan = planned(seed=5)
+    assert compared(plan, ()) == plan
+    assert compared(plan, (), seeds=3) == plan.changed(seeds=[5, 6, 7])
+
+
+def test_an_auxiliary_is_trained_as_before_and_teaches_all_arms() -> None:
+    plan = planned(method="indistill+kd", align="shrink")
+    made = compared(plan, ("kd", "indistill"))
+    assert [arm.name for arm in made.arms] == ["auxiliary", "kd", "indistill"]
+    assert made.arms[0] == plan.arms[0]
+    assert {term.teacher for stage in made.arm("kd").stages for term in stage.losses if term.teacher} == {"auxiliary"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "error", "said"),
+    [
+        (("kd", "kd"), InputError, "'kd' stands twice"),
+        (("kd", "nonsense"), InputError, "there is no method named 'nonsense'"),
+        (("kd", "auxiliary"), InputError, "there is no method named 'auxiliary'"),
+        (("kd", ""), InputError, "there is no method named ''"),
+        (("supervised", "indistill"), PlanError, "the warm-ups of 'indistill' take 7 epochs, and the plan has 5"),
+    ],
+)
+def test_what_cannot_be_compared(methods: tuple[str, ...], error: type[FxdistillError], said: str) -> None:
+    with pytest.raises(error, match=said):
+        compared(planned(method="kd", epochs=5), methods)
+
+
+def test_the_best_seed_needs_validation_images() -> None:
+    plan = planned()
+    with pytest.raises(ValueError, match="the best seed is to be exported, and there are no validation images"):
+        plan.changed(export=plan.export.changed(seed="best"))

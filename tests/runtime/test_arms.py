@@ -1,0 +1,91 @@
+"""Several methods under one budget; which seed's student is kept."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import fxdistill
+from fxdistill.measure.differences import paired
+from fxdistill.report.result_view import result_view
+from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.kept import exported_seed
+from fxdistill.tasks import TASKS
+from tests import runs
+
+CPU = Settings(device="cpu", allow=runs.ALLOW)
+
+
+def test_arms_under_one_budget(tmp_path: Path) -> None:
+    """The same weights and batches: two names of one method come to the same bits, and another one does not."""
+    plan = runs.edited("arms", lambda p: p.update(method="kd"))
+    content = json.loads(plan.read_text())
+    main = content["arms"][0]["stages"][-1]
+    content["arms"][0]["stages"] = [main]
+    content["control"] = None
+    plan.write_text(json.dumps(content))
+    settings = Settings(device="cpu", allow=runs.ALLOW, arms=("supervised", "kd"), seeds=2)
+    result = runs.execute(plan, tmp_path / "run", settings)
+    assert [(one["seed"], one["name"]) for one in result["arms"]] == [
+        (0, "supervised"), (0, "kd"), (1, "supervised"), (1, "kd")
+    ]  # fmt: skip
+    values: dict[str, dict[int, float]] = {"supervised": {}, "kd": {}}
+    for one in result["arms"]:
+        values[one["name"]][one["seed"]] = one["accuracy"]
+    expected = paired(values["kd"], values["supervised"], beside="supervised")
+    assert expected is not None
+    assert result["differences"] == {"kd": vars(expected)}
+    planned = fxdistill.load_plan(tmp_path / "run" / "plan.json")
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(result_view(planned, result))
+    shown = capture.get()
+    assert "kd - supervised: " in shown
+    alone = runs.execute(plan, tmp_path / "alone", CPU)
+    of_kd = [one for one in result["arms"] if (one["seed"], one["name"]) == (0, "kd")]
+    assert of_kd[0]["accuracy"] == alone["arms"][0]["accuracy"]
+    again = runs.execute(plan, tmp_path / "run", Settings(**{**vars(settings), "resume": True}))
+    assert again == json.loads(json.dumps(result))
+    students = [fxdistill.load(tmp_path / name / "student.pt", allow=runs.ALLOW).module for name in ("run", "alone")]
+    for one, other in zip(*(m.state_dict().values() for m in students), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("seed", "values", "expected"),
+    [("first", (0.5, 0.9), 3), ("best", (0.5, 0.9), 4), ("best", (0.9, 0.5), 3), ("best", (0.7, 0.7), 3)],
+)
+def test_which_seed_is_exported(seed: Any, values: tuple[float, float], expected: int) -> None:
+    plan = fxdistill.load_plan(runs.plan_file())
+    val = {"share": 0.25, "seed": 0}
+    content = {**plan.model_dump(), "seeds": [3, 4], "export": {**plan.export.model_dump(), "seed": seed}}
+    content["data"] = {**content["data"], "val": val}
+    plan = type(plan).model_validate(content)
+    task = TASKS.get("classification")
+    records = [{"name": "distilled", "seed": s, "validated": v} for s, v in zip((3, 4), values, strict=True)]
+    records.insert(1, {"name": "control", "seed": 3})
+    assert exported_seed(plan, task, records) == expected
+    assert exported_seed(plan, task, []) == 3
+
+
+def test_the_best_seeds_student_is_written(tmp_path: Path) -> None:
+    """One of three seeds is trained hardly at all by its own seed: what is kept is what the result says."""
+
+    def change(plan: dict[str, Any]) -> None:
+        plan["seeds"] = [0, 1, 2]
+        plan["export"]["seed"] = "best"
+        plan["data"]["val"] = {"share": 0.25, "seed": 0}
+        plan["control"] = None
+
+    path = runs.edited("best", change)
+    result = runs.execute(path, tmp_path / "run", CPU)
+    validated = {one["seed"]: one["validated"] for one in result["arms"]}
+    best = max(validated, key=lambda seed: (validated[seed], -seed))
+    assert result["exported_seed"] == best
+    (test,) = [one["accuracy"] for one in result["arms"] if one["seed"] == best]
+    found = fxdistill.evaluate(tmp_path / "run", allow=runs.ALLOW)
+    assert found["accuracy"] == pytest.approx(test)
