@@ -3,7 +3,8 @@
 A loss says which **ports** it reads; one rule resolves them for every term of a plan:
 
     student.logits, teacher.logits    the prediction of the member in that role
-    student.tap, teacher.tap          the two taps of the term's pair, brought to one shape, channels in dimension 1
+    student.tap, teacher.tap          the two taps of the term's pair, brought to one shape, channels in dimension 1;
+                                      without a pair, for a loss ``of_images``, the answers of the two members
     labels, index, …                  a field of the batch
 
 It is a pure function of what it reads, or it is **built** from what it will read: a learned projection, variances, a
@@ -61,6 +62,8 @@ class Loss:
         arguments: What it takes, with defaults and bounds; None for nothing.
         of_logits: Whether predictions have to be logits for it, because it takes the softmax or the sigmoid itself.
         same_shapes: Whether two predictions that it reads must have one shape, because it compares entry by entry.
+        of_images: Whether it compares how images lie to each other, so that a term without a pair may compare the
+            members' answers, where these are embeddings.
         mixed_labels: Whether it takes labels as rows of shares (B, classes) as well, as mixup makes them.
         summary: One line for lists; '' where its authors gave none.
         source: Where it was published: an arXiv number, a venue.
@@ -72,6 +75,7 @@ class Loss:
     arguments: "type[Arguments] | None" = None
     same_shapes: bool = True
     of_logits: bool = True
+    of_images: bool = False
     mixed_labels: bool = False
     summary: str = ""
     source: str = ""

@@ -118,5 +118,6 @@ def build(context: Context, arguments: CRDArguments) -> CRD:
 
 LOSS = Loss(
     reads=("student.tap", "teacher.tap", "index"), build=build, arguments=CRDArguments, same_shapes=False,
+    of_images=True,
     summary="each image's embedding knows the teacher's among those of others", source="arXiv 1910.10699, ICLR 2020",
 )  # fmt: skip

@@ -15,4 +15,4 @@ def mse(student_tap: Tensor, teacher_tap: Tensor) -> Tensor:
     return F.mse_loss(student_tap.float(), teacher_tap.float())
 
 
-LOSS = Loss(reads=("student.tap", "teacher.tap"), function=mse)
+LOSS = Loss(reads=("student.tap", "teacher.tap"), function=mse, summary="squared difference of two layers")

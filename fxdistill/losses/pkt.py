@@ -65,5 +65,5 @@ def _jeffreys(teacher_kernel: Tensor, student_kernel: Tensor) -> Tensor:
 
 LOSS = Loss(
     reads=("student.tap", "teacher.tap"), function=pkt, arguments=PKTArguments, same_shapes=False,
-    summary="how the samples of a batch lie to each other", source="CVPR 2020",
+    of_images=True, summary="how the samples of a batch lie to each other", source="CVPR 2020",
 )  # fmt: skip

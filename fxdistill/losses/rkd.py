@@ -70,5 +70,5 @@ def _relations(tap: Tensor) -> tuple[Tensor, Tensor]:
 
 LOSS = Loss(
     reads=("student.tap", "teacher.tap"), function=rkd, arguments=RKDArguments, same_shapes=False,
-    summary="distances and angles between the images of a batch", source="arXiv 1904.05068, CVPR 2019",
+    of_images=True, summary="distances and angles between the images of a batch", source="arXiv 1904.05068, CVPR 2019",
 )  # fmt: skip

@@ -37,5 +37,5 @@ def _similarities(tap: Tensor) -> Tensor:
 
 LOSS = Loss(
     reads=("student.tap", "teacher.tap"), function=sp, same_shapes=False,
-    summary="which images of a batch activate a layer alike", source="arXiv 1907.09682, ICCV 2019",
+    of_images=True, summary="which images of a batch activate a layer alike", source="arXiv 1907.09682, ICCV 2019",
 )  # fmt: skip

@@ -31,4 +31,7 @@ def warm_up(recipe: Recipe) -> list[Stage]:
     ]  # fmt: skip
 
 
-METHOD = Method(summary="warm-up layer by layer, then another method (kd)", warm_up=warm_up, needs_pairs=True)
+METHOD = Method(
+    summary="warm-up layer by layer, then another method (kd)", source="arXiv 2205.10003, WACV 2025", warm_up=warm_up,
+    needs_pairs=True,
+)  # fmt: skip

@@ -301,7 +301,7 @@ class LossTerm(Part):
         if unread:
             raise ValueError(f"the loss '{data['loss']}' reads nothing of a {unread[0]}")
         paired = data.get("pair") is not None
-        if loss.reads_taps != paired and not (loss.reads_taps and not loss.same_shapes):
+        if loss.reads_taps != paired and not loss.of_images:
             raise ValueError(f"the loss '{data['loss']}' needs {'a pair' if loss.reads_taps else 'no pair'}")
         if not paired and data.get("compare", "raw") != "raw":
             raise ValueError(f"the loss '{data['loss']}' reads no pair, of which it could compare something else")

@@ -170,8 +170,9 @@ def test_two_comparisons_of_one_pair_in_one_stage() -> None:
 def test_what_reads_no_pair_compares_none() -> None:
     with pytest.raises(ValueError, match="the loss 'kd' reads no pair"):
         LossTerm(loss="kd", compare="standardized")
-    with pytest.raises(ValueError, match="the loss 'mse' needs a pair"):
-        LossTerm(loss="mse")
+    for name in ("mse", "attention", "vid"):
+        with pytest.raises(ValueError, match=f"the loss '{name}' needs a pair"):
+            LossTerm(loss=name)
     assert LossTerm(loss="pkt").members == ("student", "teacher")  # of two embeddings, of whatever width
 
 

@@ -78,7 +78,7 @@ def test_the_best_seeds_student_is_written(tmp_path: Path) -> None:
     def change(plan: dict[str, Any]) -> None:
         plan["seeds"] = [0, 1, 2]
         plan["export"]["seed"] = "best"
-        plan["data"]["val"] = {"share": 0.25, "seed": 0}
+        plan["data"] |= {"val": {"share": 0.25, "seed": 0}, "train_size": 945}
         plan["control"] = None
 
     path = runs.edited("best", change)
