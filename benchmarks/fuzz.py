@@ -49,7 +49,7 @@ import torch
 import fxdistill
 from benchmarks import fuzz_archives, fuzz_kinds, fuzz_originals
 from benchmarks.fuzz_kinds import Kind
-from benchmarks.fuzz_watch import CONSTANT, Bench, Row
+from benchmarks.fuzz_watch import Bench, Row
 from fxdistill.errors import ModelError
 
 HERE = Path(__file__).parent
@@ -135,9 +135,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **libraries}
 
 
-def kept(results: Row, name: str, rows: list[Row]) -> None:
+def kept(results: Row, name: str, kind: Kind, rows: list[Row]) -> None:
     """Add a batch to the results."""
-    mine = results["kinds"].setdefault(name, {"mutants": 0, "outcomes": {}, "findings": [], "most_mib": 0})
+    new = {"mutants": 0, "outcomes": {}, "findings": [], "most_mib": 0, "of_mib": kind.most >> 20}
+    mine = results["kinds"].setdefault(name, new)
     mine["mutants"] += len(rows)
     mine["outcomes"] = dict(sorted((Counter(mine["outcomes"]) + Counter(row["outcome"] for row in rows)).items()))
     mine["most_mib"] = max(mine["most_mib"], *(row["grown"] >> 20 for row in rows))
@@ -156,12 +157,20 @@ def table(results: Row) -> str:
         "# Files from strangers: mutants", "",
         f"Made by `python -m benchmarks.fuzz`: {total:,} mutants, **{len(findings)} findings**. Each was read in a",
         "child process under an audit hook. *MiB* is the most that reading one of them added to the process's memory,",
-        f"which may be three times the file and {CONSTANT >> 20} MiB; every file is below 0.1 MiB.", "",
-        "| kind | mutants | read | refused | findings | MiB |", "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "which may be three times the files, each below 0.1 MiB, and a constant.", "",
+        "| kind | mutants | read | refused | findings | MiB | of |", f"| --- |{' ---: |' * 6}",
     ]  # fmt: skip
     for name, row in rows.items():
         read, refused = (row["outcomes"].get(outcome, 0) for outcome in ("read", "refused"))
-        cells = (name, f"{row['mutants']:,}", f"{read:,}", f"{refused:,}", len(row["findings"]), row["most_mib"])
+        cells = (
+            name,
+            f"{row['mutants']:,}",
+            f"{read:,}",
+            f"{refused:,}",
+            len(row["findings"]),
+            row["most_mib"],
+            row["of_mib"],
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", f"Versions: {said}; code {results['code']}."]
     for one in findings:
@@ -231,7 +240,7 @@ def _connects(_folder: Path) -> None:
 
 
 def _eats(_folder: Path) -> None:
-    bytearray(b"x") * (CONSTANT * 2)
+    bytearray(b"x") * (128 << 20)
 
 
 def _waits(_folder: Path) -> None:
@@ -279,7 +288,7 @@ def main() -> int:
             numbers = range(int(number), int(number) + 1) if number else range(-(-given.total * share // shares))
             reader = replace(kind, read=FAULTS[given.plant][0]) if given.plant else kind
             for some in batches(results, name, numbers):
-                kept(results, name, list(batch(originals, name, reader, some)))
+                kept(results, name, kind, list(batch(originals, name, reader, some)))
                 if not given.only and not given.plant:
                     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                     TABLE.write_text(table(results))

@@ -37,6 +37,7 @@ Files = dict[str, bytes]
 Use = Callable[[], object]
 _LOAD = execute._load  # noqa: SLF001  # replaced where what is loaded is always the same
 _READING = Reading((8, 8), (8, 8))
+_IMAGE = 700 << 20  # the largest image has 67 million pixels
 _ENDED = ("trained_distilled-seed0.pt", "trained_control-seed0.pt")
 _BUNDLES = ("graph.pt", "recurrent.pt", "factory.pt", "weights.pt")
 
@@ -52,12 +53,14 @@ class Kind:
     Attributes:
         make: A mutant's files by name, from the folder of originals.
         read: Reads what lies in a folder; gives what to do with it afterwards.
+        most: Bytes that reading may take beside three times the files.
         broken: Whether every mutant is damage to a file with checksums: it is refused, or reads as the original does.
         writes: Whether reading may write in that folder, as a run that goes on does.
     """
 
     make: Callable[[Random, Path], Files]
     read: Callable[[Path], Use | None]
+    most: int = 64 << 20
     broken: bool = False
     writes: bool = False
 
@@ -297,7 +300,7 @@ def _data(spec: str, *, task: str = "classification") -> Callable[[Path], Use]:
         def use() -> None:
             for split in (found.train, found.test):
                 images = next(iter(split.read([torch.arange(min(2, len(split)))])))
-                if images.shape[1:] != found.image_shape or not len(split.labels) == len(split):
+                if images.shape[1:] != found.image_shape or len(split.labels) != len(split):
                     raise Unsound("a data set whose splits are not what it says")
 
         return use
@@ -388,10 +391,10 @@ def kinds(originals: Path) -> dict[str, tuple[int, Kind]]:
         "state dict, old layout": (4, Kind(older, _load_weights)),
         "safetensors": (3, Kind(foreign, _load_weights)),
         "npz": (4, Kind(in_arrays("data.npz"), _data("npz:{}/data.npz"))),
-        "npz of encoded images": (2, Kind(in_arrays("blob.npz"), _data("npz:{}/data.npz"))),
+        "npz of encoded images": (2, Kind(in_arrays("blob.npz"), _data("npz:{}/data.npz"), most=_IMAGE)),
         "npz of maps": (2, Kind(in_arrays("maps.npz"), maps("npz:{}/data.npz"))),
-        "folder of images": (6, Kind(_pictures, _data("imagefolder:{}"))),
-        "images and masks": (2, Kind(_masks, maps("masks:{}"))),
+        "folder of images": (6, Kind(_pictures, _data("imagefolder:{}"), most=_IMAGE)),
+        "images and masks": (2, Kind(_masks, maps("masks:{}"), most=_IMAGE)),
         "idx files": (1, Kind(_idx, _data("fashion-mnist:{}"))),
         "class map": (2, Kind(_map, _read_map)),
         "checkpoint of a run": (3, Kind(kept, _read_checkpoint)),

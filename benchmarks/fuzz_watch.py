@@ -17,8 +17,6 @@ from typing import Any
 from benchmarks.fuzz_kinds import Kind, Unsound
 from fxdistill.errors import FxdistillError, TrainingError
 
-CONSTANT = 64 << 20
-"""Bytes that reading may take beside three times the file's size."""
 _LONGEST = 4000
 _PROGRAMS = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile", "pty.")
 _CONNECTIONS = ("socket.", "urllib.", "http.", "ftplib.", "webbrowser.")
@@ -120,7 +118,7 @@ class Bench:
             shutil.rmtree(self.away)
             self.away.mkdir()
             os.chdir(self.away)
-        if grown > 3 * size + CONSTANT:
+        if grown > 3 * size + kind.most:
             found["memory"] = f"{grown >> 20} MiB for {size:,} bytes"
         if outcome not in ("read", "refused"):
             found[outcome] = said

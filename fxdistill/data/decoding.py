@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from fxdistill.preprocessing import MOST_PIXELS
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "ICO")
+_CHUNK = 1 << 20
 _COLOURLESS = {"L", "LA", "La", "1"}
 _ALPHA = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 """Modes that Pillow converts by way of another one only."""
@@ -72,7 +73,8 @@ def opened(file: str | IO[bytes]) -> Image.Image:
     """
     with looked_at(file) as image:
         image.load()
-        return plain(image)
+        ImageOps.exif_transpose(image, in_place=True)  # without a copy: it may have all the pixels that there are
+        return _converted(image)
 
 
 def upright_size(file: str) -> tuple[int, int]:
@@ -88,7 +90,10 @@ def plain(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: Its values have no range that is known.
     """
-    image = ImageOps.exif_transpose(image)
+    return _converted(ImageOps.exif_transpose(image))
+
+
+def _converted(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "RGB"):
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -109,4 +114,7 @@ def _scaled(image: Image.Image) -> Image.Image:
         raise ValueError(
             f"its gray values lie in {lowest:g} … {highest:g}, and in mode {image.mode} only 0 … {most} has a meaning"
         )
-    return Image.fromarray((values.astype(np.float64) * (255 / most)).round().astype(np.uint8))
+    found = np.empty(values.shape, np.uint8)
+    for part, into in zip(*(np.array_split(a.reshape(-1), 1 + a.size // _CHUNK) for a in (values, found)), strict=True):
+        into[:] = (part.astype(np.float64) * (255 / most)).round()
+    return Image.fromarray(found)

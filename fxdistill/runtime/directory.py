@@ -258,8 +258,9 @@ class RunDir:
         if not self.result_path.exists():
             return None
         try:
-            result: dict[str, Any] = json.loads(read_text(self.result_path), parse_constant=_no_number)
-            _OUTCOME.validate_python(result)
+            text = read_text(self.result_path)
+            result: dict[str, Any] = json.loads(text, parse_constant=_no_number)
+            _OUTCOME.validate_json(text, strict=True)  # what is used is the JSON: a text is no number in it
             plan = self.plan()
             begun = result.get("plan", plan.sha256)
             if begun != plan.sha256 and plan.sha256 in (known := self._origin().get("sha256", [])) and begun in known:

@@ -131,6 +131,10 @@ DAMAGE: dict[str, Any] = {
     "empty": "{}",
     "members that are numbers": {"members": 3},
     "a metric that is text": {"members": {"teacher": {"accuracy": "high"}}},
+    "a deviation that is text": {
+        "summary": {name: {"mean": 0.5, "deviation": "0.1"} for name in ("distilled", "control")}
+    },
+    "a latency that is text": {"latency": {"student": {"median_ms": "1", "provider": "CPU"}}},
     "a member that the plan has not": {"members": {"stranger": {"accuracy": 0.5}}},
     "no latency of the student": {"latency": {}},
     "an arm that is missing": {"summary": {"distilled": {"mean": 0.5, "deviation": 0.0}}},

@@ -56,7 +56,7 @@ def fitted(image: Image.Image, reading: Reading, *, nearest: bool = False) -> Im
         reading: How it is read.
         nearest: Whether it is such a map, whose values must not mix.
     """
-    if not nearest:
+    if not nearest and image.mode != COLOURS[reading.channels]:
         image = image.convert(COLOURS[reading.channels])
     how = InterpolationMode("nearest" if nearest else reading.interpolation)
     if reading.fit == "squash":
