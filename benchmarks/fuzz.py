@@ -1,10 +1,11 @@
 """Fuzzing of what may come from strangers: structured mutants of every kind of file that SECURITY.md names.
 
     python -m benchmarks.fuzz                              what is not done yet; five minutes on a core that is free
-    python -m benchmarks.fuzz --only "npz:17"              one mutant again, and what becomes of it
+    python -m benchmarks.fuzz --only npz                   one kind anew; npz:17 one mutant, and what becomes of it
     python -m benchmarks.fuzz --plant unpickles            a reader with a fault: its findings have to appear
 
-A mutant is made anew from its kind and number. It is read by the functions that the commands call, in a child process
+A mutant is made anew from its kind and number (those of runs and of the old layout but for the times and addresses in
+their originals). It is read by the functions that the commands call, in a child process
 under an audit hook, with limits on time and memory, and what comes of it is one of two things:
 
     read         and what was read is written and read again to the same, and a model can be used or is refused there
@@ -137,7 +138,7 @@ def versions() -> dict[str, str]:
 
 def kept(results: Row, name: str, kind: Kind, rows: list[Row]) -> None:
     """Add a batch to the results."""
-    new = {"mutants": 0, "outcomes": {}, "findings": [], "most_mib": 0, "of_mib": kind.most >> 20}
+    new = {"code": code(), "mutants": 0, "outcomes": {}, "findings": [], "most_mib": 0, "of_mib": kind.most >> 20}
     mine = results["kinds"].setdefault(name, new)
     mine["mutants"] += len(rows)
     mine["outcomes"] = dict(sorted((Counter(mine["outcomes"]) + Counter(row["outcome"] for row in rows)).items()))
@@ -158,7 +159,7 @@ def table(results: Row) -> str:
         f"Made by `python -m benchmarks.fuzz`: {total:,} mutants, **{len(findings)} findings**. Each was read in a",
         "child process under an audit hook. *MiB* is the most that reading one of them added to the process's memory,",
         "which may be three times the files, each below 0.1 MiB, and a constant.", "",
-        "| kind | mutants | read | refused | findings | MiB | of |", f"| --- |{' ---: |' * 6}",
+        "| kind | mutants | read | refused | findings | MiB | of | code |", f"| --- |{' ---: |' * 6} --- |",
     ]  # fmt: skip
     for name, row in rows.items():
         read, refused = (row["outcomes"].get(outcome, 0) for outcome in ("read", "refused"))
@@ -170,9 +171,10 @@ def table(results: Row) -> str:
             len(row["findings"]),
             row["most_mib"],
             row["of_mib"],
+            row["code"],
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", f"Versions: {said}; code {results['code']}."]
+    lines += ["", f"Versions: {said}. *code* is a hash of the product's and this script's."]
     for one in findings:
         what = "; ".join(f"{kind}: {text}" for kind, text in one.items() if kind != "mutant")
         lines += ["", f"- `{one['mutant']}`: {' '.join(what.split())[:300]}"]
@@ -269,16 +271,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--total", type=int, default=TOTAL, help="mutants, shared out among the kinds")
     parser.add_argument(
-        "--only", default="", metavar="KIND[:NUMBER]", help="one kind, or one mutant of it; nothing is kept"
+        "--only", default="", metavar="KIND[:NUMBER]", help="one kind anew, or one mutant of it: that is not kept"
     )
     parser.add_argument("--plant", default="", choices=FAULTS, help="read with this fault")
     given = parser.parse_args()
     results: Row = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if results.get("code") != code() or given.total != results.get("total"):
-        results = {"code": code(), "total": given.total, "versions": versions(), "kinds": {}}
-    if given.only or given.plant:
-        results["kinds"] = {}
     wanted, _, number = given.only.partition(":")
+    if given.total != results.get("total") or given.plant or number:
+        results = {"total": given.total, "kinds": {}}
+    known = {name: row for name, row in results["kinds"].items() if name != wanted}
+    stay = {name: row for name, row in known.items() if wanted or row["code"] == code()}
+    results |= {"versions": versions(), "kinds": stay}
     with workshop() as originals:
         kinds = fuzz_kinds.kinds(originals)
         shares = sum(share for share, _ in kinds.values())
@@ -289,7 +292,7 @@ def main() -> int:
             reader = replace(kind, read=FAULTS[given.plant][0]) if given.plant else kind
             for some in batches(results, name, numbers):
                 kept(results, name, kind, list(batch(originals, name, reader, some)))
-                if not given.only and not given.plant:
+                if not number and not given.plant:
                     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                     TABLE.write_text(table(results))
             told(name, results["kinds"][name])

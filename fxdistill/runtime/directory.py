@@ -322,6 +322,9 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
     for field, names in known.items():
         if odd := sorted(result.get(field, {}).keys() - names):
             return f"{field} names '{odd[0]}', which the plan has not"
+    for name, found in result.get("differences", {}).items():
+        if (found["low"] is None) != (found["high"] is None):
+            return f"differences gives one end of the interval of '{name}'"
     if plan.export.member not in result["latency"]:
         return f"latency lacks the exported member, {plan.export.member}"
     compared = (plan.control.of, CONTROL) if plan.control is not None and result["summary"] else ()

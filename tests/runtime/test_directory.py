@@ -131,6 +131,9 @@ DAMAGE: dict[str, Any] = {
     "empty": "{}",
     "members that are numbers": {"members": 3},
     "a metric that is text": {"members": {"teacher": {"accuracy": "high"}}},
+    "one end of an interval": {
+        "differences": {"distilled": {"beside": "control", "mean": 0.1, "low": 0.0, "high": None, "seeds": 2}}
+    },
     "a deviation that is text": {
         "summary": {name: {"mean": 0.5, "deviation": "0.1"} for name in ("distilled", "control")}
     },
