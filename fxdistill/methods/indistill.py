@@ -2,30 +2,35 @@
 
 Sarridis et al., "InDistill: Information flow-preserving knowledge distillation for model compression", WACV 2025,
 arXiv 2205.10003. Each of the pairs 1, 2, 3 … is a warm-up stage of its own, 2 + l epochs of MSE for pair l, earlier
-losses dropped, nothing frozen; the main stage that follows is any distillation method's:
+losses dropped, nothing frozen. What is compared are standardized taps: raw ones spend the loss on the few channels with
+the largest activations. The main stage that follows is any distillation method's:
 
     indistill          the warm-up, then kd
     indistill+METHOD   the warm-up, then that method
 """
 
 from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import LossTerm, Optimizer, Stage
+from fxdistill.plan.schema import Comparison, LossTerm, Optimizer, Stage
 
 _FIRST_WARM_UP = 3
 
 
 def warm_up(recipe: Recipe) -> list[Stage]:
     """One stage a pair, at a constant learning rate."""
+    return stages(recipe, "standardized", Optimizer(name="adam", lr=recipe.lr))
+
+
+def stages(recipe: Recipe, compare: Comparison, optimizer: Optimizer) -> list[Stage]:
+    """One stage a pair: 2 + l epochs of MSE for pair l."""
     return [
         Stage(
-            name=f"warm-up-{order + 1}", epochs=_FIRST_WARM_UP + order,
+            name=f"warm-up-{order + 1}", epochs=_FIRST_WARM_UP + order, optimizer=optimizer,
             losses=[
                 LossTerm(
-                    loss="mse", pair=pair.name, compare="standardized", student=pair.student.member,
+                    loss="mse", pair=pair.name, compare=compare, student=pair.student.member,
                     teacher=pair.teacher.member,
                 )
             ],
-            optimizer=Optimizer(name="adam", lr=recipe.lr),
         )
         for order, pair in enumerate(recipe.pairs)
     ]  # fmt: skip

@@ -85,6 +85,17 @@ def test_a_task_without_a_term_of_its_own(method: str, main: list[object]) -> No
     assert not any(term.loss == "cross-entropy" for stage in stages for term in stage.losses)
 
 
+def test_the_warm_ups_differ_in_what_they_compare_and_in_their_optimiser() -> None:
+    recipe = Recipe(PAIRS, OWN, IMITATION)
+    one, other = (expanded(f"{name}+kd", recipe) for name in ("indistill", "indistill-released"))
+    assert told(one) == told(other) == [*WARM_UPS, ("main", 60, KD)]
+    for stages, compare, restart in ((one, "standardized", False), (other, "released", True)):
+        assert {(s.losses[0].compare, s.optimizer.restart) for s in stages[:-1]} == {(compare, restart)}
+        assert not stages[-1].optimizer.restart
+    assert one[-1] == other[-1]
+    assert composed("indistill-released").parts[-1][0] == "pkt"
+
+
 def test_the_main_stage_of_every_method_is_pinned() -> None:
     assert MAIN.keys() == {name for name in METHODS.names() if METHODS.get(name).main is not None}
 
