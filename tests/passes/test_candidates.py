@@ -14,6 +14,13 @@ from fxdistill.passes.trace import Trace
 IMAGE = (2, 3, 32, 32)
 
 
+def standardized_mse(one: Tensor, other: Tensor) -> Tensor:
+    """By hand, of two maps: every channel less its mean, over its standard deviation."""
+    moments = [torch.var_mean(value, (0, 2, 3), unbiased=False, keepdim=True) for value in (one, other)]
+    scaled = [(x - mean) / (var + 1e-5).sqrt() for x, (var, mean) in zip((one, other), moments, strict=True)]
+    return (scaled[0] - scaled[1]).square().mean()
+
+
 class AlongChannels(nn.Module):
     """Gates channels by a convolution over their means, each with its neighbours."""
 
@@ -179,7 +186,7 @@ def test_a_tap_is_sliced_wherever_its_channels_are_known(gate: type[nn.Module]) 
     with torch.no_grad():
         student(images)
     handle.remove()
-    torch.testing.assert_close(losses["mse[layer1]"], F.mse_loss(own[0], found[0][:, plan.kept[0].channels]))
+    torch.testing.assert_close(losses["mse[layer1]"], standardized_mse(own[0], found[0][:, plan.kept[0].channels]))
 
 
 def test_a_teacher_that_cannot_be_shrunk_there_is_projected_with_its_reason() -> None:
@@ -352,7 +359,8 @@ def test_registers_are_left_aside_like_the_class_token(how: str, registers: int,
     kept = next(k.channels for k in plan.kept if k.pair == "layer2")
     grid = values["teacher"][:, 1 + registers :, kept].transpose(1, 2).unflatten(2, (4, 4))
     small = min(4, values["student"].shape[2])
-    expected = F.mse_loss(F.adaptive_avg_pool2d(values["student"], small), F.adaptive_avg_pool2d(grid, small))
+    pooled = (F.adaptive_avg_pool2d(value, small) for value in (values["student"], grid))
+    expected = standardized_mse(*pooled)
     torch.testing.assert_close(found["mse[layer2]"], expected)
 
 
