@@ -73,7 +73,7 @@ def test_which_seed_is_exported(seed: Any, values: tuple[float, float], expected
 
 
 def test_the_best_seeds_student_is_written(tmp_path: Path) -> None:
-    """One of three seeds is trained hardly at all by its own seed: what is kept is what the result says."""
+    """What is kept is the student that the result says, and it is told by the validation images."""
 
     def change(plan: dict[str, Any]) -> None:
         plan["seeds"] = [0, 1, 2]
@@ -84,6 +84,9 @@ def test_the_best_seeds_student_is_written(tmp_path: Path) -> None:
     path = runs.edited("best", change)
     result = runs.execute(path, tmp_path / "run", CPU)
     validated = {one["seed"]: one["validated"] for one in result["arms"]}
+    lines = runs.metrics(tmp_path / "run")
+    assert {line["split"] for line in lines} == {"val"}
+    assert validated == {line["seed"]: line["metrics"]["accuracy"] for line in lines if line["metrics"]}
     best = max(validated, key=lambda seed: (validated[seed], -seed))
     assert result["exported_seed"] == best
     (test,) = [one["accuracy"] for one in result["arms"] if one["seed"] == best]
