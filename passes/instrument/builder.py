@@ -129,6 +129,11 @@ class Builder:
         """The values of a pair by role, of one shape and one scale."""
         teacher, student = self._tap("teacher", pair, pair.teacher), self._tap("student", pair, pair.student)
         if compare == "released":
+            if pair.teacher.member in self.arm.trains:
+                raise PlanError(
+                    f"the {pair.teacher.member} is trained, and its tap is to be normalised as one that is frozen",
+                    where=f"pair {pair.name}, compare", hint="compare the taps 'standardized' or 'raw'",
+                )  # fmt: skip
             teacher = by_batch_statistics(self.graph, self.root, teacher, where=f"pair {pair.name}")
         kept = self.plan.kept_for(pair.name)
         name = self._identifier(pair.name)
