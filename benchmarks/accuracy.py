@@ -9,7 +9,7 @@
 
 The models lie in files of weights alone, with a factory: nothing says their preprocessing but their library. Prints for
 each how many test images are right by its own pipeline and by ``fxdistill.evaluate``; the exit code is 1 where they
-differ. About two minutes of one core.
+differ. About four and a half minutes of one core.
 """
 
 import argparse
