@@ -29,6 +29,7 @@ from fxdistill.runtime.execute import execute as slow_execute
 TEACHER = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
 STUDENT = ("fxdistill_test_models:with_dropout", {"widths": [4, 8]})
 ALLOW = ("fxdistill_test_models",)
+CPU = Settings(device="cpu", allow=ALLOW)
 TIMES = ("images_per_second", "time")
 BATCH = 256  # five steps an epoch
 

@@ -49,6 +49,7 @@ def plan(
     interpolation: parameters.Interpolation = [],
     mean: parameters.Mean = [],
     std: parameters.Std = [],
+    embedding: parameters.Embeddings = [],
     method: parameters.HowTaught = "indistill",
     task: parameters.TaskName = "classification",
     pair: parameters.Pairs = [],
@@ -110,6 +111,7 @@ def plan(
         seen = planning.look(
             data, output, wanted, dict(zip(NAMES, models, strict=True)), task=task, wishes=wishes, measure=measure,
             batch_size=batch_size, allow=allow_factory, val=val, seed=seed, class_map=class_map, augment=augment,
+            embedding=values.by_member(NAMES, embedding, "--embedding"),
             entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
         )  # fmt: skip
         decisions = Options(
@@ -229,6 +231,7 @@ def export(
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
     entry: parameters.Entry = None,
+    embedding: parameters.Embedding = "penultimate",
     output_entry: parameters.OutputEntry = None,
     only_output: parameters.OnlyOutput = [],
     embed_preprocessing: parameters.Embed = False,
@@ -249,7 +252,7 @@ def export(
         found = deploy.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
             allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
-            checkpoint_entry=entry,
+            checkpoint_entry=entry, embedding=embedding,
         )  # fmt: skip
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
@@ -325,6 +328,7 @@ def evaluate_model(
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
     entry: parameters.Entry = None,
+    embedding: parameters.Embedding = "penultimate",
     output_entry: parameters.OutputEntry = None,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
@@ -339,7 +343,7 @@ def evaluate_model(
         found = deploy.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
             allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
-            checkpoint_entry=entry,
+            checkpoint_entry=entry, embedding=embedding,
         )  # fmt: skip
         values_by_name, images = deploy.measured(found, where=model)
         _say(found.remarks)

@@ -53,6 +53,13 @@ Interpolation = Annotated[
 ]
 Mean = Annotated[list[str], typer.Option("--mean", help=f"Subtracted a channel, pixels in 0 to 1: 0.5,0.5,0.5. {_ONE}")]
 Std = Annotated[list[str], typer.Option("--std", help=f"Divided by a channel. {_ONE}")]
+_EMBEDDING = "in retrieval: penultimate, output, or the last layer's path"
+Embeddings = Annotated[
+    list[str], typer.Option("--embedding", metavar="WHICH", help=f"What a model answers with {_EMBEDDING}. {_ONE}")
+]
+Embedding = Annotated[
+    str, typer.Option("--embedding", metavar="WHICH", help=f"What the model answers with {_EMBEDDING}.")
+]
 Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Measure the teacher on the data.")]
 Data = Annotated[str | None, typer.Option("--data", help=_DATA)]
 PlanData = Annotated[

@@ -1,8 +1,9 @@
 """What ``fxdistill plan`` does with its arguments: models and data in, a plan's file out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
 from fxdistill.ir import views
 from fxdistill.ir.contract import PassManager
+from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import DataPlan, ModelRef
@@ -37,6 +39,7 @@ class Seen:
         batch: Images as the teacher takes them, and labels, where the criterion reads data and there is some.
         remarks: What there is to say about that.
         reached: What the teacher reaches on the data, in words; '' where it was not measured.
+        heads: The layers that were left away of the models, by name, where the task is about embeddings.
     """
 
     data: DataPlan
@@ -46,13 +49,14 @@ class Seen:
     batch: tuple[Tensor, Tensor] | None = None
     remarks: tuple[Diagnostic, ...] = ()
     reached: str = ""
+    heads: Mapping[str, str] = field(default_factory=dict)
 
 
 def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Mapping[str, LoadedModel], *, task: str,
     batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
     wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None, measure: bool = False,
-    augment: str | None = None,
+    augment: str | None = None, embedding: Mapping[str, str] = MappingProxyType({}),
 ) -> Seen:  # fmt: skip
     """Look at the data as the models read it, and at what they answer.
 
@@ -72,16 +76,26 @@ def look(
         class_map: A file with the models' classes, for data that has some of them.
         measure: Whether to measure the teacher.
         augment: Names of augmentations, with commas; None for those that are usual for the data.
+        embedding: Of each model what its embedding is, in a task that is about these: see
+            :mod:`fxdistill.modelfiles.heads`. The models are changed.
 
     Raises:
         DataError: The data is not there, or not what the models read.
         ModelError: A model does not fit the data.
     """
     seen = preprocess.look(models, spec, task=TASKS.get(task), wishes=wishes, shape=wanted, allow=allow)
-    dataset = seen.dataset
+    dataset, left = seen.dataset, dict[str, str]()
+    if TASKS.get(task).embeds:
+        left = {
+            name: heads.embedding(
+                loaded.module, embedding.get(name, heads.PENULTIMATE), where=f"--embedding, {name}",
+                input_shape=(1, seen.shape[1], *seen.preprocessing[name].size),
+            )
+            for name, loaded in models.items() if loaded.metadata.get("task") != task
+        }  # fmt: skip
     if spec is None or dataset is None:
         named = (entries[0] or "", entries[1] or "")
-        return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named)
+        return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named, heads=left)
     first, module = next((name, loaded.module) for name, loaded in models.items())
     dataset = preflight.mapped(
         dataset, class_map, module, TASKS.get(task), spec=spec, entry=entries[0],
@@ -117,7 +131,7 @@ def look(
         own = preprocess.read_for(seen, first, dataset=dataset, data=made, task=TASKS.get(task), allow=allow)
         view = seen.preprocessing[first].view(own.image_shape[1:])
         reached, poor = preflight.taught(first, module, own, TASKS.get(task), view=view, entry=entry[0])
-    return Seen(data, seen.shape, seen.preprocessing, entry, examples, (*said, *undecided, *poor), reached)
+    return Seen(data, seen.shape, seen.preprocessing, entry, examples, (*said, *undecided, *poor), reached, left)
 
 
 def write(
@@ -133,8 +147,8 @@ def write(
     passes = PassManager()
     made = pipeline.compile(
         teacher.module, student.module, options, passes=passes, after=after, batch=seen.batch,
-        teacher_ref=reference(teacher, output).changed(output=seen.entries[0]),
-        student_ref=reference(student, output).changed(output=seen.entries[1]),
+        teacher_ref=reference(teacher, output).changed(output=seen.entries[0], head=seen.heads.get("teacher", "")),
+        student_ref=reference(student, output).changed(output=seen.entries[1], head=seen.heads.get("student", "")),
     )  # fmt: skip
     made = made.changed(diagnostics=[*remarks(teacher, student), *seen.remarks, *made.diagnostics])
     made = edit(made)

@@ -80,6 +80,22 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
             )  # fmt: skip
 
 
+def by_member(members: Sequence[str], texts: Sequence[str], option: str) -> dict[str, str]:
+    """What an option says of each member: ``VALUE`` for all, ``MEMBER=VALUE`` for one.
+
+    Raises:
+        InputError: A text names no member.
+    """
+    found: dict[str, str] = {}
+    for text in sorted(texts, key=lambda one: "=" in one):  # what is said of one holds against what is said of all
+        member, equals, value = text.rpartition("=")
+        if equals and member not in members:
+            known = " or ".join(f"{one}=" for one in members)
+            raise InputError(f"'{member}' is no model here", where=option, hint=f"write {known} before the value")
+        found |= dict.fromkeys((member,) if equals else members, value)
+    return found
+
+
 def wishes(
     members: Sequence[str], *, size: Sequence[str] = (), crop: Sequence[str] = (), interpolation: Sequence[str] = (),
     mean: Sequence[str] = (), std: Sequence[str] = (),

@@ -159,7 +159,7 @@ def _match(c: Compilation, passes: PassManager) -> Compilation:
         )  # fmt: skip
     source = MatchSource(
         c.traced[TEACHER], c.traced[STUDENT], c.coupling[TEACHER], c.coupling[STUDENT],
-        headless=not c.task.has_predictions,
+        headless=not c.task.has_predictions or c.task.embeds,
     )  # fmt: skip
     with source.teacher.running(), source.student.running():
         try:

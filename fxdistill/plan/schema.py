@@ -53,6 +53,7 @@ class ModelRef(Part):
         trusted: Whether the user allowed the file to be unpickled.
         rung: How the model was traced.
         output: Which entry of a structured output is the prediction: ``logits``, ``1``; '' for the whole.
+        head: The last layer, which is left away so that the member answers with its embedding; '' for none.
         preprocessing: What it does to an image before it looks at it; None for a structural plan, where nobody said.
     """
 
@@ -65,6 +66,7 @@ class ModelRef(Part):
     trusted: bool = False
     rung: Rung = "symbolic"
     output: str = ""
+    head: str = ""
     preprocessing: Preprocessing | None = None
     parameters: Count = 0
     macs: Count = 0

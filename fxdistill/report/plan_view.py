@@ -64,6 +64,7 @@ def _model_line(role: str, ref: ModelRef) -> Line:
     name = ref.path or _factory(ref) or "(given from Python)"
     sizes = f"   {count(ref.parameters)} parameters, {count(ref.macs)} MACs, traced: {ref.rung}"
     sizes += f", predicts with its output '{ref.output}'" if ref.output else ""
+    sizes += f", answers with what '{ref.head}' would read" if ref.head else ""
     return Line(Text.assemble(name, (sizes, "dim")), Text(f"{role}  ", "bold"))
 
 

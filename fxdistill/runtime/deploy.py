@@ -26,7 +26,7 @@ from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_file import Exported
 from fxdistill.measure.onnx_model import Embedded, OnnxModel, as_pixels, described
 from fxdistill.measure.parity import Parity
-from fxdistill.modelfiles import bundle, pt2
+from fxdistill.modelfiles import bundle, heads, pt2
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import ModelSource, parse_source
 from fxdistill.preprocessing import NOTHING, Preprocessing, Source, View, Wishes, in_words
@@ -85,6 +85,7 @@ def evaluate(
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
+    embedding: str = heads.PENULTIMATE,
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
 
@@ -101,6 +102,8 @@ def evaluate(
         entry: Which entry of a structured output is the prediction; None to find it.
         class_map: A file with the model's classes, for data that has some of them; see :mod:`fxdistill.data.classmap`.
         checkpoint_entry: The entry of a checkpoint that holds the weights; None to look for it.
+        embedding: In a task about embeddings what a file's model answers with: the ``penultimate`` layer, its
+            ``output``, or what a linear layer of this path reads; a module is taken as it is.
 
     Raises:
         InputError: The model cannot be found or loaded, or does not fit the data.
@@ -108,7 +111,7 @@ def evaluate(
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
         allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,
-        checkpoint_entry=checkpoint_entry,
+        checkpoint_entry=checkpoint_entry, embedding=embedding,
     )  # fmt: skip
     return measured(found, where=type(model).__name__ if isinstance(model, nn.Module) else str(model))[0]
 
@@ -131,7 +134,7 @@ def export(
     preprocessing: Preprocessing | Wishes = NOTHING, opset: int = 18, tolerance: float = 1e-4,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, only: Sequence[str] = (), class_map: str | Path | None = None, embed: bool = False,
-    checkpoint_entry: str | None = None,
+    checkpoint_entry: str | None = None, embedding: str = heads.PENULTIMATE,
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a model as ONNX with a dynamic batch, if the file passes the parity gate.
 
@@ -154,6 +157,7 @@ def export(
         entry: As for :func:`evaluate`.
         class_map: As for :func:`evaluate`.
         checkpoint_entry: As for :func:`evaluate`.
+        embedding: As for :func:`evaluate`.
         only: The outputs to write, by name or entry; empty for all.
         embed: Whether the file takes pixels, uint8 (N, H, W, C), and normalises them itself.
 
@@ -165,7 +169,7 @@ def export(
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
         allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,
-        checkpoint_entry=checkpoint_entry,
+        checkpoint_entry=checkpoint_entry, embedding=embedding,
     )  # fmt: skip
     return exported(found, path, opset=opset, tolerance=tolerance, only=only, embed=embed)
 
@@ -276,6 +280,7 @@ def find(
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
+    embedding: str = heads.PENULTIMATE,
 ) -> Found:  # fmt: skip
     """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
 
@@ -302,6 +307,9 @@ def find(
     )
     own = read.preprocessing[MODEL]
     shape = (read.shape[0], read.shape[1], *own.size)
+    own_answer = isinstance(given.module, OnnxModel) or isinstance(model, nn.Module)
+    if wanted.embeds and not own_answer and given.metadata.get("task") != task:  # what a run for it made is one already
+        heads.embedding(given.module, embedding, input_shape=shape, where="--embedding")
     if read.dataset is None:
         classes = given.metadata.get("classes", [])
         metadata = described(task=task, preprocessing=own, classes=classes if isinstance(classes, list) else [])

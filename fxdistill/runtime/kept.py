@@ -43,7 +43,8 @@ def is_kept(plan: Plan, task: Task, trial: Trial, member: str, records: Sequence
 def keep(plan: Plan, rundir: RunDir, member: str, trained: nn.Module) -> list[Diagnostic]:
     """Write a trained member, as a bundle and as a plain state dict."""
     ref = plan.members[member]
-    factory, kwargs = (ref.factory, ref.kwargs) if isinstance(ref, ModelRef) else (None, {})
+    whole = isinstance(ref, ModelRef) and not ref.head  # a factory builds the head as well
+    factory, kwargs = (ref.factory, ref.kwargs) if isinstance(ref, ModelRef) and whole else (None, {})
     why = bundle.save_trained(
         trained, rundir.bundle_path(member), factory=factory, kwargs=dict(kwargs), input_shape=plan.shape_of(member),
         preprocessing=plan.preprocessing_of(member), metadata={"task": plan.task, "classes": list(plan.data.classes)},

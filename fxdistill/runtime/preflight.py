@@ -24,6 +24,7 @@ from fxdistill.ir.running import attributes_kept, buffers_kept, seeded
 from fxdistill.losses import LOSSES
 from fxdistill.measure import onnx_file
 from fxdistill.measure.model import evaluating, metrics
+from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import load
 from fxdistill.modelfiles.source import ModelSource
 from fxdistill.plan.document import Plan
@@ -103,6 +104,8 @@ def load_model(
         )  # fmt: skip
     if trained and loaded.random_weights:
         raise _random_teacher(str(path))
+    if ref.head:
+        heads.without(loaded.module, ref.head, where=f"{path or ref.factory}, head")
     return loaded.module
 
 

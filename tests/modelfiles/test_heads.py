@@ -1,0 +1,98 @@
+"""A classifier becomes an embedding by leaving its last layer away; whose answer is none of a linear layer stays."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxdistill
+from fxdistill.errors import ModelError
+from fxdistill.modelfiles import heads
+from fxdistill.models import convnet, resnet
+from tests import jobs, runs
+
+SHAPE = (2, 1, 8, 8)
+
+
+class TwoHeads(nn.Module):
+    """Answers with two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(64, 4), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(x.flatten(1)), self.other(x.flatten(1))
+
+
+class Normalised(nn.Module):
+    """A projection of unit length: an embedding of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(self.project(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [
+        (convnet(), "classifier"), (resnet(), "classifier"), (convnet(classes=0), ""), (TwoHeads(), ""),
+        (Normalised(), ""), (nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)), "3"),
+    ],
+)  # fmt: skip
+def test_the_head_is_the_linear_layer_that_answers(module: nn.Module, path: str) -> None:
+    assert heads.head_of(module.eval(), SHAPE) == path
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_without_it_the_model_answers_with_what_it_read() -> None:
+    module, images = convnet().eval(), torch.randn(SHAPE)
+    read: list[Tensor] = []
+    module.get_submodule("classifier").register_forward_pre_hook(lambda _m, inputs: read.append(inputs[0]))
+    module(images)
+    assert heads.embedding(module, "penultimate", input_shape=SHAPE, where="") == "classifier"
+    assert torch.equal(module(images), read[0])
+    assert heads.embedding(module, "penultimate", input_shape=SHAPE, where="") == ""  # it is one already
+    other = resnet().eval()
+    logits = other(images)
+    assert heads.embedding(other, "output", input_shape=SHAPE, where="") == ""
+    assert torch.equal(other(images), logits)
+
+
+@pytest.mark.parametrize("wish", ["nothing", "block1.conv", "block1", "hidden.linear.weight"])
+def test_a_layer_that_is_no_linear_one(wish: str) -> None:
+    with pytest.raises(ModelError, match="is no linear layer of the model") as caught:
+        heads.embedding(convnet().eval(), wish, input_shape=SHAPE, where="--embedding")
+    assert "hidden.linear, classifier" in caught.value.hint
+
+
+def test_classifiers_are_distilled_measured_and_exported_as_embeddings(tmp_path: Path) -> None:
+    """Of different widths; the exported one answers with the penultimate layer, and its file needs no factory."""
+    folder = runs.workshop()
+    said = jobs.done(
+        "plan", folder / "teacher.pt", folder / "student.pt", "-o", tmp_path / "plan.json", "--data", "digits",
+        "--task", "retrieval", "--method", "pkt", "--epochs", "1", "--batch-size", "256", *jobs.ALLOW, "--allow-factory",
+        runs.ALLOW[0],
+    )  # fmt: skip
+    assert "answers with what 'fc' would read" in " ".join(said.split())
+    plan = fxdistill.load_plan(tmp_path / "plan.json")
+    assert [plan.given(name).head for name in ("teacher", "student")] == ["classifier", "fc"]
+    assert [pair.student.path for pair in plan.pairs]
+    result = runs.execute(tmp_path / "plan.json", tmp_path / "run", runs.CPU)
+    (arm,) = result["arms"]
+    assert 0 < arm["mAP"] < 1
+    module = fxdistill.load(tmp_path / "run" / "student.pt").module
+    assert module(torch.randn(3, 1, 8, 8)).shape == (3, 8)
+    found = fxdistill.evaluate(tmp_path / "run" / "student.pt", "digits", task="retrieval")
+    assert found["mAP"] == pytest.approx(arm["mAP"], abs=1e-6)
+    evaluate = functools.partial(
+        fxdistill.evaluate, folder / "student.pt", "digits", task="retrieval", allow=runs.ALLOW
+    )
+    as_embedding, as_logits = evaluate(), evaluate(embedding="output")
+    assert as_embedding["mAP"] != as_logits["mAP"]
+    assert as_embedding == evaluate(embedding="fc")
