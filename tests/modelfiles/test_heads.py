@@ -76,8 +76,8 @@ def test_classifiers_are_distilled_measured_and_exported_as_embeddings(tmp_path:
     folder = runs.workshop()
     said = jobs.done(
         "plan", folder / "teacher.pt", folder / "student.pt", "-o", tmp_path / "plan.json", "--data", "digits",
-        "--task", "retrieval", "--method", "pkt", "--epochs", "1", "--batch-size", "256", *jobs.ALLOW, "--allow-factory",
-        runs.ALLOW[0],
+        "--task", "retrieval", "--method", "pkt", "--epochs", "1", "--batch-size", "256", *jobs.ALLOW,
+        "--allow-factory", runs.ALLOW[0],
     )  # fmt: skip
     assert "answers with what 'fc' would read" in " ".join(said.split())
     plan = fxdistill.load_plan(tmp_path / "plan.json")

@@ -128,10 +128,9 @@ def test_features_of_a_backbone_are_learnt_to_the_last_layer(answers: str) -> No
     assert losses(plan)[-1] == [f"mse[{pair.name}]" for pair in plan.pairs]
     (remark,) = [one for one in plan.diagnostics if one.code == "not-taught"]
     assert (remark.severity, "'fc'" in remark.why) == ("note", True)
-    # where it is a prediction, its layer is no place for a tap
-    retrieved = compiled(Net(16, 10, answers="embedding"), Net(16, 10, answers="embedding"), task="retrieval",
-                         method="pkt")  # fmt: skip
-    assert [pair.student.path for pair in retrieved.pairs] == ["relu"]
+    retrieved = compiled(Net(16, 10, answers="embedding"), Net(8, 10, answers="embedding"), task="retrieval",
+                         method="indistill+pkt")  # fmt: skip
+    assert [pair.student.path for pair in retrieved.pairs] == ["relu", "relu_1"]  # an embedding is none either
 
 
 @pytest.mark.parametrize(
