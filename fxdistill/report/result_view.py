@@ -51,7 +51,7 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         f"{over}; latency: batch 1, one thread, {provider}, median",
         f"parity on {parity['images']} images: {Parity(**parity)}",
         *(() if result["summary"] else ("the test images have no labels: nothing was measured on them",)),
-        *(("exported: seed " + str(result["exported_seed"]),) if plan.export.seed == "best" else ()),
+        *((f"exported: seed {result['exported_seed']}",) if _is_chosen(plan, result) else ()),
         *_unhelped(plan, result, task),
     ]
     header = ("model", task.primary, "parameters", "MACs", "ONNX latency")
@@ -86,6 +86,11 @@ def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str
     sizes, timed = plan.members[member], result["latency"].get(member)
     latency = "-" if timed is None else f"{timed['median_ms']:.3f} ms"
     return label, value, count(sizes.parameters), count(sizes.macs), latency
+
+
+def _is_chosen(plan: Plan, result: dict[str, Any]) -> bool:
+    """Whether a seed was chosen among several, and is said."""
+    return plan.export.seed == "best" and "exported_seed" in result
 
 
 def _differences(result: dict[str, Any], task: Task) -> Iterator[str]:

@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NotRequired
+from typing import IO, Annotated, Any, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # typing's own will do from Python 3.12 on
 
 from fxdistill.diagnostics import Diagnostic
@@ -303,6 +303,7 @@ class _Outcome(TypedDict):
     arms: list[_Arm]
     summary: dict[str, _Summary]
     differences: NotRequired[dict[str, Difference]]
+    exported_seed: NotRequired[Annotated[int, Field(strict=True)]]
     parity: Parity
     latency: dict[str, _Latency]
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 import fxdistill
+from fxdistill.errors import RunDirError
 from fxdistill.measure.differences import paired
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime.execute import Settings
@@ -92,3 +93,13 @@ def test_the_best_seeds_student_is_written(tmp_path: Path) -> None:
     (test,) = [one["accuracy"] for one in result["arms"] if one["seed"] == best]
     found = fxdistill.evaluate(tmp_path / "run", allow=runs.ALLOW)
     assert found["accuracy"] == pytest.approx(test)
+    shown = tmp_path / "run" / "result.json"
+    content = json.loads(shown.read_text())
+    for wrong in ("1", 1.5, None):
+        shown.write_text(json.dumps({**content, "exported_seed": wrong}))
+        with pytest.raises(RunDirError, match=r"result\.json is damaged: exported_seed"):
+            fxdistill.show(tmp_path / "run")
+    shown.write_text(json.dumps({name: value for name, value in content.items() if name != "exported_seed"}))
+    assert "exported: seed" not in fxdistill.show(tmp_path / "run")
+    shown.write_text(json.dumps(content))
+    assert f"exported: seed {best}" in fxdistill.show(tmp_path / "run")
