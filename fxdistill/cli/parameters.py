@@ -55,7 +55,12 @@ Mean = Annotated[list[str], typer.Option("--mean", help=f"Subtracted a channel, 
 Std = Annotated[list[str], typer.Option("--std", help=f"Divided by a channel. {_ONE}")]
 _EMBEDDING = "in retrieval: penultimate, output, or the last layer's path"
 Embeddings = Annotated[
-    list[str], typer.Option("--embedding", metavar="WHICH", help=f"What a model answers with {_EMBEDDING}. {_ONE}")
+    list[str],
+    typer.Option(
+        "--embedding",
+        metavar="WHICH",
+        help=f"What a model answers with {_EMBEDDING}. With two models also teacher=… or student=….",
+    ),
 ]
 Embedding = Annotated[
     str, typer.Option("--embedding", metavar="WHICH", help=f"What the model answers with {_EMBEDDING}.")
@@ -174,10 +179,14 @@ Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.co
 Arms = Annotated[
     str,
     typer.Option(
-        "--arms", metavar="METHODS", help="Methods to train and compare instead, with commas; with the first one."
+        "--arms",
+        metavar="METHODS",
+        help="Methods to train instead, with commas; the first one is what others are held to.",
     ),
 ]
-SeedCount = Annotated[int | None, typer.Option("--seeds", min=1, help="How many seeds, instead of the plan's.")]
+SeedCount = Annotated[
+    int | None, typer.Option("--seeds", min=1, max=1000, help="How many seeds, instead of the plan's.")
+]
 ChannelsLast = Annotated[
     bool, typer.Option("--channels-last", help="Train in channels-last memory: faster convolutions and poolings.")
 ]
