@@ -409,16 +409,18 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
 
 
+_ABOUT = """# InDistill: what the warm-up is worth
+
+Made by `python benchmarks/indistill.py`: all arms of a setting train equally many epochs (70 for retrieval, 60 for
+classification, warm-ups included) on 10,000 random training images, with the same initial weights and batches under a
+seed; measured on 2,000 random test images after the last epoch. Teachers saw all training images. The difference is
+that of the seeds that both arms have, with its 95 % interval by Student's t: over two or three seeds it says little.
+Each run, with its versions and machine, is a line of `indistill.jsonl`."""
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """For each setting its arms: mean, deviation and each seed; and the difference to the method alone, paired."""
-    lines = [
-        "# InDistill: what the warm-up is worth", "",
-        "Made by `python benchmarks/indistill.py`: all arms of a setting train equally many epochs (70 for retrieval, 60 for",
-        "classification, warm-ups included) on 10,000 random training images, with the same initial weights and batches under",
-        "a seed; measured on 2,000 random test images after the last epoch. Teachers saw all training images. The difference",
-        "is that of the seeds that both arms have, with its 95 % interval by Student's t: with two or three seeds it says",
-        "little. Each run, with its versions and machine, is a line of `indistill.jsonl`.", "",
-    ]  # fmt: skip
+    lines = [_ABOUT, ""]
     for setting in SETTINGS:
         mine = [row for row in rows if row["setting"] == setting]
         if not mine:
