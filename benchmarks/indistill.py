@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import platform
 import shutil
 import statistics
@@ -37,6 +36,7 @@ from torchvision.datasets import FashionMNIST
 
 import fxdistill
 from fxdistill.cli.commands import app
+from fxdistill.measure.differences import paired
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
@@ -59,11 +59,11 @@ class Model:
     factory: str
     kwargs: dict[str, Any]
 
-    def arguments(self, data: str, *, classes: int) -> dict[str, Any]:
-        """All arguments; 0 classes for the network up to its penultimate layer."""
+    def arguments(self, data: str) -> dict[str, Any]:
+        """All arguments, those of the data among them."""
         channels, size = (3, 32) if data == "cifar" else (1, 28)
         sized = {"image_size": size, "padding": 0} if self.factory == "convnet" else {}
-        return {**self.kwargs, **sized, "in_channels": channels, "classes": classes}
+        return {**self.kwargs, **sized, "in_channels": channels}
 
 
 PAIRS = {
@@ -247,29 +247,20 @@ class Work:
             np.savez(path, **arrays, classes=np.array([str(n) for n in range(10)]))
         return path
 
-    def teacher(self, data: str, pair: str, *, classes: int) -> Path:
-        """A teacher's file: trained on all images, with its classifier or without."""
+    def teacher(self, data: str, pair: str) -> Path:
+        """A teacher's file, trained on all images."""
         model = PAIRS[pair][0]
-        name = f"{data}-{model.factory}-" + "-".join(map(str, model.kwargs.get("widths", [])))
-        path = self.root / f"{name}-{classes}.pt"
+        path = self.root / f"{data}-{model.factory}-{'-'.join(map(str, model.kwargs['widths']))}.pt"
         if not path.is_file():
-            whole, weights = self.whole(data), self.root / f"{name}.weights.pt"
-            images = torch.from_numpy(whole["train_images"])
+            whole, factory, arguments = self.whole(data), f"fxdistill.models:{model.factory}", model.arguments(data)
+            images, labels = (torch.from_numpy(whole[f"train_{kind}"]) for kind in ("images", "labels"))
             pixels = images.float().transpose(0, 1).flatten(1) / 255
             mean, std = ([round(float(x), 4) for x in found] for found in (pixels.mean(1), pixels.std(1)))
-            if not weights.is_file():
-                made = build(f"fxdistill.models:{model.factory}", model.arguments(data, classes=10), seed=0)
-                normalise = (torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1))
-                _train(made, images, torch.from_numpy(whole["train_labels"]).long(), normalise, flip=True)
-                torch.save(made.state_dict(), weights)
-            arguments = model.arguments(data, classes=classes)
-            factory = f"fxdistill.models:{model.factory}"
-            made = build(factory, arguments)
-            state = torch.load(weights, weights_only=True)
-            made.load_state_dict({name: tensor for name, tensor in state.items() if name in made.state_dict()})
-            size = list(images.shape[2:])
+            made = build(factory, arguments, seed=0)
+            normalise = (torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1))
+            _train(made, images, labels.long(), normalise)
             channels: Any = "rgb" if images.shape[1] == 3 else "gray"
-            seen = Preprocessing(size=size, mean=mean, std=std, channels=channels)
+            seen = Preprocessing(size=list(images.shape[2:]), mean=mean, std=std, channels=channels)
             fxdistill.save(
                 made, path, factory=factory, kwargs=arguments, input_shape=(1, *images.shape[1:]), preprocessing=seen
             )
@@ -292,7 +283,7 @@ def _fashion(root: Path) -> dict[str, np.ndarray[Any, Any]]:
     return {**images, **{f"{part}_labels": found.targets.numpy() for part, found in parts.items()}}
 
 
-def _train(model: nn.Module, images: Tensor, labels: Tensor, normalise: tuple[Tensor, Tensor], *, flip: bool) -> None:
+def _train(model: nn.Module, images: Tensor, labels: Tensor, normalise: tuple[Tensor, Tensor]) -> None:
     """Cross-entropy, Adam, half a cosine; random crops and flips."""
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
@@ -305,7 +296,7 @@ def _train(model: nn.Module, images: Tensor, labels: Tensor, normalise: tuple[Te
             batch = (images[picked].float() / 255 - normalise[0]) / normalise[1]
             top, left = torch.randint(0, 9, (2,), generator=chance).tolist()
             batch = nn.functional.pad(batch, (4, 4, 4, 4))[..., top : top + height, left : left + width]
-            mirrored = (torch.rand(len(batch), generator=chance) < 0.5 * flip).view(-1, 1, 1, 1)
+            mirrored = (torch.rand(len(batch), generator=chance) < 0.5).view(-1, 1, 1, 1)
             batch = torch.where(mirrored, batch.flip(3), batch)
             loss = nn.functional.cross_entropy(model(batch), labels[picked])
             optimizer.zero_grad()
@@ -321,15 +312,12 @@ def measure(setting: str, name: str, seed: int, work: Work) -> dict[str, Any]:
     data, task, pair = _parts(setting)
     arm = ARMS[task][name]
     trained_for = arm.task or task
-    classes = 0 if trained_for == "retrieval" else 10
     student = PAIRS[pair][1]
     folder = work.root / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    teacher, spec = work.teacher(data, pair, classes=classes), f"npz:{work.part(data)}"
-    query = "&".join(
-        f"{k}={json.dumps(v).replace(' ', '')}" for k, v in student.arguments(data, classes=classes).items()
-    )
+    teacher, spec = work.teacher(data, pair), f"npz:{work.part(data)}"
+    query = "&".join(f"{k}={json.dumps(v).replace(' ', '')}" for k, v in student.arguments(data).items())
     words = [
         "plan", str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
         spec, "--task", trained_for, "--method", arm.method, "--epochs", str(EPOCHS[task]), "--lr", str(RATE),
@@ -344,7 +332,7 @@ def measure(setting: str, name: str, seed: int, work: Work) -> dict[str, Any]:
     seconds = time.monotonic() - started
     found = {k: v for k, v in result["arms"][0].items() if isinstance(v, float) and k != "seconds"}
     if trained_for != task:
-        found = _as_embedding(folder / "run" / "student.pt", student, data, spec, task)
+        found = fxdistill.evaluate(folder / "run" / "student.pt", spec, task=task)  # the classifier's embedding
     shutil.rmtree(folder)
     return {
         "setting": setting, "arm": name, "seed": seed, "metrics": {k: round(v, 5) for k, v in found.items()},
@@ -365,20 +353,6 @@ def _in_all(plan: Plan, total: int) -> Plan:
         return [*warm, main.changed(epochs=total - sum(stage.epochs for stage in warm))]
 
     return _stages(plan, change)
-
-
-def _as_embedding(path: Path, student: Model, data: str, spec: str, task: str) -> dict[str, float]:
-    """How well a classifier's penultimate layer retrieves."""
-    trained = fxdistill.load(path)
-    made = build(f"fxdistill.models:{student.factory}", student.arguments(data, classes=0))
-    state = trained.module.state_dict()
-    made.load_state_dict({name: tensor for name, tensor in state.items() if name in made.state_dict()})
-    headless = path.with_name("headless.pt")
-    fxdistill.save(
-        made, headless, factory=f"fxdistill.models:{student.factory}", kwargs=student.arguments(data, classes=0),
-        input_shape=trained.input_shape, preprocessing=trained.preprocessing,
-    )  # fmt: skip
-    return fxdistill.evaluate(headless, spec, task=task)
 
 
 def _parts(setting: str) -> tuple[str, str, str]:
@@ -447,20 +421,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _row(name: str, beside: str, found: dict[int, float], values: dict[str, dict[int, float]]) -> str:
     mean = statistics.fmean(found.values())
     deviation = f"{statistics.stdev(found.values()):.2f}" if len(found) > 1 else ""
-    other = values.get(beside, {})
-    paired = [found[seed] - other[seed] for seed in sorted(found.keys() & other.keys())]
-    said = ""
-    if paired:
-        said = f"{statistics.fmean(paired):+.2f}"
-        if len(paired) > 1:
-            spread = _STUDENT_T.get(len(paired) - 1, 1.96) * statistics.stdev(paired) / math.sqrt(len(paired))
-            said += f" ± {spread:.2f}"
+    difference = paired(found, values.get(beside, {}), beside=beside)
+    said = f"{difference.mean:+.2f}" if difference is not None else ""
+    if difference is not None and difference.high is not None:
+        said += f" ± {difference.high - difference.mean:.2f}"
     each = " ".join(f"{found[seed]:.2f}" for seed in sorted(found))
-    return f"| {name} | {mean:.2f} | {deviation} | {each} | {beside if paired else ''} | {said} |"
-
-
-_STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-"""Quantiles at 97.5 % by degrees of freedom."""
+    return f"| {name} | {mean:.2f} | {deviation} | {each} | {beside if difference is not None else ''} | {said} |"
 
 
 def main() -> int:

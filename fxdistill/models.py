@@ -32,7 +32,7 @@ def convnet(
     Args:
         widths: Output channels of each block.
         hidden: Width of the penultimate layer.
-        classes: Number of logits; 0 for none: the network ends with the penultimate layer, an embedding (N, hidden).
+        classes: Number of logits.
         in_channels: Channels of the input.
         image_size: Height and width of the input in pixels.
         padding: Zero padding of every convolution.
@@ -59,8 +59,7 @@ def convnet(
             raise ValueError(f"an image of {image_size} pixels is used up after {index} of {len(widths)} blocks")
     blocks["flatten"] = nn.Flatten()
     blocks["hidden"] = nn.Sequential(OrderedDict(linear=nn.Linear(channels * size * size, hidden), relu=nn.ReLU()))
-    if classes:
-        blocks["classifier"] = nn.Linear(hidden, classes)
+    blocks["classifier"] = nn.Linear(hidden, classes)
     return nn.Sequential(blocks)
 
 
@@ -83,7 +82,7 @@ class _ResNet(nn.Module):
                 channels = width
             self.layers.add_module(f"layer{index}", layer)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, classes) if classes else nn.Identity()
+        self.classifier = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
@@ -104,7 +103,7 @@ def resnet(
     Args:
         widths: Channels of each layer.
         blocks: Basic blocks of each layer, one number for all or one each.
-        classes: Number of logits; 0 for none: the network ends with the pooled features, an embedding.
+        classes: Number of logits.
         in_channels: Channels of the input.
 
     Returns:

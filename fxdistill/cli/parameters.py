@@ -63,7 +63,7 @@ Embeddings = Annotated[
     ),
 ]
 Embedding = Annotated[
-    str, typer.Option("--embedding", metavar="WHICH", help=f"What the model answers with {_EMBEDDING}.")
+    str | None, typer.Option("--embedding", metavar="WHICH", help=f"What the model answers with {_EMBEDDING}.")
 ]
 Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Measure the teacher on the data.")]
 Data = Annotated[str | None, typer.Option("--data", help=_DATA)]

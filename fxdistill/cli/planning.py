@@ -84,15 +84,7 @@ def look(
         ModelError: A model does not fit the data.
     """
     seen = preprocess.look(models, spec, task=TASKS.get(task), wishes=wishes, shape=wanted, allow=allow)
-    dataset, left = seen.dataset, dict[str, str]()
-    if TASKS.get(task).embeds:
-        left = {
-            name: heads.embedding(
-                loaded.module, embedding.get(name, heads.PENULTIMATE), where=f"--embedding, {name}",
-                input_shape=(1, seen.shape[1], *seen.preprocessing[name].size),
-            )
-            for name, loaded in models.items() if loaded.metadata.get("task") != task
-        }  # fmt: skip
+    dataset, left = seen.dataset, _embedding(models, embedding, seen, task=task)
     if spec is None or dataset is None:
         named = (entries[0] or "", entries[1] or "")
         return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named, heads=left)
@@ -132,6 +124,23 @@ def look(
         view = seen.preprocessing[first].view(own.image_shape[1:])
         reached, poor = preflight.taught(first, module, own, TASKS.get(task), view=view, entry=entry[0])
     return Seen(data, seen.shape, seen.preprocessing, entry, examples, (*said, *undecided, *poor), reached, left)
+
+
+def _embedding(
+    models: Mapping[str, LoadedModel], wishes: Mapping[str, str], seen: preprocess.Seen, *, task: str
+) -> dict[str, str]:
+    """Make models answer with their embeddings, where the task is about these; the layers that were left away."""
+    if not TASKS.get(task).embeds:
+        if wishes:
+            raise heads.about_another_task(task)
+        return {}
+    return {
+        name: heads.embedding(
+            loaded.module, wishes.get(name, heads.usual(loaded.metadata, task)), where=f"--embedding, {name}",
+            input_shape=(1, seen.shape[1], *seen.preprocessing[name].size),
+        )
+        for name, loaded in models.items()
+    }  # fmt: skip
 
 
 def write(

@@ -38,9 +38,9 @@ def compared(plan: Plan, methods: Sequence[str], *, seeds: int | None = None) ->
         changes["seeds"] = [plan.seeds[0] + number for number in range(seeds)]
     if methods:
         own = plan.arm(plan.export.arm)
-        arms = [_arm(name, plan, own) for name in methods]
         if twice := [name for name in methods if list(methods).count(name) > 1]:
             raise InputError(f"'{twice[0]}' stands twice", where="--arms", hint="name each method once")
+        arms = [_arm(name, plan, own) for name in methods]
         others = [arm for arm in plan.arms if arm.name != own.name]
         changes |= {"arms": [*others, *arms], "control": None, "costed": ""}
         changes["export"] = plan.export.changed(arm=arms[-1].name)
@@ -51,13 +51,13 @@ def compared(plan: Plan, methods: Sequence[str], *, seeds: int | None = None) ->
 
 
 def _arm(name: str, plan: Plan, own: Arm) -> Arm:
-    composed(name, where="--arms")
+    method = composed(name, where="--arms")
     if any(stage.extends for stage in own.stages):
         raise PlanError(
             "the plan was extended, so that its arms are not as long as they were planned", where="--arms",
             hint="compare with the plan as it was before",
         )  # fmt: skip
-    if name == plan.method:
+    if method.parts == composed(plan.method).parts:
         return own.changed(name=name)
     main, total = own.stages[-1], sum(stage.epochs for stage in own.stages)
     made: tuple[Stage, ...] = Schedule(name)(_recipe(plan, own)).value

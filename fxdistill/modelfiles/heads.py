@@ -7,27 +7,34 @@ trains, is traced, saved and exported as before, and answers with the penultimat
 """
 
 import contextlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxdistill.errors import ModelError
+from fxdistill.errors import InputError, ModelError
 
 PENULTIMATE, OUTPUT = "penultimate", "output"
 """What a user may say instead of a layer: to look for it, and that there is none to leave away."""
 
 
 def head_of(module: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """The path of the linear layer whose result is the model's answer; '' where there is none."""
-    found: dict[int, str] = {}
+    """The path of the linear layer whose result is the model's answer, as it is; '' where there is none."""
+    found: list[tuple[Tensor, int, str]] = []  # held, so that each is told from all others
+
+    def note(value: Tensor, path: str) -> None:
+        found.append((value, value._version, path))  # noqa: SLF001  # what overwrites it counts it up
+
     with contextlib.ExitStack() as stack, torch.no_grad():
         for path, part in module.named_modules():
-            if type(part) is nn.Linear:
-                handle = part.register_forward_hook(lambda _m, _i, value, path=path: found.__setitem__(id(value), path))
+            if isinstance(part, nn.Linear):
+                handle = part.register_forward_hook(lambda _m, _i, value, path=path: note(value, path))
                 stack.callback(handle.remove)
         device = next((parameter.device for parameter in module.parameters()), None)
         answer = module(torch.zeros(input_shape, device=device))
-        return found.get(id(answer), "") if isinstance(answer, Tensor) else ""
+    same = (path for value, version, path in found if value is answer and value._version == version)  # noqa: SLF001
+    return next(same, "")
 
 
 def without(module: nn.Module, path: str, *, where: str) -> None:
@@ -36,18 +43,27 @@ def without(module: nn.Module, path: str, *, where: str) -> None:
     Raises:
         ModelError: There is no linear layer of this path.
     """
-    parent, _, name = path.rpartition(".")
-    try:
-        part = module.get_submodule(path)
-    except AttributeError:
-        part = module
-    if not path or not isinstance(part, nn.Linear):
-        known = [name for name, one in module.named_modules() if isinstance(one, nn.Linear)]
+    linear = [name for name, part in module.named_modules() if name and isinstance(part, nn.Linear)]
+    if path not in linear:
         raise ModelError(
             f"'{path}' is no linear layer of the model, so that it cannot be left away for an embedding", where=where,
-            hint=f"its last ones are {', '.join(known[-3:])}" if known else "it has none: --embedding output",
+            hint=f"its last ones are {', '.join(linear[-3:])}" if linear else "it has none: --embedding output",
         )  # fmt: skip
+    parent, _, name = path.rpartition(".")
     setattr(module.get_submodule(parent), name, nn.Identity())
+
+
+def usual(metadata: Mapping[str, Any], task: str) -> str:
+    """What is done where nobody says: what a run for the task has made is an embedding already."""
+    return OUTPUT if metadata.get("task") == task else PENULTIMATE
+
+
+def about_another_task(task: str) -> InputError:
+    """The error for a wish in a task in which a model's answer is no embedding."""
+    return InputError(
+        f"in the task '{task}' a model answers as it does, and with no embedding", where="--embedding",
+        hint="leave it out, or give --task retrieval",
+    )  # fmt: skip
 
 
 def embedding(module: nn.Module, wish: str, *, input_shape: tuple[int, ...], where: str) -> str:
@@ -62,9 +78,9 @@ def embedding(module: nn.Module, wish: str, *, input_shape: tuple[int, ...], whe
     Raises:
         ModelError: There is no such layer.
     """
-    path = {OUTPUT: "", PENULTIMATE: ""}.get(wish, wish)
-    if wish == PENULTIMATE:
-        path = head_of(module, (1, *input_shape[1:]))
-    if path:
+    if wish == OUTPUT:
+        return ""
+    path = head_of(module, (1, *input_shape[1:])) if wish == PENULTIMATE else wish
+    if path or wish != PENULTIMATE:
         without(module, path, where=where)
     return path

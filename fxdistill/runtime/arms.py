@@ -178,7 +178,8 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         _check_finite(module, trial)
     record: dict[str, Any] = asdict(trial)
     if run.plan.export.seed == "best" and trial.name == run.plan.export.arm:
-        record[kept.VALIDATED] = run.measured(run.plan.export.member, on="val").get(run.task.primary, 0.0)
+        reached = run.measured(run.plan.export.member, on="val")
+        record |= {kept.VALIDATED: reached[run.task.primary]} if reached else {}
     for member, module in trained.items():
         if kept.is_kept(run.plan, run.task, trial, member, [*at.finished, record]):
             remarks += kept.keep(run.plan, run.rundir, member, module)

@@ -85,7 +85,7 @@ def evaluate(
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
-    embedding: str = heads.PENULTIMATE,
+    embedding: str | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
 
@@ -102,8 +102,8 @@ def evaluate(
         entry: Which entry of a structured output is the prediction; None to find it.
         class_map: A file with the model's classes, for data that has some of them; see :mod:`fxdistill.data.classmap`.
         checkpoint_entry: The entry of a checkpoint that holds the weights; None to look for it.
-        embedding: In a task about embeddings what a file's model answers with: the ``penultimate`` layer, its
-            ``output``, or what a linear layer of this path reads; a module is taken as it is.
+        embedding: In a task about embeddings what a file's model answers with: its ``penultimate`` layer (the default),
+            its ``output``, or what a linear layer of this path reads. Other models are taken as they are.
 
     Raises:
         InputError: The model cannot be found or loaded, or does not fit the data.
@@ -134,7 +134,7 @@ def export(
     preprocessing: Preprocessing | Wishes = NOTHING, opset: int = 18, tolerance: float = 1e-4,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, only: Sequence[str] = (), class_map: str | Path | None = None, embed: bool = False,
-    checkpoint_entry: str | None = None, embedding: str = heads.PENULTIMATE,
+    checkpoint_entry: str | None = None, embedding: str | None = None,
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a model as ONNX with a dynamic batch, if the file passes the parity gate.
 
@@ -280,7 +280,7 @@ def find(
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
-    embedding: str = heads.PENULTIMATE,
+    embedding: str | None = None,
 ) -> Found:  # fmt: skip
     """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
 
@@ -289,10 +289,11 @@ def find(
     """
     names = None if class_map is None else Path(class_map)
     if not isinstance(model, nn.Module) and Path(model).is_dir():
-        if any((task, factory, args, trust_code, entry is not None, checkpoint_entry is not None)):
+        if any((task, factory, args, trust_code, embedding, entry is not None, checkpoint_entry is not None)):
             raise InputError(
                 "a run says itself what its models are", where=str(model),
-                hint="leave out --task, --factory, --arg, --entry, --output-entry and --trust-code, or give a file",
+                hint="leave out --task, --factory, --arg, --entry, --embedding, --output-entry and --trust-code, or "
+                "give a file",
             )  # fmt: skip
         return _of_run(Path(model), data, preprocess.at_size(preprocessing, input_shape), allow, names)
     if not isinstance(model, nn.Module) and Path(model).suffix.lower() == ".onnx":
@@ -307,9 +308,7 @@ def find(
     )
     own = read.preprocessing[MODEL]
     shape = (read.shape[0], read.shape[1], *own.size)
-    own_answer = isinstance(given.module, OnnxModel) or isinstance(model, nn.Module)
-    if wanted.embeds and not own_answer and given.metadata.get("task") != task:  # what a run for it made is one already
-        heads.embedding(given.module, embedding, input_shape=shape, where="--embedding")
+    _as_embedding(given, model, embedding, task, input_shape=shape)
     if read.dataset is None:
         classes = given.metadata.get("classes", [])
         metadata = described(task=task, preprocessing=own, classes=classes if isinstance(classes, list) else [])
@@ -322,6 +321,23 @@ def find(
     said = (*dataset.remarks, *read.remarks, *remarks)
     metadata = described(task=task, preprocessing=own, classes=dataset.classes)
     return Found(given.module, wanted, dataset, shape, own, fit.entry, metadata, remarks=said)
+
+
+def _as_embedding(
+    given: LoadedModel, model: str | Path | nn.Module, wish: str | None, task: str, *, input_shape: tuple[int, ...]
+) -> None:
+    """Make a file's model answer with its embedding, in a task about these."""
+    if not TASKS.get(task).embeds:
+        if wish is not None:
+            raise heads.about_another_task(task)
+    elif not isinstance(model, nn.Module) and not isinstance(given.module, OnnxModel):
+        heads.embedding(
+            given.module, wish or heads.usual(given.metadata, task), input_shape=input_shape, where="--embedding"
+        )
+    elif wish is not None:
+        raise InputError(
+            "this model is taken as it is", where="--embedding", hint="leave it out, or give a file of weights"
+        )
 
 
 def unsaid(found: Found, *, where: str) -> tuple[Diagnostic, ...]:

@@ -161,6 +161,7 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Part
 
     trained = {member for arm in plan.arms for member in arm.trains}
     dataset = preflight.load_data(plan, base, allow=settings.allow)
+    preflight.tells_the_best(plan, dataset)
     given = [name for name, member in plan.members.items() if isinstance(member, ModelRef)]
     modules = {name: load(name, plan.seed) for name in given}
     strangers = {

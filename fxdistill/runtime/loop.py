@@ -33,9 +33,8 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
 }  # fmt: skip
 _ACCELERATOR_CHECKS = 20  # steps
-_LOST = (
-    1000  # times a loss before training, or 1 where that is less: a mean over an epoch that no training comes back from
-)
+_LOST = 1000
+"""Times a loss before training, or 1 where that is less: a mean over an epoch that no training comes back from."""
 
 
 @dataclass(frozen=True)

@@ -329,6 +329,19 @@ def exports(plan: Plan, module: nn.Module) -> None:
         )  # fmt: skip
 
 
+def tells_the_best(plan: Plan, dataset: Dataset) -> None:
+    """Check that the best seed can be told, where it is to be exported.
+
+    Raises:
+        PlanError: The validation images have no labels.
+    """
+    if plan.export.seed == "best" and not dataset.has_labels("val"):
+        raise PlanError(
+            "the best seed is to be exported, and the validation images have no labels to tell it by",
+            where="export.seed", hint="export the first one, or give data with labels",
+        )  # fmt: skip
+
+
 def dry_step(program: Program, dataset: Dataset, *, where: str) -> dict[str, float]:
     """Compute a stage's losses on two real images, so that what cannot be computed is found before training.
 

@@ -29,22 +29,22 @@ def by_batch_statistics(graph: fx.Graph, root: nn.Module, value: fx.Node, *, whe
     Raises:
         PairingError: There is none, or something else than activations, poolings and additions follows it.
     """
-    ways = _way(root, value)
-    if ways is None:
+    way = _way(root, value)
+    if way is None:
         raise PairingError(
             "no BatchNorm stands right before the teacher's tap, so that there is none to normalise by the batch",
             where=where, hint="compare the taps 'standardized' or 'raw'",
         )  # fmt: skip
-    new = dict[fx.Node, fx.Node]()
-    for node in ways:
-        norm = submodule(root, node)
-        with graph.inserting_after(max((value, *new.values()), key=list(graph.nodes).index)):
+    new, following = dict[fx.Node, fx.Node](), value.next  # all that is new stands between the two, in order
+    with graph.inserting_before(following):
+        for node in way:
+            norm = submodule(root, node)
             if isinstance(norm, _NORMS):
-                weight = graph.get_attr(f"{node.target}.weight") if norm.weight is not None else None
-                if weight is not None:
+                weight = None
+                if norm.weight is not None:
+                    weight = graph.get_attr(f"{node.target}.weight")
                     weight.meta = {"role": "adapter"}
-                with graph.inserting_after(weight or value):
-                    new[node] = call(graph, "adapter", batch_normalized, node.args[0], weight, norm.eps)
+                new[node] = call(graph, "adapter", batch_normalized, node.args[0], weight, norm.eps)
             else:
                 new[node] = graph.node_copy(node, lambda other: new.get(other, other))
             new[node].meta = {"role": "adapter", "frozen": True, "shape": node.meta["shape"]}

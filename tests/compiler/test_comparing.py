@@ -60,6 +60,14 @@ def test_arguments_that_the_plan_has_are_those_of_all_arms() -> None:
         assert kd.args == {"temperature": 2.5}
 
 
+def test_the_plans_own_method_is_known_by_what_it_means() -> None:
+    """``indistill`` is ``indistill+kd``: the stages that the user changed are kept under either name."""
+    plan = planned(method="indistill")
+    plan = with_main(plan, epochs=40)
+    for name in ("indistill", "indistill+kd"):
+        assert compared(plan, ("supervised", name)).arm(name).stages == plan.arm("distilled").stages
+
+
 def test_without_methods_only_the_seeds_change() -> None:
     plan = planned(seed=5)
     assert compared(plan, ()) == plan

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fxdistill
-from fxdistill.errors import ModelError
+from fxdistill.errors import InputError, ModelError
 from fxdistill.modelfiles import heads
 from fxdistill.models import convnet, resnet
 from tests import jobs, runs
@@ -41,8 +41,11 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize(
     ("module", "path"),
     [
-        (convnet(), "classifier"), (resnet(), "classifier"), (convnet(classes=0), ""), (TwoHeads(), ""),
-        (Normalised(), ""), (nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)), "3"),
+        (convnet(), "classifier"), (resnet(), "classifier"), (TwoHeads(), ""), (Normalised(), ""),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)), "3"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU()), ""),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(inplace=True)), ""),  # the same tensor
+        (nn.Sequential(nn.Flatten(), *(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(8))), ""),
     ],
 )  # fmt: skip
 def test_the_head_is_the_linear_layer_that_answers(module: nn.Module, path: str) -> None:
@@ -64,7 +67,7 @@ def test_without_it_the_model_answers_with_what_it_read() -> None:
     assert torch.equal(other(images), logits)
 
 
-@pytest.mark.parametrize("wish", ["nothing", "block1.conv", "block1", "hidden.linear.weight"])
+@pytest.mark.parametrize("wish", ["", "nothing", "block1.conv", "block1", "hidden.linear.weight"])
 def test_a_layer_that_is_no_linear_one(wish: str) -> None:
     with pytest.raises(ModelError, match="is no linear layer of the model") as caught:
         heads.embedding(convnet().eval(), wish, input_shape=SHAPE, where="--embedding")
@@ -96,3 +99,17 @@ def test_classifiers_are_distilled_measured_and_exported_as_embeddings(tmp_path:
     as_embedding, as_logits = evaluate(), evaluate(embedding="output")
     assert as_embedding["mAP"] != as_logits["mAP"]
     assert as_embedding == evaluate(embedding="fc")
+
+
+def test_an_embedding_is_wished_only_where_it_is_read(tmp_path: Path) -> None:
+    found = runs.workshop() / "teacher.pt"
+    planned = ("plan", found, found.with_name("student.pt"), "-o", tmp_path / "p.json")
+    for command in (planned, ("eval", found), ("export", found, "-o", tmp_path / "p.onnx")):
+        done = jobs.call(*command, "--data", "digits", "--embedding", "output", "--allow-factory", runs.ALLOW[0])
+        assert done.exit_code == 2
+        assert "in the task 'classification' a model answers as it does" in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="a run says itself what its models are"):
+        fxdistill.evaluate(runs.finished(), embedding="output", allow=runs.ALLOW)
+    with pytest.raises(InputError, match="this model is taken as it is"):
+        fxdistill.evaluate(convnet(), "digits", task="retrieval", embedding="output", input_shape=SHAPE)

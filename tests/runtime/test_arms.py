@@ -5,14 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 import fxdistill
-from fxdistill.errors import RunDirError
+from fxdistill.data.load import load as load_data
+from fxdistill.errors import PlanError, RunDirError
 from fxdistill.measure.differences import paired
 from fxdistill.report.result_view import result_view
+from fxdistill.runtime import preflight
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.kept import exported_seed
 from fxdistill.tasks import TASKS
@@ -71,6 +74,24 @@ def test_which_seed_is_exported(seed: Any, values: tuple[float, float], expected
     records.insert(1, {"name": "control", "seed": 3})
     assert exported_seed(plan, task, records) == expected
     assert exported_seed(plan, task, []) == 3
+    unmeasured = [{name: value for name, value in record.items() if name != "validated"} for record in records]
+    assert exported_seed(plan, task, unmeasured) == 3
+    assert exported_seed(plan, task, [*unmeasured[:2], records[2]]) == (4 if seed == "best" else 3)
+
+
+def test_the_best_seed_is_not_told_without_labels(tmp_path: Path) -> None:
+    images, labels = torch.rand(90, 8, 8).numpy(), torch.arange(90).numpy() % 10
+    splits = {"train": labels, "test": labels, "val": labels * 0 - 1}
+    arrays: dict[str, Any] = {f"{name}_labels": found for name, found in splits.items()}
+    arrays |= {f"{name}_images": images for name in splits}
+    np.savez(tmp_path / "a.npz", **arrays)
+    dataset = load_data(f"npz:{tmp_path / 'a.npz'}")
+    plan = fxdistill.load_plan(runs.plan_file())
+    preflight.tells_the_best(plan, dataset)
+    data = plan.data.changed(val={"share": 0.0, "seed": 0})
+    best = plan.changed(data=data, export=plan.export.changed(seed="best"))
+    with pytest.raises(PlanError, match="the validation images have no labels"):
+        preflight.tells_the_best(best, dataset)
 
 
 def test_the_best_seeds_student_is_written(tmp_path: Path) -> None:
