@@ -32,10 +32,11 @@ def plan_view(plan: Plan) -> RenderableType:
         if isinstance(member, Shrunken):
             parts.extend([Text(), *_shrunken_lines(name, member)])
     parts.append(Text())
-    parts.append(_title(f"arms ({plan.method})", "cost as a share of the given members in full"))
+    counted = bool(plan.costed)
+    parts.append(_title(f"arms ({plan.method})", "cost as a share of the given members in full" if counted else ""))
     for arm in plan.all_arms:
         parts.append(_arm_line(plan, arm))
-        parts.extend(_stage_line(stage) for stage in arm.stages)
+        parts.extend(_stage_line(stage, counted=counted) for stage in arm.stages)
     remarks = [*plan.diagnostics, *stale_costs(plan)]
     if remarks:
         parts.extend([Text(), *diagnostics_view(remarks)])
@@ -50,7 +51,7 @@ def _arm_line(plan: Plan, arm: Arm) -> Line:
 
 
 def _title(name: str, rest: str) -> Line:
-    return Line(Text.assemble((name, "bold"), f", {rest}"), indent=2)
+    return Line(Text.assemble((name, "bold"), f", {rest}" if rest else ""), indent=2)
 
 
 def _model_lines(role: str, ref: ModelRef, width: int) -> Iterator[Line]:
@@ -150,9 +151,9 @@ def _term(term: LossTerm) -> str:
     return f"{weight}{fades}{term.name}{'' if term.compare == 'raw' else f' of {term.compare} taps'}"
 
 
-def _stage_line(stage: Stage) -> Line:
+def _stage_line(stage: Stage, *, counted: bool) -> Line:
     losses = " + ".join(map(_term, stage.losses))
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
-    details = f"  {_how(stage)}, {stage.cost:.1%} of the cost"
+    details = f"  {_how(stage)}{f', {stage.cost:.1%} of the cost' if counted else ''}"
     text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))
     return Line(text, Text("    "), 6)

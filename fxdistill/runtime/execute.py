@@ -19,6 +19,7 @@ from fxdistill.compiler.build import specialize
 from fxdistill.compiler.comparing import compared
 from fxdistill.data.batches import steps_per_epoch
 from fxdistill.data.dataset import Dataset
+from fxdistill.errors import InputError
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import whole_state
 from fxdistill.plan.document import Plan, stale_costs
@@ -99,9 +100,16 @@ def execute(
         ParityError: The exported student is not the trained one.
     """
     settings, observer = settings or Settings(), observer or Observer()
-    plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
+    held = RunDir(out)
+    if (settings.arms or settings.seeds is not None) and (
+        settings.more_epochs or held.plan_path.resolve() == plan_path.resolve()
+    ):
+        raise InputError(
+            "other arms and seeds are for a run that is yet to begin", where="--arms, --seeds",
+            hint="name the plan's own file and another directory; a run that was begun with them knows them",
+        )  # fmt: skip
+    begun = plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
     preflight.runnable(plan, plan_path)
-    held, begun = RunDir(out), plan
     precision = settings.precision or plan.precision
     how = {"precision": precision, "compile": settings.compile, "channels_last": settings.channels_last}
     if settings.more_epochs:

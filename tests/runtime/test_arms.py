@@ -12,7 +12,7 @@ from rich.console import Console
 
 import fxdistill
 from fxdistill.data.load import load as load_data
-from fxdistill.errors import PlanError, RunDirError
+from fxdistill.errors import InputError, PlanError, RunDirError
 from fxdistill.measure.differences import paired
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime import preflight
@@ -52,6 +52,14 @@ def test_arms_under_one_budget(tmp_path: Path) -> None:
     alone = runs.execute(plan, tmp_path / "alone", CPU)
     of_kd = [one for one in result["arms"] if (one["seed"], one["name"]) == (0, "kd")]
     assert of_kd[0]["accuracy"] == alone["arms"][0]["accuracy"]
+    told = fxdistill.show(tmp_path / "run")
+    assert "kd  trains student from teacher, under 2 seeds" in " ".join(told.split("\n"))
+    assert "of the cost" not in told  # which nobody has counted
+    before = runs.snapshot(tmp_path / "run")
+    for path, wrong in ((tmp_path / "run" / "plan.json", {"resume": True}), (plan, {"more_epochs": 1})):
+        with pytest.raises(InputError, match="other arms and seeds are for a run that is yet to begin"):
+            runs.execute(path, tmp_path / "run", Settings(**{**vars(settings), **wrong}))
+    assert runs.snapshot(tmp_path / "run") == before
     again = runs.execute(plan, tmp_path / "run", Settings(**{**vars(settings), "resume": True}))
     assert again == json.loads(json.dumps(result))
     students = [fxdistill.load(tmp_path / name / "student.pt", allow=runs.ALLOW).module for name in ("run", "alone")]
