@@ -101,9 +101,8 @@ def execute(
     """
     settings, observer = settings or Settings(), observer or Observer()
     held = RunDir(out)
-    if (settings.arms or settings.seeds is not None) and (
-        settings.more_epochs or held.plan_path.resolve() == plan_path.resolve()
-    ):
+    begins = not settings.more_epochs and held.plan_path.resolve() != plan_path.resolve()
+    if (settings.arms or settings.seeds is not None) and not begins:
         raise InputError(
             "other arms and seeds are for a run that is yet to begin", where="--arms, --seeds",
             hint="name the plan's own file and another directory; a run that was begun with them knows them",
