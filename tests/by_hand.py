@@ -52,7 +52,7 @@ STAGES = ("warm-up-1", "warm-up-2", "main", "control")
 KEPT = [1, 2, 4, 7]  # not the first four
 EARLY, LATE = "layers.layer1.0.bn1", "layers.layer2.0.bn1"  # both are overwritten in place by the activation behind
 BATCH, STEPS = 256, 5  # steps an epoch
-AUGMENTATION, TEMPERATURE = ["crop:1"], 3.0
+AUGMENTATION, VIEWS, TEMPERATURE = ["crop:1"], 4, 3.0
 RISING, EARLY_EMA, CLIP, DECAY, SMOOTHING, EMA = 0.6, 0.7, 0.05, 1e-2, 0.2, 0.8
 WEIGHTS = {"late": 0.5, "cross-entropy": 0.9, "kd": 0.1, "early": 0.3}
 FADING = 0.5
@@ -113,7 +113,7 @@ def trained_teacher() -> nn.Module:
     program = build_arm(plan, "supervised", {"teacher": teacher})
     fabric = Fabric(accelerator="cpu", devices=1)
     task = TASKS.get("classification")
-    Loop(fabric, program, digits(), plan.data, task, 0, False, lambda _: None, lambda _: None).run(Position())
+    Loop(fabric, program, digits(), plan.data, task, 0, 0, False, lambda _: None, lambda _: None).run(Position())
     save(teacher.eval(), folder() / "teacher.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=SHAPE)
     return teacher
 
@@ -136,7 +136,7 @@ def plan() -> Plan:
     trained_teacher()
     return Plan(
         version=VERSION, method="indistill", seed=SEEDS[0], input=InputSpec(shape=list(SHAPE)),
-        data=defaults("digits", dataset=digits(), batch_size=BATCH).changed(augmentation=AUGMENTATION),
+        data=defaults("digits", dataset=digits(), batch_size=BATCH).changed(augmentation=AUGMENTATION, views=VIEWS),
         members={
             "teacher": ModelRef(path="teacher.pt", sha256=file_sha256(folder() / "teacher.pt"), factory=TEACHER[0],
                                 kwargs=TEACHER[1], preprocessing=digits().preprocessing),
@@ -295,8 +295,8 @@ def averaged(mean: Mapping[str, Tensor], now: Mapping[str, Tensor], share: float
 def training_batches(seed: int, epoch: int) -> Iterator[Batch]:
     """The batches of an epoch, normalised by hand."""
     train, mean, std = digits().train, digits().mean[0], digits().std[0]
-    plain: dict[str, Any] = {"shuffle": True, "augment": AUGMENTATION, "classes": 10}
-    for batch in batches(train, BATCH, seed=seed, epoch=epoch, **plain):
+    plain: dict[str, Any] = {"shuffle": True, "augment": AUGMENTATION, "augment_seed": SEEDS[0], "classes": 10}
+    for batch in batches(train, BATCH, seed=seed, epoch=epoch, views=VIEWS, **plain):
         yield {**batch, "images": (batch["images"] - mean) / std}
 
 

@@ -70,7 +70,7 @@ def train_teacher(path: Path) -> float:
     teacher = build(*TEACHER, seed=_SEED)
     loop = Loop(
         Fabric(accelerator="cpu", devices=1), build_arm(plan, "supervised", {"teacher": teacher}), dataset, plan.data,
-        task, _SEED, compiled=False, on_progress=lambda _: None, on_save=lambda *_: None,
+        task, _SEED, plan.seed, compiled=False, on_progress=lambda _: None, on_save=lambda *_: None,
     )  # fmt: skip
     loop.run(Position(), None)
     save(teacher, path, factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8), preprocessing=own)

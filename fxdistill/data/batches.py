@@ -1,11 +1,13 @@
 """Batches of pixels on a device, each a mapping of its fields. What a model makes of pixels is its preprocessing.
 
 Data that fits is a tensor on the device, augmented there; larger image folders are read by a ``DataLoader``.
-**The order is a pure function of (seed, epoch), and what an image looks like one of (seed, epoch, image)**; neither
-comes from the global state. A run that resumes at any step sees bit for bit what an undisturbed run would have seen.
+**The order is a pure function of (seed, epoch), and what an image looks like one of (the plan's seed, view, image)**;
+neither comes from the global state. A run that resumes at any step sees bit for bit what an undisturbed run would have
+seen, and all arms and seeds see the same of an image in the same epoch.
 
+    view(epoch)               = epoch, modulo how many views there are, if that is limited
     index(seed, epoch, step)  = permutation(seed, epoch)[step]
-    images(seed, epoch, step) = augment(all images[index], seed, epoch, index)
+    images(seed, epoch, step) = augment(all images[index], the plan's seed, view, index)
     labels(seed, epoch, step) = all labels[index], augmented in the same way where they are maps
 """
 
@@ -40,6 +42,8 @@ def batches(
     start: int = 0,
     shuffle: bool = False,
     augment: Sequence[str] = (),
+    augment_seed: int | None = None,
+    views: int | None = None,
     moves_targets: bool = False,
     classes: int = 0,
     device: Device = "cpu",
@@ -54,6 +58,8 @@ def batches(
         start: The first step to give.
         shuffle: Whether the order is a permutation drawn for the epoch.
         augment: Names of augmentations, applied in order.
+        augment_seed: What they are drawn under: the plan's seed; None for ``seed``.
+        views: How many views of an image there are; None for a new one in every epoch.
         moves_targets: Whether labels are maps (N, H, W) that move with the images, as the task says. What comes in at
             a border has no label there: -100, or not a number in maps of numbers that are not whole.
         classes: Number of classes, for augmentations that mix labels.
@@ -84,8 +90,8 @@ def batches(
                 chain,
                 x,
                 labels,
-                seed=seed,
-                epoch=epoch,
+                seed=seed if augment_seed is None else augment_seed,
+                view=view_of(epoch, views),
                 index=chosen,
                 fill=fill if moves_targets else None,
                 classes=classes,
@@ -95,6 +101,11 @@ def batches(
             yield {"images": x, "labels": labels, "index": index}
 
     return produce()
+
+
+def view_of(epoch: int, views: int | None) -> int:
+    """Which view of an image an epoch shows."""
+    return epoch if views is None else epoch % views
 
 
 def first_batch(dataset: Dataset, size: int = 128) -> Batch:

@@ -128,6 +128,8 @@ class DataPlan(Part):
         spec: ``digits``, ``cifar10:ROOT`` …; None for a structural plan, which cannot be run.
         batch_size: Images a training step.
         augmentation: Names of augmentations, applied in order: ``flip``, ``crop:PADDING``.
+        views: How many ways of looking at an image the augmentation draws: those of epoch ``e`` are those of epoch
+            ``e`` modulo this number. None for new ones in every epoch.
         classes: Class names in label order; empty where the task has none.
         train_size: Number of training images; 0 where it is not known.
         mapped: Whether the classes are those of the models, and the data's are found among them by name.
@@ -139,6 +141,7 @@ class DataPlan(Part):
     spec: str | None
     batch_size: Annotated[int, Field(gt=0, le=1 << 20)] = 128
     augmentation: list[str] = []
+    views: Epochs | None = None
     classes: list[str] = []
     train_size: Count = 0
     mapped: bool = False

@@ -2,8 +2,9 @@
 
 A **trial** is one training of an arm of the plan under one seed: its members start from their initial weights and are
 trained stage by stage. Members that come from a factory alone start from fresh weights under each seed; those that come
-from a file start from that file's, and the seeds vary order, augmentation and dropout. An arm that is trained once
-(the auxiliary teacher) comes first, and what it trained then teaches. The control arm stands beside its arm.
+from a file start from that file's, and the seeds vary the order of the images and dropout; what an image looks like in
+an epoch is the same in all trials. An arm that is trained once (the auxiliary teacher) comes first, and what it trained
+then teaches. The control arm stands beside its arm.
 """
 
 import math
@@ -155,8 +156,9 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     with stopping.deferred() as request:
         watch = _Watch(run, program, index, trial, request)
         loop = Loop(
-            run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.compiled, watch.progress,
-            watch.save, {stage: found for (name, stage), found in run.before.items() if name == trial.name},
+            run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.compiled,
+            watch.progress, watch.save,
+            {stage: found for (name, stage), found in run.before.items() if name == trial.name},
         )  # fmt: skip
         loop.run(at.position, at.optimizer, at.means, at.average)
     ended = replace(watch.at(Moment(Position(len(program.stages)))), finished=[])  # for an extension to go on from

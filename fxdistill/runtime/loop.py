@@ -1,9 +1,9 @@
 """The training loop, in view: forward, loss, backward, step.
 
 Randomness is a function of the place in the run and of nothing else: batches of (seed, epoch, step), augmentation of
-(seed, epoch, image), and torch's global generators are seeded from a hash of the first three before every step. A
-checkpoint therefore needs no generator state, and a run continued from one takes exactly the steps that an undisturbed
-run takes.
+(the plan's seed, view, image), see :mod:`fxdistill.data.batches`, and torch's global generators are seeded from a hash
+of the first three before every step. A checkpoint therefore needs no generator state, and a run continued from one
+takes exactly the steps that an undisturbed run takes.
 """
 
 import hashlib
@@ -106,7 +106,8 @@ class Loop:
         dataset: Where batches come from.
         data: Batch size and augmentation.
         task: What the targets are.
-        seed: Everything random comes from it.
+        seed: Everything random comes from it, but for the augmentation.
+        augment_seed: What that is drawn under: the plan's seed, in all trials.
         compiled: Whether each stage's program goes through ``torch.compile``.
         on_progress: Called after some steps, and at the end of every epoch.
         on_save: Called after every step, epoch and stage: a checkpoint may be taken.
@@ -119,6 +120,7 @@ class Loop:
     data: DataPlan
     task: Task
     seed: int
+    augment_seed: int
     compiled: bool
     on_progress: Callable[[Progress], None]
     on_save: Callable[[Moment], None]
@@ -182,6 +184,7 @@ class Loop:
         found = batches(
             self.dataset.train, size, seed=self.seed, epoch=run_epoch,
             start=position.step, shuffle=True, augment=self.data.augmentation, device=self.fabric.device,
+            augment_seed=self.augment_seed, views=self.data.views,
             moves_targets=self.task.moves_targets, classes=len(self.dataset.classes),
         )  # fmt: skip
         for step, batch in enumerate(found, start=position.step):

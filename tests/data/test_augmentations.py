@@ -256,3 +256,41 @@ def test_labels_are_mixed_as_the_images_are(name: str) -> None:
 def test_mixing_is_for_classes() -> None:
     with pytest.raises(DataError, match="'mixup' mixes classes"):
         batches(Split(images(8), torch.zeros(8)), 4, augment=["mixup"])
+
+
+def looks(epoch: int, *, seed: int, augment: list[str], views: int | None = None) -> list[Tensor]:
+    """Every image as it looks in an epoch of a run of the plan with the seed 5, in the order of the split."""
+    split = Split(images(40, 3, 16), torch.arange(40))
+    found = batches(split, 8, seed=seed, epoch=epoch, shuffle=True, augment=augment, augment_seed=5, views=views)
+    return [
+        image for _, image in sorted((int(i), x) for b in found for i, x in zip(b["index"], b["images"], strict=True))
+    ]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_all_trials_of_a_plan_see_the_same_of_an_image_in_an_epoch(name: str) -> None:
+    for one, other in zip(looks(3, seed=0, augment=[name]), looks(3, seed=9, augment=[name]), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_views_come_again_in_the_same_order(views: int) -> None:
+    drawn = [torch.stack(looks(epoch, seed=epoch, augment=["crop:4", "flip"], views=views)) for epoch in range(7)]
+    unlimited = [torch.stack(looks(epoch, seed=0, augment=["crop:4", "flip"])) for epoch in range(7)]
+    for epoch, found in enumerate(drawn):
+        assert torch.equal(found, unlimited[epoch % views])
+    assert len({found.sum().item() for found in unlimited}) == 7
+
+
+def test_views_keep_the_shares_of_what_is_drawn() -> None:
+    """Over the views of an image as over images: half are mirrored, and every place of a crop comes up alike."""
+    views, count = 40, 500
+    index = torch.arange(count)
+    heads, places = torch.zeros(count), torch.zeros(views, count, 2)
+    for view in range(views):
+        heads += (Draws.of(5, view, index, what="augmentation 0").uniform(1) < 0.5)[:, 0]
+        places[view] = Draws.of(5, view, index, what="augmentation 1").below(9, 2)
+    assert abs(heads.mean() / views - 0.5) < 4 * 0.5 / (views * count) ** 0.5
+    assert 0.7 < heads.var() / (views * 0.25) < 1.3  # one view says nothing of another one of the same image
+    shares = torch.stack([(places == place).float().mean((0, 1)) for place in range(9)])
+    assert (shares - 1 / 9).abs().max() < 4 * (1 / 9 * 8 / 9 / (views * count)) ** 0.5

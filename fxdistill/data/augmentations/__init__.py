@@ -1,6 +1,6 @@
 """Augmentations, one file each: what the images of a batch go through in training.
 
-What happens to an image is **a function of (seed, epoch, image)** and of nothing else: neither of the step nor of its
+What happens to an image is **a function of (seed, view, image)** and of nothing else: neither of the step nor of its
 neighbours in the batch, except for what mixes the two. An augmentation is drawn for a batch, with numbers of its own
 for each image, and then applied, to the images and, where a task's targets are maps and the augmentation moves pixels,
 to the targets in the same way:

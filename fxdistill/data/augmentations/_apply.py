@@ -10,7 +10,7 @@ from fxdistill.data.augmentations._draws import Draws
 
 
 def augmented(
-    chain: Sequence[Named], images: Tensor, labels: Tensor, *, seed: int, epoch: int, index: Tensor,
+    chain: Sequence[Named], images: Tensor, labels: Tensor, *, seed: int, view: int, index: Tensor,
     fill: float | None = None, classes: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Images and labels after all augmentations, in order.
@@ -19,14 +19,14 @@ def augmented(
         chain: The augmentations.
         images: (N, C, H, W), uint8 or float in 0 … 1.
         labels: (N, ...).
-        seed: Seed of the run.
-        epoch: Number of the epoch.
+        seed: Seed of the plan.
+        view: Which view of the images.
         index: (N,) the images' positions in the split.
         fill: What says that there is no label, for labels that are maps and move along; None for all others.
         classes: Number of classes, for what mixes labels.
     """
     for place, one in enumerate(chain):
-        change = one.draw(images.shape, Draws.of(seed, epoch, index, what=f"augmentation {place}"))
+        change = one.draw(images.shape, Draws.of(seed, view, index, what=f"augmentation {place}"))
         images = change(images)
         if fill is not None and one.augmentation.moves_pixels:
             labels = change(labels, fill=fill)

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, epoch, image), for all images of a batch at once.
+"""Random numbers that are a function of (seed, view, image), for all images of a batch at once.
 
 Each image has a key, and a number is a hash of its key and of how many were drawn before (SplitMix64, Steele et al.,
 2014). An image therefore sees the same whatever its neighbours in the batch are, and nothing global is read or moved.
@@ -27,9 +27,9 @@ class Draws:
     count: int = 0
 
     @classmethod
-    def of(cls, seed: int, epoch: int, index: Tensor, *, what: str) -> Self:
+    def of(cls, seed: int, view: int, index: Tensor, *, what: str) -> Self:
         """The numbers of some images, by their positions in the split, for one purpose."""
-        digest = hashlib.sha256(f"{what} {seed},{epoch}".encode()).digest()
+        digest = hashlib.sha256(f"{what} {seed},{view}".encode()).digest()
         start = int.from_bytes(digest[:8], "little", signed=True)
         return cls(_hash(_hash(index.cpu().to(torch.int64)) + start))
 

@@ -1,6 +1,6 @@
 """What mixup and cutmix have in common: each image gets a share of its neighbour in the batch, and so does its label.
 
-Shares are a function of (seed, epoch, image), drawn from Beta(alpha, alpha); the neighbour is one of (seed, epoch,
+Shares are a function of (seed, view, image), drawn from Beta(alpha, alpha); the neighbour is one of (seed, epoch,
 step), as the order is. Images are mixed before any member reads them, so that teacher and student see the same.
 """
 
