@@ -12,15 +12,19 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fxdistill.cli.commands import app
+from fxdistill.data.load import load as load_data
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
+from tests import runs
 
 MODULE = "fxdistill_test_jobs"
 ALLOW = ("--allow-factory", MODULE)
 SHAPE = (1, 1, 8, 8)
+NOISE = ("--force",)
+"""Of images that say nothing of their labels no teacher knows more than chance."""
 
 _SOURCE = '''
 from typing import NamedTuple
@@ -82,11 +86,13 @@ def models() -> Path:
     return folder
 
 
-def model(path: Path, **kwargs: Any) -> str:
-    """A bundle of one of the user's models; its name."""
+def model(path: Path, *, taught: Any = False, **kwargs: Any) -> str:
+    """A bundle of one of the user's models, one that knows digits where it is taught; its name."""
     models()
     factory = f"{MODULE}:net"
-    save(build(factory, kwargs, seed=7, allow=[MODULE]), path, factory=factory, kwargs=kwargs, input_shape=SHAPE)
+    made = build(factory, kwargs, seed=7, allow=[MODULE])
+    made = runs.taught_head(made, "head", load_data("digits")) if taught else made
+    save(made, path, factory=factory, kwargs=kwargs, input_shape=SHAPE)
     return str(path)
 
 
@@ -113,13 +119,16 @@ def done(*args: object) -> str:
 
 def planned(folder: Path, teacher: dict[str, Any], student: dict[str, Any], *options: object) -> Plan:
     """Plan two of the user's models in ``plan.json``."""
-    files = model(folder / "teacher.pt", **teacher), model(folder / "student.pt", **student)
-    done("plan", *files, *ALLOW, "-o", folder / "plan.json", "--batch-size", 32, "--epochs", 1, *options)
+    taught = "digits" in options and teacher.get("outputs", 10) == 10
+    files = model(folder / "teacher.pt", taught=taught, **teacher), model(folder / "student.pt", **student)
+    forced = () if taught else NOISE
+    done("plan", *files, *ALLOW, "-o", folder / "plan.json", "--batch-size", 32, "--epochs", 1, *forced, *options)
     return load(folder / "plan.json")
 
 
 def ran(folder: Path, *options: object) -> dict[str, Any]:
     """Run ``plan.json`` in ``run``; its result."""
-    done("run", folder / "plan.json", "-o", folder / "run", *ALLOW, "--device", "cpu", *options)
+    forced = () if load(folder / "plan.json").data.spec == "digits" else NOISE
+    done("run", folder / "plan.json", "-o", folder / "run", *ALLOW, "--device", "cpu", *forced, *options)
     result: dict[str, Any] = json.loads((folder / "run" / "result.json").read_text())
     return result

@@ -43,6 +43,7 @@ def plan(
     class_map: parameters.ClassMap = None,
     val: parameters.Validation = 0.0,
     measure: parameters.Measure = True,
+    force: parameters.ForcePlan = False,
     input_shape: parameters.Input = "",
     size: parameters.Size = [],
     crop: parameters.Crop = [],
@@ -110,8 +111,8 @@ def plan(
 
         seen = planning.look(
             data, output, wanted, dict(zip(NAMES, models, strict=True)), task=task, wishes=wishes, measure=measure,
-            batch_size=batch_size, allow=allow_factory, val=val, seed=seed, class_map=class_map, augment=augment,
-            embedding=values.by_member(NAMES, embedding, "--embedding"),
+            force=force, batch_size=batch_size, allow=allow_factory, val=val, seed=seed, class_map=class_map,
+            augment=augment, embedding=values.by_member(NAMES, embedding, "--embedding"),
             entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
         )  # fmt: skip
         decisions = Options(

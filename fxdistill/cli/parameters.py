@@ -190,7 +190,9 @@ SeedCount = Annotated[
 ChannelsLast = Annotated[
     bool, typer.Option("--channels-last", help="Train in channels-last memory: faster convolutions and poolings.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Run although the machine's memory is too small by far.")]
+_FORCE = "although a teacher is at chance"
+Force = Annotated[bool, typer.Option("--force", help=f"Run {_FORCE}, or the machine's memory too small by far.")]
+ForcePlan = Annotated[bool, typer.Option("--force", help=f"Plan {_FORCE}; `run` wants to be forced as well.")]
 EvaluateEvery = Annotated[
     int, typer.Option("--evaluate-every", min=1, help="Epochs between two evaluations of what is trained.")
 ]

@@ -56,7 +56,7 @@ def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Mapping[str, LoadedModel], *, task: str,
     batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
     wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None, measure: bool = False,
-    augment: str | None = None, embedding: Mapping[str, str] = MappingProxyType({}),
+    force: bool = False, augment: str | None = None, embedding: Mapping[str, str] = MappingProxyType({}),
 ) -> Seen:  # fmt: skip
     """Look at the data as the models read it, and at what they answer.
 
@@ -75,13 +75,14 @@ def look(
         seed: What is set aside is drawn under it.
         class_map: A file with the models' classes, for data that has some of them.
         measure: Whether to measure the teacher.
+        force: Whether to plan although that is at chance.
         augment: Names of augmentations, with commas; None for those that are usual for the data.
         embedding: Of each model what its embedding is, in a task that is about these: see
             :mod:`fxdistill.modelfiles.heads`. The models are changed.
 
     Raises:
         DataError: The data is not there, or not what the models read.
-        ModelError: A model does not fit the data.
+        ModelError: A model does not fit the data, or the teacher is at chance.
     """
     seen = preprocess.look(models, spec, task=TASKS.get(task), wishes=wishes, shape=wanted, allow=allow)
     dataset, left = seen.dataset, _embedding(models, embedding, seen, task=task)
@@ -122,7 +123,9 @@ def look(
     if measure and not models[first].random_weights and not found[0].wrong:
         own = preprocess.read_for(seen, first, dataset=dataset, data=made, task=TASKS.get(task), allow=allow)
         view = seen.preprocessing[first].view(own.image_shape[1:])
-        reached, poor = preflight.taught(first, module, own, TASKS.get(task), view=view, entry=entry[0])
+        reached, poor = preflight.taught(
+            first, module, own, TASKS.get(task), view=view, entry=entry[0], force=force
+        )  # fmt: skip
     return Seen(data, seen.shape, seen.preprocessing, entry, examples, (*said, *undecided, *poor), reached, left)
 
 

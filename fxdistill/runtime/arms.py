@@ -7,37 +7,30 @@ an epoch is the same in all trials. An arm that is trained once (the auxiliary t
 then teaches. The control arm stands beside its arm.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import build_arm
-from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import RunDirError, TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import load_whole_state
-from fxdistill.measure.model import metrics, same_for_all
 from fxdistill.modelfiles import bundle
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm
-from fxdistill.preprocessing import PLAIN, View
 from fxdistill.runtime import checkpoint, inspection, kept, norms, stopping
+from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.loop import Loop, Moment, Position, Progress
 from fxdistill.runtime.trials import Trial
-from fxdistill.tasks import Task
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric  # slow to import
 
 _SHARE_OF_SAVING = 0.05  # of the time, at most
 _RIGHT = 0.99
@@ -57,16 +50,11 @@ class Observer:
 
 
 @dataclass
-class Execution:
-    """One execution of a plan: what its steps share.
+class Execution(Bench):
+    """One execution of a plan: what its steps share beside what it measures with.
 
     Attributes:
-        plan: The plan.
-        task: Its task.
         rundir: Where everything is written.
-        dataset: On the device, as far as it fits; image files read for training.
-        modules: The members by name: the user's modules, and those that are made from them.
-        fabric: Device and precision.
         initial: For each trial the state dict that each trained member starts from.
         observer: Who watches.
         compiled: Whether to train through ``torch.compile``.
@@ -74,19 +62,12 @@ class Execution:
         metrics: Where epochs are logged.
         checkpoint: Where to go on from.
         programs: Programs that were built already.
-        strangers: The members whose predictions are none for the data: only their layers teach.
-        own_data: By name the data of members that read image files in another way, as they do: to measure them on.
         evaluate_every: Epochs of a stage between two evaluations; after the last one there always is one.
         channels_last: Whether weights and feature maps lie in memory with the channels last.
         before: The losses before anything was trained.
     """
 
-    plan: Plan
-    task: Task
     rundir: RunDir
-    dataset: Dataset
-    modules: Mapping[str, nn.Module]
-    fabric: "Fabric"
     initial: Callable[[Trial], Mapping[str, State]]
     observer: Observer
     compiled: bool
@@ -94,40 +75,9 @@ class Execution:
     metrics: Metrics
     checkpoint: Checkpoint
     programs: dict[Trial, Program] = field(default_factory=dict)
-    strangers: frozenset[str] = frozenset()
-    own_data: Mapping[str, Dataset] = field(default_factory=dict)
     evaluate_every: int = 1
     channels_last: bool = False
     before: Losses = field(default_factory=dict)
-
-    def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
-        """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
-
-        There are none either where one of them is no number.
-
-        The test split is for what the run ends with. All that is watched before is measured on the validation split,
-        ``val``, where the plan has one.
-        """
-        if member in self.strangers or not self.dataset.has_labels(on):
-            return {}
-        module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
-        dataset, view = self.seen_by(member)
-        entry = self.plan.entry_of(member)
-        found = metrics(module, dataset, self.task, view=view, batch_size=size, entry=entry, on=on)
-        return found if all(map(math.isfinite, found.values())) else {}
-
-    def seen_by(self, member: str) -> tuple[Dataset, View]:
-        """The data to measure a member on, image files read as it reads them itself, and how it looks at them."""
-        found = self.own_data.get(member, self.dataset)
-        own = self.plan.preprocessing_of(member)
-        return found, PLAIN if own is None else own.view(found.image_shape[1:])
-
-    def same_for_all(self, member: str) -> str:
-        """What a member says of every test image, where that is the same; else ''."""
-        module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
-        dataset, view = self.seen_by(member)
-        entry = self.plan.entry_of(member)
-        return same_for_all(module, dataset, self.task, view=view, batch_size=size, entry=entry)
 
 
 def build_program(plan: Plan, trial: Trial, modules: Mapping[str, nn.Module]) -> Program:

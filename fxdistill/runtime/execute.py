@@ -6,7 +6,7 @@ built, and cut down to each stage, and the student is exported once as it is, be
 
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from fxdistill.compiler.build import specialize
 from fxdistill.compiler.comparing import compared
 from fxdistill.data.batches import steps_per_epoch
 from fxdistill.data.dataset import Dataset
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import whole_state
@@ -27,6 +28,7 @@ from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
 from fxdistill.runtime import checkpoint, extension, inspection, memory, preflight
 from fxdistill.runtime.arms import Execution, Losses, Observer, State, build_program, laid_out, take_up, train
+from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
@@ -48,7 +50,7 @@ class Settings:
         allow: Modules whose factories may be called.
         trust_code: Whether a model file that the plan says to unpickle may be: it can run any code.
         save_seconds: Seconds between two checkpoints; 0 takes one after every step.
-        force: Whether to run although the machine's memory is too small by far.
+        force: Whether to run although a teacher is at chance, or the machine's memory too small by far.
         evaluate_every: Epochs between two evaluations of what is trained; a stage's last epoch always has one.
         arms: Methods to train and compare instead of the plan's, see :mod:`fxdistill.compiler.comparing`.
         seeds: How many seeds instead of the plan's.
@@ -121,42 +123,55 @@ def execute(
     observer.on_phase("loading")
     origin = origin_of(plan_path)
     parts = _load(plan, origin.resolve().parent, settings, accelerator)
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+    own = {name: found.to(fabric.device) for name, found in parts.own_data.items()}
+    dataset, task = parts.dataset.to(fabric.device), TASKS.get(plan.task)
+    poor = _taught(Bench(plan, task, dataset, parts.modules, fabric, parts.strangers, own), force=settings.force)
     with RunDir.opened(out, begun, origin=origin, resume=settings.resume or plan is not begun) as rundir:
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         if plan is not begun:
             extension.begin(rundir, plan, how=how)
         at = checkpoint.load(rundir, how=how)
         steps = steps_per_epoch(parts.dataset.train, plan.data.batch_size)
         inspection.check(at, plan, where=str(rundir.checkpoint_path), steps=steps)
         run = Execution(
-            plan, TASKS.get(plan.task), rundir, parts.dataset.to(fabric.device), parts.modules, fabric,
+            plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir,
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
             Metrics(rundir, size=at.metrics_size, plan=plan), at, parts.programs,
-            parts.strangers, {name: found.to(fabric.device) for name, found in parts.own_data.items()},
             settings.evaluate_every, settings.channels_last, parts.before,
         )  # fmt: skip
-        return _train(run)
+        return _train(run, poor)
 
 
-def _train(run: Execution) -> dict[str, Any]:
+def _teaching(plan: Plan) -> list[str]:
+    """The members that teach as they are: no arm trains them."""
+    trained = {member for arm in plan.arms for member in arm.trains}
+    return [name for name in plan.members if name not in trained]
+
+
+def _taught(bench: Bench, *, force: bool) -> list[Diagnostic]:
+    """Refuse a teacher that is at chance, unless forced; a warning for each that is near."""
+    remarks, classes = list[Diagnostic](), len(bench.dataset.classes)
+    for name in _teaching(bench.plan):
+        found = bench.measured(name, on="val")
+        bench.modules[name].cpu()  # programs hold frozen copies of their own
+        if not force:
+            preflight.knows(name, found, bench.task, classes)
+        remarks += preflight.near_chance(name, found, bench.task, classes)
+    return remarks
+
+
+def _train(run: Execution, remarks: Sequence[Diagnostic]) -> dict[str, Any]:
     trials = trials_of(run.plan)
     run.observer.on_begin(run.plan, trials)
-    for remark in (*preflight.other_versions(run.plan), *stale_costs(run.plan), *extension.remarks(run.plan)):
+    known = (*preflight.other_versions(run.plan), *stale_costs(run.plan), *extension.remarks(run.plan), *remarks)
+    for remark in known:
         run.observer.on_diagnostic(remark)
-    # a member that no arm trains teaches as it is
-    trained = {member for arm in run.plan.arms for member in arm.trains}
-    teaching = [name for name in run.plan.members if name not in trained]
-    for name in teaching:
-        found = run.measured(name, on="val")
-        run.modules[name].cpu()  # programs hold frozen copies of their own
-        for remark in preflight.near_chance(name, found, run.task, len(run.dataset.classes)):
-            run.observer.on_diagnostic(remark)
     for index, trial in enumerate(trials):
         if index >= run.checkpoint.arm:
             train(run, index, trial)
         else:
             take_up(run, trial)
-    return finish(run, measured={name: run.measured(name) for name in teaching})
+    return finish(run, measured={name: run.measured(name) for name in _teaching(run.plan)})
 
 
 def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Parts:

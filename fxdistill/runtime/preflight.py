@@ -37,6 +37,11 @@ _MEASURED = 2048
 """Images that a teacher is measured on before anything is planned."""
 _PAIRS = 8
 """Pairs of images that losses are tried on."""
+_REASONS = (
+    "its normalisation (--mean, --std), the order of the labels, which output is its prediction (--teacher-output), "
+    "and the checkpoint"
+)
+"""Why a teacher that was trained answers at random, in the order of how often it is that."""
 
 
 def runnable(plan: Plan, where: Path) -> None:
@@ -157,7 +162,7 @@ def own_data(plan: Plan, base: Path, dataset: Dataset, *, allow: Sequence[str] =
 
 
 def taught(
-    member: str, module: nn.Module, dataset: Dataset, task: Task, *, view: View, entry: str
+    member: str, module: nn.Module, dataset: Dataset, task: Task, *, view: View, entry: str, force: bool = False
 ) -> tuple[str, list[Diagnostic]]:
     """What a member that teaches reaches on some of the data, in words, and a warning where that is near chance.
 
@@ -168,6 +173,10 @@ def taught(
         task: What is measured.
         view: How it looks at them.
         entry: Which entry of its output is the prediction.
+        force: Whether to go on where it knows nothing of the data.
+
+    Raises:
+        ModelError: It knows nothing of the data.
     """
     few = replace(dataset, train=_some(dataset.train), test=_some(dataset.split("val")), val=None)
     if not few.has_labels("test") or (task.ranks_train and dataset.is_one):
@@ -175,6 +184,8 @@ def taught(
     found = metrics(module, few, task, view=view, entry=entry)
     what = "validation" if dataset.val is not None else "test"
     said = f"{task.primary} {task.shown(found[task.primary])} on {len(few.test):,} {what} images"
+    if not force:
+        knows(member, found, task, len(dataset.classes))
     return said, near_chance(member, found, task, len(dataset.classes))
 
 
@@ -412,11 +423,18 @@ def near_chance(member: str, found: Mapping[str, float], task: Task, classes: in
     """A warning where a member that teaches knows hardly more than chance."""
     if not found or not (poor := task.near_chance(found, classes)):
         return []
-    return [
-        Diagnostic(
-            code="teacher-near-chance", severity="warning", where=member,
-            why=f"what the {member} reaches on this data is {poor}",
-            hint="check its normalisation (--mean, --std), the order of the labels, which output is its "
-            "prediction, and the checkpoint",
-        )
-    ]  # fmt: skip
+    why = f"what the {member} reaches on this data is {poor}"
+    return [Diagnostic(code="teacher-near-chance", severity="warning", where=member, why=why, hint=f"check {_REASONS}")]
+
+
+def knows(member: str, found: Mapping[str, float], task: Task, classes: int) -> None:
+    """Refuse a member that is to teach and knows nothing of the data.
+
+    Raises:
+        ModelError: It is at chance.
+    """
+    if found and task.at_chance(found, classes):
+        raise ModelError(
+            f"the {member} has nothing to teach on this data: {task.near_chance(found, classes)}", where=member,
+            hint=f"check {_REASONS}; --force goes on all the same",
+        )  # fmt: skip

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SAME = 1e-4
 """What differs by less, as a share of the largest value, counts as the same."""
+_NOTHING = 0.1
+"""Who is no further than this from chance, as a share of the way from there to knowing all, knows nothing."""
 NO_LABEL = -100
 """What says in class numbers that an image, or a place, has no label: torch's ``ignore_index``."""
 
@@ -163,6 +165,13 @@ class Task(ABC):
         if chance is None or value >= 2 * chance or value > (1 + chance) / 2:
             return ""
         return f"{self.primary} {self.shown(value)}, near chance ({self.shown(chance)})"
+
+    def at_chance(self, found: Mapping[str, float], classes: int) -> bool:
+        """Whether a model knows nothing, by its metrics: with few classes it takes less than to be near chance."""
+        if not self.near_chance(found, classes):
+            return False
+        chance = self.chance(classes)
+        return chance is None or found[self.primary] <= chance + _NOTHING * (1 - chance)
 
     def shown(self, value: float) -> str:
         """A value of the primary metric for people."""

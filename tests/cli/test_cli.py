@@ -19,6 +19,8 @@ from fxdistill.cli import commands, values
 from fxdistill.cli.commands import app
 from fxdistill.compiler import pipeline
 from fxdistill.errors import InputError
+from fxdistill.modelfiles.bundle import save
+from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, preflight
 from fxdistill.runtime.arms import Observer
@@ -158,10 +160,28 @@ def test_a_teacher_shrunken_from_a_file_can_be_run(tmp_path: Path) -> None:
     source, student = (str(runs.workshop() / name) for name in ("teacher.pt", "student.pt"))
     small, plan = str(tmp_path / "small.pt"), str(tmp_path / "plan.json")
     assert "random" not in call("shrink", source, "--keep", "0.5", "-o", small)
-    planned = call("plan", small, student, *ALLOW, "--data", "digits", "--method", "kd", "--epochs", "1", "-o", plan)
+    options = ("--data", "digits", "--method", "kd", "--epochs", "1", "--force")  # what is left of it knows nothing yet
+    planned = call("plan", small, student, *ALLOW, *options, "-o", plan)
     assert "random-teacher" not in planned
     ref = load(Path(plan)).given("teacher")
     assert isinstance(preflight.load_model(ref, tmp_path, seed=0, trained=True), nn.Module)
+
+
+def test_a_teacher_at_chance_is_planned_by_force_and_the_plan_does_not_carry_it(tmp_path: Path) -> None:
+    teacher, plan = tmp_path / "teacher.pt", tmp_path / "plan.json"
+    made = build(*runs.TEACHER, seed=3)
+    save(made, teacher, factory=runs.TEACHER[0], kwargs=runs.TEACHER[1], input_shape=(1, 1, 8, 8))
+    words = ("plan", str(teacher), str(runs.workshop() / "student.pt"), *ALLOW, "--data", "digits", "-o", str(plan))
+    refused = CliRunner().invoke(app, list(words))
+    assert refused.exit_code == 2
+    assert "the teacher has nothing to teach on this data: accuracy" in refused.stderr
+    assert not plan.exists()
+    said = " ".join(call(*words, "--force").split())
+    assert "near chance (10.00%)" in said
+    assert "teacher-near-chance" in {remark.code for remark in load(plan).diagnostics}
+    refused = CliRunner().invoke(app, ["run", str(plan), "-o", str(tmp_path / "run"), *ALLOW])
+    assert (refused.exit_code, (tmp_path / "run").exists()) == (2, False)
+    assert "--force" in refused.stderr
 
 
 def test_show_a_plan_and_a_run(tmp_path: Path) -> None:

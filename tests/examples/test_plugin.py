@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxdistill.data.load import load as load_data
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
+from tests.runs import taught_head
 
 ROOT = Path(__file__).parents[2]
 RESNETS = ("torchvision.models:resnet34", "torchvision.models:resnet18", "--input", "1x3x64x64")
@@ -73,7 +75,8 @@ def test_its_loss_is_trained_along_and_gone_in_the_end(installed: Path, tmp_path
     factory = "fxdistill.models:convnet"
     for name, widths in (("teacher", [8, 16]), ("student", [4, 8])):
         kwargs = {"widths": widths}
-        save(build(factory, kwargs), tmp_path / f"{name}.pt", factory=factory, kwargs=kwargs, input_shape=(1, 1, 8, 8))
+        made = taught_head(build(factory, kwargs), "classifier", load_data("digits"))
+        save(made, tmp_path / f"{name}.pt", factory=factory, kwargs=kwargs, input_shape=(1, 1, 8, 8))
     options = ("--data", "digits", "--method", "example+kd", "--epochs", "1", "--batch-size", "256", "--no-control")
     planned = fxdistill(tmp_path, "plan", "teacher.pt", "student.pt", *options, site=installed)
     assert planned.returncode == 0, planned.stderr

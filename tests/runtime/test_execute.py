@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import fxdistill
 from fxdistill.compiler.build import specialize
 from fxdistill.data import places
 from fxdistill.data.load import load as load_data
-from fxdistill.errors import DataError, InputError, ParityError, PlanError, RunDirError, TrainingError
+from fxdistill.errors import DataError, InputError, ModelError, ParityError, PlanError, RunDirError, TrainingError
 from fxdistill.files import file_sha256
 from fxdistill.losses import LOSSES
 from fxdistill.measure.model import metrics
+from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.plan.schema import Stage
@@ -170,16 +172,45 @@ def test_weights_that_end_as_no_numbers_are_no_student(tmp_path: Path, monkeypat
     assert not (tmp_path / "run" / "student.pt").exists()
 
 
-def test_a_teacher_near_chance_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _untaught(name: str) -> Path:
+    """The plan with a teacher that nobody has trained, in a file that does not say so."""
+    path = runs.workshop() / "untaught.pt"
+    save(build(*runs.TEACHER, seed=3), path, factory=runs.TEACHER[0], kwargs=runs.TEACHER[1], input_shape=(1, 1, 8, 8))
+    return runs.edited(name, lambda p: p["members"]["teacher"].update(path=path.name, sha256=file_sha256(path)))
+
+
+def test_a_teacher_at_chance_is_refused_unless_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     observer = Observer(on_diagnostic=lambda remark: said.append(remark.code))
     monkeypatch.setattr("fxdistill.runtime.execute.train", _interrupt)
+    plan = _untaught("at-chance")
+    with pytest.raises(ModelError, match=r"nothing to teach.*near chance") as refusal:
+        execute(plan, tmp_path / "run", CPU, observer)
+    assert all(reason in refusal.value.hint for reason in ("normalisation", "labels", "output", "--force"))
+    assert not (tmp_path / "run").exists()
+    assert not said
     with pytest.raises(KeyboardInterrupt):
-        execute(runs.plan_file(), tmp_path / "run", CPU, observer)
+        execute(plan, tmp_path / "run", replace(CPU, force=True), observer)
     assert said == ["teacher-near-chance"]
-    task = TASKS.get("classification")
-    for value, classes, warned in ((0.9, 10, False), (0.8, 2, False), (0.6, 2, True)):
-        assert bool(preflight.near_chance("teacher", {"accuracy": value}, task, classes)) == warned
+    with pytest.raises(ModelError, match="nothing to teach"):  # whoever goes on has to say so again
+        execute(tmp_path / "run" / "plan.json", tmp_path / "run", replace(CPU, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "classes", "near", "at"),
+    [(0.9, 10, 0, 0), (0.19, 10, 1, 1), (0.21, 10, 0, 0), (0.02, 10, 1, 1), (0.8, 2, 0, 0), (0.6, 2, 1, 0),
+     (0.54, 2, 1, 1), (0.3, 2, 1, 1), (0.55, 3, 1, 0), (0.0015, 1000, 1, 1), (0.05, 1000, 0, 0)],
+)  # fmt: skip
+def test_how_far_from_chance_a_teacher_is(value: float, classes: int, near: int, at: int) -> None:
+    task, found = TASKS.get("classification"), {"accuracy": value}
+    assert len(preflight.near_chance("teacher", found, task, classes)) == near
+    assert task.at_chance(found, classes) == bool(at)
+
+
+def test_a_regression_no_better_than_the_mean_teaches_nothing() -> None:
+    task = TASKS.get("regression")
+    for r2, nothing in ((0.05, False), (0.0, True), (-3.0, True), (float("nan"), True)):
+        assert task.at_chance({"MAE": 1.0, "R2": r2}, 0) == nothing
 
 
 def _interrupt(*_: object, **__: object) -> None:

@@ -193,7 +193,7 @@ def test_a_student_that_says_the_same_of_everything_is_a_loud_warning(
         return list(settle(plan, member, module, **rest))
 
     monkeypatch.setattr(norms, "settle", emptied)
-    done = jobs.call("run", tmp_path / "plan.json", "-o", tmp_path / "run", *jobs.ALLOW, "--device", "cpu")
+    done = jobs.call("run", tmp_path / "plan.json", "-o", tmp_path / "run", *jobs.ALLOW, *jobs.NOISE, "--device", "cpu")
     assert done.exit_code == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     codes = [remark["code"] for remark in result["arms"][0]["remarks"]]

@@ -72,7 +72,7 @@ def test_the_user_has_the_last_word(tmp_path: Path) -> None:
     teacher: dict[str, Any] = {"widths": [12, 10], "answers": "pair"}
     student: dict[str, Any] = {"widths": [4, 10], "answers": "mapping"}
     options = ("--data", "digits", "--method", "kd", "--no-control")
-    plan = jobs.planned(tmp_path, teacher, student, *options)
+    plan = jobs.planned(tmp_path, teacher, student, *options, "--force")  # its features know nothing
     assert [plan.given(name).output for name in ("teacher", "student")] == ["0", "logits"]
     (remark,) = [remark for remark in plan.diagnostics if remark.code == "which-output"]
     assert (remark.where, remark.hint) == ("teacher", "if it is another one, name it: --teacher-output 1")

@@ -165,11 +165,11 @@ def test_members_of_two_sizes_are_planned_and_trained(tmp_path: Path) -> None:
         files.append(tmp_path / f"{name}.pt")
     allow = ("--allow-factory", "tests.runtime.test_preprocess")
     said = jobs.done("plan", *files, *allow, "--data", "digits", "--method", "kd", "--epochs", 4, "--lr", "0.03",
-                     "-o", tmp_path / "plan.json")  # fmt: skip
+                     "--force", "-o", tmp_path / "plan.json")  # fmt: skip
     assert "resized to 16x16" in " ".join(said.split())
     plan = load_plan(tmp_path / "plan.json")
     assert (plan.shape_of("teacher"), plan.shape_of("student")) == ((1, 1, 16, 16), (1, 1, 8, 8))
-    jobs.done("run", tmp_path / "plan.json", "-o", tmp_path / "run", *allow, "--device", "cpu")
+    jobs.done("run", tmp_path / "plan.json", "-o", tmp_path / "run", *allow, "--device", "cpu", "--force")
     evaluated = deploy.evaluate(tmp_path / "run", allow=allow[1:])["accuracy"]
     assert evaluated > 0.3
     jobs.done("plan", *files, *allow, "--data", "digits", "--no-measure", "-o", tmp_path / "pairs.json")

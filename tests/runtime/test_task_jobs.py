@@ -123,7 +123,7 @@ def test_descriptors_are_not_softened_classes(tmp_path: Path) -> None:
     for method in ("kd", "indistill"):
         files = [jobs.model(tmp_path / "teacher.pt", **teacher), jobs.model(tmp_path / "student.pt", **student)]
         done = jobs.call("plan", *files, *jobs.ALLOW, "--data", spec, "--task", "retrieval", "--method", method,
-                         "-o", tmp_path / "plan.json")  # fmt: skip
+                         *jobs.NOISE, "-o", tmp_path / "plan.json")  # fmt: skip
         assert done.exit_code == 2
         assert "the method 'kd' has no term for this task" in done.stderr
         assert "pkt" in done.stderr
