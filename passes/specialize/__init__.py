@@ -84,7 +84,7 @@ def restricted(source: Program, stage: Stage) -> Program:
     by_key = {node.meta["key"]: new[node] for node in source.nodes("loss") if "key" in node.meta}
     terms = tuple(Term(_key(source, wanted.name, wanted.plain), wanted) for wanted in stage.losses)
     graph.output({term.key: by_key[term.key] for term in terms})
-    _remove_dead(graph, source)
+    remove_dead(graph, source)
     return source.with_graph(graph, stages=(stage,), terms=terms)
 
 
@@ -114,7 +114,7 @@ def _key(source: Program, name: str, wanted: object) -> str:
     raise InvariantError(f"the program lacks the loss '{name}'")
 
 
-def _remove_dead(graph: fx.Graph, root: nn.Module) -> None:
+def remove_dead(graph: fx.Graph, root: nn.Module) -> None:
     """Remove nodes that nothing needs; the inputs stay, so that every stage is called alike.
 
     A node is needed when its value is, or when it writes into memory that is read later: ``relu_(x)`` where ``x``
@@ -140,7 +140,7 @@ def _remove_dead(graph: fx.Graph, root: nn.Module) -> None:
 
 def _clean(program: Program) -> Program:
     """Reassemble after rewriting: unused modules and tensors go."""
-    _remove_dead(program.graph, program)
+    remove_dead(program.graph, program)
     return program.with_graph(program.graph)
 
 
@@ -194,7 +194,7 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
         if node.op != "output":
             new[node] = graph.node_copy(node, new.__getitem__)
     graph.output({key: new[value] for key, value in read.items()})
-    _remove_dead(graph, program)
+    remove_dead(graph, program)
     module = fx.GraphModule(program, graph)
     images = example(program, program.meta["input_shape"]) if images is None else images
     with torch.no_grad(), _full_precision(images.device):
