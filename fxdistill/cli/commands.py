@@ -61,6 +61,10 @@ def plan(
     epochs: parameters.Epochs = 60,
     batch_size: parameters.BatchSize = 128,
     lr: parameters.LearningRate = 1e-3,
+    warm_up_share: parameters.WarmUpShare = None,
+    keep_earlier: parameters.KeepEarlier = None,
+    plateau: parameters.OnPlateau = None,
+    probe: parameters.Probed = None,
     optimizer: parameters.Optimizer = None,
     weight_decay: parameters.WeightDecay = None,
     momentum: parameters.Momentum = None,
@@ -98,6 +102,7 @@ def plan(
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
         recalibrate = values.recalibration(recalibrate_bn)
+        curriculum = values.curriculum(warm_up_share, keep_earlier, plateau, probe)
         values.writable(output)
         load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_code=trust_code)
         models = (
@@ -111,14 +116,15 @@ def plan(
 
         seen = planning.look(
             data, output, wanted, dict(zip(NAMES, models, strict=True)), task=task, wishes=wishes, measure=measure,
-            force=force, batch_size=batch_size, allow=allow_factory, val=val, seed=seed, class_map=class_map,
-            augment=augment, embedding=values.by_member(NAMES, embedding, "--embedding"),
+            force=force, probe=probe is not None, batch_size=batch_size, allow=allow_factory, val=val, seed=seed,
+            class_map=class_map, augment=augment, embedding=values.by_member(NAMES, embedding, "--embedding"),
             entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
         )  # fmt: skip
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
             keep=keep, criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control,
-            data=seen.data, precision=precision.value, recalibrate=recalibrate, preprocessing=seen.preprocessing,
+            curriculum=curriculum, data=seen.data, precision=precision.value, recalibrate=recalibrate,
+            preprocessing=seen.preprocessing,
         )  # fmt: skip
 
         def after(step: str, text: Callable[[], str]) -> None:

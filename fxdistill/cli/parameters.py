@@ -115,6 +115,28 @@ Validation = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, max=1 << 20, help="Images a training step.")]
 LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate.")]
+WarmUpShare = Annotated[
+    float | None,
+    typer.Option("--warm-up-share", help="Share of all epochs for the method's warm-ups, before those of --epochs."),
+]
+KeepEarlier = Annotated[
+    float | None,
+    typer.Option("--keep-earlier", help="Keep earlier pairs in a warm-up, their weight times this every epoch: 0.7."),
+]
+OnPlateau = Annotated[
+    str | None,
+    typer.Option(
+        "--plateau",
+        metavar="SHARE[:EPOCHS]",
+        help="End a warm-up whose loss falls by less than this share in so many epochs; the main stage gets the rest.",
+    ),
+]
+Probed = Annotated[
+    str | None,
+    typer.Option(
+        "--probe", metavar="order|lengths", help="What of the warm-ups the pairs' measured difficulty decides."
+    ),
+]
 OptimizerName = StrEnum("OptimizerName", {"sgd": "sgd", "adam": "adam", "adamw": "adamw"})
 Optimizer = Annotated[OptimizerName | None, typer.Option("--optimizer", help="In main stage and control.")]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", min=0, help="Of main stage and control.")]

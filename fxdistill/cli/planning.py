@@ -1,5 +1,6 @@
 """What ``fxdistill plan`` does with its arguments: models and data in, a plan's file out."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,16 @@ from torch import Tensor
 
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.options import Options
+from fxdistill.compiler.probe import AT_ONCE, IMAGES
 from fxdistill.criteria import CRITERIA
 from fxdistill.data import division, places
-from fxdistill.data.batches import drawable, first_batch
+from fxdistill.data.batches import batches, drawable, first_batch
 from fxdistill.data.load import defaults
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
 from fxdistill.ir import views
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.program import Batch
 from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.plan.document import Plan
@@ -37,6 +40,7 @@ class Seen:
         preprocessing: What the models do to an image before they look at it, by name.
         entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
         batch: Images as the teacher takes them, and labels, where the criterion reads data and there is some.
+        sample: Batches to measure the difficulty of pairs on, where that is wanted and there is data.
         remarks: What there is to say about that.
         reached: What the teacher reaches on the data, in words; '' where it was not measured.
         heads: The layers that were left away of the models, by name, where the task is about embeddings.
@@ -47,6 +51,7 @@ class Seen:
     preprocessing: Mapping[str, Preprocessing]
     entries: tuple[str, str]
     batch: tuple[Tensor, Tensor] | None = None
+    sample: tuple[Batch, ...] = ()
     remarks: tuple[Diagnostic, ...] = ()
     reached: str = ""
     heads: Mapping[str, str] = field(default_factory=dict)
@@ -56,7 +61,8 @@ def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Mapping[str, LoadedModel], *, task: str,
     batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
     wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None, measure: bool = False,
-    force: bool = False, augment: str | None = None, embedding: Mapping[str, str] = MappingProxyType({}),
+    force: bool = False, probe: bool = False, augment: str | None = None,
+    embedding: Mapping[str, str] = MappingProxyType({}),
 ) -> Seen:  # fmt: skip
     """Look at the data as the models read it, and at what they answer.
 
@@ -76,6 +82,7 @@ def look(
         class_map: A file with the models' classes, for data that has some of them.
         measure: Whether to measure the teacher.
         force: Whether to plan although that is at chance.
+        probe: Whether the difficulty of pairs is to be measured.
         augment: Names of augmentations, with commas; None for those that are usual for the data.
         embedding: Of each model what its embedding is, in a task that is about these: see
             :mod:`fxdistill.modelfiles.heads`. The models are changed.
@@ -126,7 +133,9 @@ def look(
         reached, poor = preflight.taught(
             first, module, own, TASKS.get(task), view=view, entry=entry[0], force=force
         )  # fmt: skip
-    return Seen(data, seen.shape, seen.preprocessing, entry, examples, (*said, *undecided, *poor), reached, left)
+    said = (*said, *undecided, *poor)
+    sample = tuple(itertools.islice(batches(dataset.train, AT_ONCE, shuffle=True), IMAGES // AT_ONCE)) if probe else ()
+    return Seen(data, seen.shape, seen.preprocessing, entry, examples, sample, said, reached, left)
 
 
 def _embedding(
@@ -158,7 +167,7 @@ def write(
     teacher, student = models
     passes = PassManager()
     made = pipeline.compile(
-        teacher.module, student.module, options, passes=passes, after=after, batch=seen.batch,
+        teacher.module, student.module, options, passes=passes, after=after, batch=seen.batch, sample=seen.sample,
         teacher_ref=reference(teacher, output).changed(output=seen.entries[0], head=seen.heads.get("teacher", "")),
         student_ref=reference(student, output).changed(output=seen.entries[1], head=seen.heads.get("student", "")),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
     from fxdistill.modelfiles.load import LoadedModel
+    from fxdistill.passes.schedule.curriculum import Curriculum
     from fxdistill.plan.schema import Recalibration
     from fxdistill.preprocessing import Wishes
 
@@ -55,6 +56,28 @@ def recalibration(text: str) -> "Recalibration | None":
     if not text.isdecimal() or not int(text):
         raise InputError(f"'{text}' is none", where="--recalibrate-bn", hint="give auto, off or a number of images")
     return Recalibration(when="always", images=int(text))
+
+
+def curriculum(share: float | None, keep: float | None, plateau: str | None, probe: str | None) -> "Curriculum":
+    """What the options say of a method's warm-ups.
+
+    Raises:
+        InputError: One of them says nothing.
+    """
+    from fxdistill.passes.schedule.curriculum import PLATEAU, Curriculum
+    from fxdistill.plan.schema import Plateau
+
+    found = None
+    if plateau is not None:
+        fall, _, epochs = plateau.partition(":")
+        try:
+            found = Plateau(share=float(fall), epochs=int(epochs or 1))
+        except ValueError as cause:
+            raise InputError(
+                f"'{plateau}' is no plateau", where=PLATEAU,
+                hint="give SHARE:EPOCHS: 0.01:2 ends a warm-up that falls by less than 1 % of its loss in 2 epochs",
+            ) from cause  # fmt: skip
+    return Curriculum(share, keep, found, probe)  # type: ignore[arg-type]  # what it is, is checked there
 
 
 def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str]) -> None:

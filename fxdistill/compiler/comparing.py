@@ -3,9 +3,9 @@
     arm of a method = its warm-ups, then its main stage for what they leave of the plan's epochs
 
 Every arm trains the exported member from the same weights on the same batches in the same order, with the optimiser and
-schedule of the plan's main stage; a loss that the plan has as well has the plan's arguments. So arms differ in what
-they learn from alone. The plan's own method keeps its stages as the plan has them. What the others are compared with is
-the first arm.
+schedule of the plan's main stage; a loss that the plan has as well has the plan's arguments, and an arm that warms up
+as the plan's own method does has the plan's warm-ups. So arms differ in what they learn from alone. The plan's own
+method keeps its stages as the plan has them. What the others are compared with is the first arm.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fxdistill.errors import InputError, PlanError
 from fxdistill.methods import Recipe, composed
-from fxdistill.passes.schedule import Schedule
+from fxdistill.passes.schedule import MAIN, Schedule
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import invalid
 from fxdistill.plan.schema import Arm, LossTerm, Stage
@@ -62,6 +62,9 @@ def _arm(name: str, plan: Plan, own: Arm) -> Arm:
     main, total = own.stages[-1], sum(stage.epochs for stage in own.stages)
     made: tuple[Stage, ...] = Schedule(name)(_recipe(plan, own)).value
     known = {(term.loss, term.pair is None): term.args for stage in own.stages for term in stage.losses}
+    names = [stage.name for stage in own.stages]
+    if MAIN in names and len(made) > 1 and method.parts[:-1] == composed(plan.method).parts[:-1]:
+        made = (*own.stages[: names.index(MAIN)], made[-1])
     *warm, last = [
         stage.changed(losses=[t.changed(args=known.get((t.loss, t.pair is None), t.args)) for t in stage.losses])
         for stage in made

@@ -7,6 +7,7 @@ from typing import get_args
 from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
 from fxdistill.ir.graph import Shape
+from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.schema import Align, DataPlan, Precision, Recalibration
 from fxdistill.preprocessing import Preprocessing
 
@@ -28,6 +29,7 @@ class Options:
         criterion: Importance of a channel, by name; None for the method's own.
         epochs: Epochs of the main stage.
         lr: Learning rate.
+        curriculum: What is said of the method's warm-ups.
         seed: Everything random in a run comes from it.
         repeats: How many seeds to run, from ``seed`` on.
         control: Whether to run the same budget without distillation as well.
@@ -51,6 +53,7 @@ class Options:
     criterion: str | None = None
     epochs: int = 60
     lr: float = 1e-3
+    curriculum: Curriculum = field(default_factory=Curriculum)
     seed: int = 0
     repeats: int = 1
     control: bool = True

@@ -8,7 +8,7 @@ A :class:`Compilation` is what is known so far; a step reads it, runs passes, an
 its steps, and ``PIPELINE`` says what each name does and how what it made is shown.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fxdistill.compiler import auxiliary, checks, remarks, shown
 from fxdistill.compiler.options import Options
+from fxdistill.compiler.probe import difficulties
 from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.compiler.versions import versions
 from fxdistill.diagnostics import Diagnostic
@@ -27,7 +28,7 @@ from fxdistill.ir import answers, outputs
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Shape, Traced, ladder
-from fxdistill.ir.program import Program
+from fxdistill.ir.program import Batch, Program
 from fxdistill.ir.running import in_mode
 from fxdistill.methods import Composed, Recipe, composed
 from fxdistill.passes.couple import Couple
@@ -35,6 +36,7 @@ from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.prune import Prune, PruneSource
 from fxdistill.passes.schedule import Schedule
+from fxdistill.passes.schedule.curriculum import PROBE, Curriculum
 from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import VERSION, Plan
@@ -68,6 +70,7 @@ class Compilation:
         models: The given members: the user's modules.
         refs: Where they come from.
         batch: Images as the teacher takes them, and labels, for criteria that read data; None without data.
+        sample: Batches to measure the difficulty of pairs on; empty without data.
         traced: Members in eval mode; the shrunken ones too.
         trainable: The members that an arm trains, in training mode.
         coupling: Their coupled channels.
@@ -86,6 +89,7 @@ class Compilation:
     models: Mapping[str, nn.Module]
     refs: Mapping[str, ModelRef]
     batch: tuple[Tensor, Tensor] | None = None
+    sample: Sequence[Batch] = ()
     traced: Mapping[str, Traced] = field(default_factory=dict)
     trainable: Mapping[str, Traced] = field(default_factory=dict)
     coupling: Mapping[str, Coupling] = field(default_factory=dict)
@@ -202,11 +206,23 @@ def _schedule(c: Compilation, passes: PassManager) -> Compilation:
             rest = "supervised" if c.supervised is not None else "features"
             c = replace(c, method=composed(c.options.method, default_main=rest))
         c = replace(c, remarks=(*c.remarks, remarks.other_classes(c.traced[TEACHER], c.traced[STUDENT], c.method)))
+    curriculum = c.options.curriculum
+    if curriculum.probe is None:
+        return _scheduled(c, passes, curriculum, alike=alike)
+    if not c.sample:
+        raise InputError("difficulty is measured on data, and there is none", where=PROBE, hint="add --data")
+    first = _instrument(_scheduled(c, passes, replace(curriculum, probe=None), alike=alike), passes)
+    found = difficulties(first.programs[DISTILLED], c.sample)
+    pairs = tuple(pair.changed(difficulty=found.get(pair.name)) for pair in c.pairs)
+    return _scheduled(replace(c, pairs=pairs), passes, curriculum, alike=alike)
+
+
+def _scheduled(c: Compilation, passes: PassManager, curriculum: Curriculum, *, alike: bool) -> Compilation:
     recipe = Recipe(
         pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=c.teaches, student=STUDENT,
         epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
     )  # fmt: skip
-    stages: tuple[Stage, ...] = passes.run(Schedule(c.method.name), recipe)
+    stages: tuple[Stage, ...] = passes.run(Schedule(c.method.name, curriculum), recipe)
     arms = [Arm(name=DISTILLED, trains=[STUDENT], stages=list(stages))]
     if AUXILIARY in c.made:
         own = replace(
@@ -267,7 +283,7 @@ PIPELINE: dict[str, Step] = {
 
 def compile(  # noqa: A001  # what a compiler does
     teacher: nn.Module, student: nn.Module, options: Options, *, teacher_ref: ModelRef | None = None,
-    student_ref: ModelRef | None = None, batch: tuple[Tensor, Tensor] | None = None,
+    student_ref: ModelRef | None = None, batch: tuple[Tensor, Tensor] | None = None, sample: Sequence[Batch] = (),
     passes: PassManager | None = None,
     after: Callable[[str, Callable[[], str]], None] = lambda _step, _text: None,
 ) -> Plan:  # fmt: skip
@@ -280,6 +296,7 @@ def compile(  # noqa: A001  # what a compiler does
         teacher_ref: Where the teacher comes from; without it the plan works from Python only.
         student_ref: The same for the student.
         batch: Images as the teacher takes them, and labels, for criteria that read data.
+        sample: Batches as programs take them, to measure the difficulty of pairs on, where the options say so.
         passes: A manager to run the passes in, for its timings and remarks.
         after: Called after every step with its name, and what gives the text that shows what the step made.
 
@@ -293,7 +310,7 @@ def compile(  # noqa: A001  # what a compiler does
     c = Compilation(
         options=options, method=composed(options.method, default_main=task.default_main), task=task,
         models={TEACHER: teacher, STUDENT: student},
-        refs={TEACHER: teacher_ref or nothing, STUDENT: student_ref or nothing}, batch=batch,
+        refs={TEACHER: teacher_ref or nothing, STUDENT: student_ref or nothing}, batch=batch, sample=sample,
     )  # fmt: skip
     with in_mode(student, training=student.training), torch.random.fork_rng(devices=[]):
         for name in c.method.passes:

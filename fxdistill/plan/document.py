@@ -178,7 +178,8 @@ class Plan(Part):
             for stage in arm.stages
             for term in stage.losses
         ]
-        parts = [part.model_dump(mode="json") for part in (*self.pairs, *self.kept, self.input)]
+        aside = {"difficulty"}
+        parts = [part.model_dump(mode="json", exclude=aside) for part in (*self.pairs, *self.kept, self.input)]
         basis = [{name: self.shape_of(name) for name in self.members}, terms, parts]
         return hashlib.sha256(json.dumps(basis).encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """The parts of a plan: members, taps, pairs, kept channels, terms, stages, arms; see :mod:`fxdistill.plan.document`."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
@@ -207,7 +208,12 @@ class RunnerUp(Part):
 
 
 class Pair(Part):
-    """Two taps that are brought together, with the evidence for it: the one that teaches and the one that learns."""
+    """Two taps that are brought together, with the evidence for it: the one that teaches and the one that learns.
+
+    Attributes:
+        difficulty: What a probe of the untrained student leaves unexplained of the teacher's tap, as a share of its
+            variance (:mod:`fxdistill.compiler.probe`), for the reader; None where nothing was measured.
+    """
 
     name: Name
     teacher: Tap
@@ -216,6 +222,7 @@ class Pair(Part):
     runner_up: RunnerUp | None
     why: list[str]
     align: Align
+    difficulty: Annotated[float, Field(ge=0)] | None = None
 
 
 class Kept(Part):
@@ -349,10 +356,27 @@ def _full_arguments(name: str, loss: Loss, given: Any) -> dict[str, Any]:
         raise ValueError(f"the loss '{name}', {argument} = {first['input']!r}: {first['msg'].lower()}") from None
 
 
+class Plateau(Part):
+    """When a stage ends before its epochs are over: where its loss, over an epoch of training, no longer falls.
+
+    That is the weighted sum of its terms, by the weights of its first epoch. The epochs that it leaves are the main
+    stage's: the last one of the arm that extends nothing.
+
+    Attributes:
+        share: The share of the lowest loss so far that it has to fall by.
+        epochs: The stage ends after so many epochs in a row in which it does not.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    epochs: Epochs = 1
+
+
 class Stage(Part):
     """Some epochs under one set of losses, with an optimiser that starts fresh.
 
     Attributes:
+        epochs: How many; with a plateau, at most.
+        plateau: When it ends earlier; None for never.
         schedule: Learning rate over the stage: ``constant``, half a ``cosine`` down to the optimiser's floor, or by a
             factor every few epochs: ``step``.
         cost: MACs of the stage's program for one image, as a share of all given members in full.
@@ -367,6 +391,7 @@ class Stage(Part):
     schedule: Schedule = "constant"
     cost: Annotated[float, Field(ge=0)] = 1.0
     extends: bool = False
+    plateau: Plateau | None = None
 
     @model_validator(mode="after")
     def _weighs(self) -> Self:
@@ -378,6 +403,21 @@ class Stage(Part):
                 f"{self.epochs} epochs; warm_up has to be shorter than the stage"
             )
         return self
+
+
+def lengths(stages: Sequence[Stage], taken: Sequence[int] = ()) -> list[int]:
+    """How many epochs each stage has, where the first ones took so many: the main one has those that they left."""
+    found = [*taken, *(stage.epochs for stage in stages[len(taken) :])]
+    heir = max((place for place, stage in enumerate(stages) if not stage.extends), default=0)
+    if len(taken) <= heir < len(stages):
+        found[heir] += sum(stage.epochs for stage in stages[: len(taken)]) - sum(taken)
+    return found
+
+
+def longest(stages: Sequence[Stage]) -> list[int]:
+    """How many epochs each stage can have at most: the main one where all others end as soon as they can."""
+    most = lengths(stages, [1 if stage.plateau else stage.epochs for stage in stages if not stage.extends][:-1])
+    return [max(stage.epochs, found) for stage, found in zip(stages, most, strict=True)]
 
 
 class Arm(Part):
@@ -400,6 +440,14 @@ class Arm(Part):
         extends = [stage.extends for stage in self.stages]
         if extends[0] or extends != sorted(extends):
             raise ValueError(f"the arm '{self.name}' has a stage that extends nothing: such stages come last")
+        main = [stage for stage in self.stages if not stage.extends][-1]
+        if late := [stage.name for stage in self.stages if stage.plateau and (stage is main or stage.extends)]:
+            raise ValueError(
+                f"the stage '{late[0]}' of the arm '{self.name}' ends on a plateau, and no main stage follows that "
+                "would have the epochs that it leaves"
+            )
+        if max(longest(self.stages)) > MOST_EPOCHS:
+            raise ValueError(f"the arm '{self.name}' has more than {MOST_EPOCHS} epochs, which its main stage may get")
         return self
 
     @property

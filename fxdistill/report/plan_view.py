@@ -86,7 +86,8 @@ def _pair_lines(plan: Plan, pair: Pair) -> Iterator[Line]:
     elif pair.align == "shrink":
         of = f" of {before}" if before else ""
         widths = f"{pair.teacher.width}{of} channels in the {pair.teacher.member}"
-    yield Line(Text.assemble((pair.name, "bold cyan"), f"  score {pair.score:.2f}  {widths}"), Text("  "), 4)
+    hard = "" if pair.difficulty is None else f"  difficulty {pair.difficulty:.2f}"
+    yield Line(Text.assemble((pair.name, "bold cyan"), f"  score {pair.score:.2f}  {widths}{hard}"), Text("  "), 4)
     yield _row(pair.teacher.member, _tap(pair.teacher, before))
     yield _row(pair.student.member, _tap(pair.student))
     yield _row("why", Text("; ".join(pair.why), "dim"))
@@ -154,6 +155,8 @@ def _term(term: LossTerm) -> str:
 def _stage_line(stage: Stage, *, counted: bool) -> Line:
     losses = " + ".join(map(_term, stage.losses))
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
+    if (plateau := stage.plateau) is not None:
+        epochs = f"up to {epochs}, until {plateau.epochs} in a row fall by less than {plateau.share:.2g} of the loss,"
     details = f"  {_how(stage)}{f', {stage.cost:.1%} of the cost' if counted else ''}"
     text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))
     return Line(text, Text("    "), 6)

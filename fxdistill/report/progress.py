@@ -81,7 +81,7 @@ class RunView(Observer):
         if now - self._drawn > 0.1 or ended:
             self._drawn = now
             self._draw(arm, progress)
-        finished = ended and at.epoch == stage.epochs
+        finished = progress.ended
         if finished or (ended and not self.console.is_terminal and now - self._logged > _LOG_SECONDS):
             self._logged = now
             task = self._task
@@ -91,7 +91,8 @@ class RunView(Observer):
                 if task is not None and shown
                 else ""
             )
-            where = "" if finished else f" {at.epoch}/{stage.epochs}"
+            where = "" if at.epoch == stage.epochs else f" {at.epoch}/{stage.epochs}"
+            where += ", no longer falling" if finished and where else ""
             self.console.print(
                 Text.assemble(
                     f"{arm.name}, seed {arm.seed}: ",

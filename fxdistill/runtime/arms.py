@@ -109,9 +109,11 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.compiled,
             watch.progress, watch.save,
             {stage: found for (name, stage), found in run.before.items() if name == trial.name},
+            replace(at.course),
         )  # fmt: skip
         loop.run(at.position, at.optimizer, at.means, at.average)
-    ended = replace(watch.at(Moment(Position(len(program.stages)))), finished=[])  # for an extension to go on from
+    last = Moment(Position(len(program.stages)), course=loop.course)
+    ended = replace(watch.at(last), finished=[])  # for an extension to go on from
     checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
     remarks = [
         remark
@@ -138,6 +140,9 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     found = run.measured(arm.trains[0])
     remarks += knows_nothing(run, trial, arm.trains[0], found)
     record |= {**found, "seconds": round(watch.seconds, 1)}
+    if any(stage.plateau for stage in arm.stages):
+        names = (stage.name for stage in arm.stages)
+        record["epochs"] = dict(zip(names, loop.course.taken, strict=True))
     if remarks:
         record["remarks"] = [remark.model_dump() for remark in remarks]
     for remark in remarks:
@@ -238,7 +243,7 @@ class _Watch:
     def _log(self, progress: Progress) -> dict[str, float]:
         """The metrics after an epoch; none after one that trains taps alone, of which a prediction says nothing."""
         epoch, every = progress.position.epoch, self.run.evaluate_every
-        due = epoch % every == 0 or epoch == progress.stage.epochs
+        due = epoch % every == 0 or progress.ended
         answers = due and any(term.pair is None for term in progress.stage.losses)
         reached = self.run.measured(self.run.plan.arm(self.trial.name).trains[0], on="val") if answers else {}
         self.run.metrics.log(
@@ -250,6 +255,7 @@ class _Watch:
                 "split": "test" if self.run.plan.data.val is None else "val",
                 "metrics": reached,
                 "images_per_second": round(progress.images_per_second, 1),
+                **({"plateau": True} if progress.ended and epoch < progress.stage.epochs else {}),
             }
         )
         return reached
@@ -262,6 +268,7 @@ class _Watch:
             means=moment.means(), scaler=self.run.fabric.strategy.precision.state_dict(),
             metrics_size=self.run.metrics.size, seconds=self.seconds, finished=self._finished,
             how=self.run.checkpoint.how, average=dict(moment.average) or None,
+            course=moment.course,
         )  # fmt: skip
 
     def save(self, moment: Moment) -> None:

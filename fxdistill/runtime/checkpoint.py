@@ -17,9 +17,9 @@ from fxdistill import container
 from fxdistill.errors import RunDirError
 from fxdistill.plan.schema import Count
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.loop import Means, Position
+from fxdistill.runtime.loop import Course, Means, Position
 
-_FORMAT = 3
+_FORMAT = 4
 """Of what a checkpoint holds; one of another format is not continued."""
 _KIND = "checkpoint"
 
@@ -40,6 +40,7 @@ class Checkpoint:
         finished: Results of the arms before.
         how: What beside the plan decides about every step: precision, and whether programs are compiled.
         average: The running mean of the weights, as ``state``; None for none.
+        course: How the arm has gone so far, where stages may end on a plateau.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -55,6 +56,7 @@ class Checkpoint:
     finished: list[dict[str, Any]] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
     average: dict[str, Tensor] | None = None
+    course: Course = field(default_factory=Course)
 
 
 _CHECKPOINT = TypeAdapter(Checkpoint)
@@ -74,7 +76,7 @@ def save(run: RunDir, checkpoint: Checkpoint) -> None:
 def save_to(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint to a file; raises as :func:`save` does."""
     content = {"format": _FORMAT, **{name: getattr(checkpoint, name) for name in _PLAIN}}
-    content |= {"position": asdict(checkpoint.position), "means": asdict(checkpoint.means)}
+    content |= {name: asdict(getattr(checkpoint, name)) for name in ("position", "means", "course")}
     container.write(path, _KIND, content)
 
 

@@ -10,6 +10,7 @@ is changed:
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import RunDirError
 from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import Count, Stage, lengths
 from fxdistill.runtime import checkpoint, records
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
@@ -76,7 +78,10 @@ def _misplaced(found: Checkpoint, plan: Plan, steps: int | None) -> str:
     stages = plan.arm(trials[found.arm].name).stages
     if at.stage > len(stages) or (at.stage == len(stages) and (at.epoch or at.step)):
         return f"it is after {at.stage} stages, and '{trials[found.arm].name}' has {len(stages)}"
-    if at.stage < len(stages) and at.epoch >= stages[at.stage].epochs:
+    taken = found.course.taken
+    if len(taken) != at.stage or not all(_lasts(stages, taken, place) for place in range(len(taken))):
+        return f"its stages took {', '.join(map(str, taken)) or 'no'} epochs, and it is after {at.stage} of them"
+    if at.stage < len(stages) and at.epoch >= lengths(stages, taken)[at.stage]:
         return f"it is after {at.epoch} epochs of the stage '{stages[at.stage].name}', which has no more"
     if (at.epoch or at.step) and found.optimizer is None:
         return "it is in the middle of a stage, and has no state of the optimiser"
@@ -85,7 +90,13 @@ def _misplaced(found: Checkpoint, plan: Plan, steps: int | None) -> str:
     return f"it is after {at.step} steps of an epoch, which has {steps}" if steps and at.step >= steps else ""
 
 
-_REMARKS = TypeAdapter(list[Diagnostic])
+def _lasts(stages: Sequence[Stage], taken: Sequence[int], place: int) -> bool:
+    """Whether a stage takes as many epochs as it is said to have taken, after those before it."""
+    most = lengths(stages, taken[:place])[place]
+    return taken[place] == most or (stages[place].plateau is not None and 0 < taken[place] < most)
+
+
+_REMARKS, _EPOCHS = TypeAdapter(list[Diagnostic]), TypeAdapter(dict[str, Count])
 
 
 def _unfinished(found: Checkpoint, plan: Plan) -> str:
@@ -94,11 +105,12 @@ def _unfinished(found: Checkpoint, plan: Plan) -> str:
     if [(one.get("seed"), one.get("name")) for one in found.finished] != trials:
         return f"it does not have what came of the {found.arm} trainings before it"
     for one in found.finished:
-        numbers = {name: value for name, value in one.items() if name not in ("seed", "name", "remarks")}
+        numbers = {name: value for name, value in one.items() if name not in ("seed", "name", "remarks", "epochs")}
         if wrong := [name for name, value in numbers.items() if type(value) not in (int, float)]:
             return f"'{wrong[0][:80]}' of '{one['name']}' is no number"
         try:
+            _EPOCHS.validate_python(one.get("epochs", {}))
             _REMARKS.validate_python(one.get("remarks", []))
         except ValidationError:
-            return f"the remarks on '{one['name']}' are none"
+            return f"the remarks on '{one['name']}', or the epochs of its stages, are none"
     return ""

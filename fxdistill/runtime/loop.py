@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import specialize
@@ -22,7 +23,7 @@ from fxdistill.data.batches import batches, steps_per_epoch
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import FxdistillError, InputError, RunDirError, TrainingError
 from fxdistill.ir.program import Program
-from fxdistill.plan.schema import Count, DataPlan, Stage
+from fxdistill.plan.schema import Count, DataPlan, Plateau, Stage, lengths
 from fxdistill.runtime.average import Average
 from fxdistill.tasks import Task
 
@@ -59,6 +60,35 @@ class Means:
         self.values[key] = mean + (value - mean) / (self.count + 1)
 
 
+@dataclass
+class Course:
+    """How an arm has gone so far, as far as it decides on how it goes on: stages may end on a plateau.
+
+    Attributes:
+        taken: How many epochs each of the stages took that are over.
+        lowest: The lowest loss of an epoch of this stage, of those that fell by enough; None before the first one.
+        waited: Epochs since then.
+    """
+
+    taken: list[Count] = field(default_factory=list)
+    lowest: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    waited: Count = 0
+
+    def ends(self, plateau: Plateau | None, loss: float) -> bool:
+        """Take in the loss of an epoch; whether the stage ends with it."""
+        if plateau is None:
+            return False
+        if self.lowest is None or loss < self.lowest - plateau.share * abs(self.lowest):
+            self.lowest, self.waited = loss, 0
+        else:
+            self.waited += 1
+        return self.waited >= plateau.epochs
+
+    def next(self, epochs: int) -> None:
+        """A stage is over, after so many epochs."""
+        self.taken, self.lowest, self.waited = [*self.taken, epochs], None, 0
+
+
 @dataclass(frozen=True)
 class Moment:
     """Where a checkpoint may be taken.
@@ -69,12 +99,14 @@ class Moment:
         means: Gives the losses of the epoch so far. Waits for the device; raises :class:`TrainingError` where one of
             them is not a number.
         average: The running mean of the weights by name; empty where there is none.
+        course: How the arm has gone so far.
     """
 
     position: Position
     optimizer: torch.optim.Optimizer | None = None
     means: Callable[[], Means] = Means
     average: Mapping[str, Tensor] = field(default_factory=dict)
+    course: Course = field(default_factory=Course)
 
 
 @dataclass(frozen=True)
@@ -82,11 +114,12 @@ class Progress:
     """What the loop reports after some steps.
 
     Attributes:
-        stage: The stage in training.
+        stage: The stage in training, with the epochs that it has here.
         position: The place reached.
         steps: Steps of an epoch.
         losses: Mean of each loss over the epoch so far, unweighted.
         images_per_second: Over the epoch so far.
+        ended: Whether the stage ends here.
     """
 
     stage: Stage
@@ -94,6 +127,7 @@ class Progress:
     steps: int
     losses: dict[str, float]
     images_per_second: float
+    ended: bool = False
 
 
 @dataclass
@@ -112,6 +146,7 @@ class Loop:
         on_progress: Called after some steps, and at the end of every epoch.
         on_save: Called after every step, epoch and stage: a checkpoint may be taken.
         before: The losses before anything was trained, by stage; what is not known is not compared.
+        course: How the arm has gone so far; the loop keeps it up to date.
     """
 
     fabric: "Fabric"
@@ -125,6 +160,7 @@ class Loop:
     on_progress: Callable[[Progress], None]
     on_save: Callable[[Moment], None]
     before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    course: Course = field(default_factory=Course)
 
     def run(
         self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None,
@@ -141,12 +177,13 @@ class Loop:
         Raises:
             TrainingError: A loss is not a number.
         """
+        self.course.taken = lengths(self.program.stages, self.course.taken)[: position.stage]
         for index, stage in enumerate(self.program.stages):
             if index < position.stage:
                 continue
             self._stage(index, stage, position, optimizer_state, means or Means(), average=average)
             position, optimizer_state, means, average = Position(stage=index + 1), None, None, None
-            self.on_save(Moment(position))
+            self.on_save(self._moment(position))
 
     def _stage(
         self, index: int, stage: Stage, position: Position, state: dict[str, object] | None, means: Means,
@@ -160,13 +197,20 @@ class Loop:
         forward = compiled(program) if self.compiled else program
         wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
         mean = Average(program, stage.optimizer.ema, average)
-        done = sum(one.epochs for one in self.program.stages[:index])
+        epochs = lengths(self.program.stages, self.course.taken)
+        done, stage, ended = sum(epochs[:index]), stage.changed(epochs=epochs[index]), False
         for epoch in range(position.epoch, stage.epochs):
             first = epoch == position.epoch
             place = Position(index, epoch, position.step if first else 0)
             running = _Running(stage, program, means if first else Means(), mean, every=self._every)
-            self._epoch(running, wrapped, optimizer, place, run_epoch=done + epoch)
+            ended = self._epoch(running, wrapped, optimizer, place, run_epoch=done + epoch)
+            if ended:
+                self.course.next(epoch + 1)
+                break
         mean.settle()
+
+    def _moment(self, position: Position, optimizer: torch.optim.Optimizer | None = None, **more: Any) -> Moment:
+        return Moment(position, optimizer, course=replace(self.course), **more)
 
     @property
     def _every(self) -> int:
@@ -176,7 +220,8 @@ class Loop:
     def _epoch(
         self, running: "_Running", forward: Callable[..., dict[str, Tensor]], optimizer: torch.optim.Optimizer,
         position: Position, *, run_epoch: int,
-    ) -> None:  # fmt: skip
+    ) -> bool:  # fmt: skip
+        """Train an epoch, or the rest of one; whether the stage ends with it."""
         size, stage = self.data.batch_size, running.stage
         if stage.optimizer.restart and position.step == 0:
             optimizer.state.clear()
@@ -202,14 +247,16 @@ class Loop:
             if running.add(losses, place, len(batch["index"])):
                 self.on_progress(running.progress(place, steps))
             if step + 1 < steps:
-                self.on_save(Moment(place, optimizer, running.flush, running.average.values))
+                self.on_save(self._moment(place, optimizer, means=running.flush, average=running.average.values))
         running.flush()
         running.check(self.before.get(stage.name, {}), position)
         end = replace(position, epoch=position.epoch + 1, step=0)
+        ended = self.course.ends(stage.plateau, running.loss()) or end.epoch == stage.epochs
         with running.average.shown():
-            self.on_progress(running.progress(end, steps))
-        if end.epoch < stage.epochs:
-            self.on_save(Moment(end, optimizer, average=running.average.values))
+            self.on_progress(running.progress(end, steps, ended=ended))
+        if not ended:
+            self.on_save(self._moment(end, optimizer, average=running.average.values))
+        return ended
 
 
 class _Running:
@@ -222,9 +269,13 @@ class _Running:
         self._images = 0
         self._since = time.perf_counter()
 
-    def progress(self, position: Position, steps: int) -> Progress:
+    def progress(self, position: Position, steps: int, *, ended: bool = False) -> Progress:
         """What there is to report."""
-        return Progress(self.stage, position, steps, dict(self.means.values), self._speed)
+        return Progress(self.stage, position, steps, dict(self.means.values), self._speed, ended)
+
+    def loss(self) -> float:
+        """The loss of the epoch: the sum of its terms by their weights in the stage's first epoch."""
+        return sum(term.loss.weight * self.means.values[term.key] for term in self.program.terms)
 
     def add(self, losses: dict[str, Tensor], position: Position, images: int) -> bool:
         """Take one step's losses; returns whether the means are up to date."""

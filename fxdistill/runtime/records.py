@@ -11,6 +11,7 @@ from typing import Any
 
 from fxdistill.errors import RunDirError
 from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import longest
 
 Record = dict[str, Any]
 _LONGEST = 1 << 20
@@ -33,7 +34,10 @@ def read(path: Path, plan: Plan, *, size: int | None) -> list[Record]:
         raise RunDirError(f"the metrics cannot be read: {cause.strerror}", where=str(path)) from cause
     if size is not None and len(content) < size:
         raise _damaged(f"{path}, behind byte {len(content)}", "lines are missing")
-    epochs = {arm.name: {stage.name: stage.epochs for stage in arm.stages} for arm in plan.all_arms}
+    epochs = {
+        arm.name: {stage.name: most for stage, most in zip(arm.stages, longest(arm.stages), strict=True)}
+        for arm in plan.all_arms
+    }
     lines = content.splitlines(keepends=True)
     found, at = [], 0
     for number, line in enumerate(lines, 1):

@@ -108,3 +108,29 @@ def test_a_loss_that_there_is_not_writes_no_plan(tmp_path: Path, option: tuple[s
     assert code == 2
     assert option[0] in told
     assert not list(tmp_path.iterdir())
+
+
+def test_options_say_how_the_warm_up_goes(tmp_path: Path) -> None:
+    plan, told = made(
+        tmp_path, "--method", "indistill+kd", "--epochs", "18", "--warm-up-share", "0.4", "--keep-earlier", "0.7",
+        "--plateau", "0.02:3", "--probe", "lengths",
+    )  # fmt: skip
+    *warm, main = plan.arm("distilled").stages
+    assert sum(stage.epochs for stage in warm) == 12
+    assert [stage.plateau.model_dump() for stage in warm if stage.plateau] == [{"share": 0.02, "epochs": 3}] * 2
+    assert (main.epochs, main.plateau) == (18, None)
+    hard = [pair.difficulty for pair in plan.pairs]
+    assert (hard[0] > hard[1]) == (warm[0].epochs > warm[1].epochs)  # type: ignore[operator]
+    assert [(term.pair, term.weight, term.decay) for term in warm[1].losses] == [
+        (plan.pairs[1].name, 1.0, 1.0), (plan.pairs[0].name, 0.7, 0.7),
+    ]  # fmt: skip
+    assert f"up to {warm[0].epochs} epochs, until 3 in a row fall by less than 0.02 of the loss" in told
+    assert f"difficulty {hard[0]:.2f}" in told
+
+
+@pytest.mark.parametrize("text", ["x", "0.1:0", "0.1:x", "0:1", "1", "nan", "0.1:1:1", ""])
+def test_what_is_no_plateau_is_refused(tmp_path: Path, text: str) -> None:
+    code, told = planned(tmp_path, "--method", "indistill", "--plateau", text)
+    assert code == 2
+    assert "is no plateau where: --plateau to do: give SHARE:EPOCHS" in told
+    assert not (tmp_path / "plan.json").exists()

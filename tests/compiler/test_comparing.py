@@ -9,7 +9,9 @@ from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
 from fxdistill.errors import FxdistillError, InputError, PlanError
 from fxdistill.models import convnet
+from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import Plateau
 
 METHODS = ("supervised", "kd", "indistill+kd", "indistill+attention")
 
@@ -101,3 +103,16 @@ def test_the_best_seed_needs_validation_images() -> None:
     plan = planned()
     with pytest.raises(ValueError, match="the best seed is to be exported, and there are no validation images"):
         plan.changed(export=plan.export.changed(seed="best"))
+
+
+def test_arms_that_warm_up_as_the_plan_does_have_its_warm_ups() -> None:
+    said = Curriculum(share=0.4, keep_earlier=0.5, plateau=Plateau(share=0.05))
+    plan = planned(method="indistill+kd", curriculum=said)
+    *own, _ = plan.arm("distilled").stages
+    made = compared(plan, ("kd", "indistill+dkd", "indistill+kd-standardized", "indistill"))
+    for name in ("indistill+dkd", "indistill+kd-standardized", "indistill"):
+        assert made.arm(name).stages[:-1] == own
+    assert {sum(stage.epochs for stage in arm.stages) for arm in made.arms} == {50}
+    other = compared(plan, ("kd", "indistill-released+kd")).arm("indistill-released+kd")
+    assert [stage.epochs for stage in other.stages] == [3, 4, 43]
+    assert {stage.plateau for stage in other.stages} == {None}

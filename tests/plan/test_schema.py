@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import fxdistill
 from fxdistill import files
 from fxdistill.errors import PlanError
 from fxdistill.plan import file
 from fxdistill.plan.document import stale_costs
+from fxdistill.plan.schema import Plateau
 from fxdistill.registry import GROUPS
 from tests.tiny_models import planned
 
@@ -309,3 +311,15 @@ def test_a_plan_that_needs_what_is_not_installed_says_what_to_install(kind: str)
 def test_the_published_schema_is_that_of_the_code() -> None:
     published = Path(str(fxdistill.__file__)).with_name("plan") / "schema.json"
     assert json.loads(published.read_text()) == file.schema()
+
+
+@pytest.mark.parametrize("place", [-1, 0])
+def test_a_plateau_needs_a_main_stage_behind_it(place: int) -> None:
+    arm = planned("body", "body", (2, 8, 8, 8), (2, 4, 8, 8)).arms[0]
+    stages = list(arm.stages)
+    stages[place] = stages[place].changed(plateau=Plateau(share=0.1))
+    if place == 0:
+        assert arm.changed(stages=stages).stages[0].plateau is not None
+        return
+    with pytest.raises(ValidationError, match="ends on a plateau, and no main stage follows"):
+        arm.changed(stages=stages)

@@ -22,7 +22,9 @@ def watch(console: Console) -> None:
         view.on_progress(Trial(0, "distilled"), Progress(stage, Position(0, 0, 2), 5, {key: 0.5}, 1234.0), {})
         view._live.refresh()
         view.on_progress(
-            Trial(0, "distilled"), Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0), {"accuracy": 0.5}
+            Trial(0, "distilled"),
+            Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0, ended=True),
+            {"accuracy": 0.5},
         )
 
 
@@ -45,3 +47,15 @@ def test_a_log_file_gets_lines_only() -> None:
         "warning some-code teacher: because",
         f"distilled, seed 0: warm-up-1  mse[{pair}] 0.25  accuracy 50.00%",
     ]
+
+
+def test_a_stage_that_ends_on_a_plateau_says_so() -> None:
+    console, text = drawn(terminal=False)
+    plan = load(runs.plan_file())
+    stage = plan.arm("distilled").stages[0].changed(epochs=5)
+    with RunView(console) as view:
+        view.on_begin(plan, trials_of(plan))
+        view.on_progress(
+            Trial(0, "distilled"), Progress(stage, Position(0, 3, 0), 5, {"mse": 0.5}, 9.0, ended=True), {}
+        )
+    assert text.getvalue().splitlines()[-1] == "distilled, seed 0: warm-up-1 3/5, no longer falling  mse 0.5"

@@ -7,6 +7,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from fxdistill.errors import FxdistillError, PlanError, RunDirError, StorageErro
 from fxdistill.measure import onnx_file
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.terms import argued
-from fxdistill.runtime import checkpoint, directory, log, result
+from fxdistill.runtime import checkpoint, directory, inspection, log, result
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir, lock
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.log import Metrics
-from fxdistill.runtime.loop import Means, Position
+from fxdistill.runtime.loop import Course, Means, Position
 from tests import runs
 from tests.runs import execute
 
@@ -135,6 +136,78 @@ def test_what_a_loss_learns_and_remembers_is_gone_on_with(tmp_path: Path) -> Non
     killed(plan, tmp_path / "run", at_save(7, when="after"))
     execute(plan, tmp_path / "run", AGAIN)
     equal(tmp_path / "run", tmp_path / "whole")
+
+
+def until_it_no_longer_falls(plan: dict[str, Any]) -> None:
+    """The first warm-up has three epochs and ends after two, in the second of which its loss does not fall by 99 %."""
+    first, second, _ = plan["arms"][0]["stages"]
+    first.update(epochs=3, plateau={"share": 0.99, "epochs": 1})
+    second.update(epochs=2, plateau={"share": 1e-9, "epochs": 2})  # and this one is never stopped
+
+
+def test_a_plateau_gives_its_epochs_to_the_main_stage_and_is_gone_on_with(tmp_path: Path) -> None:
+    """Killed between the two epochs of the stage, and in the epoch that it has left."""
+    plan, out = runs.edited("plateau", until_it_no_longer_falls), tmp_path / "run"
+    whole = execute(plan, tmp_path / "whole", EVERY_STEP)
+    before = 0
+    for number in (5, 31):
+        killed(plan, out, at_save(number - before, when="after"), again=bool(before))
+        before = number
+    execute(plan, out, AGAIN)
+    equal(out, tmp_path / "whole")
+    assert json.loads((out / "result.json").read_text())["arms"][0]["epochs"] == whole["arms"][0]["epochs"]
+
+    distilled, control = whole["arms"]
+    assert distilled["epochs"] == {"warm-up-1": 2, "warm-up-2": 2, "main": 3}
+    assert "epochs" not in control
+    lines = runs.metrics(out)
+    told = [(line["name"], line["stage"], line["epoch"]) for line in lines]
+    assert told == [
+        *(("distilled", stage, n + 1) for stage, count in distilled["epochs"].items() for n in range(count)),
+        *(("control", "control", n + 1) for n in range(7)),
+    ]
+    assert [(line["stage"], line["epoch"]) for line in lines if line.get("plateau")] == [("warm-up-1", 2)]
+
+    def by_hand(edited: dict[str, Any]) -> None:
+        until_it_no_longer_falls(edited)
+        for stage, epochs in zip(edited["arms"][0]["stages"], (2, 2, 3), strict=True):
+            stage.update(epochs=epochs, plateau=None)
+
+    execute(runs.edited("as-it-went", by_hand), tmp_path / "hand", EVERY_STEP)  # the same data, rates and schedule
+    for name in ("distilled", "control"):
+        one, two = (
+            checkpoint.load_from(tmp_path / path / f"trained_{name}-seed0.pt").state for path in ("run", "hand")
+        )
+        assert one is not None
+        assert two is not None
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_run_that_ended_on_a_plateau_is_extended(tmp_path: Path) -> None:
+    def alone(plan: dict[str, Any]) -> None:
+        until_it_no_longer_falls(plan)
+        plan["control"] = None
+
+    execute(runs.edited("plateau-alone", alone), tmp_path / "run", EVERY_STEP)
+    longer = execute(tmp_path / "run" / "plan.json", tmp_path / "run", replace(EVERY_STEP, more_epochs=1))
+    assert longer["arms"][0]["epochs"] == {"warm-up-1": 2, "warm-up-2": 2, "main": 3, "main-more-1": 1}
+    execute(tmp_path / "run" / "plan.json", tmp_path / "anew", EVERY_STEP)
+    equal(tmp_path / "run", tmp_path / "anew")
+
+
+@pytest.mark.parametrize(
+    ("position", "taken", "fits"),
+    [(Position(1), [2], True), (Position(1), [3], True), (Position(1), [], False), (Position(1), [4], False),
+     (Position(1), [0], False), (Position(0), [2], False), (Position(2), [2, 2], True), (Position(2), [2, 3], False),
+     (Position(3), [1, 2, 4], True), (Position(3), [1, 2, 2], False), (Position(3), [1, 2, 5], False),
+     (Position(2, 3), [1, 2], True), (Position(2, 4), [1, 2], False), (Position(2, 2), [3, 2], False)],
+)  # fmt: skip
+def test_a_checkpoint_knows_how_long_its_stages_were(position: Position, taken: list[int], fits: bool) -> None:
+    plan = load_plan(runs.edited("plateau", until_it_no_longer_falls))
+    optimizer: dict[str, Any] | None = {"state": {}} if position.epoch else None
+    at = Checkpoint(position=position, course=Course(taken), state={"w": torch.zeros(1)}, optimizer=optimizer)
+    with nullcontext() if fits else pytest.raises(RunDirError, match="not one of this plan"):
+        inspection.check(at, plan, where="it")
 
 
 @pytest.mark.parametrize("place", ["plan", "draft", "onnx", "result"])
@@ -305,6 +378,7 @@ def test_a_checkpoint_survives_a_round_trip(tmp_path: Path) -> None:
         arm=2, position=Position(1, 2, 3), state={"w": torch.tensor([0.1, float("inf")])},
         optimizer={"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
         means=Means(3, {"kd": 0.1}), metrics_size=12, seconds=1.5, finished=[{"name": "control", "accuracy": 0.5}],
+        course=Course([2], 0.1, 1),
     )  # fmt: skip
     checkpoint.save(run, saved)
     found = checkpoint.load(run)
@@ -327,6 +401,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     [
         {"arm": -1}, {"arm": "first"}, {"position": Position(0, -1, 0)}, {"metrics_size": -5}, {"finished": 3},
         {"seconds": float("nan")}, {"state": {"w": 1.0}}, {"means": Means(-1, {})}, {"how": None},
+        {"course": Course([-1])}, {"course": Course([], float("nan"))},
     ],
 )  # fmt: skip
 def test_a_checkpoint_that_says_what_cannot_be_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ What a name means lies in :mod:`fxdistill.methods`; this pass expands it over th
 learning rate that follows half a cosine to zero:
 
     stages = warm-ups of every part of the name, main(terms of the last part)
+
+What the user says of the warm-ups is in :mod:`fxdistill.passes.schedule.curriculum`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.methods import Recipe, composed, with_terms
+from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.schema import Optimizer, Stage
 
 MAIN = "main"
@@ -24,9 +27,11 @@ class Schedule(Pass[Recipe, tuple[Stage, ...]]):
 
     Attributes:
         method: Its name, composed with ``+`` or not.
+        curriculum: What the user says of its warm-ups.
     """
 
     method: str = "indistill"
+    curriculum: Curriculum = field(default_factory=Curriculum)
 
     def requires(self, source: Recipe) -> None:
         """Numbers that a stage can have, and pairs where the method compares some.
@@ -58,7 +63,8 @@ class Schedule(Pass[Recipe, tuple[Stage, ...]]):
             name=MAIN, epochs=source.epochs, losses=terms, optimizer=Optimizer(name="adam", lr=source.lr),
             schedule="cosine",
         )  # fmt: skip
-        return PassResult((*method.warm_ups(source), main), modified=True)
+        warm_ups = self.curriculum.of(method.warm_ups(source), source.pairs, main=source.epochs)
+        return PassResult((*warm_ups, main), modified=True)
 
     def ensures(self, source: Recipe, value: tuple[Stage, ...]) -> None:
         """Names differ, the main stage is last with the epochs that were asked for, every pair named is there."""
