@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fxdistill.compiler.options import Options as Options
     from fxdistill.compiler.pipeline import compile as compile  # noqa: A004
     from fxdistill.compiler.shrink_model import ShrunkResult as ShrunkResult
+    from fxdistill.compiler.tap_statistics import measure_taps as measure_taps
     from fxdistill.data.batches import batches as batches
     from fxdistill.data.dataset import Dataset as Dataset
     from fxdistill.data.dataset import Split as Split
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "compile": "compiler.pipeline", "build": "compiler.build", "build_arm": "compiler.build",
-    "specialize": "compiler.build", "run": "runtime.execute:execute", "shrink": "runtime.deploy",
+    "specialize": "compiler.build", "measure_taps": "compiler.tap_statistics",
+    "run": "runtime.execute:execute", "shrink": "runtime.deploy",
     "evaluate": "runtime.deploy", "export": "runtime.deploy", "show": "report.show",
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
@@ -54,7 +56,7 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
-    "compile", "build", "build_arm", "specialize", "run",
+    "compile", "build", "build_arm", "specialize", "measure_taps", "run",
     "shrink", "evaluate", "export", "show",
     "load", "save", "parse_source", "load_plan", "load_data", "batches",
     "Options", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult", "Dataset", "Split",

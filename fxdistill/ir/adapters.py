@@ -5,12 +5,16 @@ the squared difference of raw values is spent on a few of them. With mean m and 
 and its positions,
 
     standardized    (x - m) / sqrt(v + eps)         of both taps: every channel counts alike
+    running         the same, the teacher's m and v measured once over training images, so that they are fixed
     normalized      x / rms(x of one image)         of both taps: every image counts alike
     released        gamma (x - m) / sqrt(v + eps)   in place of the teacher's last BatchNorm; the student's as it is
+
+The squared difference of normalized taps is their cosine: twice one less it.
 """
 
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 
@@ -54,6 +58,32 @@ def batch_normalized(value: Tensor, weight: Tensor | None, eps: float) -> Tensor
     if value.numel() == value.shape[1]:  # one value a channel is its own mean
         return value - value
     return F.batch_norm(value, None, None, weight, None, training=True, eps=eps)
+
+
+class FixedScale(nn.Module):
+    """A tap (B, C, ...), each channel less a mean, over a deviation, that do not change: float32.
+
+    They are not numbers until :meth:`set`; see :mod:`fxdistill.compiler.tap_statistics`.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name in ("mean", "deviation"):
+            self.register_buffer(name, torch.full((width,), torch.nan))
+
+    @torch.no_grad()
+    def set(self, mean: Tensor, variance: Tensor) -> None:
+        """Give it the statistics of each channel, (C,) both."""
+        self.mean.copy_(mean)
+        self.deviation.copy_((variance.clamp_min(0) + _EPS).sqrt())
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Apply it."""
+        shape = (1, -1, *[1] * (value.dim() - 2))
+        return (value.float() - self.mean.view(shape)) / self.deviation.view(shape)
 
 
 SCALES: Mapping[Comparison, Callable[[Tensor], Tensor]] = {"standardized": standardized, "normalized": normalized}

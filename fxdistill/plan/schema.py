@@ -18,7 +18,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Layout = Literal["nchw", "nhwc", "tokens", "features"]
 Schedule = Literal["constant", "cosine", "step"]
 Rung = Literal["symbolic", "leaves", "export"]
-Comparison = Literal["raw", "standardized", "normalized", "released"]
+Comparison = Literal["raw", "standardized", "running", "normalized", "released"]
 PositiveInt = Annotated[int, Field(gt=0)]
 MOST_EPOCHS = 1_000_000
 MOST_PIXELS = 1 << 16
@@ -282,7 +282,8 @@ class LossTerm(Part):
         pair: The pair whose taps it compares. None for a loss that reads none; one that compares how images lie to each
             other reads the members' answers then, which are their embeddings.
         compare: What it reads of the taps: the values as they are (``raw``); less the mean, over the standard
-            deviation, of their channel over batch and positions (``standardized``); those of each image over their root
+            deviation, of their channel over batch and positions (``standardized``), or the teacher's by statistics that
+            are measured once over training images (``running``); those of each image over their root
             mean square (``normalized``); or the teacher's as its last BatchNorm would make it from the batch, with no
             offset (``released``): how InDistill's released code does it. See :mod:`fxdistill.ir.adapters`.
         student: The member in the role of the student, None where the loss does not read it.

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import build_arm
+from fxdistill.compiler.tap_statistics import measure_taps
+from fxdistill.data.batches import batches
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import RunDirError, TrainingError
 from fxdistill.ir.program import Program
@@ -24,7 +26,7 @@ from fxdistill.modelfiles import bundle
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Arm
-from fxdistill.runtime import checkpoint, inspection, kept, norms, stopping
+from fxdistill.runtime import checkpoint, inspection, kept, norms, preflight, stopping
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
@@ -212,6 +214,9 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
                     where=str(run.rundir.checkpoint_path), hint="put the run's own checkpoint back",
                 )  # fmt: skip
         load_whole_state(program, at.state)
+    else:
+        few = preflight.some(run.dataset.train)
+        measure_taps(program, batches(few, run.plan.data.batch_size, device=run.fabric.device))
     if at.scaler:
         run.fabric.strategy.precision.load_state_dict(at.scaler)
     return program

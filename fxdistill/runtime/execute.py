@@ -6,6 +6,7 @@ built, and cut down to each stage, and the student is exported once as it is, be
 
 import copy
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import nn
 from fxdistill.compiler.auxiliary import make
 from fxdistill.compiler.build import specialize
 from fxdistill.compiler.comparing import compared
-from fxdistill.data.batches import steps_per_epoch
+from fxdistill.compiler.tap_statistics import measure_taps
+from fxdistill.data.batches import batches, steps_per_epoch
 from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
@@ -223,6 +225,7 @@ def _programs(
     before: Losses = {}
     programs = {trial: build_program(plan, trial, modules) for trial in trials_of(plan) if trial.seed == plan.seeds[0]}
     for trial, program in programs.items():
+        measure_taps(program, itertools.islice(batches(dataset.train, 2), 1))  # for a try; a training measures many
         if channels_last:
             laid_out(program)
         if device:

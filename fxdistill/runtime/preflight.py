@@ -178,7 +178,7 @@ def taught(
     Raises:
         ModelError: It knows nothing of the data.
     """
-    few = replace(dataset, train=_some(dataset.train), test=_some(dataset.split("val")), val=None)
+    few = replace(dataset, train=some(dataset.train), test=some(dataset.split("val")), val=None)
     if not few.has_labels("test") or (task.ranks_train and dataset.is_one):
         return "", []
     found = metrics(module, few, task, view=view, entry=entry)
@@ -189,7 +189,8 @@ def taught(
     return said, near_chance(member, found, task, len(dataset.classes))
 
 
-def _some(split: Images) -> Images:
+def some(split: Images) -> Images:
+    """Up to 2,048 images of a split, evenly spaced: enough to measure on."""
     count = min(len(split), _MEASURED)
     return split if count == len(split) else split.at(torch.linspace(0, len(split) - 1, count).round().long())
 

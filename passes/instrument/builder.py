@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import PairingError, PlanError
-from fxdistill.ir.adapters import SCALES, Called, Projection
+from fxdistill.ir.adapters import SCALES, Called, FixedScale, Projection, standardized
 from fxdistill.ir.graph import Traced, find, memory, shape_of, written
 from fxdistill.ir.program import Member, Program, Term, inline, tap, tap_copy
 from fxdistill.ir.views import column, steps
@@ -128,12 +128,12 @@ class Builder:
     def _adapted(self, pair: Pair, compare: Comparison) -> dict[str, fx.Node]:
         """The values of a pair by role, of one shape and one scale."""
         teacher, student = self._tap("teacher", pair, pair.teacher), self._tap("student", pair, pair.student)
+        if compare in ("released", "running") and pair.teacher.member in self.arm.trains:
+            raise PlanError(
+                f"the {pair.teacher.member} is trained, and its tap is to be normalised as one that is frozen",
+                where=f"pair {pair.name}, compare", hint="compare the taps 'standardized' or 'raw'",
+            )  # fmt: skip
         if compare == "released":
-            if pair.teacher.member in self.arm.trains:
-                raise PlanError(
-                    f"the {pair.teacher.member} is trained, and its tap is to be normalised as one that is frozen",
-                    where=f"pair {pair.name}, compare", hint="compare the taps 'standardized' or 'raw'",
-                )  # fmt: skip
             teacher = by_batch_statistics(self.graph, self.root, teacher, where=f"pair {pair.name}")
         kept = self.plan.kept_for(pair.name)
         name = self._identifier(pair.name)
@@ -149,9 +149,20 @@ class Builder:
             student = self.graph.call_module(f"adapters.project_{name}", (student,))
             student.meta = {"role": "adapter"}
         student, teacher = same_layout(self.graph, pair, student, teacher)
+        if compare == "running":
+            return {"student": self._call("adapter", standardized, student), "teacher": self._fixed(pair, teacher)}
         if (scale := SCALES.get(compare)) is not None:
             student, teacher = (self._call("adapter", scale, value) for value in (student, teacher))
         return {"student": student, "teacher": teacher}
+
+    def _fixed(self, pair: Pair, teacher: fx.Node) -> fx.Node:
+        """A frozen tap by statistics of its own, which are yet to be measured."""
+        name, width = self._identifier(pair.name), self._shape(teacher)[1]
+        like = next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
+        self.adapters.add_module(f"scale_{name}", FixedScale(width).to(like.device))
+        node = self.graph.call_module(f"adapters.scale_{name}", (teacher,))
+        node.meta = {"role": "adapter", "frozen": True}
+        return node
 
     def _tap(self, role: str, pair: Pair, tap_: Tap) -> fx.Node:
         side = self._side(tap_.member)
@@ -174,7 +185,7 @@ class Builder:
         found = re.sub(r"\W", "_", name)
         taken = {name for name, _ in (*self.losses.named_children(), *self.adapters.named_children())}
         taken |= {name for name, _ in self.adapters.named_buffers()}
-        while {found, f"keep_{found}", f"project_{found}"} & taken:
+        while {found, f"keep_{found}", f"project_{found}", f"scale_{found}"} & taken:
             found += "_"
         return found
 

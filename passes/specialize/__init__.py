@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fxdistill.errors import InvariantError
-from fxdistill.ir.adapters import SCALES
+from fxdistill.ir.adapters import SCALES, FixedScale
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import memory, scope_of, submodule, written
 from fxdistill.ir.program import Program, Term
@@ -183,8 +183,8 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
         for port, value in zip(node.meta["reads"], node.args, strict=False):
             if isinstance(value, fx.Node) and _is_frozen_alone(value):
                 name, source = f"{node.meta['key']} {port}", value
-                while source.target in _SCALED:
-                    name, source = f"{name}, {_SCALED[source.target]}", source.all_input_nodes[0]
+                while (scale := _scale(program, source)) is not None:
+                    name, source = f"{name}, {scale}", source.all_input_nodes[0]
                 read[name] = source
     if not read:
         return {}
@@ -200,6 +200,11 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
     with torch.no_grad(), _full_precision(images.device):
         values: dict[str, Tensor] = module({"images": images})
     return values
+
+
+def _scale(program: Program, node: fx.Node) -> str | None:
+    """The name of a scale that a loss compares by; None for another node."""
+    return str(node.target) if isinstance(submodule(program, node), FixedScale) else _SCALED.get(node.target)
 
 
 @contextmanager

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler.build import build, specialize
+from fxdistill.compiler.build import build, build_arm, specialize
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
-from fxdistill.errors import PairingError, PassError
+from fxdistill.compiler.tap_statistics import measure_taps
+from fxdistill.errors import PairingError, PassError, PlanError
 from fxdistill.ir.adapters import normalized, standardized
+from fxdistill.ir.program import Program
 from fxdistill.models import convnet, resnet
 from fxdistill.passes.specialize import frozen_values, restricted
 from fxdistill.passes.specialize.sink import Sinker
@@ -122,6 +124,72 @@ def test_what_is_compared_by_hand(how: Comparison) -> None:
         torch.testing.assert_close(one(batch)["mse[block1]"], expected, atol=1e-5, rtol=1e-4)
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_normalized_is_the_cosine() -> None:
+    one, other = torch.randn(5, 3, 4, 4), 7 * torch.randn(5, 3, 4, 4)
+    cosine = nn.functional.cosine_similarity(one.flatten(1), other.flatten(1)).mean()
+    torch.testing.assert_close((normalized(one) - normalized(other)).square().mean(), 2 - 2 * cosine)
+
+
+MORE = torch.randn((9, 1, 8, 8), generator=torch.Generator().manual_seed(2)) + 1
+LABELS = torch.zeros(6, dtype=torch.long)
+
+
+def running(teacher: nn.Module, student: nn.Module) -> tuple[Plan, Program]:
+    plan = comparing(compile_plan(teacher, student, Options(input_shape=SHAPE, method="indistill")), "running")
+    return plan, build(plan, teacher, student).train()
+
+
+def test_running_by_hand() -> None:
+    """The teacher's taps by the statistics of all images that were shown, the student's by those of the batch."""
+    teacher, student = trained(convnet(widths=[8, 16]), 1), convnet(widths=[4, 8])
+    plan, program = running(teacher, student)
+    batch = {"images": IMAGES, "labels": LABELS}
+    assert program(batch)["mse[block1]"].isnan()  # until it is measured
+    before = copy.deepcopy((teacher.state_dict(), student.state_dict()))
+    assert measure_taps(program, [{"images": IMAGES}, {"images": MORE}]) is program
+    for held, module in zip(before, (teacher, student), strict=True):
+        assert all(torch.equal(held[name], value) for name, value in module.state_dict().items())
+    (own,) = taps(copy.deepcopy(student).train(), ["block1"])
+    (seen,) = taps(copy.deepcopy(teacher), ["block1"])
+    with torch.no_grad():
+        shown = teacher.get_submodule("block1")(torch.cat([IMAGES, MORE]))[:, plan.kept[0].channels]
+    mean, variance = shown.mean((0, 2, 3)).view(1, -1, 1, 1), shown.var((0, 2, 3), correction=0).view(1, -1, 1, 1)
+    wanted = (seen[:, plan.kept[0].channels] - mean) / (variance + 1e-5).sqrt()
+    expected = (standardized(own) - wanted).square().mean()
+    for one in (program, specialize(program, "warm-up-1").train()):
+        torch.testing.assert_close(one(batch)["mse[block1]"], expected, atol=1e-5, rtol=1e-4)
+    assert {name.rpartition(".")[2] for name in program.trainable_state() if "scale_" in name} == {"mean", "deviation"}
+    assert not any("scale_" in name for name, _ in program.named_parameters())
+
+
+def test_running_on_the_batch_alone_is_standardized() -> None:
+    teacher, student = trained(resnet(widths=[8, 16]), 1), convnet(widths=[4, 8])
+    plan, program = running(teacher, student)
+    measure_taps(program, [{"images": IMAGES}])
+    other = build(comparing(plan, "standardized"), teacher, student).train()
+    batch = {"images": IMAGES, "labels": LABELS}
+    for pair in plan.pairs:
+        name = f"mse[{pair.name}]"
+        torch.testing.assert_close(program(batch)[name], other(batch)[name], atol=1e-4, rtol=1e-4)
+    assert measure_taps(other, [{"images": IMAGES}]) is other  # nothing is measured, and nothing run
+
+
+def test_running_tells_of_an_image_the_same_whatever_is_beside_it() -> None:
+    _, program = running(trained(convnet(widths=[8, 16]), 1), convnet(widths=[4, 8]))
+    measure_taps(program, [{"images": MORE}])
+    both = [program.outputs({"images": images, "labels": LABELS[: len(images)]}) for images in (IMAGES, IMAGES[:3])]
+    one, other = (found.taps["block1"]["teacher"][:3] for found in both)
+    torch.testing.assert_close(one, other)
+
+
+def test_running_is_of_a_teacher_that_stays() -> None:
+    teacher, student = convnet(widths=[8, 16]), convnet(widths=[4, 8])
+    plan = comparing(compile_plan(teacher, student, Options(input_shape=SHAPE, method="indistill")), "running")
+    plan = plan.changed(arms=[plan.arms[0].changed(trains=["student", "teacher"])])
+    with pytest.raises(PlanError, match="the teacher is trained"):
+        build_arm(plan, "distilled", {"teacher": teacher, "student": student})
 
 
 def test_released_in_a_residual_teacher_keeps_the_shortcut() -> None:

@@ -16,8 +16,13 @@ import pytest
 import torch
 
 from fxdistill import files
+from fxdistill.compiler.build import build
+from fxdistill.compiler.tap_statistics import measure_taps
+from fxdistill.data.batches import batches
+from fxdistill.data.load import load as load_data
 from fxdistill.errors import FxdistillError, PlanError, RunDirError, StorageError
 from fxdistill.measure import onnx_file
+from fxdistill.modelfiles import bundle, factories
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.terms import argued
 from fxdistill.runtime import checkpoint, directory, inspection, log, result
@@ -143,6 +148,7 @@ def until_it_no_longer_falls(plan: dict[str, Any]) -> None:
     first, second, _ = plan["arms"][0]["stages"]
     first.update(epochs=3, plateau={"share": 0.99, "epochs": 1})
     second.update(epochs=2, plateau={"share": 1e-9, "epochs": 2})  # and this one is never stopped
+    second["losses"][0]["compare"] = "running"
 
 
 def test_a_plateau_gives_its_epochs_to_the_main_stage_and_is_gone_on_with(tmp_path: Path) -> None:
@@ -156,6 +162,17 @@ def test_a_plateau_gives_its_epochs_to_the_main_stage_and_is_gone_on_with(tmp_pa
     execute(plan, out, AGAIN)
     equal(out, tmp_path / "whole")
     assert json.loads((out / "result.json").read_text())["arms"][0]["epochs"] == whole["arms"][0]["epochs"]
+
+    state, digits = checkpoint.load_from(out / "trained_distilled-seed0.pt").state, load_data("digits")
+    models = [factories.build(*made, allow=runs.ALLOW) for made in (runs.TEACHER, runs.STUDENT)]
+    models[0].load_state_dict(bundle.state_of(runs.workshop() / "teacher.pt"))
+    program = build(load_plan(plan), models[0].eval(), models[1])
+    measured = measure_taps(program, batches(digits.train, 100)).trainable_state()  # on all of the training images
+    statistics = [name for name in measured if "scale_" in name]
+    assert len(statistics) == 2
+    for name in statistics:
+        assert state is not None
+        torch.testing.assert_close(state[name], measured[name])
 
     distilled, control = whole["arms"]
     assert distilled["epochs"] == {"warm-up-1": 2, "warm-up-2": 2, "main": 3}
