@@ -165,7 +165,7 @@ def write(
         InputError: The models, or the options, do not fit each other; the file cannot be written.
     """
     teacher, student = models
-    passes = PassManager()
+    passes = PassManager(prove=False)  # `run` proves what it runs
     made = pipeline.compile(
         teacher.module, student.module, options, passes=passes, after=after, batch=seen.batch, sample=seen.sample,
         teacher_ref=reference(teacher, output).changed(output=seen.entries[0], head=seen.heads.get("teacher", "")),

@@ -137,13 +137,17 @@ class Step:
 def _trace(c: Compilation, passes: PassManager) -> Compilation:
     entries = {name: c.refs[name].output for name in c.models}
     traced = {
-        name: passes.run(Trace(c.shape_of(name), entry=entries[name]), module) for name, module in c.models.items()
+        name: passes.run(Trace(c.shape_of(name), entry=entries[name], quick=not passes.prove), module)
+        for name, module in c.models.items()
     }
     if remarks.takes_logits(c.task):  # of (probabilities, logits) the losses need the second, which nobody has to say
         traced = {name: replace(one, entry=one.entry or answers.logits_entry(one)) for name, one in traced.items()}
     known = traced[STUDENT]
     checks.is_for_task(known, c.task, name=c.options.task, classes=len(c.options.data.classes))
-    student = Trace(known.input_shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known)
+    student = Trace(
+        known.input_shape, training=True, entry=known.entry, rungs=ladder(known.rung), eval_mode=known,
+        quick=not passes.prove,
+    )  # fmt: skip
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
     for name, one in traced.items():
         checks.has_entries(name, (one, trainable[name]) if name in trainable else (one,))
@@ -211,7 +215,8 @@ def _schedule(c: Compilation, passes: PassManager) -> Compilation:
         return _scheduled(c, passes, curriculum, alike=alike)
     if not c.sample:
         raise InputError("difficulty is measured on data, and there is none", where=PROBE, hint="add --data")
-    first = _instrument(_scheduled(c, passes, replace(curriculum, probe=None), alike=alike), passes)
+    proving = replace(passes, prove=True)  # this program runs
+    first = _instrument(_scheduled(c, passes, replace(curriculum, probe=None), alike=alike), proving)
     found = difficulties(first.programs[DISTILLED], c.sample)
     pairs = tuple(pair.changed(difficulty=found.get(pair.name)) for pair in c.pairs)
     return _scheduled(replace(c, pairs=pairs), passes, curriculum, alike=alike)
@@ -246,8 +251,11 @@ def _instrument(c: Compilation, passes: PassManager) -> Compilation:
 
 
 def _specialize(c: Compilation, passes: PassManager) -> Compilation:
-    """Cut every stage out, which proves it, and note what it costs."""
+    """Cut every stage out, and note what it costs."""
     plan, program = _plan_of(c), c.programs[DISTILLED]
+    for member in () if passes.prove else program.members:
+        if not member.trained:  # what nothing runs needs no weights, and these would be copied for every stage
+            program.get_submodule(member.name).to("meta")
     staged = {stage.name: passes.run(Specialize(stage.name), program) for stage in program.stages}
     whole = max(1, c.traced[TEACHER].macs + c.traced[STUDENT].macs)
     costs = {name: round(one.macs / whole, 4) for name, one in staged.items()}
@@ -297,14 +305,15 @@ def compile(  # noqa: A001  # what a compiler does
         student_ref: The same for the student.
         batch: Images as the teacher takes them, and labels, for criteria that read data.
         sample: Batches as programs take them, to measure the difficulty of pairs on, where the options say so.
-        passes: A manager to run the passes in, for its timings and remarks.
+        passes: A manager to run the passes in, for its timings and remarks; without one programs, which are only looked
+            at here, are not proved: whoever builds the plan's programs proves them.
         after: Called after every step with its name, and what gives the text that shows what the step made.
 
     Raises:
         InputError: The models, or the options, do not fit each other.
         PassError: The compiler broke.
     """
-    passes = passes or PassManager()
+    passes = passes or PassManager(prove=False)
     nothing = ModelRef(path=None, sha256=None, factory=None, kwargs={})
     task = TASKS.get(options.task, where="--task")
     c = Compilation(

@@ -4,11 +4,13 @@ A pass is a frozen dataclass: its fields are its options. It reads one thing and
 :class:`PassResult`, which also says whether anything was modified and carries the diagnostics. The contract,
 enforced here on every run:
 
-    requires(source)  →  run(source)  →  ensures(source, value)
+    requires(source)  →  run(source)  →  ensures(source, value)  →  proves(source, value)
 
 Requirements are checked on the source, guarantees **on the result**, and a pass that does not declare itself
-``in_place`` must leave its source's graphs as they were. User errors (:class:`InputError`) travel through as
-they are; anything else that goes wrong becomes a :class:`PassError` that names the pass and those before it.
+``in_place`` must leave its source's graphs as they were. What shows only where the result runs is proved; a manager
+for results that nothing runs, and whose passes are run again for those that something does, leaves that out. User
+errors (:class:`InputError`) travel through as they are; anything else that goes wrong becomes a :class:`PassError` that
+names the pass and those before it.
 """
 
 import time
@@ -55,18 +57,23 @@ class Pass(ABC, Generic[Source, Value]):
     def ensures(self, source: Source, value: Value) -> None:
         """Raise :class:`InvariantError` where the result is not what the pass promises."""
 
-    def __call__(self, source: Source) -> PassResult[Value]:
-        """Run under the contract.
+    def proves(self, source: Source, value: Value) -> None:
+        """The same for what is found out by running source and result."""
+
+    def __call__(self, source: Source, *, prove: bool = True) -> PassResult[Value]:
+        """Run under the contract, with or without what is found out by running the result.
 
         Raises:
             InvariantError: A guarantee does not hold, or the source was changed by a pass that is not in place.
         """
-        before = None if self.in_place else graph_texts(source)
+        before = None if self.in_place else graph_states(source)
         self.requires(source)
         result = self.run(source)
-        if before is not None and graph_texts(source) != before:
+        if before is not None and graph_states(source) != before:
             raise InvariantError(f"the pass '{self.name}' changed its source without declaring it")
         self.ensures(source, result.value)
+        if prove:
+            self.proves(source, result.value)
         return result
 
 
@@ -82,9 +89,15 @@ class PassRecord:
 
 @dataclass
 class PassManager:
-    """Runs passes one by one, times them and collects what they say."""
+    """Runs passes one by one, times them and collects what they say.
+
+    Attributes:
+        records: What is kept of each.
+        prove: Whether passes prove what only running their results shows.
+    """
 
     records: list[PassRecord] = field(default_factory=list)
+    prove: bool = True
 
     def run(self, step: Pass[Source, Value], source: Source) -> Value:
         """Run one pass and return its value.
@@ -95,7 +108,7 @@ class PassManager:
         """
         start = time.perf_counter()
         try:
-            result = step(source)
+            result = step(source, prove=self.prove)
         except InvariantError as cause:
             raise self._failed(step, cause) from cause
         except FxdistillError:
@@ -126,9 +139,12 @@ class PassManager:
         )
 
 
-def graph_texts(source: object) -> list[str]:
-    """The text of every FX graph directly inside a source (itself, tuple items, dataclass fields)."""
-    return [str(graph) for graph in _graphs(source)]
+def graph_states(source: object) -> list[list[tuple[Any, ...]]]:
+    """What every FX graph directly inside a source (itself, tuple items, dataclass fields) is made of, node by node."""
+    return [
+        [(node, node.op, node.name, node.target, node.args, node.kwargs) for node in graph.nodes]
+        for graph in dict.fromkeys(_graphs(source))
+    ]
 
 
 def _graphs(source: object, depth: int = 0) -> Iterator[fx.Graph]:

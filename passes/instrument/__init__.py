@@ -72,7 +72,7 @@ class Instrument(Pass[Joint, Program]):
         return PassResult(Builder(source.members, self.plan, self.plan.arm(self.arm)).program(), modified=True)
 
     def ensures(self, source: Joint, value: Program) -> None:
-        """The arm's losses and trained members; every member answers exactly as outside of the program."""
+        """The arm's losses and trained members, each member in the mode that it was traced in."""
         arm = self.plan.arm(self.arm)
         wanted = [term.key for term in distinct(tuple(arm.stages))]
         found = [str(node.meta["key"]) for node in value.nodes("loss")]
@@ -80,14 +80,18 @@ class Instrument(Pass[Joint, Program]):
             raise InvariantError(f"the program has the losses {', '.join(found)}, the arm has {', '.join(wanted)}")
         if {member.name for member in value.members if member.trained} != set(arm.trains):
             raise InvariantError("the program does not train what the arm trains")
+        for member in value.members:
+            if member.training != source.members[member.name].training:
+                raise InvariantError(f"the member '{member.name}' is not in the mode that it was traced in")
+
+    def proves(self, source: Joint, value: Program) -> None:
+        """Every member answers exactly as outside of the program."""
         for name, traced in source.members.items():
             batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
             images = example(traced.module, (batch, *self.plan.input.shape[1:]))
             shown = seen(images, self.plan.view_of(name))
             with traced.running() as module:
                 alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), shown)
-            if any(member.training != traced.training for member in value.members if member.name == name):
-                raise InvariantError(f"the member '{name}' is not in the mode that it was traced in")
             held = [f"{name}.{part}" for part in traced.held]
             with in_mode(_outputs_of(value, name), training=traced.training, held=held) as inside:
                 together = _answer(inside, {"images": images.clone()})

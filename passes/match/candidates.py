@@ -70,6 +70,7 @@ class Survey:
         for node in self._nodes:
             spent += macs_of(node)
             self._spent[node] = spent
+        self._whole = max(1, spent)
 
     @property
     def single_resolution(self) -> bool:
@@ -217,7 +218,7 @@ class Survey:
             index=self._index[node], tap=tap, grid=_square(grid, layout),
             side=side, stride=math.sqrt(math.prod(image)) / side,
             layers=self._layers[node], depth=self._layers[node] / max(1, depth),
-            cost=self._spent[node] / max(1, self.traced.macs), kind=_kind(node, self.traced),
+            cost=self._spent[node] / self._whole, kind=_kind(node, self.traced),
         )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ is traced in both. What both modes have is called alike (:mod:`fxdistill.passes.
 the images: other arguments keep their defaults. Parameters and buffers of the graph are the module's own, not copies.
 """
 
+import contextlib
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,9 @@ from fxdistill.passes.trace.probe import Probe, first_line, quiet, random_kept, 
 from fxdistill.passes.trace.rungs import RUNGS
 from fxdistill.plan.schema import Rung
 
+_SMALL = 64
+"""Pixels a side of images that are small, and yet larger than what nearly all networks reduce to nothing."""
+
 
 @dataclass(frozen=True)
 class Trace(Pass[nn.Module, Traced]):
@@ -43,6 +46,8 @@ class Trace(Pass[nn.Module, Traced]):
         entry: Which entry of a structured output is the prediction, '' for the rule of :mod:`fxdistill.ir.outputs`.
         rungs: The rungs to try, in order; in training mode the one that serves the eval mode comes first.
         eval_mode: For the training mode, the module's trace in eval mode, where it has been made already.
+        quick: Whether to compare graph and module on images of at most 64 pixels a side, where the module takes such
+            and keeps nothing of their size: for who looks at a graph, and leaves the proof to who runs it.
     """
 
     input_shape: Shape
@@ -50,6 +55,7 @@ class Trace(Pass[nn.Module, Traced]):
     entry: str = ""
     rungs: tuple[Rung, ...] = ("symbolic", "leaves", "export")
     eval_mode: Traced | None = None
+    quick: bool = False
 
     def requires(self, source: nn.Module) -> None:
         """The input shape is a batch of something, and the images are all that the module must be given."""
@@ -79,14 +85,29 @@ class Trace(Pass[nn.Module, Traced]):
             ModelError: The module does not run on the input shape, or no rung traces it.
         """
         with random_kept(), uncompiled(source):
-            eval_mode, failures = self._eval_mode(source) if self.training else (None, [])
-            first = () if eval_mode is None else (eval_mode.rung,)
-            rungs = dict.fromkeys((*first, *self.rungs))
-            probe, traced = self._climbed(source, rungs, failures, training=self.training)
-            name_nodes(traced.module, eval_mode)
-            with _undisturbed(source, training=self.training), traced.running():
-                annotate(traced.module, probe)
-                remarks = (*_remarks(traced, failures), *_static_batch(traced, probe))
+            return self._quickly(source) or self._traced(source, self.rungs, self.input_shape[1:])
+
+    def _quickly(self, source: nn.Module) -> PassResult[Traced] | None:
+        """The trace by its first rung, compared on small images; None where that is not to be had."""
+        first = self.rungs[0] if self.eval_mode is None else self.eval_mode.rung
+        small = (self.input_shape[1], *(min(side, _SMALL) for side in self.input_shape[2:]))
+        alone = self.training and self.eval_mode is None
+        if not self.quick or alone or first == "export" or small == self.input_shape[1:]:  # export fixes the size
+            return None
+        before = _sizes(source)
+        with contextlib.suppress(Exception):  # what small images are too small for says nothing
+            found = self._traced(source, (first,), small)
+            return found if _sizes(source) == before else None
+        return None
+
+    def _traced(self, source: nn.Module, rungs: tuple[Rung, ...], size: Shape) -> PassResult[Traced]:
+        eval_mode, failures = self._eval_mode(source, rungs, size) if self.training else (None, [])
+        first = () if eval_mode is None else (eval_mode.rung,)
+        probe, traced = self._climbed(source, dict.fromkeys((*first, *rungs)), failures, size, training=self.training)
+        name_nodes(traced.module, eval_mode)
+        with _undisturbed(source, training=self.training), traced.running():
+            annotate(traced.module, probe)
+            remarks = (*_remarks(traced, failures), *_static_batch(traced, probe))
         return PassResult(traced, modified=True, diagnostics=remarks)
 
     def ensures(self, source: nn.Module, value: Traced) -> None:
@@ -111,7 +132,9 @@ class Trace(Pass[nn.Module, Traced]):
             with _undisturbed(source, training=value.training), value.running() as module:
                 probe.compare(module)
 
-    def _eval_mode(self, source: nn.Module) -> tuple[Traced | None, list[str]]:
+    def _eval_mode(
+        self, source: nn.Module, rungs: tuple[Rung, ...], size: Shape
+    ) -> tuple[Traced | None, list[str]]:  # fmt: skip
         """The trace whose paths a trace of the training mode takes, and the rungs that it failed at.
 
         There is none where a model only trains.
@@ -120,17 +143,17 @@ class Trace(Pass[nn.Module, Traced]):
             return self.eval_mode, []
         failures: list[str] = []
         try:
-            _, traced = self._climbed(source, self.rungs, failures, training=False)
+            _, traced = self._climbed(source, rungs, failures, size, training=False)
         except ModelError:
             return None, []
         name_nodes(traced.module)
         return traced, failures
 
     def _climbed(
-        self, source: nn.Module, rungs: Iterable[Rung], failures: list[str], *, training: bool
+        self, source: nn.Module, rungs: Iterable[Rung], failures: list[str], size: Shape, *, training: bool
     ) -> tuple[Probe, Traced]:
         """The first rung that serves one mode; why those before it did not is added to ``failures``."""
-        probe = Probe(source, self.input_shape, training=training)
+        probe = Probe(source, self.input_shape, training=training, size=size)
         for rung in rungs:
             with _undisturbed(source, training=training):
                 held = tuple(name for name, part in source.named_modules() if name and training and not part.training)
@@ -147,6 +170,11 @@ class Trace(Pass[nn.Module, Traced]):
             where=type(source).__name__,
             hint="keep data-dependent control flow out of forward, or put it into a module of its own",
         )
+
+
+def _sizes(module: nn.Module) -> dict[str, Shape]:
+    """The shapes of a module's buffers: some modules keep what they computed for a size of images."""
+    return {name: tuple(buffer.shape) for name, buffer in module.named_buffers()}
 
 
 def _is_what_was_compared(source: nn.Module, value: Traced) -> bool:
@@ -178,7 +206,7 @@ def _takes_images_alone(source: nn.Module) -> None:
             )  # fmt: skip
 
 
-@contextmanager
+@contextlib.contextmanager
 def _undisturbed(source: nn.Module, *, training: bool) -> Iterator[None]:
     """The module in one mode, and silence; afterwards module and process are as they were."""
     with in_mode(source, training=training), buffers_kept(source), attributes_kept(source), quiet():

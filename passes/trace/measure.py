@@ -1,29 +1,41 @@
-"""Measure: what each node of a graph makes, costs, and does to the memory of its inputs."""
+"""Measure: what each node of a graph makes, costs, and does to the memory of its inputs.
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+Shapes and costs are those of the size that was asked for, and are computed on no data: the graph runs on the ``meta``
+device or, where something in it cannot, on images. What a node does to memory is seen where it runs on images.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxdistill.ir.graph import Shape
+from fxdistill.ir.graph import Shape, module_op_name
+from fxdistill.ir.operators import is_a
 from fxdistill.ir.running import buffers_kept, example, same, seeded, tensors_in
+from fxdistill.operators import Trait
 from fxdistill.passes.trace.probe import Probe
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_Measured = dict[fx.Node, tuple[Shape | None, int]]
 
 
 def annotate(module: fx.GraphModule, probe: Probe) -> None:
-    """Note shapes and costs at the batch size that was asked for.
+    """Note what nodes do to memory, and shapes and costs at the batch size that was asked for.
 
     Batch statistics do not run on one image: then both come from two and three images, being affine in the number.
     """
-    batch, wanted = len(probe.images), probe.input_shape[0]
-    found = _measured(module, probe.images, probe.updates)
-    larger = example(module, (batch + 1, *probe.input_shape[1:]))
+    batch, (wanted, *size) = len(probe.images), probe.input_shape
+    small = list(probe.images.shape[1:]) != size
+    with _apart(module, probe.images.device):
+        watch = _Watch(module, probe.updates, counting=not small)
+        watch.run(probe.images.clone())
+    found = _measured(module, (batch, *size)) if small else watch.measured
     try:
-        more = found if batch == wanted else _measured(module, larger, probe.updates)
+        more = found if batch == wanted else _measured(module, (batch + 1, *size))
     except Exception:  # noqa: BLE001  # a graph of one batch size: it stays at that
         more = found
     surplus = batch - wanted
@@ -35,48 +47,101 @@ def annotate(module: fx.GraphModule, probe: Probe) -> None:
             node.meta["shape"] = tuple(a - surplus * (b - a) for a, b in zip(shape, other, strict=True))
 
 
-def _measured(
-    module: fx.GraphModule, images: Tensor, updated: Collection[str]
-) -> dict[fx.Node, tuple[Shape | None, int]]:
-    annotator = _Annotator(module, updated)
-    with buffers_kept(module), torch.no_grad(), seeded(images.device), _plain_attention():
-        annotator.run(images.clone())
-    return annotator.measured
+def _measured(module: fx.GraphModule, shape: Shape) -> _Measured:
+    """What each node makes and costs on a batch of one shape."""
+    images = example(module, shape)
+    own = {name: t.detach().to("meta") for name, t in (*module.named_parameters(), *module.named_buffers())}
+    try:
+        return _counted(module, own, images.to("meta"))
+    except Exception:  # noqa: BLE001  # an operation that reads values, or a constant that no module owns
+        return _counted(module, {}, images)
 
 
-class _Annotator(fx.Interpreter):
-    """Runs the graph once and notes what each node makes, costs, and does to the memory of its inputs."""
+def _counted(module: fx.GraphModule, others: Mapping[str, Tensor], images: Tensor) -> _Measured:
+    """The same with other tensors in the places of the graph's own."""
+    count = _Count(module)
+    with _apart(module, images.device):
+        torch.func.functional_call(_Called(count), {f"graph.{n}": t for n, t in others.items()}, (images,))
+    return count.measured
 
-    def __init__(self, module: fx.GraphModule, updated: Collection[str]) -> None:
+
+class _Called(nn.Module):
+    """An interpreter as a module, whose tensors a functional call can replace."""
+
+    def __init__(self, interpreter: fx.Interpreter) -> None:
+        super().__init__()
+        self.graph, self.interpreter = interpreter.module, interpreter
+
+    def forward(self, images: Tensor) -> object:
+        """Run the graph."""
+        return self.interpreter.run(images)
+
+
+class _Count(fx.Interpreter):
+    """Runs the graph once and notes what each node makes and costs."""
+
+    def __init__(self, module: fx.GraphModule, *, counting: bool = True) -> None:
         super().__init__(module)
-        self.measured: dict[fx.Node, tuple[Shape | None, int]] = {}
-        self.updated = updated
+        self.measured: _Measured = {}
+        self._flops = FlopCounterMode(display=False)
+        self._counting = counting
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph under a counter, which takes time."""
+        with self._flops if self._counting else nullcontext():
+            return super().run(*args, **kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Read a parameter apart from autograd: the counter would hang hooks on it, which need a gradient."""
         value = super().get_attr(target, args, kwargs)
         return value.detach() if isinstance(value, Tensor) else value
 
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a layer; where there is no data, one that keeps shapes is not: it costs nothing, and takes long."""
+        if len(args) == 1 and isinstance(args[0], Tensor) and args[0].is_meta and _keeps(self.submodules[target]):
+            return args[0].clone()
+        return super().call_module(target, args, kwargs)
+
     def run_node(self, n: fx.Node) -> object:
-        """Run one node under a counter."""
+        """Run one node and read the counter."""
+        before = self._flops.get_total_flops()
+        value = super().run_node(n)
+        macs = (self._flops.get_total_flops() - before) // 2
+        self.measured[n] = (tuple(value.shape) if isinstance(value, Tensor) else None, macs)
+        return value
+
+
+class _Watch(_Count):
+    """The same, and notes what each node does to the memory of its inputs."""
+
+    def __init__(self, module: fx.GraphModule, updated: Collection[str], *, counting: bool) -> None:
+        super().__init__(module, counting=counting)
+        self.updated = updated
+
+    def run_node(self, n: fx.Node) -> object:
+        """Run one node and look at its inputs before and after."""
         inputs = [tensors_in(self.env[source]) for source in n.all_input_nodes]
         versions = [[_version(t) for t in tensors] for tensors in inputs]
         copies = [self._copies(source) for source in n.all_input_nodes]
-        with FlopCounterMode(display=False) as counter:
-            value = super().run_node(n)
+        value = super().run_node(n)
         own = {_address(t) for t in tensors_in(value)} - {0}
         n.meta["writes"] = tuple(
             i for i, (tensors, old, copied) in enumerate(zip(inputs, versions, copies, strict=True))
-            if [_version(t) for t in tensors] != old or not all(map(same, tensors, copied))
+            if [_version(t) for t in tensors] != old or not all(map(same, copied, tensors))
         )  # fmt: skip
         n.meta["shares"] = tuple(i for i, tensors in enumerate(inputs) if own & {_address(t) for t in tensors})
-        self.measured[n] = (tuple(value.shape) if isinstance(value, Tensor) else None, counter.get_total_flops() // 2)
         return value
 
     def _copies(self, node: fx.Node) -> list[Tensor]:
         """The value of a buffer that is updated: batch norm writes its statistics without counting it as a write."""
         tensors = tensors_in(self.env[node])
-        return [t.clone() for t in tensors] if node.op == "get_attr" and node.target in self.updated else tensors
+        return [t.clone() for t in tensors] if node.op == "get_attr" and node.target in self.updated else []
+
+
+def _keeps(module: nn.Module) -> bool:
+    """Whether a layer of torch gives a value for each value, without a product."""
+    plain = type(module).__module__.startswith("torch.nn.modules.")
+    return plain and (type(module) in _NORMS or is_a(module_op_name(module), Trait.POINTWISE))
 
 
 def _version(tensor: Tensor) -> int:
@@ -85,6 +150,13 @@ def _version(tensor: Tensor) -> int:
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+@contextmanager
+def _apart(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """A run that changes nothing, with what the counter can count."""
+    with buffers_kept(module), torch.no_grad(), seeded(device), _plain_attention():
+        yield
 
 
 @contextmanager

@@ -29,16 +29,16 @@ class Probe:
 
     Attributes:
         images: The batch.
-        input_shape: The shape that was asked for; batch statistics need a batch of two.
+        input_shape: The shape that was asked for; batch statistics need a batch of two, and images may be smaller.
         expected: The tensors of the module's answer.
         structured: Whether the answer is more than a tensor.
         updates: The buffers that a call changes, by name, and their new values.
     """
 
-    def __init__(self, module: nn.Module, input_shape: Shape, *, training: bool) -> None:
+    def __init__(self, module: nn.Module, input_shape: Shape, *, training: bool, size: Shape | None = None) -> None:
         # batch statistics need more than one value a channel
         batch = max(2, input_shape[0]) if training else input_shape[0]
-        self.images = example(module, (batch, *input_shape[1:]))
+        self.images = example(module, (batch, *(input_shape[1:] if size is None else size)))
         self.input_shape = input_shape
         try:
             with (
@@ -51,9 +51,9 @@ class Probe:
                 self._ways = self._gradients(module) if training else None
                 self._tensors = {name: id(after[name]) for name in self.updates}
         except Exception as cause:
-            size = "x".join(map(str, self.images.shape))
+            shape = "x".join(map(str, self.images.shape))
             raise ModelError(
-                f"the model does not run on an input of shape {size}: {first_line(cause)}",
+                f"the model does not run on an input of shape {shape}: {first_line(cause)}",
                 where=type(module).__name__,
                 hint="give the right shape with --input, e.g. --input 1x3x224x224; two models that read images of "
                 "different sizes say so with --size teacher=224 --size student=128",

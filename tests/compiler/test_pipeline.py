@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from fxdistill import models
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.build import build, build_arm, specialize
 from fxdistill.compiler.options import Options
-from fxdistill.errors import InputError, PairingError
+from fxdistill.errors import InputError, PairingError, PassError
 from fxdistill.ir.contract import PassManager
+from fxdistill.passes.instrument import builder
+from fxdistill.passes.specialize import sink
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import parse
-from tests.tiny_models import awake
+from tests.tiny_models import Classifier, awake, conv_norm
 
 DIGITS = (1, 1, 8, 8)
 
@@ -114,6 +116,38 @@ def test_the_passes_are_timed_in_order() -> None:
     names = [record.name for record in manager.records]
     assert names[:9] == ["trace"] * 3 + ["couple"] * 2 + ["match", "prune", "schedule", "instrument"]
     assert set(names[9:]) == {"specialize"}
+
+
+@pytest.mark.parametrize("align", ["slice", "shrink"])
+def test_a_plan_is_the_same_whether_its_programs_are_proved_or_not(align: Any) -> None:
+    options = Options(input_shape=(1, 3, 96, 96), align=align)
+    teacher, student = (
+        awake(Classifier(nn.Sequential(conv_norm(3, w), nn.MaxPool2d(2), conv_norm(w, 2 * w)), 2 * w)) for w in (8, 4)
+    )
+    managers = (None, PassManager(prove=False), PassManager(prove=True))
+    plans = {pipeline.compile(teacher, student, options, passes=passes).to_json() for passes in managers}
+    assert len(plans) == 1
+
+
+def test_what_a_plan_leaves_unproved_is_proved_before_anything_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewrites that change what the teacher says pass by a plan, which looks at programs alone, and stop a build."""
+
+    def wrong(module: nn.Module, keep: Tensor) -> nn.Module:
+        return narrowed(module, (keep + 1) % len(next(module.parameters())))
+
+    teacher, student = digits()
+    plan = compiled()
+    narrowed = sink.narrowed
+    monkeypatch.setattr(sink, "narrowed", wrong)
+    assert compiled().to_json() == plan.to_json()
+    with pytest.raises(PassError, match="specializing changed what"):
+        specialize(build(plan, teacher, student), plan.arm("distilled").stages[0].name)
+    monkeypatch.undo()
+    monkeypatch.setattr(builder, "tap_copy", lambda value, name: value.clone() + 1)
+    monkeypatch.setattr(builder, "tap", lambda value, name: value.mul_(2))
+    assert compiled().pairs == plan.pairs
+    with pytest.raises(PassError, match="instrumenting changed the output"):
+        build(plan, teacher, student)
 
 
 def test_resnet50_to_resnet18_takes_seconds() -> None:

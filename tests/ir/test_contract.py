@@ -1,14 +1,15 @@
 """The contract of a pass, and what the manager says when it is broken."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError, PassError
-from fxdistill.ir.contract import Pass, PassManager, PassResult
+from fxdistill.ir.contract import Pass, PassManager, PassResult, graph_states
 
 REMARK = Diagnostic(code="a-code", severity="note", where="here", why="because")
 
@@ -33,6 +34,10 @@ class Count(Pass[fx.GraphModule, int]):
     def ensures(self, source: fx.GraphModule, value: int) -> None:
         if self.fault == "lies":
             raise InvariantError("the count is wrong")
+
+    def proves(self, source: fx.GraphModule, value: int) -> None:
+        if self.fault == "untrue":
+            raise InvariantError("nothing runs like that")
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def test_what_is_the_users_fault_travels_as_it_is() -> None:
     [
         ("breaks", KeyError, "the pass 'count' failed: KeyError: 'lost'"),
         ("lies", InvariantError, "the pass 'count' failed: InvariantError: the count is wrong"),
+        ("untrue", InvariantError, "the pass 'count' failed: InvariantError: nothing runs like that"),
         ("changes", InvariantError, "the pass 'count' changed its source without declaring it"),
     ],
 )
@@ -98,3 +104,50 @@ def test_a_change_deep_in_the_source_is_seen() -> None:
 
     with pytest.raises(InvariantError, match="changed its source"):
         Quiet()(Holder((graph().graph,)))
+
+
+def test_what_only_running_shows_can_be_left_to_another_time_and_nothing_else() -> None:
+    manager = PassManager(prove=False)
+    assert manager.run(Count("untrue"), graph()) == 3
+    with pytest.raises(PassError, match="the count is wrong"):
+        manager.run(Count("lies"), graph())
+    with pytest.raises(PassError, match="changed its source"):
+        manager.run(Count("changes"), graph())
+
+
+def swapped(found: fx.Graph) -> None:
+    one, other = (node for node in found.nodes if node.op == "call_module")
+    one.target, other.target = other.target, one.target
+
+
+def rewired(found: fx.Graph) -> None:
+    *_, last, output = found.nodes
+    output.args = (last.args[0],)
+
+
+def reordered(found: fx.Graph) -> None:
+    first, second, *_ = (node for node in found.nodes if node.op == "placeholder")
+    second.append(first)
+
+
+def with_argument(found: fx.Graph) -> None:
+    node = next(node for node in found.nodes if node.op == "call_module")
+    node.kwargs = {"more": 1}
+
+
+@pytest.mark.parametrize("change", [swapped, rewired, reordered, with_argument])
+def test_every_change_of_a_graph_is_seen(change: Callable[[fx.Graph], None]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.ReLU(), nn.Sigmoid()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            total: Tensor = self.other(self.one(x)) + y
+            return total
+
+    found = fx.symbolic_trace(Two())
+    before = graph_states((found, {"the same": found.graph}))
+    assert before == graph_states((found, {"the same": found.graph}))
+    change(found.graph)
+    assert before != graph_states((found, {"the same": found.graph}))

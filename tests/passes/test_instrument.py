@@ -23,6 +23,12 @@ from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, Body, Classifier, awake, conv_norm, planned, with_losses
 
 
+def holds(step: Instrument, source: Joint, value: Program) -> None:
+    """Everything that a pass promises of its result."""
+    step.ensures(source, value)
+    step.proves(source, value)
+
+
 def tapped(program: Program, member: str) -> list[Any]:
     return [node.target for node in program.nodes("tap") if node.meta["member"] == member]
 
@@ -333,10 +339,10 @@ def test_a_wrong_result_is_refused(change: Callable[[Program], None], message: s
     }  # fmt: skip
     source = joint(plan, **modules)
     program = Instrument(plan).run(source).value
-    Instrument(plan).ensures(source, program)
+    holds(Instrument(plan), source, program)
     change(program)
     with pytest.raises(InvariantError, match=message):
-        Instrument(plan).ensures(source, program)
+        holds(Instrument(plan), source, program)
 
 
 def test_a_lost_loss_is_refused() -> None:
@@ -345,7 +351,7 @@ def test_a_lost_loss_is_refused() -> None:
     program = Instrument(plan).run(source).value
     other = Instrument(with_losses(plan, LossTerm(loss="kd"))).run(source).value
     with pytest.raises(InvariantError, match="the program has the losses kd, the arm has"):
-        Instrument(plan).ensures(source, other)
+        holds(Instrument(plan), source, other)
     program.meta["members"] = tuple(replace(member, trained=True) for member in program.members)
     with pytest.raises(InvariantError, match="the program does not train what the arm trains"):
-        Instrument(plan).ensures(source, program)
+        holds(Instrument(plan), source, program)

@@ -21,6 +21,12 @@ from tests.tiny_models import BODIES, SHAPE, Body, Classifier, awake, conv_norm,
 FULL = {"dense": (2, 8, 4, 4)}
 
 
+def holds(step: Specialize, source: Program, value: Program) -> None:
+    """Everything that a pass promises of its result."""
+    step.ensures(source, value)
+    step.proves(source, value)
+
+
 def program_of(teacher: nn.Module, kept: list[int], *, shape: tuple[int, ...] = (2, 8, 8, 8)) -> Program:
     """Teacher and a student of as many channels as are kept, in float64, tapped at their bodies."""
     body = nn.Sequential(conv_norm(3, len(kept)), conv_norm(len(kept), len(kept)), nn.MaxPool2d(8 // shape[2]))
@@ -406,19 +412,19 @@ def heavier(program: Program) -> None:
 )
 def test_a_wrong_result_is_refused(change: Callable[[Program], None], message: str) -> None:
     program, stage = stage_of()
-    Specialize("main").ensures(program, stage)
+    holds(Specialize("main"), program, stage)
     change(stage)
     with pytest.raises(InvariantError, match=message):
-        Specialize("main").ensures(program, stage)
+        holds(Specialize("main"), program, stage)
 
 
 def test_another_stage_and_other_channels_are_refused() -> None:
     program, warm_up = stage_of("warm-up-1")
     with pytest.raises(InvariantError, match="changed which losses there are"):
-        Specialize("main").ensures(program, warm_up)
+        holds(Specialize("main"), program, warm_up)
     other = specialize(program_of(tiny_models.residual(), [0, 6]), "warm-up-1")
     with pytest.raises(InvariantError, match=r"changed what 'mse\[pair\] teacher.tap' reads"):
-        Specialize("warm-up-1").ensures(program, other)
+        holds(Specialize("warm-up-1"), program, other)
 
 
 def test_a_wrong_rewrite_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """Trace: exact in both modes, with stable paths, right costs, and nothing changed in the module."""
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxdistill.errors import ModelError, PassError
@@ -172,6 +174,88 @@ def test_a_buffer_that_changes_in_eval_mode_is_not_lost() -> None:
     assert traced.rung == "export"
     traced.module(torch.randn(SHAPE))
     assert module.calls == 1
+
+
+class Sized(nn.Module):
+    """Takes images of one size alone."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 2, 3, 2, 1), nn.Linear(2 * (side // 2) ** 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(1))  # type: ignore[no-any-return]
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed for a size of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+        self.register_buffer("places", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Any) -> Tensor:
+        if type(x) is not fx.Proxy:
+            self.places = torch.arange(float(x.shape[-1]))
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class Reading(nn.Module):
+    """Makes what no shape tells: values decide how large it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x[x > 0].sum()
+
+
+class Beside(nn.Module):
+    """Reads a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(1, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def facts(traced: Traced) -> list[object]:
+    kept = ("path", "scope", "shape", "macs", "writes", "shares")
+    return [traced.rung, str(traced.graph), *({k: node.meta.get(k) for k in kept} for node in traced.graph.nodes)]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *BODIES.values(), lambda: Sized(96), Remembering, Reading, Beside, tiny_models.Counting,
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.GELU(), nn.Dropout(), nn.InstanceNorm2d(4)),
+        lambda: nn.Sequential(nn.Flatten(2), nn.LSTM(96 * 96, 4, batch_first=True)),
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 16, 16), nn.Flatten(2), nn.TransformerEncoderLayer(36, 4, 8)),
+    ],
+)  # fmt: skip
+def test_a_quick_trace_says_what_a_thorough_one_says(make: Callable[[], nn.Module], training: bool) -> None:
+    module, shape = awake(make()), (1, 3, 96, 96)
+    before = state(module)
+    found = []
+    for quick in (False, True):
+        eval_mode = trace(module, shape, quick=quick)
+        found.append(trace(module, shape, quick=quick, training=True, eval_mode=eval_mode) if training else eval_mode)
+    assert facts(found[0]) == facts(found[1])
+    assert equal(state(module), before)
+
+
+def test_a_quick_trace_is_compared_as_well() -> None:
+    """A choice that a tracer freezes shows on small images too; and a model that does not run says so of its size."""
+
+    class Drawn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * random.random()
+
+    with pytest.raises(ModelError, match="could not be traced: symbolic: the graph's output differs"):
+        trace(Drawn(), (1, 3, 96, 96), quick=True)
+    with pytest.raises(ModelError, match="does not run on an input of shape 1x3x96x96"):
+        trace(Sized(64), (1, 3, 96, 96), quick=True)
 
 
 def test_double_precision() -> None:
