@@ -11,11 +11,14 @@ entirely.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.models.resnet import BasicBlock
+
+Width = TypeVar("Width")
 
 
 def convnet(
@@ -61,6 +64,54 @@ def convnet(
     blocks["hidden"] = nn.Sequential(OrderedDict(linear=nn.Linear(channels * size * size, hidden), relu=nn.ReLU()))
     blocks["classifier"] = nn.Linear(hidden, classes)
     return nn.Sequential(blocks)
+
+
+_VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+
+
+def vgg(
+    *,
+    widths: Sequence[int | str] = _VGG16,
+    hidden: int = 512,
+    classes: int = 10,
+    in_channels: int = 3,
+    image_size: int = 32,
+) -> nn.Module:
+    """A VGG with BatchNorm for small images: 3x3 convolutions, 2x2 max-pooling, two fully connected layers.
+
+    The defaults make the VGG16 of the literature on CIFAR-10: 313,463,808 multiply-accumulates, and 14,982,474
+    parameters beside the 8,448 of BatchNorm.
+
+    Args:
+        widths: Output channels of each convolution; ``"M"`` for a pooling.
+        hidden: Width of the penultimate layer.
+        classes: Number of logits.
+        in_channels: Channels of the input.
+        image_size: Height and width of the input in pixels.
+
+    Returns:
+        A module from (N, in_channels, image_size, image_size) to logits (N, classes).
+
+    Raises:
+        ValueError: A width is neither a number nor ``"M"``, or the image is too small for so many poolings.
+    """
+    layers: list[nn.Module] = []
+    channels, size = in_channels, image_size
+    _widths(widths)
+    for width in widths:
+        if isinstance(width, int):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+        elif width == "M":
+            layers.append(nn.MaxPool2d(2))
+            size //= 2
+        else:
+            raise ValueError(f"a width is a number, or 'M' for a pooling, and not {width!r}")
+    if size < 1:
+        raise ValueError(f"an image of {image_size} pixels is too small for {widths.count('M')} poolings")
+    head = nn.Sequential(nn.Linear(channels * size * size, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, classes))
+    parts = OrderedDict[str, nn.Module](features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=head)
+    return nn.Sequential(parts)
 
 
 class _ResNet(nn.Module):
@@ -176,7 +227,7 @@ def _conv3x3(channels: int, width: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
-def _widths(widths: Sequence[int]) -> Sequence[int]:
+def _widths(widths: Sequence[Width]) -> Sequence[Width]:
     if isinstance(widths, str | int) or not widths:
         raise ValueError(f"widths must be a list of numbers, at least one, and not {widths!r}")
     return widths

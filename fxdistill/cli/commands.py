@@ -37,7 +37,7 @@ SAVE_EVERY = 30.0
 @app.command(cls=Command)
 def plan(
     teacher: parameters.Model,
-    student: parameters.Model,
+    student: parameters.Student = None,
     output: parameters.PlanOutput = Path("plan.json"),
     data: parameters.PlanData = None,
     class_map: parameters.ClassMap = None,
@@ -57,10 +57,15 @@ def plan(
     forbid: parameters.Forbidden = [],
     align: parameters.Widths = parameters.Align.slice,
     keep: parameters.KeepElsewhere = None,
+    assistants: parameters.Assistants = None,
+    levels: parameters.Levels = "",
+    spacing: parameters.Spaced = None,
+    budget: parameters.BudgetOf = "",
+    nested: parameters.Nested = False,
     criterion: parameters.Criterion = None,
     epochs: parameters.Epochs = 60,
     batch_size: parameters.BatchSize = 128,
-    lr: parameters.LearningRate = 1e-3,
+    lr: parameters.LearningRate = None,
     warm_up_share: parameters.WarmUpShare = None,
     keep_earlier: parameters.KeepEarlier = None,
     plateau: parameters.OnPlateau = None,
@@ -97,34 +102,37 @@ def plan(
     with reported():
         wanted = values.shape(input_shape)
         wishes = values.wishes(NAMES, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
-        if keep is not None and align is not parameters.Align.shrink:
+        values.names(method=method, task=task, criterion=criterion, passes=print_after)
+        cascade = values.cascade(
+            method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested,
+            spacing=None if spacing is None else spacing.value, student=student,
+        )  # fmt: skip
+        if keep is not None and align is not parameters.Align.shrink and cascade is None:
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
-        values.names(method=method, task=task, criterion=criterion, passes=print_after)
         recalibrate = values.recalibration(recalibrate_bn)
         curriculum = values.curriculum(warm_up_share, keep_earlier, plateau, probe)
         values.writable(output)
         load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_code=trust_code)
-        models = (
-            load(teacher, teacher_factory, teacher_arg, entry=teacher_entry, option="--teacher-factory"),
-            load(student, student_factory, student_arg, entry=student_entry, option="--student-factory"),
-        )
+        models = [load(teacher, teacher_factory, teacher_arg, entry=teacher_entry, option="--teacher-factory")]
+        if student is not None:
+            models += [load(student, student_factory, student_arg, entry=student_entry, option="--student-factory")]
         from fxdistill.cli import planning, recipe  # after the models: mistakes are answered sooner
         from fxdistill.compiler.options import Options
         from fxdistill.methods import composed
         from fxdistill.report.plan_view import plan_view
 
         seen = planning.look(
-            data, output, wanted, dict(zip(NAMES, models, strict=True)), task=task, wishes=wishes, measure=measure,
+            data, output, wanted, dict(zip(NAMES, models, strict=False)), task=task, wishes=wishes, measure=measure,
             force=force, probe=probe is not None, batch_size=batch_size, allow=allow_factory, val=val, seed=seed,
             class_map=class_map, augment=augment, embedding=values.by_member(NAMES, embedding, "--embedding"),
-            entries=(teacher_output, student_output), criterion=criterion or composed(method).criterion,
+            entries=(teacher_output, student_output)[: len(models)], criterion=criterion or composed(method).criterion,
         )  # fmt: skip
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
-            keep=keep, criterion=criterion, epochs=epochs, lr=lr, seed=seed, repeats=repeats, control=control,
-            curriculum=curriculum, data=seen.data, precision=precision.value, recalibrate=recalibrate,
-            preprocessing=seen.preprocessing,
+            keep=keep if cascade is None else None, criterion=criterion, epochs=epochs, seed=seed, repeats=repeats,
+            lr=composed(method).lr if lr is None else lr, control=control, cascade=cascade, curriculum=curriculum,
+            data=seen.data, precision=precision.value, recalibrate=recalibrate, preprocessing=seen.preprocessing,
         )  # fmt: skip
 
         def after(step: str, text: Callable[[], str]) -> None:

@@ -24,8 +24,11 @@ Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
 Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
 
+Spacing = StrEnum("Spacing", {"paper": "paper", "even": "even"})
+
 # models
 Model = Annotated[str, typer.Argument(help=_MODEL)]
+Student = Annotated[str | None, typer.Argument(metavar="[STUDENT]", help=f"{_MODEL} None for --method cascade.")]
 RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=_RUN_OR_MODEL)]
 Factory = Annotated[str | None, typer.Option("--factory", help=_FACTORY.format(""))]
 Argument = Annotated[list[str], typer.Option("--arg", help=_ARGUMENT)]
@@ -94,7 +97,27 @@ Forbidden = Annotated[list[str], typer.Option("--forbid", help="T=S: this pair m
 Widths = Annotated[Align, typer.Option("--align", help=_ALIGN)]
 KeepElsewhere = Annotated[
     float | None,
-    typer.Option("--keep", min=0, max=1, help="With --align shrink: share of channels to keep where no tap decides."),
+    typer.Option(
+        "--keep",
+        min=0,
+        max=1,
+        help="With --align shrink: share of channels to keep where no tap decides. With cascade: the student's.",
+    ),
+]
+Assistants = Annotated[
+    int | None, typer.Option("--assistants", help="With cascade: levels beside the student. Default: 3.")
+]
+Levels = Annotated[
+    str, typer.Option("--levels", metavar="SHARES", help="With cascade: what all levels keep: 0.2,0.47,0.68,1.0.")
+]
+Spaced = Annotated[
+    Spacing | None, typer.Option("--spacing", help="With cascade: how levels lie. Default: as in its paper.")
+]
+BudgetOf = Annotated[
+    str, typer.Option("--budget", metavar="macs=N|params=N", help="With cascade: what the student may cost: macs=52M.")
+]
+Nested = Annotated[
+    bool, typer.Option("--nested", help="With cascade: a level keeps only what the level above it keeps.")
 ]
 Criterion = Annotated[
     str | None, typer.Option("--criterion", help="Importance of a channel: {criteria}. Default: the method's own.")
@@ -114,7 +137,9 @@ Validation = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=2, max=1 << 20, help="Images a training step.")]
-LearningRate = Annotated[float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", min=1e-9, max=100, help="Learning rate. Default: the method's own.")
+]
 WarmUpShare = Annotated[
     float | None,
     typer.Option("--warm-up-share", help="Share of all epochs for the method's warm-ups, before those of --epochs."),

@@ -49,7 +49,7 @@ class Seen:
     data: DataPlan
     shape: tuple[int, ...]
     preprocessing: Mapping[str, Preprocessing]
-    entries: tuple[str, str]
+    entries: tuple[str, ...]
     batch: tuple[Tensor, Tensor] | None = None
     sample: tuple[Batch, ...] = ()
     remarks: tuple[Diagnostic, ...] = ()
@@ -59,7 +59,7 @@ class Seen:
 
 def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Mapping[str, LoadedModel], *, task: str,
-    batch_size: int, allow: Sequence[str], entries: tuple[str | None, str | None], criterion: str,
+    batch_size: int, allow: Sequence[str], entries: tuple[str | None, ...], criterion: str,
     wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None, measure: bool = False,
     force: bool = False, probe: bool = False, augment: str | None = None,
     embedding: Mapping[str, str] = MappingProxyType({}),
@@ -70,7 +70,7 @@ def look(
         spec: The data; None for a structural plan.
         plan: The plan's file.
         wanted: The shape that was asked for, where one was.
-        models: Teacher and student by name; they have to fit the data.
+        models: Teacher and, where there is one, student by name; the last one has to fit the data.
         task: The task's name.
         batch_size: Images a training step.
         allow: Modules whose factories may be called.
@@ -94,7 +94,7 @@ def look(
     seen = preprocess.look(models, spec, task=TASKS.get(task), wishes=wishes, shape=wanted, allow=allow)
     dataset, left = seen.dataset, _embedding(models, embedding, seen, task=task)
     if spec is None or dataset is None:
-        named = (entries[0] or "", entries[1] or "")
+        named = tuple(entry or "" for entry in entries)
         return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named, heads=left)
     first, module = next((name, loaded.module) for name, loaded in models.items())
     dataset = preflight.mapped(
@@ -114,7 +114,7 @@ def look(
             loaded.module, dataset, TASKS.get(task), spec=spec, entry=entry,
             input_shape=(*seen.shape[:2], *seen.preprocessing[name].size), must=must,
         )
-        for (name, loaded), entry, must in zip(models.items(), entries, (False, True), strict=True)
+        for (name, loaded), entry, must in zip(models.items(), entries, (False, True)[-len(models) :], strict=True)
     ]  # fmt: skip
     data = made.changed(spec=places.relative_data(spec, plan))
     batch = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
@@ -125,7 +125,7 @@ def look(
         for name, one in zip(models, found, strict=True)
         for remark in preflight.undecided(name, one, f"--{name}-output")
     )
-    entry = (found[0].entry, found[1].entry)
+    entry = tuple(one.entry for one in found)
     reached, poor = "", list[Diagnostic]()
     if measure and not models[first].random_weights and not found[0].wrong:
         own = preprocess.read_for(seen, first, dataset=dataset, data=made, task=TASKS.get(task), allow=allow)
@@ -156,7 +156,7 @@ def _embedding(
 
 
 def write(
-    output: Path, models: tuple[LoadedModel, LoadedModel], options: Options, seen: Seen, *,
+    output: Path, models: Sequence[LoadedModel], options: Options, seen: Seen, *,
     after: Callable[[str, Callable[[], str]], None], edit: Callable[[Plan], Plan] = lambda made: made,
 ) -> tuple[Plan, PassManager]:  # fmt: skip
     """Plan and write the file; also the passes that did it.
@@ -164,14 +164,17 @@ def write(
     Raises:
         InputError: The models, or the options, do not fit each other; the file cannot be written.
     """
-    teacher, student = models
+    teacher, student = models[0], models[1] if len(models) > 1 else None
     passes = PassManager(prove=False)  # `run` proves what it runs
     made = pipeline.compile(
-        teacher.module, student.module, options, passes=passes, after=after, batch=seen.batch, sample=seen.sample,
+        teacher.module, None if student is None else student.module, options, passes=passes, after=after,
+        batch=seen.batch, sample=seen.sample,
         teacher_ref=reference(teacher, output).changed(output=seen.entries[0], head=seen.heads.get("teacher", "")),
-        student_ref=reference(student, output).changed(output=seen.entries[1], head=seen.heads.get("student", "")),
+        student_ref=None if student is None else reference(student, output).changed(
+            output=seen.entries[1], head=seen.heads.get("student", "")
+        ),
     )  # fmt: skip
-    made = made.changed(diagnostics=[*remarks(teacher, student), *seen.remarks, *made.diagnostics])
+    made = made.changed(diagnostics=[*remarks(models), *seen.remarks, *made.diagnostics])
     made = edit(made)
     write_text(output, made.to_json())
     return made, passes
@@ -185,10 +188,10 @@ def reference(found: LoadedModel, plan: Path) -> ModelRef:
     )  # fmt: skip
 
 
-def remarks(teacher: LoadedModel, student: LoadedModel) -> list[Diagnostic]:
-    """What there is to say about how the models were loaded."""
-    found = [*teacher.diagnostics, *student.diagnostics]
-    if teacher.random_weights:
+def remarks(models: Sequence[LoadedModel]) -> list[Diagnostic]:
+    """What there is to say about how the models were loaded, the teacher first."""
+    found = [remark for model in models for remark in model.diagnostics]
+    if models[0].random_weights:
         found.append(
             Diagnostic(
                 code="random-teacher", severity="warning", where="teacher",

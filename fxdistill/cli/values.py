@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
+    from fxdistill.methods.cascade import Cascade
     from fxdistill.modelfiles.load import LoadedModel
     from fxdistill.passes.schedule.curriculum import Curriculum
     from fxdistill.plan.schema import Recalibration
@@ -101,6 +102,74 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
                 f"the method '{method}' has no pass named '{name}'", where="--print-after",
                 hint=suggestion(name, expanded.passes, "its passes are"),
             )  # fmt: skip
+
+
+def cascade(
+    method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: str | None,
+    nested: bool, student: str | None,
+) -> "Cascade | None":  # fmt: skip
+    """What the options say of a cascade; None for another method.
+
+    Raises:
+        InputError: They do not go together, or a student is named where none can be, or is missing.
+    """
+    from fxdistill.methods import composed
+    from fxdistill.methods.cascade import Cascade
+
+    if not composed(method).alone:
+        if student is None:
+            raise InputError(
+                f"missing argument 'student': the method '{method}' needs one",
+                where="STUDENT",
+                hint="name it behind the teacher",
+            )
+        said = {"levels": levels, "budget": budget, "assistants": assistants, "spacing": spacing, "nested": nested}
+        if odd := [name for name, value in said.items() if value not in (None, "", False)]:
+            raise InputError(
+                f"--{odd[0]} is about a cascade", where=f"--{odd[0]}", hint="add --method cascade, and name no student"
+            )
+        return None
+    if student is not None:
+        raise InputError(
+            f"the method '{method}' makes its student out of the teacher", where=student, hint="name the teacher alone"
+        )
+    if levels and (assistants is not None or spacing is not None):
+        raise InputError(
+            "--levels says which levels there are", where="--levels", hint="leave out --assistants and --spacing"
+        )
+    shares = tuple(_number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
+    return Cascade(
+        keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
+        spacing="even" if spacing == "even" else "paper", nested=nested,
+    )  # fmt: skip
+
+
+def _number(text: str, option: str, form: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise InputError(f"'{text}' is no number", where=option, hint=f"write {option} {form}")
+    return found
+
+
+_FACTORS = {"K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def _budget(text: str) -> tuple[str, int] | None:
+    """What a student may cost, from ``macs=52M`` or ``params=1M``."""
+    if not text:
+        return None
+    what, _, number = text.partition("=")
+    names = {"macs": "macs", "params": "parameters", "parameters": "parameters"}
+    factor = _FACTORS.get(number[-1:].upper(), 1.0)
+    if what.lower() not in names or not number:
+        raise InputError(f"'{text}' is no budget", where="--budget", hint="write it as macs=52M or params=1M")
+    found = round(_number(number[:-1] if factor > 1 else number, "--budget", "macs=52M") * factor)
+    if found < 1:
+        raise InputError(f"'{text}' is no budget: it is below 1", where="--budget", hint="write it as macs=52M")
+    return names[what.lower()], found
 
 
 def by_member(members: Sequence[str], texts: Sequence[str], option: str) -> dict[str, str]:

@@ -60,14 +60,19 @@ def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: 
     return passes.run(Instrument(plan, arm), Joint(traced))
 
 
-def specialize(program: Program, stage: str) -> Program:
+def specialize(program: Program, stage: str, *, taught: int = 0) -> Program:
     """The program of one stage: only its losses, and only what they need.
+
+    Args:
+        program: An arm's program.
+        stage: The stage's name.
+        taught: How many of its successors have taken the teacher's place.
 
     Raises:
         PlanError: There is no such stage.
     """
     program.find_stage(stage)
-    return PassManager().run(Specialize(stage), program)
+    return PassManager().run(Specialize(stage, taught), program)
 
 
 def _trace(plan: Plan, member: str, *, training: bool) -> Trace:

@@ -10,7 +10,7 @@ from fxdistill.ir.graph import Traced, shape_of
 from fxdistill.tasks import TASKS, Task
 
 
-def is_for_task(student: Traced, task: Task, *, name: str, classes: int) -> None:
+def is_for_task(student: Traced, task: Task, *, name: str, classes: int, member: str = "student") -> None:
     """Refuse a student whose prediction is none for the task; a teacher's need not be one.
 
     Args:
@@ -18,6 +18,7 @@ def is_for_task(student: Traced, task: Task, *, name: str, classes: int) -> None
         task: The task.
         name: Its name.
         classes: Number of classes of the data; 0 where it is not known.
+        member: What it is called.
 
     Raises:
         ModelError: It is none.
@@ -25,8 +26,8 @@ def is_for_task(student: Traced, task: Task, *, name: str, classes: int) -> None
     prediction = torch.empty(shape_of(student.output) or (), device="meta")
     if wrong := task.wrong_output(prediction, student.input_shape[1:], classes):
         raise ModelError(
-            f"{wrong}: that is no {name}", where="student",
-            hint="name the task with --task, or the output that is the prediction with --student-output; tasks are: "
+            f"{wrong}: that is no {name}", where=member,
+            hint=f"name the task with --task, or the output that is the prediction with --{member}-output; tasks are: "
             f"{', '.join(TASKS.names())}",
         )  # fmt: skip
 

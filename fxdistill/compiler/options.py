@@ -7,6 +7,7 @@ from typing import get_args
 from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
 from fxdistill.ir.graph import Shape
+from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.schema import Align, DataPlan, Precision, Recalibration
 from fxdistill.preprocessing import Preprocessing
@@ -38,6 +39,7 @@ class Options:
         data: Data and augmentation; without a spec the plan is structural and cannot be run.
         recalibrate: Whether BatchNorm statistics are estimated anew after training; None for never.
         precision: Lightning Fabric's name of the training precision.
+        cascade: The levels of a method whose student is made out of the teacher.
 
     Raises:
         InputError: One of them is none, or two do not go together.
@@ -61,6 +63,7 @@ class Options:
     data: DataPlan = field(default_factory=lambda: DataPlan(spec=None))
     recalibrate: Recalibration | None = field(default_factory=Recalibration)
     precision: Precision = "32-true"
+    cascade: Cascade | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (("align", self.align, _ALIGN), ("precision", self.precision, _PRECISION)):

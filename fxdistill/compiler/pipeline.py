@@ -4,6 +4,8 @@
                               ├─ match ─ prune ─ shrink ─ schedule ─▶ plan ─ instrument ─▶ program ─ specialize ─▶ costs
     student ─ trace ─ couple ─┘
 
+or, where the student is made out of its teacher, teacher ─ trace ─ couple ─ mask ─ schedule ─▶ plan.
+
 A :class:`Compilation` is what is known so far; a step reads it, runs passes, and returns it with more. A method names
 its steps, and ``PIPELINE`` says what each name does and how what it made is shown.
 """
@@ -17,7 +19,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxdistill.compiler import auxiliary, checks, remarks, shown
+from fxdistill.compiler import auxiliary, cascade, checks, remarks, shown
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.probe import difficulties
 from fxdistill.compiler.shrink_model import supervised_loss
@@ -31,6 +33,7 @@ from fxdistill.ir.graph import Shape, Traced, ladder
 from fxdistill.ir.program import Batch, Program
 from fxdistill.ir.running import in_mode
 from fxdistill.methods import Composed, Recipe, composed
+from fxdistill.methods.cascade import arms as cascade_arms
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.match import Match, MatchSource
@@ -41,6 +44,7 @@ from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.file import invalid
+from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import (
     Arm,
     Control,
@@ -95,7 +99,7 @@ class Compilation:
     coupling: Mapping[str, Coupling] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
     kept: tuple[Kept, ...] = ()
-    made: Mapping[str, Shrunken] = field(default_factory=dict)
+    made: Mapping[str, Shrunken | Masked | Hardened] = field(default_factory=dict)
     arms: tuple[Arm, ...] = ()
     plan: Plan | None = None
     programs: Mapping[str, Program] = field(default_factory=dict)
@@ -142,6 +146,12 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
     }
     if remarks.takes_logits(c.task):  # of (probabilities, logits) the losses need the second, which nobody has to say
         traced = {name: replace(one, entry=one.entry or answers.logits_entry(one)) for name, one in traced.items()}
+    if STUDENT not in traced:
+        checks.is_for_task(
+            traced[TEACHER], c.task, name=c.options.task, classes=len(c.options.data.classes), member=TEACHER
+        )
+        checks.has_entries(TEACHER, (traced[TEACHER],))
+        return replace(c, traced=traced, remarks=tuple(remarks.several_outputs(traced)))
     known = traced[STUDENT]
     checks.is_for_task(known, c.task, name=c.options.task, classes=len(c.options.data.classes))
     student = Trace(
@@ -203,7 +213,39 @@ def _shrink(c: Compilation, passes: PassManager) -> Compilation:
     )  # fmt: skip
 
 
+def _mask(c: Compilation, passes: PassManager) -> Compilation:
+    if c.options.cascade is None:
+        raise InputError(
+            f"the method '{c.method.name}' has to know what the student keeps", where="--keep", hint="add --keep 0.2"
+        )
+    found = cascade.propose(
+        c.traced[TEACHER], c.coupling[TEACHER], c.options.cascade, of=TEACHER, student=STUDENT, passes=passes,
+        criterion=c.options.criterion or c.method.criterion,
+    )  # fmt: skip
+    return replace(c, made=found.members, remarks=(*c.remarks, *found.remarks))
+
+
+def _in_levels(c: Compilation) -> Compilation:
+    """The arms of a cascade; the cost of a stage is that of all its members, as the levels compute all channels."""
+    masked = [name for name, member in c.made.items() if isinstance(member, Masked)]
+    recipe = Recipe(
+        pairs=(), supervised=c.supervised, imitation=c.imitation, teacher=TEACHER, student=STUDENT,
+        epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
+    )  # fmt: skip
+    joint, alone = cascade_arms(recipe, len(masked))
+    student = c.made[STUDENT].macs / max(1, c.traced[TEACHER].macs)
+    costs = {joint.name: len(masked) + 1.0, alone.name: round(1 + student, 4)}
+    arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]
+    c = replace(c, arms=tuple(arms), options=replace(c.options, control=False))
+    plan = _planned(c)
+    said = [*c.remarks, *cascade.watched(plan.data.val)]
+    plan = plan.changed(diagnostics=list(dict.fromkeys(said)))
+    return replace(c, plan=plan.changed(costed=plan.cost_basis))
+
+
 def _schedule(c: Compilation, passes: PassManager) -> Compilation:
+    if c.method.alone:
+        return _in_levels(c)
     alike = remarks.same_answers(c.traced[TEACHER], c.traced[STUDENT])
     if not alike and c.imitation is not None:
         if c.method.assumed:
@@ -283,6 +325,7 @@ PIPELINE: dict[str, Step] = {
     "match": Step(_match, lambda c: shown.pairs(c.pairs)),
     "prune": Step(_prune, lambda c: shown.kept(c.kept)),
     "shrink": Step(_shrink, lambda c: shown.members(c.made)),
+    "mask": Step(_mask, lambda c: shown.members(c.made)),
     "schedule": Step(_schedule, lambda c: shown.arms(c.arms)),
     "instrument": Step(_instrument, lambda c: shown.programs(c.programs)),
     "specialize": Step(_specialize, lambda c: shown.programs(c.programs)),
@@ -290,7 +333,7 @@ PIPELINE: dict[str, Step] = {
 
 
 def compile(  # noqa: A001  # what a compiler does
-    teacher: nn.Module, student: nn.Module, options: Options, *, teacher_ref: ModelRef | None = None,
+    teacher: nn.Module, student: nn.Module | None, options: Options, *, teacher_ref: ModelRef | None = None,
     student_ref: ModelRef | None = None, batch: tuple[Tensor, Tensor] | None = None, sample: Sequence[Batch] = (),
     passes: PassManager | None = None,
     after: Callable[[str, Callable[[], str]], None] = lambda _step, _text: None,
@@ -299,7 +342,7 @@ def compile(  # noqa: A001  # what a compiler does
 
     Args:
         teacher: Takes float images of ``options.input_shape``, or of the size in its preprocessing.
-        student: Takes the same, gives a prediction for the same task.
+        student: Takes the same, gives a prediction for the same task; None for a method that makes it of the teacher.
         options: The user's decisions.
         teacher_ref: Where the teacher comes from; without it the plan works from Python only.
         student_ref: The same for the student.
@@ -316,12 +359,20 @@ def compile(  # noqa: A001  # what a compiler does
     passes = passes or PassManager(prove=False)
     nothing = ModelRef(path=None, sha256=None, factory=None, kwargs={})
     task = TASKS.get(options.task, where="--task")
+    method = composed(options.method, default_main=task.default_main)
+    if method.alone != (student is None):
+        raise InputError(
+            f"the method '{method.name}' {'makes its student out of the teacher' if method.alone else 'has a student'}",
+            where="STUDENT", hint="leave it out" if method.alone else "name it behind the teacher",
+        )  # fmt: skip
+    models = {TEACHER: teacher} if student is None else {TEACHER: teacher, STUDENT: student}
+    refs = {TEACHER: teacher_ref or nothing, STUDENT: student_ref or nothing}
     c = Compilation(
-        options=options, method=composed(options.method, default_main=task.default_main), task=task,
-        models={TEACHER: teacher, STUDENT: student},
-        refs={TEACHER: teacher_ref or nothing, STUDENT: student_ref or nothing}, batch=batch, sample=sample,
+        options=options, method=method, task=task, models=models, refs={name: refs[name] for name in models},
+        batch=batch, sample=sample,
     )  # fmt: skip
-    with in_mode(student, training=student.training), torch.random.fork_rng(devices=[]):
+    last = models[STUDENT if student is not None else TEACHER]
+    with in_mode(last, training=last.training), torch.random.fork_rng(devices=[]):
         for name in c.method.passes:
             step = _step(name)
             c = step.run(c, passes)
@@ -369,10 +420,11 @@ def _planned(c: Compilation) -> Plan:
 def _plugins(c: Compilation, plan: Plan) -> list[Plugin]:
     """The names in the plan that do not come with this package."""
     data = c.options.data
+    scored = [one.criterion for one in c.made.values() if not isinstance(one, Hardened)]
     used = {
         "method": [name for name, _ in c.method.parts], "task": [c.options.task],
         "loss": [term.loss for arm in plan.all_arms for stage in arm.stages for term in stage.losses],
-        "criterion": [*(kept.criterion for kept in c.kept), *(one.criterion for one in c.made.values())],
+        "criterion": [*(kept.criterion for kept in c.kept), *scored],
         "data source": [data.spec.partition(":")[0]] if data.spec is not None else [],
         "augmentation": [name.partition(":")[0] for name in data.augmentation],
     }  # fmt: skip

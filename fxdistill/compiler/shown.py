@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, macs_of, path_of, shape_of
 from fxdistill.ir.program import Program
+from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import Arm, Kept, Pair, Shrunken
 
 
@@ -50,14 +51,19 @@ def kept(found: Iterable[Kept]) -> str:
     return "\n".join(lines) or "  nothing is sliced"
 
 
-def members(made: Mapping[str, Shrunken]) -> str:
-    """The members that are made from others: what each weight keeps."""
+def members(made: Mapping[str, Shrunken | Masked | Hardened]) -> str:
+    """The members that are made from others: what each weight, or each layer, keeps."""
     lines = [
-        f"  {name}, of {one.of}: {weight} keeps {len(indices)}"
-        for name, one in made.items()
-        for weight, indices in one.kept.items()
+        f"  {name}, of {one.of}: {weight} keeps {count}" for name, one in made.items() for weight, count in _kept(one)
     ]
     return "\n".join(lines) or "  no member is made from another"
+
+
+def _kept(one: Shrunken | Masked | Hardened) -> Iterator[tuple[str, int]]:
+    if isinstance(one, Shrunken):
+        yield from ((weight, len(indices)) for weight, indices in one.kept.items())
+    elif isinstance(one, Masked):
+        yield from ((layer.name, layer.kept) for layer in one.layers)
 
 
 def arms(found: Iterable[Arm]) -> str:

@@ -118,7 +118,7 @@ def shrink_model(
             obstacle = error.__cause__
         smaller = _in_small_operations(traced, module, input_shape, passes) if obstacle.fused else None
         if smaller is None:
-            barriers[_next_barrier(traced, obstacle.path, barriers)] = obstacle.why
+            barriers[next_barrier(traced, obstacle.path, barriers)] = obstacle.why
         else:
             traced, barriers = smaller, {}
     unused = unused_tensors(module, traced)
@@ -130,13 +130,13 @@ def shrink_model(
         after=Size(sum(p.numel() for p in shrunken.module.parameters()), again.macs),
         rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
         diagnostics=(
-            *coupling.diagnostics, *passes.records[-2].diagnostics, *_barrier_remarks(barriers),
+            *coupling.diagnostics, *passes.records[-2].diagnostics, *barrier_remarks(barriers),
             *unused_remarks(unused), *_frozen(traced),
         ),
     )  # fmt: skip
 
 
-def _next_barrier(traced: Traced, path: str, barriers: Collection[str]) -> str:
+def next_barrier(traced: Traced, path: str, barriers: Collection[str]) -> str:
     """What has to stay because of a place: it, or where that did not do the module around it, up to the whole model."""
     nodes = {path_of(node): node for node in traced.graph.nodes}
     while path in barriers:
@@ -177,7 +177,8 @@ def _of_labels(loss: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, tar
     return loss(prediction, targets)
 
 
-def _barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
+def barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
+    """A note for each node that cannot be shrunk, by its path, and why."""
     for path, why in barriers.items():
         yield Diagnostic(
             code="shrink-barrier", severity="note", where=path, why=f"the channels that it touches stay, because {why}"

@@ -199,6 +199,17 @@ class Coupling:
         """Whether any element of a node's value belongs to the class."""
         return class_id in self._carried(path)
 
+    def carried(self, path: str) -> frozenset[int]:
+        """The classes that elements of a node's value belong to."""
+        return self._carried(path)
+
+    def producers(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights that produce channels, with the class of each output."""
+        for (name, dim), role in self.roles.items():
+            labels = self.parameter_labels(name).get(dim) if role == "out" else None
+            if labels is not None:
+                yield name, core(labels).flatten()
+
     def _search(self, start: fx.Node, class_id: int, goal: str) -> tuple[str, ...]:
         before: dict[fx.Node, fx.Node | None] = {start: None}
         queue = deque([start])
@@ -206,10 +217,10 @@ class Coupling:
             node = queue.popleft()
             if path_of(node) == goal:
                 return tuple(reversed([path_of(n) for n in _walk_back(before, node)]))
-            inputs = () if self._mixes(node) else node.all_input_nodes
+            inputs = () if self.mixes(node) else node.all_input_nodes
             for neighbour in (
                 *inputs,
-                *(user for user in node.users if not self._mixes(user) or path_of(user) == goal),
+                *(user for user in node.users if not self.mixes(user) or path_of(user) == goal),
             ):
                 reached = path_of(neighbour) == goal or class_id in self._carried(path_of(neighbour))
                 if neighbour not in before and reached:
@@ -217,7 +228,7 @@ class Coupling:
                     queue.append(neighbour)
         return ()
 
-    def _mixes(self, node: fx.Node) -> bool:
+    def mixes(self, node: fx.Node) -> bool:
         """Whether a node consumes its inputs with a weight: its outputs are other channels."""
         owned = (str(node.target),) if node.op == "call_module" else ()
         weights = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")

@@ -59,6 +59,8 @@ class Method:
         criterion: The criterion that chooses the channels to keep, where the user names none; None for ``l1``.
         passes: The passes that make its plan, by name, in order.
         source: Where it was published: an arXiv number, a venue.
+        alone: Whether its student is made out of the teacher, so that none is given.
+        lr: The learning rate where the user names none.
     """
 
     summary: str
@@ -69,6 +71,8 @@ class Method:
     criterion: str | None = None
     passes: tuple[str, ...] = DISTIL
     source: str = ""
+    alone: bool = False
+    lr: float = 1e-3
 
 
 METHODS: Registry[Method] = Registry("method", __name__, "METHOD", Method)
@@ -97,6 +101,16 @@ class Composed:
     def passes(self) -> tuple[str, ...]:
         """The passes, which all parts have in common."""
         return self.parts[0][1].passes
+
+    @property
+    def alone(self) -> bool:
+        """Whether the student is made out of the teacher, so that none is given."""
+        return self.parts[0][1].alone
+
+    @property
+    def lr(self) -> float:
+        """The learning rate where the user names none."""
+        return self.parts[-1][1].lr
 
     @property
     def criterion(self) -> str:

@@ -4,7 +4,7 @@
     timm:NAME, timm.models[.MODULE]:NAME  ``timm.is_model(NAME)``, and of that module
     timm[.models]:create_model           with a ``model_name`` of which the same holds
     transformers:CLASS                   an image classifier or a backbone; the arguments are those of its configuration
-    fxdistill.models:NAME                ``convnet``, ``preact_resnet18``, ``resnet``
+    fxdistill.models:NAME                ``convnet``, ``preact_resnet18``, ``resnet``, ``vgg``
 
 A factory's name comes out of a file or a plan, so calling it is calling what a stranger wrote down; beside its models
 timm also holds functions that unpickle, fetch, import and write what they are told. Whatever is not a registered model
@@ -28,7 +28,7 @@ from fxdistill.errors import ModelError
 from fxdistill.modelfiles.source import EXAMPLE
 from fxdistill.registry import suggestion
 
-_OURS = ("convnet", "preact_resnet18", "resnet")
+_OURS = ("convnet", "preact_resnet18", "resnet", "vgg")
 _TRANSFORMERS = "transformers"
 _DEEPEST, _FEW = 8, 12
 _WORD = re.compile(r"[\w-]{0,64}")

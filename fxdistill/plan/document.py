@@ -22,6 +22,7 @@ from fxdistill.data import augmentations
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError
 from fxdistill.losses import LOSSES
+from fxdistill.plan.members import Hardened, Masked, Member
 from fxdistill.plan.schema import (
     MOST_EPOCHS,
     Arm,
@@ -31,7 +32,6 @@ from fxdistill.plan.schema import (
     InputSpec,
     Kept,
     LossTerm,
-    Member,
     MemberName,
     ModelRef,
     Pair,
@@ -237,17 +237,42 @@ def _wrong_members(plan: Plan) -> Iterator[str]:
             yield f"a member cannot be called '{name}'"
         if isinstance(member, ModelRef):
             yield from _wrong_preprocessing(plan, name, member)
+        elif isinstance(member, Masked | Hardened):
+            yield from _wrong_cascade(plan, name, member)
         else:
-            if not isinstance(plan.members.get(member.of), ModelRef):
-                yield f"the member '{name}' is made of '{member.of}', which the plan does not have as a given member"
-            known = {"weight": set(member.kept), "pair": {pair.name for pair in plan.pairs}}
-            for kind, given in (("weight", member.widths), ("pair", member.taps)):
-                for unknown in sorted(set(given) - known[kind])[:1]:
-                    yield f"the widths of the member '{name}' name the {kind} '{unknown}', which it has not"
+            yield from _wrong_shrunken(plan, name, member)
     for pair in plan.pairs:
         for tap in (pair.teacher, pair.student):
             if tap.member not in plan.members:
                 yield f"the pair '{pair.name}' names the member '{tap.member}', which the plan has not"
+
+
+def _wrong_shrunken(plan: Plan, name: str, member: Shrunken) -> Iterator[str]:
+    if not isinstance(plan.members.get(member.of), ModelRef):
+        yield f"the member '{name}' is made of '{member.of}', which the plan does not have as a given member"
+    known = {"weight": set(member.kept), "pair": {pair.name for pair in plan.pairs}}
+    for kind, given in (("weight", member.widths), ("pair", member.taps)):
+        for unknown in sorted(set(given) - known[kind])[:1]:
+            yield f"the widths of the member '{name}' name the {kind} '{unknown}', which it has not"
+
+
+def _wrong_cascade(plan: Plan, name: str, member: Masked | Hardened) -> Iterator[str]:
+    source = plan.members.get(member.of)
+    if isinstance(member, Hardened):
+        if not isinstance(source, Masked) or not source.is_masked:
+            yield f"the member '{name}' is cut out of '{member.of}', which the plan does not have as a masked member"
+        return
+    if not isinstance(source, ModelRef):
+        yield f"the member '{name}' is made of '{member.of}', which the plan does not have as a given member"
+    guide = plan.members.get(member.guide) if member.guide is not None else member
+    if not isinstance(guide, Masked) or guide.of != member.of:
+        yield f"the guide of the member '{name}' is '{member.guide}', which is not masked of '{member.of}'"
+    guided = [one for one, other in plan.members.items() if isinstance(other, Masked) and other.guide == name]
+    if len(guided) > 1:
+        yield f"the member '{name}' guides both '{guided[0]}' and '{guided[1]}'; it can guide one"
+    wider = isinstance(guide, Masked) and guide.budget is None and guide.keep > member.keep  # so there is no circle
+    if member.nested and not wider:
+        yield f"the member '{name}' cannot lie inside of '{member.guide}', which has a budget or keeps no more"
 
 
 def _wrong_preprocessing(plan: Plan, name: str, member: ModelRef) -> Iterator[str]:
@@ -314,17 +339,40 @@ def _wrong_arms(plan: Plan) -> Iterator[str]:
 
 
 def _wrong_freezing(plan: Plan) -> Iterator[str]:
-    """A frozen member is what it was given as, or what an arm before made of it once: not one of several."""
+    """A frozen member is what it was given as, or what an arm before made of it once: not one of several.
+
+    A masked one is what the one arm made of it that trains it, before and under the same seed.
+    """
     once: set[str] = set()
+    levels = _LevelsTrained(plan)
     varied = {member for arm in plan.arms if not arm.once for member in arm.trains}
     trained = {member for arm in plan.arms for member in arm.trains}
     for arm in plan.arms:
         for member in arm.members:
-            if member in arm.trains or member not in trained or member in once:
+            if member in arm.trains or member not in trained or member in once or levels.before(arm, member):
                 continue
             when = "under every seed" if member in varied else "after it"
             yield f"the arm '{arm.name}' reads the member '{member}' frozen, which another arm trains {when}"
         once |= set(arm.trains) - varied if arm.once else set()
+    for arm in plan.arms:
+        for member in arm.trains:
+            source = plan.members.get(member)
+            if isinstance(source, Hardened) and not levels.before(arm, source.of):
+                yield f"the arm '{arm.name}' trains '{member}', and no arm before it has trained '{source.of}'"
+
+
+class _LevelsTrained:
+    """Which masked members have been trained, and by which arm."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.order = {arm.name: position for position, arm in enumerate(plan.arms)}
+        levels = {name for name, member in plan.members.items() if isinstance(member, Masked)}
+        self.by = {name: [arm for arm in plan.arms if name in arm.trains] for name in levels}
+
+    def before(self, arm: Arm, member: str) -> bool:
+        """Whether one arm has trained a masked member before another one, under the same seed."""
+        by = self.by.get(member, [])
+        return len(by) == 1 and self.order[by[0].name] < self.order[arm.name] and by[0].once == arm.once
 
 
 def _wrong_labels(plan: Plan) -> Iterator[str]:

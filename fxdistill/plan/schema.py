@@ -98,9 +98,6 @@ class Shrunken(Part):
     macs: Count = 0
 
 
-Member = Annotated[ModelRef | Shrunken, Field(discriminator="kind")]
-
-
 class InputSpec(Part):
     """What programs read: shape of one batch of pixels (its first entry is the batch size used for planning).
 
@@ -274,6 +271,18 @@ class Optimizer(Part):
         return self
 
 
+class ScoreOptimizer(Part):
+    """How the scores behind masks move; their rate follows the schedule of the stage, and they do not decay.
+
+    Attributes:
+        momentum: Of either.
+    """
+
+    name: Literal["sgd", "rmsprop"]
+    lr: Annotated[float, Field(gt=0, le=1e6)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class LossTerm(Part):
     """One loss of a stage.
 
@@ -383,6 +392,9 @@ class Stage(Part):
         cost: MACs of the stage's program for one image, as a share of all given members in full.
         extends: Whether it was added to an arm that had been trained: the control arm then gets a stage of as many
             epochs as well, instead of a longer one.
+        scores: How the scores of masked members move; None where none are trained.
+        successors: Members that take the teacher's place in its losses, one after the other: with the epoch after which
+            the arm's first member is better than its teacher on the validation images. Without these nobody does.
     """
 
     name: Name
@@ -393,6 +405,27 @@ class Stage(Part):
     cost: Annotated[float, Field(ge=0)] = 1.0
     extends: bool = False
     plateau: Plateau | None = None
+    scores: ScoreOptimizer | None = None
+    successors: list[MemberName] = []
+
+    def under(self, taught: int) -> Self:
+        """The stage once so many successors have taken the teacher's place; it has no more of them."""
+        if not taught:
+            return self.changed(successors=[])
+        now = self.successors[taught - 1]
+        losses = [term if term.teacher is None else term.changed(teacher=now) for term in self.losses]
+        return self.changed(losses=losses, successors=[])
+
+    @model_validator(mode="after")
+    def _succession_is_clear(self) -> Self:
+        teachers = [term.teacher for term in self.losses if term.teacher is not None]
+        if self.successors and (len(set(teachers)) != 1 or any(term.pair for term in self.losses)):
+            raise ValueError(
+                f"the stage '{self.name}' names successors: its losses then have one teacher, and compare no pairs"
+            )
+        if len(set(names := [*teachers[:1], *self.successors])) != len(names):
+            raise ValueError(f"a teacher of the stage '{self.name}' succeeds itself")
+        return self
 
     @model_validator(mode="after")
     def _weighs(self) -> Self:
@@ -454,8 +487,9 @@ class Arm(Part):
     @property
     def members(self) -> tuple[str, ...]:
         """The members that take part, those that are trained first."""
-        read = (member for stage in self.stages for term in stage.losses for member in term.members)
-        return tuple(dict.fromkeys((*self.trains, *read)))
+        read = [member for stage in self.stages for term in stage.losses for member in term.members]
+        later = (member for stage in self.stages for member in stage.successors)
+        return tuple(dict.fromkeys((*self.trains, *read, *later)))
 
 
 class Control(Part):

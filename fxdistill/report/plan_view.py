@@ -7,9 +7,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.plan.document import Plan, stale_costs
+from fxdistill.plan.members import Masked
 from fxdistill.plan.schema import Arm, LossTerm, ModelRef, Optimizer, Pair, RunnerUp, Shrunken, Stage, Tap
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import Line, count, diagnostics_view, size
+from fxdistill.report.levels_view import levels_lines, stage_words
 
 _ASIDE = {"why", "runner-up", "kept"}
 
@@ -24,13 +26,16 @@ def plan_view(plan: Plan) -> RenderableType:
         *(line for name, ref in given.items() for line in _model_lines(name, ref, longest)),
         Line(task, Text(f"{'input':<{longest}}  ", "bold")),
         Text(),
-        _title(f"pairs ({len(plan.pairs)})", f"widths by {', '.join(sorted({p.align for p in plan.pairs})) or '-'}"),
     ]
+    if not any(isinstance(member, Masked) for member in plan.members.values()):
+        widths = ", ".join(sorted({pair.align for pair in plan.pairs})) or "-"
+        parts.append(_title(f"pairs ({len(plan.pairs)})", f"widths by {widths}"))
     for pair in plan.pairs:
         parts.extend(_pair_lines(plan, pair))
     for name, member in plan.members.items():
         if isinstance(member, Shrunken):
             parts.extend([Text(), *_shrunken_lines(name, member)])
+    parts.extend(levels_lines(plan))
     parts.append(Text())
     counted = bool(plan.costed)
     parts.append(_title(f"arms ({plan.method})", "cost as a share of the given members in full" if counted else ""))
@@ -157,6 +162,6 @@ def _stage_line(stage: Stage, *, counted: bool) -> Line:
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
     if (plateau := stage.plateau) is not None:
         epochs = f"up to {epochs}, until {plateau.epochs} in a row fall by less than {plateau.share:.2g} of the loss,"
-    details = f"  {_how(stage)}{f', {stage.cost:.1%} of the cost' if counted else ''}"
+    details = f"  {_how(stage)}{stage_words(stage)}{f', {stage.cost:.1%} of the cost' if counted else ''}"
     text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))
     return Line(text, Text("    "), 6)

@@ -7,6 +7,7 @@ an epoch is the same in all trials. An arm that is trained once (the auxiliary t
 then teaches. The control arm stands beside its arm.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import build_arm
+from fxdistill.compiler.cascade import kept_counts
 from fxdistill.compiler.tap_statistics import measure_taps
 from fxdistill.data.batches import batches
 from fxdistill.diagnostics import Diagnostic
@@ -25,11 +27,13 @@ from fxdistill.ir.running import load_whole_state
 from fxdistill.modelfiles import bundle
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Arm
+from fxdistill.plan.members import Hardened, Masked
+from fxdistill.plan.schema import Arm, Stage
 from fxdistill.runtime import checkpoint, inspection, kept, norms, preflight, stopping
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.hardening import compare, harden_all
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.loop import Loop, Moment, Position, Progress
 from fxdistill.runtime.trials import Trial
@@ -104,6 +108,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     """
     arm = run.plan.arm(trial.name)
     run.checkpoint = at = _start(run, index, trial)
+    _cut(run, arm)
     program = _restored(run, trial, arm)
     with stopping.deferred() as request:
         watch = _Watch(run, program, index, trial, request)
@@ -111,24 +116,13 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.compiled,
             watch.progress, watch.save,
             {stage: found for (name, stage), found in run.before.items() if name == trial.name},
-            replace(at.course),
+            replace(at.course), watch.is_better,
         )  # fmt: skip
         loop.run(at.position, at.optimizer, at.means, at.average)
     last = Moment(Position(len(program.stages)), course=loop.course)
     ended = replace(watch.at(last), finished=[])  # for an extension to go on from
     checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
-    remarks = [
-        remark
-        for member in arm.trains
-        for remark in norms.settle(
-            run.plan,
-            member,
-            run.modules[member],
-            dataset=run.dataset,
-            task=run.task,
-            answers=member not in run.strangers,
-        )
-    ]
+    remarks = _settled(run, arm)
     trained = {name: Strip()(Trained(program, run.modules[name], name)).value for name in arm.trains}
     for module in trained.values():
         _check_finite(module, trial)
@@ -155,6 +149,32 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     checkpoint.save(run.rundir, run.checkpoint)
 
 
+def _settled(run: Execution, arm: Arm) -> list[Diagnostic]:
+    return [
+        remark
+        for member in arm.trains
+        for remark in norms.settle(
+            run.plan, member, run.modules[member], dataset=run.dataset, task=run.task,
+            answers=member not in run.strangers,
+        )
+    ]  # fmt: skip
+
+
+def _cut(run: Execution, arm: Arm) -> None:
+    """Make the members that an arm trains and that are cut out of others, of these as they are now.
+
+    Raises:
+        ParityError: They do not answer alike.
+    """
+    if any(isinstance(run.plan.members[name], Hardened) for name in arm.trains):
+        run.observer.on_phase("hardening")
+        for name, small in harden_all(run.plan, run.modules).items():
+            member = run.plan.members[name]
+            masked = run.modules[member.of if isinstance(member, Hardened) else name]
+            compare(run.plan, name, small, masked, dataset=run.dataset, task=run.task)
+            run.modules[name] = small
+
+
 def knows_nothing(run: Execution, trial: Trial, member: str, found: Mapping[str, float]) -> list[Diagnostic]:
     """A warning where a trained member says the same of every test image, or knows hardly more than chance."""
     if run.task.is_share and found.get(run.task.primary, 0.0) >= _RIGHT:
@@ -175,6 +195,18 @@ def take_up(run: Execution, trial: Trial) -> None:
     arm = run.plan.arm(trial.name)
     for member in arm.trains if arm.once else ():
         load_whole_state(run.modules[member], bundle.state_of(run.rundir.bundle_path(member)))
+    if arm.once or not any(isinstance(run.plan.members[member], Masked) for member in arm.trains):
+        return
+    ended = checkpoint.load_from(run.rundir.trained_path(trial.name, trial.seed), how=run.checkpoint.how)
+    for member in arm.trains:
+        own = {name.partition(".")[2]: value for name, value in (ended.state or {}).items() if _of(name) == member}
+        load_whole_state(run.modules[member].to(run.fabric.device), own)
+    _settled(run, arm)
+
+
+def _of(name: str) -> str:
+    """The member that a tensor of a program belongs to."""
+    return name.partition(".")[0]
 
 
 def _start(run: Execution, index: int, trial: Trial) -> Checkpoint:
@@ -193,7 +225,9 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
     """The trial's program on the device, with the weights of the checkpoint, or those of the start."""
     initial = run.initial(trial)
     for member in arm.trains:
-        load_whole_state(run.modules[member].cpu(), initial[member])
+        run.modules[member].cpu()
+        if member in initial:
+            load_whole_state(run.modules[member], initial[member])
     program = run.programs.pop(trial, None) or build_program(run.plan, trial, run.modules)
     program.to(run.fabric.device)
     if run.channels_last:
@@ -234,6 +268,8 @@ class _Watch:
         self._finished, self._before = run.checkpoint.finished, run.checkpoint.seconds
         self._started = self._last = time.monotonic()
         self._took = 0.0
+        self._reached: dict[str, float] = {}
+        self._teachers: dict[str, dict[str, float]] = {}
 
     @property
     def seconds(self) -> float:
@@ -248,7 +284,7 @@ class _Watch:
     def _log(self, progress: Progress) -> dict[str, float]:
         """The metrics after an epoch; none after one that trains taps alone, of which a prediction says nothing."""
         epoch, every = progress.position.epoch, self.run.evaluate_every
-        due = epoch % every == 0 or progress.ended
+        due = epoch % every == 0 or progress.ended or bool(progress.stage.successors)
         answers = due and any(term.pair is None for term in progress.stage.losses)
         reached = self.run.measured(self.run.plan.arm(self.trial.name).trains[0], on="val") if answers else {}
         self.run.metrics.log(
@@ -261,9 +297,30 @@ class _Watch:
                 "metrics": reached,
                 "images_per_second": round(progress.images_per_second, 1),
                 **({"plateau": True} if progress.ended and epoch < progress.stage.epochs else {}),
+                **({"kept": kept_now} if (kept_now := self._kept()) else {}),
             }
         )
+        self._reached = reached
         return reached
+
+    def _kept(self) -> dict[str, dict[str, int]]:
+        """How many channels the masked members in training keep of each layer."""
+        members = {name: self.run.plan.members[name] for name in self.run.plan.arm(self.trial.name).trains}
+        return {
+            name: kept_counts(self.run.modules[name], member)
+            for name, member in members.items() if isinstance(member, Masked) and member.is_masked
+        }  # fmt: skip
+
+    def is_better(self, stage: Stage, taught: int) -> bool:
+        """Whether what is trained was better than its teacher on the validation images, after the last epoch."""
+        teacher = next(term.teacher for term in stage.under(taught).losses if term.teacher is not None)
+        metric = self.run.task.primary
+        if self.run.plan.data.val is None or metric not in self._reached:
+            return False
+        if teacher not in self._teachers:
+            self._teachers[teacher] = self.run.measured(teacher, on="val")
+        one, other = self._reached[metric], self._teachers[teacher].get(metric, math.nan)
+        return one > other if self.run.task.higher_is_better else one < other
 
     def at(self, moment: Moment) -> Checkpoint:
         """The checkpoint of a moment."""

@@ -34,7 +34,7 @@ class Bench:
     plan: Plan
     task: Task
     dataset: Dataset
-    modules: Mapping[str, nn.Module]
+    modules: dict[str, nn.Module]
     fabric: "Fabric"
     strangers: frozenset[str]
     own_data: Mapping[str, Dataset]

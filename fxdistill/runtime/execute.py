@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_fabric import Fabric
-from torch import nn
+from torch import fx, nn
 
 from fxdistill.compiler.auxiliary import make
 from fxdistill.compiler.build import specialize
+from fxdistill.compiler.cascade import levels
 from fxdistill.compiler.comparing import compared
 from fxdistill.compiler.tap_statistics import measure_taps
 from fxdistill.data.batches import batches, steps_per_epoch
@@ -27,11 +28,13 @@ from fxdistill.ir.program import Program
 from fxdistill.ir.running import whole_state
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
+from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
 from fxdistill.runtime import checkpoint, extension, inspection, memory, preflight
 from fxdistill.runtime.arms import Execution, Losses, Observer, State, build_program, laid_out, take_up, train
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.directory import RunDir, origin_of
+from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
 from fxdistill.runtime.trials import Trial, trials_of
@@ -191,10 +194,16 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Part
     strangers = {
         name for name, module in modules.items() if not preflight.fits_data(module, dataset, plan=plan, member=name)
     }
+    masked: dict[str, fx.GraphModule] = {}
     for name, member in plan.members.items():
         if isinstance(member, Shrunken):
             strangers |= {name} if member.of in strangers else set()
             modules[name] = make(member, modules[member.of], input_shape=plan.shape_of(member.of))
+        elif isinstance(member, Masked):
+            strangers |= {name} if member.of in strangers else set()
+            masked = masked or levels(plan, modules[member.of])
+            modules[name] = masked[name]
+    modules |= harden_all(plan, modules)
     preflight.exports(plan, modules[plan.export.member])
 
     @functools.cache
@@ -207,7 +216,12 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Part
         return start(name, seed if isinstance(ref, ModelRef) and ref.path is None else plan.seed)
 
     initial: dict[Trial, Mapping[str, State]] = {
-        trial: {name: first(name, trial.seed) for name in plan.arm(trial.name).trains} for trial in trials_of(plan)
+        trial: {
+            name: first(name, trial.seed)
+            for name in plan.arm(trial.name).trains
+            if not isinstance(plan.members[name], Hardened)
+        }
+        for trial in trials_of(plan)
     }
     own = preflight.own_data(plan, base, dataset, allow=settings.allow)
     device = "" if settings.force else accelerator
@@ -235,6 +249,11 @@ def _programs(
                 specialize(program, stage.name), dataset, where=f"arm '{trial.name}', stage '{stage.name}'"
             )
     # a program keeps its frozen members as they were: those that an arm before trains are yet to change
-    early = {member for arm in plan.arms if arm.once for member in arm.trains}
+    early = {member for arm in plan.arms for member in arm.trains}
     frozen = {arm.name: set(arm.members) - set(arm.trains) for arm in plan.all_arms}
-    return {trial: program for trial, program in programs.items() if not early & frozen[trial.name]}, before
+    cut = {arm.name for arm in plan.all_arms if any(isinstance(plan.members[one], Hardened) for one in arm.trains)}
+    return {
+        trial: program
+        for trial, program in programs.items()
+        if not early & frozen[trial.name] and trial.name not in cut
+    }, before

@@ -83,6 +83,8 @@ def _misplaced(found: Checkpoint, plan: Plan, steps: int | None) -> str:
         return f"its stages took {', '.join(map(str, taken)) or 'no'} epochs, and it is after {at.stage} of them"
     if at.stage < len(stages) and at.epoch >= lengths(stages, taken)[at.stage]:
         return f"it is after {at.epoch} epochs of the stage '{stages[at.stage].name}', which has no more"
+    if at.taught > (len(stages[at.stage].successors) if at.stage < len(stages) else 0):
+        return f"it has had {at.taught} successors of its teacher, and the plan does not have as many"
     if (at.epoch or at.step) and found.optimizer is None:
         return "it is in the middle of a stage, and has no state of the optimiser"
     if found.means.count != at.step or not all(map(math.isfinite, found.means.values.values())):

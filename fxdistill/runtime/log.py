@@ -71,6 +71,8 @@ class Metrics:
         values = {f"{record['stage']}/{key}": value for key, value in record["losses"].items()}
         values["images_per_second"] = record["images_per_second"]
         values |= record["metrics"]
+        kept = record.get("kept", {}).items()
+        values |= {f"kept/{level}/{layer}": count for level, found in kept for layer, count in found.items()}
         write_event(self._events / arm, step=step, seconds=record["time"], values=values)
 
 

@@ -21,18 +21,16 @@ from torch import Tensor, nn
 from fxdistill.compiler.build import specialize
 from fxdistill.data.batches import batches, steps_per_epoch
 from fxdistill.data.dataset import Dataset
-from fxdistill.errors import FxdistillError, InputError, RunDirError, TrainingError
+from fxdistill.errors import FxdistillError, InputError, TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.plan.schema import Count, DataPlan, Plateau, Stage, lengths
 from fxdistill.runtime.average import Average
+from fxdistill.runtime.optimizers import RATE, make_optimizer, take_up
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
 
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
-}  # fmt: skip
 _ACCELERATOR_CHECKS = 20  # steps
 _LOST = 1000
 """Times a loss before training, or 1 where that is less: a mean over an epoch that no training comes back from."""
@@ -40,11 +38,15 @@ _LOST = 1000
 
 @dataclass(frozen=True)
 class Position:
-    """A place in an arm of a run: so many stages, epochs of this stage and steps of this epoch are done."""
+    """A place in an arm of a run: so many stages, epochs of this stage and steps of this epoch are done.
+
+    ``taught`` says how many of the stage's successors have taken the teacher's place.
+    """
 
     stage: Count = 0
     epoch: Count = 0
     step: Count = 0
+    taught: Count = 0
 
 
 @dataclass
@@ -147,6 +149,8 @@ class Loop:
         on_save: Called after every step, epoch and stage: a checkpoint may be taken.
         before: The losses before anything was trained, by stage; what is not known is not compared.
         course: How the arm has gone so far; the loop keeps it up to date.
+        on_teacher: Asked after every epoch of a stage that has a successor left, with the stage and how many have
+            taught: whether it takes the teacher's place.
     """
 
     fabric: "Fabric"
@@ -161,6 +165,7 @@ class Loop:
     on_save: Callable[[Moment], None]
     before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     course: Course = field(default_factory=Course)
+    on_teacher: Callable[[Stage, int], bool] = lambda _stage, _taught: False
 
     def run(
         self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None,
@@ -189,11 +194,11 @@ class Loop:
         self, index: int, stage: Stage, position: Position, state: dict[str, object] | None, means: Means,
         *, average: Mapping[str, Tensor] | None,
     ) -> None:  # fmt: skip
-        program = specialize(self.program, stage.name)
-        program.train()
+        taught = position.taught
+        program = specialize(self.program, stage.name, taught=taught).train()
         optimizer = make_optimizer(stage, program)
         if state is not None:
-            _take_up(optimizer, state, where=f"stage '{stage.name}'")
+            take_up(optimizer, state, where=f"stage '{stage.name}'")
         forward = compiled(program) if self.compiled else program
         wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
         mean = Average(program, stage.optimizer.ema, average)
@@ -201,12 +206,17 @@ class Loop:
         done, stage, ended = sum(epochs[:index]), stage.changed(epochs=epochs[index]), False
         for epoch in range(position.epoch, stage.epochs):
             first = epoch == position.epoch
-            place = Position(index, epoch, position.step if first else 0)
+            place = Position(index, epoch, position.step if first else 0, taught)
             running = _Running(stage, program, means if first else Means(), mean, every=self._every)
-            ended = self._epoch(running, wrapped, optimizer, place, run_epoch=done + epoch)
+            place, ended = self._epoch(running, wrapped, optimizer, place, run_epoch=done + epoch)
             if ended:
                 self.course.next(epoch + 1)
                 break
+            if place.taught != taught:
+                taught = place.taught
+                program = specialize(self.program, stage.name, taught=taught).train()
+                forward = compiled(program) if self.compiled else program
+                wrapped = self.fabric.setup_module(forward, _reapply_compile=False)
         mean.settle()
 
     def _moment(self, position: Position, optimizer: torch.optim.Optimizer | None = None, **more: Any) -> Moment:
@@ -220,8 +230,8 @@ class Loop:
     def _epoch(
         self, running: "_Running", forward: Callable[..., dict[str, Tensor]], optimizer: torch.optim.Optimizer,
         position: Position, *, run_epoch: int,
-    ) -> bool:  # fmt: skip
-        """Train an epoch, or the rest of one; whether the stage ends with it."""
+    ) -> tuple[Position, bool]:  # fmt: skip
+        """Train an epoch, or the rest of one; the place after it, and whether the stage ends with it."""
         size, stage = self.data.batch_size, running.stage
         if stage.optimizer.restart and position.step == 0:
             optimizer.state.clear()
@@ -255,8 +265,10 @@ class Loop:
         with running.average.shown():
             self.on_progress(running.progress(end, steps, ended=ended))
         if not ended:
+            if end.taught < len(stage.successors) and self.on_teacher(stage, end.taught):
+                end = replace(end, taught=end.taught + 1)
             self.on_save(self._moment(end, optimizer, average=running.average.values))
-        return ended
+        return end, ended
 
 
 class _Running:
@@ -310,82 +322,27 @@ class _Running:
         for key, value in self.means.values.items():
             if key in before and abs(value) > _LOST * max(1.0, abs(before[key])):
                 raise TrainingError(
-                    f"the training diverged: the loss '{key}' is {value:.3g} over the epoch, and was {before[key]:.3g} "
-                    "before anything was trained",
+                    f"the training diverged: the loss '{key}'{self._whose(key)} is {value:.3g} over the epoch, and "
+                    f"was {before[key]:.3g} before anything was trained",
                     where=f"stage '{self.stage.name}', epoch {position.epoch + 1}",
                     hint="lower the learning rate of that stage in the plan",
                 )
 
+    def _whose(self, key: str) -> str:
+        """The members that a loss reads, in words, where several learn at once."""
+        term = next(term for term in self.program.terms if term.key == key)
+        several = len({one.loss.student for one in self.program.terms}) > 1
+        return f" of {' and '.join(term.loss.members)}" if several else ""
+
     def _not_finite(self, key: str, position: Position) -> TrainingError:
         term = next(term for term in self.program.terms if term.key == key)
         tap = f"the taps of the pair '{term.loss.pair}'" if term.loss.pair else "the logits"
+        tap += self._whose(key)
         return TrainingError(
             f"the loss '{key}' is not a number; it reads {tap}",
             where=f"stage '{self.stage.name}', epoch {position.epoch + 1}, batch {position.step}",
             hint="lower the learning rate of that stage in the plan, or train in --precision 32-true",
         )
-
-
-def _take_up(optimizer: torch.optim.Optimizer, state: dict[str, object], *, where: str) -> None:
-    """Give an optimiser the state that it had.
-
-    Raises:
-        RunDirError: It is not one of such an optimiser.
-    """
-    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    groups, wanted = _settings(optimizer), _kept(optimizer)
-    try:
-        optimizer.load_state_dict(state)
-        fits = _settings(optimizer) == groups and all(
-            {name: value.shape for name, value in optimizer.state[p].items()}
-            in ({}, {name: p.shape if shaped else torch.Size() for name, shaped in wanted.items()})
-            for p in own
-        )
-    except Exception:  # noqa: BLE001  # of a made state, whatever torch makes of it
-        fits = False
-    if not fits:
-        raise RunDirError(
-            "the checkpoint is not one of this plan: its optimiser's state is of another one", where=where,
-            hint="put the run's own checkpoint back, or run the plan anew elsewhere",
-        )  # fmt: skip
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
-    """What the plan decides of an optimiser; the rate is set anew in every step."""
-    return [
-        {name: value for name, value in group.items() if name not in ("params", "lr")}
-        for group in optimizer.param_groups
-    ]
-
-
-def _kept(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
-    """What an optimiser of this kind keeps of a parameter, by name, and whether it has the parameter's shape."""
-    trial = nn.Parameter(torch.zeros(2))
-    trial.grad = torch.zeros(2)
-    make = cast("Callable[..., torch.optim.Optimizer]", type(optimizer))
-    alike = make([{**optimizer.param_groups[0], "params": [trial]}])
-    alike.step()
-    return {name: value.shape == trial.shape for name, value in alike.state[trial].items() if value is not None}
-
-
-def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:
-    """A fresh optimiser over the parameters that the stage's program uses and trains.
-
-    Raises:
-        TrainingError: There are none.
-    """
-    parameters = [p for p in program.parameters() if p.requires_grad]
-    if not parameters:
-        raise TrainingError(
-            "nothing in this stage can be trained: its losses depend on no parameter that is trained",
-            where=f"stage '{stage.name}'", hint="give the stage another loss in the plan",
-        )  # fmt: skip
-    spec = stage.optimizer
-    arguments: dict[str, float] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
-    if spec.name == "sgd":
-        arguments |= {"momentum": spec.momentum, "nesterov": spec.nesterov}
-    make = cast("Callable[..., torch.optim.Optimizer]", _OPTIMIZERS[spec.name])
-    return make(parameters, **arguments)
 
 
 def compiled(program: Program) -> nn.Module:
@@ -427,7 +384,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, steps: 
     else:
         factor = spec.decay ** (step // (steps * spec.decay_every)) if stage.schedule == "step" else 1.0
     for group in optimizer.param_groups:
-        group["lr"] = spec.lr * factor
+        group["lr"] = group.get(RATE, spec.lr) * factor
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from fxdistill.ir.views import seen
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.differences import paired
 from fxdistill.measure.onnx_model import described
-from fxdistill.modelfiles import bundle
+from fxdistill.modelfiles import bundle, graphs
 from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.members import Hardened, Masked
 from fxdistill.runtime.arms import Execution
 from fxdistill.runtime.kept import exported_seed
 
@@ -40,8 +41,11 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     """
     run.observer.on_phase("export")
     rundir, export = run.rundir, run.plan.export
+    held = bundle.read(rundir.bundle_path(export.member))
+    if isinstance(run.plan.members[export.member], Hardened) and held.graph is not None:  # another seed, another shape
+        run.modules[export.member] = graphs.from_data(held.graph, where=str(rundir.bundle_path(export.member)))
     module = run.modules[export.member].cpu()
-    load_whole_state(module, bundle.state_of(rundir.bundle_path(export.member)))
+    load_whole_state(module, held.state)
     path = rundir.onnx_path(export.member)
     path.unlink(missing_ok=True)
     view, test = run.plan.view_of(export.member), batches(run.dataset.test, run.plan.data.batch_size)
@@ -70,11 +74,13 @@ def _latencies(run: Execution) -> dict[str, Any]:
 
     Of the other members it is wanted for comparison only: one that cannot be exported is said, and left out.
     """
-    single = {name: (1, *run.plan.shape_of(name)[1:]) for name in run.modules}
+    masked = {name for name, member in run.plan.members.items() if isinstance(member, Masked)}
+    modules = {name: module for name, module in run.modules.items() if name not in masked}  # they are as slow as whole
+    single = {name: (1, *run.plan.shape_of(name)[1:]) for name in modules}
     exported = run.plan.export.member
     paths = {exported: run.rundir.onnx_path(exported)}
     with tempfile.TemporaryDirectory() as folder:
-        for name, module in run.modules.items():
+        for name, module in modules.items():
             path = Path(folder) / f"{name}.onnx"
             if name == exported:
                 continue
@@ -115,7 +121,7 @@ def differences(plan: Plan, arms: list[dict[str, Any]], metric: str) -> dict[str
     values: dict[str, dict[int, float]] = {}
     for arm in (arm for arm in arms if metric in arm):
         values.setdefault(arm["name"], {})[arm["seed"]] = arm[metric]
-    several = [arm.name for arm in plan.arms if not arm.once]
+    several = [arm.name for arm in plan.arms if plan.export.member in arm.trains and not arm.once]
     beside = dict.fromkeys(several[1:], several[0])
     if plan.control is not None:
         beside[plan.control.of] = CONTROL

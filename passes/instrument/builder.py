@@ -60,6 +60,7 @@ class Builder:
         self.batch.meta = {"role": "input", "path": "batch"}
         self.fields: dict[str, fx.Node] = {}
         self.views: dict[View, fx.Node] = {}
+        self.still: dict[fx.Node, fx.Node] = {}
         self.members = tuple(
             Member(name, trained=name in arm.trains, training=one.training, view=plan.view_of(name), held=one.held)
             for name, one in traced.items()
@@ -228,9 +229,14 @@ class Builder:
         role, dot, kind = port.partition(".")
         if not dot:
             return self._field(port)
-        if kind == "tap" and term.pair is not None:
-            return taps[term.pair, term.compare][role]
-        return self._side(str(getattr(term, role))).prediction
+        tapped = kind == "tap" and term.pair is not None
+        value = taps[str(term.pair), term.compare][role] if tapped else self._side(getattr(term, role)).prediction
+        if role == "student" or getattr(term, role) not in self.arm.trains:
+            return value
+        if value not in self.still:  # who teaches learns nothing from being imitated
+            self.still[value] = self._call("adapter", torch.Tensor.detach, value)
+            self.still[value].meta["shape"] = shape_of(value)
+        return self.still[value]
 
     def _side(self, member: str) -> _Side:
         if member not in self.sides:
@@ -298,7 +304,8 @@ def distinct(stages: tuple[Stage, ...]) -> Iterator[Term]:
     """Each different loss once; the same loss with other arguments gets a numbered key."""
     seen: list[LossTerm] = []
     for stage in stages:
-        for loss in stage.losses:
+        variants = [stage.under(taught) for taught in range(len(stage.successors) + 1)]
+        for loss in (loss for variant in variants for loss in variant.losses):
             plain = loss.plain
             if plain not in seen:
                 same = sum(one.name == loss.name for one in seen)

@@ -44,13 +44,15 @@ class Specialize(Pass[Program, Program]):
 
     Attributes:
         stage: The stage's name.
+        taught: How many of its successors have taken the teacher's place.
     """
 
     stage: str
+    taught: int = 0
 
     def run(self, source: Program) -> PassResult[Program]:
         """Restrict, fold, sink, remove what is dead."""
-        stage = source.find_stage(self.stage)
+        stage = source.find_stage(self.stage).under(self.taught)
         program = restricted(source, stage)
         folded = _fold_batch_norms(program)
         sunk = Sinker(program).run()
@@ -60,11 +62,11 @@ class Specialize(Pass[Program, Program]):
 
     def ensures(self, source: Program, value: Program) -> None:
         """The losses are those of the stage and read what they read before."""
-        _same_losses(restricted(source, source.find_stage(self.stage)), value, self.stage)
+        _same_losses(restricted(source, source.find_stage(self.stage).under(self.taught)), value, self.stage)
 
     def proves(self, source: Program, value: Program) -> None:
         """From frozen members losses read the values that they read before."""
-        before = restricted(source, source.find_stage(self.stage))
+        before = restricted(source, source.find_stage(self.stage).under(self.taught))
         one, other = frozen_values(before), frozen_values(value)
         if one.keys() != other.keys():
             raise InvariantError("specializing changed which losses read from frozen members", where=self.stage)

@@ -174,7 +174,7 @@ class _Reasons:
 
     def __post_init__(self) -> None:
         coupling = self.source.coupling
-        self.producers.update(_producers(coupling))
+        self.producers.update(coupling.producers())
         for name, classes in self.producers.items():
             for class_id, count in Counter(classes.tolist()).items():
                 self.of_class.setdefault(class_id, {})[name] = count
@@ -235,7 +235,7 @@ def kept_indices(coupling: Coupling, removed: Iterable[int]) -> KeptIndices:
     gone = torch.zeros(coupling.class_count + 1, dtype=torch.bool)
     gone[sorted(removed)] = True
     kept = {}
-    for name, classes in _producers(coupling):
+    for name, classes in coupling.producers():
         alive = ~gone[classes]
         if not bool(alive.all()):
             kept[name] = [int(i) for i in alive.nonzero().flatten().tolist()]
@@ -249,7 +249,7 @@ def removed_of(coupling: Coupling, kept: KeptIndices) -> frozenset[int]:
         InputError: The indices are not of this architecture.
     """
     removed: set[int] = set()
-    producers = dict(_producers(coupling))
+    producers = dict(coupling.producers())
     for name, indices in kept.items():
         if name not in producers:
             raise InputError(
@@ -262,15 +262,6 @@ def removed_of(coupling: Coupling, kept: KeptIndices) -> frozenset[int]:
         alive[indices] = True
         removed |= set(classes[~alive].tolist())
     return frozenset(removed)
-
-
-def _producers(coupling: Coupling) -> Iterator[tuple[str, Tensor]]:
-    """The weights that produce channels, with the class of each output."""
-    outputs = {name: dim for (name, dim), role in coupling.roles.items() if role == "out"}
-    for name, dim in outputs.items():
-        labels = coupling.parameter_labels(name).get(dim)
-        if labels is not None:
-            yield name, core(labels).flatten()
 
 
 def _layer(name: str) -> str:

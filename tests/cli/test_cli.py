@@ -339,6 +339,7 @@ PASSES = {
     "match": ("layers.layer1.0.relu_1", "block1.pool", "score 0."),
     "prune": ("block1: layers.layer1.0.relu_1 keeps ", " of 8"),
     "shrink": ("auxiliary, of teacher: stem.0.weight keeps 4",),
+    "mask": ("level-0, of teacher: layers.layer1.0.conv1 keeps ", "level-2, of teacher: layers.layer2.0.conv1 keeps "),
     "schedule": ("trains student: warm-up-1, 3 epochs of 1 mse[block1]", "0.1 cross-entropy + 0.9 kd"),
     "instrument": ("distilled, 145,440 MACs", "student.block1.conv", "teacher.layers.layer1.0.conv1"),
     "specialize": ("warm-up-1, ", "main, ", "student.block1.conv", "teacher.layers.layer1.0.conv1"),
@@ -350,13 +351,15 @@ def test_print_after_shows_what_each_pass_made(tmp_path: Path) -> None:
     for name, texts in PASSES.items():
         align = ("--align", "shrink") if name == "shrink" else ()
         args = (RESNET, CONVNET, "--input", "1x1x8x8", *align, "-o", str(tmp_path / "plan.json"))
+        if name == "mask":
+            args = (RESNET, "--method", "cascade", "--keep", "0.5", *args[2:])
         said = call("plan", *args, "--print-after", name)
         shown, _, rest = said.partition("\nteacher  fxdistill.models:resnet")
         assert shown.startswith(f"after {name}\n")
         assert shown.count("after ") == 1
         for text in texts:
             assert text in shown, name
-        assert "arms (indistill)" in rest
+        assert f"arms ({'cascade' if name == 'mask' else 'indistill'})" in rest
 
 
 def test_print_after_takes_several_passes_in_their_order(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fxdistill.ir.channels import Channels
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.thin import Removal, Thin, ThinSource, _producers, kept_indices, removed_of
+from fxdistill.passes.thin import Removal, Thin, ThinSource, kept_indices, removed_of
 from fxdistill.passes.trace import Trace
 
 IMAGE = (2, 3, 8, 8)
@@ -131,7 +131,7 @@ def test_a_wrong_removal_is_caught(wrong: Callable[..., Removal], message: str) 
 
 def decided(source: ThinSource, removed: frozenset[int]) -> Removal:
     """A removal that says truly what it removes."""
-    before = {name.rpartition(".")[0]: labels for name, labels in _producers(source.coupling)}
+    before = {name.rpartition(".")[0]: labels for name, labels in source.coupling.producers()}
     widths = {n: (len(c), sum(i not in removed for i in c.tolist())) for n, c in before.items()}
     return Removal(removed, kept_indices(source.coupling, removed), widths)
 

@@ -11,7 +11,8 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.plan.schema import LossTerm, Optimizer, Stage
 from fxdistill.runtime.average import Average
-from fxdistill.runtime.loop import Means, Position, _Running, _set_rate, make_optimizer, step_seeded
+from fxdistill.runtime.loop import Means, Position, _Running, _set_rate, step_seeded
+from fxdistill.runtime.optimizers import make_optimizer
 from tests import runs
 
 CPU = torch.device("cpu")

@@ -29,7 +29,8 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef, Shrunken
 from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.execute import Settings, execute
-from fxdistill.runtime.loop import Position, Progress, make_optimizer
+from fxdistill.runtime.loop import Position, Progress
+from fxdistill.runtime.optimizers import make_optimizer
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS
 from tests import by_hand, recorded

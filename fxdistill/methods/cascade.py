@@ -1,0 +1,184 @@
+"""The cascade: a student that is pruned out of its own teacher, with assistants on the way.
+
+Miles and Mikolajczyk, "Cascaded channel pruning using hierarchical self-distillation", BMVC 2020, arXiv 2008.06814.
+Levels of one network share their convolutions: level-0 is the student, which keeps a share k of the channels, the last
+one keeps all of them, and the levels between are assistants. Each learns from the level above it, the last one from the
+frozen teacher that all of them start as; the scores behind each level's mask move by the gradient of the level above it
+(:mod:`fxdistill.passes.mask`). With no assistant there is one level, whose scores move by its own gradient.
+
+    joint     all levels at once, while the masks move
+    main      the student alone, cut out of its level; as soon as it is better than its teacher on the validation images
+              the next level up teaches
+
+What the paper says is here as it is: SGD with Nesterov's momentum 0.9, weight decay 4e-4, half a cosine from 0.008,
+temperature 15, lambda 0.4, hints 0, as many epochs for either phase, levels at k, 1 + (k - 1) / 1.5, 1 + (k - 1) / 2.5,
+1. What it leaves open is a number of the plan: cross-entropy 1 beside the 0.4 (so that labels count as much as without
+a teacher), both phases; the softened predictions with the factor T squared of Hinton et al.; losses of all levels are
+summed; scores begin as the L1 norm of their filters over the mean of their layer, and move by RMSProp, which the paper
+has for ImageNet, where plain steps let whole layers collapse.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from fxdistill.errors import InputError
+from fxdistill.methods import Method, Recipe
+from fxdistill.plan.schema import Arm, LossTerm, Optimizer, ScoreOptimizer, Stage
+
+JOINT, DISTILLED = "joint", "distilled"
+"""The names of the two arms."""
+CASCADE = ("trace", "couple", "mask", "schedule")
+"""The passes of the method."""
+TEMPERATURE, LAMBDA, RATE = 15.0, 0.4, 0.008
+_SCORES = ScoreOptimizer(name="rmsprop", lr=0.01)
+Spacing = Literal["paper", "even"]
+
+
+def level(number: int) -> str:
+    """The name of a level, counted from the student."""
+    return f"level-{number}"
+
+
+def spaced(keep: float, assistants: int, spacing: Spacing = "paper") -> tuple[float, ...]:
+    """The shares that the levels keep, from the student up.
+
+    Args:
+        keep: The student's, between 0 and 1.
+        assistants: How many levels there are beside it; the last of them keeps all.
+        spacing: ``paper``: k, 1 + (k - 1) / 1.5, 1 + (k - 1) / 2.5 …, 1; ``even``: equal steps, as in Miles' thesis.
+
+    Raises:
+        InputError: There is no such share, or a negative number of assistants.
+    """
+    if not 0 < keep < 1:
+        raise InputError(f"{keep} is no share of channels to keep", where="--keep", hint="give one above 0 and below 1")
+    if assistants < 0:
+        raise InputError(f"{assistants} assistants cannot be", where="--assistants", hint="give 0 or more")
+    if spacing == "even":
+        return tuple(round(keep + (1 - keep) * i / max(1, assistants), 4) for i in range(assistants + 1))
+    between = (round(1 + (keep - 1) / (i + 0.5), 4) for i in range(1, assistants))
+    return (keep, *between, *((1.0,) if assistants else ()))
+
+
+def checked(shares: Sequence[float]) -> tuple[float, ...]:
+    """Levels that were given one by one.
+
+    Raises:
+        InputError: They do not increase, or are no shares; or the last one of several does not keep all.
+    """
+    found = tuple(shares)
+    wrong = ""
+    if not found or not all(0 < share <= 1 for share in found) or found[0] == 1:
+        wrong = "shares of channels are above 0 and up to 1, that of the student below 1"
+    elif any(a >= b for a, b in pairwise(found)):
+        wrong = "levels increase from the student to the unpruned one"
+    elif len(found) > 1 and found[-1] != 1:
+        wrong = "the last of several levels keeps all channels"
+    if wrong:
+        listed = ",".join(f"{share:g}" for share in found)
+        raise InputError(f"'{listed}' are no levels: {wrong}", where="--levels", hint="write them as 0.2,0.47,0.68,1.0")
+    return found
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """What a user decides about a cascade.
+
+    Attributes:
+        keep: The share that the student keeps; None where ``levels`` or ``budget`` say so.
+        levels: The shares that all levels keep, from the student up; empty for those that follow.
+        budget: What the student may cost: ``macs`` or ``parameters``, and how many.
+        assistants: How many levels there are beside the student.
+        spacing: How their shares lie.
+        nested: Whether a level keeps only what the level above it keeps.
+
+    Raises:
+        InputError: Nothing, or more than one of them, says what the student keeps; or what is said cannot be.
+    """
+
+    keep: float | None = None
+    levels: tuple[float, ...] = ()
+    budget: tuple[str, int] | None = None
+    assistants: int = 3
+    spacing: Spacing = "paper"
+    nested: bool = False
+
+    def __post_init__(self) -> None:
+        said = {"--keep": self.keep is not None, "--levels": bool(self.levels), "--budget": self.budget is not None}
+        given = [option for option, is_given in said.items() if is_given]
+        if len(given) != 1:
+            raise InputError(
+                f"{' and '.join(given) or 'nothing'} {'both say' if given else 'says'} what the student keeps",
+                where=" ".join(given) or "--keep", hint="give one of --keep 0.2, --levels 0.2,0.47,0.68,1.0 and "
+                "--budget macs=52M",
+            )  # fmt: skip
+        if not self.budget:
+            self.shares()
+
+    def shares(self, expected: float | None = None) -> tuple[float, ...]:
+        """The shares that the levels keep.
+
+        Args:
+            expected: With a budget, the share that it is expected to leave.
+
+        Raises:
+            InputError: They are none.
+        """
+        if self.levels:
+            return checked(self.levels)
+        share = self.keep if expected is None else round(expected, 4)
+        return spaced(0.0 if share is None else share, self.assistants, self.spacing)
+
+
+def arms(recipe: Recipe, levels: int) -> list[Arm]:
+    """The two arms of a cascade.
+
+    Args:
+        recipe: The task's terms; ``student`` is the one that is cut out, ``teacher`` the frozen one.
+        levels: How many levels there are.
+    """
+    names = [level(number) for number in range(levels)]
+    taught = list(zip(names, [*names[1:], recipe.teacher], strict=True))
+    joint = Stage(
+        name=JOINT, epochs=recipe.epochs, schedule="cosine", optimizer=_optimizer(recipe), scores=_SCORES,
+        losses=[term for student, teacher in taught for term in _terms(recipe, student, teacher)],
+    )  # fmt: skip
+    above = [*names[1:], recipe.teacher]
+    alone = Stage(
+        name="main", epochs=recipe.epochs, schedule="cosine", optimizer=_optimizer(recipe), successors=above[1:],
+        losses=_terms(recipe, recipe.student, above[0]),
+    )  # fmt: skip
+    return [
+        Arm(name=JOINT, trains=names, stages=[joint]),
+        Arm(name=DISTILLED, trains=[recipe.student], stages=[alone]),
+    ]
+
+
+def main(recipe: Recipe) -> list[LossTerm]:
+    """The terms of the main stage; none where predictions are not imitated."""
+    return _terms(recipe, recipe.student, recipe.teacher) if recipe.imitation is not None else []
+
+
+def _terms(recipe: Recipe, student: str, teacher: str) -> list[LossTerm]:
+    if recipe.imitation is None:
+        raise InputError(
+            "predictions of this task are not imitated, and a cascade hands them from level to level", where="--method",
+            hint="choose another method",
+        )  # fmt: skip
+    softened = {"temperature": TEMPERATURE} if "temperature" in recipe.imitation.args else {}
+    imitation = recipe.imitation.changed(
+        student=student, teacher=teacher, weight=LAMBDA, args={**recipe.imitation.args, **softened}
+    )
+    return [*([recipe.supervised.changed(student=student)] if recipe.supervised is not None else []), imitation]
+
+
+def _optimizer(recipe: Recipe) -> Optimizer:
+    return Optimizer(name="sgd", lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=4e-4)
+
+
+METHOD = Method(
+    summary="a student pruned out of its teacher, with assistants between", main=main, passes=CASCADE,
+    source="arXiv 2008.06814, BMVC 2020", alone=True, lr=RATE,
+)  # fmt: skip

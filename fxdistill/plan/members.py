@@ -1,0 +1,106 @@
+"""Members of a plan that are made by training: the levels of a cascade, and the student that is cut out of one.
+
+A **masked** member is its original's architecture with some channels masked. All masked members of one original share
+its tensors but for those that are their ``own``; which channels are kept follows from scores, which are trained. A
+**hardened** member is a masked one whose scores have become indices: it is really smaller, once that one is trained.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fxdistill.plan.schema import Count, MemberName, ModelRef, Name, Part, PositiveInt, Shrunken
+
+
+class Budget(Part):
+    """What a masked member may cost once it is cut; exactly one of the two.
+
+    Attributes:
+        macs: Multiply-accumulates of an image.
+        parameters: Parameters.
+    """
+
+    macs: PositiveInt | None = None
+    parameters: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.macs is None) == (self.parameters is None):
+            raise ValueError("a budget is either of macs or of parameters")
+        return self
+
+
+class MaskedLayer(Part):
+    """Channels of a masked member that the same convolutions make, for the reader.
+
+    Attributes:
+        name: The first of these convolutions.
+        channels: How many of its channels can be masked.
+        kept: How many of them the scores keep that training starts with.
+    """
+
+    name: Name
+    channels: PositiveInt
+    kept: PositiveInt
+
+
+class Masked(Part):
+    """A member that is another one with channels masked: a level of a cascade.
+
+    Attributes:
+        of: The given member that it is made from.
+        keep: The share of the maskable channels, over all layers, that it keeps; 1 for no mask.
+        budget: What it may cost instead: it keeps as many of the best channels as that allows.
+        guide: The member whose gradient moves its scores; None without a mask.
+        nested: Whether it keeps only what its guide keeps as well.
+        criterion: The measure of importance that its scores start with, over the mean of their layer.
+        scale: What that is multiplied by.
+        barriers: Nodes whose channels are not masked, because they cannot be cut.
+        own: The tensors that it does not share with the other masked members of the same original.
+        layers: What can be masked of it, for the reader.
+        parameters: What it would have if it were cut as the scores say that training starts with.
+        macs: Likewise.
+    """
+
+    kind: Literal["masked"] = "masked"
+    of: MemberName
+    keep: Annotated[float, Field(gt=0, le=1)]
+    budget: Budget | None = None
+    guide: MemberName | None = None
+    nested: bool = False
+    criterion: str = "l1"
+    scale: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    barriers: list[str] = []
+    own: list[str] = []
+    layers: list[MaskedLayer] = []
+    parameters: Count = 0
+    macs: Count = 0
+
+    @model_validator(mode="after")
+    def _mask_has_a_guide(self) -> Self:
+        if self.is_masked != (self.guide is not None):
+            raise ValueError("a masked member that keeps less than all needs a guide, and one that keeps all has none")
+        return self
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether it has a mask of its own."""
+        return self.keep < 1 or self.budget is not None
+
+
+class Hardened(Part):
+    """A member that is cut out of a masked one when that is trained.
+
+    Attributes:
+        of: The masked member.
+        parameters: What it would have by the scores that training starts with.
+        macs: Likewise.
+    """
+
+    kind: Literal["hardened"] = "hardened"
+    of: MemberName
+    parameters: Count = 0
+    macs: Count = 0
+
+
+Member = Annotated[ModelRef | Shrunken | Masked | Hardened, Field(discriminator="kind")]

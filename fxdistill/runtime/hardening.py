@@ -1,0 +1,78 @@
+"""Hardening in a run: a masked member that is trained becomes one that is really smaller, checked on real images.
+
+The masked member and what is cut out of it answer alike: that is proved node by node on noise (``shrink``), and here on
+test images, before what was cut out is trained on. Nothing is chosen by them.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxdistill.compiler.cascade import harden
+from fxdistill.data.batches import batches
+from fxdistill.data.dataset import Dataset
+from fxdistill.errors import InvariantError, ParityError
+from fxdistill.ir.outputs import prediction
+from fxdistill.ir.running import in_mode
+from fxdistill.ir.views import seen
+from fxdistill.measure.model import device_of
+from fxdistill.plan.document import Plan
+from fxdistill.plan.members import Hardened, Masked
+from fxdistill.tasks import Task
+
+TOLERANCE = 1e-4
+"""Largest difference of two entries of a prediction, relative to the largest entry, or 1 where that is less."""
+_IMAGES = 1024
+
+
+def hardened_members(plan: Plan) -> Iterator[tuple[str, str, Masked]]:
+    """The members of a plan that are cut out of others: their names, those of the others, and these."""
+    for name, member in plan.members.items():
+        source = plan.members[member.of] if isinstance(member, Hardened) else None
+        if isinstance(member, Hardened) and isinstance(source, Masked):
+            yield name, member.of, source
+
+
+def harden_all(plan: Plan, modules: Mapping[str, nn.Module]) -> dict[str, fx.GraphModule]:
+    """What is cut out of the masked members as they are now, by name; nothing is looked at yet."""
+    found = {}
+    for name, of, member in hardened_members(plan):
+        masked = modules[of]
+        if not isinstance(masked, fx.GraphModule):
+            raise InvariantError(f"the member '{of}' is no graph", where=name)
+        found[name] = harden(masked, member, input_shape=plan.shape_of(of))
+    return found
+
+
+def compare(plan: Plan, name: str, small: nn.Module, masked: nn.Module, *, dataset: Dataset, task: Task) -> float:
+    """Compare what was cut out with the masked member that it was cut out of, on up to 1,024 test images.
+
+    Returns:
+        The largest difference of two entries of a prediction, relative to the largest entry or 1.
+
+    Raises:
+        ParityError: It is too large, or predictions disagree.
+    """
+    device, view = device_of(masked), plan.view_of(name)
+    entry, worst, agreeing, total = plan.entry_of(name), 0.0, 0, 0
+    test = dataset.test.at(torch.arange(min(_IMAGES, len(dataset.test))))
+    small.to(device)
+    with in_mode(small, training=False), in_mode(masked, training=False), torch.no_grad():
+        for batch in batches(test, plan.data.batch_size, device=device):
+            images = seen(batch["images"], view)
+            one, other = (prediction(model(images.clone()), entry).float() for model in (masked, small))
+            worst = max(worst, _apart(one, other))
+            found = task.agreement(one, other)
+            agreeing, total = agreeing + int(found.agreeing), total + int(found.total)
+    if not worst <= TOLERANCE or agreeing < total:
+        raise ParityError(
+            f"what was cut out does not answer as the masked {plan.members[name].kind} member: predictions differ by "
+            f"{worst:.1e} of the largest entry, {total - agreeing} of {total} disagree",
+            where=name, hint="this is a fault of fxdistill; report it with the plan",
+        )  # fmt: skip
+    return worst
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max()) / max(1.0, float(one.abs().max()))

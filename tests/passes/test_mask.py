@@ -1,0 +1,275 @@
+"""Mask: equation 5 of the cascade in numbers, what is kept, and what the gates leave for `shrink` to cut."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from fxdistill.errors import InputError, InvariantError
+from fxdistill.ir import masks
+from fxdistill.ir.graph import Traced
+from fxdistill.models import vgg
+from fxdistill.passes.couple import Couple
+from fxdistill.passes.mask import Mask, MaskSource, kept_of, unmasked
+from fxdistill.passes.mask.cost import cost_of
+from fxdistill.passes.mask.maskable import maskable
+from fxdistill.passes.shrink import Shrink, ShrinkSource
+from fxdistill.passes.trace import Trace
+from tests import tiny_models
+from tests.tiny_models import SHAPE, conv_norm
+
+
+def source(model: nn.Module, shape: tuple[int, ...] = SHAPE) -> MaskSource:
+    traced = Trace(shape)(model.eval()).value
+    return MaskSource(traced, Couple()(traced).value)
+
+
+def by_hand() -> nn.Module:
+    """A first convolution, one of two filters, and what reads them; 1x1, without biases."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 2, 1, bias=False), nn.Conv2d(2, 1, 1, bias=False)
+    )
+    for layer, weight in zip(model.parameters(), ([[1.0]], [[2.0], [3.0]], [[5.0, 7.0]]), strict=True):
+        layer.data = torch.tensor(weight).view(layer.shape)
+    return model
+
+
+def scored(made: Traced, *, own: list[float], riding: list[float]) -> fx.GraphModule:
+    module = made.module
+    module.get_parameter("masks.scores").data = torch.tensor(own)
+    module.get_parameter("masks.riding").data = torch.tensor(riding)
+    return module
+
+
+IMAGES = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(2, 1, 1, 2)
+"""Two images of two positions."""
+
+
+def test_equation_5_by_hand() -> None:
+    """Y = (2x, 3x), both let through as (1, 0); the answer is 5 Y_0 = 10 x, the loss half the sum of its squares.
+
+    dL/dY is the answer times (5, 7); so the scores below get sum(10 x * 5 * 2x) and sum(10 x * 7 * 3x), with
+    sum(x * x) = 30, whatever they are themselves.
+    """
+    made = Mask(count=1, rides=True)(source(by_hand(), (2, 1, 1, 2))).value
+    module = scored(made, own=[1.0, 0.5], riding=[0.3, -8.0])
+    answer = module(IMAGES)
+    assert torch.equal(answer, 10 * IMAGES)
+    (answer.square().sum() / 2).backward()
+    moved = module.get_parameter("masks.riding").grad
+    assert moved is not None
+    assert moved.tolist() == [100.0 * 30, 210.0 * 30]
+    assert module.get_parameter("masks.scores").grad is None  # its own gradient says nothing about it
+
+
+def test_a_filter_that_is_masked_moves_and_without_the_riding_term_it_does_not() -> None:
+    made = Mask(count=1, rides=True)(source(by_hand(), (2, 1, 1, 2))).value
+    module = scored(made, own=[1.0, 0.5], riding=[1.0, 0.0])  # the second filter is masked here and below
+    for node in module.graph.nodes:
+        if node.target is masks.ride:
+            node.target = lambda mask, scores: mask + 0 * scores.detach()
+    module.recompile()
+    answer = module(IMAGES).square().sum()
+    answer.backward()
+    assert module.get_parameter("masks.riding").grad is None
+
+
+def test_riding_scores_change_no_bit_of_the_answer() -> None:
+    made = Mask(count=None, rides=True)(source(tiny_models.plain().eval())).value
+    made.module.get_parameter("masks.riding").data.uniform_(-1e6, 1e6)
+    images = torch.randn(SHAPE)
+    torch.manual_seed(0)
+    assert torch.equal(made.module(images), unmasked(made.module)(images))
+
+
+def test_as_many_as_asked_are_kept_over_all_layers_and_of_each_one() -> None:
+    layers = torch.tensor([[0, 1, 2], [3, 4, 3]])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.1, 0.2])
+    assert masks.threshold(scores, layers, 3).tolist() == [1, 1, 0, 0, 1]  # the best of the second layer stays
+    assert masks.threshold(scores, layers, 5).tolist() == [1] * 5
+    assert masks.threshold(torch.zeros(5), layers, 3).tolist() == [1, 1, 0, 1, 0]  # of equals the first ones
+    above = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
+    assert masks.threshold(scores, layers, 3, above).tolist() == [0, 1, 1, 1, 0]
+
+
+def test_a_budget_is_spent_and_never_exceeded() -> None:
+    given = source(tiny_models.residual())
+    found = maskable(given.traced, given.coupling)
+    cost = cost_of(given.traced, given.coupling, found)
+    least, most = cost.of(one_each(found.positions))[1], cost.of(torch.ones(len(found.classes)))[1]
+    for limit in (least, (least + most) // 2, most - 1):
+        made = Mask(limit=("macs", limit))(given).value
+        made.module.get_parameter("masks.scores").data = torch.rand(len(found.classes))
+        kept = kept_of(made.module)
+        assert cost.of(kept)[1] <= limit
+        order = masks.ranked(made.module.get_parameter("masks.scores"), found.positions)
+        more = kept.index_fill(0, order[int(kept.sum()) : int(kept.sum()) + 1], 1)
+        assert cost.of(more)[1] > limit
+
+
+def one_each(positions: Tensor) -> Tensor:
+    return torch.zeros(int(positions.max()) + 1).index_fill(0, positions[:, 0], 1)
+
+
+def bottleneck(width: int = 8) -> nn.Module:
+    """An inverted residual: expanded, depthwise, projected without an activation, added."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.second(m.stem(x))
+        out: Tensor = x + m.project(m.depthwise(m.expand(x)))
+        return out
+
+    layers = {
+        "stem": conv_norm(3, width), "second": nn.Conv2d(width, width, 1), "expand": conv_norm(width, 2 * width),
+        "depthwise": conv_norm(2 * width, 2 * width, groups=2 * width),
+        "project": nn.Sequential(nn.Conv2d(2 * width, width, 1, bias=False), nn.BatchNorm2d(width)),
+    }  # fmt: skip
+    return tiny_models.Classifier(tiny_models.Body(layers, forward), width)
+
+
+def concatenated(width: int = 8) -> nn.Module:
+    """Each layer reads all before it, as in a DenseNet."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        one = m.stem(x)
+        two = m.two(torch.relu(m.norm(one)))
+        three = m.three(torch.cat([one, two], 1))
+        return torch.cat([one, two, three], 1)
+
+    layers = {
+        "stem": conv_norm(3, width), "norm": nn.BatchNorm2d(width), "two": conv_norm(width, width),
+        "three": conv_norm(2 * width, width),
+    }  # fmt: skip
+    return tiny_models.Classifier(tiny_models.Body(layers, forward), 3 * width)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "plain": (tiny_models.plain, ["body.1.0"]), "residual": (tiny_models.residual, ["body.first"]),
+    "dense": (concatenated, ["body.two.0", "body.three.0"]), "excited": (tiny_models.excited, ["body.gate.0"]),
+    "depthwise": (bottleneck, ["body.second", "body.expand.0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_masked_can_be_cut_and_costs_what_was_counted(name: str) -> None:
+    torch.manual_seed(0)
+    model, layers = MODELS[name]
+    given = source(model())
+    found = maskable(given.traced, given.coupling)
+    made = Mask(count=len(found.classes) // 2, rides=True)(given).value
+    assert [layer.name for layer in found.layers] == layers
+    made.module.get_parameter("masks.scores").data = torch.rand(len(found.classes))
+    kept = kept_of(made.module)
+    gone = frozenset(i for i, alive in zip(found.classes, kept.tolist(), strict=True) if not alive)
+    small = Shrink()(ShrinkSource(given.traced, given.coupling, gone)).value.module
+    images = torch.randn(4, *SHAPE[1:])
+    torch.testing.assert_close(small(images), made.module(images), rtol=1e-4, atol=1e-5)
+    cut = Trace(SHAPE)(small).value
+    counted = cost_of(given.traced, given.coupling, found).of(kept)
+    assert counted == (sum(p.numel() for p in small.parameters()), cut.macs)
+
+
+def test_channels_that_are_coupled_have_one_score_and_a_gate_at_each_reader() -> None:
+    given = source(bottleneck())
+    found = maskable(given.traced, given.coupling)
+    readers = [str(edge.reader.target) for edge in found.edges]
+    assert readers == ["body.expand.0", "body.project.0", "head"]  # not the depthwise one, which acts on each alone
+    assert [len(layer.classes) for layer in found.layers] == [8, 16]
+
+
+def test_why_channels_are_not_masked_is_said() -> None:
+    given = source(tiny_models.residual())
+    said = {remark.where: remark.why for remark in maskable(given.traced, given.coupling).remarks}
+    assert said == {
+        "body.stem.0": "its channels stay: one is made by 'body.stem.0', the first convolution, which stays whole",
+        "body.second.0": "its channels stay: one is made by 'body.stem.0', the first convolution, which stays whole",
+        "head": "its channels stay: one is the network's output at 'output'",
+    }
+    with pytest.raises(InputError, match="no channels that can be masked"):
+        Mask(count=1)(source(tiny_models.shared()))
+
+
+def summed(width: int = 8) -> nn.Module:
+    """Channels that are summed without weights: zeros in their place are not what is left without them."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.mid(m.stem(x))
+        out: Tensor = x * x.sum(1, keepdim=True)
+        return out
+
+    return tiny_models.Classifier(
+        tiny_models.Body({"stem": conv_norm(3, width), "mid": conv_norm(width, width)}, forward), width
+    )
+
+
+def grouped(width: int = 8) -> nn.Module:
+    body = nn.Sequential(conv_norm(3, width), conv_norm(width, width), conv_norm(width, width, groups=2))
+    return tiny_models.Classifier(body, width)
+
+
+def normalised(width: int = 8) -> nn.Module:
+    body = nn.Sequential(conv_norm(3, width), nn.Conv2d(width, width, 1), nn.GroupNorm(1, width))
+    return tiny_models.Classifier(body, width)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"), [(summed, "without a weight"), (grouped, "equal counts"), (normalised, "statistic over channels")]
+)
+def test_what_is_read_otherwise_than_by_weights_is_not_masked(model: Callable[[], nn.Module], why: str) -> None:
+    given = source(model())
+    remarks = maskable(given.traced, given.coupling).remarks
+    assert any(why in remark.why for remark in remarks if remark.where.startswith("body."))
+    assert len(maskable(given.traced, given.coupling).classes) in (0, 8)  # of the grouped one the last layer
+
+
+def test_vgg16_costs_what_is_published() -> None:
+    model = vgg()
+    given = source(model, (1, 3, 32, 32))
+    found = maskable(given.traced, given.coupling)
+    assert (len(found.layers), len(found.classes)) == (12, 4160)
+    parameters, macs = cost_of(given.traced, given.coupling, found).of(torch.ones(4160))
+    norms = sum(p.numel() for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
+    assert (macs, parameters - norms) == (313_463_808, 14_982_474)  # 313 M and 14.98 M
+
+
+def with_wrong(made: Traced, change: Callable[[fx.GraphModule], None]) -> Traced:
+    change(made.module)
+    made.module.recompile()
+    return made
+
+
+def _shut(module: fx.GraphModule) -> None:
+    module.get_submodule("masks").index_0 = module.get_buffer("masks.index_0").roll(1)
+
+
+def _one_more(module: fx.GraphModule) -> None:
+    node = next(node for node in module.graph.nodes if node.target is masks.threshold)
+    node.args = (*node.args[:2], node.args[2] + 1, *node.args[3:])
+
+
+def _renamed(module: fx.GraphModule) -> None:
+    node = next(node for node in module.graph.nodes if node.op == "call_module")
+    node.target = "body.1.0"
+
+
+@pytest.mark.parametrize("change", [_shut, _one_more, _renamed])
+def test_a_wrong_result_is_refused(change: Callable[[fx.GraphModule], None]) -> None:
+    torch.manual_seed(0)
+    given = source(tiny_models.plain())
+    step = Mask(count=5)
+    made = step(given).value
+    wrong = with_wrong(made, change)
+
+    def check() -> None:
+        step.ensures(given, wrong)
+        step.proves(given, wrong)
+
+    with pytest.raises((InvariantError, RuntimeError)):
+        check()
+
+
+def test_shares_that_leave_a_layer_without_channels_are_refused() -> None:
+    with pytest.raises(InputError, match="1 channels are to be kept of 24 in 2 layers, of which none may lose all"):
+        Mask(count=1)(source(bottleneck()))
