@@ -37,6 +37,7 @@ _SEAL = slice(_LENGTH + len(_OPENING), _LENGTH + len(_OPENING) + 64)
 _ZEROS = b"0" * 64
 _MARKS = frozenset(("tensor", "tuple", "items", "float"))
 _DEEPEST = 200
+_PART = 1 << 20  # bytes that are hashed at a time
 _MOST = 1 << 24
 """Bytes of the header: what is no tensor. Read, it takes up to 25 times as much."""
 
@@ -91,10 +92,31 @@ def read(path: Path, *, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     try:
         whole = path.read_bytes()
     except OSError as cause:
-        raise ModelError(
-            f"the file cannot be read: {cause.strerror}", where=str(path), hint="check the path"
-        ) from cause
+        raise _unreadable(path, cause) from cause
     return from_bytes(whole, where=str(path), kinds=kinds)
+
+
+def mapped(path: Path, *, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The content of a container, its tensors mapped into memory instead of read; raises as :func:`read` does."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_SEAL.stop)
+            digest = hashlib.sha256(start[: _SEAL.start] + _ZEROS)
+            while part := file.read(_PART):
+                digest.update(part)
+            if not is_container(start) or digest.hexdigest().encode() != start[_SEAL]:
+                raise _damaged(str(path))
+            file.seek(0)
+            content = _told(file.read(_LENGTH + int.from_bytes(start[:_LENGTH], "little")), str(path), kinds)[1]
+        with safetensors.safe_open(path, framework="pt") as opened:
+            found = _unpacked(content, {name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    except OSError as cause:
+        raise _unreadable(path, cause) from cause
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as cause:
+        raise _malformed(str(path)) from cause
+    if not isinstance(found, dict):
+        raise _malformed(str(path))
+    return found
 
 
 def from_bytes(whole: bytes, *, where: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
@@ -102,9 +124,22 @@ def from_bytes(whole: bytes, *, where: str, kinds: tuple[str, ...]) -> tuple[str
     if not is_container(whole):
         raise ModelError("the file is no container of fxdistill", where=where, hint="give a file that fxdistill wrote")
     _check_seal(whole, where)
+    end = _LENGTH + int.from_bytes(whole[:_LENGTH], "little")
+    kind, content = _told(whole[:end], where, kinds)
     try:
-        end = _LENGTH + int.from_bytes(whole[:_LENGTH], "little")
-        told = _parsed(_parsed(whole[_LENGTH:end])["__metadata__"][_KEY])
+        tensors = safetensors.torch.load(whole)
+        found = _unpacked(content, tensors)
+    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as cause:
+        raise _malformed(where) from cause
+    if not isinstance(found, dict):
+        raise _malformed(where)
+    return kind, found
+
+
+def _told(start: bytes, where: str, kinds: tuple[str, ...]) -> tuple[str, Any]:
+    """The kind of a container and its content, which stand in front of its tensors."""
+    try:
+        told = _parsed(_parsed(start[_LENGTH:])["__metadata__"][_KEY])
         kind, version, content = told["kind"], told["version"], told["content"]
     except (ValueError, KeyError, TypeError, RecursionError) as cause:
         raise _malformed(where) from cause
@@ -117,14 +152,7 @@ def from_bytes(whole: bytes, *, where: str, kinds: tuple[str, ...]) -> tuple[str
         raise ModelError(
             f"the file holds a {kind!r}, not a {' or a '.join(kinds)}", where=where, hint="give another file"
         )
-    try:
-        tensors = safetensors.torch.load(whole)
-        found = _unpacked(content, tensors)
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as cause:
-        raise _malformed(where) from cause
-    if not isinstance(found, dict):
-        raise _malformed(where)
-    return kind, found
+    return kind, content
 
 
 def _parsed(text: bytes | str) -> Any:
@@ -149,10 +177,18 @@ def _check_seal(whole: bytes, where: str) -> None:
     digest.update(_ZEROS)
     digest.update(memoryview(whole)[_SEAL.stop :])
     if digest.hexdigest().encode() != whole[_SEAL]:
-        raise ModelError(
-            "the file is damaged: its bytes are not those that were written", where=where,
-            hint="copy it again, or write it again",
-        )  # fmt: skip
+        raise _damaged(where)
+
+
+def _damaged(where: str) -> ModelError:
+    return ModelError(
+        "the file is damaged: its bytes are not those that were written", where=where,
+        hint="copy it again, or write it again",
+    )  # fmt: skip
+
+
+def _unreadable(path: Path, cause: OSError) -> ModelError:
+    return ModelError(f"the file cannot be read: {cause.strerror}", where=str(path), hint="check the path")
 
 
 def _malformed(where: str) -> ModelError:

@@ -30,8 +30,8 @@ app = typer.Typer(
 )  # fmt: skip
 out = Console(highlight=False)
 NAMES, MODEL = ("teacher", "student"), "model"
-SAVE_EVERY = 30.0
-"""Seconds between checkpoints."""
+SAVE_EVERY, CACHE_SIZE = 30.0, "4G"
+"""Seconds between checkpoints; bytes of what is kept."""
 
 
 @app.command(cls=Command)
@@ -165,6 +165,9 @@ def run(
     seeds: parameters.SeedCount = None,
     compile_programs: parameters.Compile = False,
     channels_last: parameters.ChannelsLast = False,
+    cache: parameters.Cache = "auto",
+    cache_size: parameters.CacheSize = CACHE_SIZE,
+    cache_half: parameters.CacheHalf = False,
     save_every: parameters.SaveEvery = SAVE_EVERY,
     evaluate_every: parameters.EvaluateEvery = 1,
     force: parameters.Force = False,
@@ -174,6 +177,7 @@ def run(
     """Train as a plan says, evaluate, export, check the exported student."""
     with reported():
         plan_file, output = values.run_directory(plan_file, output)
+        kept, room = values.cache(cache), values.byte_count(cache_size, "--cache-size")
     held = output / "plan.json"
     before = held.read_bytes() if more_epochs and held.is_file() else b""
     again = (
@@ -183,6 +187,9 @@ def run(
     again += [] if precision is None else ["--precision", precision.value]
     again += ["--compile"] if compile_programs else []
     again += ["--channels-last"] if channels_last else []
+    again += [] if cache == "auto" else ["--cache", cache]
+    again += [] if cache_size == CACHE_SIZE else ["--cache-size", cache_size]
+    again += ["--cache-half"] if cache_half else []
     again += ["--arms", arms] if arms else []
     again += ["--seeds", str(seeds)] if seeds is not None else []
     again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
@@ -202,9 +209,9 @@ def run(
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
             compile=compile_programs, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every,
-            evaluate_every=evaluate_every, channels_last=channels_last, seeds=seeds,
+            evaluate_every=evaluate_every, channels_last=channels_last, seeds=seeds, cache=kept, cache_size=room,
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
-            more_epochs=more_epochs,
+            more_epochs=more_epochs, cache_half=cache_half,
             force=force,
         )  # fmt: skip
         with progress.RunView(out if out.is_terminal else err) as view:

@@ -238,6 +238,16 @@ ChannelsLast = Annotated[
     bool, typer.Option("--channels-last", help="Train in channels-last memory: faster convolutions and poolings.")
 ]
 _FORCE = "although a teacher is at chance"
+Cache = Annotated[
+    str,
+    typer.Option(
+        "--cache",
+        metavar="auto|off|DIR",
+        help="Where to keep what the teacher computes of an image: in memory; nowhere; in a folder for many runs.",
+    ),
+]
+CacheSize = Annotated[str, typer.Option("--cache-size", metavar="BYTES", help="What it may take: 500M, 4G.")]
+CacheHalf = Annotated[bool, typer.Option("--cache-half", help="Keep it in half precision.")]
 Force = Annotated[bool, typer.Option("--force", help=f"Run {_FORCE}, or the machine's memory too small by far.")]
 ForcePlan = Annotated[bool, typer.Option("--force", help=f"Plan {_FORCE}; `run` wants to be forced as well.")]
 EvaluateEvery = Annotated[

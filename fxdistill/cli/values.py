@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fxdistill.errors import InputError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fxdistill.passes.schedule.curriculum import Curriculum
     from fxdistill.plan.schema import Recalibration
     from fxdistill.preprocessing import Wishes
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def shape(text: str) -> tuple[int, ...] | None:
@@ -42,6 +44,38 @@ def pairs(texts: Sequence[str], option: str) -> tuple[tuple[str, str], ...]:
             raise InputError(f"'{text}' is not a pair", where=option, hint=f"write it as {option} layer1=features.3")
         found.append((teacher, student))
     return tuple(found)
+
+
+def cache(text: str) -> "Literal['auto', 'off'] | Path":
+    """Where to keep what frozen members compute, from ``auto``, ``off`` or a folder.
+
+    Raises:
+        InputError: There is a file of that name, or no name.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return "off"
+    path = Path(text)
+    if not text.strip() or (path.exists() and not path.is_dir()):
+        raise InputError(f"'{text}' is no folder", where="--cache", hint="give a folder, new or not, or auto, or off")
+    return path
+
+
+def byte_count(text: str, option: str) -> int:
+    """A number of bytes, from ``4G``, ``500M`` or digits alone.
+
+    Raises:
+        InputError: It is no such text.
+    """
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in _UNITS else (text, "")
+    try:
+        found = int(float(number) * _UNITS.get(unit, 1)) if number.isascii() else 0
+    except (ValueError, OverflowError):
+        found = 0
+    if found <= 0:
+        raise InputError(f"'{text}' is no number of bytes", where=option, hint="write it as 4G, 500M or 1000000")
+    return found
 
 
 def recalibration(text: str) -> "Recalibration | None":

@@ -75,11 +75,7 @@ def batches(
             behind.
     """
     chain = drawable(split, augment, moves_targets=moves_targets)
-    steps = steps_per_epoch(split, batch_size, shuffle=shuffle)
-    order = torch.arange(len(split))
-    if shuffle:
-        order = torch.randperm(len(split), generator=_generator(seed, epoch))
-    indices = [order[step * batch_size : (step + 1) * batch_size] for step in range(start, steps)]
+    indices = order(split, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:]
 
     def produce() -> Iterator[Batch]:
         fill = torch.nan if split.labels.is_floating_point() else float(NO_LABEL)
@@ -101,6 +97,15 @@ def batches(
             yield {"images": x, "labels": labels, "index": index}
 
     return produce()
+
+
+def order(split: Images, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[Tensor]:
+    """The positions in the split of the images of each batch of an epoch, on the CPU."""
+    places = torch.arange(len(split))
+    if shuffle:
+        places = torch.randperm(len(split), generator=_generator(seed, epoch))
+    steps = range(steps_per_epoch(split, batch_size, shuffle=shuffle))
+    return [places[step * batch_size : (step + 1) * batch_size] for step in steps]
 
 
 def view_of(epoch: int, views: int | None) -> int:

@@ -93,11 +93,12 @@ class RunView(Observer):
             )
             where = "" if at.epoch == stage.epochs else f" {at.epoch}/{stage.epochs}"
             where += ", no longer falling" if finished and where else ""
+            note = f"  {progress.note}" if progress.note else ""
             self.console.print(
                 Text.assemble(
                     f"{arm.name}, seed {arm.seed}: ",
                     (stage.name, "bold cyan"),
-                    f"{where}  {_losses(progress)}{reached}",
+                    f"{where}  {_losses(progress)}{reached}{note}",
                 ),
                 soft_wrap=not self.console.is_terminal,
             )

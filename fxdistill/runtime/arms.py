@@ -7,6 +7,7 @@ an epoch is the same in all trials. An arm that is trained once (the auxiliary t
 then teaches. The control arm stands beside its arm.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -33,9 +34,11 @@ from fxdistill.runtime import checkpoint, inspection, kept, norms, preflight, st
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.halves import described
 from fxdistill.runtime.hardening import compare, harden_all
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.loop import Loop, Moment, Position, Progress
+from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.trials import Trial
 
 _SHARE_OF_SAVING = 0.05  # of the time, at most
@@ -71,6 +74,7 @@ class Execution(Bench):
         evaluate_every: Epochs of a stage between two evaluations; after the last one there always is one.
         channels_last: Whether weights and feature maps lie in memory with the channels last.
         before: The losses before anything was trained.
+        reuse: What its trials keep of what frozen members compute.
     """
 
     rundir: RunDir
@@ -80,6 +84,7 @@ class Execution(Bench):
     save_seconds: float
     metrics: Metrics
     checkpoint: Checkpoint
+    reuse: Reuse
     programs: dict[Trial, Program] = field(default_factory=dict)
     evaluate_every: int = 1
     channels_last: bool = False
@@ -116,11 +121,12 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.compiled,
             watch.progress, watch.save,
             {stage: found for (name, stage), found in run.before.items() if name == trial.name},
-            replace(at.course), watch.is_better,
+            replace(at.course), watch.is_better, functools.partial(run.reuse.of, trial),
         )  # fmt: skip
+        run.reuse.reports = dict(at.reuse)
         loop.run(at.position, at.optimizer, at.means, at.average)
     last = Moment(Position(len(program.stages)), course=loop.course)
-    ended = replace(watch.at(last), finished=[])  # for an extension to go on from
+    ended = replace(watch.at(last), finished=[], reuse={})  # for an extension to go on from
     checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
     remarks = _settled(run, arm)
     trained = {name: Strip()(Trained(program, run.modules[name], name)).value for name in arm.trains}
@@ -139,6 +145,8 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     if any(stage.plateau for stage in arm.stages):
         names = (stage.name for stage in arm.stages)
         record["epochs"] = dict(zip(names, loop.course.taken, strict=True))
+    if reused := run.reuse.ended(trial):
+        record["reuse"] = reused
     if remarks:
         record["remarks"] = [remark.model_dump() for remark in remarks]
     for remark in remarks:
@@ -279,6 +287,9 @@ class _Watch:
     def progress(self, progress: Progress) -> None:
         """Log an epoch that has ended, and tell the observer."""
         reached = self._log(progress) if progress.position.step == 0 else {}
+        report = self.run.reuse.reports.get(progress.stage.name)
+        if report is not None and progress.ended:
+            progress = replace(progress, note=described(report))
         self.run.observer.on_progress(self.trial, progress, reached)
 
     def _log(self, progress: Progress) -> dict[str, float]:
@@ -329,7 +340,7 @@ class _Watch:
             optimizer=moment.optimizer.state_dict() if moment.optimizer is not None else None,
             means=moment.means(), scaler=self.run.fabric.strategy.precision.state_dict(),
             metrics_size=self.run.metrics.size, seconds=self.seconds, finished=self._finished,
-            how=self.run.checkpoint.how, average=dict(moment.average) or None,
+            how=self.run.checkpoint.how, average=dict(moment.average) or None, reuse=dict(self.run.reuse.reports),
             course=moment.course,
         )  # fmt: skip
 

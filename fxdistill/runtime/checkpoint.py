@@ -17,6 +17,7 @@ from fxdistill import container
 from fxdistill.errors import RunDirError
 from fxdistill.plan.schema import Count
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.halves import Report
 from fxdistill.runtime.loop import Course, Means, Position
 
 _FORMAT = 4
@@ -41,6 +42,7 @@ class Checkpoint:
         how: What beside the plan decides about every step: precision, and whether programs are compiled.
         average: The running mean of the weights, as ``state``; None for none.
         course: How the arm has gone so far, where stages may end on a plateau.
+        reuse: What was decided about what frozen members compute, by stage of that arm, and what came of it.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -57,6 +59,7 @@ class Checkpoint:
     how: dict[str, Any] = field(default_factory=dict)
     average: dict[str, Tensor] | None = None
     course: Course = field(default_factory=Course)
+    reuse: dict[str, Report] = field(default_factory=dict)
 
 
 _CHECKPOINT = TypeAdapter(Checkpoint)
@@ -77,6 +80,7 @@ def save_to(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint to a file; raises as :func:`save` does."""
     content = {"format": _FORMAT, **{name: getattr(checkpoint, name) for name in _PLAIN}}
     content |= {name: asdict(getattr(checkpoint, name)) for name in ("position", "means", "course")}
+    content |= {"reuse": {stage: asdict(report) for stage, report in checkpoint.reuse.items()}}
     container.write(path, _KIND, content)
 
 

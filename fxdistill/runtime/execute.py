@@ -37,6 +37,8 @@ from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
+from fxdistill.runtime.reuse import Reuse
+from fxdistill.runtime.shelf import Folder, Memory, Shelf
 from fxdistill.runtime.trials import Trial, trials_of
 from fxdistill.tasks import TASKS
 
@@ -57,6 +59,10 @@ class Settings:
         save_seconds: Seconds between two checkpoints; 0 takes one after every step.
         force: Whether to run although a teacher is at chance, or the machine's memory too small by far.
         evaluate_every: Epochs between two evaluations of what is trained; a stage's last epoch always has one.
+        cache: Where to keep what frozen members compute: ``auto`` in memory, ``off`` nowhere, or in a folder, which
+            runs may share.
+        cache_size: Bytes that it may take.
+        cache_half: Whether to keep it in half precision.
         arms: Methods to train and compare instead of the plan's, see :mod:`fxdistill.compiler.comparing`.
         seeds: How many seeds instead of the plan's.
         more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
@@ -72,6 +78,9 @@ class Settings:
     save_seconds: float = 30.0
     force: bool = False
     evaluate_every: int = 1
+    cache: Literal["auto", "off"] | Path = "auto"
+    cache_size: int = 4 << 30
+    cache_half: bool = False
     arms: tuple[str, ...] = ()
     seeds: int | None = None
     more_epochs: int = 0
@@ -118,6 +127,7 @@ def execute(
     preflight.runnable(plan, plan_path)
     precision = settings.precision or plan.precision
     how = {"precision": precision, "compile": settings.compile, "channels_last": settings.channels_last}
+    how |= {"cache_half": True} if settings.cache_half and settings.cache != "off" else {}
     if settings.more_epochs:
         plan = extension.extended(held, begun, settings.more_epochs, how=how)
     elif held.holds(plan, resume=settings.resume) and settings.resume:
@@ -141,10 +151,28 @@ def execute(
         run = Execution(
             plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir,
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
-            Metrics(rundir, size=at.metrics_size, plan=plan), at, parts.programs,
+            Metrics(rundir, size=at.metrics_size, plan=plan), at,
+            _reuse(plan, dataset, fabric, settings, observer, how=how), parts.programs,
             settings.evaluate_every, settings.channels_last, parts.before,
         )  # fmt: skip
         return _train(run, poor)
+
+
+def _reuse(
+    plan: Plan, dataset: Dataset, fabric: Fabric, settings: Settings, observer: Observer, *, how: dict[str, Any]
+) -> Reuse:
+    """What the trials of a run keep of what frozen members compute, where the user wants it kept."""
+
+    def say(where: str, why: str) -> None:
+        observer.on_diagnostic(Diagnostic(code="cache", severity="warning", where=where, why=why))
+
+    shelf: Shelf | None = None
+    if isinstance(settings.cache, Path):
+        shelf = Folder(settings.cache, settings.cache_size)
+    elif settings.cache == "auto":
+        shelf = Memory(min(settings.cache_size, (memory.available("cpu") or settings.cache_size) // 4))
+    how = {**how, "device": fabric.device.type}
+    return Reuse(plan, TASKS.get(plan.task), dataset.train, fabric, shelf, how, half=settings.cache_half, say=say)
 
 
 def _teaching(plan: Plan) -> list[str]:

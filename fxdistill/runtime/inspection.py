@@ -22,6 +22,7 @@ from fxdistill.plan.schema import Count, Stage, lengths
 from fxdistill.runtime import checkpoint, records
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.halves import Report
 from fxdistill.runtime.loop import Position
 from fxdistill.runtime.trials import trials_of
 
@@ -99,6 +100,7 @@ def _lasts(stages: Sequence[Stage], taken: Sequence[int], place: int) -> bool:
 
 
 _REMARKS, _EPOCHS = TypeAdapter(list[Diagnostic]), TypeAdapter(dict[str, Count])
+_REUSE = TypeAdapter(dict[str, Report])
 
 
 def _unfinished(found: Checkpoint, plan: Plan) -> str:
@@ -107,12 +109,14 @@ def _unfinished(found: Checkpoint, plan: Plan) -> str:
     if [(one.get("seed"), one.get("name")) for one in found.finished] != trials:
         return f"it does not have what came of the {found.arm} trainings before it"
     for one in found.finished:
-        numbers = {name: value for name, value in one.items() if name not in ("seed", "name", "remarks", "epochs")}
+        known = ("seed", "name", "remarks", "epochs", "reuse")
+        numbers = {name: value for name, value in one.items() if name not in known}
         if wrong := [name for name, value in numbers.items() if type(value) not in (int, float)]:
             return f"'{wrong[0][:80]}' of '{one['name']}' is no number"
         try:
             _EPOCHS.validate_python(one.get("epochs", {}))
             _REMARKS.validate_python(one.get("remarks", []))
+            _REUSE.validate_python(one.get("reuse", {}))
         except ValidationError:
             return f"the remarks on '{one['name']}', or the epochs of its stages, are none"
     return ""

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import specialize
-from fxdistill.data.batches import batches, steps_per_epoch
+from fxdistill.data.batches import batches, order, steps_per_epoch
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import FxdistillError, InputError, TrainingError
 from fxdistill.ir.program import Program
@@ -30,6 +30,8 @@ from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
+
+    from fxdistill.runtime.halves import Halves
 
 _ACCELERATOR_CHECKS = 20  # steps
 _LOST = 1000
@@ -122,6 +124,7 @@ class Progress:
         losses: Mean of each loss over the epoch so far, unweighted.
         images_per_second: Over the epoch so far.
         ended: Whether the stage ends here.
+        note: At the end of a stage, what was done about what frozen members compute; '' for nothing to say.
     """
 
     stage: Stage
@@ -130,6 +133,7 @@ class Progress:
     losses: dict[str, float]
     images_per_second: float
     ended: bool = False
+    note: str = ""
 
 
 @dataclass
@@ -151,6 +155,7 @@ class Loop:
         course: How the arm has gone so far; the loop keeps it up to date.
         on_teacher: Asked after every epoch of a stage that has a successor left, with the stage and how many have
             taught: whether it takes the teacher's place.
+        halves: The halves of a stage's program, where what its frozen one computes is kept; else None.
     """
 
     fabric: "Fabric"
@@ -166,6 +171,7 @@ class Loop:
     before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     course: Course = field(default_factory=Course)
     on_teacher: Callable[[Stage, int], bool] = lambda _stage, _taught: False
+    halves: Callable[[Stage, Program], "Halves | None"] = lambda _stage, _program: None
 
     def run(
         self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None,
@@ -199,7 +205,9 @@ class Loop:
         optimizer = make_optimizer(stage, program)
         if state is not None:
             take_up(optimizer, state, where=f"stage '{stage.name}'")
-        forward = compiled(program) if self.compiled else program
+        halves = self.halves(stage, program)
+        trained = program if halves is None else halves.divided.rest.train()
+        forward = compiled(trained) if self.compiled else trained
         wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
         mean = Average(program, stage.optimizer.ema, average)
         epochs = lengths(self.program.stages, self.course.taken)
@@ -207,7 +215,7 @@ class Loop:
         for epoch in range(position.epoch, stage.epochs):
             first = epoch == position.epoch
             place = Position(index, epoch, position.step if first else 0, taught)
-            running = _Running(stage, program, means if first else Means(), mean, every=self._every)
+            running = _Running(stage, program, means if first else Means(), mean, every=self._every, halves=halves)
             place, ended = self._epoch(running, wrapped, optimizer, place, run_epoch=done + epoch)
             if ended:
                 self.course.next(epoch + 1)
@@ -242,6 +250,10 @@ class Loop:
             augment_seed=self.augment_seed, views=self.data.views,
             moves_targets=self.task.moves_targets, classes=len(self.dataset.classes),
         )  # fmt: skip
+        if running.halves is not None:
+            chosen = order(self.dataset.train, size, seed=self.seed, epoch=run_epoch)[position.step :]
+            begun = self._moment(position, optimizer, means=running.flush, average=running.average.values)
+            found = running.halves.fed(found, chosen, epoch=run_epoch, pulse=lambda: self.on_save(begun))
         for step, batch in enumerate(found, start=position.step):
             _set_rate(optimizer, stage, position.epoch * steps + step, steps)
             with step_seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
@@ -274,8 +286,12 @@ class Loop:
 class _Running:
     """An epoch in training: its losses, looked at every few steps; one that is not a number stops the run."""
 
-    def __init__(self, stage: Stage, program: Program, means: Means, average: Average, *, every: int) -> None:
+    def __init__(
+        self, stage: Stage, program: Program, means: Means, average: Average, *, every: int,
+        halves: "Halves | None" = None,
+    ) -> None:  # fmt: skip
         self.stage, self.program, self.means, self.average, self.every = stage, program, means, average, every
+        self.halves = halves
         self._speed = 0.0
         self._pending: list[tuple[Position, Tensor]] = []
         self._images = 0

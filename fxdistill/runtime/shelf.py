@@ -1,0 +1,176 @@
+"""Shelves: where rows that a frozen half has computed are kept, in memory or as files of a folder.
+
+What is kept lies at a place: the key of a frozen half (a hash of all that decides its values), a view of the images,
+and a block of them in the order of the split. A file is a container (:mod:`fxdistill.container`), written whole or not
+at all and sealed, so that nothing half-written or damaged is ever taken for rows, and no code can lie in it. Whoever
+takes rows from a shelf checks that they are what he wants; nothing is lost when they are gone.
+
+    DIR/KEY/VIEW-BLOCK.fxcache  =  {"rows": {"cached.teacher_fc": (n, 1000), "pixels": (n,)}}
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from fxdistill import container
+from fxdistill.errors import InputError, StorageError
+
+Rows = dict[str, Tensor]
+_KIND = "cache"
+_SUFFIX = ".fxcache"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which frozen half's rows, of which view, and which block of images."""
+
+    key: str
+    view: int
+    block: int
+
+
+class Shelf(Protocol):
+    """Where rows are kept, up to a number of bytes."""
+
+    @property
+    def where(self) -> str:
+        """In words."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit."""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether other runs find what this one keeps."""
+
+    def get(self, place: Place) -> Rows | None:
+        """What lies at a place; None for nothing that can be read."""
+
+    def put(self, place: Place, rows: Rows) -> bool:
+        """Keep rows, if they fit; returns whether they are kept."""
+
+    def drop(self, key: str) -> None:
+        """Remove everything of a key."""
+
+
+def size_of(rows: Rows) -> int:
+    """Bytes of some rows."""
+    return sum(value.numel() * value.element_size() for value in rows.values())
+
+
+@dataclass
+class Memory:
+    """Rows in memory, for one run."""
+
+    budget: int
+    _rows: dict[Place, Rows] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        return "in memory"
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit."""
+        return self.budget - sum(map(size_of, self._rows.values()))
+
+    @property
+    def lasts(self) -> bool:
+        """Whether other runs find what this one keeps."""
+        return False
+
+    def get(self, place: Place) -> Rows | None:
+        """What lies at a place."""
+        return self._rows.get(place)
+
+    def put(self, place: Place, rows: Rows) -> bool:
+        """Keep rows, if they fit."""
+        fits = size_of(rows) <= self.room
+        if fits:
+            self._rows[place] = rows
+        return fits
+
+    def drop(self, key: str) -> None:
+        """Remove everything of a key."""
+        self._rows = {place: rows for place, rows in self._rows.items() if place.key != key}
+
+
+@dataclass
+class Folder:
+    """Rows as files, which runs may share. A file that is opened was checked; it is mapped, and read as it is wanted.
+
+    Attributes:
+        path: The folder; it is made when something is written.
+        budget: Bytes that its files may take, those that were there before among them.
+        trouble: What went wrong in writing: nothing more is written then.
+    """
+
+    path: Path
+    budget: int
+    trouble: str = ""
+    _open: dict[Place, Rows] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        return f"in {self.path}"
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit."""
+        return 0 if self.trouble else self.budget - sum(_sizes(self.path.glob(f"*/*{_SUFFIX}")))
+
+    @property
+    def lasts(self) -> bool:
+        """Whether other runs find what this one keeps."""
+        return True
+
+    def get(self, place: Place) -> Rows | None:
+        """What lies at a place; None for nothing, or for a file that is none of ours."""
+        if place not in self._open:
+            file = self._file(place)
+            try:
+                rows = container.mapped(file, kinds=(_KIND,))["rows"] if file.is_file() else None
+            except (InputError, KeyError):  # damaged, or nobody knows what: it is computed again
+                rows = None
+            if not isinstance(rows, dict) or not all(isinstance(value, Tensor) for value in rows.values()):
+                return None
+            self._open[place] = rows
+        return self._open[place]
+
+    def put(self, place: Place, rows: Rows) -> bool:
+        """Write rows, if they fit; what goes wrong is :attr:`trouble`."""
+        if size_of(rows) > self.room:
+            return False
+        file = self._file(place)
+        self._open.pop(place, None)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            container.write(file, _KIND, {"rows": rows})
+        except (InputError, StorageError) as cause:
+            self.trouble = cause.what
+        except OSError as cause:
+            self.trouble = cause.strerror or str(cause)
+        return not self.trouble
+
+    def drop(self, key: str) -> None:
+        """Remove everything of a key."""
+        self._open = {place: rows for place, rows in self._open.items() if place.key != key}
+        shutil.rmtree(self.path / key, ignore_errors=True)
+
+    def _file(self, place: Place) -> Path:
+        return self.path / place.key / f"{place.view}-{place.block}{_SUFFIX}"
+
+
+def _sizes(files: Iterable[Path]) -> Iterator[int]:
+    for file in files:
+        try:
+            yield file.stat().st_size
+        except OSError:  # it has just been removed
+            continue

@@ -1,0 +1,243 @@
+"""Rows that were kept are the ones of these images, or they are not used."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, fx
+
+from fxdistill import container
+from fxdistill.compiler.build import specialize
+from fxdistill.data.batches import batches, order
+from fxdistill.data.dataset import Split
+from fxdistill.passes.divide import Divide, Divided
+from fxdistill.runtime import halves
+from fxdistill.runtime.halves import PIXELS, Halves, Looks
+from fxdistill.runtime.reuse import key_of
+from fxdistill.runtime.shelf import Folder, Memory, Shelf
+from tests import tiny_models
+from tests.passes.test_divide import BATCH, program_of
+
+COUNT, SIZE = 45, 8  # five whole batches and one of five images
+SPLIT = Split(torch.randint(256, (COUNT, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),
+              torch.arange(COUNT) % 5)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halves, "_BLOCK", 1 << 9)
+
+
+def divided(stage: str = "main") -> Divided:
+    return Divide(BATCH)(specialize(program_of(tiny_models.residual()), stage).train()).value
+
+
+def halves_over(shelf: Shelf, *, views: int = 2, split: Split = SPLIT, **changes: Any) -> Halves:
+    looks = Looks(split, SIZE, ("crop:1",), 2, 7, moves_targets=False, classes=5, device=torch.device("cpu"))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    found = Halves(divided(), looks, shelf, "key", frozenset(range(views)), fabric, **changes)
+    found.tried(next(looks.batches(0))["images"])
+    return found
+
+
+def epoch(found: Halves, number: int = 0, seed: int = 0, split: Split = SPLIT) -> list[bool]:
+    """Whether the batches of an epoch get what the frozen half computes of them, exactly."""
+    looks = found.looks
+    given = batches(split, SIZE, augment=looks.augment, augment_seed=7, views=2, shuffle=True, seed=seed, epoch=number)
+    fed = found.fed(given, order(split, SIZE, seed=seed, epoch=number), epoch=number, pulse=lambda: None)
+    return [all(torch.equal(batch[n], v) for n, v in found.fresh(batch["images"]).items()) for batch in fed]
+
+
+def test_rows_are_computed_once_for_each_view_and_read_in_every_epoch() -> None:
+    found = halves_over(Memory(1 << 20))
+    for number in range(5):
+        assert epoch(found, number, seed=number) == [True] * 6
+    assert (found.report.computed, found.report.read) == (2 * COUNT, 5 * 40)
+    assert found.report.exact
+    assert halves.described(found.report).startswith("frozen half read")
+
+
+def test_computing_is_the_same_wherever_it_was_stopped() -> None:
+    whole, stopped = Memory(1 << 20), Memory(1 << 20)
+    epoch(halves_over(whole))
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        halves_over(stopped).begin(0, stop)
+    epoch(halves_over(stopped))
+    for place, rows in whole._rows.items():
+        assert all(torch.equal(value, stopped._rows[place][name]) for name, value in rows.items())
+
+
+def test_what_an_arm_has_read_it_may_write_to() -> None:
+    found = halves_over(Memory(1 << 20))
+    found.begin(0, lambda: None)
+    batch, chosen = next(found.looks.batches(0)), torch.arange(SIZE)
+    before = found.complete(batch, chosen)[found.divided.fields[0]].clone()
+    found.complete(batch, chosen)[found.divided.fields[0]].zero_()
+    assert torch.equal(found.complete(batch, chosen)[found.divided.fields[0]], before)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Sealed files with other rows in them, as a stale or a foreign entry is."""
+    for file in folder.rglob("*.fxcache"):
+        _, content = container.read(file, kinds=("cache",))
+        container.write(file, "cache", {"rows": change(content["rows"])})
+
+
+def _values(change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda rows: {name: value if name == PIXELS else change(value) for name, value in rows.items()}
+
+
+WRONG: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "the rows of the neighbour": lambda rows: {name: value.roll(1, 0) for name, value in rows.items()},
+    "other pixels": lambda rows: {**rows, PIXELS: rows[PIXELS] + 1},
+    "another teacher's rows": _values(lambda value: value + 0.1 * value.abs().max()),
+    "nothing but NaN": _values(lambda value: value * torch.nan),
+}
+FOREIGN: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "no hashes": lambda rows: {name: value for name, value in rows.items() if name != PIXELS},
+    "one field more": lambda rows: {**rows, "cached.more": rows[PIXELS]},
+    "another type": _values(Tensor.double),
+    "another shape": _values(lambda value: value[:, :1]),
+    "fewer rows": lambda rows: {name: value[:-1] for name, value in rows.items()},
+}
+
+
+@pytest.mark.parametrize("what", [*WRONG, *FOREIGN])
+def test_stale_and_foreign_rows_are_never_used(tmp_path: Path, what: str) -> None:
+    epoch(halves_over(Folder(tmp_path, 1 << 20)))
+    rewritten(tmp_path, {**WRONG, **FOREIGN}[what])
+    said: list[str] = []
+    found = halves_over(Folder(tmp_path, 1 << 20), say=said.append)
+    assert epoch(found) == [True] * 6
+    assert found.report.computed == COUNT
+    assert [("computed again" in line) for line in said] == [True] * (what in WRONG)
+    assert (found.report.exact, found.report.error) == (True, 0.0)
+    assert epoch(halves_over(Folder(tmp_path, 1 << 20))) == [True] * 6
+
+
+def _flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+
+
+def _folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+HARMED: dict[str, Callable[[Path], object]] = {
+    "a bit": _flipped,
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    "no cache": lambda file: file.write_bytes(b"none"),
+    "empty": lambda file: file.write_bytes(b""),
+    "gone": Path.unlink,
+    "another kind": lambda file: container.write(file, "bundle", {"rows": {}}),
+    "other content": lambda file: container.write(file, "cache", {"rows": [1], "more": None}),
+    "a folder": _folder,
+}
+
+
+@pytest.mark.parametrize("what", HARMED)
+def test_files_that_cannot_be_read_are_written_anew(tmp_path: Path, what: str) -> None:
+    epoch(halves_over(Folder(tmp_path, 1 << 20)))
+    files = sorted(tmp_path.rglob("*.fxcache"))
+    assert len(files) > 2
+    HARMED[what](files[1])
+    found = halves_over(Folder(tmp_path, 1 << 20))
+    assert epoch(found) == [True] * 6
+    assert 0 < found.report.computed < COUNT or what == "a folder"
+    assert bool(found.report.why) is (what == "a folder")
+
+
+def test_images_that_are_no_function_of_their_place_are_not_kept() -> None:
+    class Random(Split):
+        def read(self, indices: Any) -> Any:
+            return (torch.randint(256, (len(one), 3, 8, 8), dtype=torch.uint8) for one in indices)
+
+    said: list[str] = []
+    split = Random(SPLIT.images, SPLIT.labels)
+    found = halves_over(Memory(1 << 20), split=split, say=said.append)
+    assert epoch(found, split=split) == [True] * 6
+    assert found.report.read == 0
+    assert [line.rpartition("; ")[2] for line in said] == [
+        "they are computed again", "nothing more is kept of this stage's frozen half"
+    ]  # fmt: skip
+
+
+def test_rows_of_another_view_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Halves.begin
+    monkeypatch.setattr(Halves, "begin", lambda self, view, pulse: begin(self, 1 - view, pulse))
+    said: list[str] = []
+    assert epoch(halves_over(Memory(1 << 20), say=said.append)) == [True] * 6
+    assert "not of the images of this batch" in said[0]
+
+
+def test_a_frozen_half_that_changed_is_found_out() -> None:
+    shelf, said = Memory(1 << 20), list[str]()
+    epoch(halves_over(shelf))
+    found = halves_over(shelf, say=said.append)
+    frozen = found.divided.frozen
+    assert isinstance(frozen, fx.GraphModule)
+    for parameter in frozen.parameters():
+        parameter.data *= 1.1
+    assert epoch(found) == [True] * 6
+    assert "differ from what the frozen half computes" in said[0]
+
+
+def test_a_full_folder_is_no_failure(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = halves_over(Folder(tmp_path, 1000), say=said.append)
+    assert epoch(found) == [True] * 6
+    assert "no room" in found.report.why
+    assert len(said) == 1
+    (tmp_path / "file").touch()
+    found = halves_over(Folder(tmp_path / "file" / "below", 1 << 20), say=said.append)
+    assert epoch(found) == [True] * 6
+
+
+def test_half_precision_is_close_and_is_said() -> None:
+    found = halves_over(Memory(1 << 20), half=True)
+    assert epoch(found) == [False] * 5 + [True]
+    assert not found.report.exact
+    assert 0 < found.report.error < 1e-3
+    assert found.report.row_bytes == 5 * 2 + 8
+    assert "the same to" in halves.described(found.report)
+
+
+def test_a_hash_tells_images_apart() -> None:
+    one = torch.rand(50, 3, 5, 5)
+    found = halves.fingerprints(one)
+    assert len(set(found.tolist())) == 50
+    assert torch.equal(halves.fingerprints(one[7:9]), found[7:9])
+    swapped = one.clone()
+    swapped[:, :, 0, 0], swapped[:, :, 4, 4] = one[:, :, 4, 4], one[:, :, 0, 0]
+    for other in (one.flip(-1), one.roll(1, 1), swapped, one + 1e-6, 1 - one):
+        assert not (halves.fingerprints(other) == found).any()
+
+
+def test_what_a_key_depends_on() -> None:
+    how = {"precision": "32-true"}
+    frozen = divided().frozen
+    assert isinstance(frozen, fx.GraphModule)
+    key, early = key_of(frozen, "data", how), divided("warm-up-1").frozen
+    assert isinstance(early, fx.GraphModule)
+    assert key == key_of(frozen, "data", dict(how))
+    keys = {key, key_of(frozen, "others", how), key_of(frozen, "data", {"precision": "bf16-mixed"})}
+    keys |= {key_of(early, "data", how)}
+    next(frozen.parameters()).data[0] += 1e-6
+    assert len(keys | {key_of(frozen, "data", how)}) == 5
+
+
+def test_a_report_is_plain_data() -> None:
+    found = halves_over(Memory(1 << 20))
+    epoch(found)
+    assert halves.Report(**dataclasses.asdict(found.report)) == found.report

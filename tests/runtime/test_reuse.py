@@ -1,0 +1,182 @@
+"""What frozen members compute is kept over epochs, seeds and runs, and nothing comes out other than without."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from fxdistill.compiler.build import specialize
+from fxdistill.container import read
+from fxdistill.modelfiles.factories import build
+from fxdistill.plan.file import load
+from fxdistill.runtime import halves, reuse
+from fxdistill.runtime.arms import Observer, build_program
+from fxdistill.runtime.loop import Progress
+from fxdistill.runtime.shelf import Memory
+from fxdistill.runtime.trials import Trial
+from fxdistill.tasks import TASKS
+from tests.by_hand import digits
+from tests.runs import ALLOW, CPU, STUDENT, TEACHER, edited, execute, metrics
+
+OFF = dataclasses.replace(CPU, cache="off")
+TRAIN, BATCH, WHOLE = 1260, 256, 4 * 256
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast the teacher is; and rows lie in several blocks."""
+
+    def gains(_self: reuse.Reuse, found: halves.Halves, uses: Counter[int]) -> Counter[int]:
+        found.tried(next(found.looks.batches(0))["images"])
+        return uses
+
+    monkeypatch.setattr(reuse, "_LEAST", 0.0)
+    monkeypatch.setattr(reuse.Reuse, "_gains", gains)
+    monkeypatch.setattr(halves, "_BLOCK", 1 << 16)
+
+
+def planned(
+    name: str = "cached", *, views: int | None = 2, seeds: tuple[int, ...] = (0, 1), augment: str = "crop:1"
+) -> Path:
+    def change(plan: dict[str, Any]) -> None:
+        plan["data"] |= {"augmentation": [augment], "views": views}
+        plan["seeds"] = list(seeds)
+
+    return edited(name, change)
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether all trainings of two runs ended in the same weights, bit for bit, by the same losses."""
+    first, second = (
+        [read(path, kinds=("checkpoint",))[1]["state"] for path in sorted(out.glob("trained_*.pt"))]
+        for out in (one, other)
+    )
+    assert len(first) == 4
+    pairs = list(zip(first, second, strict=True))
+    alike = all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
+    return alike and metrics(one) == metrics(other)
+
+
+def reports(result: dict[str, Any]) -> list[dict[str, dict[str, Any]]]:
+    return [one["reuse"] for one in result["arms"] if one["name"] == "distilled"]
+
+
+def counts(found: dict[str, dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    return {name: (one["computed"], one["read"]) for name, one in found.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain") / "run"
+    execute(planned(), out, OFF)
+    return out
+
+
+def test_a_run_that_keeps_is_one_that_does_not_bit_for_bit(tmp_path: Path, plain: Path) -> None:
+    result = execute(planned(), tmp_path / "run", CPU)
+    assert same(tmp_path / "run", plain)
+    first, second = reports(result)
+    warm = {"warm-up-1": (TRAIN, WHOLE), "warm-up-2": (TRAIN, WHOLE)}
+    assert counts(first) == {**warm, "main": (2 * TRAIN, 2 * WHOLE)}
+    assert counts(second) == {"warm-up-1": (0, WHOLE), "warm-up-2": (0, WHOLE), "main": (0, 2 * WHOLE)}
+    assert all(one["exact"] and one["where"] == "in memory" for one in (*first.values(), *second.values()))
+    assert "reuse" not in next(one for one in result["arms"] if one["name"] == "control")
+
+
+class _Killed(BaseException):
+    pass
+
+
+def killed(out: Path, settings: Any, stage: str, at: int) -> None:
+    """A run that dies in a step of a stage under the first seed."""
+    counted: Counter[str] = Counter()
+
+    def stop(_trial: object, now: Progress, _metrics: object) -> None:
+        counted[now.stage.name] += 1
+        if counted[stage] == at:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        execute(planned(), out, dataclasses.replace(settings, save_seconds=0.0), Observer(on_progress=stop))
+
+
+def test_a_run_that_was_killed_goes_on_as_it_would_have(tmp_path: Path, plain: Path) -> None:
+    killed(tmp_path / "run", CPU, "warm-up-2", 2)
+    result = execute(planned(), tmp_path / "run", dataclasses.replace(CPU, resume=True))
+    assert same(tmp_path / "run", plain)
+    assert counts(reports(result)[0])["warm-up-1"] == (TRAIN, WHOLE)  # said by the process that was killed
+
+
+def test_a_folder_serves_what_comes_after_and_its_files_may_go_at_any_time(tmp_path: Path, plain: Path) -> None:
+    kept = dataclasses.replace(CPU, cache=tmp_path / "kept")
+    killed(tmp_path / "one", kept, "main", 3)
+    files = sorted((tmp_path / "kept").rglob("*.fxcache"))
+    assert len(files) > 8
+    for file in files[::3]:
+        file.unlink()
+    result = execute(planned(), tmp_path / "one", dataclasses.replace(kept, resume=True))
+    assert same(tmp_path / "one", plain)
+    read = {name: one["read"] for name, one in reports(result)[1].items()}
+    assert read == {"warm-up-1": WHOLE, "warm-up-2": WHOLE, "main": 2 * WHOLE}
+    again = execute(planned(), tmp_path / "two", kept)
+    assert same(tmp_path / "two", plain)
+    assert [one["computed"] for stages in reports(again) for one in stages.values()] == [0] * 6
+
+
+# What is decided
+
+
+def decided(path: Path, size: int = 1 << 30) -> dict[str, halves.Report]:
+    """What a run decides about the stages of its first trial."""
+    plan, trial = load(path), Trial(0, "distilled")
+    modules = {"teacher": build(*TEACHER, seed=3), "student": build(*STUDENT, seed=4, allow=ALLOW)}
+    program = build_program(plan, trial, modules)
+    found = reuse.Reuse(plan, TASKS.get(plan.task), digits().train, Fabric(accelerator="cpu"), Memory(size), {})
+    for stage in program.stages:
+        found.of(trial, stage, specialize(program, stage.name).train())
+    return found.reports
+
+
+def test_images_that_are_mixed_are_not_kept() -> None:
+    mixed = decided(planned("mixed", augment="mixup"))
+    assert {one.why for one in mixed.values()} == {
+        "images are mixed with one another, so that nothing of an image alone can be kept"
+    }
+
+
+def test_views_that_never_come_again_are_not_kept() -> None:
+    once = decided(planned("once", views=None, seeds=(0,)))
+    assert {(one.views, one.why) for one in once.values()} == {(0, "no view of an image comes twice")}
+    seeds = decided(planned("seeds", views=None, seeds=(0, 1)))
+    assert {name: one.views for name, one in seeds.items()} == {"warm-up-1": 1, "warm-up-2": 1, "main": 2}
+
+
+def test_without_augmentation_all_epochs_show_the_same() -> None:
+    def change(plan: dict[str, Any]) -> None:
+        plan["data"] |= {"augmentation": [], "views": None}
+
+    assert {name: one.views for name, one in decided(edited("bare", change)).items()} == {
+        "warm-up-1": 0, "warm-up-2": 0, "main": 1
+    }  # fmt: skip
+
+
+def test_only_as_many_views_as_fit_are_kept() -> None:
+    logits = TRAIN * (10 * 4 + 8)
+    found = decided(planned(), size=logits + 100)
+    assert "more than fits" in found["warm-up-1"].why
+    assert (found["main"].views, found["main"].row_bytes) == (1, 48)
+
+
+def test_what_is_slower_to_read_than_to_compute_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(reuse, "_LEAST", 0.0)
+    monkeypatch.setattr(reuse, "_MEMORY", 1e3)
+    assert {(one.views, one.why) for one in decided(planned()).values()} == {
+        (0, "reading what the frozen half computes would take as long as computing it")
+    }
+    monkeypatch.setattr(reuse, "_LEAST", 1e6)
+    assert {one.why for one in decided(planned()).values()} == {"the frozen half takes too little time"}
