@@ -62,6 +62,10 @@ def plan(
     spacing: parameters.Spaced = None,
     budget: parameters.BudgetOf = "",
     nested: parameters.Nested = False,
+    via: parameters.Via = None,
+    via_epochs: parameters.ViaEpochs = None,
+    via_factory: parameters.ViaFactory = None,
+    via_arg: parameters.ViaArgument = [],
     criterion: parameters.Criterion = None,
     epochs: parameters.Epochs = 60,
     batch_size: parameters.BatchSize = 128,
@@ -101,12 +105,20 @@ def plan(
     """Pair the layers, choose the channels, write a plan to review."""
     with reported():
         wanted = values.shape(input_shape)
-        wishes = values.wishes(NAMES, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        named = via not in (None, "auto")
+        names = (NAMES[0], "auxiliary", NAMES[1]) if named else NAMES
+        wishes = values.wishes(names, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
         cascade = values.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested,
             spacing=None if spacing is None else spacing.value, student=student,
         )  # fmt: skip
+        if via is None and (via_epochs is not None or via_factory is not None or via_arg):
+            raise InputError("there is no assistant to say anything of", where="--via", hint="add --via auto or MODEL")
+        if via is not None and cascade is not None:
+            raise InputError(
+                "a cascade has assistants of its own", where="--via", hint="say how many: --assistants 2"
+            )  # fmt: skip
         if keep is not None and align is not parameters.Align.shrink and cascade is None:
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
@@ -114,24 +126,33 @@ def plan(
         curriculum = values.curriculum(warm_up_share, keep_earlier, plateau, probe)
         values.writable(output)
         load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_code=trust_code)
-        models = [load(teacher, teacher_factory, teacher_arg, entry=teacher_entry, option="--teacher-factory")]
+        models = {
+            "teacher": load(teacher, teacher_factory, teacher_arg, entry=teacher_entry, option="--teacher-factory")
+        }
+        if named:
+            models["auxiliary"] = load(str(via), via_factory, via_arg, option="--via-factory")
+            via_epochs = values.via_epochs(via_epochs, models["auxiliary"], epochs=epochs)
         if student is not None:
-            models += [load(student, student_factory, student_arg, entry=student_entry, option="--student-factory")]
+            models["student"] = load(
+                student, student_factory, student_arg, entry=student_entry, option="--student-factory"
+            )
         from fxdistill.cli import planning, recipe  # after the models: mistakes are answered sooner
         from fxdistill.compiler.options import Options
         from fxdistill.methods import composed
         from fxdistill.report.plan_view import plan_view
 
         seen = planning.look(
-            data, output, wanted, dict(zip(NAMES, models, strict=False)), task=task, wishes=wishes, measure=measure,
+            data, output, wanted, models, task=task, wishes=wishes, measure=measure,
             force=force, probe=probe is not None, batch_size=batch_size, allow=allow_factory, val=val, seed=seed,
-            class_map=class_map, augment=augment, embedding=values.by_member(NAMES, embedding, "--embedding"),
-            entries=(teacher_output, student_output)[: len(models)], criterion=criterion or composed(method).criterion,
+            class_map=class_map, augment=augment, embedding=values.by_member(names, embedding, "--embedding"),
+            entries={"teacher": teacher_output, "student": student_output},
+            criterion=criterion or composed(method).criterion,
         )  # fmt: skip
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
             keep=keep if cascade is None else None, criterion=criterion, epochs=epochs, seed=seed, repeats=repeats,
             lr=composed(method).lr if lr is None else lr, control=control, cascade=cascade, curriculum=curriculum,
+            via="auto" if via == "auto" else None, via_epochs=via_epochs,
             data=seen.data, precision=precision.value, recalibrate=recalibrate, preprocessing=seen.preprocessing,
         )  # fmt: skip
 

@@ -119,6 +119,23 @@ BudgetOf = Annotated[
 Nested = Annotated[
     bool, typer.Option("--nested", help="With cascade: a level keeps only what the level above it keeps.")
 ]
+Via = Annotated[
+    str | None,
+    typer.Option(
+        "--via", metavar="auto|MODEL", help="An assistant between the two: one for the gap, if that is large; or yours."
+    ),
+]
+ViaEpochs = Annotated[
+    int | None,
+    typer.Option(
+        "--via-epochs",
+        min=0,
+        max=1_000_000,
+        help="Epochs in which it learns from the teacher first. Default: as --epochs; of a trained MODEL none.",
+    ),
+]
+ViaFactory = Annotated[str | None, typer.Option("--via-factory", help=_FACTORY.format("--via "))]
+ViaArgument = Annotated[list[str], typer.Option("--via-arg", help=_ARGUMENT)]
 Criterion = Annotated[
     str | None, typer.Option("--criterion", help="Importance of a channel: {criteria}. Default: the method's own.")
 ]

@@ -38,8 +38,9 @@ class Seen:
         data: The data's part of the plan.
         shape: Shape of a batch of pixels.
         preprocessing: What the models do to an image before they look at it, by name.
-        entries: Of teacher and student, which entry of a structured output is the prediction; '' where it is not known.
-        batch: Images as the teacher takes them, and labels, where the criterion reads data and there is some.
+        entries: Of each model which entry of a structured output is the prediction; '' where it is not known.
+        batch: Images as the model takes them that teaches the student, and labels, where the criterion reads data and
+            there is some.
         sample: Batches to measure the difficulty of pairs on, where that is wanted and there is data.
         remarks: What there is to say about that.
         reached: What the teacher reaches on the data, in words; '' where it was not measured.
@@ -49,7 +50,7 @@ class Seen:
     data: DataPlan
     shape: tuple[int, ...]
     preprocessing: Mapping[str, Preprocessing]
-    entries: tuple[str, ...]
+    entries: Mapping[str, str]
     batch: tuple[Tensor, Tensor] | None = None
     sample: tuple[Batch, ...] = ()
     remarks: tuple[Diagnostic, ...] = ()
@@ -59,7 +60,7 @@ class Seen:
 
 def look(
     spec: str | None, plan: Path, wanted: tuple[int, ...] | None, models: Mapping[str, LoadedModel], *, task: str,
-    batch_size: int, allow: Sequence[str], entries: tuple[str | None, ...], criterion: str,
+    batch_size: int, allow: Sequence[str], entries: Mapping[str, str | None], criterion: str,
     wishes: Mapping[str, Wish], val: float = 0.0, seed: int = 0, class_map: Path | None = None, measure: bool = False,
     force: bool = False, probe: bool = False, augment: str | None = None,
     embedding: Mapping[str, str] = MappingProxyType({}),
@@ -70,7 +71,8 @@ def look(
         spec: The data; None for a structural plan.
         plan: The plan's file.
         wanted: The shape that was asked for, where one was.
-        models: Teacher and, where there is one, student by name; the last one has to fit the data.
+        models: Teacher, what stands between, and student, by name, as far as there are; the last one has to fit the
+            data.
         task: The task's name.
         batch_size: Images a training step.
         allow: Modules whose factories may be called.
@@ -94,11 +96,11 @@ def look(
     seen = preprocess.look(models, spec, task=TASKS.get(task), wishes=wishes, shape=wanted, allow=allow)
     dataset, left = seen.dataset, _embedding(models, embedding, seen, task=task)
     if spec is None or dataset is None:
-        named = tuple(entry or "" for entry in entries)
+        named = {name: entries.get(name) or "" for name in models}
         return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named, heads=left)
     first, module = next((name, loaded.module) for name, loaded in models.items())
     dataset = preflight.mapped(
-        dataset, class_map, module, TASKS.get(task), spec=spec, entry=entries[0],
+        dataset, class_map, module, TASKS.get(task), spec=spec, entry=entries.get(first),
         input_shape=(1, seen.shape[1], *seen.preprocessing[first].size),
     )  # fmt: skip
     made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
@@ -109,29 +111,26 @@ def look(
         made = made.changed(augmentation=names)
     said = (*division.remarks(dataset, made), *seen.remarks)
     dataset = division.divided(dataset, made)
-    found = [  # of a teacher with other classes the compiler says whether its predictions are compared
-        preflight.fits(
-            loaded.module, dataset, TASKS.get(task), spec=spec, entry=entry,
-            input_shape=(*seen.shape[:2], *seen.preprocessing[name].size), must=must,
+    *teach, last = models
+    found = {  # of a teacher with other classes the compiler says whether its predictions are compared
+        name: preflight.fits(
+            loaded.module, dataset, TASKS.get(task), spec=spec, entry=entries.get(name),
+            input_shape=(*seen.shape[:2], *seen.preprocessing[name].size), must=name == last,
         )
-        for (name, loaded), entry, must in zip(models.items(), entries, (False, True)[-len(models) :], strict=True)
-    ]  # fmt: skip
+        for name, loaded in models.items()
+    }  # fmt: skip
     data = made.changed(spec=places.relative_data(spec, plan))
     batch = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
-    view = seen.preprocessing[first].view(seen.shape[2:])
+    view = seen.preprocessing[[first, *teach][-1]].view(seen.shape[2:])
     examples = (views.seen(batch["images"], view), batch["labels"]) if batch is not None else None
-    undecided = (
-        remark
-        for name, one in zip(models, found, strict=True)
-        for remark in preflight.undecided(name, one, f"--{name}-output")
-    )
-    entry = tuple(one.entry for one in found)
+    undecided = (remark for name, one in found.items() for remark in preflight.undecided(name, one, f"--{name}-output"))
+    entry = {name: one.entry for name, one in found.items()}
     reached, poor = "", list[Diagnostic]()
-    if measure and not models[first].random_weights and not found[0].wrong:
+    if measure and not models[first].random_weights and not found[first].wrong:
         own = preprocess.read_for(seen, first, dataset=dataset, data=made, task=TASKS.get(task), allow=allow)
         view = seen.preprocessing[first].view(own.image_shape[1:])
         reached, poor = preflight.taught(
-            first, module, own, TASKS.get(task), view=view, entry=entry[0], force=force
+            first, module, own, TASKS.get(task), view=view, entry=entry[first], force=force
         )  # fmt: skip
     said = (*said, *undecided, *poor)
     sample = tuple(itertools.islice(batches(dataset.train, AT_ONCE, shuffle=True), IMAGES // AT_ONCE)) if probe else ()
@@ -156,7 +155,7 @@ def _embedding(
 
 
 def write(
-    output: Path, models: Sequence[LoadedModel], options: Options, seen: Seen, *,
+    output: Path, models: Mapping[str, LoadedModel], options: Options, seen: Seen, *,
     after: Callable[[str, Callable[[], str]], None], edit: Callable[[Plan], Plan] = lambda made: made,
 ) -> tuple[Plan, PassManager]:  # fmt: skip
     """Plan and write the file; also the passes that did it.
@@ -164,15 +163,17 @@ def write(
     Raises:
         InputError: The models, or the options, do not fit each other; the file cannot be written.
     """
-    teacher, student = models[0], models[1] if len(models) > 1 else None
     passes = PassManager(prove=False)  # `run` proves what it runs
+    student, via = models.get(pipeline.STUDENT), models.get(pipeline.AUXILIARY)
+    refs = {
+        name: reference(loaded, output).changed(output=seen.entries[name], head=seen.heads.get(name, ""))
+        for name, loaded in models.items()
+    }
     made = pipeline.compile(
-        teacher.module, None if student is None else student.module, options, passes=passes, after=after,
-        batch=seen.batch, sample=seen.sample,
-        teacher_ref=reference(teacher, output).changed(output=seen.entries[0], head=seen.heads.get("teacher", "")),
-        student_ref=None if student is None else reference(student, output).changed(
-            output=seen.entries[1], head=seen.heads.get("student", "")
-        ),
+        models[pipeline.TEACHER].module, None if student is None else student.module, options, passes=passes,
+        after=after, batch=seen.batch, sample=seen.sample, teacher_ref=refs[pipeline.TEACHER],
+        student_ref=refs.get(pipeline.STUDENT), via=None if via is None else via.module,
+        via_ref=refs.get(pipeline.AUXILIARY),
     )  # fmt: skip
     made = made.changed(diagnostics=[*remarks(models), *seen.remarks, *made.diagnostics])
     made = edit(made)
@@ -188,10 +189,10 @@ def reference(found: LoadedModel, plan: Path) -> ModelRef:
     )  # fmt: skip
 
 
-def remarks(models: Sequence[LoadedModel]) -> list[Diagnostic]:
+def remarks(models: Mapping[str, LoadedModel]) -> list[Diagnostic]:
     """What there is to say about how the models were loaded, the teacher first."""
-    found = [remark for model in models for remark in model.diagnostics]
-    if models[0].random_weights:
+    found = [remark for loaded in models.values() for remark in loaded.diagnostics]
+    if models[pipeline.TEACHER].random_weights:
         found.append(
             Diagnostic(
                 code="random-teacher", severity="warning", where="teacher",

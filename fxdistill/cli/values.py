@@ -115,6 +115,21 @@ def curriculum(share: float | None, keep: float | None, plateau: str | None, pro
     return Curriculum(share, keep, found, probe)  # type: ignore[arg-type]  # what it is, is checked there
 
 
+def via_epochs(said: int | None, assistant: "LoadedModel", *, epochs: int) -> int:
+    """For how many epochs an assistant learns from the teacher before it teaches: one that is trained for none.
+
+    Raises:
+        InputError: It has random weights, and is to teach as it is.
+    """
+    found = (epochs if assistant.random_weights else 0) if said is None else said
+    if not found and assistant.random_weights:
+        raise InputError(
+            "the assistant has random weights, so it has nothing to teach yet", where="--via-epochs",
+            hint="let it learn from the teacher first, or give a file that holds a trained one",
+        )  # fmt: skip
+    return found
+
+
 def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str]) -> None:
     """Check names before anything heavy is imported.
 

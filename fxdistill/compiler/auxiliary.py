@@ -44,13 +44,13 @@ class Proposal:
 def propose(
     teacher: nn.Module, pairs: Sequence[Pair], *, input_shape: tuple[int, ...], keep: float | None, criterion: str,
     batch: Examples | None, loss: Callable[[Tensor, Tensor], Tensor], seed: int, passes: PassManager, of: str,
-    name: str, entry: str = "",
+    name: str, entry: str = "", width: Callable[[Pair], int] = lambda pair: pair.student.width,
 ) -> Proposal:  # fmt: skip
-    """Shrink a teacher to the student's widths.
+    """Shrink a teacher to the student's widths, or to others between.
 
     Args:
         teacher: The teacher, not changed.
-        pairs: The pairs; where the teacher's tap is the wider one, and to be shrunk, it gets the student's width.
+        pairs: The pairs; where the teacher's tap is the wider one, and to be shrunk, it gets another width.
         input_shape: Shape of one batch.
         keep: Share of the other channels to keep; None keeps them all.
         criterion: Importance of a channel.
@@ -61,6 +61,7 @@ def propose(
         of: The teacher's name in the plan.
         name: The smaller one's.
         entry: Which entry of their output is the prediction.
+        width: Which one.
 
     Raises:
         PairingError: A width cannot be had, with the chain of couplings that forbids it; or none of them can.
@@ -72,7 +73,7 @@ def propose(
         raise PairingError(
             f"no layer that is paired can be made narrower: {stays.why}", where=stays.where, hint=stays.hint
         )
-    widths = [(pair.teacher.path, pair.student.width) for pair in wider]
+    widths = [(pair.teacher.path, width(pair)) for pair in wider]
     shrunk = shrink_model(
         teacher, input_shape=input_shape, keep=keep, widths=widths, criterion=criterion, batch=batch, loss=loss,
         seed=seed, passes=passes, entry=entry,
@@ -116,5 +117,6 @@ def _narrowed(pair: Pair, traced: Traced, member: str) -> Pair:
     shape = [int(size) for size in node.meta["shape"]]
     width = shape[pair.teacher.channel_dim]
     tap = pair.teacher.changed(member=member, path=path_of(node), shape=shape, width=width)
-    align = "shrink" if width == pair.student.width else "project"
+    wider = "slice" if pair.align == "shrink" and width > pair.student.width else "project"
+    align = "shrink" if width == pair.student.width else wider
     return pair.changed(teacher=tap, align=align)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
@@ -28,6 +28,9 @@ class Options:
         forbid: Pairs that must not be.
         keep: With ``shrink``, the share of channels to keep where no tap decides; None keeps them all.
         criterion: Importance of a channel, by name; None for the method's own.
+        via: ``auto`` for an assistant between teacher and student where the gap is large, see
+            :mod:`fxdistill.compiler.gap`; None for none, or one that is given.
+        via_epochs: For how many epochs an assistant learns from the teacher before it teaches; None for ``epochs``.
         epochs: Epochs of the main stage.
         lr: Learning rate.
         curriculum: What is said of the method's warm-ups.
@@ -53,6 +56,8 @@ class Options:
     forbid: tuple[tuple[str, str], ...] = ()
     keep: float | None = None
     criterion: str | None = None
+    via: Literal["auto"] | None = None
+    via_epochs: int | None = None
     epochs: int = 60
     lr: float = 1e-3
     curriculum: Curriculum = field(default_factory=Curriculum)
@@ -73,5 +78,9 @@ class Options:
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         if self.keep is not None and not 0 < self.keep < 1:
             raise InputError(f"{self.keep} is no share of channels", where="--keep", hint="give one between 0 and 1")
+        if self.via is not None and self.align != "slice":
+            raise InputError(
+                f"--align {self.align} leaves nothing to slice in two steps", where="--via", hint="use --align slice"
+            )
         if self.criterion is not None:
             CRITERIA.get(self.criterion, where="--criterion")

@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxdistill.compiler import auxiliary, cascade, checks, remarks, shown
+from fxdistill.compiler import auxiliary, cascade, checks, gap, remarks, shown
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.probe import difficulties
 from fxdistill.compiler.shrink_model import supervised_loss
@@ -46,6 +46,7 @@ from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.file import invalid
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import (
+    Align,
     Arm,
     Control,
     InputSpec,
@@ -127,7 +128,13 @@ class Compilation:
     @property
     def teaches(self) -> str:
         """The member that teaches the student."""
-        return AUXILIARY if AUXILIARY in self.made else TEACHER
+        return AUXILIARY if AUXILIARY in {*self.made, *self.models} else TEACHER
+
+    @property
+    def learns_first(self) -> int:
+        """For how many epochs the auxiliary learns from the teacher; 0 where there is none, or it is trained."""
+        said = self.options.via_epochs
+        return 0 if self.teaches == TEACHER else self.options.epochs if said is None else said
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
             traced[TEACHER], c.task, name=c.options.task, classes=len(c.options.data.classes), member=TEACHER
         )
         checks.has_entries(TEACHER, (traced[TEACHER],))
-        return replace(c, traced=traced, remarks=tuple(remarks.several_outputs(traced)))
+        return replace(c, traced=traced, remarks=(*c.remarks, *remarks.several_outputs(traced)))
     known = traced[STUDENT]
     checks.is_for_task(known, c.task, name=c.options.task, classes=len(c.options.data.classes))
     student = Trace(
@@ -161,7 +168,7 @@ def _trace(c: Compilation, passes: PassManager) -> Compilation:
     trainable = {STUDENT: passes.run(student, c.models[STUDENT])}
     for name, one in traced.items():
         checks.has_entries(name, (one, trainable[name]) if name in trainable else (one,))
-    return replace(c, traced=traced, trainable=trainable, remarks=tuple(remarks.several_outputs(traced)))
+    return replace(c, traced=traced, trainable=trainable, remarks=(*c.remarks, *remarks.several_outputs(traced)))
 
 
 def _couple(c: Compilation, passes: PassManager) -> Compilation:
@@ -169,22 +176,26 @@ def _couple(c: Compilation, passes: PassManager) -> Compilation:
 
 
 def _match(c: Compilation, passes: PassManager) -> Compilation:
+    return _matched(c, passes, c.options.align)
+
+
+def _matched(c: Compilation, passes: PassManager, align: Align) -> Compilation:
     options = c.options
-    if options.align == "shrink" and not c.task.has_predictions:
+    if align == "shrink" and not c.task.has_predictions:
         raise InputError(
             f"an auxiliary teacher cannot be fine-tuned in the task '{options.task}': it has no loss for predictions",
             where="--align", hint="use --align slice or project",
         )  # fmt: skip
     source = MatchSource(
-        c.traced[TEACHER], c.traced[STUDENT], c.coupling[TEACHER], c.coupling[STUDENT],
+        c.traced[c.teaches], c.traced[STUDENT], c.coupling[c.teaches], c.coupling[STUDENT], (c.teaches, STUDENT),
         headless=not c.task.has_predictions or c.task.embeds,
     )  # fmt: skip
     with source.teacher.running(), source.student.running():
         try:
-            pairs = passes.run(Match(pins=options.pins, forbid=options.forbid, align=options.align), source)
+            pairs = passes.run(Match(pins=options.pins, forbid=options.forbid, align=align), source)
         except PairingError as refusal:
             # a method that compares predictions alone can do without, unless the user asks for some
-            if c.method.needs_pairs or options.pins or options.forbid or options.align == "shrink":
+            if c.method.needs_pairs or options.pins or options.forbid or align == "shrink":
                 raise
             note = Diagnostic(code="no-pairs", severity="note", where=refusal.where, why=refusal.what)
             return replace(c, remarks=(*c.remarks, note))
@@ -194,18 +205,42 @@ def _match(c: Compilation, passes: PassManager) -> Compilation:
 def _prune(c: Compilation, passes: PassManager) -> Compilation:
     if c.options.align == "shrink":
         return c
+    teaches = c.teaches
     prune = Prune(criterion=c.options.criterion or c.method.criterion, seed=c.options.seed)
-    source = PruneSource(c.traced[TEACHER], c.coupling[TEACHER], c.pairs, c.batch, supervised_loss(c.task))
+    source = PruneSource(c.traced[teaches], c.coupling[teaches], c.pairs, c.batch, supervised_loss(c.task))
     return replace(c, kept=passes.run(prune, source))
 
 
 def _shrink(c: Compilation, passes: PassManager) -> Compilation:
-    if c.options.align != "shrink":
-        return c
+    if c.options.via == "auto":
+        return _between(c, passes)
+    return _shrunken(c, passes, lambda pair: pair.student.width) if c.options.align == "shrink" else c
+
+
+def _between(c: Compilation, passes: PassManager) -> Compilation:
+    """An assistant of widths between, where the gap is large and it can be made."""
+    found = gap.between(c.models[TEACHER], c.models[STUDENT], (c.traced[TEACHER], c.traced[STUDENT]), c.pairs)
+    if not found.is_wide:
+        return replace(c, remarks=(*c.remarks, gap.needless(found)))
+    apart = PassManager(
+        prove=passes.prove
+    )  # what it remarks of pairs that are to be shrunk is of no plan that slices them
+    try:
+        made = _shrunken(_matched(c, apart, "shrink"), apart, gap.middle)
+    except (PairingError, InputError) as refusal:
+        return replace(c, remarks=(*c.remarks, gap.needless(found, f"none can be made of the teacher: {refusal.what}")))
+    made = replace(made, remarks=(*c.remarks, gap.proposed(found)))
+    return _prune(
+        replace(made, coupling={**c.coupling, AUXILIARY: passes.run(Couple(), made.traced[AUXILIARY])}), passes
+    )
+
+
+def _shrunken(c: Compilation, passes: PassManager, width: Callable[[Pair], int]) -> Compilation:
     proposal = auxiliary.propose(
         c.models[TEACHER], c.pairs, input_shape=c.shape_of(TEACHER), keep=c.options.keep,
         criterion=c.options.criterion or c.method.criterion, batch=c.batch, loss=supervised_loss(c.task),
         seed=c.options.seed, passes=passes, of=TEACHER, name=AUXILIARY, entry=c.traced[TEACHER].entry,
+        width=width,
     )  # fmt: skip
     return replace(
         c, made={AUXILIARY: proposal.shrunken}, traced={**c.traced, AUXILIARY: proposal.traced}, pairs=proposal.pairs,
@@ -246,12 +281,12 @@ def _in_levels(c: Compilation) -> Compilation:
 def _schedule(c: Compilation, passes: PassManager) -> Compilation:
     if c.method.alone:
         return _in_levels(c)
-    alike = remarks.same_answers(c.traced[TEACHER], c.traced[STUDENT])
+    alike = remarks.same_answers(c.traced[c.teaches], c.traced[STUDENT])
     if not alike and c.imitation is not None:
         if c.method.assumed:
             rest = "supervised" if c.supervised is not None else "features"
             c = replace(c, method=composed(c.options.method, default_main=rest))
-        c = replace(c, remarks=(*c.remarks, remarks.other_classes(c.traced[TEACHER], c.traced[STUDENT], c.method)))
+        c = replace(c, remarks=(*c.remarks, remarks.other_classes(c.traced[c.teaches], c.traced[STUDENT], c.method)))
     curriculum = c.options.curriculum
     if curriculum.probe is None:
         return _scheduled(c, passes, curriculum, alike=alike)
@@ -271,19 +306,26 @@ def _scheduled(c: Compilation, passes: PassManager, curriculum: Curriculum, *, a
     )  # fmt: skip
     stages: tuple[Stage, ...] = passes.run(Schedule(c.method.name, curriculum), recipe)
     arms = [Arm(name=DISTILLED, trains=[STUDENT], stages=list(stages))]
-    if AUXILIARY in c.made:
+    if c.learns_first:
         own = replace(
-            recipe, pairs=(), teacher=TEACHER, student=AUXILIARY,
+            recipe, pairs=(), teacher=TEACHER, student=AUXILIARY, epochs=c.learns_first,
             supervised=recipe.supervised.changed(student=AUXILIARY) if recipe.supervised and alike else None,
             imitation=recipe.imitation.changed(student=AUXILIARY, teacher=TEACHER) if recipe.imitation else None,
         )  # fmt: skip
-        tuned: tuple[Stage, ...] = passes.run(Schedule("kd"), own)
+        tuned: tuple[Stage, ...] = passes.run(Schedule(_without_pairs(c.method, own)), own)
         arms.insert(0, Arm(name=AUXILIARY, trains=[AUXILIARY], stages=[tuned[-1].changed(name="fine-tune")], once=True))
     c = replace(c, arms=tuple(arms))
     try:
         return replace(c, plan=_planned(c))
     except ValidationError as cause:  # numbers that a user may give each, and not together
         raise invalid(cause, where="the options", hint="give other numbers") from cause
+
+
+def _without_pairs(method: Composed, recipe: Recipe) -> str:
+    """How the auxiliary learns: as the main stage does, or by KD where that compares pairs."""
+    name, main = method.parts[-1]
+    terms = list(main.main(recipe)) if main.main is not None and not main.needs_pairs else []
+    return name if any(term.teacher is not None for term in terms) else "kd"
 
 
 def _instrument(c: Compilation, passes: PassManager) -> Compilation:
@@ -299,7 +341,7 @@ def _specialize(c: Compilation, passes: PassManager) -> Compilation:
         if not member.trained:  # what nothing runs needs no weights, and these would be copied for every stage
             program.get_submodule(member.name).to("meta")
     staged = {stage.name: passes.run(Specialize(stage.name), program) for stage in program.stages}
-    whole = max(1, c.traced[TEACHER].macs + c.traced[STUDENT].macs)
+    whole = max(1, sum(c.traced[name].macs for name in c.models))
     costs = {name: round(one.macs / whole, 4) for name, one in staged.items()}
     arms = [
         arm.changed(stages=[stage.changed(cost=_cost(c, arm, stage, costs, whole)) for stage in arm.stages])
@@ -334,7 +376,8 @@ PIPELINE: dict[str, Step] = {
 
 def compile(  # noqa: A001  # what a compiler does
     teacher: nn.Module, student: nn.Module | None, options: Options, *, teacher_ref: ModelRef | None = None,
-    student_ref: ModelRef | None = None, batch: tuple[Tensor, Tensor] | None = None, sample: Sequence[Batch] = (),
+    student_ref: ModelRef | None = None, via: nn.Module | None = None, via_ref: ModelRef | None = None,
+    batch: tuple[Tensor, Tensor] | None = None, sample: Sequence[Batch] = (),
     passes: PassManager | None = None,
     after: Callable[[str, Callable[[], str]], None] = lambda _step, _text: None,
 ) -> Plan:  # fmt: skip
@@ -346,6 +389,8 @@ def compile(  # noqa: A001  # what a compiler does
         options: The user's decisions.
         teacher_ref: Where the teacher comes from; without it the plan works from Python only.
         student_ref: The same for the student.
+        via: An assistant that learns from the teacher, and teaches the student in its place; None for none.
+        via_ref: Where that comes from.
         batch: Images as the teacher takes them, and labels, for criteria that read data.
         sample: Batches as programs take them, to measure the difficulty of pairs on, where the options say so.
         passes: A manager to run the passes in, for its timings and remarks; without one programs, which are only looked
@@ -371,6 +416,8 @@ def compile(  # noqa: A001  # what a compiler does
         options=options, method=method, task=task, models=models, refs={name: refs[name] for name in models},
         batch=batch, sample=sample,
     )  # fmt: skip
+    if via is not None:
+        c = _with_assistant(c, via, via_ref or nothing)
     last = models[STUDENT if student is not None else TEACHER]
     with in_mode(last, training=last.training), torch.random.fork_rng(devices=[]):
         for name in c.method.passes:
@@ -378,6 +425,17 @@ def compile(  # noqa: A001  # what a compiler does
             c = step.run(c, passes)
             after(name, partial(step.show, c))
     return _plan_of(c)
+
+
+def _with_assistant(c: Compilation, via: nn.Module, ref: ModelRef) -> Compilation:
+    if c.options.via is not None or c.options.align == "shrink" or c.method.alone:
+        raise InputError(
+            "an assistant is given, and others would be made of the teacher", where="--via",
+            hint="leave one of them out",
+        )  # fmt: skip
+    models, refs = {TEACHER: c.models[TEACHER], AUXILIARY: via}, {TEACHER: c.refs[TEACHER], AUXILIARY: ref}
+    c = replace(c, models={**models, STUDENT: c.models[STUDENT]}, refs={**refs, STUDENT: c.refs[STUDENT]})
+    return replace(c, remarks=(gap.given(c.learns_first),))
 
 
 def _step(name: str) -> Step:

@@ -64,8 +64,10 @@ def shrunken_student(tmp_path: Path) -> Path:
     digits = load_data("digits")
     data, both = defaults("digits", dataset=digits, batch_size=runs.BATCH), dict.fromkeys(NAMES, digits.preprocessing)
     options = Options(input_shape=(1, 1, 8, 8), epochs=2, data=data, preprocessing=both)
-    seen = planning.Seen(data, (1, 1, 8, 8), both, ("", ""))
-    plan, _ = planning.write(tmp_path / "plan.json", (teacher, found), options, seen, after=lambda *_: None)
+    seen = planning.Seen(data, (1, 1, 8, 8), both, dict.fromkeys(NAMES, ""))
+    plan, _ = planning.write(
+        tmp_path / "plan.json", dict(zip(NAMES, (teacher, found), strict=True)), options, seen, after=lambda *_: None
+    )
     with RunDir.opened(tmp_path / "run", plan, origin=tmp_path / "plan.json", resume=False) as run:
         with torch.no_grad():
             found.module.get_parameter("classifier.bias").fill_(3)
