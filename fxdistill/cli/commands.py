@@ -189,6 +189,7 @@ def run(
     cache: parameters.Cache = "auto",
     cache_size: parameters.CacheSize = CACHE_SIZE,
     cache_half: parameters.CacheHalf = False,
+    profile: parameters.Profile = False,
     save_every: parameters.SaveEvery = SAVE_EVERY,
     evaluate_every: parameters.EvaluateEvery = 1,
     force: parameters.Force = False,
@@ -211,6 +212,7 @@ def run(
     again += [] if cache == "auto" else ["--cache", cache]
     again += [] if cache_size == CACHE_SIZE else ["--cache-size", cache_size]
     again += ["--cache-half"] if cache_half else []
+    again += ["--profile"] if profile else []
     again += ["--arms", arms] if arms else []
     again += ["--seeds", str(seeds)] if seeds is not None else []
     again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
@@ -224,6 +226,7 @@ def run(
 
         planned = load(plan_file)  # a mistake here is answered before anything heavy is imported
         from fxdistill.report import progress
+        from fxdistill.report.profile_view import profile_view
         from fxdistill.report.result_view import result_view
         from fxdistill.runtime import execute
 
@@ -233,12 +236,14 @@ def run(
             evaluate_every=evaluate_every, channels_last=channels_last, seeds=seeds, cache=kept, cache_size=room,
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs, cache_half=cache_half,
-            force=force,
+            force=force, profile=profile,
         )  # fmt: skip
         with progress.RunView(out if out.is_terminal else err) as view:
             result = execute.execute(plan_file, output, settings, view)
         planned = load(held)  # an extension has changed it
         out.print(result_view(planned, result))
+        if view.times:
+            out.print(profile_view(view.times, str(output / "profile")))
         member = planned.export.member
         out.print(Text(f"{member}: {output / f'{member}.pt'}  {output / f'{member}.onnx'}"), soft_wrap=True)
 

@@ -254,6 +254,9 @@ SeedCount = Annotated[
 ChannelsLast = Annotated[
     bool, typer.Option("--channels-last", help="Train in channels-last memory: faster convolutions and poolings.")
 ]
+Profile = Annotated[
+    bool, typer.Option("--profile", help="Time and trace some steps of every stage, into RUN_DIR/profile.")
+]
 _FORCE = "although a teacher is at chance"
 Cache = Annotated[
     str,

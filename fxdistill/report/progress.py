@@ -4,10 +4,11 @@ On a terminal both are live and disappear at the end. Elsewhere (a log file) onl
 """
 
 import time
+from datetime import timedelta
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
@@ -15,13 +16,17 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import diagnostics_view
+from fxdistill.report.remaining import Remaining
 from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.loop import Progress as TrainProgress
+from fxdistill.runtime.profiling import StageTimes
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS, Task
 
 _LOG_SECONDS = 30.0
 _LEAST_COST = 0.05  # of an epoch: reading and augmenting images takes time too
+_WORTH_SAYING = 0.01  # of the time
+_UNKNOWN = "-:--:--"
 
 
 class RunView(Observer):
@@ -32,17 +37,19 @@ class RunView(Observer):
     """
 
     def __init__(self, console: Console) -> None:
-        super().__init__(self._begin, self._remark, self._progress, self._phase)
+        self.times: list[StageTimes] = []
+        super().__init__(self._begin, self._remark, self._progress, self._phase, self.times.append)
         self.console = console
         self._bar = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("left {task.fields[left]}"),
             console=console,
         )  # fmt: skip
         self._live = Live(self._bar, console=console, refresh_per_second=8, transient=True)
-        self._bar_task = self._bar.add_task("loading", total=None)
+        self._bar_task = self._bar.add_task("loading", total=None, left=_UNKNOWN)
         self._shares: dict[str, list[float]] = {}
         self._order: list[Trial] = []
+        self._remaining = Remaining({}, ())
         self._task: Task | None = None
         self._watched = ""
         self._drawn = self._logged = 0.0
@@ -60,6 +67,10 @@ class RunView(Observer):
             arm.name: [stage.epochs * max(stage.cost, _LEAST_COST) for stage in arm.stages] for arm in plan.all_arms
         }
         self._order, self._task = trials, TASKS.get(plan.task)
+        costs = {
+            arm.name: [(stage.epochs, max(stage.cost, _LEAST_COST)) for stage in arm.stages] for arm in plan.all_arms
+        }
+        self._remaining = Remaining(costs, [trial.name for trial in trials])
         self._watched = "" if plan.data.val is None else "validation "
         self._logged = time.monotonic()
         for name, member in plan.members.items():
@@ -78,6 +89,8 @@ class RunView(Observer):
         at, stage = progress.position, progress.stage
         ended = at.step == 0
         now = time.monotonic()
+        within = at.epoch + at.step / max(1, progress.steps)
+        self._remaining.note(self._order.index(arm), at.stage, within, now)
         if now - self._drawn > 0.1 or ended:
             self._drawn = now
             self._draw(arm, progress)
@@ -113,10 +126,14 @@ class RunView(Observer):
         if self._bar.tasks[0].total is None:
             # of a resumed run, what was done before says nothing about its speed
             self._bar.reset(self._bar_task, total=total, completed=int(done), description=name)
-        self._bar.update(self._bar_task, total=total, completed=done, description=name)
+        left = self._remaining.seconds()
+        told = _UNKNOWN if left is None else str(timedelta(seconds=round(left)))
+        self._bar.update(self._bar_task, total=total, completed=done, description=name, left=told)
         epoch = at.epoch + (1 if at.step else 0)
         line = f"{stage.name}, epoch {epoch} of {stage.epochs}  {_losses(progress)}"
-        self._live.update(Group(self._bar, Text(f"{line}  {progress.images_per_second:,.0f} images/s")))
+        speed = f"{progress.images_per_second:,.0f} images/s"
+        speed += f", {progress.waiting:.0%} waiting for data" if progress.waiting >= _WORTH_SAYING else ""
+        self._live.update(Group(self._bar, Text(f"{line}  {speed}")))
 
 
 def _losses(progress: TrainProgress) -> str:

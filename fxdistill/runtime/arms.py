@@ -38,6 +38,7 @@ from fxdistill.runtime.halves import described
 from fxdistill.runtime.hardening import compare, harden_all
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.loop import Loop, Moment, Position, Progress
+from fxdistill.runtime.profiling import Clock, StageTimes, Stopwatch
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.trials import Trial
 
@@ -56,6 +57,7 @@ class Observer:
     on_diagnostic: Callable[[Diagnostic], None] = lambda _remark: None
     on_progress: Callable[[Trial, Progress, dict[str, float]], None] = lambda _trial, _progress, _metrics: None
     on_phase: Callable[[str], None] = lambda _phase: None
+    on_times: Callable[[StageTimes], None] = lambda _times: None
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Execution(Bench):
         channels_last: Whether weights and feature maps lie in memory with the channels last.
         before: The losses before anything was trained.
         reuse: What its trials keep of what frozen members compute.
+        profile: Whether to profile the arms of the first seed.
     """
 
     rundir: RunDir
@@ -89,6 +92,13 @@ class Execution(Bench):
     evaluate_every: int = 1
     channels_last: bool = False
     before: Losses = field(default_factory=dict)
+    profile: bool = False
+
+    def clock(self, trial: Trial) -> Clock:
+        """What is told of the parts of a trial's steps."""
+        if not self.profile or trial.seed != self.plan.seeds[0]:
+            return Clock()
+        return Stopwatch(trial.name, self.rundir.profile_path, self.fabric.device, self.observer.on_times)
 
 
 def build_program(plan: Plan, trial: Trial, modules: Mapping[str, nn.Module]) -> Program:
@@ -121,7 +131,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.compiled,
             watch.progress, watch.save,
             {stage: found for (name, stage), found in run.before.items() if name == trial.name},
-            replace(at.course), watch.is_better, functools.partial(run.reuse.of, trial),
+            replace(at.course), watch.is_better, functools.partial(run.reuse.of, trial), run.clock(trial),
         )  # fmt: skip
         run.reuse.reports = dict(at.reuse)
         loop.run(at.position, at.optimizer, at.means, at.average)

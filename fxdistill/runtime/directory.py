@@ -4,6 +4,7 @@
     origin.json      where that plan lies, to which the places that it names are relative, and its hash
     metrics.jsonl    one line an epoch
     tensorboard/     the same for TensorBoard
+    profile/         of --profile: a trace of some steps of every stage
     checkpoint.pt    the last checkpoint: removed when the run is complete
     student.pt       the trained student, a bundle, and student_state_dict.pt; so for every member that is kept
     student.onnx     the same, exported
@@ -198,6 +199,11 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def profile_path(self) -> Path:
+        """Where the traces of a profiled run lie."""
+        return self.path / "profile"
+
+    @property
     def checkpoint_path(self) -> Path:
         """The last checkpoint."""
         return self.path / "checkpoint.pt"
@@ -335,7 +341,7 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
 
 
 _WRITTEN = re.compile(
-    r"\.lock|(plan|origin|result)\.json|metrics\.jsonl|tensorboard|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)"
+    r"\.lock|(plan|origin|result)\.json|metrics\.jsonl|tensorboard|profile|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)"
 )
 """The names of what a run writes."""
 _TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{8}")

@@ -66,6 +66,7 @@ class Settings:
         arms: Methods to train and compare instead of the plan's, see :mod:`fxdistill.compiler.comparing`.
         seeds: How many seeds instead of the plan's.
         more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
+        profile: Whether to time and trace some steps of every stage, see :mod:`fxdistill.runtime.profiling`.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -84,6 +85,7 @@ class Settings:
     arms: tuple[str, ...] = ()
     seeds: int | None = None
     more_epochs: int = 0
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def execute(
             parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
             Metrics(rundir, size=at.metrics_size, plan=plan), at,
             _reuse(plan, dataset, fabric, settings, observer, how=how), parts.programs,
-            settings.evaluate_every, settings.channels_last, parts.before,
+            settings.evaluate_every, settings.channels_last, parts.before, settings.profile,
         )  # fmt: skip
         return _train(run, poor)
 

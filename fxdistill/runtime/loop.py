@@ -19,13 +19,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import specialize
-from fxdistill.data.batches import batches, order, steps_per_epoch
+from fxdistill.data.batches import Batch, batches, order, steps_per_epoch
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import FxdistillError, InputError, TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.plan.schema import Count, DataPlan, Plateau, Stage, lengths
 from fxdistill.runtime.average import Average
 from fxdistill.runtime.optimizers import RATE, make_optimizer, take_up
+from fxdistill.runtime.profiling import Clock
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Progress:
         images_per_second: Over the epoch so far.
         ended: Whether the stage ends here.
         note: At the end of a stage, what was done about what frozen members compute; '' for nothing to say.
+        waiting: The share of the epoch's time that went by until batches were there.
     """
 
     stage: Stage
@@ -134,6 +136,7 @@ class Progress:
     images_per_second: float
     ended: bool = False
     note: str = ""
+    waiting: float = 0.0
 
 
 @dataclass
@@ -156,6 +159,7 @@ class Loop:
         on_teacher: Asked after every epoch of a stage that has a successor left, with the stage and how many have
             taught: whether it takes the teacher's place.
         halves: The halves of a stage's program, where what its frozen one computes is kept; else None.
+        clock: Told of the parts of a step.
     """
 
     fabric: "Fabric"
@@ -172,6 +176,7 @@ class Loop:
     course: Course = field(default_factory=Course)
     on_teacher: Callable[[Stage, int], bool] = lambda _stage, _taught: False
     halves: Callable[[Stage, Program], "Halves | None"] = lambda _stage, _program: None
+    clock: Clock = field(default_factory=Clock)
 
     def run(
         self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None,
@@ -207,11 +212,13 @@ class Loop:
             take_up(optimizer, state, where=f"stage '{stage.name}'")
         halves = self.halves(stage, program)
         trained = program if halves is None else halves.divided.rest.train()
-        forward = compiled(trained) if self.compiled else trained
-        wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
+        self.clock.watch(halves.divided.frozen if halves is not None else None)
+        wrapped, optimizer = self.fabric.setup(self._forward(trained), optimizer, _reapply_compile=False)
         mean = Average(program, stage.optimizer.ema, average)
         epochs = lengths(self.program.stages, self.course.taken)
         done, stage, ended = sum(epochs[:index]), stage.changed(epochs=epochs[index]), False
+        steps = steps_per_epoch(self.dataset.train, self.data.batch_size)
+        self.clock.begin(stage.name, (stage.epochs - position.epoch) * steps - position.step)
         for epoch in range(position.epoch, stage.epochs):
             first = epoch == position.epoch
             place = Position(index, epoch, position.step if first else 0, taught)
@@ -223,9 +230,12 @@ class Loop:
             if place.taught != taught:
                 taught = place.taught
                 program = specialize(self.program, stage.name, taught=taught).train()
-                forward = compiled(program) if self.compiled else program
-                wrapped = self.fabric.setup_module(forward, _reapply_compile=False)
+                wrapped = self.fabric.setup_module(self._forward(program), _reapply_compile=False)
+        self.clock.end()
         mean.settle()
+
+    def _forward(self, program: Program) -> nn.Module:
+        return compiled(program) if self.compiled else self.clock.marked(program)
 
     def _moment(self, position: Position, optimizer: torch.optim.Optimizer | None = None, **more: Any) -> Moment:
         return Moment(position, optimizer, course=replace(self.course), **more)
@@ -250,6 +260,7 @@ class Loop:
             augment_seed=self.augment_seed, views=self.data.views,
             moves_targets=self.task.moves_targets, classes=len(self.dataset.classes),
         )  # fmt: skip
+        found = running.waiting(found, self.clock)
         if running.halves is not None:
             chosen = order(self.dataset.train, size, seed=self.seed, epoch=run_epoch)[position.step :]
             begun = self._moment(position, optimizer, means=running.flush, average=running.average.values)
@@ -259,12 +270,15 @@ class Loop:
             with step_seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
                 losses = forward(batch)
                 total = running.program.total(losses, position.epoch)
+                self.clock.mark("backward")
                 optimizer.zero_grad()
                 self.fabric.backward(total)
+                self.clock.mark("optimiser")
                 if (most := stage.optimizer.clip) is not None:  # what is not finite is said of the losses
                     self.fabric.clip_gradients(running.program, optimizer, max_norm=most, error_if_nonfinite=False)
                 optimizer.step()
             running.average.update()
+            self.clock.mark("rest")
             place = replace(position, step=step + 1)
             if running.add(losses, place, len(batch["index"])):
                 self.on_progress(running.progress(place, steps))
@@ -295,11 +309,25 @@ class _Running:
         self._speed = 0.0
         self._pending: list[tuple[Position, Tensor]] = []
         self._images = 0
-        self._since = time.perf_counter()
+        self._waited, self._since = 0.0, time.perf_counter()
+
+    def waiting(self, found: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
+        """The batches, with the time that it takes until each is there."""
+        while True:
+            clock.step()
+            clock.mark("data")
+            before = time.perf_counter()
+            batch = next(found, None)
+            self._waited += time.perf_counter() - before
+            clock.mark("rest" if batch is None else "forward")
+            if batch is None:
+                return
+            yield batch
 
     def progress(self, position: Position, steps: int, *, ended: bool = False) -> Progress:
         """What there is to report."""
-        return Progress(self.stage, position, steps, dict(self.means.values), self._speed, ended)
+        waiting = self._waited / max(time.perf_counter() - self._since, 1e-9)
+        return Progress(self.stage, position, steps, dict(self.means.values), self._speed, ended, waiting=waiting)
 
     def loss(self) -> float:
         """The loss of the epoch: the sum of its terms by their weights in the stage's first epoch."""

@@ -23,7 +23,7 @@ def watch(console: Console) -> None:
         view._live.refresh()
         view.on_progress(
             Trial(0, "distilled"),
-            Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0, ended=True),
+            Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0, ended=True, waiting=0.256),
             {"accuracy": 0.5},
         )
 
@@ -34,7 +34,9 @@ def test_a_terminal_shows_stage_epoch_losses_speed_and_time_left() -> None:
     pair = load(runs.plan_file()).arm("distilled").stages[0].losses[0].pair
     said = text.getvalue()
     assert f"warm-up-1, epoch 1 of 1  mse[{pair}] 0.5  1,234 images/s" in said
-    assert "left" in said
+    assert f"mse[{pair}] 0.25  1,234 images/s, 26% waiting for data" in said
+    assert "left 0:00:0" in said
+    assert "0.5  1,234 images/s, " not in said
     assert "distilled, seed 0" in said
 
 
