@@ -136,7 +136,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         run.reuse.reports = dict(at.reuse)
         loop.run(at.position, at.optimizer, at.means, at.average)
     last = Moment(Position(len(program.stages)), course=loop.course)
-    ended = replace(watch.at(last), finished=[], reuse={})  # for an extension to go on from
+    ended = replace(watch.at(last), finished=[])  # for an extension to go on from
     checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
     remarks = _settled(run, arm)
     trained = {name: Strip()(Trained(program, run.modules[name], name)).value for name in arm.trains}

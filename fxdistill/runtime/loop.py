@@ -207,7 +207,8 @@ class Loop:
     ) -> None:  # fmt: skip
         taught = position.taught
         program = specialize(self.program, stage.name, taught=taught).train()
-        optimizer = make_optimizer(stage, program)
+        scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
+        optimizer = make_optimizer(stage, program, fused=not scaled)
         if state is not None:
             take_up(optimizer, state, where=f"stage '{stage.name}'")
         halves = self.halves(stage, program)

@@ -1,10 +1,15 @@
-"""Optimisers as a plan has them: one for the weights of a stage, and one beside it for the scores behind masks."""
+"""Optimisers as a plan has them: one for the weights of a stage, and one beside it for the scores behind masks.
+
+Where torch has one, the **fused** kernel takes the step: 2 to 5 times as quick on a CPU. It reads the memory of weight,
+gradient and moments in parallel and does not look at strides. Gradients of autograd have the strides of their weights;
+moments that come from a file are given them.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxdistill.errors import RunDirError, TrainingError
 from fxdistill.ir import masks
@@ -14,6 +19,7 @@ from fxdistill.plan.schema import ScoreOptimizer, Stage
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop,
 }  # fmt: skip
+_FUSED = frozenset(("sgd", "adam", "adamw"))
 RATE = "rate"
 """The field of a group whose learning rate is its own: what the schedule is multiplied with."""
 
@@ -50,8 +56,13 @@ class Together(torch.optim.Optimizer):
             part.step()
 
 
-def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:
+def make_optimizer(stage: Stage, program: Program, *, fused: bool = True) -> torch.optim.Optimizer:
     """A fresh optimiser over the parameters that the stage's program uses and trains.
+
+    Args:
+        stage: The stage.
+        program: Its program.
+        fused: Whether it may take its steps in a fused kernel; not where losses are scaled, and gradients clipped.
 
     Raises:
         TrainingError: There are none.
@@ -67,6 +78,8 @@ def make_optimizer(stage: Stage, program: Program) -> torch.optim.Optimizer:
     arguments: dict[str, float] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     if spec.name == "sgd":
         arguments |= {"momentum": spec.momentum, "nesterov": spec.nesterov}
+    if fused and spec.name in _FUSED:
+        arguments |= {"fused": True}
     made = _make(spec.name, parameters, arguments)
     if stage.scores is None or not scores:
         return made
@@ -93,6 +106,7 @@ def take_up(optimizer: torch.optim.Optimizer, state: dict[str, object], *, where
     groups, wanted = _settings(optimizer), _kept(optimizer)
     try:
         optimizer.load_state_dict(state)
+        _laid_out(optimizer)
         fits = _settings(optimizer) == groups and all(
             {name: value.shape for name, value in optimizer.state[p].items()}
             in ({}, {name: p.shape if shaped else torch.Size() for name, shaped in kept.items()})
@@ -106,6 +120,14 @@ def take_up(optimizer: torch.optim.Optimizer, state: dict[str, object], *, where
             "the checkpoint is not one of this plan: its optimiser's state is of another one", where=where,
             hint="put the run's own checkpoint back, or run the plan anew elsewhere",
         )  # fmt: skip
+
+
+def _laid_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimiser keeps of a parameter the parameter's order in memory."""
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:

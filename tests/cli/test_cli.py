@@ -262,6 +262,7 @@ OPTIONS = [
     "--device", "cpu", "--precision", "bf16-mixed", "--compile", "--channels-last", "--profile", "--save-every", "7",
     "--evaluate-every", "3", "--arms", "kd,indistill+dkd", "--seeds", "2", "--trust-code",
     "--force", "--allow-factory", "a.b", "--allow-factory", "c",
+    "--cache", "kept", "--cache-size", "2G", "--cache-half",
 ]  # fmt: skip
 """Every option of a run, but those that say how it is gone on with."""
 
@@ -294,6 +295,18 @@ def _parameters(command: str) -> list[Any]:
     """The arguments and options of a command."""
     found: Any = typer.main.get_command(app)
     return [one for one in found.commands[command].params if one.name not in ("help",)]
+
+
+def test_where_things_are_kept(tmp_path: Path) -> None:
+    assert (values.cache("auto"), values.cache("off"), values.cache("a/b")) == ("auto", "off", Path("a/b"))
+    assert [values.byte_count(text, "--x") for text in ("4G", "1.5m", "12")] == [4 << 30, 3 << 19, 12]
+    (tmp_path / "file").touch()
+    for text in ("", " ", str(tmp_path / "file")):
+        with pytest.raises(InputError, match="is no folder"):
+            values.cache(text)
+    for text in ("", "G", "0", "-1G", "inf", "nan", "1e999", "4 X", "²"):
+        with pytest.raises(InputError, match="is no number of bytes"):
+            values.byte_count(text, "--x")
 
 
 def test_arguments() -> None:
