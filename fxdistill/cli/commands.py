@@ -378,6 +378,7 @@ def evaluate_model(
     entry: parameters.Entry = None,
     embedding: parameters.Embedding = None,
     output_entry: parameters.OutputEntry = None,
+    at: parameters.At = [],
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:
@@ -393,7 +394,7 @@ def evaluate_model(
             allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
             checkpoint_entry=entry, embedding=embedding,
         )  # fmt: skip
-        values_by_name, images = deploy.measured(found, where=model)
+        values_by_name, images = deploy.measured(found, where=model, at=at)
         _say(found.remarks)
         out.print(Text(f"reads {found.reads}"), soft_wrap=True)
         for name, value in values_by_name.items():

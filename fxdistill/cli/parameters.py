@@ -282,6 +282,9 @@ OutputEntry = Annotated[str | None, typer.Option("--output-entry", metavar="NAME
 OnlyOutput = Annotated[
     list[str], typer.Option("--only-output", metavar="NAME", help="Write this output, not all; repeatable.")
 ]
+At = Annotated[
+    list[int], typer.Option("--at", min=1, metavar="K", help="In retrieval: precision of the K nearest; repeatable.")
+]
 Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
 ]

@@ -85,7 +85,7 @@ def evaluate(
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
-    embedding: str | None = None,
+    embedding: str | None = None, at: Sequence[int] = (),
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
 
@@ -104,6 +104,7 @@ def evaluate(
         checkpoint_entry: The entry of a checkpoint that holds the weights; None to look for it.
         embedding: In a task about embeddings what a file's model answers with: its ``penultimate`` layer (the default),
             its ``output``, or what a linear layer of this path reads. Other models are taken as they are.
+        at: In retrieval, at which ranks precision is measured beside 100.
 
     Raises:
         InputError: The model cannot be found or loaded, or does not fit the data.
@@ -113,18 +114,24 @@ def evaluate(
         allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,
         checkpoint_entry=checkpoint_entry, embedding=embedding,
     )  # fmt: skip
-    return measured(found, where=type(model).__name__ if isinstance(model, nn.Module) else str(model))[0]
+    return measured(found, where=type(model).__name__ if isinstance(model, nn.Module) else str(model), at=at)[0]
 
 
-def measured(found: Found, *, where: str) -> tuple[dict[str, float], int]:
+def measured(found: Found, *, where: str, at: Sequence[int] = ()) -> tuple[dict[str, float], int]:
     """All metrics of a model that was found, and on how many test images that have a label.
 
+    Args:
+        found: The model.
+        where: It, for messages.
+        at: In retrieval, at which ranks precision is measured beside 100.
+
     Raises:
-        InputError: There is no data.
+        InputError: There is no data, or the task ranks nothing.
     """
     if found.dataset is None:
         raise InputError("there is no data to evaluate on", where=where, hint="give --data, e.g. --data digits")
-    reached = metrics(found.module, found.dataset, found.task, view=found.view, entry=found.entry)
+    task = found.task.precise_at(at) if at else found.task
+    reached = metrics(found.module, found.dataset, task, view=found.view, entry=found.entry)
     return reached, int(labelled(found.dataset.test.labels).sum())
 
 

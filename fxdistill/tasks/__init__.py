@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fxdistill.errors import DataError
+from fxdistill.errors import DataError, InputError
 from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
@@ -145,6 +145,17 @@ class Task(ABC):
         if not labels:
             raise no_labels("test") if images else no_images("test")
         return {name: float(metric.compute()) for name, metric in metrics.items()}
+
+    def precise_at(self, ranks: Sequence[int]) -> "Task":
+        """The same task with the precision at these ranks among its metrics.
+
+        Raises:
+            InputError: It ranks nothing.
+        """
+        raise InputError(
+            "the task ranks no images, so that there is no precision at a rank", where=f"--at {ranks[0]}",
+            hint="it is for --task retrieval",
+        )  # fmt: skip
 
     def chance(self, classes: int) -> float | None:
         """What the primary metric is without any knowledge; None where that is not known."""

@@ -7,11 +7,13 @@ them among the first k ranks:
     mean_ap_11   mean over queries of  (1 / 11) Σ_r P(k_r) over r = 0, 0.1 … 1, where k_r is the first rank
                  whose recall is nearest to r, and P is not interpolated
     top_100      mean over queries of  P(100)
+    precision    the same for other k
 
 The two averages differ: 11-point figures, which the papers on PKT and InDistill report, compare with each
 other only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,12 +34,13 @@ class Ranking:
     mean_ap: float
     mean_ap_11: float
     top_100: float
+    precision: tuple[float, ...] = ()
 
 
 @torch.inference_mode()
 def rank(
     database_features: Tensor, database_labels: Tensor, query_features: Tensor, query_labels: Tensor,
-    *, metric: Measure = "cosine", chunk: int = 256,
+    *, metric: Measure = "cosine", chunk: int = 256, at: Sequence[int] = (),
 ) -> Ranking:  # fmt: skip
     """Rank the database for each query and score the ranks. See the module docstring.
 
@@ -47,6 +50,7 @@ def rank(
         query_features: (Q, D), on the database's device.
         query_labels: (Q,). A query whose class the database has not scores 0.
         metric: ``cosine`` similarity or ``l2`` distance; items equally near keep the database's order.
+        at: At which k precision is wanted beside 100; of a smaller database the whole counts.
         chunk: Queries ranked at once, less for a large database; takes about 40 bytes x chunk x N.
 
     Raises:
@@ -57,13 +61,14 @@ def rank(
     if metric == "cosine":
         database, queries = F.normalize(database), F.normalize(queries)
     chunk = max(1, min(chunk, _MOST_DISTANCES // len(database)))
-    totals = torch.zeros(3, dtype=torch.double, device=database.device)
+    totals = torch.zeros(3 + len(at), dtype=torch.double, device=database.device)
     for start in range(0, len(queries), chunk):
         features, labels = queries[start : start + chunk], query_labels[start : start + chunk]
         distance = -(features @ database.t()) if metric == "cosine" else torch.cdist(features, database)
         ranked = database_labels[distance.argsort(dim=1, stable=True)]
-        totals += _scores(ranked == labels.unsqueeze(1)).sum(0)
-    return Ranking(*(totals / len(queries)).tolist())
+        totals += _scores(ranked == labels.unsqueeze(1), (100, *at)).sum(0)
+    average, eleven, top_100, *precision = (totals / len(queries)).tolist()
+    return Ranking(average, eleven, top_100, tuple(precision))
 
 
 def _check(database: Tensor, database_labels: Tensor, queries: Tensor, query_labels: Tensor) -> None:
@@ -85,8 +90,8 @@ def _check(database: Tensor, database_labels: Tensor, queries: Tensor, query_lab
         )
 
 
-def _scores(relevant: Tensor) -> Tensor:
-    """Average precision, 11-point precision and top-100 precision, (q, 3), of ranked relevances (q, N)."""
+def _scores(relevant: Tensor, at: Sequence[int]) -> Tensor:
+    """Average precision, 11-point precision and precision at each k, (q, 2 + k's), of ranked relevances (q, N)."""
     hits = relevant.cumsum(1)
     total = hits[:, -1:]
     precision = hits / torch.arange(1, relevant.shape[1] + 1, device=hits.device, dtype=torch.double)
@@ -95,4 +100,5 @@ def _scores(relevant: Tensor) -> Tensor:
     wanted = (torch.arange(11, device=hits.device) * total + 4) // 10
     ranks = torch.searchsorted(hits, wanted)
     eleven = precision.gather(1, ranks).mean(1)
-    return torch.stack([average, eleven, precision[:, min(100, relevant.shape[1]) - 1]], dim=1)
+    first = [precision[:, min(k, relevant.shape[1]) - 1] for k in at]
+    return torch.stack([average, eleven, *first], dim=1)

@@ -22,6 +22,7 @@ class Features(Retrieval):
     default_main = "features"
     has_predictions = False
     embeds = False
+    agreement_name = "agreement"
     collapsed = "the same features for every image"
 
     def wrong_output(

@@ -13,11 +13,20 @@ from torchmetrics import Metric
 
 from fxdistill.tasks import Agreement, Task, labelled, no_images, no_labels
 from fxdistill.tasks._classes import wrong_numbers
-from fxdistill.tasks._ranking import rank
+from fxdistill.tasks._ranking import Measure, rank
+
+_MEASURES: Mapping[str, Measure] = {"": "cosine", "-L2": "l2"}
 
 
 class Retrieval(Task):
-    """Embeddings (B, D), labels (B,), which only the metrics read; an image whose label is -100 is left out there."""
+    """Embeddings (B, D), labels (B,), which only the metrics read; an image whose label is -100 is left out there.
+
+    Args:
+        at: At which ranks precision is measured beside 100.
+    """
+
+    def __init__(self, at: Sequence[int] = ()) -> None:
+        self.at = tuple(at)
 
     summary = "an embedding, and one class an image to measure it by"
     supervised = None
@@ -25,6 +34,7 @@ class Retrieval(Task):
     primary = "mAP"
     embeds = True
     ranks_train = True
+    agreement_name = "agreement of nearest neighbours"
     collapsed = "the same embedding for every image"
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
@@ -49,12 +59,18 @@ class Retrieval(Task):
     def evaluate(
         self, predict: Callable[[str], Iterable[tuple[Tensor, Tensor]]], classes: int, device: torch.device | str
     ) -> dict[str, float]:
-        """Mean average precision, its 11-point form, and the precision of the first 100: by cosine, and by distance."""
+        """Mean average precision, its 11-point form, the precision of the first ones: by cosine, and by distance."""
         del classes
         database, queries = (_gathered(predict(split), split, device) for split in ("train", "test"))
-        by = {"": rank(*database, *queries), "-L2": rank(*database, *queries, metric="l2")}
+        by = {suffix: rank(*database, *queries, metric=metric, at=self.at) for suffix, metric in _MEASURES.items()}
         scores = {"mAP": "mean_ap", "mAP-11": "mean_ap_11", "top-100": "top_100"}
-        return {f"{name}{suffix}": getattr(found, key) for suffix, found in by.items() for name, key in scores.items()}
+        found = {f"{name}{suffix}": getattr(one, key) for suffix, one in by.items() for name, key in scores.items()}
+        precision = {suffix: zip(self.at, one.precision, strict=True) for suffix, one in by.items()}
+        return found | {f"precision@{k}{suffix}": value for suffix, pairs in precision.items() for k, value in pairs}
+
+    def precise_at(self, ranks: Sequence[int]) -> "Retrieval":
+        """With the share of the query's class among so many nearest neighbours."""
+        return type(self)(ranks)
 
     def chance(self, classes: int) -> float | None:
         """One in so many classes: the share of each where they are of one size."""

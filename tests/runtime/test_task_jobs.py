@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import jobs, runs
 
@@ -139,6 +140,7 @@ LABELS: dict[str, Any] = {
 }
 AGREEMENT = {
     "classification": "top-1 agreement", "multilabel": "agreement of classes", "segmentation": "agreement of pixels",
+    "retrieval": "agreement of nearest neighbours",
 }  # fmt: skip
 
 
@@ -151,3 +153,32 @@ def test_any_model_is_compared_with_its_file_on_images_of_its_task(tmp_path: Pat
     assert f"{AGREEMENT.get(task, 'agreement')} 100.00%" in said
     assert "on 32 test images" in said
     assert "outputs logits" in said
+
+
+def test_precision_at_a_rank_of_ones_own(tmp_path: Path) -> None:
+    spec = jobs.arrays(tmp_path / "classes.npz", np.arange(96) % 4)
+    file = jobs.model(tmp_path / "model.pt", outputs=6)
+    words = ("eval", file, *jobs.ALLOW, "--data", spec, "--task")
+    said = jobs.done(*words, "retrieval", "--at", 1, "--at", 7)
+    names = [line.split()[0] for line in said.splitlines()[1:]]
+    assert names[-4:] == ["precision@1", "precision@7", "precision@1-L2", "precision@7-L2"]
+    assert "precision" not in jobs.done(*words, "retrieval")
+    file = jobs.model(tmp_path / "model.pt", outputs=4)
+    refused = jobs.call(*words, "classification", "--at", 1)
+    assert refused.exit_code == 2
+    assert "the task ranks no images" in refused.stderr
+
+
+def test_embeddings_are_learnt_and_exported_without_a_label(tmp_path: Path) -> None:
+    """The gate compares nearest neighbours, which is all that there is to compare."""
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for index in range(40):
+        pixels = RANDOM.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / ("more" if index % 2 else ".") / f"{index}.png")
+    options = ("--data", f"images:{tmp_path / 'photos'}", "--task", "retrieval", "--method", "indistill+pkt")
+    plan = jobs.planned(tmp_path, {"widths": [8, 16], "outputs": 4}, {"outputs": 4}, *options)
+    assert not plan.data.labelled
+    parity = jobs.ran(tmp_path)["parity"]
+    assert (parity["agreement"], parity["images"]) == (1.0, 8)
+    assert parity["agreement_name"] == "agreement of nearest neighbours"
+    assert "agreement of nearest neighbours 100.00%" in " ".join(jobs.done("show", tmp_path / "run").split())
