@@ -175,6 +175,11 @@ def _ablations(method: str) -> dict[str, Arm]:
     """What could be done otherwise in the warm-up, each before the same main stage."""
     ways: dict[str, tuple[tuple[str, ...], Edit]] = {
         "normalized": ((), _comparing("normalized")),
+        "running": ((), _comparing("running")),
+        "earlier pairs kept": (("--keep-earlier", "0.7"), _same),
+        "at most 30%, until a plateau": (("--plateau", "0.02:2"), _share(0.3)),
+        "lengths by a probe": (("--probe", "lengths"), _same),
+        "order by a probe": (("--probe", "order"), _same),
         "all pairs at once": ((), _together),
         "projection": (("--align", "project"), _same),
         "random channels": (("--criterion", "random"), _same),
