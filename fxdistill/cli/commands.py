@@ -184,7 +184,7 @@ def run(
     more_epochs: parameters.MoreEpochs = 0,
     arms: parameters.Arms = "",
     seeds: parameters.SeedCount = None,
-    compile_programs: parameters.Compile = False,
+    compile_programs: parameters.Compile = parameters.Compiling.off,
     channels_last: parameters.ChannelsLast = False,
     cache: parameters.Cache = "auto",
     cache_size: parameters.CacheSize = CACHE_SIZE,
@@ -207,7 +207,7 @@ def run(
     )
     again += [] if device is parameters.Device.auto else ["--device", device.value]
     again += [] if precision is None else ["--precision", precision.value]
-    again += ["--compile"] if compile_programs else []
+    again += [] if compile_programs is parameters.Compiling.off else ["--compile", compile_programs.value]
     again += ["--channels-last"] if channels_last else []
     again += [] if cache == "auto" else ["--cache", cache]
     again += [] if cache_size == CACHE_SIZE else ["--cache-size", cache_size]
@@ -232,7 +232,8 @@ def run(
 
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
-            compile=compile_programs, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every,
+            compile=values.compiling(compile_programs.value), allow=tuple(allow_factory), trust_code=trust_code,
+            save_seconds=save_every,
             evaluate_every=evaluate_every, channels_last=channels_last, seeds=seeds, cache=kept, cache_size=room,
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs, cache_half=cache_half,

@@ -21,6 +21,7 @@ _ARGUMENT = "KEY=VALUE for that factory; repeatable."
 _ENTRY = "Entry of the {}checkpoint that holds the weights: state_dict_ema. Default: a usual name."
 
 Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
+Compiling = StrEnum("Compiling", {"off": "off", "on": "on", "auto": "auto"})
 Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
 
@@ -239,7 +240,9 @@ MoreEpochs = Annotated[
     int,
     typer.Option("--more-epochs", min=0, max=1_000_000, help="Extend the complete run that the directory holds."),
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="Train through torch.compile.")]
+Compile = Annotated[
+    Compiling, typer.Option("--compile", help="Train through torch.compile; auto tries it in each stage.")
+]
 Arms = Annotated[
     str,
     typer.Option(

@@ -62,6 +62,11 @@ def cache(text: str) -> "Literal['auto', 'off'] | Path":
     return path
 
 
+def compiling(text: str) -> "Literal['auto'] | bool":
+    """Whether to compile, from ``off``, ``on`` or ``auto``."""
+    return "auto" if text == "auto" else text == "on"
+
+
 def byte_count(text: str, option: str) -> int:
     """A number of bytes, from ``4G``, ``500M`` or digits alone.
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from fxdistill.plan.schema import Arm, Stage
 from fxdistill.runtime import checkpoint, inspection, kept, norms, preflight, stopping
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
+from fxdistill.runtime.compiling import Choice
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.halves import described
 from fxdistill.runtime.hardening import compare, harden_all
@@ -68,7 +69,7 @@ class Execution(Bench):
         rundir: Where everything is written.
         initial: For each trial the state dict that each trained member starts from.
         observer: Who watches.
-        compiled: Whether to train through ``torch.compile``.
+        compiled: Whether to train through ``torch.compile``; ``auto`` tries it, stage by stage.
         save_seconds: Seconds between two checkpoints.
         metrics: Where epochs are logged.
         checkpoint: Where to go on from.
@@ -78,12 +79,13 @@ class Execution(Bench):
         before: The losses before anything was trained.
         reuse: What its trials keep of what frozen members compute.
         profile: Whether to profile the arms of the first seed.
+        chosen: Which stages are compiled, where that was tried, see :mod:`fxdistill.runtime.compiling`.
     """
 
     rundir: RunDir
     initial: Callable[[Trial], Mapping[str, State]]
     observer: Observer
-    compiled: bool
+    compiled: Literal["auto"] | bool
     save_seconds: float
     metrics: Metrics
     checkpoint: Checkpoint
@@ -93,6 +95,17 @@ class Execution(Bench):
     channels_last: bool = False
     before: Losses = field(default_factory=dict)
     profile: bool = False
+    chosen: dict[str, bool] = field(default_factory=dict)
+
+    def choice(self, trial: Trial) -> Choice | bool:
+        """Whether a trial's programs are compiled, or who chooses."""
+        if self.compiled != "auto":
+            return self.compiled
+
+        def say(where: str, why: str) -> None:
+            self.observer.on_diagnostic(Diagnostic(code="compile", severity="note", where=where, why=why))
+
+        return Choice(trial.name, self.chosen, say, self.fabric.device)
 
     def clock(self, trial: Trial) -> Clock:
         """What is told of the parts of a trial's steps."""
@@ -128,7 +141,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     with stopping.deferred() as request:
         watch = _Watch(run, program, index, trial, request)
         loop = Loop(
-            run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.compiled,
+            run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.choice(trial),
             watch.progress, watch.save,
             {stage: found for (name, stage), found in run.before.items() if name == trial.name},
             replace(at.course), watch.is_better, functools.partial(run.reuse.of, trial), run.clock(trial),
@@ -162,7 +175,8 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     for remark in remarks:
         run.observer.on_diagnostic(remark)
     run.checkpoint = Checkpoint(
-        arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record], how=at.how
+        arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record], how=at.how,
+        compiled=dict(run.chosen),
     )  # fmt: skip
     checkpoint.save(run.rundir, run.checkpoint)
 
@@ -350,7 +364,8 @@ class _Watch:
             optimizer=moment.optimizer.state_dict() if moment.optimizer is not None else None,
             means=moment.means(), scaler=self.run.fabric.strategy.precision.state_dict(),
             metrics_size=self.run.metrics.size, seconds=self.seconds, finished=self._finished,
-            how=self.run.checkpoint.how, average=dict(moment.average) or None, reuse=dict(self.run.reuse.reports),
+            how=self.run.checkpoint.how, compiled=dict(self.run.chosen),
+            average=dict(moment.average) or None, reuse=dict(self.run.reuse.reports),
             course=moment.course,
         )  # fmt: skip
 

@@ -43,6 +43,7 @@ class Checkpoint:
         average: The running mean of the weights, as ``state``; None for none.
         course: How the arm has gone so far, where stages may end on a plateau.
         reuse: What was decided about what frozen members compute, by stage of that arm, and what came of it.
+        compiled: Of stages, as ``ARM/STAGE``, whether they are compiled, where that was tried.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -60,10 +61,11 @@ class Checkpoint:
     average: dict[str, Tensor] | None = None
     course: Course = field(default_factory=Course)
     reuse: dict[str, Report] = field(default_factory=dict)
+    compiled: dict[str, bool] = field(default_factory=dict)
 
 
 _CHECKPOINT = TypeAdapter(Checkpoint)
-_PLAIN = ("arm", "state", "optimizer", "scaler", "metrics_size", "seconds", "finished", "how", "average")
+_PLAIN = ("arm", "state", "optimizer", "scaler", "metrics_size", "seconds", "finished", "how", "average", "compiled")
 
 
 def save(run: RunDir, checkpoint: Checkpoint) -> None:

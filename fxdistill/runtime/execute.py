@@ -51,7 +51,7 @@ class Settings:
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: Overrides the plan's training precision.
         resume: Whether to take up the run that the directory holds.
-        compile: Whether to train through ``torch.compile``.
+        compile: Whether to train through ``torch.compile``; ``auto`` tries it in each stage.
         channels_last: Whether to train with weights and feature maps in channels-last memory, where convolutions and
             poolings are faster; not for models that view a feature map as another shape.
         allow: Modules whose factories may be called.
@@ -72,7 +72,7 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision | None = None
     resume: bool = False
-    compile: bool = False
+    compile: Literal["auto"] | bool = False
     channels_last: bool = False
     allow: tuple[str, ...] = ()
     trust_code: bool = False
@@ -156,6 +156,7 @@ def execute(
             Metrics(rundir, size=at.metrics_size, plan=plan), at,
             _reuse(plan, dataset, fabric, settings, observer, how=how), parts.programs,
             settings.evaluate_every, settings.channels_last, parts.before, settings.profile,
+            dict(at.compiled),
         )  # fmt: skip
         return _train(run, poor)
 

@@ -6,13 +6,14 @@ of the first three before every step. A checkpoint therefore needs no generator 
 takes exactly the steps that an undisturbed run takes.
 """
 
+import functools
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
@@ -25,6 +26,7 @@ from fxdistill.errors import FxdistillError, InputError, TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.plan.schema import Count, DataPlan, Plateau, Stage, lengths
 from fxdistill.runtime.average import Average
+from fxdistill.runtime.compiling import Choice, compiled, is_of_compiler
 from fxdistill.runtime.optimizers import RATE, make_optimizer, take_up
 from fxdistill.runtime.profiling import Clock
 from fxdistill.tasks import Task
@@ -151,7 +153,7 @@ class Loop:
         task: What the targets are.
         seed: Everything random comes from it, but for the augmentation.
         augment_seed: What that is drawn under: the plan's seed, in all trials.
-        compiled: Whether each stage's program goes through ``torch.compile``.
+        compiled: Whether each stage's program goes through ``torch.compile``, or who chooses.
         on_progress: Called after some steps, and at the end of every epoch.
         on_save: Called after every step, epoch and stage: a checkpoint may be taken.
         before: The losses before anything was trained, by stage; what is not known is not compared.
@@ -169,7 +171,7 @@ class Loop:
     task: Task
     seed: int
     augment_seed: int
-    compiled: bool
+    compiled: "bool | Choice"
     on_progress: Callable[[Progress], None]
     on_save: Callable[[Moment], None]
     before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -214,12 +216,13 @@ class Loop:
         halves = self.halves(stage, program)
         trained = program if halves is None else halves.divided.rest.train()
         self.clock.watch(halves.divided.frozen if halves is not None else None)
-        wrapped, optimizer = self.fabric.setup(self._forward(trained), optimizer, _reapply_compile=False)
-        mean = Average(program, stage.optimizer.ema, average)
         epochs = lengths(self.program.stages, self.course.taken)
         done, stage, ended = sum(epochs[:index]), stage.changed(epochs=epochs[index]), False
-        steps = steps_per_epoch(self.dataset.train, self.data.batch_size)
-        self.clock.begin(stage.name, (stage.epochs - position.epoch) * steps - position.step)
+        left = (stage.epochs - position.epoch) * steps_per_epoch(self.dataset.train, self.data.batch_size)
+        self.clock.begin(stage.name, left - position.step)
+        forward = self._forward(trained, stage, halves, steps=left - position.step)
+        wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
+        mean = Average(program, stage.optimizer.ema, average)
         for epoch in range(position.epoch, stage.epochs):
             first = epoch == position.epoch
             place = Position(index, epoch, position.step if first else 0, taught)
@@ -231,12 +234,31 @@ class Loop:
             if place.taught != taught:
                 taught = place.taught
                 program = specialize(self.program, stage.name, taught=taught).train()
-                wrapped = self.fabric.setup_module(self._forward(program), _reapply_compile=False)
+                forward = self._forward(program, stage, None, steps=0)
+                wrapped = self.fabric.setup_module(forward, _reapply_compile=False)
         self.clock.end()
         mean.settle()
 
-    def _forward(self, program: Program) -> nn.Module:
-        return compiled(program) if self.compiled else self.clock.marked(program)
+    def _forward(self, program: Program, stage: Stage, halves: "Halves | None", *, steps: int) -> nn.Module:
+        """What is called in a step: the program, compiled or with marks for the clock."""
+        made = compiled(program) if self.compiled is True else program
+        if isinstance(self.compiled, Choice):
+            batch = functools.cache(lambda: next(self._batches(0)))
+
+            def step(module: nn.Module) -> None:
+                fields = batch() | ({} if halves is None else halves.fresh(batch()["images"]))
+                with step_seeded(self.seed, 0, 0, device=self.fabric.device), self.fabric.autocast():
+                    program.total(module(fields)).backward()
+
+            made = self.compiled.made(stage.name, program, step, steps=steps)
+        return self.clock.marked(program) if made is program else made
+
+    def _batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        return batches(
+            self.dataset.train, self.data.batch_size, seed=self.seed, epoch=epoch, start=start, shuffle=True,
+            augment=self.data.augmentation, device=self.fabric.device, augment_seed=self.augment_seed,
+            views=self.data.views, moves_targets=self.task.moves_targets, classes=len(self.dataset.classes),
+        )  # fmt: skip
 
     def _moment(self, position: Position, optimizer: torch.optim.Optimizer | None = None, **more: Any) -> Moment:
         return Moment(position, optimizer, course=replace(self.course), **more)
@@ -255,13 +277,7 @@ class Loop:
         if stage.optimizer.restart and position.step == 0:
             optimizer.state.clear()
         steps = steps_per_epoch(self.dataset.train, size)
-        found = batches(
-            self.dataset.train, size, seed=self.seed, epoch=run_epoch,
-            start=position.step, shuffle=True, augment=self.data.augmentation, device=self.fabric.device,
-            augment_seed=self.augment_seed, views=self.data.views,
-            moves_targets=self.task.moves_targets, classes=len(self.dataset.classes),
-        )  # fmt: skip
-        found = running.waiting(found, self.clock)
+        found = running.waiting(self._batches(run_epoch, start=position.step), self.clock)
         if running.halves is not None:
             chosen = order(self.dataset.train, size, seed=self.seed, epoch=run_epoch)[position.step :]
             begun = self._moment(position, optimizer, means=running.flush, average=running.average.values)
@@ -390,11 +406,6 @@ class _Running:
         )
 
 
-def compiled(program: Program) -> nn.Module:
-    """The program through ``torch.compile``, on its first call."""
-    return cast("nn.Module", torch.compile(program))
-
-
 @contextmanager
 def _compiler_errors() -> Iterator[None]:
     """Make one clear error of what the compiler says; what it hides of ours comes out."""
@@ -403,12 +414,12 @@ def _compiler_errors() -> Iterator[None]:
     except FxdistillError:
         raise
     except Exception as error:
-        if "torch._dynamo" not in type(error).__module__ and "torch._inductor" not in type(error).__module__:
+        if not is_of_compiler(error):
             raise
         first = str(error).strip().splitlines()[0]
         raise InputError(
             f"torch.compile cannot compile this program: {first}", where="--compile",
-            hint="run without --compile, or install what is missing: on a CPU it needs a C++ compiler",
+            hint="run with --compile off or auto, or install what is missing: on a CPU it needs a C++ compiler",
         ) from error  # fmt: skip
 
 
