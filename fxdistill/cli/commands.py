@@ -112,6 +112,12 @@ def plan(
         cascade = values.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested,
             spacing=None if spacing is None else spacing.value, student=student,
+            others={
+                "pair": pair, "forbid": forbid, "align": align is not parameters.Align.slice,
+                "student-factory": student_factory, "student-arg": student_arg, "student-entry": student_entry,
+                "student-output": student_output, "warm-up-share": warm_up_share, "keep-earlier": keep_earlier,
+                "plateau": plateau, "probe": probe,
+            },
         )  # fmt: skip
         if via is None and (via_epochs is not None or via_factory is not None or via_arg):
             raise InputError("there is no assistant to say anything of", where="--via", hint="add --via auto or MODEL")

@@ -1,7 +1,7 @@
 """What the command line's arguments stand for: shapes, pairs, models, places to write to."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -160,9 +160,20 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
 
 def cascade(
     method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: str | None,
-    nested: bool, student: str | None,
+    nested: bool, student: str | None, others: Mapping[str, object],
 ) -> "Cascade | None":  # fmt: skip
     """What the options say of a cascade; None for another method.
+
+    Args:
+        method: The method.
+        keep: The share that the student keeps.
+        levels: The shares of all levels, with commas.
+        budget: What the student may cost: ``macs=52M``.
+        assistants: How many levels there are beside the student.
+        spacing: How their shares lie.
+        nested: Whether levels lie inside of each other.
+        student: The student that was named.
+        others: Options that are about a student that is given, or about warm-ups, with their values.
 
     Raises:
         InputError: They do not go together, or a student is named where none can be, or is missing.
@@ -187,6 +198,8 @@ def cascade(
         raise InputError(
             f"the method '{method}' makes its student out of the teacher", where=student, hint="name the teacher alone"
         )
+    if odd := [name for name, value in others.items() if value not in (None, "", False, [])]:
+        raise InputError(f"a cascade has no use for --{odd[0]}", where=f"--{odd[0]}", hint="leave it out")
     if levels and (assistants is not None or spacing is not None):
         raise InputError(
             "--levels says which levels there are", where="--levels", hint="leave out --assistants and --spacing"

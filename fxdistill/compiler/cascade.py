@@ -287,9 +287,18 @@ def _tie(module: nn.Module, name: str, scored: nn.Module) -> None:
     setattr(module.get_submodule(MASKS), name, scored.get_parameter(f"{MASKS}.scores"))
 
 
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What was cut out of a masked model: the smaller one, and its size."""
+
+    module: fx.GraphModule
+    parameters: int
+    macs: int
+
+
 def harden(
     masked: fx.GraphModule, member: Masked, *, input_shape: tuple[int, ...], passes: PassManager | None = None
-) -> fx.GraphModule:  # fmt: skip
+) -> Cut:  # fmt: skip
     """Cut a masked model: its scores become indices, and ``shrink`` proves the result; it shares nothing with it.
 
     Args:
@@ -307,7 +316,8 @@ def harden(
     traced = passes.run(Trace(input_shape), copied(unmasked(masked)).cpu())
     base = Base.of(traced, passes.run(Couple(), traced), member.barriers)
     gone = base.gone(kept)
-    return passes.run(Shrink(), ShrinkSource(traced, base.coupling, gone)).module if gone else copied(traced.module)
+    small = passes.run(Shrink(), ShrinkSource(traced, base.coupling, gone)).module if gone else copied(traced.module)
+    return Cut(small, *base.cost.of(kept))
 
 
 def kept_counts(masked: nn.Module, member: Masked) -> dict[str, int]:

@@ -59,6 +59,11 @@ def _arm(name: str, plan: Plan, own: Arm) -> Arm:
         )  # fmt: skip
     if method.parts == composed(plan.method).parts:
         return own.changed(name=name)
+    if method.alone:
+        raise InputError(
+            f"'{name}' makes its student out of the teacher, and the plan has one that was given", where="--arms",
+            hint="plan with it, and compare two runs",
+        )  # fmt: skip
     main, total = own.stages[-1], sum(stage.epochs for stage in own.stages)
     made: tuple[Stage, ...] = Schedule(name)(_recipe(plan, own)).value
     known = {(term.loss, term.pair is None): term.args for stage in own.stages for term in stage.losses}

@@ -94,6 +94,7 @@ class RunView(Observer):
         if now - self._drawn > 0.1 or ended:
             self._drawn = now
             self._draw(arm, progress)
+        self._kept(progress)
         finished = progress.ended
         if finished or (ended and not self.console.is_terminal and now - self._logged > _LOG_SECONDS):
             self._logged = now
@@ -115,6 +116,12 @@ class RunView(Observer):
                 ),
                 soft_wrap=not self.console.is_terminal,
             )
+
+    def _kept(self, progress: TrainProgress) -> None:
+        """A line an epoch of what masked members keep, layer by layer."""
+        if progress.kept:
+            told = "; ".join(f"{name} {' '.join(map(str, found))}" for name, found in progress.kept.items())
+            self.console.print(Text(f"epoch {progress.position.epoch} keeps {told}", "dim"), soft_wrap=True)
 
     def _draw(self, arm: Trial, progress: TrainProgress) -> None:
         at, stage = progress.position, progress.stage

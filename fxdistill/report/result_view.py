@@ -1,5 +1,6 @@
 """What came out, as people read it: of a run, of shrinking one model."""
 
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.members import Hardened, Masked
 from fxdistill.report.layout import Line, Table, count, diagnostics_view
 from fxdistill.tasks import TASKS, Task
 
@@ -83,9 +85,16 @@ def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:
 
 
 def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str) -> Row:
-    sizes, timed = plan.members[member], result["latency"].get(member)
+    found, timed = plan.members[member], result["latency"].get(member)
     latency = "-" if timed is None else f"{timed['median_ms']:.3f} ms"
-    return label, value, count(sizes.parameters), count(sizes.macs), latency
+    if isinstance(found, Masked):  # computed whole, whatever it masks
+        return label, value, _NOTHING, _NOTHING, latency
+    cut = [arm for arm in result["arms"] if isinstance(found, Hardened) and "macs" in arm]
+    sizes = [
+        round(statistics.fmean(arm[key] for arm in cut)) if cut else getattr(found, key)
+        for key in ("parameters", "macs")
+    ]
+    return label, value, *map(count, sizes), latency
 
 
 def _is_chosen(plan: Plan, result: dict[str, Any]) -> bool:

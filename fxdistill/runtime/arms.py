@@ -8,7 +8,6 @@ then teaches. The control arm stands beside its arm.
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import build_arm
-from fxdistill.compiler.cascade import kept_counts
 from fxdistill.compiler.tap_statistics import measure_taps
 from fxdistill.data.batches import batches
 from fxdistill.diagnostics import Diagnostic
@@ -29,14 +27,14 @@ from fxdistill.modelfiles import bundle
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.plan.schema import Arm, Stage
+from fxdistill.plan.schema import Arm
 from fxdistill.runtime import checkpoint, inspection, kept, norms, preflight, stopping
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.compiling import Choice
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.halves import described
-from fxdistill.runtime.hardening import compare, harden_all
+from fxdistill.runtime.hardening import Succession, compare, harden_all, hardened_members, kept_in
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.loop import Loop, Moment, Position, Progress
 from fxdistill.runtime.profiling import Clock, StageTimes, Stopwatch
@@ -80,6 +78,7 @@ class Execution(Bench):
         reuse: What its trials keep of what frozen members compute.
         profile: Whether to profile the arms of the first seed.
         chosen: Which stages are compiled, where that was tried, see :mod:`fxdistill.runtime.compiling`.
+        sizes: Of the members that were cut out of others, ``parameters`` and ``macs``.
     """
 
     rundir: RunDir
@@ -96,6 +95,7 @@ class Execution(Bench):
     before: Losses = field(default_factory=dict)
     profile: bool = False
     chosen: dict[str, bool] = field(default_factory=dict)
+    sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def choice(self, trial: Trial) -> Choice | bool:
         """Whether a trial's programs are compiled, or who chooses."""
@@ -144,7 +144,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.choice(trial),
             watch.progress, watch.save,
             {stage: found for (name, stage), found in run.before.items() if name == trial.name},
-            replace(at.course), watch.is_better, functools.partial(run.reuse.of, trial), run.clock(trial),
+            replace(at.course), watch.succession.is_due, functools.partial(run.reuse.of, trial), run.clock(trial),
         )  # fmt: skip
         run.reuse.reports = dict(at.reuse)
         loop.run(at.position, at.optimizer, at.means, at.average)
@@ -164,7 +164,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             remarks += kept.keep(run.plan, run.rundir, member, module)
     found = run.measured(arm.trains[0])
     remarks += knows_nothing(run, trial, arm.trains[0], found)
-    record |= {**found, "seconds": round(watch.seconds, 1)}
+    record |= {**found, "seconds": round(watch.seconds, 1), **run.sizes.get(arm.trains[0], {})}
     if any(stage.plateau for stage in arm.stages):
         names = (stage.name for stage in arm.stages)
         record["epochs"] = dict(zip(names, loop.course.taken, strict=True))
@@ -200,11 +200,11 @@ def _cut(run: Execution, arm: Arm) -> None:
     """
     if any(isinstance(run.plan.members[name], Hardened) for name in arm.trains):
         run.observer.on_phase("hardening")
-        for name, small in harden_all(run.plan, run.modules).items():
-            member = run.plan.members[name]
-            masked = run.modules[member.of if isinstance(member, Hardened) else name]
-            compare(run.plan, name, small, masked, dataset=run.dataset, task=run.task)
-            run.modules[name] = small
+        cuts = harden_all(run.plan, run.modules)
+        for name, of, _ in hardened_members(run.plan):
+            compare(run.plan, name, cuts[name].module, run.modules[of], dataset=run.dataset, task=run.task)
+            run.modules[name] = cuts[name].module
+        run.sizes |= {name: {"parameters": cut.parameters, "macs": cut.macs} for name, cut in cuts.items()}
 
 
 def knows_nothing(run: Execution, trial: Trial, member: str, found: Mapping[str, float]) -> list[Diagnostic]:
@@ -300,8 +300,7 @@ class _Watch:
         self._finished, self._before = run.checkpoint.finished, run.checkpoint.seconds
         self._started = self._last = time.monotonic()
         self._took = 0.0
-        self._reached: dict[str, float] = {}
-        self._teachers: dict[str, dict[str, float]] = {}
+        self.succession = Succession(run)
 
     @property
     def seconds(self) -> float:
@@ -310,13 +309,17 @@ class _Watch:
 
     def progress(self, progress: Progress) -> None:
         """Log an epoch that has ended, and tell the observer."""
-        reached = self._log(progress) if progress.position.step == 0 else {}
+        reached: dict[str, float] = {}
+        if progress.position.step == 0:
+            keeping = kept_in(self.run.plan, self.run.plan.arm(self.trial.name), self.run.modules)
+            reached = self.succession.reached = self._log(progress, keeping)
+            progress = replace(progress, kept={name: list(found.values()) for name, found in keeping.items()})
         report = self.run.reuse.reports.get(progress.stage.name)
         if report is not None and progress.ended:
             progress = replace(progress, note=described(report))
         self.run.observer.on_progress(self.trial, progress, reached)
 
-    def _log(self, progress: Progress) -> dict[str, float]:
+    def _log(self, progress: Progress, keeping: dict[str, dict[str, int]]) -> dict[str, float]:
         """The metrics after an epoch; none after one that trains taps alone, of which a prediction says nothing."""
         epoch, every = progress.position.epoch, self.run.evaluate_every
         due = epoch % every == 0 or progress.ended or bool(progress.stage.successors)
@@ -332,30 +335,10 @@ class _Watch:
                 "metrics": reached,
                 "images_per_second": round(progress.images_per_second, 1),
                 **({"plateau": True} if progress.ended and epoch < progress.stage.epochs else {}),
-                **({"kept": kept_now} if (kept_now := self._kept()) else {}),
+                **({"kept": keeping} if keeping else {}),
             }
         )
-        self._reached = reached
         return reached
-
-    def _kept(self) -> dict[str, dict[str, int]]:
-        """How many channels the masked members in training keep of each layer."""
-        members = {name: self.run.plan.members[name] for name in self.run.plan.arm(self.trial.name).trains}
-        return {
-            name: kept_counts(self.run.modules[name], member)
-            for name, member in members.items() if isinstance(member, Masked) and member.is_masked
-        }  # fmt: skip
-
-    def is_better(self, stage: Stage, taught: int) -> bool:
-        """Whether what is trained was better than its teacher on the validation images, after the last epoch."""
-        teacher = next(term.teacher for term in stage.under(taught).losses if term.teacher is not None)
-        metric = self.run.task.primary
-        if self.run.plan.data.val is None or metric not in self._reached:
-            return False
-        if teacher not in self._teachers:
-            self._teachers[teacher] = self.run.measured(teacher, on="val")
-        one, other = self._reached[metric], self._teachers[teacher].get(metric, math.nan)
-        return one > other if self.run.task.higher_is_better else one < other
 
     def at(self, moment: Moment) -> Checkpoint:
         """The checkpoint of a moment."""

@@ -234,7 +234,7 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Part
             strangers |= {name} if member.of in strangers else set()
             masked = masked or levels(plan, modules[member.of])
             modules[name] = masked[name]
-    modules |= harden_all(plan, modules)
+    modules |= {name: cut.module for name, cut in harden_all(plan, modules).items()}
     preflight.exports(plan, modules[plan.export.member])
 
     @functools.cache

@@ -1,15 +1,16 @@
-"""Hardening in a run: a masked member that is trained becomes one that is really smaller, checked on real images.
+"""Levels in a run: what they keep, who teaches next, and how one becomes a member that is really smaller.
 
 The masked member and what is cut out of it answer alike: that is proved node by node on noise (``shrink``), and here on
 test images, before what was cut out is trained on. Nothing is chosen by them.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxdistill.compiler.cascade import harden
+from fxdistill.compiler.cascade import Cut, harden, kept_counts
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import InvariantError, ParityError
@@ -19,6 +20,8 @@ from fxdistill.ir.views import seen
 from fxdistill.measure.model import device_of
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
+from fxdistill.plan.schema import Arm, Stage
+from fxdistill.runtime.bench import Bench
 from fxdistill.tasks import Task
 
 TOLERANCE = 1e-4
@@ -34,7 +37,39 @@ def hardened_members(plan: Plan) -> Iterator[tuple[str, str, Masked]]:
             yield name, member.of, source
 
 
-def harden_all(plan: Plan, modules: Mapping[str, nn.Module]) -> dict[str, fx.GraphModule]:
+def kept_in(plan: Plan, arm: Arm, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, int]]:
+    """How many channels the masked members that an arm trains keep of each layer now."""
+    members = {name: plan.members[name] for name in arm.trains}
+    return {
+        name: kept_counts(modules[name], member)
+        for name, member in members.items() if isinstance(member, Masked) and member.is_masked
+    }  # fmt: skip
+
+
+class Succession:
+    """Whether what is trained is better than its teacher, so that the teacher's successor takes its place.
+
+    It is told by the validation images alone: without these it never is.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.reached: dict[str, float] = {}
+        self._teachers: dict[str, float] = {}
+
+    def is_due(self, stage: Stage, taught: int) -> bool:
+        """Whether it is, after an epoch in which the metrics that were ``reached`` were measured."""
+        teacher = next(term.teacher for term in stage.under(taught).losses if term.teacher is not None)
+        metric = self.bench.task.primary
+        if self.bench.plan.data.val is None or metric not in self.reached:
+            return False
+        if teacher not in self._teachers:
+            self._teachers[teacher] = self.bench.measured(teacher, on="val").get(metric, math.nan)
+        one, other = self.reached[metric], self._teachers[teacher]
+        return one > other if self.bench.task.higher_is_better else one < other
+
+
+def harden_all(plan: Plan, modules: Mapping[str, nn.Module]) -> dict[str, Cut]:
     """What is cut out of the masked members as they are now, by name; nothing is looked at yet."""
     found = {}
     for name, of, member in hardened_members(plan):

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,6 +127,7 @@ class Progress:
         losses: Mean of each loss over the epoch so far, unweighted.
         images_per_second: Over the epoch so far.
         ended: Whether the stage ends here.
+        kept: At the end of an epoch, how many channels each masked member keeps, layer by layer.
         note: At the end of a stage, what was done about what frozen members compute; '' for nothing to say.
         waiting: The share of the epoch's time that went by until batches were there.
     """
@@ -138,6 +139,7 @@ class Progress:
     images_per_second: float
     ended: bool = False
     note: str = ""
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
     waiting: float = 0.0
 
 

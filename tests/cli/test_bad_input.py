@@ -114,6 +114,47 @@ def test_commands_that_cannot_be_parsed(folder: Path) -> None:
     assert "no such option: --no-such-option" in refused(folder, "--no-such-option")
 
 
+CASCADE = ("--method", "cascade", "--input", "1x1x8x8")
+
+
+@pytest.mark.parametrize(
+    ("words", "needle"),
+    [
+        (("--keep", "0"), "0.0 is no share of channels to keep"),
+        (("--keep", "1"), "1.0 is no share of channels to keep"),
+        ((), "nothing says what the student keeps"),
+        (("--keep", "0.5", "--budget", "macs=20K"), "--keep and --budget both say what the student keeps"),
+        (("--levels", "0.5,0.4,1"), "levels increase from the student"),
+        (("--levels", "0.5,0.7"), "the last of several levels keeps all channels"),
+        (("--levels", "0.5,x"), "'x' is no number"),
+        (("--levels", "0.5,1", "--assistants", "2"), "leave out --assistants and --spacing"),
+        (("--keep", "0.5", "--assistants", "-1"), "-1 assistants cannot be"),
+        (("--keep", "0.01"), "less than one in each of 3 layers"),
+        (("--budget", "macs=1"), "1 MACs cannot be met: with one channel a layer there are "),
+        (("--budget", "params=1G"), "and 1,000,000,000 are allowed"),
+        (("--budget", "52M"), "'52M' is no budget"),
+        (("--budget", "watts=5"), "'watts=5' is no budget"),
+        (("--keep", "0.5", "--criterion", "taylor"), "reads data, and scores start from weights alone"),
+        (("--keep", "0.5", "--pair", "a=b"), "a cascade has no use for --pair"),
+        (("--keep", "0.5", "--align", "shrink"), "a cascade has no use for --align"),
+        (("--keep", "0.5", "--plateau", "0.1"), "a cascade has no use for --plateau"),
+    ],
+)
+def test_cascades_that_cannot_be(folder: Path, words: tuple[str, ...], needle: str) -> None:
+    given = "fxdistill.models:resnet?widths=[4,8]&blocks=1"
+    assert needle in refused(folder, "plan", given, *CASCADE, *words)
+
+
+def test_a_cascade_has_no_student_and_only_it_has_levels(folder: Path) -> None:
+    said = refused(folder, "plan", "teacher.pt", "student.pt", "--method", "cascade", "--keep", "0.5")
+    assert "makes its student out of the teacher" in said
+    for option in (("--levels", "0.2,1"), ("--assistants", "2"), ("--budget", "macs=1M"), ("--nested",)):
+        assert f"{option[0]} is about a cascade" in refused(folder, "plan", "teacher.pt", "student.pt", *option)
+    said = refused(folder, "plan", "fxdistill.models:convnet?widths=[4]", *CASCADE, "--keep", "0.5")
+    assert "no channels that can be masked" in said
+    assert "different passes" in refused(folder, "plan", "teacher.pt", "--method", "indistill+cascade", "--keep", "0.5")
+
+
 def test_factories(folder: Path) -> None:
     assert "torchvision.models:resnet18" in refused(folder, "plan", "teacher.pt", "resnet18")
     assert "--allow-factory" in refused(folder, "plan", "teacher.pt", "os:getcwd")

@@ -27,6 +27,7 @@ from fxdistill.passes.mask import kept_of
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Masked
 from fxdistill.plan.schema import ModelRef
+from fxdistill.report.result_view import result_view
 from fxdistill.runtime import checkpoint, hardening
 from fxdistill.runtime.arms import Execution
 from fxdistill.runtime.directory import RunDir
@@ -35,6 +36,7 @@ from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.optimizers import make_optimizer
 from fxdistill.tasks import TASKS
 from tests import runs
+from tests.report.drawing import drawn
 from tests.runs import execute
 
 TEACHER: tuple[str, dict[str, Any]] = (
@@ -191,6 +193,11 @@ def test_a_run_ends_with_a_smaller_student() -> None:
     state = torch.load(run / "student_state_dict.pt")
     assert [state[f"{name}.weight"].shape[0] for name in kept] == list(kept.values())
     assert fxdistill.evaluate(run)["accuracy"] == result["arms"][1]["accuracy"]
+    counted = {name: result["arms"][1][name] for name in ("parameters", "macs")}
+    assert counted["parameters"] == sum(value.numel() for name, value in state.items() if "running" not in name) - 3
+    console, text = drawn(terminal=False)
+    console.print(result_view(plan, result))
+    assert f"{counted['parameters']}" in text.getvalue().split("student, distilled")[1].split("\n")[0].replace(",", "")
 
 
 def test_the_student_answers_as_the_masked_level_and_what_does_not_is_refused() -> None:
@@ -198,7 +205,7 @@ def test_the_student_answers_as_the_masked_level_and_what_does_not_is_refused() 
     modules = made(plan)
     torch.manual_seed(1)
     modules["level-0"].get_parameter("masks.scores").data.uniform_()
-    small = harden_all(plan, modules)["student"]
+    small = harden_all(plan, modules)["student"].module
     task = TASKS.get("classification")
     worst = hardening.compare(plan, "student", small, modules["level-0"], dataset=digits, task=task)
     assert worst <= 1e-5
@@ -211,7 +218,7 @@ def test_training_the_small_student_is_training_the_masked_one() -> None:
     """Ten steps of SGD either way, with momentum and weight decay, mask frozen: the same answers."""
     plan, digits = planned(), load("digits")
     modules = made(plan)
-    masked, small = modules["level-0"].train(), harden_all(plan, modules)["student"].train()
+    masked, small = modules["level-0"].train(), harden_all(plan, modules)["student"].module.train()
     for module in (masked, small):
         trained = [p for name, p in module.named_parameters() if not name.startswith("masks.")]
         optimizer = torch.optim.SGD(trained, 0.05, momentum=0.9, nesterov=True, weight_decay=4e-4)
