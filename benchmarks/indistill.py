@@ -76,8 +76,8 @@ PAIRS = {
         Model("resnet", {"widths": [8, 16, 32], "blocks": 1}),
     ),
     "cross": (
-        Model("resnet", {"widths": [16, 32, 64], "blocks": 3}),
-        Model("convnet", {"widths": [8, 16, 32], "hidden": 64}),
+        Model("convnet", {"widths": [16, 32, 64], "hidden": 128}),
+        Model("resnet", {"widths": [8, 16, 32], "blocks": 1}),
     ),
 }
 """Teacher and student: InDistill's released experiment from its auxiliary on; ResNet-20 and a small one; across."""
@@ -193,6 +193,8 @@ def _ablations(method: str) -> dict[str, Arm]:
 
 
 _RELEASED = _comparing("released")
+_FAST = ("--lr", "0.01")
+"""A learning rate that was better for PKT alone than the released one, on training images that were set aside."""
 ARMS: dict[str, dict[str, Arm]] = {
     "retrieval": {
         "pkt": Arm("pkt"),
@@ -204,6 +206,8 @@ ARMS: dict[str, dict[str, Arm]] = {
             "indistill+pkt", edit=_all(_RELEASED, _as_released), beside="pkt, as released"
         ),
         "indistill+pkt, the recipe as released": Arm("indistill+pkt", edit=_as_released, beside="pkt, as released"),
+        "pkt, rate 0.01": Arm("pkt", _FAST, beside="pkt"),
+        "indistill+pkt, rate 0.01": Arm("indistill+pkt", _FAST, beside="pkt, rate 0.01"),
         "predecessor": Arm("pkt", edit=_predecessor, beside="pkt"),
         "cross-entropy": Arm("supervised", task="classification", beside="pkt"),
         **_ablations("indistill+pkt"),
@@ -217,6 +221,8 @@ ARMS: dict[str, dict[str, Arm]] = {
         "dkd": Arm("dkd", beside="kd"),
         "indistill+dkd": Arm("indistill+dkd", beside="dkd"),
         "indistill+kd, raw": Arm("indistill+kd", edit=_comparing("raw"), beside="kd"),
+        "kd, rate 0.01": Arm("kd", _FAST, beside="kd"),
+        "indistill+kd, rate 0.01": Arm("indistill+kd", _FAST, beside="kd, rate 0.01"),
         "indistill+supervised": Arm("indistill+supervised", beside="plain"),
         **_ablations("indistill+kd"),
     },
