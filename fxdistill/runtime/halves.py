@@ -339,10 +339,10 @@ def fingerprints(images: Tensor) -> Tensor:
 
 
 def described(report: Report) -> str:
-    """A report in one line."""
+    """A report in one line: images whose rows were read, and computed to be kept."""
     if not report.read:
-        return line(report.why)
+        return f"no cache: {line(report.why)}"
     exact = "bit for bit the same" if report.exact else f"the same to {report.error:.0e}"
-    said = f"frozen half read {line(report.where)} for {report.read:,} images, computed for {report.computed:,}: "
-    said += f"{report.saved:,.1f} s saved, {exact}"
+    said = f"cache {line(report.where)}: {report.read:,} read, {report.computed:,} computed"
+    said += f", {report.saved:,.1f} s saved, {exact}"
     return f"{said}; {line(report.why)}" if report.why else said

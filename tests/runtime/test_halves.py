@@ -58,7 +58,7 @@ def test_rows_are_computed_once_for_each_view_and_read_in_every_epoch() -> None:
         assert epoch(found, number, seed=number) == [True] * 6
     assert (found.report.computed, found.report.read) == (2 * COUNT, 5 * 40)
     assert found.report.exact
-    assert halves.described(found.report).startswith("frozen half read")
+    assert halves.described(found.report).startswith("cache in memory: 200 read, 90 computed, ")
 
 
 def test_computing_is_the_same_wherever_it_was_stopped() -> None:
