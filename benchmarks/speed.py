@@ -16,8 +16,9 @@ student trained alone.
     python -m benchmarks.speed --only resnet34 --again
 
 Numbers are seconds of processor time on one thread, so that a machine that others use as well can be measured on:
-medians of interleaved steps, ratios of these, with the least and the greatest ratio of neighbours. A recipe is 3 seeds of
-the default method in small, each epoch with views of its own; both loops take turns, trial by trial, timed as a whole.
+medians of interleaved steps, ratios of these, with the least and the greatest ratio of neighbours. A recipe is three
+seeds of the default method in small, each epoch with views of its own; both loops take turns, trial by trial, timed as
+a whole.
 """
 
 import argparse

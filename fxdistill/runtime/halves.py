@@ -91,7 +91,9 @@ class Report:
 
     Attributes:
         why: In words, where it kept nothing, or stopped keeping.
-        views: Views that are kept.
+        where: Where it keeps, in words.
+        views: How many views are kept.
+        row_bytes: Bytes of an image's row.
         read: Rows that training read instead of computing them.
         computed: Rows that were computed to be kept.
         saved: Seconds that the frozen half would have taken for the rows that were read, less those that keeping took.

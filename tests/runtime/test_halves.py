@@ -40,6 +40,7 @@ def halves_over(shelf: Shelf, *, views: int = 2, split: Split = SPLIT, **changes
     looks = Looks(split, SIZE, ("crop:1",), 2, 7, moves_targets=False, classes=5, device=torch.device("cpu"))
     fabric = Fabric(accelerator="cpu", devices=1)
     found = Halves(divided(), looks, shelf, "key", frozenset(range(views)), fabric, **changes)
+    found.report.where = shelf.where
     found.tried(next(looks.batches(0))["images"])
     return found
 
