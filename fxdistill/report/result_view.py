@@ -54,6 +54,7 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         f"parity on {parity['images']} images: {Parity(**parity)}",
         *(() if result["summary"] else ("the test images have no labels: nothing was measured on them",)),
         *((f"exported: seed {result['exported_seed']}",) if _is_chosen(plan, result) else ()),
+        *_taken(plan, result),
         *_unhelped(plan, result, task),
     ]
     header = ("model", task.primary, "parameters", "MACs", "ONNX latency")
@@ -114,6 +115,20 @@ def _differences(result: dict[str, Any], task: Task) -> Iterator[str]:
         if found["low"] is not None:
             said += f", {told(found['low'])} to {told(found['high'])} in 95 %, over {found['seeds']} seeds in pairs"
         yield said
+
+
+def _taken(plan: Plan, result: dict[str, Any]) -> Iterator[str]:
+    """How long the stages were of arms in which some end on a plateau."""
+    planned = {(arm.name, stage.name): stage.epochs for arm in plan.all_arms for stage in arm.stages}
+    for arm in result["arms"]:
+        took = arm.get("epochs", {})
+        meant = {stage: planned.get((arm["name"], stage), count) for stage, count in took.items()}
+        told = [
+            f"{stage} {count}{f' (planned {meant[stage]})' if meant[stage] != count else ''}"
+            for stage, count in took.items()
+        ]
+        if told:
+            yield f"{arm['name']}, seed {arm.get('seed')}, epochs: {', '.join(told)}"
 
 
 def _unhelped(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[str]:

@@ -301,6 +301,7 @@ class _Summary(TypedDict):
 class _Arm(TypedDict):
     name: str
     remarks: NotRequired[list[Diagnostic]]
+    epochs: NotRequired[dict[str, Annotated[int, Field(strict=True)]]]
 
 
 class _Outcome(TypedDict):

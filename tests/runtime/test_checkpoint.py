@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from fxdistill import files
 from fxdistill.compiler.build import build
@@ -25,6 +27,7 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles import bundle, factories
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.terms import argued
+from fxdistill.report.show import show
 from fxdistill.runtime import checkpoint, directory, inspection, log, result
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir, lock
@@ -177,6 +180,9 @@ def test_a_plateau_gives_its_epochs_to_the_main_stage_and_is_gone_on_with(tmp_pa
     distilled, control = whole["arms"]
     assert distilled["epochs"] == {"warm-up-1": 2, "warm-up-2": 2, "main": 3}
     assert "epochs" not in control
+    shown = StringIO()
+    Console(file=shown, width=200).print(show(out))
+    assert "distilled, seed 0, epochs: warm-up-1 2 (planned 3), warm-up-2 2, main 3 (planned 2)" in shown.getvalue()
     lines = runs.metrics(out)
     told = [(line["name"], line["stage"], line["epoch"]) for line in lines]
     assert told == [
