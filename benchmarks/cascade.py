@@ -268,6 +268,7 @@ ARMS: dict[str, Arm] = {
     "cascade, 1 assistant": Arm(cascade("--assistants", "1")),
     "cascade, 0 assistants": Arm(cascade("--assistants", "0")),
     "cascade, 3 assistants, no kd": Arm(cascade("--assistants", "3", edit=without_kd)),
+    "cascade, 3 assistants, hints": Arm(cascade("--assistants", "3", "--hints", "0.001")),
     "shrink + kd": Arm(student(shrunken, "kd")),
     "torch-pruning, magnitude": Arm(student(pruned("magnitude"), "supervised")),
     "torch-pruning, group-norm": Arm(student(pruned("group-norm"), "supervised")),

@@ -62,6 +62,7 @@ def plan(
     spacing: parameters.Spaced = None,
     budget: parameters.BudgetOf = "",
     nested: parameters.Nested = False,
+    hints: parameters.Hints = 0.0,
     via: parameters.Via = None,
     via_epochs: parameters.ViaEpochs = None,
     via_factory: parameters.ViaFactory = None,
@@ -110,7 +111,7 @@ def plan(
         wishes = values.wishes(names, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
         cascade = values.cascade(
-            method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested,
+            method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
             spacing=None if spacing is None else spacing.value, student=student,
             others={
                 "pair": pair, "forbid": forbid, "align": align is not parameters.Align.slice,

@@ -120,6 +120,10 @@ BudgetOf = Annotated[
 Nested = Annotated[
     bool, typer.Option("--nested", help="With cascade: a level keeps only what the level above it keeps.")
 ]
+Hints = Annotated[
+    float,
+    typer.Option("--hints", min=0, help="With cascade: weight of hints at the last layers: 0.001. Default: none."),
+]
 Via = Annotated[
     str | None,
     typer.Option(

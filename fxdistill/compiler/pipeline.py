@@ -257,17 +257,18 @@ def _mask(c: Compilation, passes: PassManager) -> Compilation:
         c.traced[TEACHER], c.coupling[TEACHER], c.options.cascade, of=TEACHER, student=STUDENT, passes=passes,
         criterion=c.options.criterion or c.method.criterion,
     )  # fmt: skip
-    return replace(c, made=found.members, remarks=(*c.remarks, *found.remarks))
+    return replace(c, made=found.members, pairs=found.pairs, remarks=(*c.remarks, *found.remarks))
 
 
 def _in_levels(c: Compilation) -> Compilation:
     """The arms of a cascade; the cost of a stage is that of all its members, as the levels compute all channels."""
     masked = [name for name, member in c.made.items() if isinstance(member, Masked)]
     recipe = Recipe(
-        pairs=(), supervised=c.supervised, imitation=c.imitation, teacher=TEACHER, student=STUDENT,
+        pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=TEACHER, student=STUDENT,
         epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
     )  # fmt: skip
-    joint, alone = cascade_arms(recipe, len(masked))
+    hints = 0.0 if c.options.cascade is None else c.options.cascade.hints
+    joint, alone = cascade_arms(recipe, len(masked), hints=hints)
     student = c.made[STUDENT].macs / max(1, c.traced[TEACHER].macs)
     costs = {joint.name: len(masked) + 1.0, alone.name: round(1 + student, 4)}
     arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]

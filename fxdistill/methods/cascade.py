@@ -17,7 +17,7 @@ a teacher), both phases; the softened predictions with the factor T squared of H
 summed; scores begin as the L1 norm of their filters over the mean of their layer, and move by RMSProp, which the paper
 has for ImageNet, where plain steps let whole layers collapse, at a rate of 0.001: of masks that hardly move (1e-6),
 of 0.001 and of 0.01 that one was the best in a short run (``benchmarks/cascade.py`` says of which network: 45.8, 48.8
-and 38.5 % on CIFAR-10 after 4 and 4 epochs with one assistant, one seed).
+and 38.5 % on CIFAR-10 after 4 and 1 epochs with one assistant, one seed).
 """
 
 from collections.abc import Sequence
@@ -95,6 +95,8 @@ class Cascade:
         assistants: How many levels there are beside the student.
         spacing: How their shares lie.
         nested: Whether a level keeps only what the level above it keeps.
+        hints: The weight of hints in the joint phase: what the last three masked layers hand on, reconstructed from
+            that of the level below; 0 for none.
 
     Raises:
         InputError: Nothing, or more than one of them, says what the student keeps; or what is said cannot be.
@@ -106,6 +108,7 @@ class Cascade:
     assistants: int = 3
     spacing: Spacing = "paper"
     nested: bool = False
+    hints: float = 0.0
 
     def __post_init__(self) -> None:
         said = {"--keep": self.keep is not None, "--levels": bool(self.levels), "--budget": self.budget is not None}
@@ -134,18 +137,28 @@ class Cascade:
         return spaced(0.0 if share is None else share, self.assistants, self.spacing)
 
 
-def arms(recipe: Recipe, levels: int) -> list[Arm]:
+def arms(recipe: Recipe, levels: int, *, hints: float = 0.0) -> list[Arm]:
     """The two arms of a cascade.
 
     Args:
-        recipe: The task's terms; ``student`` is the one that is cut out, ``teacher`` the frozen one.
+        recipe: The task's terms, and the pairs of hints; ``student`` is the one that is cut out, ``teacher`` the frozen
+            one.
         levels: How many levels there are.
+        hints: The weight of hints.
     """
     names = [level(number) for number in range(levels)]
     taught = list(zip(names, [*names[1:], recipe.teacher], strict=True))
     joint = Stage(
         name=JOINT, epochs=recipe.epochs, schedule="cosine", optimizer=_optimizer(recipe), scores=_SCORES,
-        losses=[term for student, teacher in taught for term in _terms(recipe, student, teacher)],
+        losses=[
+            *(term for student, teacher in taught for term in _terms(recipe, student, teacher)),
+            *(
+                LossTerm(
+                    loss="mse", pair=pair.name, student=pair.student.member, teacher=pair.teacher.member, weight=hints
+                )
+                for pair in recipe.pairs
+            ),
+        ],
     )  # fmt: skip
     above = [*names[1:], recipe.teacher]
     alone = Stage(

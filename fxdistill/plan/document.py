@@ -223,7 +223,12 @@ def _with_control(plan: Plan) -> Iterator[Arm]:
 def _named(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     """What must have names of its own, each kind with its names."""
     yield "pair", [pair.name for pair in plan.pairs]
-    yield "pair of the nodes", [f"{pair.teacher.path} = {pair.student.path}" for pair in plan.pairs]
+    between: dict[tuple[str, str], list[str]] = {}
+    for pair in plan.pairs:
+        nodes = f"{pair.teacher.path} = {pair.student.path}"
+        between.setdefault((pair.teacher.member, pair.student.member), []).append(nodes)
+    for found in between.values():
+        yield "pair of the nodes", found
     yield "list of kept channels of", [kept.pair for kept in plan.kept]
     yield "seed", [str(seed) for seed in plan.seeds]
     yield "arm", [arm.name for arm in plan.arms]

@@ -16,6 +16,8 @@ def levels_lines(plan: Plan) -> Iterator[RenderableType]:
     levels = {name: member for name, member in plan.members.items() if isinstance(member, Masked)}
     if not levels:
         return
+    if plan.pairs:
+        yield Text()
     first = next(iter(levels.values()))
     channels = sum(layer.channels for layer in first.layers)
     masked = f"{channels} channels in {len(first.layers)} layers can be masked; sizes as scores are at the start"

@@ -27,7 +27,7 @@ def plan_view(plan: Plan) -> RenderableType:
         Line(task, Text(f"{'input':<{longest}}  ", "bold")),
         Text(),
     ]
-    if not any(isinstance(member, Masked) for member in plan.members.values()):
+    if plan.pairs or not any(isinstance(member, Masked) for member in plan.members.values()):
         widths = ", ".join(sorted({pair.align for pair in plan.pairs})) or "-"
         parts.append(_title(f"pairs ({len(plan.pairs)})", f"widths by {widths}"))
     for pair in plan.pairs:
@@ -158,7 +158,10 @@ def _term(term: LossTerm) -> str:
 
 
 def _stage_line(stage: Stage, *, counted: bool) -> Line:
-    losses = " + ".join(map(_term, stage.losses))
+    several = len({term.student for term in stage.losses}) > 1
+    losses = " + ".join(
+        _term(term) + (f" of {term.student}" if several and not term.pair else "") for term in stage.losses
+    )
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
     if (plateau := stage.plateau) is not None:
         epochs = f"up to {epochs}, until {plateau.epochs} in a row fall by less than {plateau.share:.2g} of the loss,"

@@ -148,7 +148,13 @@ def test_cascades_that_cannot_be(folder: Path, words: tuple[str, ...], needle: s
 def test_a_cascade_has_no_student_and_only_it_has_levels(folder: Path) -> None:
     said = refused(folder, "plan", "teacher.pt", "student.pt", "--method", "cascade", "--keep", "0.5")
     assert "makes its student out of the teacher" in said
-    for option in (("--levels", "0.2,1"), ("--assistants", "2"), ("--budget", "macs=1M"), ("--nested",)):
+    for option in (
+        ("--levels", "0.2,1"),
+        ("--assistants", "2"),
+        ("--budget", "macs=1M"),
+        ("--nested",),
+        ("--hints", "1"),
+    ):
         assert f"{option[0]} is about a cascade" in refused(folder, "plan", "teacher.pt", "student.pt", *option)
     said = refused(folder, "plan", "fxdistill.models:convnet?widths=[4]", *CASCADE, "--keep", "0.5")
     assert "no channels that can be masked" in said

@@ -53,7 +53,9 @@ def teacher() -> nn.Module:
 
 
 @functools.cache
-def planned(assistants: int = 2, repeats: int = 1, *, val: float = 0.2, nested: bool = False) -> Plan:
+def planned(
+    assistants: int = 2, repeats: int = 1, *, val: float = 0.2, nested: bool = False, hints: float = 0.0
+) -> Plan:
     folder, digits = runs.workshop(), load("digits")
     if not (folder / "vgg.pt").exists():
         save(teacher(), folder / "vgg.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
@@ -62,7 +64,7 @@ def planned(assistants: int = 2, repeats: int = 1, *, val: float = 0.2, nested: 
     )
     options = Options(
         input_shape=(1, 1, 8, 8), method="cascade", epochs=2, lr=0.05, repeats=repeats, recalibrate=None,
-        cascade=Cascade(keep=0.4, assistants=assistants, nested=nested),
+        cascade=Cascade(keep=0.4, assistants=assistants, nested=nested, hints=hints),
         preprocessing={"teacher": digits.preprocessing},
         data=defaults("digits", dataset=digits, batch_size=runs.BATCH, val=val),
     )  # fmt: skip
@@ -164,6 +166,24 @@ def test_without_assistants_the_student_moves_by_its_own_gradient() -> None:
     moved = modules["level-0"].get_parameter("masks.scores").grad
     assert moved is not None
     assert bool((moved[kept_of(modules["level-0"]) == 0] != 0).any())
+
+
+def test_hints_reconstruct_what_the_level_above_hands_on_and_teach_it_nothing() -> None:
+    plan = planned(hints=0.5)
+    assert [pair.name for pair in plan.pairs] == [
+        f"level-{number}, {path}" for number in range(3) for path in ("features.7", "flatten")
+    ]
+    last = plan.pairs[-1]
+    assert (last.student.path, last.teacher.member, last.teacher.path) == ("gate_1", "teacher", "flatten")
+    modules = made(plan)
+    program, batch = joint(plan, modules), first_batch(load("digits"))
+    losses = program(batch)
+    key = "mse[level-0, features.7]"
+    assert {t.loss.weight for t in program.terms if t.loss.loss == "mse"} == {0.5}
+    losses[key].backward()
+    assert modules["level-0"].get_parameter("features.1.weight").grad is not None
+    assert modules["level-1"].get_parameter("features.1.weight").grad is None
+    assert len(list(program.get_submodule("adapters").parameters())) > 0
 
 
 def test_nested_masks_lie_inside_of_each_other() -> None:
