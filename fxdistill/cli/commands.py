@@ -63,6 +63,7 @@ def plan(
     budget: parameters.BudgetOf = "",
     nested: parameters.Nested = False,
     hints: parameters.Hints = 0.0,
+    export_levels: parameters.WhichLevels = parameters.ExportLevels.student,
     via: parameters.Via = None,
     via_epochs: parameters.ViaEpochs = None,
     via_factory: parameters.ViaFactory = None,
@@ -112,6 +113,7 @@ def plan(
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
         cascade = values.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
+            export_all=export_levels is parameters.ExportLevels.all,
             spacing=None if spacing is None else spacing.value, student=student,
             others={
                 "pair": pair, "forbid": forbid, "align": align is not parameters.Align.slice,

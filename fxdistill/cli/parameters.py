@@ -120,6 +120,10 @@ BudgetOf = Annotated[
 Nested = Annotated[
     bool, typer.Option("--nested", help="With cascade: a level keeps only what the level above it keeps.")
 ]
+ExportLevels = StrEnum("ExportLevels", {"student": "student", "all": "all"})
+WhichLevels = Annotated[
+    ExportLevels, typer.Option("--export-levels", help="With cascade: export the student alone, or all assistants too.")
+]
 Hints = Annotated[
     float,
     typer.Option("--hints", min=0, help="With cascade: weight of hints at the last layers: 0.001. Default: none."),

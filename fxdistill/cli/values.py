@@ -160,7 +160,7 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
 
 def cascade(
     method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: str | None,
-    nested: bool, hints: float, student: str | None, others: Mapping[str, object],
+    nested: bool, hints: float, export_all: bool, student: str | None, others: Mapping[str, object],
 ) -> "Cascade | None":  # fmt: skip
     """What the options say of a cascade; None for another method.
 
@@ -173,6 +173,7 @@ def cascade(
         spacing: How their shares lie.
         nested: Whether levels lie inside of each other.
         hints: The weight of hints.
+        export_all: Whether the assistants are exported as well.
         student: The student that was named.
         others: Options that are about a student that is given, or about warm-ups, with their values.
 
@@ -191,7 +192,7 @@ def cascade(
             )
         said = {
             "levels": levels, "budget": budget, "assistants": assistants, "spacing": spacing, "nested": nested,
-            "hints": hints or None,
+            "hints": hints or None, "export-levels": export_all,
         }  # fmt: skip
         if odd := [name for name, value in said.items() if value not in (None, "", False)]:
             raise InputError(
@@ -211,7 +212,7 @@ def cascade(
     shares = tuple(_number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
     return Cascade(
         keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
-        spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints,
+        spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints, export_all=export_all,
     )  # fmt: skip
 
 

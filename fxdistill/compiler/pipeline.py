@@ -275,7 +275,8 @@ def _in_levels(c: Compilation) -> Compilation:
     c = replace(c, arms=tuple(arms), options=replace(c.options, control=False))
     plan = _planned(c)
     said = [*c.remarks, *cascade.watched(plan.data.val)]
-    plan = plan.changed(diagnostics=list(dict.fromkeys(said)))
+    every = c.options.cascade is not None and c.options.cascade.export_all
+    plan = plan.changed(diagnostics=list(dict.fromkeys(said)), export=plan.export.changed(levels=every))
     return replace(c, plan=plan.changed(costed=plan.cost_basis))
 
 

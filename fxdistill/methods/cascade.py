@@ -97,6 +97,7 @@ class Cascade:
         nested: Whether a level keeps only what the level above it keeps.
         hints: The weight of hints in the joint phase: what the last three masked layers hand on, reconstructed from
             that of the level below; 0 for none.
+        export_all: Whether the assistants are exported as well.
 
     Raises:
         InputError: Nothing, or more than one of them, says what the student keeps; or what is said cannot be.
@@ -109,6 +110,7 @@ class Cascade:
     spacing: Spacing = "paper"
     nested: bool = False
     hints: float = 0.0
+    export_all: bool = False
 
     def __post_init__(self) -> None:
         said = {"--keep": self.keep is not None, "--levels": bool(self.levels), "--budget": self.budget is not None}

@@ -527,6 +527,7 @@ class ExportPlan(Part):
         arm: As which arm trained it.
         seed: Under which seed: the ``first`` one, or the one that is ``best`` on the validation images.
         outputs: Which outputs; all where empty.
+        levels: Whether the assistants of a cascade are cut out and exported as well, as the joint phase leaves them.
     """
 
     member: MemberName = "student"
@@ -535,6 +536,7 @@ class ExportPlan(Part):
     opset: PositiveInt = 18
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
     outputs: list[str] = []
+    levels: bool = False
 
 
 class Plugin(Part):

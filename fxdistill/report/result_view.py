@@ -77,6 +77,11 @@ def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:
     for name, found in result["members"].items():
         value = task.shown(found[task.primary]) if task.primary in found else _NOTHING
         yield _row(plan, result, name, name, value)
+    for name, found in result.get("levels", {}).items():
+        timed = result["latency"].get(name)
+        value = task.shown(found[task.primary]) if task.primary in found else _NOTHING
+        sizes = (count(int(found.get(key, 0))) for key in ("parameters", "macs"))
+        yield f"{name}, cut out", value, *sizes, "-" if timed is None else f"{timed['median_ms']:.3f} ms"
     for arm in plan.arms:
         member = arm.trains[0]
         if plan.control is not None and plan.control.of == arm.name and CONTROL in result["summary"]:

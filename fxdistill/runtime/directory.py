@@ -313,6 +313,7 @@ class _Outcome(TypedDict):
     exported_seed: NotRequired[Annotated[int, Field(strict=True)]]
     parity: Parity
     latency: dict[str, _Latency]
+    levels: NotRequired[dict[str, dict[str, float]]]
 
 
 _OUTCOME = TypeAdapter(_Outcome)
@@ -326,7 +327,13 @@ def _no_number(name: str) -> None:
 def _odd(result: dict[str, Any], plan: Plan) -> str:
     """Whom a result speaks of that its plan does not have, or the other way round; '' where they agree."""
     arms = {arm.name for arm in plan.all_arms}
-    known = {"members": set(plan.members), "latency": set(plan.members), "summary": arms, "differences": arms}
+    known = {
+        "members": set(plan.members),
+        "levels": set(plan.members),
+        "latency": set(plan.members),
+        "summary": arms,
+        "differences": arms,
+    }
     for field, names in known.items():
         if odd := sorted(result.get(field, {}).keys() - names):
             return f"{field} names '{odd[0]}', which the plan has not"

@@ -73,11 +73,19 @@ def harden_all(plan: Plan, modules: Mapping[str, nn.Module]) -> dict[str, Cut]:
     """What is cut out of the masked members as they are now, by name; nothing is looked at yet."""
     found = {}
     for name, of, member in hardened_members(plan):
-        masked = modules[of]
-        if not isinstance(masked, fx.GraphModule):
-            raise InvariantError(f"the member '{of}' is no graph", where=name)
-        found[name] = harden(masked, member, input_shape=plan.shape_of(of))
+        found[name] = harden(as_graph(modules[of], of), member, input_shape=plan.shape_of(of))
     return found
+
+
+def as_graph(module: nn.Module, name: str) -> fx.GraphModule:
+    """A masked member as the graph that it is.
+
+    Raises:
+        InvariantError: It is none.
+    """
+    if not isinstance(module, fx.GraphModule):
+        raise InvariantError("a masked member is no graph", where=name)
+    return module
 
 
 def compare(plan: Plan, name: str, small: nn.Module, masked: nn.Module, *, dataset: Dataset, task: Task) -> float:

@@ -7,10 +7,12 @@ reach, or the one that is best on the validation images.
 import json
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from fxdistill.compiler.versions import versions
 from fxdistill.data.batches import batches
@@ -22,10 +24,12 @@ from fxdistill.ir.views import seen
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.differences import paired
 from fxdistill.measure.onnx_model import described
+from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import bundle, graphs
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.runtime.arms import Execution
+from fxdistill.runtime.family import export_levels
 from fxdistill.runtime.kept import exported_seed
 
 
@@ -46,14 +50,8 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
         run.modules[export.member] = graphs.from_data(held.graph, where=str(rundir.bundle_path(export.member)))
     module = run.modules[export.member].cpu()
     load_whole_state(module, held.state)
-    path = rundir.onnx_path(export.member)
-    path.unlink(missing_ok=True)
-    view, test = run.plan.view_of(export.member), batches(run.dataset.test, run.plan.data.batch_size)
-    written, parity = onnx_file.export_checked(
-        module, path, (seen(batch["images"], view) for batch in test), task=run.task, opset=export.opset,
-        input_shape=run.plan.shape_of(export.member), tolerance=export.tolerance,
-        metadata=provenance(run.plan, export.member), entry=run.plan.entry_of(export.member), only=export.outputs,
-    )  # fmt: skip
+    written, parity = _onnx(run, export.member, module)
+    levels = export_levels(run, lambda name, module: _onnx(run, name, module)[1]) if export.levels else {}
     run.observer.on_phase("latency")
     finished = run.checkpoint.finished
     result = {
@@ -61,7 +59,8 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
         "summary": summary(finished, run.task.primary),
         "differences": differences(run.plan, finished, run.task.primary),
         "exported_seed": exported_seed(run.plan, run.task, finished), "parity": asdict(parity),
-        "exporter": written.exporter, "outputs": written.outputs, "opset": written.opset, "latency": _latencies(run),
+        "exporter": written.exporter, "outputs": written.outputs, "opset": written.opset,
+        "latency": _latencies(run, levels), **({"levels": levels} if levels else {}),
         "device": str(run.fabric.device), **run.checkpoint.how, "versions": versions(),
     }  # fmt: skip
     write_text(rundir.result_path, json.dumps(result, indent=2) + "\n")
@@ -69,12 +68,24 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     return result
 
 
-def _latencies(run: Execution) -> dict[str, Any]:
-    """Latency of every member in ONNX Runtime, measured side by side, batch 1.
+def _onnx(run: Execution, name: str, module: nn.Module) -> tuple[onnx_file.Exported, Parity]:
+    """Write a member as ONNX, if the file answers as the member does to the test images."""
+    export, path = run.plan.export, run.rundir.onnx_path(name)
+    path.unlink(missing_ok=True)
+    view, test = run.plan.view_of(name), batches(run.dataset.test, run.plan.data.batch_size)
+    return onnx_file.export_checked(
+        module.cpu(), path, (seen(batch["images"], view) for batch in test), task=run.task, opset=export.opset,
+        input_shape=run.plan.shape_of(name), tolerance=export.tolerance, metadata=provenance(run.plan, name),
+        entry=run.plan.entry_of(name), only=export.outputs,
+    )  # fmt: skip
+
+
+def _latencies(run: Execution, levels: Collection[str]) -> dict[str, Any]:
+    """Latency of every member in ONNX Runtime, measured side by side, batch 1; of masked ones that were cut out alone.
 
     Of the other members it is wanted for comparison only: one that cannot be exported is said, and left out.
     """
-    masked = {name for name, member in run.plan.members.items() if isinstance(member, Masked)}
+    masked = {name for name, member in run.plan.members.items() if isinstance(member, Masked) and name not in levels}
     modules = {name: module for name, module in run.modules.items() if name not in masked}  # they are as slow as whole
     single = {name: (1, *run.plan.shape_of(name)[1:]) for name in modules}
     exported = run.plan.export.member

@@ -294,6 +294,25 @@ def test_the_teacher_is_replaced_when_its_student_is_better_on_validation_images
     assert ("level-1", "val") in asked or not val
 
 
+def test_assistants_are_exported_as_well_if_the_plan_says_so(tmp_path: Path) -> None:
+    plan = planned().changed(export=planned().export.changed(levels=True))
+    execute(written(plan, "cascade-all"), tmp_path / "run", CPU)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert set(result["levels"]) == {"level-1"}  # the last one keeps all
+    said, lines = result["levels"]["level-1"], runs.metrics(tmp_path / "run")
+    kept = next(line["kept"]["level-1"] for line in reversed(lines) if "kept" in line)
+    state = torch.load(tmp_path / "run" / "level-1_state_dict.pt")
+    assert [state[f"{name}.weight"].shape[0] for name in kept] == list(kept.values())
+    assert said["parameters"] == sum(value.numel() for name, value in state.items() if "running" not in name) - 3
+    for name in ("level-1.pt", "level-1.onnx"):
+        assert fxdistill.evaluate(tmp_path / "run" / name, "digits")["accuracy"] == said["accuracy"]
+    assert set(result["latency"]) == {"teacher", "student", "level-1"}
+    assert (tmp_path / "run" / "student.pt").read_bytes() == (finished() / "student.pt").read_bytes()
+    console, text = drawn(terminal=False)
+    console.print(result_view(plan, result))
+    assert "level-1, cut out" in text.getvalue()
+
+
 def test_a_plan_of_several_seeds_exports_the_student_of_its_seed(tmp_path: Path) -> None:
     plan = planned(assistants=0, repeats=2).changed(seeds=[4, 2])
     execute(written(plan, "cascade-seeds"), tmp_path / "run", CPU)
