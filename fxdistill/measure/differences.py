@@ -10,8 +10,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy.stats import t as student_t
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -40,5 +38,7 @@ def paired(values: Mapping[int, float], others: Mapping[int, float], *, beside: 
     mean = statistics.fmean(found)
     if len(found) == 1:
         return Difference(beside, mean, None, None, 1)
+    from scipy.stats import t as student_t  # noqa: PLC0415  # slow to import
+
     half = float(student_t.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
     return Difference(beside, mean, mean - half, mean + half, len(found))

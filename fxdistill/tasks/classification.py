@@ -4,13 +4,15 @@ An image whose label is -100 takes no part in cross-entropy and metrics; losses 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
 
 from fxdistill.tasks import NO_LABEL, Agreement, Task
 from fxdistill.tasks._classes import same_choices, wrong_numbers
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 _TOP = 5
 
@@ -40,8 +42,10 @@ class Classification(Task):
             return f"the model answers with {output.shape[1]} classes, the data has {classes} classes"
         return ""
 
-    def metrics(self, classes: int) -> Mapping[str, Metric]:
+    def metrics(self, classes: int) -> "Mapping[str, Metric]":
         """Top-1 accuracy, and top-5 where that says something."""
+        from torchmetrics.classification import MulticlassAccuracy  # noqa: PLC0415  # slow, and a plan needs none
+
         tops = {"accuracy": 1} | ({"top-5": _TOP} if classes > 2 * _TOP else {})
         return {  # the labels were checked with the data; checked again, each batch would wait for the device
             name: MulticlassAccuracy(

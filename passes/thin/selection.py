@@ -1,8 +1,8 @@
 """Selection: which classes of each block stay, by importance, under equal counts and wanted widths.
 
-A block alone is a sort, and so is one that a rule divides into equal rows. Blocks that share a constraint or a wanted
-width are solved together, exactly, as an integer program over x_c ∈ {0, 1} (class c stays), with the blocks' targets
-t_b met as nearly as the rest allows:
+A block alone is a sort, and so are one that a rule divides into equal rows, and blocks that one wanted width alone ties
+together. Others that share a constraint or a wanted width are solved together, exactly, as an integer program over
+x_c ∈ {0, 1} (class c stays), with the blocks' targets t_b met as nearly as the rest allows:
 
     maximise    Σ importance_c x_c  -  P Σ_b |z_b - t_b / step_b|
     subject to  Σ_{c in b} x_c = step_b z_b               every block b: a multiple
@@ -16,18 +16,20 @@ machine. The programs of torchvision's models are solved at the first node.
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import networkx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 from torch import Tensor
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, InvariantError, PairingError
 from fxdistill.ir.coupling import Constraint, Coupling
+
+if TYPE_CHECKING:
+    from scipy.optimize import Bounds
 
 _PENALTY = 1000.0
 _NODES = 5_000
@@ -80,8 +82,11 @@ def select(
     constraints = [c for c in coupling.constraints if any(i in free for row in c.sets for i in row)]
     for part, rules, taps in _components(blocks, constraints, widths):
         rows = _partition(part, rules) if not taps else None
+        least = _least_of_tap(part, taps[0], scores) if len(taps) == 1 and not rules else None
         if rows is not None:
             removed |= _least_of_rows(part[0], rows, scores)
+        elif least is not None:
+            removed |= least
         elif rules or taps:
             program = _Program(part, rules, taps, scores)
             removed |= program.solve()
@@ -142,6 +147,29 @@ def _least_of_rows(block: Block, rows: tuple[tuple[int, ...], ...], scores: Tens
     return {i for row in rows for i in sorted(row, key=lambda i: (-float(scores[i]), i))[count:]}
 
 
+def _least_of_tap(blocks: Sequence[Block], tap: Width, scores: Tensor) -> set[int] | None:
+    """All but the most important classes of one tap, at least one of each block: the integer program's solution.
+
+    It is a sort where the blocks have the tap's channels, each class one of them, and no wishes of their own: what a
+    width allows is then the bases of a matroid. None where it is no sort, or where there is no solution.
+    """
+    free = {class_id for block in blocks for class_id in block.classes}
+    channels = [class_id for class_id in tap.classes if class_id in free]
+    count = tap.width - (len(tap.classes) - len(channels))
+    plain = all(block.target is None and block.step == 1 for block in blocks)
+    if not plain or len(channels) != len(free) or set(channels) != free or not len(blocks) <= count <= len(free):
+        return None
+    worth: dict[int, float] = {}
+    for block in blocks:
+        values = scores[list(block.classes)]
+        worth |= dict(zip(block.classes, (values / max(float(values.abs().max()), 1e-30)).tolist(), strict=True))
+    ranked = sorted(free, key=lambda i: (-worth[i], i))
+    owner = {class_id: number for number, block in enumerate(blocks) for class_id in block.classes}
+    best = {owner[class_id]: class_id for class_id in reversed(ranked)}
+    stay = [*best.values(), *(i for i in ranked if i != best[owner[i]])][:count]
+    return free - set(stay)
+
+
 class _Program:
     """The integer program of one component.
 
@@ -179,6 +207,8 @@ class _Program:
         return set()
 
     def _solved(self, steps: Sequence[int]) -> "_Outcome":
+        from scipy.optimize import LinearConstraint, milp  # noqa: PLC0415  # slow to import, and seldom needed
+
         data, row, column = [], [], []
         for index, (entries, _, _) in enumerate(self.rows):
             for variable, factor in entries.items():
@@ -232,7 +262,9 @@ class _Program:
         first = len(self.classes) + 3 * index
         return first, first + 1, first + 2
 
-    def _bounds(self, steps: Sequence[int]) -> Bounds:
+    def _bounds(self, steps: Sequence[int]) -> "Bounds":
+        from scipy.optimize import Bounds  # noqa: PLC0415
+
         upper = np.ones(self.size)
         lower = np.zeros(self.size)
         for index, (block, step) in enumerate(zip(self.blocks, steps, strict=True)):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from fxdistill.errors import InputError, InvariantError, PairingError
@@ -63,6 +65,39 @@ def test_the_best_of_all_selections_is_found(seed: int, sign: int) -> None:
     assert found.diagnostics == ()
 
 
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3), locked=st.integers(0, 2), part=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_one_width_alone_is_a_sort_that_gives_what_the_program_gives(
+    sizes: list[int], locked: int, part: float, seed: int
+) -> None:
+    ids = iter(range(1, sum(sizes) + 1))
+    blocks = [Block(tuple(itertools.islice(ids, size)), 1, None) for size in sizes]
+    free = [class_id for block in blocks for class_id in block.classes]
+    channels = (*free[::-1], *range(len(free) + 1, len(free) + 1 + locked))
+    count = len(blocks) + round(part * (len(free) - len(blocks)))
+    scores, width = scores_of(len(channels), seed).abs(), Width("tap", channels, count + locked)
+    found = selection._least_of_tap(blocks, width, scores)
+    assert found == selection._Program(blocks, [], [width], scores).solve()
+    assert found == select(coupling_of(len(channels)), blocks, [width], scores, frozen=range(len(free) + 1, 99)).removed
+
+
+def test_what_is_no_sort_is_left_to_the_program() -> None:
+    blocks, tap = [Block((1, 2), 1, None), Block((3, 4), 1, None)], (1, 2, 3, 4)
+    assert selection._least_of_tap(blocks, Width("tap", tap, 3), scores_of(4)) is not None
+    for others, channels, count in (
+        (blocks, tap, 1),  # one block would be empty
+        (blocks, tap, 5),
+        (blocks, (1, 2, 3, 4, 4), 3),
+        (blocks, (1, 2, 3), 3),  # another class is free
+        ([blocks[0], Block((3, 4), 2, None)], tap, 3),
+        ([blocks[0], Block((3, 4), 1, 1)], tap, 3),
+    ):
+        assert selection._least_of_tap(others, Width("tap", channels, count), scores_of(4)) is None
+
+
 def test_what_cannot_be_is_told_from_what_was_not_found() -> None:
     blocks = [Block((1, 2, 3, 4), 1, None)]
     widths = [Width("one", (1, 2, 3, 4), 2), Width("other", (1, 2, 3, 4), 3)]
@@ -113,7 +148,7 @@ def test_the_search_is_not_bounded_by_time(monkeypatch: pytest.MonkeyPatch) -> N
         given.append(dict(options["options"]))  # scipy takes from it what it knows
         return solve(*args, **options)
 
-    monkeypatch.setattr(selection, "milp", watched)
+    monkeypatch.setattr(scipy.optimize, "milp", watched)
     select(coupling_of(8, RULE), [Block((1, 2, 3, 4, 5), 1, 2)], [], scores_of(8), frozen=())
     assert [sorted(options) for options in given] == [["mip_rel_gap", "node_limit"]]
 
@@ -135,7 +170,7 @@ def test_multiples_that_were_not_found_are_tried_without_rounding(monkeypatch: p
             return SimpleNamespace(status=4, message="Solution limit reached", x=None)
         return solve(*args, **options)
 
-    monkeypatch.setattr(selection, "milp", limited)
+    monkeypatch.setattr(scipy.optimize, "milp", limited)
     found = select(coupling_of(8, RULE), [Block((1, 2, 3, 4, 5), 2, 2)], [], scores_of(8), frozen=())
     assert [d.code for d in found.diagnostics] == ["not-rounded"]
 
