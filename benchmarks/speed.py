@@ -53,18 +53,19 @@ from fxdistill.tasks import TASKS
 
 HERE = Path(__file__).parent
 RESULTS, TABLE = HERE / "speed.json", HERE / "speed.md"
-PAIRS: dict[str, tuple[str, str, int, int]] = {
-    "resnet34 to resnet18": ("resnet34", "resnet18", 96, 16),
-    "resnet50 to mobilenet_v2": ("resnet50", "mobilenet_v2", 128, 16),
-    "small CIFAR networks": ("small", "small", 32, 128),
+PAIRS: dict[str, tuple[str, str, int, int, int]] = {
+    "resnet34 to resnet18": ("resnet34", "resnet18", 96, 16, 256),
+    "resnet50 to mobilenet_v2": ("resnet50", "mobilenet_v2", 128, 16, 128),
+    "small CIFAR networks": ("small", "small", 32, 128, 1024),
 }
-COUNT, AUGMENT, SEEDS = 64, ["flip", "crop:4"], (0, 1, 2)
+"""Teacher and student, pixels, images a batch, images of a recipe."""
+AUGMENT, SEEDS = ["flip", "crop:4"], (0, 1, 2)
 Step = Callable[[Tensor, Tensor], None]
 
 
 def made(pair: str) -> tuple[nn.Module, nn.Module]:
     """Teacher and student with the same random weights each time."""
-    teacher, student, _, _ = PAIRS[pair]
+    teacher, student, *_ = PAIRS[pair]
     torch.manual_seed(0)
     if teacher == "small":
         return resnet(blocks=3, in_channels=3), convnet(in_channels=3, image_size=32)
@@ -168,7 +169,7 @@ def _filled(part: fxdistill.Program, pair: str) -> Halves:
 def data(pair: str) -> Dataset:
     """Noise of the pair's size."""
     size, classes = PAIRS[pair][2], 10 if pair.startswith("small") else 1000
-    count = max(COUNT, 2 * PAIRS[pair][3])
+    count = PAIRS[pair][4]
     images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = Split(images, torch.arange(count) % classes)
     return Dataset(split, split, tuple(map(str, range(classes))), (0.5,) * 3, (0.25,) * 3)
@@ -176,7 +177,7 @@ def data(pair: str) -> Dataset:
 
 def planned(pair: str) -> fxdistill.Plan:
     """The default plan of a pair for its data, with fewer epochs: one for each warm-up, 8 for the main stage."""
-    _, _, size, batch = PAIRS[pair]
+    _, _, size, batch, _ = PAIRS[pair]
     found = data(pair)
     plan = fxdistill.compile(*made(pair), fxdistill.Options(input_shape=(1, 3, size, size)))
     (arm,) = plan.arms
@@ -198,11 +199,11 @@ def measured(contestants: dict[str, Step], batch: dict[str, Tensor], turns: int)
     return times
 
 
-def steps(pair: str, turns: int) -> Iterator[tuple[str, dict[str, list[float]]]]:
-    """The times of every stage."""
+def steps(pair: str, turns: int, stages: str = "") -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """The times of every stage, or of those with a part of the name."""
     plan = planned(pair)
     batch = next(batches(data(pair).train, PAIRS[pair][3]))
-    for stage in plan.arm("distilled").stages:
+    for stage in (one for one in plan.arm("distilled").stages if stages in one.name):
         contestants: dict[str, Step] = {
             "by hand": HandWritten(plan, stage, *made(pair), fused=False),
             "by hand, fused": HandWritten(plan, stage, *made(pair), fused=True),
@@ -212,7 +213,9 @@ def steps(pair: str, turns: int) -> Iterator[tuple[str, dict[str, list[float]]]]
         }
         if all(term.pair is None for term in stage.losses):
             contestants |= {"alone": alone(made(pair)[1]), "alone, nhwc": alone(made(pair)[1], nhwc=True)}
-        yield stage.name, measured(contestants, batch, turns)
+        times = measured(contestants, batch, turns)
+        contestants.clear()  # each holds both models
+        yield stage.name, times
 
 
 def recipe(pair: str) -> dict[str, Any]:
@@ -290,6 +293,8 @@ def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a part of the names of the pairs")
+    parser.add_argument("--stages", default="", help="a part of the names of the stages")
+    parser.add_argument("--no-recipe", action="store_true", help="measure steps alone")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--again", action="store_true", help="measure what is there as well")
     given = parser.parse_args()
@@ -300,11 +305,11 @@ def main() -> None:
             continue
         found = {} if given.again else results.get(pair, {})
         if "steps" not in found:
-            found["steps"] = dict(steps(pair, given.turns))
+            found["steps"] = dict(steps(pair, given.turns, given.stages))
             found["how"] = machine()
             results[pair] = found
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        if "recipe" not in found:
+        if "recipe" not in found and not given.no_recipe:
             found["recipe"] = recipe(pair)
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         print(table({pair: found}))
