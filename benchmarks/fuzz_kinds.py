@@ -160,7 +160,7 @@ def _show_run(folder: Path) -> Use:
 
 def _run_plan(folder: Path) -> None:
     execute._load = _LOAD  # noqa: SLF001
-    execute.execute(folder / "plan.json", folder / "run", execute.Settings(device="cpu"))
+    execute.execute(folder / "plan.json", folder / "run", execute.Settings(device="cpu", force=True))
 
 
 @functools.cache
@@ -178,11 +178,11 @@ def prepare(originals: Path) -> None:
 
 
 def _resume(folder: Path) -> None:
-    execute.execute(folder / "plan.json", folder, execute.Settings(device="cpu", resume=True))
+    execute.execute(folder / "plan.json", folder, execute.Settings(device="cpu", resume=True, force=True))
 
 
 def _extend(folder: Path) -> None:
-    execute.execute(folder / "plan.json", folder, execute.Settings(device="cpu", more_epochs=1))
+    execute.execute(folder / "plan.json", folder, execute.Settings(device="cpu", more_epochs=1, force=True))
 
 
 # --- models

@@ -179,7 +179,7 @@ def run(folder: Path) -> None:
         if trial.name == "control" and progress.position.epoch == 1 and not (folder / "begun").exists():
             shutil.copytree(folder / "run", folder / "begun")
 
-    settings = fxdistill.Settings(device="cpu", save_seconds=0)
+    settings = fxdistill.Settings(device="cpu", save_seconds=0, force=True)  # the teacher is not trained
     onnx_file._EXPORTERS = ("torchscript",)  # noqa: SLF001  # the quicker one
     fxdistill.run(folder / "plan.json", folder / "run", settings, Observer(on_progress=watched))
 

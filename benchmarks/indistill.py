@@ -206,7 +206,7 @@ ARMS: dict[str, dict[str, Arm]] = {
             "indistill+pkt", edit=_all(_RELEASED, _as_released), beside="pkt, as released"
         ),
         "indistill+pkt, the recipe as released": Arm("indistill+pkt", edit=_as_released, beside="pkt, as released"),
-        "pkt, rate 0.01": Arm("pkt", _FAST, beside="pkt"),
+        "pkt, rate 0.01": Arm("pkt", _FAST),
         "indistill+pkt, rate 0.01": Arm("indistill+pkt", _FAST, beside="pkt, rate 0.01"),
         "predecessor": Arm("pkt", edit=_predecessor, beside="pkt"),
         "cross-entropy": Arm("supervised", task="classification", beside="pkt"),
@@ -221,7 +221,7 @@ ARMS: dict[str, dict[str, Arm]] = {
         "dkd": Arm("dkd", beside="kd"),
         "indistill+dkd": Arm("indistill+dkd", beside="dkd"),
         "indistill+kd, raw": Arm("indistill+kd", edit=_comparing("raw"), beside="kd"),
-        "kd, rate 0.01": Arm("kd", _FAST, beside="kd"),
+        "kd, rate 0.01": Arm("kd", _FAST),
         "indistill+kd, rate 0.01": Arm("indistill+kd", _FAST, beside="kd, rate 0.01"),
         "indistill+supervised": Arm("indistill+supervised", beside="plain"),
         **_ablations("indistill+kd"),
