@@ -340,8 +340,10 @@ def _specialize(c: Compilation, passes: PassManager) -> Compilation:
     """Cut every stage out, and note what it costs."""
     plan, program = _plan_of(c), c.programs[DISTILLED]
     for member in () if passes.prove else program.members:
-        if not member.trained:  # what nothing runs needs no weights, and these would be copied for every stage
-            program.get_submodule(member.name).to("meta")
+        module = program.get_submodule(member.name)
+        scripted = any(isinstance(part, torch.jit.ScriptModule) for part in module.modules())  # these cannot move there
+        if not (member.trained or scripted):  # what nothing runs needs no weights; they would be copied for every stage
+            module.to("meta")
     staged = {stage.name: passes.run(Specialize(stage.name), program) for stage in program.stages}
     whole = max(1, sum(c.traced[name].macs for name in c.models))
     costs = {name: round(one.macs / whole, 4) for name, one in staged.items()}

@@ -263,7 +263,6 @@ OPTIONS = [
     "--save-every", "7", "--cache", "off", "--cache-size", "2G", "--cache-half",
     "--evaluate-every", "3", "--arms", "kd,indistill+dkd", "--seeds", "2", "--trust-code",
     "--force", "--allow-factory", "a.b", "--allow-factory", "c",
-    "--cache", "kept", "--cache-size", "2G", "--cache-half",
 ]  # fmt: skip
 """Every option of a run, but those that say how it is gone on with."""
 

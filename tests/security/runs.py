@@ -133,7 +133,7 @@ RUNS: dict[str, Callable[[Path], object]] = {
     "an origin of 60 MB": holding("origin.json", b"[" + b"[]," * 20_000_000 + b"[]]\n"),
     "a checkpoint that is a pickle": holding("checkpoint.pt", EVIL),
     "a checkpoint of garbage": holding("checkpoint.pt", b"garbage" * 99),
-    "a checkpoint of another format": checkpoint(format=4),
+    "a checkpoint of another format": checkpoint(format=99),
     "a checkpoint of another format in text": checkpoint(format=["x"]),
     "a checkpoint of the arm 10**9": checkpoint(arm=10**9),
     "a checkpoint of the arm -1": checkpoint(arm=-1),
