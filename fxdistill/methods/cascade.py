@@ -15,8 +15,8 @@ temperature 15, lambda 0.4, hints 0, as many epochs for either phase, levels at 
 1. What it leaves open is a number of the plan: cross-entropy 1 beside the 0.4 (so that labels count as much as without
 a teacher), both phases; the softened predictions with the factor T squared of Hinton et al.; losses of all levels are
 summed; scores begin as the L1 norm of their filters over the mean of their layer, and move by RMSProp, which the paper
-has for ImageNet, where plain steps let whole layers collapse, at a rate of 0.001: in a short run of 4 and
-1 epochs with one assistant, two seeds, on CIFAR-10 images that were set aside from training, 0.0001, 0.001 and 0.01 gave
+has for ImageNet, where plain steps let whole layers collapse, at a rate of 0.001: in a short run of 4
+and 1 epochs with one assistant, two seeds, on CIFAR-10 images set aside from training, 0.0001, 0.001 and 0.01 gave
 44.9, 46.4 and 36.5 % (the VGG of ``benchmarks/cascade.py``, keep 0.2).
 """
 
