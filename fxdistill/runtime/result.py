@@ -133,7 +133,7 @@ def differences(plan: Plan, arms: list[dict[str, Any]], metric: str) -> dict[str
     for arm in (arm for arm in arms if metric in arm):
         values.setdefault(arm["name"], {})[arm["seed"]] = arm[metric]
     several = [arm.name for arm in plan.arms if plan.export.member in arm.trains and not arm.once]
-    beside = dict.fromkeys(several[1:], several[0])
+    beside = dict.fromkeys(several[1:], several[0]) if several else {}
     if plan.control is not None:
         beside[plan.control.of] = CONTROL
     found = {
