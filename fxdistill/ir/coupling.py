@@ -204,9 +204,10 @@ class Coupling:
         return self._carried(path)
 
     def producers(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights that produce channels, with the class of each output."""
-        for (name, dim), role in self.roles.items():
-            labels = self.parameter_labels(name).get(dim) if role == "out" else None
+        """The weights that produce channels, each once, with the class of each output."""
+        outputs = {name: dim for (name, dim), role in self.roles.items() if role == "out"}
+        for name, dim in outputs.items():
+            labels = self.parameter_labels(name).get(dim)
             if labels is not None:
                 yield name, core(labels).flatten()
 

@@ -296,7 +296,8 @@ class LossTerm(Part):
             mean square (``normalized``); or the teacher's as its last BatchNorm would make it from the batch, with no
             offset (``released``): how InDistill's released code does it. See :mod:`fxdistill.ir.adapters`.
         student: The member in the role of the student, None where the loss does not read it.
-        teacher: The member in the role of the teacher, None where the loss does not read it.
+        teacher: The member in the role of the teacher, None where the loss does not read it. It learns nothing from
+            being imitated: where the arm trains it as well, the loss has no gradient in it.
         weight: Factor in the sum.
         decay: What the weight is multiplied by with every epoch of the stage.
         args: Its arguments, every default spelled out.
