@@ -15,42 +15,32 @@ A finished run is one line of ``cascade.jsonl``, with its seed, versions and mac
 on where it stopped; ``--table`` writes ``cascade.md``.
 """
 
-import argparse
-import contextlib
-import io
-import json
-import math
 import multiprocessing
-import platform
 import resource
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fxdistill
-from benchmarks.indistill import Work
-from fxdistill.cli.commands import app
+from benchmarks import series
+from benchmarks.series import Row, Series, Work
 from fxdistill.compiler.shrink_model import shrink_model
-from fxdistill.measure.differences import paired
-from fxdistill.modelfiles.factories import build
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.execute import Settings, execute
 
-HERE = Path(__file__).parent
-RESULTS, TABLE = HERE / "cascade.jsonl", HERE / "cascade.md"
-EPOCHS, TEACHER_EPOCHS, RATE, SCRATCH_RATE, BATCH = 8, 20, 0.008, 0.05, 128
+EPOCHS, TEACHER_EPOCHS, RATE, SCRATCH_RATE = 8, 20, 0.008, 0.05
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "vgg": ("vgg", {"widths": [8, "M", 16, "M", 32, 32, "M", 64, 64], "hidden": 64}),
     "resnet": ("resnet", {"widths": [8, 16, 32], "blocks": 2}),
@@ -92,8 +82,8 @@ class Run:
     def common(self) -> list[str]:
         """What all plans of a setting are told."""
         return [
-            "-o", str(self.folder / "plan.json"), "--data", self.data, "--val", "0.1", "--batch-size", str(BATCH),
-            "--seed", str(self.seed), "--no-measure", "--augment", "flip,crop:4",
+            "-o", str(self.folder / "plan.json"), "--data", self.data, "--val", "0.1", "--seed", str(self.seed),
+            "--batch-size", str(series.BATCH), "--no-measure", "--augment", "flip,crop:4",
         ]  # fmt: skip
 
 
@@ -101,7 +91,7 @@ def cascade(*options: str, edit: Callable[[Plan], Plan] = lambda plan: plan) -> 
     """A cascade; ``options`` are further ones of ``fxdistill plan``."""
 
     def train(run: Run) -> dict[str, Any]:
-        _plan(
+        series.plan(
             str(run.teacher), *run.common, "--method", "cascade", "--keep", str(run.keep), "--epochs", str(run.epochs),
             *options,
         )  # fmt: skip
@@ -129,7 +119,7 @@ def student(make: Callable[[Run], nn.Module], method: str, *, rate: float = RATE
             made, spent = made
         shape = _shape(run.teacher)
         fxdistill.save(made.eval(), run.folder / "student.pt", input_shape=shape)
-        _plan(
+        series.plan(
             str(run.teacher), str(run.folder / "student.pt"), *run.common, "--method", method, "--no-control",
             "--epochs", str(2 * run.epochs - spent), "--lr", str(rate), "--optimizer", "sgd", "--momentum", "0.9",
             "--weight-decay", "4e-4", "--set", "main.optimizer.nesterov=true",
@@ -230,37 +220,15 @@ def _sparse(model: nn.Module, pruner: Any, run: Run) -> None:
     kept = np.random.default_rng(run.seed).permutation(len(arrays["train_labels"]))[
         : len(arrays["train_labels"]) * 9 // 10
     ]
-    _fit(
+    series.fit(
         model, torch.from_numpy(arrays["train_images"][kept]), torch.from_numpy(arrays["train_labels"][kept]).long(),
-        _pixels(run.teacher), epochs=run.epochs, rate=RATE, seed=run.seed, before=pruner.update_regularizer,
+        _pixels(run.teacher), _sgd(model, RATE), epochs=run.epochs, seed=run.seed, before=pruner.update_regularizer,
         regularise=pruner.regularize,
     )  # fmt: skip
 
 
-def _fit(
-    model: nn.Module, images: Tensor, labels: Tensor, pixels: Preprocessing, *, epochs: int, rate: float, seed: int,
-    before: Callable[[], object] = lambda: None, regularise: Callable[[nn.Module], object] = lambda _model: None,
-) -> None:  # fmt: skip
-    """Cross-entropy, SGD with Nesterov's momentum, half a cosine; random crops and flips."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pixels.mean, pixels.std))
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=4e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * math.ceil(len(images) / BATCH))
-    chance, (height, width) = torch.Generator().manual_seed(seed), images.shape[2:]
-    for _ in range(epochs):
-        before()
-        for picked in torch.randperm(len(images), generator=chance).split(BATCH):
-            batch = nn.functional.pad((images[picked].float() / 255 - mean) / std, (4, 4, 4, 4))
-            top, left = torch.randint(0, 9, (2,), generator=chance).tolist()
-            batch = batch[..., top : top + height, left : left + width]
-            mirrored = (torch.rand(len(batch), generator=chance) < 0.5).view(-1, 1, 1, 1)
-            loss = nn.functional.cross_entropy(model(torch.where(mirrored, batch.flip(3), batch)), labels[picked])
-            optimizer.zero_grad()
-            loss.backward()
-            regularise(model)
-            optimizer.step()
-            schedule.step()
-    model.eval()
+def _sgd(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=4e-4)
 
 
 ARMS: dict[str, Arm] = {
@@ -278,51 +246,35 @@ ARMS: dict[str, Arm] = {
 FIRST = "cascade, 3 assistants"
 
 
-@dataclass
-class Files:
-    """Where data, teachers and students are kept."""
-
-    work: Work
-
-    def teacher(self, data: str, network: str) -> Path:
-        """A teacher's file, trained on the part of the data that all arms train on."""
-        path = self.work.root / f"{data}-{network}-part.pt"
-        if not path.is_file():
-            name, kwargs = NETWORKS[network]
-            arrays = np.load(self.work.part(data))
-            images, labels = (torch.from_numpy(arrays[f"train_{kind}"]) for kind in ("images", "labels"))
-            arguments = {**kwargs, "in_channels": images.shape[1]}
-            arguments |= {"image_size": images.shape[2]} if name == "vgg" else {}
-            found = images.float().transpose(0, 1).flatten(1) / 255
-            mean, std = ([round(float(x), 4) for x in values] for values in (found.mean(1), found.std(1)))
-            channels: Any = "rgb" if images.shape[1] == 3 else "gray"
-            pixels = Preprocessing(size=list(images.shape[2:]), mean=mean, std=std, channels=channels)
-            made = build(f"fxdistill.models:{name}", arguments, seed=0)
-            print(f"  training the teacher {path.name}", file=sys.stderr, flush=True)
-            _fit(made, images, labels.long(), pixels, epochs=TEACHER_EPOCHS, rate=SCRATCH_RATE, seed=0)
-            fxdistill.save(
-                made, path, factory=f"fxdistill.models:{name}", kwargs=arguments, input_shape=(1, *images.shape[1:]),
-                preprocessing=pixels,
-            )  # fmt: skip
-        return path
-
-    def student(self, setting: str, seed: int) -> Path:
-        """Where the student of the cascade with three assistants is kept, for the other arms."""
-        return self.work.root / f"{setting}-seed{seed}.pt"
+def _teacher(work: Work, data: str, network: str) -> Path:
+    """A teacher's file, trained on the part of the data that all arms train on."""
+    name, kwargs = NETWORKS[network]
+    arrays = np.load(work.part(data))
+    arguments = {**kwargs, "in_channels": arrays["train_images"].shape[1]}
+    arguments |= {"image_size": arrays["train_images"].shape[2]} if name == "vgg" else {}
+    return series.teacher(
+        work.root / f"{data}-{network}-part.pt", name, arguments, arrays, lambda made: _sgd(made, SCRATCH_RATE),
+        epochs=TEACHER_EPOCHS,
+    )  # fmt: skip
 
 
-def measure(setting: str, name: str, seed: int, files: Files, *, epochs: int = EPOCHS) -> dict[str, Any]:
+def _student(work: Work, setting: str, seed: int) -> Path:
+    """Where the student of the cascade with three assistants is kept, for the other arms."""
+    return work.root / f"{setting}-seed{seed}.pt"
+
+
+def measure(setting: str, name: str, seed: int, work: Work, *, epochs: int = EPOCHS) -> Row:
     """One run: planned, trained, measured."""
     data, network, keep = setting.split("-")
-    folder = files.work.root / "run"
+    folder = work.root / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    teacher, spec = files.teacher(data, network), f"npz:{files.work.part(data)}"
-    reference = None if name.startswith("cascade") else files.student(setting, seed)
+    teacher, spec = _teacher(work, data, network), f"npz:{work.part(data)}"
+    reference = None if name.startswith("cascade") else _student(work, setting, seed)
     result = ARMS[name].train(Run(folder, teacher, spec, float(keep), seed, epochs, reference))
     made, shape = _module(folder / "run" / "student.pt"), _shape(teacher)
     if name == FIRST:
-        shutil.copy(folder / "run" / "student.pt", files.student(setting, seed))
+        shutil.copy(folder / "run" / "student.pt", _student(work, setting, seed))
     whole = _module(teacher)
     row = {
         "setting": setting, "arm": name, "seed": seed, "student": round(result["arms"][-1]["accuracy"], 5),
@@ -331,15 +283,10 @@ def measure(setting: str, name: str, seed: int, files: Files, *, epochs: int = E
         "whole": [sum(p.numel() for p in whole.parameters()), _macs(whole, shape)],
         "latency": {one: round(found["median_ms"], 4) for one, found in result["latency"].items()},
         "joint": next((round(arm["accuracy"], 5) for arm in result["arms"] if arm["name"] == "joint"), None),
-        "epochs": epochs, "seconds": round(result["took"]), "torch": torch.__version__, "device": _device(),
+        "epochs": epochs, "seconds": round(result["took"]), **series.provenance(),
     }  # fmt: skip
     shutil.rmtree(folder)
     return row
-
-
-def _plan(*words: str) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        app(["plan", *words], standalone_mode=False)
 
 
 def _executed(run: Run, edit: Callable[[Plan], Plan] = lambda plan: plan, *, seconds: float = 0.0) -> dict[str, Any]:
@@ -381,31 +328,13 @@ def _macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     return Trace(shape)(module.eval()).value.macs
 
 
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, one thread"
-
-
-def wanted(only: list[str], seeds: int) -> Iterator[tuple[str, str, int]]:
-    """The runs: seed after seed, so that a part of them compares as well."""
-    for seed in range(seeds):
-        for setting in SETTINGS:
-            for name in ARMS:
-                if not only or setting in only or f"{setting}/{name}" in only:
-                    yield setting, name, seed
-
-
-def results() -> list[dict[str, Any]]:
-    """The finished runs."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
-
-
 _COLUMNS = (
     "arm", "accuracy", "change", "seeds", "parameters", "MACs", "latency, ms", "seconds", "difference to",
     "paired, 95 %",
 )  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """For each setting its arms: the change against the teacher, sizes, latency; and the difference, paired."""
     lines = [f"# The cascade beside other ways to a network of its size\n\n{_about()}", ""]
     for setting in SETTINGS:
@@ -433,10 +362,7 @@ def _row(name: str, rows: list[dict[str, Any]]) -> str:
     found, beside = {row["seed"]: 100 * row["student"] for row in mine}, ARMS[name].beside
     other = {row["seed"]: 100 * (row["teacher"] if beside == "teacher" else row["student"]) for row in rows
              if row["arm"] == (name if beside == "teacher" else beside)}  # fmt: skip
-    difference = paired(found, other, beside=beside)
-    said = f"{difference.mean:+.2f}" if difference is not None else ""
-    if difference is not None and difference.high is not None:
-        said += f" ± {difference.high - difference.mean:.2f}"
+    said = series.difference(found, other, beside=beside)
     spread = f" ± {statistics.stdev(found.values()):.2f}" if len(found) > 1 else ""
     mean, teacher = statistics.fmean(found.values()), 100 * statistics.fmean(row["teacher"] for row in mine)
     sizes = [f"{statistics.fmean(row[key] for row in mine):,.0f}" for key in ("parameters", "macs")]
@@ -456,34 +382,13 @@ def _row(name: str, rows: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> int:
-    """Run what is missing, as far as the time goes; or write the table."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--cifar", type=Path, help="CIFAR-10 as JPEG files in an npz: _blob, _offsets, _labels")
-    parser.add_argument("--fashion", type=Path, help="a folder with FashionMNIST/raw")
-    parser.add_argument("--work", type=Path, default=Path("cascade-work"))
-    parser.add_argument("--only", action="append", default=[], help="a setting, or SETTING/ARM")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--hours", type=float, default=1e9)
-    parser.add_argument("--table", action="store_true", help="write the table of what there is, and run nothing")
-    options = parser.parse_args()
-    if not options.table:
-        options.work.mkdir(parents=True, exist_ok=True)
-        sources = {name: getattr(options, name) for name in ("cifar", "fashion") if getattr(options, name)}
-        files, ends = Files(Work(options.work, sources)), time.monotonic() + 3600 * options.hours
-        done = {(row["setting"], row["arm"], row["seed"]) for row in results()}
-        for run in wanted(options.only, options.seeds):
-            if run in done or run[0].partition("-")[0] not in sources or time.monotonic() > ends:
-                continue
-            if not run[1].startswith("cascade") and not files.student(run[0], run[2]).is_file():
-                continue  # the student that it is compared with is yet to come
-            row = measure(*run, files)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(run, row["student"], row["seconds"], flush=True)
-    TABLE.write_text(table(results()))
-    return 0
+def _ready(run: series.Run, work: Work) -> bool:
+    """Whether the student that others are compared with is there."""
+    setting, arm, seed = run
+    return arm.startswith("cascade") or _student(work, setting, seed).is_file()
 
+
+SERIES = Series("cascade", str(__doc__), SETTINGS, lambda _setting: ARMS, measure, table, seeds=3, ready=_ready)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(SERIES.main())

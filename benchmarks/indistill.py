@@ -1,8 +1,8 @@
 """InDistill: what the warm-up is worth, beside the methods that it comes before.
 
-    python benchmarks/indistill.py --cifar cifar10_jpeg.npz --fashion ROOT --work WORK
-    python benchmarks/indistill.py … --only cifar-retrieval --only fashion-classification/kd --seeds 5 --hours 2
-    python benchmarks/indistill.py --table
+    python -m benchmarks.indistill --cifar cifar10_jpeg.npz --fashion ROOT --work WORK
+    python -m benchmarks.indistill … --only cifar-retrieval --only fashion-classification/kd --seeds 5 --hours 2
+    python -m benchmarks.indistill --table
 
 Every arm is a plan, made and run by the package; all arms of a setting train the same number of epochs on the same
 images in the same order, and a seed gives them the same initial weights. What an arm has of its own stands in
@@ -13,40 +13,28 @@ A finished run is one line of ``indistill.jsonl``, with its seed, versions and m
 goes on where it stopped and several may add to it; ``--table`` writes ``indistill.md``.
 """
 
-import argparse
-import contextlib
-import io
 import json
-import platform
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
-from PIL import Image
-from torch import Tensor, nn
-from torchvision.datasets import FashionMNIST
 
 import fxdistill
-from fxdistill.cli.commands import app
-from fxdistill.measure.differences import paired
-from fxdistill.modelfiles.factories import build
+from benchmarks import series
+from benchmarks.series import Row, Series, Work
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import LossTerm, Optimizer, Stage
-from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.execute import Settings, execute
 
-HERE = Path(__file__).parent
-RESULTS, TABLE = HERE / "indistill.jsonl", HERE / "indistill.md"
-TRAIN, TEST, TEACHER_EPOCHS, RATE = 10_000, 2_000, 40, 1e-3
+TEACHER_EPOCHS, RATE = 40, 1e-3
 EPOCHS = {"retrieval": 70, "classification": 60}
 PRIMARY = {"retrieval": "mAP", "classification": "accuracy"}
 Edit = Callable[[Plan], Plan]
@@ -229,96 +217,19 @@ ARMS: dict[str, dict[str, Arm]] = {
 }
 
 
-@dataclass
-class Work:
-    """Where data and teachers are kept, and where runs lie while they run."""
-
-    root: Path
-    sources: dict[str, Path]
-    statistics: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
-
-    def whole(self, data: str) -> dict[str, np.ndarray[Any, Any]]:
-        """All images (N, C, H, W), uint8, and labels."""
-        return _cifar(self.sources[data]) if data == "cifar" else _fashion(self.sources[data])
-
-    def part(self, data: str) -> Path:
-        """The file with a random part of the data."""
-        path = self.root / f"{data}.npz"
-        if not path.is_file():
-            whole, chance = self.whole(data), np.random.default_rng(0)
-            picked = {
-                name: np.sort(chance.permutation(len(whole[f"{name}_labels"]))[:count])
-                for name, count in (("train", TRAIN), ("test", TEST))
-            }
-            arrays: dict[str, Any] = {
-                f"{name}_{kind}": whole[f"{name}_{kind}"][which]
-                for name, which in picked.items()
-                for kind in ("images", "labels")
-            }
-            np.savez(path, **arrays, classes=np.array([str(n) for n in range(10)]))
+def _teacher(work: Work, data: str, pair: str) -> Path:
+    """A teacher's file, trained on all images."""
+    model = PAIRS[pair][0]
+    path = work.root / f"{data}-{model.factory}-{'-'.join(map(str, model.kwargs['widths']))}.pt"
+    if path.is_file():
         return path
-
-    def teacher(self, data: str, pair: str) -> Path:
-        """A teacher's file, trained on all images."""
-        model = PAIRS[pair][0]
-        path = self.root / f"{data}-{model.factory}-{'-'.join(map(str, model.kwargs['widths']))}.pt"
-        if not path.is_file():
-            whole, factory, arguments = self.whole(data), f"fxdistill.models:{model.factory}", model.arguments(data)
-            images, labels = (torch.from_numpy(whole[f"train_{kind}"]) for kind in ("images", "labels"))
-            pixels = images.float().transpose(0, 1).flatten(1) / 255
-            mean, std = ([round(float(x), 4) for x in found] for found in (pixels.mean(1), pixels.std(1)))
-            made = build(factory, arguments, seed=0)
-            normalise = (torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1))
-            _train(made, images, labels.long(), normalise)
-            channels: Any = "rgb" if images.shape[1] == 3 else "gray"
-            seen = Preprocessing(size=list(images.shape[2:]), mean=mean, std=std, channels=channels)
-            fxdistill.save(
-                made, path, factory=factory, kwargs=arguments, input_shape=(1, *images.shape[1:]), preprocessing=seen
-            )
-        return path
+    return series.teacher(
+        path, model.factory, model.arguments(data), work.whole(data),
+        lambda made: torch.optim.Adam(made.parameters(), lr=RATE), epochs=TEACHER_EPOCHS,
+    )  # fmt: skip
 
 
-def _cifar(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    arrays, found = np.load(path), {}
-    for part in ("train", "test"):
-        blob, ends = arrays[f"{part}_blob"], arrays[f"{part}_offsets"]
-        images = [np.asarray(Image.open(io.BytesIO(blob[a:b]), formats=["JPEG"])) for a, b in zip(ends, ends[1:])]  # noqa: B905, RUF007
-        found[f"{part}_images"] = np.stack(images).transpose(0, 3, 1, 2)
-        found[f"{part}_labels"] = arrays[f"{part}_labels"].astype(np.int64)
-    return found
-
-
-def _fashion(root: Path) -> dict[str, np.ndarray[Any, Any]]:
-    parts = {part: FashionMNIST(str(root), train=part == "train") for part in ("train", "test")}
-    images = {f"{part}_images": found.data.unsqueeze(1).numpy() for part, found in parts.items()}
-    return {**images, **{f"{part}_labels": found.targets.numpy() for part, found in parts.items()}}
-
-
-def _train(model: nn.Module, images: Tensor, labels: Tensor, normalise: tuple[Tensor, Tensor]) -> None:
-    """Cross-entropy, Adam, half a cosine; random crops and flips."""
-    model.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    steps = len(images) // 128 * TEACHER_EPOCHS
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    chance = torch.Generator().manual_seed(0)
-    height, width = images.shape[2:]
-    for epoch in range(TEACHER_EPOCHS):
-        for picked in torch.randperm(len(images), generator=chance)[: len(images) // 128 * 128].split(128):
-            batch = (images[picked].float() / 255 - normalise[0]) / normalise[1]
-            top, left = torch.randint(0, 9, (2,), generator=chance).tolist()
-            batch = nn.functional.pad(batch, (4, 4, 4, 4))[..., top : top + height, left : left + width]
-            mirrored = (torch.rand(len(batch), generator=chance) < 0.5).view(-1, 1, 1, 1)
-            batch = torch.where(mirrored, batch.flip(3), batch)
-            loss = nn.functional.cross_entropy(model(batch), labels[picked])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(f"  teacher, epoch {epoch + 1}: {float(loss):.3f}", file=sys.stderr, flush=True)
-    model.eval()
-
-
-def measure(setting: str, name: str, seed: int, work: Work) -> dict[str, Any]:
+def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     """One run: planned, trained, measured."""
     data, task, pair = _parts(setting)
     arm = ARMS[task][name]
@@ -327,15 +238,14 @@ def measure(setting: str, name: str, seed: int, work: Work) -> dict[str, Any]:
     folder = work.root / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    teacher, spec = work.teacher(data, pair), f"npz:{work.part(data)}"
+    teacher, spec = _teacher(work, data, pair), f"npz:{work.part(data)}"
     query = "&".join(f"{k}={json.dumps(v).replace(' ', '')}" for k, v in student.arguments(data).items())
     words = [
-        "plan", str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
+        str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
         spec, "--task", trained_for, "--method", arm.method, "--epochs", str(EPOCHS[task]), "--lr", str(RATE),
         "--seed", str(seed), "--no-control", "--no-measure", "--augment", "flip,crop:4", *arm.options,
     ]  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):
-        app(words, standalone_mode=False)
+    series.plan(*words)
     plan = arm.edit(_in_all(load_plan(folder / "plan.json"), EPOCHS[task]))
     (folder / "plan.json").write_text(plan.to_json())
     started = time.monotonic()
@@ -347,13 +257,9 @@ def measure(setting: str, name: str, seed: int, work: Work) -> dict[str, Any]:
     shutil.rmtree(folder)
     return {
         "setting": setting, "arm": name, "seed": seed, "metrics": {k: round(v, 5) for k, v in found.items()},
-        "epochs": [s.epochs for s in plan.arms[0].stages], "seconds": round(seconds), "torch": torch.__version__,
-        "torchvision": torchvision.__version__, "device": _device(),
+        "epochs": [s.epochs for s in plan.arms[0].stages], "seconds": round(seconds), **series.provenance(),
+        "torchvision": torchvision.__version__,
     }  # fmt: skip
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, one thread"
 
 
 def _in_all(plan: Plan, total: int) -> Plan:
@@ -377,33 +283,21 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def wanted(only: list[str], seeds: int) -> Iterator[tuple[str, str, int]]:
-    """The runs: seed after seed, so that a part of them compares as well."""
-    for seed in range(seeds):
-        for setting in SETTINGS:
-            task = _parts(setting)[1]
-            for name, arm in ARMS[task].items():
-                if arm.settings and setting not in arm.settings:
-                    continue
-                if not only or setting in only or f"{setting}/{name}" in only:
-                    yield setting, name, seed
-
-
-def results() -> list[dict[str, Any]]:
-    """The finished runs."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+def _arms(setting: str) -> list[str]:
+    arms = ARMS[_parts(setting)[1]]
+    return [name for name, arm in arms.items() if not arm.settings or setting in arm.settings]
 
 
 _ABOUT = """# InDistill: what the warm-up is worth
 
-Made by `python benchmarks/indistill.py`: all arms of a setting train equally many epochs (70 for retrieval, 60 for
+Made by `python -m benchmarks.indistill`: all arms of a setting train equally many epochs (70 for retrieval, 60 for
 classification, warm-ups included) on 10,000 random training images, with the same initial weights and batches under a
 seed; measured on 2,000 random test images after the last epoch. Teachers saw all training images. The difference is
 that of the seeds that both arms have, with its 95 % interval by Student's t: over two or three seeds it says little.
 Each run, with its versions and machine, is a line of `indistill.jsonl`."""
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[Row]) -> str:
     """For each setting its arms: mean, deviation and each seed; and the difference to the method alone, paired."""
     lines = [_ABOUT, ""]
     for setting in SETTINGS:
@@ -432,40 +326,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _row(name: str, beside: str, found: dict[int, float], values: dict[str, dict[int, float]]) -> str:
     mean = statistics.fmean(found.values())
     deviation = f"{statistics.stdev(found.values()):.2f}" if len(found) > 1 else ""
-    difference = paired(found, values.get(beside, {}), beside=beside)
-    said = f"{difference.mean:+.2f}" if difference is not None else ""
-    if difference is not None and difference.high is not None:
-        said += f" ± {difference.high - difference.mean:.2f}"
+    said = series.difference(found, values.get(beside, {}), beside=beside)
     each = " ".join(f"{found[seed]:.2f}" for seed in sorted(found))
-    return f"| {name} | {mean:.2f} | {deviation} | {each} | {beside if difference is not None else ''} | {said} |"
+    return f"| {name} | {mean:.2f} | {deviation} | {each} | {beside if said else ''} | {said} |"
 
 
-def main() -> int:
-    """Run what is missing, as far as the time goes; or write the table."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--cifar", type=Path, help="CIFAR-10 as JPEG files in an npz: _blob, _offsets, _labels")
-    parser.add_argument("--fashion", type=Path, help="a folder with FashionMNIST/raw")
-    parser.add_argument("--work", type=Path, default=Path("indistill-work"))
-    parser.add_argument("--only", action="append", default=[], help="a setting, or SETTING/ARM")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--hours", type=float, default=1e9)
-    parser.add_argument("--table", action="store_true", help="write the table of what there is, and run nothing")
-    options = parser.parse_args()
-    if not options.table:
-        options.work.mkdir(parents=True, exist_ok=True)
-        sources = {name: getattr(options, name) for name in ("cifar", "fashion") if getattr(options, name)}
-        work, ends = Work(options.work, sources), time.monotonic() + 3600 * options.hours
-        done = {(row["setting"], row["arm"], row["seed"]) for row in results()}
-        for run in wanted(options.only, options.seeds):
-            if run in done or run[0].partition("-")[0] not in sources or time.monotonic() > ends:
-                continue
-            row = measure(*run, work)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(run, row["metrics"], row["seconds"], flush=True)
-    TABLE.write_text(table(results()))
-    return 0
-
+SERIES = Series("indistill", str(__doc__), SETTINGS, _arms, measure, table, seeds=5)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(SERIES.main())
