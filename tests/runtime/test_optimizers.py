@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxdistill.compiler.build import build, specialize
 from fxdistill.plan.schema import Optimizer
@@ -53,3 +53,22 @@ def test_a_fused_step_is_a_plain_one(name: str, channels_last: bool) -> None:
         torch.testing.assert_close(fused[key], value, rtol=1e-6, atol=1e-6)
     again = trained(name, fused=True, channels_last=channels_last, reloaded=True)
     assert all(torch.equal(again[key], value) for key, value in fused.items())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_step_leaves_what_lies_between_a_weights_numbers_alone(name: str) -> None:
+    plan = planned("body", "body", (2, 8, 8, 8), (2, 8, 8, 8))
+    part = specialize(
+        build(plan, awake(tiny_models.residual()).eval(), awake(tiny_models.residual(), 1)), "main"
+    ).train()
+    owner = next(one for one in part.modules() if isinstance(one, nn.Linear) and one.weight.requires_grad)
+    whole = torch.cat([owner.weight.detach(), torch.ones_like(owner.weight)], dim=1)
+    before = whole.clone()
+    owner.weight = nn.Parameter(whole[:, : owner.in_features])
+    stage = part.stages[0].changed(optimizer=Optimizer.model_validate({"name": name, "lr": 0.05, **KINDS[name]}))
+    optimizer = make_optimizer(stage, part)
+    part.total(part(BATCH)).backward()
+    optimizer.step()
+    changed = whole != before
+    assert changed[:, : owner.in_features].all()
+    assert not changed[:, owner.in_features :].any()
