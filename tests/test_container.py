@@ -142,6 +142,17 @@ def test_made_files_are_refused_in_one_sentence(text, said):
         container.from_bytes(sealed(text), where="here", kinds=("kind",))
 
 
+@pytest.mark.parametrize("length", [2**62, 2**64 - 1, 2**30])
+def test_a_header_that_lies_about_its_length_is_refused(tmp_path, length):
+    whole = bytearray(sealed(SEAL + ',"kind":"kind","version":1,"content":{}}'))
+    whole[:8], whole[container._SEAL] = struct.pack("<Q", length), b"0" * 64
+    whole[container._SEAL] = hashlib.sha256(whole).hexdigest().encode()
+    (tmp_path / "made").write_bytes(whole)
+    for read in (container.read, container.mapped):
+        with pytest.raises(ModelError, match="not made as"):
+            read(tmp_path / "made", kinds=("kind",))
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape", "offsets"),
     [
