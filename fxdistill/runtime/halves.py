@@ -199,8 +199,8 @@ class Halves:
         missing = {block for block, rows in enumerate(found) if rows is None}
         start = time.perf_counter()
         for block, rows in self._computed(missing, pulse):
-            if not self.shelf.put(Place(self.key, view, block), rows):
-                self._stop(f"there is no room for more {self.shelf.where}")
+            if why := self.shelf.put(Place(self.key, view, block), rows):
+                self._stop(why)
                 return
             found[block] = self.shelf.get(Place(self.key, view, block)) or rows
         self.report.saved -= time.perf_counter() - start
@@ -252,7 +252,8 @@ class Halves:
         return self.complete(batch, chosen)
 
     def _stop(self, why: str) -> None:
-        self.views, self._blocks, self.report.why = frozenset(), None, why
+        self.views, self._blocks = frozenset(), None
+        self.report.views, self.report.why = 0, why  # a run that goes on does not try again
         self.say(f"{why}; nothing more is kept of this stage's frozen half")
 
     def _computed(self, missing: set[int], pulse: Callable[[], None]) -> Iterator[tuple[int, Rows]]:

@@ -51,8 +51,8 @@ class Shelf(Protocol):
     def get(self, place: Place) -> Rows | None:
         """What lies at a place; None for nothing that can be read."""
 
-    def put(self, place: Place, rows: Rows) -> bool:
-        """Keep rows, if they fit; returns whether they are kept."""
+    def put(self, place: Place, rows: Rows) -> str:
+        """Keep rows, if they fit; returns why they are not kept, '' where they are."""
 
     def drop(self, key: str) -> None:
         """Remove everything of a key."""
@@ -89,12 +89,12 @@ class Memory:
         """What lies at a place."""
         return self._rows.get(place)
 
-    def put(self, place: Place, rows: Rows) -> bool:
+    def put(self, place: Place, rows: Rows) -> str:
         """Keep rows, if they fit."""
-        fits = size_of(rows) <= self.room
-        if fits:
-            self._rows[place] = rows
-        return fits
+        if size_of(rows) > self.room:
+            return _full(self)
+        self._rows[place] = rows
+        return ""
 
     def drop(self, key: str) -> None:
         """Remove everything of a key."""
@@ -144,20 +144,20 @@ class Folder:
             self._open[place] = rows
         return self._open[place]
 
-    def put(self, place: Place, rows: Rows) -> bool:
+    def put(self, place: Place, rows: Rows) -> str:
         """Write rows, if they fit; what goes wrong is :attr:`trouble`."""
         if size_of(rows) > self.room:
-            return False
+            return self.trouble or _full(self)
         file = self._file(place)
         self._open.pop(place, None)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             container.write(file, _KIND, {"rows": rows})
         except (InputError, StorageError) as cause:
-            self.trouble = cause.what
+            self.trouble = f"nothing can be written {self.where}: {cause.what}"
         except OSError as cause:
-            self.trouble = cause.strerror or str(cause)
-        return not self.trouble
+            self.trouble = f"nothing can be written {self.where}: {cause.strerror or cause}"
+        return self.trouble
 
     def drop(self, key: str) -> None:
         """Remove everything of a key."""
@@ -166,6 +166,10 @@ class Folder:
 
     def _file(self, place: Place) -> Path:
         return self.path / place.key / f"{place.view}-{place.block}{_SUFFIX}"
+
+
+def _full(shelf: Shelf) -> str:
+    return f"there is no room for more {shelf.where}"
 
 
 def _sizes(files: Iterable[Path]) -> Iterator[int]:
