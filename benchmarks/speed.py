@@ -245,7 +245,7 @@ def recipe(pair: str) -> dict[str, Any]:
             on_save=lambda _: None, halves=partial(reuse.of, trial),
         ).run(Position())  # fmt: skip
         taken["ours"].append(time.process_time() - start)
-        said.append(reuse.ended(trial))
+        said.append(reuse.ended())
     return {**taken, "reuse": said}
 
 

@@ -168,7 +168,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     if any(stage.plateau for stage in arm.stages):
         names = (stage.name for stage in arm.stages)
         record["epochs"] = dict(zip(names, loop.course.taken, strict=True))
-    if reused := run.reuse.ended(trial):
+    if reused := run.reuse.ended():
         record["reuse"] = reused
     if remarks:
         record["remarks"] = [remark.model_dump() for remark in remarks]

@@ -34,7 +34,7 @@ from fxdistill.ir.program import Program
 from fxdistill.ir.running import whole_state
 from fxdistill.passes.divide import Divide, Divided
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Arm, Stage
+from fxdistill.plan.schema import Stage
 from fxdistill.runtime.halves import Halves, Looks, Report, fingerprints
 from fxdistill.runtime.shelf import Shelf
 from fxdistill.runtime.trials import Trial, trials_of
@@ -49,8 +49,18 @@ _MACS = 2e10  # a second, of a fast core: what takes less than the least at this
 _MEMORY, _DISK = 1e9, 2e8  # bytes a second
 _SAMPLE = 16  # images that tell data apart
 
-Read = frozenset[tuple[str, ...]]
-"""What a stage reads of frozen members."""
+
+@dataclass(frozen=True)
+class Read:
+    """What a stage reads of members that its arm does not train: the same says the same of an image.
+
+    Attributes:
+        terms: Member, pair ('' for logits) and comparison of each loss that reads one.
+        seed: The trial's, where another arm trains such a member anew under every seed; else None.
+    """
+
+    terms: frozenset[tuple[str, str, str]]
+    seed: int | None = None
 
 
 @dataclass
@@ -78,8 +88,7 @@ class Reuse:
     half: bool = False
     say: Callable[[str, str], None] = lambda _where, _why: None
     reports: dict[str, Report] = field(default_factory=dict)
-    _keys: dict[str, Read] = field(default_factory=dict)
-    _ended: Counter[Read] = field(default_factory=Counter)
+    _keys: dict[str, set[Read]] = field(default_factory=dict)
 
     def of(self, trial: Trial, stage: Stage, program: Program) -> Halves | None:
         """The halves of a stage's program, if some of the frozen one is kept.
@@ -89,12 +98,11 @@ class Reuse:
             stage: The stage.
             program: Its program, in training.
         """
-        arm = self.plan.arm(trial.name)
-        read = reads(arm, stage)
-        if self.shelf is None or not read:
+        read = reads(self.plan, trial, stage)
+        if self.shelf is None or not read.terms:
             return None
         before = self.reports.get(stage.name)
-        uses = self._uses(trial, read)
+        uses = self._uses(read)
         why = "its teacher may change while it trains" if stage.successors else self._why_not(program, uses)
         if why and before is None:
             self.reports[stage.name] = Report(why=why)
@@ -108,11 +116,14 @@ class Reuse:
         if divided.frozen is None:
             self.reports[stage.name] = Report(why=divided.why)
             return None
-        return self._halves(stage.name, divided, read, uses, before)
+        if before is None:
+            self._make_room(trial, stage)
+        found = self._halves(stage.name, divided, uses, before)
+        if found is not None:
+            self._keys.setdefault(found.key, set()).add(read)
+        return found
 
-    def _halves(
-        self, stage: str, divided: Divided, read: Read, uses: Counter[int], before: Report | None
-    ) -> Halves | None:
+    def _halves(self, stage: str, divided: Divided, uses: Counter[int], before: Report | None) -> Halves | None:
         if self.shelf is None or divided.frozen is None:
             return None
         key = key_of(divided.frozen, self._data(), {**self.how, "half": self.half})
@@ -124,7 +135,6 @@ class Reuse:
         halves.report = before or Report(row_bytes=halves.report.row_bytes, where=self.shelf.where)
         self.reports[stage] = halves.report
         if before is None:
-            self._make_room(read)
             worth = [view for view, _ in uses.most_common() if gain[view] > 0]
             fit = max(0, self.shelf.room // (halves.report.row_bytes * len(self.split)))
             fit += len([view for view in worth if halves.holds(view)])
@@ -134,7 +144,6 @@ class Reuse:
             elif not fit:
                 halves.report.why = f"a view takes {_sized(halves.report.row_bytes * len(self.split))}, more than fits"
         halves.views = frozenset(view for view, _ in uses.most_common(halves.report.views))
-        self._keys[key] = read
         return halves if halves.views else None
 
     @property
@@ -146,10 +155,8 @@ class Reuse:
             len(data.classes), self.fabric.device,
         )  # fmt: skip
 
-    def ended(self, trial: Trial) -> dict[str, dict[str, Any]]:
+    def ended(self) -> dict[str, dict[str, Any]]:
         """What came of it in a trial that has ended, by stage."""
-        arm = self.plan.arm(trial.name)
-        self._ended.update(reads(arm, stage) for stage in arm.stages)
         found = {name: {**asdict(report), "saved": round(report.saved, 2)} for name, report in self.reports.items()}
         self.reports = {}
         return found
@@ -165,17 +172,20 @@ class Reuse:
         macs = macs // max(1, program.meta["input_shape"][0])
         return "" if macs * again * len(self.split) > _LEAST * _MACS else "the frozen half takes too little time"
 
-    def _uses(self, trial: Trial, read: Read) -> Counter[int]:
+    def _stages(self) -> Iterator[tuple[Trial, Stage, range]]:
+        """The stages of all trials in order, with the epochs of the trial that the plan gives them."""
+        for trial in trials_of(self.plan):
+            done = 0
+            for stage in self.plan.arm(trial.name).stages:
+                yield trial, stage, range(done, done + stage.epochs)
+                done += stage.epochs
+
+    def _uses(self, read: Read) -> Counter[int]:
         """How many epochs of all trials meet each view with the same frozen half."""
         found: Counter[int] = Counter()
-        own = {member for arm in self.plan.all_arms if not arm.once for member in arm.trains}  # another in each seed
-        alone = any(member in own for member, *_ in read)
-        for one in [trial] if alone else trials_of(self.plan):
-            arm, done = self.plan.arm(one.name), 0
-            for stage in arm.stages:
-                if reads(arm, stage) == read:
-                    found.update(self.looks.view(epoch) for epoch in range(done, done + stage.epochs))
-                done += stage.epochs
+        for trial, stage, epochs in self._stages():
+            if reads(self.plan, trial, stage) == read:
+                found.update(map(self.looks.view, epochs))
         if self.shelf is not None and self.shelf.lasts:
             found.update(list(found))
         return found
@@ -200,16 +210,16 @@ class Reuse:
         reading += writing if halves.shelf.lasts else 0
         return {view: (u - 1) * computing - looking - writing - u * reading for view, u in uses.items()}
 
-    def _make_room(self, read: Read) -> None:
-        """Let go of what no trial of this run comes back to."""
+    def _make_room(self, trial: Trial, stage: Stage) -> None:
+        """Let go of what no stage of this run from this one on comes back to."""
         if self.shelf is None or self.shelf.lasts:
             return
-        wanted = Counter(reads(arm, stage) for trial in trials_of(self.plan)
-                         for arm in [self.plan.arm(trial.name)] for stage in arm.stages)  # fmt: skip
-        for key, one in list(self._keys.items()):
-            if one != read and self._ended[one] >= wanted[one]:
-                self.shelf.drop(key)
-                del self._keys[key]
+        order = [(one, later) for one, later, _ in self._stages()]
+        now = next(place for place, (one, later) in enumerate(order) if (one, later.name) == (trial, stage.name))
+        wanted = {reads(self.plan, one, later) for one, later in order[now:]}
+        for key in [key for key, read in self._keys.items() if not read & wanted]:
+            self.shelf.drop(key)
+            del self._keys[key]
 
     def _data(self) -> str:
         """What tells the training images of this plan from others'; every row beside it knows its own."""
@@ -220,12 +230,14 @@ class Reuse:
         return _digest(json.dumps(told, sort_keys=True).encode(), _bytes(sample))
 
 
-def reads(arm: Arm, stage: Stage) -> Read:
-    """What a stage reads of members that its arm does not train."""
-    return frozenset(
+def reads(plan: Plan, trial: Trial, stage: Stage) -> Read:
+    """What a stage of a trial reads of members that its arm does not train."""
+    terms = frozenset(
         (term.teacher, term.pair or "", term.compare)
-        for term in stage.losses if term.teacher is not None and term.teacher not in arm.trains
+        for term in stage.losses if term.teacher is not None and term.teacher not in plan.arm(trial.name).trains
     )  # fmt: skip
+    anew = {member for arm in plan.all_arms if not arm.once for member in arm.trains}
+    return Read(terms, trial.seed if any(member in anew for member, _, _ in terms) else None)
 
 
 def key_of(frozen: fx.GraphModule, data: str, how: dict[str, Any]) -> str:

@@ -11,7 +11,9 @@ from lightning_fabric import Fabric
 
 from fxdistill.compiler.build import specialize
 from fxdistill.container import read
+from fxdistill.ir.program import Program
 from fxdistill.modelfiles.factories import build
+from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 from fxdistill.runtime import halves, reuse
 from fxdistill.runtime.arms import Observer, build_program
@@ -130,12 +132,21 @@ def test_a_folder_serves_what_comes_after_and_its_files_may_go_at_any_time(tmp_p
 # What is decided
 
 
+def keeping(plan: Plan, size: int = 1 << 30) -> tuple[reuse.Reuse, Memory]:
+    shelf = Memory(size)
+    return reuse.Reuse(plan, TASKS.get(plan.task), digits().train, Fabric(accelerator="cpu"), shelf, {}), shelf
+
+
+def program_of(plan: Plan, trial: Trial) -> Program:
+    modules = {"teacher": build(*TEACHER, seed=3), "student": build(*STUDENT, seed=4, allow=ALLOW)}
+    return build_program(plan, trial, modules)
+
+
 def decided(path: Path, size: int = 1 << 30) -> dict[str, halves.Report]:
     """What a run decides about the stages of its first trial."""
     plan, trial = load(path), Trial(0, "distilled")
-    modules = {"teacher": build(*TEACHER, seed=3), "student": build(*STUDENT, seed=4, allow=ALLOW)}
-    program = build_program(plan, trial, modules)
-    found = reuse.Reuse(plan, TASKS.get(plan.task), digits().train, Fabric(accelerator="cpu"), Memory(size), {})
+    found, _ = keeping(plan, size)
+    program = program_of(plan, trial)
     for stage in program.stages:
         found.of(trial, stage, specialize(program, stage.name).train())
     return found.reports
@@ -180,3 +191,35 @@ def test_what_is_slower_to_read_than_to_compute_is_not_kept(monkeypatch: pytest.
     }
     monkeypatch.setattr(reuse, "_LEAST", 1e6)
     assert {one.why for one in decided(planned()).values()} == {"the frozen half takes too little time"}
+
+
+@pytest.mark.parametrize(("first", "left"), [(0, [1, 2, 3, 3, 2, 1]), (1, [1, 1, 1])])
+def test_what_no_later_stage_reads_is_let_go_of_also_where_a_run_goes_on(first: int, left: list[int]) -> None:
+    """Frozen halves of which rows are there, stage by stage, from the start and from the second of two seeds."""
+    plan = load(planned())
+    found, shelf = keeping(plan)
+    there = []
+    for trial in (Trial(seed, "distilled") for seed in (0, 1) if seed >= first):
+        program = program_of(plan, trial)
+        for stage in program.stages:
+            kept = found.of(trial, stage, specialize(program, stage.name).train())
+            assert kept is not None
+            for view in kept.views:
+                kept.begin(view, lambda: None)
+            there.append(len({place.key for place in shelf._rows}))
+        found.ended()
+    assert there == left
+
+
+def test_what_is_trained_under_every_seed_is_another_member_under_each() -> None:
+    plan = load(planned())
+    stage = plan.arm("distilled").stages[-1]
+    one, other = (reuse.reads(plan, Trial(seed, "distilled"), stage) for seed in (0, 1))
+    assert one == other
+    terms = [term if term.teacher is None else term.changed(teacher="student") for term in stage.losses]
+    arms = [*plan.arms, plan.arms[0].changed(name="second", trains=["other"])]
+    members = {**plan.members, "other": plan.members["student"]}
+    later = plan.model_copy(update={"arms": arms, "members": members})
+    read = [reuse.reads(later, Trial(seed, "second"), stage.changed(losses=terms)) for seed in (0, 1)]
+    assert read[0] != read[1]
+    assert read[0].terms == read[1].terms
