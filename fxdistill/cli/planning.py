@@ -9,6 +9,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from fxdistill.compiler import pipeline
+from fxdistill.compiler.compilation import AUXILIARY, STUDENT, TEACHER
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.probe import AT_ONCE, IMAGES
 from fxdistill.criteria import CRITERIA
@@ -164,16 +165,16 @@ def write(
         InputError: The models, or the options, do not fit each other; the file cannot be written.
     """
     passes = PassManager(prove=False)  # `run` proves what it runs
-    student, via = models.get(pipeline.STUDENT), models.get(pipeline.AUXILIARY)
+    student, via = models.get(STUDENT), models.get(AUXILIARY)
     refs = {
         name: reference(loaded, output).changed(output=seen.entries[name], head=seen.heads.get(name, ""))
         for name, loaded in models.items()
     }
     made = pipeline.compile(
-        models[pipeline.TEACHER].module, None if student is None else student.module, options, passes=passes,
-        after=after, batch=seen.batch, sample=seen.sample, teacher_ref=refs[pipeline.TEACHER],
-        student_ref=refs.get(pipeline.STUDENT), via=None if via is None else via.module,
-        via_ref=refs.get(pipeline.AUXILIARY),
+        models[TEACHER].module, None if student is None else student.module, options, passes=passes,
+        after=after, batch=seen.batch, sample=seen.sample, teacher_ref=refs[TEACHER],
+        student_ref=refs.get(STUDENT), via=None if via is None else via.module,
+        via_ref=refs.get(AUXILIARY),
     )  # fmt: skip
     made = made.changed(diagnostics=[*remarks(models), *seen.remarks, *made.diagnostics])
     made = edit(made)
@@ -192,7 +193,7 @@ def reference(found: LoadedModel, plan: Path) -> ModelRef:
 def remarks(models: Mapping[str, LoadedModel]) -> list[Diagnostic]:
     """What there is to say about how the models were loaded, the teacher first."""
     found = [remark for loaded in models.values() for remark in loaded.diagnostics]
-    if models[pipeline.TEACHER].random_weights:
+    if models[TEACHER].random_weights:
         found.append(
             Diagnostic(
                 code="random-teacher", severity="warning", where="teacher",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from fxdistill.compiler.pipeline import DISTILLED, STUDENT, TEACHER
+from fxdistill.compiler.compilation import DISTILLED, STUDENT, TEACHER
 from fxdistill.errors import PlanError
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.graph import LADDER, ladder

@@ -1,0 +1,91 @@
+"""The step that makes the arms: who learns from whom, by which losses, for how long."""
+
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from fxdistill.compiler import cascade, remarks
+from fxdistill.compiler.compilation import AUXILIARY, DISTILLED, STUDENT, TEACHER, Compilation
+from fxdistill.compiler.draft import drafted
+from fxdistill.compiler.probe import difficulties
+from fxdistill.compiler.programs import instrument
+from fxdistill.errors import InputError
+from fxdistill.ir.contract import PassManager
+from fxdistill.methods import Composed, Recipe, composed
+from fxdistill.methods.cascade import arms as cascade_arms
+from fxdistill.passes.schedule import Schedule
+from fxdistill.passes.schedule.curriculum import PROBE, Curriculum
+from fxdistill.plan.file import invalid
+from fxdistill.plan.members import Masked
+from fxdistill.plan.schema import Arm, Stage
+
+
+def schedule(c: Compilation, passes: PassManager) -> Compilation:
+    """Make the arms of the method, and the plan of them."""
+    if c.method.alone:
+        return _in_levels(c)
+    alike = remarks.same_answers(c.traced[c.teaches], c.traced[STUDENT])
+    if not alike and c.imitation is not None:
+        if c.method.assumed:
+            rest = "supervised" if c.supervised is not None else "features"
+            c = replace(c, method=composed(c.options.method, default_main=rest))
+        c = replace(c, remarks=(*c.remarks, remarks.other_classes(c.traced[c.teaches], c.traced[STUDENT], c.method)))
+    curriculum = c.options.curriculum
+    if curriculum.probe is None:
+        return _scheduled(c, passes, curriculum, alike=alike)
+    if not c.sample:
+        raise InputError("difficulty is measured on data, and there is none", where=PROBE, hint="add --data")
+    proving = replace(passes, prove=True)  # this program runs
+    first = instrument(_scheduled(c, passes, replace(curriculum, probe=None), alike=alike), proving)
+    found = difficulties(first.programs[DISTILLED], c.sample)
+    pairs = tuple(pair.changed(difficulty=found.get(pair.name)) for pair in c.pairs)
+    return _scheduled(replace(c, pairs=pairs), passes, curriculum, alike=alike)
+
+
+def _in_levels(c: Compilation) -> Compilation:
+    """The arms of a cascade; the cost of a stage is that of all its members, as the levels compute all channels."""
+    masked = [name for name, member in c.made.items() if isinstance(member, Masked)]
+    recipe = Recipe(
+        pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=TEACHER, student=STUDENT,
+        epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
+    )  # fmt: skip
+    hints = 0.0 if c.options.cascade is None else c.options.cascade.hints
+    joint, alone = cascade_arms(recipe, len(masked), hints=hints)
+    student = c.made[STUDENT].macs / max(1, c.traced[TEACHER].macs)
+    costs = {joint.name: len(masked) + 1.0, alone.name: round(1 + student, 4)}
+    arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]
+    c = replace(c, arms=tuple(arms), options=replace(c.options, control=False))
+    plan = drafted(c)
+    said = [*c.remarks, *cascade.watched(plan.data.val)]
+    every = c.options.cascade is not None and c.options.cascade.export_all
+    plan = plan.changed(diagnostics=list(dict.fromkeys(said)), export=plan.export.changed(levels=every))
+    return replace(c, plan=plan.changed(costed=plan.cost_basis))
+
+
+def _scheduled(c: Compilation, passes: PassManager, curriculum: Curriculum, *, alike: bool) -> Compilation:
+    recipe = Recipe(
+        pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=c.teaches, student=STUDENT,
+        epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
+    )  # fmt: skip
+    stages: tuple[Stage, ...] = passes.run(Schedule(c.method.name, curriculum), recipe)
+    arms = [Arm(name=DISTILLED, trains=[STUDENT], stages=list(stages))]
+    if c.learns_first:
+        own = replace(
+            recipe, pairs=(), teacher=TEACHER, student=AUXILIARY, epochs=c.learns_first,
+            supervised=recipe.supervised.changed(student=AUXILIARY) if recipe.supervised and alike else None,
+            imitation=recipe.imitation.changed(student=AUXILIARY, teacher=TEACHER) if recipe.imitation else None,
+        )  # fmt: skip
+        tuned: tuple[Stage, ...] = passes.run(Schedule(_without_pairs(c.method, own)), own)
+        arms.insert(0, Arm(name=AUXILIARY, trains=[AUXILIARY], stages=[tuned[-1].changed(name="fine-tune")], once=True))
+    c = replace(c, arms=tuple(arms))
+    try:
+        return replace(c, plan=drafted(c))
+    except ValidationError as cause:  # numbers that a user may give each, and not together
+        raise invalid(cause, where="the options", hint="give other numbers") from cause
+
+
+def _without_pairs(method: Composed, recipe: Recipe) -> str:
+    """How the auxiliary learns: as the main stage does, or by KD where that compares pairs."""
+    name, main = method.parts[-1]
+    terms = list(main.main(recipe)) if main.main is not None and not main.needs_pairs else []
+    return name if any(term.teacher is not None for term in terms) else "kd"
