@@ -91,9 +91,14 @@ class Course:
             self.waited += 1
         return self.waited >= plateau.epochs
 
+    def anew(self) -> None:
+        """Losses are of other things from here on, such as another teacher: those before say nothing of them."""
+        self.lowest, self.waited = None, 0
+
     def next(self, epochs: int) -> None:
         """A stage is over, after so many epochs."""
-        self.taken, self.lowest, self.waited = [*self.taken, epochs], None, 0
+        self.taken = [*self.taken, epochs]
+        self.anew()
 
 
 @dataclass(frozen=True)
@@ -312,6 +317,7 @@ class Loop:
         if not ended:
             if end.taught < len(stage.successors) and self.on_teacher(stage, end.taught):
                 end = replace(end, taught=end.taught + 1)
+                self.course.anew()
             self.on_save(self._moment(end, optimizer, average=running.average.values))
         return end, ended
 

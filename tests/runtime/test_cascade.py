@@ -26,7 +26,7 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.passes.mask import kept_of
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Masked
-from fxdistill.plan.schema import ModelRef
+from fxdistill.plan.schema import ModelRef, Plateau
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime import checkpoint, hardening
 from fxdistill.runtime.arms import Execution
@@ -292,6 +292,22 @@ def test_the_teacher_is_replaced_when_its_student_is_better_on_validation_images
     keys = [set(line["losses"]) for line in runs.metrics(tmp_path / "run") if line["name"] == "distilled"]
     assert keys == [{"cross-entropy", "kd"}, {"cross-entropy", "kd#2" if taught[1] else "kd"}]
     assert ("level-1", "val") in asked or not val
+
+
+def test_a_plateau_is_of_one_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is replaced after the first epoch; the loss by the next one is not held against that by the first."""
+    plan, measured = planned(assistants=1), Execution.measured
+    arm = plan.arm("distilled")
+    plateau = Plateau(share=0.99, epochs=1)  # no epoch falls by so much
+    first, main = arm.stages[-1].changed(name="first", epochs=5, plateau=plateau), arm.stages[-1].changed(successors=[])
+    arms = [one.changed(stages=[first, main]) if one.name == arm.name else one for one in plan.arms]
+    monkeypatch.setattr(
+        Execution, "measured", lambda run, member, *, on="test": {
+            **measured(run, member, on=on), "accuracy": 0.5 if member == "student" else 0.4
+        },
+    )  # fmt: skip
+    result = execute(written(plan.changed(arms=arms), "cascade-plateau"), tmp_path / "run", CPU)
+    assert result["arms"][-1]["epochs"] == {"first": 3, "main": main.epochs + 2}
 
 
 def test_assistants_are_exported_as_well_if_the_plan_says_so(tmp_path: Path) -> None:
