@@ -26,7 +26,7 @@ from fxdistill.modelfiles.bundle import save, save_trained
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime.arms import Observer
-from fxdistill.runtime.loop import Progress
+from fxdistill.runtime.course import Progress
 from fxdistill.runtime.trials import Trial
 
 SHAPE = (1, 3, 8, 8)

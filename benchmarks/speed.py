@@ -44,8 +44,9 @@ from fxdistill.data.dataset import Dataset, Split
 from fxdistill.models import convnet, resnet
 from fxdistill.passes.divide import Divide
 from fxdistill.plan.schema import DataPlan, Pair, Stage
+from fxdistill.runtime.course import Position
 from fxdistill.runtime.halves import Halves, Looks
-from fxdistill.runtime.loop import Loop, Position
+from fxdistill.runtime.loop import Loop
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.shelf import Memory
 from fxdistill.runtime.trials import Trial

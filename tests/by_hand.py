@@ -38,8 +38,9 @@ from fxdistill.plan.schema import (
     Stage,
     Tap,
 )  # fmt: skip
+from fxdistill.runtime.course import Position
 from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.loop import Loop, Position
+from fxdistill.runtime.loop import Loop
 from fxdistill.tasks import TASKS
 
 TEACHER: tuple[str, dict[str, Any]] = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})

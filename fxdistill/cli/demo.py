@@ -21,7 +21,8 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.schema import Arm, DataPlan, ExportPlan, InputSpec, LossTerm, ModelRef, Optimizer, Stage
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime.loop import Loop, Position
+from fxdistill.runtime.course import Position
+from fxdistill.runtime.loop import Loop
 from fxdistill.tasks import TASKS
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [32, 64, 128], "blocks": 1})

@@ -18,7 +18,7 @@ from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import diagnostics_view
 from fxdistill.report.remaining import Remaining
 from fxdistill.runtime.arms import Observer
-from fxdistill.runtime.loop import Progress as TrainProgress
+from fxdistill.runtime.course import Progress as TrainProgress
 from fxdistill.runtime.profiling import StageTimes
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS, Task
@@ -63,13 +63,11 @@ class RunView(Observer):
 
     def _begin(self, plan: Plan, trials: list[Trial]) -> None:
         """Learn how the cost of the run is spread over arms and stages."""
-        self._shares = {
-            arm.name: [stage.epochs * max(stage.cost, _LEAST_COST) for stage in arm.stages] for arm in plan.all_arms
-        }
         self._order, self._task = trials, TASKS.get(plan.task)
         costs = {
             arm.name: [(stage.epochs, max(stage.cost, _LEAST_COST)) for stage in arm.stages] for arm in plan.all_arms
         }
+        self._shares = {name: [epochs * cost for epochs, cost in stages] for name, stages in costs.items()}
         self._remaining = Remaining(costs, [trial.name for trial in trials])
         self._watched = "" if plan.data.val is None else "validation "
         self._logged = time.monotonic()

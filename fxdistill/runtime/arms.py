@@ -32,11 +32,12 @@ from fxdistill.runtime import checkpoint, inspection, kept, norms, preflight, st
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.compiling import Choice
+from fxdistill.runtime.course import Moment, Position, Progress
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.halves import described
 from fxdistill.runtime.hardening import Succession, compare, harden_all, hardened_members, kept_in
 from fxdistill.runtime.log import Metrics
-from fxdistill.runtime.loop import Loop, Moment, Position, Progress
+from fxdistill.runtime.loop import Loop
 from fxdistill.runtime.profiling import Clock, StageTimes, Stopwatch
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.trials import Trial

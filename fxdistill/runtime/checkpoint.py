@@ -16,9 +16,9 @@ from torch import Tensor
 from fxdistill import container
 from fxdistill.errors import RunDirError
 from fxdistill.plan.schema import Count
+from fxdistill.runtime.course import Course, Means, Position
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.halves import Report
-from fxdistill.runtime.loop import Course, Means, Position
 
 _FORMAT = 4
 """Of what a checkpoint holds; one of another format is not continued."""

@@ -9,13 +9,15 @@ under all seeds and after a resume, since compiled programs round differently.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import nn
 
+from fxdistill.errors import FxdistillError, InputError
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import attributes_kept, buffers_kept
 
@@ -69,7 +71,7 @@ class Choice:
             compiling = self._once(lambda: step(module))
             quick = self._seconds(lambda: step(module))
         except Exception as cause:
-            if not is_of_compiler(cause):
+            if not _is_of_compiler(cause):
                 raise
             return program, f"torch.compile cannot compile it: {str(cause).strip().splitlines()[0]}"
         told = f"a step takes {1000 * quick:.3g} ms compiled and {1000 * plain:.3g} as it is"
@@ -93,6 +95,23 @@ def compiled(program: Program) -> nn.Module:
     return cast("nn.Module", torch.compile(program))
 
 
-def is_of_compiler(error: Exception) -> bool:
+@contextmanager
+def compiler_errors() -> Iterator[None]:
+    """Make one clear error of what the compiler says; what it hides of ours comes out."""
+    try:
+        yield
+    except FxdistillError:
+        raise
+    except Exception as error:
+        if not _is_of_compiler(error):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"torch.compile cannot compile this program: {first}", where="--compile",
+            hint="run with --compile off or auto, or install what is missing: on a CPU it needs a C++ compiler",
+        ) from error  # fmt: skip
+
+
+def _is_of_compiler(error: Exception) -> bool:
     """Whether the compiler says that something cannot be compiled, or that what it needs is not there."""
     return any(part in type(error).__module__ for part in ("torch._dynamo", "torch._inductor"))

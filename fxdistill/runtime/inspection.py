@@ -21,9 +21,9 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Count, Stage, lengths
 from fxdistill.runtime import checkpoint, records
 from fxdistill.runtime.checkpoint import Checkpoint
+from fxdistill.runtime.course import Position
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.halves import Report
-from fxdistill.runtime.loop import Position
 from fxdistill.runtime.trials import trials_of
 
 

@@ -10,24 +10,24 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import specialize
 from fxdistill.data.batches import Batch, batches, order, steps_per_epoch
 from fxdistill.data.dataset import Dataset
-from fxdistill.errors import FxdistillError, InputError, TrainingError
+from fxdistill.errors import TrainingError
 from fxdistill.ir.program import Program
-from fxdistill.plan.schema import Count, DataPlan, Plateau, Stage, lengths
+from fxdistill.plan.schema import DataPlan, Stage, lengths
 from fxdistill.runtime.average import Average
-from fxdistill.runtime.compiling import Choice, compiled, is_of_compiler
-from fxdistill.runtime.optimizers import RATE, make_optimizer, take_up
+from fxdistill.runtime.compiling import Choice, compiled, compiler_errors
+from fxdistill.runtime.course import Course, Means, Moment, Position, Progress
+from fxdistill.runtime.optimizers import make_optimizer, set_rate, take_up
 from fxdistill.runtime.profiling import Clock
 from fxdistill.tasks import Task
 
@@ -39,113 +39,6 @@ if TYPE_CHECKING:
 _ACCELERATOR_CHECKS = 20  # steps
 _LOST = 1000
 """Times a loss before training, or 1 where that is less: a mean over an epoch that no training comes back from."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in an arm of a run: so many stages, epochs of this stage and steps of this epoch are done.
-
-    ``taught`` says how many of the stage's successors have taken the teacher's place.
-    """
-
-    stage: Count = 0
-    epoch: Count = 0
-    step: Count = 0
-    taught: Count = 0
-
-
-@dataclass
-class Means:
-    """Means of an epoch's losses over its first ``count`` steps, by the key of the loss, unweighted."""
-
-    count: Count = 0
-    values: dict[str, float] = field(default_factory=dict)
-
-    def add(self, key: str, value: float) -> None:
-        """Take in a loss of the step after those counted."""
-        mean = self.values.get(key, 0.0)
-        self.values[key] = mean + (value - mean) / (self.count + 1)
-
-
-@dataclass
-class Course:
-    """How an arm has gone so far, as far as it decides on how it goes on: stages may end on a plateau.
-
-    Attributes:
-        taken: How many epochs each of the stages took that are over.
-        lowest: The lowest loss of an epoch of this stage, of those that fell by enough; None before the first one.
-        waited: Epochs since then.
-    """
-
-    taken: list[Count] = field(default_factory=list)
-    lowest: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    waited: Count = 0
-
-    def ends(self, plateau: Plateau | None, loss: float) -> bool:
-        """Take in the loss of an epoch; whether the stage ends with it."""
-        if plateau is None:
-            return False
-        if self.lowest is None or loss < self.lowest - plateau.share * abs(self.lowest):
-            self.lowest, self.waited = loss, 0
-        else:
-            self.waited += 1
-        return self.waited >= plateau.epochs
-
-    def anew(self) -> None:
-        """Losses are of other things from here on, such as another teacher: those before say nothing of them."""
-        self.lowest, self.waited = None, 0
-
-    def next(self, epochs: int) -> None:
-        """A stage is over, after so many epochs."""
-        self.taken = [*self.taken, epochs]
-        self.anew()
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where a checkpoint may be taken.
-
-    Attributes:
-        position: The place reached.
-        optimizer: The optimiser in use; None between stages.
-        means: Gives the losses of the epoch so far. Waits for the device; raises :class:`TrainingError` where one of
-            them is not a number.
-        average: The running mean of the weights by name; empty where there is none.
-        course: How the arm has gone so far.
-    """
-
-    position: Position
-    optimizer: torch.optim.Optimizer | None = None
-    means: Callable[[], Means] = Means
-    average: Mapping[str, Tensor] = field(default_factory=dict)
-    course: Course = field(default_factory=Course)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the loop reports after some steps.
-
-    Attributes:
-        stage: The stage in training, with the epochs that it has here.
-        position: The place reached.
-        steps: Steps of an epoch.
-        losses: Mean of each loss over the epoch so far, unweighted.
-        images_per_second: Over the epoch so far.
-        ended: Whether the stage ends here.
-        kept: At the end of an epoch, how many channels each masked member keeps, layer by layer.
-        note: At the end of a stage, what was done about what frozen members compute; '' for nothing to say.
-        waiting: The share of the epoch's time that went by until batches were there.
-    """
-
-    stage: Stage
-    position: Position
-    steps: int
-    losses: dict[str, float]
-    images_per_second: float
-    ended: bool = False
-    note: str = ""
-    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    waiting: float = 0.0
 
 
 @dataclass
@@ -290,8 +183,8 @@ class Loop:
             begun = self._moment(position, optimizer, means=running.flush, average=running.average.values)
             found = running.halves.fed(found, chosen, epoch=run_epoch, pulse=lambda: self.on_save(begun))
         for step, batch in enumerate(found, start=position.step):
-            _set_rate(optimizer, stage, position.epoch * steps + step, steps)
-            with step_seeded(self.seed, run_epoch, step, device=self.fabric.device), _compiler_errors():
+            set_rate(optimizer, stage, position.epoch * steps + step, steps)
+            with step_seeded(self.seed, run_epoch, step, device=self.fabric.device), compiler_errors():
                 losses = forward(batch)
                 total = running.program.total(losses, position.epoch)
                 self.clock.mark("backward")
@@ -412,43 +305,6 @@ class _Running:
             where=f"stage '{self.stage.name}', epoch {position.epoch + 1}, batch {position.step}",
             hint="lower the learning rate of that stage in the plan, or train in --precision 32-true",
         )
-
-
-@contextmanager
-def _compiler_errors() -> Iterator[None]:
-    """Make one clear error of what the compiler says; what it hides of ours comes out."""
-    try:
-        yield
-    except FxdistillError:
-        raise
-    except Exception as error:
-        if not is_of_compiler(error):
-            raise
-        first = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"torch.compile cannot compile this program: {first}", where="--compile",
-            hint="run with --compile off or auto, or install what is missing: on a CPU it needs a C++ compiler",
-        ) from error  # fmt: skip
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, steps: int) -> None:
-    """The learning rate of a step of a stage, at so many steps an epoch.
-
-    It rises in a line, whose first step has a share above zero and whose last one the full rate, and then follows the
-    schedule over the steps that are left: constant; half a cosine from the rate to its floor (Loshchilov and Hutter,
-    2017); or a factor every few epochs.
-    """
-    spec = stage.optimizer
-    rising = round(spec.warm_up * steps)
-    if step < rising:
-        factor = (step + 1) / rising
-    elif stage.schedule == "cosine":
-        progress = (step - rising) / (stage.epochs * steps - rising)
-        factor = spec.floor + (1 - spec.floor) * 0.5 * (1 + math.cos(math.pi * progress))
-    else:
-        factor = spec.decay ** (step // (steps * spec.decay_every)) if stage.schedule == "step" else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = group.get(RATE, spec.lr) * factor
 
 
 @contextmanager

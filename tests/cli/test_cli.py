@@ -24,9 +24,9 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, preflight
 from fxdistill.runtime.arms import Observer
+from fxdistill.runtime.course import Position
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.loop import Position
 from tests import runs
 
 ALLOW = ("--allow-factory", runs.ALLOW[0])

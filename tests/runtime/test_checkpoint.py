@@ -30,10 +30,10 @@ from fxdistill.plan.terms import argued
 from fxdistill.report.show import show
 from fxdistill.runtime import checkpoint, directory, inspection, log, result
 from fxdistill.runtime.checkpoint import Checkpoint
+from fxdistill.runtime.course import Course, Means, Position
 from fxdistill.runtime.directory import RunDir, lock
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.log import Metrics
-from fxdistill.runtime.loop import Course, Means, Position
 from tests import runs
 from tests.runs import execute
 

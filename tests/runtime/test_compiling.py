@@ -17,6 +17,7 @@ from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, compiling, loop
 from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.compiling import Choice
+from fxdistill.runtime.course import Progress
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
 from tests import runs
@@ -150,7 +151,7 @@ class Killed(Exception):
 
 
 def killed_in_main(said: list[Diagnostic], out: Path) -> Callable[..., None]:
-    def on_progress(trial: object, progress: loop.Progress, _: object) -> None:
+    def on_progress(trial: object, progress: Progress, _: object) -> None:
         if progress.stage.name == "main" and progress.position.epoch == 1:
             raise Killed
 

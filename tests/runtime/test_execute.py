@@ -28,7 +28,7 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.plan.schema import Stage
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import checkpoint, deploy, loop, preflight
+from fxdistill.runtime import checkpoint, deploy, loop, optimizers, preflight
 from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.checkpoint import load as load_checkpoint
 from fxdistill.runtime.directory import RunDir
@@ -137,14 +137,14 @@ def test_a_failed_gate_leaves_no_onnx(tmp_path: Path) -> None:
 
 def hot(monkeypatch: pytest.MonkeyPatch, name: str, factor: float) -> None:
     """One stage at a rate that no plan may say."""
-    rate = loop._set_rate
+    rate = optimizers.set_rate
 
     def higher(optimizer: torch.optim.Optimizer, stage: Stage, step: int, steps: int) -> None:
         rate(optimizer, stage, step, steps)
         for group in optimizer.param_groups:
             group["lr"] *= factor if stage.name == name else 1.0
 
-    monkeypatch.setattr(loop, "_set_rate", higher)
+    monkeypatch.setattr(loop, "set_rate", higher)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from fxdistill.errors import InputError, RunDirError
 from fxdistill.report.show import show
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.checkpoint import Checkpoint
+from fxdistill.runtime.course import Means, Position
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.loop import Means, Position
 from tests import runs
 
 CPU = Settings(device="cpu", allow=runs.ALLOW)

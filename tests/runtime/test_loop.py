@@ -1,17 +1,14 @@
-from typing import Any
-
 import pytest
 import torch
-from torch import nn
 
 from fxdistill.compiler.build import build as build_program
 from fxdistill.compiler.build import specialize
 from fxdistill.errors import TrainingError
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.plan.schema import LossTerm, Optimizer, Stage
 from fxdistill.runtime.average import Average
-from fxdistill.runtime.loop import Means, Position, _Running, _set_rate, step_seeded
+from fxdistill.runtime.course import Means, Position
+from fxdistill.runtime.loop import _Running, step_seeded
 from fxdistill.runtime.optimizers import make_optimizer
 from tests import runs
 
@@ -29,38 +26,6 @@ def test_random_numbers_depend_on_the_place_alone() -> None:
     assert torch.equal(drawn[0], drawn[1])
     assert len({tuple(row.tolist()) for row in drawn}) == 4
     assert torch.equal(torch.rand(3), expected)  # what is outside goes on as if nothing had been
-
-
-def rates(epochs: int, steps: int, schedule: str, **numbers: Any) -> list[float]:
-    term = LossTerm(loss="cross-entropy")
-    spec = Optimizer(name="sgd", lr=2.0, **numbers)
-    stage = Stage.model_validate(
-        {"name": "main", "epochs": epochs, "losses": [term], "optimizer": spec, "schedule": schedule}
-    )
-    optimizer, found = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=7.0), []
-    for step in range(epochs * steps + 1):  # one beyond the last
-        _set_rate(optimizer, stage, step, steps)
-        found.append(optimizer.param_groups[0]["lr"])
-    return found
-
-
-@pytest.mark.parametrize(
-    ("schedule", "numbers", "expected"),
-    [
-        ("constant", {}, [2, 2, 2, 2, 2]),
-        ("cosine", {}, [2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5, 0]),
-        ("cosine", {"floor": 0.5}, [2, 1.5 + 0.5**1.5, 1.5, 1.5 - 0.5**1.5, 1]),
-        ("cosine", {"warm_up": 1.0}, [1, 2, 2, 1, 0]),
-        ("cosine", {"warm_up": 0.5, "floor": 0.5}, [2, 2, 1.75, 1.25, 1]),
-        ("constant", {"warm_up": 1.5}, [2 / 3, 4 / 3, 2, 2, 2]),
-        ("step", {"decay_every": 1, "decay": 0.5}, [2, 2, 1, 1, 0.5]),
-        ("step", {"decay_every": 1, "decay": 0.5, "warm_up": 0.5}, [2, 2, 1, 1, 0.5]),
-        ("step", {"decay_every": 2}, [2, 2, 2, 2, 0.2]),
-    ],
-)
-def test_the_learning_rate_of_every_step(schedule: str, numbers: dict[str, Any], expected: list[float]) -> None:
-    """Two epochs of two steps, and where the stage ends."""
-    assert rates(2, 2, schedule, **numbers) == pytest.approx(expected)
 
 
 def test_a_checkpoint_leaves_the_teacher_out() -> None:

@@ -14,7 +14,7 @@ from fxdistill.data.augmentations._apply import rows
 from fxdistill.ir.program import Program
 from fxdistill.runtime import execute, loop
 from fxdistill.runtime.average import Average
-from fxdistill.runtime.loop import Progress
+from fxdistill.runtime.course import Progress
 from tests import by_hand, recorded
 from tests.by_hand import SEEDS
 
@@ -27,7 +27,7 @@ def ascent(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_schedule(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(loop, "_set_rate", lambda *_: None)
+    patch.setattr(loop, "set_rate", lambda *_: None)
 
 
 def no_mean(patch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Optimisers: the fused step is the plain one, also after a checkpoint and in any order of memory."""
+"""Optimisers: the fused step is the plain one, also after a checkpoint and in any order of memory; rates of steps."""
 
 import copy
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import build, specialize
-from fxdistill.plan.schema import Optimizer
-from fxdistill.runtime.optimizers import make_optimizer, take_up
+from fxdistill.plan.schema import LossTerm, Optimizer, Stage
+from fxdistill.runtime.optimizers import make_optimizer, set_rate, take_up
 from tests import tiny_models
 from tests.tiny_models import awake, planned
 
@@ -72,3 +72,35 @@ def test_a_step_leaves_what_lies_between_a_weights_numbers_alone(name: str) -> N
     changed = whole != before
     assert changed[:, : owner.in_features].all()
     assert not changed[:, owner.in_features :].any()
+
+
+def rates(epochs: int, steps: int, schedule: str, **numbers: Any) -> list[float]:
+    term = LossTerm(loss="cross-entropy")
+    spec = Optimizer(name="sgd", lr=2.0, **numbers)
+    stage = Stage.model_validate(
+        {"name": "main", "epochs": epochs, "losses": [term], "optimizer": spec, "schedule": schedule}
+    )
+    optimizer, found = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=7.0), []
+    for step in range(epochs * steps + 1):  # one beyond the last
+        set_rate(optimizer, stage, step, steps)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("schedule", "numbers", "expected"),
+    [
+        ("constant", {}, [2, 2, 2, 2, 2]),
+        ("cosine", {}, [2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5, 0]),
+        ("cosine", {"floor": 0.5}, [2, 1.5 + 0.5**1.5, 1.5, 1.5 - 0.5**1.5, 1]),
+        ("cosine", {"warm_up": 1.0}, [1, 2, 2, 1, 0]),
+        ("cosine", {"warm_up": 0.5, "floor": 0.5}, [2, 2, 1.75, 1.25, 1]),
+        ("constant", {"warm_up": 1.5}, [2 / 3, 4 / 3, 2, 2, 2]),
+        ("step", {"decay_every": 1, "decay": 0.5}, [2, 2, 1, 1, 0.5]),
+        ("step", {"decay_every": 1, "decay": 0.5, "warm_up": 0.5}, [2, 2, 1, 1, 0.5]),
+        ("step", {"decay_every": 2}, [2, 2, 2, 2, 0.2]),
+    ],
+)
+def test_the_learning_rate_of_every_step(schedule: str, numbers: dict[str, Any], expected: list[float]) -> None:
+    """Two epochs of two steps, and where the stage ends."""
+    assert rates(2, 2, schedule, **numbers) == pytest.approx(expected)

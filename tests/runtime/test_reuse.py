@@ -17,7 +17,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 from fxdistill.runtime import halves, reuse
 from fxdistill.runtime.arms import Observer, build_program
-from fxdistill.runtime.loop import Progress
+from fxdistill.runtime.course import Progress
 from fxdistill.runtime.shelf import Memory
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS

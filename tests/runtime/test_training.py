@@ -28,8 +28,8 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef, Shrunken
 from fxdistill.runtime.arms import Observer
+from fxdistill.runtime.course import Position, Progress
 from fxdistill.runtime.execute import Settings, execute
-from fxdistill.runtime.loop import Position, Progress
 from fxdistill.runtime.optimizers import make_optimizer
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS
