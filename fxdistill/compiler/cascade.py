@@ -145,8 +145,9 @@ def propose(
     barriers: dict[str, str] = {}
     while True:
         base = Base.of(traced, coupling, tuple(barriers))
-        made = _planned(base, options, of=of, criterion=criterion, student=student, barriers=list(barriers))
-        mask = base.mask(base.scores(criterion), sum(one.kept for one in _layers_of(made[level(0)])))
+        made = _planned(base, options, of=of, criterion=criterion, barriers=list(barriers))
+        first = made[level(0)]
+        mask = base.mask(base.scores(criterion), sum(one.kept for one in first.layers))
         if not (gone := base.gone(mask)):
             break
         try:
@@ -157,8 +158,9 @@ def propose(
                 raise
             path = next_barrier(traced, obstacle.path, barriers)
             barriers[path] = obstacle.why
-    pairs = tuple(_hints(base, [name for name in made if name != student], of)) if options.hints else ()
-    return Proposal(made, (*base.found.remarks, *barrier_remarks(barriers)), pairs)
+    cut = Hardened(of=level(0), parameters=first.parameters, macs=first.macs)
+    pairs = tuple(_hints(base, list(made), of)) if options.hints else ()
+    return Proposal({**made, student: cut}, (*base.found.remarks, *barrier_remarks(barriers)), pairs)
 
 
 _HINTED = 3
@@ -194,19 +196,13 @@ def _handed_on(base: Base, layer: Layer) -> tuple[int, Edge] | None:
     return None
 
 
-def _layers_of(member: Masked | Hardened) -> list[MaskedLayer]:
-    return member.layers if isinstance(member, Masked) else []
-
-
-def _planned(
-    base: Base, options: Cascade, *, of: str, criterion: str, student: str, barriers: list[str]
-) -> dict[str, Masked | Hardened]:
-    """The members of a cascade: its levels from the student's up, and the student."""
+def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers: list[str]) -> dict[str, Masked]:
+    """The levels of a cascade, from the student's up."""
     scores = base.scores(criterion)
     budget = None if options.budget is None else Budget.model_validate(dict([options.budget]))
     shares = options.shares(None if budget is None else base.within(scores, budget) / len(scores))
     own = own_tensors(base.traced)
-    made: dict[str, Masked | Hardened] = {}
+    made: dict[str, Masked] = {}
     for number, share in enumerate(shares):
         count = base.count(share)
         if share < 1 and number == 0 and round(share * len(scores)) < len(base.found.layers):
@@ -223,8 +219,6 @@ def _planned(
             barriers=barriers, nested=options.nested and number + 2 < len(shares), layers=_layers(base, mask),
             parameters=parameters, macs=macs,
         )  # fmt: skip
-    first = made[level(0)]
-    made[student] = Hardened(of=level(0), parameters=first.parameters, macs=first.macs)
     return made
 
 

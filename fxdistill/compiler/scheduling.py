@@ -23,7 +23,7 @@ from fxdistill.plan.schema import Arm, Stage
 def schedule(c: Compilation, passes: PassManager) -> Compilation:
     """Make the arms of the method, and the plan of them."""
     if c.method.alone:
-        return _in_levels(c)
+        return _in_levels(c, passes)
     alike = remarks.same_answers(c.traced[c.teaches], c.traced[STUDENT])
     if not alike and c.imitation is not None:
         if c.method.assumed:
@@ -42,7 +42,7 @@ def schedule(c: Compilation, passes: PassManager) -> Compilation:
     return _scheduled(replace(c, pairs=pairs), passes, curriculum, alike=alike)
 
 
-def _in_levels(c: Compilation) -> Compilation:
+def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
     """The arms of a cascade; the cost of a stage is that of all its members, as the levels compute all channels."""
     masked = [name for name, member in c.made.items() if isinstance(member, Masked)]
     recipe = Recipe(
@@ -56,7 +56,7 @@ def _in_levels(c: Compilation) -> Compilation:
     arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]
     c = replace(c, arms=tuple(arms), options=replace(c.options, control=False))
     plan = drafted(c)
-    said = [*c.remarks, *cascade.watched(plan.data.val)]
+    said = [*passes.diagnostics, *c.remarks, *cascade.watched(plan.data.val)]
     every = c.options.cascade is not None and c.options.cascade.export_all
     plan = plan.changed(diagnostics=list(dict.fromkeys(said)), export=plan.export.changed(levels=every))
     return replace(c, plan=plan.changed(costed=plan.cost_basis))

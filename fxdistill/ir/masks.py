@@ -51,7 +51,8 @@ def affordable(  # noqa: PLR0917  # a node of a graph, which is read by position
     order = ranked(scores, layers, above)
     alive = fixed[:, None] + counts[:, order].cumsum(1)
     paid = (alive[rows[:, 0]] * alive[rows[:, 1]] * weights[:, None]).sum(0)
-    fits = (paid <= limit).index_fill(0, torch.arange(len(layers), device=order.device), True)  # noqa: FBT003
+    allowed = paid <= limit if above is None else (paid <= limit) & (above[order] > 0)
+    fits = allowed.index_fill(0, torch.arange(len(layers), device=order.device), True)  # noqa: FBT003
     return torch.zeros_like(scores, requires_grad=False).index_put((order,), fits.to(scores.dtype))
 
 

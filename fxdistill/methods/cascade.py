@@ -135,7 +135,7 @@ class Cascade:
         """
         if self.levels:
             return checked(self.levels)
-        share = self.keep if expected is None else round(expected, 4)
+        share = self.keep if expected is None else round(expected, 6)  # of a million channels still the same count
         return spaced(0.0 if share is None else share, self.assistants, self.spacing)
 
 

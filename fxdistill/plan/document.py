@@ -178,8 +178,9 @@ class Plan(Part):
             for stage in arm.stages
             for term in stage.losses
         ]
-        aside = {"difficulty"}
-        parts = [part.model_dump(mode="json", exclude=aside) for part in (*self.pairs, *self.kept, self.input)]
+        levels = [member for member in self.members.values() if isinstance(member, Masked)]
+        aside = {"difficulty", "layers", "parameters", "macs"}  # what was measured and counted, for the reader
+        parts = [part.model_dump(mode="json", exclude=aside) for part in (*self.pairs, *self.kept, self.input, *levels)]
         basis = [{name: self.shape_of(name) for name in self.members}, terms, parts]
         return hashlib.sha256(json.dumps(basis).encode()).hexdigest()
 
@@ -197,8 +198,8 @@ def stale_costs(plan: Plan) -> Iterator[Diagnostic]:
     if plan.costed and plan.costed != plan.cost_basis:
         yield Diagnostic(
             code="stale-cost", severity="note", where="arms",
-            why="pairs, kept channels or losses were edited after the costs of the stages were counted: they are those "
-            "from before", hint="plan anew to count them; nothing else depends on them",
+            why="pairs, kept channels, levels or losses were edited after the costs of the stages were counted: they "
+            "are those from before", hint="plan anew to count them; nothing else depends on them",
         )  # fmt: skip
 
 

@@ -391,7 +391,7 @@ def stale(plan: dict[str, Any]) -> None:
 def test_costs_that_are_stale_are_said_by_show_and_run(tmp_path: Path) -> None:
     assert "stale-cost" not in call("show", str(runs.plan_file()))
     plan = runs.edited("stale", stale)
-    assert "note stale-cost arms: pairs, kept channels or losses were edited" in call("show", str(plan))
+    assert "note stale-cost arms: pairs, kept channels, levels or losses were edited" in call("show", str(plan))
     said: list[str] = []
     observer = Observer(on_diagnostic=lambda remark: said.append(remark.code))
     runs.execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW), observer)

@@ -1,0 +1,76 @@
+"""A cascade's plan: what it says is what a run makes of it."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxdistill.compiler import cascade
+from fxdistill.compiler.options import Options
+from fxdistill.compiler.pipeline import compile as compile_plan
+from fxdistill.methods.cascade import Cascade
+from fxdistill.passes.mask import kept_of
+from fxdistill.plan.document import Plan, stale_costs
+from fxdistill.plan.members import Masked
+from tests import tiny_models
+from tests.tiny_models import SHAPE, Body, Classifier, conv_norm
+
+
+def planned(model: nn.Module, **options: Any) -> Plan:
+    return compile_plan(
+        model.eval(), None, Options(input_shape=SHAPE, method="cascade", epochs=2, cascade=Cascade(**options))
+    )
+
+
+@functools.cache
+def residual() -> nn.Module:
+    return tiny_models.residual()
+
+
+def test_what_the_passes_remark_stands_in_the_plan() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.two(torch.fft.fft2(m.one(m.stem(x))).real)
+
+    layers: dict[str, nn.Module] = {
+        name: conv_norm(inputs, 8) for name, inputs in (("stem", 3), ("one", 8), ("two", 8))
+    }
+    said = planned(Classifier(Body(layers, forward), 8), keep=0.7).diagnostics
+    assert any(d.code == "opaque-node" and "'fft_fft2'" in d.why for d in said), said
+    assert any(d.code == "not-masked" and d.where == "body.one.0" for d in said)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "stale"), [("keep", 0.6, True), ("macs", 5, False), ("parameters", 5, False)]
+)
+def test_costs_go_stale_with_what_a_level_keeps(field: str, value: float, stale: bool) -> None:
+    plan = planned(residual(), keep=0.5, assistants=1)
+    assert list(stale_costs(plan)) == []
+    members = {**plan.members, "level-0": plan.members["level-0"].changed(**{field: value})}
+    assert bool(list(stale_costs(plan.changed(members=members)))) == stale
+
+
+def test_a_budgets_share_is_as_exact_as_channels_are_many() -> None:
+    for count, channels in ((49, 26_560), (26_559, 26_560), (123_457, 400_000)):
+        (share,) = Cascade(budget=("macs", 1), assistants=0).shares(count / channels)
+        assert round(share * channels) == count
+        assert share < 1
+
+
+def test_a_nested_mask_under_a_budget_lies_inside_of_the_level_above_whatever_it_may_cost() -> None:
+    whole = planned(residual(), keep=0.5, assistants=0).members["teacher"]
+    plan = planned(residual(), budget=("parameters", whole.parameters // 2), assistants=2, nested=True)
+    plan = plan.changed(members={
+        name: member.changed(budget={"parameters": whole.parameters - 1}) if name == "level-0" else member
+        for name, member in plan.members.items()
+    })  # fmt: skip
+    levels = cascade.levels(plan, residual())
+    torch.manual_seed(0)
+    for name in ("level-0", "level-1"):
+        levels[name].get_parameter("masks.scores").data.uniform_()
+    below, above = kept_of(levels["level-0"]), kept_of(levels["level-1"])
+    assert bool((below <= above).all())
+    member = plan.members["level-1"]
+    assert isinstance(member, Masked)
+    assert int(below.sum()) == int(above.sum()) == sum(cascade.kept_counts(levels["level-1"], member).values())
