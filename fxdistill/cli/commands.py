@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import lists, parameters, values
+from fxdistill.cli import lists, parameters, teaching, values
 from fxdistill.cli.exits import Commands, err, reported
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
@@ -29,7 +29,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 out = Console(highlight=False)
-NAMES, MODEL = ("teacher", "student"), "model"
+MODEL = "model"
 SAVE_EVERY, CACHE_SIZE = 30.0, "4G"
 """Seconds between checkpoints; bytes of what is kept."""
 
@@ -107,11 +107,15 @@ def plan(
     """Pair the layers, choose the channels, write a plan to review."""
     with reported():
         wanted = values.shape(input_shape)
-        named = via not in (None, "auto")
-        names = (NAMES[0], "auxiliary", NAMES[1]) if named else NAMES
+        given = {
+            "teacher": values.Named(teacher, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory"),
+            "auxiliary": values.Named(None if via == "auto" else via, via_factory, via_arg, option="--via-factory"),
+            "student": values.Named(student, student_factory, student_arg, student_entry, "--student-factory"),
+        }
+        names = tuple(name for name, one in given.items() if one.text is not None)
         wishes = values.wishes(names, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
-        cascade = values.cascade(
+        cascade = teaching.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
             export_all=export_levels is parameters.ExportLevels.all,
             spacing=None if spacing is None else spacing.value, student=student,
@@ -122,29 +126,20 @@ def plan(
                 "plateau": plateau, "probe": probe,
             },
         )  # fmt: skip
-        if via is None and (via_epochs is not None or via_factory is not None or via_arg):
-            raise InputError("there is no assistant to say anything of", where="--via", hint="add --via auto or MODEL")
-        if via is not None and cascade is not None:
-            raise InputError(
-                "a cascade has assistants of its own", where="--via", hint="say how many: --assistants 2"
-            )  # fmt: skip
+        teaching.check_assistant(
+            via, {"epochs": via_epochs, "factory": via_factory, "args": via_arg}, is_cascade=cascade is not None
+        )
         if keep is not None and align is not parameters.Align.shrink and cascade is None:
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
         recalibrate = values.recalibration(recalibrate_bn)
-        curriculum = values.curriculum(warm_up_share, keep_earlier, plateau, probe)
+        curriculum = teaching.curriculum(warm_up_share, keep_earlier, plateau, probe)
         values.writable(output)
-        load = functools.partial(values.model, seed=seed, allow=allow_factory, trust_code=trust_code)
         models = {
-            "teacher": load(teacher, teacher_factory, teacher_arg, entry=teacher_entry, option="--teacher-factory")
+            name: values.model(given[name], seed=seed, allow=allow_factory, trust_code=trust_code) for name in names
         }
-        if named:
-            models["auxiliary"] = load(str(via), via_factory, via_arg, option="--via-factory")
-            via_epochs = values.via_epochs(via_epochs, models["auxiliary"], epochs=epochs)
-        if student is not None:
-            models["student"] = load(
-                student, student_factory, student_arg, entry=student_entry, option="--student-factory"
-            )
+        if "auxiliary" in models:
+            via_epochs = teaching.via_epochs(via_epochs, models["auxiliary"], epochs=epochs)
         from fxdistill.cli import planning, recipe  # after the models: mistakes are answered sooner
         from fxdistill.compiler.options import Options
         from fxdistill.methods import composed
@@ -165,10 +160,6 @@ def plan(
             data=seen.data, precision=precision.value, recalibrate=recalibrate, preprocessing=seen.preprocessing,
         )  # fmt: skip
 
-        def after(step: str, text: Callable[[], str]) -> None:
-            if step in print_after:
-                out.print(Text(f"after {step}\n{text()}\n"), soft_wrap=True)
-
         optimizers = {
             "name": optimizer and optimizer.value, "weight_decay": weight_decay, "momentum": momentum,
             "warm_up": warm_up, "clip": clip, "ema": ema,
@@ -176,11 +167,21 @@ def plan(
         edit = functools.partial(
             recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_, weights=weight, arguments=arg
         )
-        made, passes = planning.write(output, models, decisions, seen, after=after, edit=edit)
+        made, passes = planning.write(output, models, decisions, seen, after=_after(print_after), edit=edit)
         out.print(plan_view(made))
         if seen.reached:
             out.print(Text(f"\nthe teacher reaches {seen.reached}"), soft_wrap=True)
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
+
+
+def _after(steps: Sequence[str]) -> Callable[[str, Callable[[], str]], None]:
+    """Prints what a step made, for those that the user names."""
+
+    def after(step: str, text: Callable[[], str]) -> None:
+        if step in steps:
+            out.print(Text(f"after {step}\n{text()}\n"), soft_wrap=True)
+
+    return after
 
 
 @app.command(cls=Command)

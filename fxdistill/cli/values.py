@@ -1,16 +1,15 @@
 """What the command line's arguments stand for: shapes, pairs, models, places to write to."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
-    from fxdistill.methods.cascade import Cascade
     from fxdistill.modelfiles.load import LoadedModel
-    from fxdistill.passes.schedule.curriculum import Curriculum
     from fxdistill.plan.schema import Recalibration
     from fxdistill.preprocessing import Wishes
 
@@ -98,43 +97,6 @@ def recalibration(text: str) -> "Recalibration | None":
     return Recalibration(when="always", images=int(text))
 
 
-def curriculum(share: float | None, keep: float | None, plateau: str | None, probe: str | None) -> "Curriculum":
-    """What the options say of a method's warm-ups.
-
-    Raises:
-        InputError: One of them says nothing.
-    """
-    from fxdistill.passes.schedule.curriculum import PLATEAU, Curriculum
-    from fxdistill.plan.schema import Plateau
-
-    found = None
-    if plateau is not None:
-        fall, _, epochs = plateau.partition(":")
-        try:
-            found = Plateau(share=float(fall), epochs=int(epochs or 1))
-        except ValueError as cause:
-            raise InputError(
-                f"'{plateau}' is no plateau", where=PLATEAU,
-                hint="give SHARE:EPOCHS: 0.01:2 ends a warm-up that falls by less than 1 % of its loss in 2 epochs",
-            ) from cause  # fmt: skip
-    return Curriculum(share, keep, found, probe)  # type: ignore[arg-type]  # what it is, is checked there
-
-
-def via_epochs(said: int | None, assistant: "LoadedModel", *, epochs: int) -> int:
-    """For how many epochs an assistant learns from the teacher before it teaches: one that is trained for none.
-
-    Raises:
-        InputError: It has random weights, and is to teach as it is.
-    """
-    found = (epochs if assistant.random_weights else 0) if said is None else said
-    if not found and assistant.random_weights:
-        raise InputError(
-            "the assistant has random weights, so it has nothing to teach yet", where="--via-epochs",
-            hint="let it learn from the teacher first, or give a file that holds a trained one",
-        )  # fmt: skip
-    return found
-
-
 def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str]) -> None:
     """Check names before anything heavy is imported.
 
@@ -156,92 +118,6 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
                 f"the method '{method}' has no pass named '{name}'", where="--print-after",
                 hint=suggestion(name, expanded.passes, "its passes are"),
             )  # fmt: skip
-
-
-def cascade(
-    method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: str | None,
-    nested: bool, hints: float, export_all: bool, student: str | None, others: Mapping[str, object],
-) -> "Cascade | None":  # fmt: skip
-    """What the options say of a cascade; None for another method.
-
-    Args:
-        method: The method.
-        keep: The share that the student keeps.
-        levels: The shares of all levels, with commas.
-        budget: What the student may cost: ``macs=52M``.
-        assistants: How many levels there are beside the student.
-        spacing: How their shares lie.
-        nested: Whether levels lie inside of each other.
-        hints: The weight of hints.
-        export_all: Whether the assistants are exported as well.
-        student: The student that was named.
-        others: Options that are about a student that is given, or about warm-ups, with their values.
-
-    Raises:
-        InputError: They do not go together, or a student is named where none can be, or is missing.
-    """
-    from fxdistill.methods import composed
-    from fxdistill.methods.cascade import Cascade
-
-    if not composed(method).alone:
-        if student is None:
-            raise InputError(
-                f"missing argument 'student': the method '{method}' needs one",
-                where="STUDENT",
-                hint="name it behind the teacher",
-            )
-        said = {
-            "levels": levels, "budget": budget, "assistants": assistants, "spacing": spacing, "nested": nested,
-            "hints": hints or None, "export-levels": export_all,
-        }  # fmt: skip
-        if odd := [name for name, value in said.items() if value not in (None, "", False)]:
-            raise InputError(
-                f"--{odd[0]} is about a cascade", where=f"--{odd[0]}", hint="add --method cascade, and name no student"
-            )
-        return None
-    if student is not None:
-        raise InputError(
-            f"the method '{method}' makes its student out of the teacher", where=student, hint="name the teacher alone"
-        )
-    if odd := [name for name, value in others.items() if value not in (None, "", False, [])]:
-        raise InputError(f"a cascade has no use for --{odd[0]}", where=f"--{odd[0]}", hint="leave it out")
-    if levels and (assistants is not None or spacing is not None):
-        raise InputError(
-            "--levels says which levels there are", where="--levels", hint="leave out --assistants and --spacing"
-        )
-    shares = tuple(_number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
-    return Cascade(
-        keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
-        spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints, export_all=export_all,
-    )  # fmt: skip
-
-
-def _number(text: str, option: str, form: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise InputError(f"'{text}' is no number", where=option, hint=f"write {option} {form}")
-    return found
-
-
-_FACTORS = {"K": 1e3, "M": 1e6, "G": 1e9}
-
-
-def _budget(text: str) -> tuple[str, int] | None:
-    """What a student may cost, from ``macs=52M`` or ``params=1M``."""
-    if not text:
-        return None
-    what, _, number = text.partition("=")
-    names = {"macs": "macs", "params": "parameters", "parameters": "parameters"}
-    factor = _FACTORS.get(number[-1:].upper(), 1.0)
-    if what.lower() not in names or not number:
-        raise InputError(f"'{text}' is no budget", where="--budget", hint="write it as macs=52M or params=1M")
-    found = round(_number(number[:-1] if factor > 1 else number, "--budget", "macs=52M") * factor)
-    if found < 1:
-        raise InputError(f"'{text}' is no budget: it is below 1", where="--budget", hint="write it as macs=52M")
-    return names[what.lower()], found
 
 
 def by_member(members: Sequence[str], texts: Sequence[str], option: str) -> dict[str, str]:
@@ -353,21 +229,33 @@ def run_directory(plan: Path, output: Path | None) -> tuple[Path, Path]:
     return plan, output or (plan.parent if held else Path("run"))
 
 
-def model(
-    text: str, factory: str | None, args: Sequence[str], *, option: str, seed: int, allow: Sequence[str],
-    trust_code: bool, entry: str | None = None,
-) -> "LoadedModel":  # fmt: skip
-    """Load a model argument.
+@dataclass(frozen=True)
+class Named:
+    """A model as the command line names it.
 
-    Args:
-        text: The argument.
+    Attributes:
+        text: The argument; None where it is left out.
         factory: Its factory, where given apart.
         args: Arguments of that factory.
+        entry: The entry of a checkpoint that holds the weights.
         option: The option that names that factory, for hints.
+    """
+
+    text: str | None
+    factory: str | None
+    args: Sequence[str]
+    entry: str | None = None
+    option: str = "--factory"
+
+
+def model(named: Named, *, seed: int, allow: Sequence[str], trust_code: bool) -> "LoadedModel":
+    """Load a model.
+
+    Args:
+        named: How it is named.
         seed: Seed of the weights of a factory alone.
         allow: Modules whose factories may be called.
         trust_code: Whether a pickle may be opened.
-        entry: The entry of a checkpoint that holds the weights.
 
     Raises:
         ModelError: Whatever is wrong with it.
@@ -376,6 +264,7 @@ def model(
     from fxdistill.modelfiles.source import parse_source  # slow to import
 
     source = parse_source(
-        text, factory=factory, args=args, trust_code=trust_code, allow=allow, option=option, entry=entry
-    )
+        named.text or "", factory=named.factory, args=named.args, trust_code=trust_code, allow=allow,
+        option=named.option, entry=named.entry,
+    )  # fmt: skip
     return load(source, seed=seed)

@@ -138,6 +138,7 @@ CASCADE = ("--method", "cascade", "--input", "1x1x8x8")
         (("--keep", "0.5", "--pair", "a=b"), "a cascade has no use for --pair"),
         (("--keep", "0.5", "--align", "shrink"), "a cascade has no use for --align"),
         (("--keep", "0.5", "--plateau", "0.1"), "a cascade has no use for --plateau"),
+        (("--keep", "0.5", "--size", "student=16"), "'student' is no model here"),
     ],
 )
 def test_cascades_that_cannot_be(folder: Path, words: tuple[str, ...], needle: str) -> None:

@@ -1,0 +1,152 @@
+"""What the command line's options say of how a student is taught: warm-ups, an assistant, a cascade."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fxdistill.errors import InputError
+
+if TYPE_CHECKING:
+    from fxdistill.methods.cascade import Cascade
+    from fxdistill.modelfiles.load import LoadedModel
+    from fxdistill.passes.schedule.curriculum import Curriculum
+
+
+def curriculum(share: float | None, keep: float | None, plateau: str | None, probe: str | None) -> "Curriculum":
+    """What the options say of a method's warm-ups.
+
+    Raises:
+        InputError: One of them says nothing.
+    """
+    from fxdistill.passes.schedule.curriculum import PLATEAU, Curriculum
+    from fxdistill.plan.schema import Plateau
+
+    found = None
+    if plateau is not None:
+        fall, _, epochs = plateau.partition(":")
+        try:
+            found = Plateau(share=float(fall), epochs=int(epochs or 1))
+        except ValueError as cause:
+            raise InputError(
+                f"'{plateau}' is no plateau", where=PLATEAU,
+                hint="give SHARE:EPOCHS: 0.01:2 ends a warm-up that falls by less than 1 % of its loss in 2 epochs",
+            ) from cause  # fmt: skip
+    return Curriculum(share, keep, found, probe)  # type: ignore[arg-type]  # what it is, is checked there
+
+
+def via_epochs(said: int | None, assistant: "LoadedModel", *, epochs: int) -> int:
+    """For how many epochs an assistant learns from the teacher before it teaches: one that is trained for none.
+
+    Raises:
+        InputError: It has random weights, and is to teach as it is.
+    """
+    found = (epochs if assistant.random_weights else 0) if said is None else said
+    if not found and assistant.random_weights:
+        raise InputError(
+            "the assistant has random weights, so it has nothing to teach yet", where="--via-epochs",
+            hint="let it learn from the teacher first, or give a file that holds a trained one",
+        )  # fmt: skip
+    return found
+
+
+def check_assistant(via: str | None, others: Mapping[str, object], *, is_cascade: bool) -> None:
+    """Check that there is an assistant to say anything of, and room for one.
+
+    Args:
+        via: ``auto``, a model, or None.
+        others: What the other options say of it, by name.
+        is_cascade: Whether the method is a cascade.
+
+    Raises:
+        InputError: It is not so.
+    """
+    if via is None and any(value not in (None, []) for value in others.values()):
+        raise InputError("there is no assistant to say anything of", where="--via", hint="add --via auto or MODEL")
+    if via is not None and is_cascade:
+        raise InputError("a cascade has assistants of its own", where="--via", hint="say how many: --assistants 2")
+
+
+def cascade(
+    method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: str | None,
+    nested: bool, hints: float, export_all: bool, student: str | None, others: Mapping[str, object],
+) -> "Cascade | None":  # fmt: skip
+    """What the options say of a cascade; None for another method.
+
+    Args:
+        method: The method.
+        keep: The share that the student keeps.
+        levels: The shares of all levels, with commas.
+        budget: What the student may cost: ``macs=52M``.
+        assistants: How many levels there are beside the student.
+        spacing: How their shares lie.
+        nested: Whether levels lie inside of each other.
+        hints: The weight of hints.
+        export_all: Whether the assistants are exported as well.
+        student: The student that was named.
+        others: Options that are about a student that is given, or about warm-ups, with their values.
+
+    Raises:
+        InputError: They do not go together, or a student is named where none can be, or is missing.
+    """
+    from fxdistill.methods import composed
+    from fxdistill.methods.cascade import Cascade
+
+    if not composed(method).alone:
+        if student is None:
+            raise InputError(
+                f"missing argument 'student': the method '{method}' needs one",
+                where="STUDENT",
+                hint="name it behind the teacher",
+            )
+        said = {
+            "levels": levels, "budget": budget, "assistants": assistants, "spacing": spacing, "nested": nested,
+            "hints": hints or None, "export-levels": export_all,
+        }  # fmt: skip
+        if odd := [name for name, value in said.items() if value not in (None, "", False)]:
+            raise InputError(
+                f"--{odd[0]} is about a cascade", where=f"--{odd[0]}", hint="add --method cascade, and name no student"
+            )
+        return None
+    if student is not None:
+        raise InputError(
+            f"the method '{method}' makes its student out of the teacher", where=student, hint="name the teacher alone"
+        )
+    if odd := [name for name, value in others.items() if value not in (None, "", False, [])]:
+        raise InputError(f"a cascade has no use for --{odd[0]}", where=f"--{odd[0]}", hint="leave it out")
+    if levels and (assistants is not None or spacing is not None):
+        raise InputError(
+            "--levels says which levels there are", where="--levels", hint="leave out --assistants and --spacing"
+        )
+    shares = tuple(_number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
+    return Cascade(
+        keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
+        spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints, export_all=export_all,
+    )  # fmt: skip
+
+
+def _number(text: str, option: str, form: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise InputError(f"'{text}' is no number", where=option, hint=f"write {option} {form}")
+    return found
+
+
+_FACTORS = {"K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def _budget(text: str) -> tuple[str, int] | None:
+    """What a student may cost, from ``macs=52M`` or ``params=1M``."""
+    if not text:
+        return None
+    what, _, number = text.partition("=")
+    names = {"macs": "macs", "params": "parameters", "parameters": "parameters"}
+    factor = _FACTORS.get(number[-1:].upper(), 1.0)
+    if what.lower() not in names or not number:
+        raise InputError(f"'{text}' is no budget", where="--budget", hint="write it as macs=52M or params=1M")
+    found = round(_number(number[:-1] if factor > 1 else number, "--budget", "macs=52M") * factor)
+    if found < 1:
+        raise InputError(f"'{text}' is no budget: it is below 1", where="--budget", hint="write it as macs=52M")
+    return names[what.lower()], found
