@@ -15,6 +15,7 @@ from fxdistill.compiler.probe import AT_ONCE, IMAGES
 from fxdistill.criteria import CRITERIA
 from fxdistill.data import division, places
 from fxdistill.data.batches import batches, drawable, first_batch
+from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import defaults
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.files import write_text
@@ -99,17 +100,13 @@ def look(
     if spec is None or dataset is None:
         named = {name: entries.get(name) or "" for name in models}
         return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named, heads=left)
-    first, module = next((name, loaded.module) for name, loaded in models.items())
+    first = next(iter(models))
     dataset = preflight.mapped(
-        dataset, class_map, module, TASKS.get(task), spec=spec, entry=entries.get(first),
+        dataset, class_map, models[first].module, TASKS.get(task), spec=spec, entry=entries.get(first),
         input_shape=(1, seen.shape[1], *seen.preprocessing[first].size),
     )  # fmt: skip
     made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
-    made = made.changed(mapped=class_map is not None)
-    if augment is not None:
-        names = [] if augment == "none" else [name.strip() for name in augment.split(",")]
-        drawable(dataset.train, names, moves_targets=TASKS.get(task).moves_targets)
-        made = made.changed(augmentation=names)
+    made = _augmented(made.changed(mapped=class_map is not None), augment, dataset, task)
     said = (*division.remarks(dataset, made), *seen.remarks)
     dataset = division.divided(dataset, made)
     *teach, last = models
@@ -120,22 +117,31 @@ def look(
         )
         for name, loaded in models.items()
     }  # fmt: skip
-    data = made.changed(spec=places.relative_data(spec, plan))
     batch = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
     view = seen.preprocessing[[first, *teach][-1]].view(seen.shape[2:])
     examples = (views.seen(batch["images"], view), batch["labels"]) if batch is not None else None
     undecided = (remark for name, one in found.items() for remark in preflight.undecided(name, one, f"--{name}-output"))
-    entry = {name: one.entry for name, one in found.items()}
     reached, poor = "", list[Diagnostic]()
     if measure and not models[first].random_weights and not found[first].wrong:
         own = preprocess.read_for(seen, first, dataset=dataset, data=made, task=TASKS.get(task), allow=allow)
         view = seen.preprocessing[first].view(own.image_shape[1:])
         reached, poor = preflight.taught(
-            first, module, own, TASKS.get(task), view=view, entry=entry[first], force=force
-        )  # fmt: skip
-    said = (*said, *undecided, *poor)
+            first, models[first].module, own, TASKS.get(task), view=view, entry=found[first].entry, force=force
+        )
     sample = tuple(itertools.islice(batches(dataset.train, AT_ONCE, shuffle=True), IMAGES // AT_ONCE)) if probe else ()
-    return Seen(data, seen.shape, seen.preprocessing, entry, examples, sample, said, reached, left)
+    return Seen(
+        made.changed(spec=places.relative_data(spec, plan)), seen.shape, seen.preprocessing,
+        {name: one.entry for name, one in found.items()}, examples, sample, (*said, *undecided, *poor), reached, left,
+    )  # fmt: skip
+
+
+def _augmented(data: DataPlan, names: str | None, dataset: Dataset, task: str) -> DataPlan:
+    """The data with the augmentations that are named, with commas or as ``none``; None for those that it has."""
+    if names is None:
+        return data
+    wanted = [] if names == "none" else [name.strip() for name in names.split(",")]
+    drawable(dataset.train, wanted, moves_targets=TASKS.get(task).moves_targets)
+    return data.changed(augmentation=wanted)
 
 
 def _embedding(
