@@ -8,6 +8,7 @@ Every trial goes on from the state that it ended in, which the run directory kee
 extension is complete, what the run had come to (result, model, ONNX file) stays where it is.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -51,20 +52,17 @@ def extended(rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]) ->
             f"the arm '{arm.name}' is trained once, for arms after it to read", where=f"{where}, --more-epochs",
             hint="change its epochs in a copy of the plan, and run that anew",
         )  # fmt: skip
-    before = {name: result.get(name) for name in how}
-    if before != how:
-        raise RunDirError(
-            f"the run was trained with {_told(before)}, and would be extended with {_told(how)}", where=where,
-            hint="extend it with the options that it was begun with",
-        )  # fmt: skip
-    kept = [rundir.trained_path(trial.name, trial.seed) for trial in trials_of(plan)]
-    lost = [path for path in kept if not path.is_file()]
-    if lost:
-        raise RunDirError(
-            "the run directory lacks the state in which a training ended", where=str(lost[0]),
-            hint="put that file back, or run a plan of more epochs anew",
-        )  # fmt: skip
-    return _longer(plan, epochs)
+    longer = _longer(plan, epochs)
+    for index, trial in enumerate(trials_of(plan)):
+        path = rundir.trained_path(trial.name, trial.seed)
+        if not path.is_file():
+            raise RunDirError(
+                "the run directory lacks the state in which a training ended", where=str(path),
+                hint="put that file back, or run a plan of more epochs anew",
+            )  # fmt: skip
+        ended = replace(checkpoint.load_from(path, how=how), arm=index, finished=result["arms"][:index])
+        inspection.check(ended, longer, where=str(path))
+    return longer
 
 
 def begin(rundir: RunDir, plan: Plan, *, how: dict[str, Any]) -> None:
@@ -107,7 +105,3 @@ def _remark(arm: str, main: Stage, stage: Stage) -> Diagnostic:
 def remarks(plan: Plan) -> list[Diagnostic]:
     """What there is to say of how the plan was extended."""
     return [remark for remark in plan.diagnostics if remark.code == "extended"]
-
-
-def _told(how: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in how.items())

@@ -150,11 +150,23 @@ def test_what_cannot_be_extended_is_left_as_it_is(tmp_path: Path) -> None:
     assert "no complete run" in refused(tmp_path / "nothing")
     out = copied("refused")
     assert "precision bf16-mixed" in refused(out, dataclasses.replace(MORE, precision="bf16-mixed"))
+    assert "cache_half True" in refused(out, dataclasses.replace(MORE, cache_half=True))
     (out / "trained_control-seed0.pt").rename(out / "elsewhere")
     assert "trained_control-seed0.pt" in refused(out)
+    (out / "trained_control-seed0.pt").write_bytes((out / "elsewhere").read_bytes()[:-1])
+    assert "damaged" in refused(out)
+    shutil.copy(out / "trained_distilled-seed0.pt", out / "trained_control-seed0.pt")
+    assert "after 3 stages, and 'control' has 2" in refused(out)
     (out / "elsewhere").rename(out / "trained_control-seed0.pt")
     (out / "result.json").unlink()
     assert "no complete run" in refused(out)
+
+
+def test_a_run_whose_cache_is_inexact_is_extended_as_it_was_begun() -> None:
+    out, half = runs.workshop() / "extended-half", dataclasses.replace(runs.CPU, cache_half=True)
+    execute(runs.plan_file(), out, half)
+    assert "cache_half True" in refused(out)
+    assert {stage for _, stage in extend(out, dataclasses.replace(MORE, cache_half=True))} == {"main-more-1"}
 
 
 def test_an_extension_is_a_stage_that_comes_last() -> None:
