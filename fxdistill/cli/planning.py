@@ -27,7 +27,7 @@ from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import DataPlan, ModelRef
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import preflight, preprocess
+from fxdistill.runtime import fitting, preflight, preprocess
 from fxdistill.runtime.preprocess import Wish
 from fxdistill.tasks import TASKS
 
@@ -101,7 +101,7 @@ def look(
         named = {name: entries.get(name) or "" for name in models}
         return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named, heads=left)
     first = next(iter(models))
-    dataset = preflight.mapped(
+    dataset = fitting.mapped(
         dataset, class_map, models[first].module, TASKS.get(task), spec=spec, entry=entries.get(first),
         input_shape=(1, seen.shape[1], *seen.preprocessing[first].size),
     )  # fmt: skip
@@ -111,7 +111,7 @@ def look(
     dataset = division.divided(dataset, made)
     *teach, last = models
     found = {  # of a teacher with other classes the compiler says whether its predictions are compared
-        name: preflight.fits(
+        name: fitting.fits(
             loaded.module, dataset, TASKS.get(task), spec=spec, entry=entries.get(name),
             input_shape=(*seen.shape[:2], *seen.preprocessing[name].size), must=name == last,
         )
@@ -120,7 +120,7 @@ def look(
     batch = first_batch(dataset) if CRITERIA.get(criterion).needs_batch else None
     view = seen.preprocessing[[first, *teach][-1]].view(seen.shape[2:])
     examples = (views.seen(batch["images"], view), batch["labels"]) if batch is not None else None
-    undecided = (remark for name, one in found.items() for remark in preflight.undecided(name, one, f"--{name}-output"))
+    undecided = (remark for name, one in found.items() for remark in fitting.undecided(name, one, f"--{name}-output"))
     reached, poor = "", list[Diagnostic]()
     if measure and not models[first].random_weights and not found[first].wrong:
         own = preprocess.read_for(seen, first, dataset=dataset, data=made, task=TASKS.get(task), allow=allow)

@@ -30,7 +30,7 @@ from fxdistill.modelfiles import bundle, heads, pt2
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import ModelSource, parse_source
 from fxdistill.preprocessing import NOTHING, Preprocessing, Source, View, Wishes, in_words
-from fxdistill.runtime import preflight, preprocess
+from fxdistill.runtime import fitting, preprocess
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.result import provenance
 from fxdistill.tasks import TASKS, Task, labelled
@@ -320,11 +320,9 @@ def find(
         classes = given.metadata.get("classes", [])
         metadata = described(task=task, preprocessing=own, classes=classes if isinstance(classes, list) else [])
         return Found(given.module, wanted, None, shape, own, entry or "", metadata)
-    dataset = preflight.mapped(
-        read.dataset, names, given.module, wanted, spec=str(data), entry=entry, input_shape=shape
-    )
-    fit = preflight.fits(given.module, dataset, wanted, input_shape=shape, spec=str(data), entry=entry)
-    remarks = preflight.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
+    dataset = fitting.mapped(read.dataset, names, given.module, wanted, spec=str(data), entry=entry, input_shape=shape)
+    fit = fitting.fits(given.module, dataset, wanted, input_shape=shape, spec=str(data), entry=entry)
+    remarks = fitting.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
     said = (*dataset.remarks, *read.remarks, *remarks)
     metadata = described(task=task, preprocessing=own, classes=dataset.classes)
     return Found(given.module, wanted, dataset, shape, own, fit.entry, metadata, remarks=said)

@@ -30,7 +30,7 @@ from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
-from fxdistill.runtime import checkpoint, extension, inspection, memory, preflight
+from fxdistill.runtime import checkpoint, extension, fitting, inspection, memory, preflight
 from fxdistill.runtime.arms import Execution, Losses, Observer, State, build_program, laid_out, take_up, train
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.directory import RunDir, origin_of
@@ -223,7 +223,7 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Part
     given = [name for name, member in plan.members.items() if isinstance(member, ModelRef)]
     modules = {name: load(name, plan.seed) for name in given}
     strangers = {
-        name for name, module in modules.items() if not preflight.fits_data(module, dataset, plan=plan, member=name)
+        name for name, module in modules.items() if not fitting.fits_data(module, dataset, plan=plan, member=name)
     }
     masked: dict[str, fx.GraphModule] = {}
     for name, member in plan.members.items():

@@ -1,16 +1,15 @@
-"""What is checked before a run writes anything: the plan's models, data and device, and whether they go together."""
+"""What is checked before a run writes anything: the plan's models, data, losses and device."""
 
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fxdistill.compiler.remarks import takes_logits
-from fxdistill.data import classmap, places
+from fxdistill.data import places
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset, Images
 from fxdistill.data.load import check_input
@@ -18,12 +17,10 @@ from fxdistill.data.load import load as load_dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError, InputError, ModelError, PlanError
 from fxdistill.files import file_sha256
-from fxdistill.ir import outputs
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import attributes_kept, buffers_kept, seeded
-from fxdistill.losses import LOSSES
 from fxdistill.measure import onnx_file
-from fxdistill.measure.model import evaluating, metrics
+from fxdistill.measure.model import metrics
 from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import load
 from fxdistill.modelfiles.source import ModelSource
@@ -31,7 +28,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import Reading, View
 from fxdistill.registry import GROUPS, origin
-from fxdistill.tasks import TASKS, Task
+from fxdistill.tasks import Task
 
 _MEASURED = 2048
 """Images that a teacher is measured on before anything is planned."""
@@ -193,139 +190,6 @@ def some(split: Images) -> Images:
     """Up to 2,048 images of a split, evenly spaced: enough to measure on."""
     count = min(len(split), _MEASURED)
     return split if count == len(split) else split.at(torch.linspace(0, len(split) - 1, count).round().long())
-
-
-def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -> bool:
-    """Whether a member's prediction is one for the data; that of a member of which only layers are learnt need not be.
-
-    Raises:
-        ModelError: It does not take the plan's input, or its prediction has to be one for the data and is not.
-    """
-    found = fits(
-        module, dataset, TASKS.get(plan.task), input_shape=plan.shape_of(member), spec=str(plan.data.spec),
-        entry=plan.entry_of(member), must=member in answering(plan),
-    )  # fmt: skip
-    return not found.wrong
-
-
-def answering(plan: Plan) -> set[str]:
-    """The members whose predictions have to be for the data.
-
-    These are the one that is exported, those whose predictions a loss holds against labels, and those whose predictions
-    are compared with one of theirs.
-    """
-    terms = [(term, LOSSES.get(term.loss)) for arm in plan.all_arms for stage in arm.stages for term in stage.losses]
-    read = [({str(getattr(term, role)) for role in loss.predicting}, "labels" in loss.reads) for term, loss in terms]
-    found = {plan.export.member}.union(*(members for members, labelled in read if labelled))
-    while more := {name for members, _ in read if members & found for name in members - found}:
-        found |= more
-    return found
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a model fits data.
-
-    Attributes:
-        entry: The entry of its output that is the prediction; '' for an output that is none other.
-        rivals: Entries that would do as well, where nobody decided between them.
-        wrong: Why the prediction is none for the data; '' where it is one.
-    """
-
-    entry: str
-    rivals: tuple[str, ...] = ()
-    wrong: str = ""
-
-
-def fits(
-    module: nn.Module, dataset: Dataset, task: Task, *, input_shape: Sequence[int], spec: str, entry: str | None = None,
-    must: bool = True,
-) -> Fit:  # fmt: skip
-    """Check that a model takes an input, and that its prediction is one for the data; which entry that is.
-
-    Args:
-        module: The model.
-        dataset: The data.
-        task: What its predictions have to be.
-        input_shape: Shape of one batch.
-        spec: The data's name, for messages.
-        entry: Which entry of a structured output is the prediction; None to find the one that fits.
-        must: Whether the prediction has to be one for the data.
-
-    Raises:
-        ModelError: It does not take the input, or no prediction of it fits and one has to.
-    """
-    try:
-        with evaluating(module):
-            output = module(torch.zeros(tuple(input_shape)))
-    except InputError:
-        raise
-    except Exception as cause:
-        shape = "x".join(map(str, input_shape))
-        raise ModelError(
-            f"the model cannot take a batch of {shape}: {cause}", where=f"data {spec}",
-            hint="use data of the size and channels that the model was made for",
-        ) from cause  # fmt: skip
-
-    outputs.refuse_lists(output, where=f"{type(module).__name__}, data {spec}")
-
-    def wrong(value: Tensor) -> str:
-        shape = tuple(dataset.train.labels.shape[1:]) if dataset.has_labels("train") else None
-        return task.wrong_output(value, dataset.image_shape, len(dataset.classes), shape)
-
-    def right(value: Tensor) -> bool:
-        return not wrong(value)
-
-    chosen = outputs.choose(output, right) if entry is None else entry
-    if entry is None and takes_logits(task):
-        chosen = outputs.before_softmax(output, chosen)
-    reason = wrong(outputs.prediction(output, chosen))
-    if reason and must:
-        raise ModelError(
-            reason, where=f"data {spec}", hint="build teacher and student for the data, with its number of classes; "
-            "where it has some of the model's classes, say which: --class-map",
-        )  # fmt: skip
-    rivals = outputs.rivals(output, chosen, right) if entry is None else ()
-    return Fit(chosen, tuple(one for one in rivals if outputs.before_softmax(output, one) == one), reason)
-
-
-def mapped(
-    dataset: Dataset, class_map: Path | None, module: nn.Module, task: Task, *, input_shape: Sequence[int], spec: str,
-    entry: str | None = None,
-) -> Dataset:  # fmt: skip
-    """The data with a model's numbers for its classes, as a class map says; as it is where there is none.
-
-    Raises:
-        DataError: The map cannot be read, has more classes than the model, or lacks one of the data.
-    """
-    if class_map is None:
-        return dataset
-    names = classmap.read(class_map)
-    try:
-        with evaluating(module):
-            output = outputs.prediction(module(torch.zeros(tuple(input_shape))), entry or "")
-    except Exception:  # noqa: BLE001  # whether the model takes the data is said by what checks that
-        return classmap.mapped(dataset, names, task=task, where=spec)
-    count = output.shape[1] if output.ndim > 1 else 0
-    if len(names) > count:
-        raise DataError(
-            f"the class map has {len(names)} classes, the model answers with {count}", where=str(class_map),
-            hint="give the map of this model",
-        )  # fmt: skip
-    return classmap.mapped(dataset, classmap.filled(names, count), task=task, where=spec)
-
-
-def undecided(where: str, found: Fit, option: str) -> tuple[Diagnostic, ...]:
-    """A warning where nothing but the order of several outputs tells which of them is the prediction."""
-    if not found.rivals:
-        return ()
-    return (
-        Diagnostic(
-            code="which-output", severity="warning", where=where,
-            why=f"its output {found.entry} is taken for the prediction; {', '.join(found.rivals)} would do as well",
-            hint=f"if it is another one, name it: {option} {found.rivals[0]}",
-        ),
-    )  # fmt: skip
 
 
 def exports(plan: Plan, module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fxdistill
 from fxdistill.errors import InputError, ModelError
 from fxdistill.plan.document import Plan
-from fxdistill.runtime import preflight
+from fxdistill.runtime import fitting
 from tests import jobs, runs
 
 TEACHER = {"widths": [8, 16], "outputs": 7}
@@ -82,8 +82,8 @@ def test_an_auxiliary_teacher_learns_its_own_classes_from_its_teacher_alone() ->
     plan = compiled(Net(16, 1000), align="shrink")
     assert losses(plan, "auxiliary") == [["kd"]]
     assert losses(plan)[-1] == ["cross-entropy"]
-    assert preflight.answering(plan) == {"student"}
-    assert preflight.answering(compiled(Net(16, 10), align="shrink")) == {"student", "auxiliary", "teacher"}
+    assert fitting.answering(plan) == {"student"}
+    assert fitting.answering(compiled(Net(16, 10), align="shrink")) == {"student", "auxiliary", "teacher"}
 
 
 @pytest.mark.parametrize("align", ["slice", "shrink"])
