@@ -246,7 +246,7 @@ class Halves:
         if self._anew:
             self._stop(wrong)
         else:
-            self._anew = True
+            self._anew, self._steps = True, 0  # the new ones are compared at once
             self.say(f"{wrong}; they are computed again")
             self.begin(self._view, lambda: None)
         return self.complete(batch, chosen)

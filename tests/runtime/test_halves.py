@@ -1,6 +1,7 @@
 """Rows that were kept are the ones of these images, or they are not used."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,26 @@ def test_images_that_are_no_function_of_their_place_are_not_kept() -> None:
     assert [line.rpartition("; ")[2] for line in said] == [
         "they are computed again", "nothing more is kept of this stage's frozen half"
     ]  # fmt: skip
+
+
+def test_what_is_computed_again_is_compared_at_once_also_where_hashes_are_looked_at_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on an accelerator."""
+    wrong, made = Halves._wrong, itertools.count()
+
+    def seldom(found: Halves, images: Tensor, rows: dict[str, Tensor], *, compare: bool, always: bool) -> str:
+        del always
+        return wrong(found, images, rows, compare=compare, always=False)
+
+    class Changing(Split):
+        def read(self, indices: Any) -> Any:
+            number = next(made)
+            return (images + number for images in Split.read(self, indices))
+
+    monkeypatch.setattr(Halves, "_wrong", seldom)
+    split = Changing(SPLIT.images, SPLIT.labels)
+    assert epoch(halves_over(Memory(1 << 20), split=split), split=split) == [True] * 6
 
 
 def test_rows_of_another_view_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
