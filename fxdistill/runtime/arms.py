@@ -142,10 +142,11 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     with stopping.deferred() as request:
         watch = _Watch(run, program, index, trial, request)
         loop = Loop(
-            run.fabric, program, run.dataset, run.plan.data, run.task, trial.seed, run.plan.seed, run.choice(trial),
-            watch.progress, watch.save,
-            {stage: found for (name, stage), found in run.before.items() if name == trial.name},
-            replace(at.course), watch.succession.is_due, functools.partial(run.reuse.of, trial), run.clock(trial),
+            run.fabric, program, run.dataset, run.plan.data, run.task, seed=trial.seed, augment_seed=run.plan.seed,
+            compiled=run.choice(trial), on_progress=watch.progress, on_save=watch.save,
+            before={stage: found for (name, stage), found in run.before.items() if name == trial.name},
+            course=replace(at.course), on_teacher=watch.succession.is_due,
+            halves=functools.partial(run.reuse.of, trial), clock=run.clock(trial),
         )  # fmt: skip
         run.reuse.reports = dict(at.reuse)
         loop.run(at.position, at.optimizer, at.means, at.average)

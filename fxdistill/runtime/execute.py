@@ -151,12 +151,12 @@ def execute(
         steps = steps_per_epoch(parts.dataset.train, plan.data.batch_size)
         inspection.check(at, plan, where=str(rundir.checkpoint_path), steps=steps)
         run = Execution(
-            plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir,
-            parts.initial.__getitem__, observer, settings.compile, settings.save_seconds,
-            Metrics(rundir, size=at.metrics_size, plan=plan), at,
-            _reuse(plan, dataset, fabric, settings, observer, how=how), parts.programs,
-            settings.evaluate_every, settings.channels_last, parts.before, settings.profile,
-            dict(at.compiled),
+            plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir, parts.initial.__getitem__,
+            observer, compiled=settings.compile, save_seconds=settings.save_seconds,
+            metrics=Metrics(rundir, size=at.metrics_size, plan=plan), checkpoint=at,
+            reuse=_reuse(plan, dataset, fabric, settings, observer, how=how), programs=parts.programs,
+            evaluate_every=settings.evaluate_every, channels_last=settings.channels_last, before=parts.before,
+            profile=settings.profile, chosen=dict(at.compiled),
         )  # fmt: skip
         return _train(run, poor)
 
