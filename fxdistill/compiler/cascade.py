@@ -109,20 +109,28 @@ def priced(budget: Budget) -> tuple[str, int]:
 
 
 def own_tensors(traced: Traced) -> list[str]:
-    """The tensors that each level has for itself: normalisations, the first convolution, what follows the last one."""
-    nodes = list(traced.graph.nodes)
-    before: set[fx.Node] = set()
-    for node in reversed(nodes):
-        if op_name(node, traced.module) in CONVOLUTIONS or node in before:
-            before.update(node.all_input_nodes)
+    """The tensors that each level has for itself: normalisations, the first convolution, the classifier.
+
+    That is the dense layers behind the last convolution or, where there are none, convolutions that no layer follows.
+    """
+    convolved, followed = _in_front_of(traced, CONVOLUTIONS), _in_front_of(traced, CONVOLUTIONS | _DENSE | _NORMS)
     first = first_convolution(traced)
     own: dict[str, None] = {}
-    for node in nodes:
+    for node in traced.graph.nodes:
         name = op_name(node, traced.module)
-        head = name in _DENSE and node not in before
+        head = (name in _DENSE and node not in convolved) or (name in CONVOLUTIONS and node not in followed)
         if name in _NORMS or head or node is first:
             own.update(dict.fromkeys(weights_of(node, traced)))
     return list(own)
+
+
+def _in_front_of(traced: Traced, kinds: frozenset[str]) -> set[fx.Node]:
+    """The nodes that a layer of one of these kinds depends on."""
+    before: set[fx.Node] = set()
+    for node in reversed(traced.graph.nodes):
+        if op_name(node, traced.module) in kinds or node in before:
+            before.update(node.all_input_nodes)
+    return before
 
 
 @dataclass(frozen=True)

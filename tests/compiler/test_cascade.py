@@ -74,3 +74,15 @@ def test_a_nested_mask_under_a_budget_lies_inside_of_the_level_above_whatever_it
     member = plan.members["level-1"]
     assert isinstance(member, Masked)
     assert int(below.sum()) == int(above.sum()) == sum(cascade.kept_counts(levels["level-1"], member).values())
+
+
+@pytest.mark.parametrize("last", ["dense", "convolution"])
+def test_each_level_has_a_classifier_of_its_own(last: str) -> None:
+    """One of 1x1 convolutions, as SqueezeNet has, is a classifier as well; the convolution in front is shared."""
+    body = nn.Sequential(conv_norm(3, 8), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.ReLU())
+    ends = {"dense": Classifier(body, 5), "convolution": nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())}
+    member = planned(ends[last], keep=0.5, assistants=1).members["level-0"]
+    assert isinstance(member, Masked)
+    prefix, classifier = ("body", "head") if last == "dense" else ("0", "0.3")
+    norms = [f"{prefix}.0.{part}.{what}" for part in (0, 1) for what in ("weight", "bias")]
+    assert member.own == [*norms, f"{classifier}.weight", f"{classifier}.bias"]
