@@ -9,6 +9,11 @@ seen, and all arms and seeds see the same of an image in the same epoch.
     index(seed, epoch, step)  = permutation(seed, epoch)[step]
     images(seed, epoch, step) = augment(all images[index], the plan's seed, view, index)
     labels(seed, epoch, step) = all labels[index], augmented in the same way where they are maps
+
+A training epoch of N images in batches of at most B has K = ceil(N / B) batches **of one size**, floor(N / K). Fewer than
+K images are left out of it, others in each epoch, and no small batch is left over: a loss that compares the images of a
+batch grows as the batch shrinks (PKT's rows of probabilities sum to 1, so its mean over B x B entries falls with
+1 / B), and Adam would remember a last batch of B / 8 for hundreds of steps.
 """
 
 import hashlib
@@ -27,10 +32,16 @@ from fxdistill.tasks import NO_LABEL
 Batch = dict[str, Tensor]
 
 
-def steps_per_epoch(split: Images, batch_size: int, *, shuffle: bool = True) -> int:
-    """Batches an epoch; in training one image left over is dropped, for BatchNorm cannot be trained on it."""
-    whole, rest = divmod(len(split), batch_size)
-    return whole + int(rest > 1 or (rest == 1 and (whole == 0 or not shuffle)))
+def steps_per_epoch(split: Images, batch_size: int) -> int:
+    """Batches of a training epoch."""
+    count = len(split)
+    steps = -(-count // batch_size)
+    return steps if count >= 2 * steps else max(1, count // batch_size)  # BatchNorm cannot be trained on one image
+
+
+def size_in_training(split: Images, batch_size: int) -> int:
+    """Images of each batch of a training epoch: as many as a batch may have, or a few less."""
+    return min(batch_size, len(split) // steps_per_epoch(split, batch_size))
 
 
 def batches(
@@ -52,7 +63,7 @@ def batches(
 
     Args:
         split: The images.
-        batch_size: Images a batch; the last one may be smaller.
+        batch_size: Images a batch at most. Shuffled, all are of one size; else the last one may be smaller.
         seed: Seed of the run.
         epoch: Number of the epoch.
         start: The first step to give.
@@ -101,11 +112,11 @@ def batches(
 
 def order(split: Images, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[Tensor]:
     """The positions in the split of the images of each batch of an epoch, on the CPU."""
-    places = torch.arange(len(split))
-    if shuffle:
-        places = torch.randperm(len(split), generator=_generator(seed, epoch))
-    steps = range(steps_per_epoch(split, batch_size, shuffle=shuffle))
-    return [places[step * batch_size : (step + 1) * batch_size] for step in steps]
+    if not shuffle:
+        places = torch.arange(len(split))
+        return [places[first : first + batch_size] for first in range(0, len(split), batch_size)]
+    places, size = torch.randperm(len(split), generator=_generator(seed, epoch)), size_in_training(split, batch_size)
+    return [places[step * size : (step + 1) * size] for step in range(steps_per_epoch(split, batch_size))]
 
 
 def view_of(epoch: int, views: int | None) -> int:

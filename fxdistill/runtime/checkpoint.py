@@ -20,7 +20,7 @@ from fxdistill.runtime.course import Course, Means, Position
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.halves import Report
 
-_FORMAT = 4
+_FORMAT = 5
 """Of what a checkpoint holds; one of another format is not continued."""
 _KIND = "checkpoint"
 

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx
 
-from fxdistill.data.batches import Batch, batches, steps_per_epoch, view_of
+from fxdistill.data.batches import Batch, batches, size_in_training, view_of
 from fxdistill.data.dataset import Images
 from fxdistill.errors import line
 from fxdistill.ir.running import same
@@ -65,13 +65,13 @@ class Looks:
 
     @property
     def size(self) -> int:
-        """Images of a whole batch."""
-        return min(self.batch_size, len(self.split))
+        """Images of a training batch."""
+        return size_in_training(self.split, self.batch_size)
 
     @property
     def steps(self) -> int:
         """Batches that hold all images."""
-        return steps_per_epoch(self.split, self.batch_size, shuffle=False)
+        return -(-len(self.split) // self.size)
 
     def view(self, epoch: int) -> int:
         """Which view an epoch shows."""
@@ -80,7 +80,7 @@ class Looks:
     def batches(self, view: int, start: int = 0) -> Iterator[Batch]:
         """The batches of all images in order in one view, from one on."""
         return batches(
-            self.split, self.batch_size, seed=self.seed, epoch=view, start=start, augment=self.augment,
+            self.split, self.size, seed=self.seed, epoch=view, start=start, augment=self.augment,
             moves_targets=self.moves_targets, classes=self.classes, device=self.device,
         )  # fmt: skip
 
@@ -228,7 +228,7 @@ class Halves:
             batch: The batch.
             chosen: Where its images stand in the split, on the CPU.
         """
-        if self._blocks is None or len(chosen) != self.looks.size:
+        if self._blocks is None:
             return {**batch, **self.fresh(batch["images"])}
         start = time.perf_counter()
         rows = self._gathered(self._blocks, chosen)

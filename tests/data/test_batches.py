@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxdistill.data.batches import Batch, batches, first_batch, steps_per_epoch
+from fxdistill.data.batches import Batch, batches, first_batch, order, size_in_training, steps_per_epoch
 from fxdistill.data.dataset import Images, Split
 from fxdistill.data.load import load
 from fxdistill.errors import DataError
@@ -56,7 +56,7 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation() -> None:
 
 
 def test_an_epoch_holds_every_image_once_as_pixels() -> None:
-    images = split()
+    images = split(24)
     whole = list(batches(images, 4, shuffle=True))
     x = torch.cat([batch["images"] for batch in whole])
     assert x.dtype == torch.float32
@@ -69,18 +69,33 @@ def test_an_epoch_holds_every_image_once_as_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("count", "shuffle", "sizes"),
-    [(8, True, [4, 4]), (9, True, [4, 4]), (9, False, [4, 4, 1]), (10, True, [4, 4, 2]), (1, True, [1])],
-)
-def test_one_image_left_over_is_dropped_in_training_alone(count: int, shuffle: bool, sizes: list[int]) -> None:
+    [
+        (8, True, [4, 4]), (9, True, [3, 3, 3]), (9, False, [4, 4, 1]), (10, True, [3, 3, 3]), (10, False, [4, 4, 2]),
+        (5, True, [2, 2]), (3, True, [3]), (1, True, [1]),
+    ],
+)  # fmt: skip
+def test_the_batches_of_a_training_epoch_have_one_size(count: int, shuffle: bool, sizes: list[int]) -> None:
     assert [len(batch["labels"]) for batch in epoch(split(count), shuffle=shuffle)] == sizes
-    assert steps_per_epoch(split(count), 4, shuffle=shuffle) == len(sizes)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 23, 100])
+def test_fewer_images_than_batches_are_left_out_of_an_epoch(size: int) -> None:
+    for count in range(1, 60):
+        chosen = order(split(count), size, seed=1, epoch=2)
+        (found,) = {len(one) for one in chosen}
+        assert min(2, count, size) <= found == size_in_training(split(count), size) <= size
+        assert len(chosen) == steps_per_epoch(split(count), size)
+        seen = torch.cat(chosen).tolist()
+        assert len(set(seen)) == len(seen) > count - max(2, len(chosen))
+    everything = torch.cat([torch.cat(order(split(59), size, seed=1, epoch=number)) for number in range(20)])
+    assert set(everything.tolist()) == set(range(59))
 
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [
-        (torch.uint8, "8604c7f14245b237fdf3fc470f87725134c5d3f9a3f301f28c1a42034e4a06d2"),
-        (torch.float32, "bbee83297a088b2e3b4b00b072dfaa4f12ef9365430e4291bcf36f780e85cc7a"),
+        (torch.uint8, "38882305d28eb6c416f1713e60aaf6621a85f648c312ca71773e204b2c194d51"),
+        (torch.float32, "09901d3af2e5c694aad1ff1e520931ee94c88d08afbbb0e95f095e653086bea4"),
     ],
 )
 def test_order_and_augmentation_are_pinned(dtype: torch.dtype, expected: str) -> None:
@@ -101,13 +116,13 @@ def test_order_and_augmentation_are_pinned(dtype: torch.dtype, expected: str) ->
 
 
 def test_the_index_is_the_place_in_the_split() -> None:
-    images = split()
+    images = split(24)
     for shuffle in (True, False):
         found = list(batches(images, 4, shuffle=shuffle))
         assert found[0].keys() == {"images", "labels", "index"}
         index = torch.cat([batch["index"] for batch in found])
         assert index.dtype == torch.int64
-        assert sorted(index.tolist()) == list(range(23))
+        assert sorted(index.tolist()) == list(range(24))
         assert (index.tolist() == list(range(23))) is not shuffle
         for batch in found:
             assert torch.equal(batch["labels"], images.labels[batch["index"]])
@@ -117,7 +132,7 @@ def test_the_index_is_the_place_in_the_split() -> None:
 def test_the_first_batch_has_the_same_fields() -> None:
     digits = load("digits")
     batch = first_batch(digits, 16)
-    assert batch["images"].shape == (16, 1, 8, 8)
+    assert batch["images"].shape == (size_in_training(digits.train, 16), 1, 8, 8)
     assert torch.equal(batch["labels"], digits.train.labels[batch["index"]])
 
 

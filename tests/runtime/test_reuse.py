@@ -25,7 +25,7 @@ from tests.by_hand import digits
 from tests.runs import ALLOW, CPU, STUDENT, TEACHER, edited, execute, metrics
 
 OFF = dataclasses.replace(CPU, cache="off")
-TRAIN, BATCH, WHOLE = 1260, 256, 4 * 256
+TRAIN, BATCH = 1260, 256  # five batches of 252
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +82,9 @@ def test_a_run_that_keeps_is_one_that_does_not_bit_for_bit(tmp_path: Path, plain
     result = execute(planned(), tmp_path / "run", CPU)
     assert same(tmp_path / "run", plain)
     first, second = reports(result)
-    warm = {"warm-up-1": (TRAIN, WHOLE), "warm-up-2": (TRAIN, WHOLE)}
-    assert counts(first) == {**warm, "main": (2 * TRAIN, 2 * WHOLE)}
-    assert counts(second) == {"warm-up-1": (0, WHOLE), "warm-up-2": (0, WHOLE), "main": (0, 2 * WHOLE)}
+    warm = {"warm-up-1": (TRAIN, TRAIN), "warm-up-2": (TRAIN, TRAIN)}
+    assert counts(first) == {**warm, "main": (2 * TRAIN, 2 * TRAIN)}
+    assert counts(second) == {"warm-up-1": (0, TRAIN), "warm-up-2": (0, TRAIN), "main": (0, 2 * TRAIN)}
     assert all(one["exact"] and one["where"] == "in memory" for one in (*first.values(), *second.values()))
     assert "reuse" not in next(one for one in result["arms"] if one["name"] == "control")
 
@@ -110,7 +110,7 @@ def test_a_run_that_was_killed_goes_on_as_it_would_have(tmp_path: Path, plain: P
     killed(tmp_path / "run", CPU, "warm-up-2", 2)
     result = execute(planned(), tmp_path / "run", dataclasses.replace(CPU, resume=True))
     assert same(tmp_path / "run", plain)
-    assert counts(reports(result)[0])["warm-up-1"] == (TRAIN, WHOLE)  # said by the process that was killed
+    assert counts(reports(result)[0])["warm-up-1"] == (TRAIN, TRAIN)  # said by the process that was killed
 
 
 def test_a_folder_serves_what_comes_after_and_its_files_may_go_at_any_time(tmp_path: Path, plain: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_folder_serves_what_comes_after_and_its_files_may_go_at_any_time(tmp_p
     result = execute(planned(), tmp_path / "one", dataclasses.replace(kept, resume=True))
     assert same(tmp_path / "one", plain)
     read = {name: one["read"] for name, one in reports(result)[1].items()}
-    assert read == {"warm-up-1": WHOLE, "warm-up-2": WHOLE, "main": 2 * WHOLE}
+    assert read == {"warm-up-1": TRAIN, "warm-up-2": TRAIN, "main": 2 * TRAIN}
     again = execute(planned(), tmp_path / "two", kept)
     assert same(tmp_path / "two", plain)
     assert [one["computed"] for stages in reports(again) for one in stages.values()] == [0] * 6

@@ -201,8 +201,8 @@ def test_order_and_augmentation_are_drawn_anew_for_each_seed_and_epoch_and_augme
 
 
 def _thirds(read: Tensor) -> list[Tensor]:
-    """Value, label and index of each image, out of batches of 16, 16, 16 and 12."""
-    parts = [part.reshape(3, -1) for part in read.split([48, 48, 48, 36])]
+    """Value, label and index of each image, out of four batches of 15."""
+    parts = [part.reshape(3, -1) for part in read.split(45)]
     return list(torch.cat(parts, dim=1))
 
 
