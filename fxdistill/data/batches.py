@@ -10,9 +10,9 @@ seen, and all arms and seeds see the same of an image in the same epoch.
     images(seed, epoch, step) = augment(all images[index], the plan's seed, view, index)
     labels(seed, epoch, step) = all labels[index], augmented in the same way where they are maps
 
-A training epoch of N images in batches of at most B has K = ceil(N / B) batches **of one size**, floor(N / K). Fewer than
-K images are left out of it, others in each epoch, and no small batch is left over: a loss that compares the images of a
-batch grows as the batch shrinks (PKT's rows of probabilities sum to 1, so its mean over B x B entries falls with
+A training epoch of N images in batches of at most B has K = ceil(N / B) batches **of one size**, floor(N / K). Fewer
+than K images are left out of it, others in each epoch, and no small batch is left over: a loss that compares the images
+of a batch grows as the batch shrinks (PKT's rows of probabilities sum to 1, so its mean over B x B entries goes with
 1 / B), and Adam would remember a last batch of B / 8 for hundreds of steps.
 """
 

@@ -123,7 +123,7 @@ def test_the_index_is_the_place_in_the_split() -> None:
         index = torch.cat([batch["index"] for batch in found])
         assert index.dtype == torch.int64
         assert sorted(index.tolist()) == list(range(24))
-        assert (index.tolist() == list(range(23))) is not shuffle
+        assert (index.tolist() == list(range(24))) is not shuffle
         for batch in found:
             assert torch.equal(batch["labels"], images.labels[batch["index"]])
             assert torch.equal(batch["images"], images.images[batch["index"]].float() / 255)
