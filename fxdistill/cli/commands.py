@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 
 from fxdistill import files
@@ -238,6 +238,7 @@ def run(
         from fxdistill.report import progress
         from fxdistill.report.profile_view import profile_view
         from fxdistill.report.result_view import result_view
+        from fxdistill.report.show import moved
         from fxdistill.runtime import execute
 
         settings = execute.Settings(
@@ -252,7 +253,7 @@ def run(
         with progress.RunView(out if out.is_terminal else err) as view:
             result = execute.execute(plan_file, output, settings, view)
         planned = load(held)  # an extension has changed it
-        out.print(result_view(planned, result))
+        out.print(Group(result_view(planned, result), moved(output)))
         if view.times:
             out.print(profile_view(view.times, str(output / "profile")))
         member = planned.export.member

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
+from fxdistill.report.kept_view import kept_lines
 from fxdistill.report.plan_view import plan_view
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime.directory import RunDir
@@ -21,9 +22,16 @@ def view(path: Path) -> RenderableType:
     """
     if not path.is_dir():
         return plan_view(load(path))
-    plan, result = inspect(RunDir.existing(path))
+    plan, result, records = inspect(RunDir.existing(path))
     incomplete = "this run is not complete: continue it with --resume"
-    return Group(plan_view(plan), Text(), result_view(plan, result) if result else Text(incomplete))
+    reached = result_view(plan, result) if result else Text(incomplete)
+    return Group(plan_view(plan), Text(), reached, *kept_lines(plan, records))
+
+
+def moved(run: Path) -> RenderableType:
+    """What the masks of a run kept while they moved; nothing of a run without masks."""
+    plan, _, records = inspect(RunDir.existing(run))
+    return Group(*kept_lines(plan, records))
 
 
 def show(what: str | Path | Plan, *, width: int = 100) -> str:

@@ -133,7 +133,7 @@ def execute(
     if settings.more_epochs:
         plan = extension.extended(held, begun, settings.more_epochs, how=how)
     elif held.holds(plan, resume=settings.resume) and settings.resume:
-        _, done = inspection.inspect(held)
+        _, done, _ = inspection.inspect(held)
         if done is not None:
             return done
     accelerator = preflight.accelerator(settings.device, precision)

@@ -27,8 +27,8 @@ from fxdistill.runtime.halves import Report
 from fxdistill.runtime.trials import trials_of
 
 
-def inspect(run: RunDir) -> tuple[Plan, dict[str, Any] | None]:
-    """The plan of a run directory and its result, None while it is not complete.
+def inspect(run: RunDir) -> tuple[Plan, dict[str, Any] | None, list[records.Record]]:
+    """The plan of a run directory, its result, None while it is not complete, and its metrics, a record an epoch.
 
     Raises:
         RunDirError: A part is damaged, or does not fit the plan; names it.
@@ -45,8 +45,7 @@ def inspect(run: RunDir) -> tuple[Plan, dict[str, Any] | None]:
         size = found.metrics_size
     elif result is None:
         size = 0
-    records.read(run.metrics_path, plan, size=size)
-    return plan, result
+    return plan, result, records.read(run.metrics_path, plan, size=size)
 
 
 def check(found: Checkpoint, plan: Plan, *, where: str, steps: int | None = None) -> None:
