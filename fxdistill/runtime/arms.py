@@ -218,7 +218,7 @@ def knows_nothing(run: Execution, trial: Trial, member: str, found: Mapping[str,
     if same := run.same_for_all(member):
         why = f"the trained model is of no use: it says {same} of the test split"
         remarks.append(Diagnostic(code="collapsed", severity="warning", where=where, why=why, hint=hint))
-    if found and (poor := run.task.near_chance(found, len(run.dataset.classes))):
+    if found and (poor := run.task.near_chance(found, len(run.dataset.classes), run.dataset.test.labels)):
         why = f"what the trained model reaches is {poor}"
         remarks.append(Diagnostic(code="student-near-chance", severity="warning", where=where, why=why, hint=hint))
     return remarks

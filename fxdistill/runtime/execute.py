@@ -187,12 +187,13 @@ def _teaching(plan: Plan) -> list[str]:
 def _taught(bench: Bench, *, force: bool) -> list[Diagnostic]:
     """Refuse a teacher that is at chance, unless forced; a warning for each that is near."""
     remarks, classes = list[Diagnostic](), len(bench.dataset.classes)
+    targets = bench.dataset.split("val").labels
     for name in _teaching(bench.plan):
         found = bench.measured(name, on="val")
         bench.modules[name].cpu()  # programs hold frozen copies of their own
         if not force:
-            preflight.knows(name, found, bench.task, classes)
-        remarks += preflight.near_chance(name, found, bench.task, classes)
+            preflight.knows(name, found, bench.task, targets, classes=classes)
+        remarks += preflight.near_chance(name, found, bench.task, targets, classes=classes)
     return remarks
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxdistill.data import places
 from fxdistill.data.batches import batches
@@ -182,8 +182,8 @@ def taught(
     what = "validation" if dataset.val is not None else "test"
     said = f"{task.primary} {task.shown(found[task.primary])} on {len(few.test):,} {what} images"
     if not force:
-        knows(member, found, task, len(dataset.classes))
-    return said, near_chance(member, found, task, len(dataset.classes))
+        knows(member, found, task, few.test.labels, classes=len(dataset.classes))
+    return said, near_chance(member, found, task, few.test.labels, classes=len(dataset.classes))
 
 
 def some(split: Images) -> Images:
@@ -284,22 +284,25 @@ def accelerator(device: str, precision: str) -> str:
     return chosen
 
 
-def near_chance(member: str, found: Mapping[str, float], task: Task, classes: int) -> list[Diagnostic]:
-    """A warning where a member that teaches knows hardly more than chance."""
-    if not found or not (poor := task.near_chance(found, classes)):
+def near_chance(
+    member: str, found: Mapping[str, float], task: Task, targets: Tensor, *, classes: int
+) -> list[Diagnostic]:
+    """A warning where a member that teaches knows hardly more than chance of what these targets are about."""
+    if not found or not (poor := task.near_chance(found, classes, targets)):
         return []
     why = f"what the {member} reaches on this data is {poor}"
     return [Diagnostic(code="teacher-near-chance", severity="warning", where=member, why=why, hint=f"check {_REASONS}")]
 
 
-def knows(member: str, found: Mapping[str, float], task: Task, classes: int) -> None:
-    """Refuse a member that is to teach and knows nothing of the data.
+def knows(member: str, found: Mapping[str, float], task: Task, targets: Tensor, *, classes: int) -> None:
+    """Refuse a member that is to teach and knows nothing of what these targets are about.
 
     Raises:
         ModelError: It is at chance.
     """
-    if found and task.at_chance(found, classes):
+    if found and task.at_chance(found, classes, targets):
+        poor = task.near_chance(found, classes, targets)
         raise ModelError(
-            f"the {member} has nothing to teach on this data: {task.near_chance(found, classes)}", where=member,
+            f"the {member} has nothing to teach on this data: {poor}", where=member,
             hint=f"check {_REASONS}; --force goes on all the same",
         )  # fmt: skip

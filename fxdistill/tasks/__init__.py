@@ -157,9 +157,14 @@ class Task(ABC):
             hint="it is for --task retrieval",
         )  # fmt: skip
 
-    def chance(self, classes: int) -> float | None:
-        """What the primary metric is without any knowledge; None where that is not known."""
-        del classes
+    def chance(self, classes: int, targets: "Tensor") -> float | None:
+        """What the primary metric is without any knowledge of the images; None where that is not known.
+
+        Args:
+            classes: Number of classes.
+            targets: (N, ...), those that are measured on.
+        """
+        del classes, targets
         return None
 
     @abstractmethod
@@ -170,18 +175,18 @@ class Task(ABC):
         """What a prediction says, (N, ...): of a model that says the same of everything all rows are the same."""
         return output
 
-    def near_chance(self, found: Mapping[str, float], classes: int) -> str:
+    def near_chance(self, found: Mapping[str, float], classes: int, targets: "Tensor") -> str:
         """What is said of a model that knows hardly more than chance, by its metrics; '' where it knows more."""
-        chance, value = self.chance(classes), found[self.primary]
+        chance, value = self.chance(classes, targets), found[self.primary]
         if chance is None or value >= 2 * chance or value > (1 + chance) / 2:
             return ""
         return f"{self.primary} {self.shown(value)}, near chance ({self.shown(chance)})"
 
-    def at_chance(self, found: Mapping[str, float], classes: int) -> bool:
+    def at_chance(self, found: Mapping[str, float], classes: int, targets: "Tensor") -> bool:
         """Whether a model knows nothing, by its metrics: with few classes it takes less than to be near chance."""
-        if not self.near_chance(found, classes):
+        if not self.near_chance(found, classes, targets):
             return False
-        chance = self.chance(classes)
+        chance = self.chance(classes, targets)
         return chance is None or found[self.primary] <= chance + _NOTHING * (1 - chance)
 
     def shown(self, value: float) -> str:

@@ -85,6 +85,13 @@ class Multilabel(Task):
         f1 = [float(binary_f1_score(*one, ignore_index=_UNKNOWN)) for one in columns]
         return {"mAP": statistics.fmean(precisions), "F1": statistics.fmean(f1)}
 
+    def chance(self, classes: int, targets: Tensor) -> float | None:
+        """The average precision of scores by chance: the share of images that have a class; mean over the classes."""
+        del classes
+        known, has = ~targets.isnan(), targets >= _YES
+        shares = has.sum(0) / known.sum(0)
+        return float(shares[has.any(0)].mean()) if bool(has.any()) else None
+
     def says(self, output: Tensor) -> Tensor:
         """The decisions, (N, K)."""
         return (output > 0).long()

@@ -64,9 +64,9 @@ class Regression(Task):
 
         return super().evaluate(shaped, classes, device)
 
-    def near_chance(self, found: Mapping[str, float], classes: int) -> str:
+    def near_chance(self, found: Mapping[str, float], classes: int, targets: Tensor) -> str:
         """No better than the mean of the targets, which explains nothing of their variance."""
-        del classes
+        del classes, targets
         return "" if found["R2"] > 0 else f"R2 {found['R2']:.3g}, no better than the mean of the targets"
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:

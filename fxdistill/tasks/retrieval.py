@@ -72,8 +72,9 @@ class Retrieval(Task):
         """With the share of the query's class among so many nearest neighbours."""
         return type(self)(ranks)
 
-    def chance(self, classes: int) -> float | None:
+    def chance(self, classes: int, targets: Tensor) -> float | None:
         """One in so many classes: the share of each where they are of one size."""
+        del targets
         return 1 / classes if classes else None
 
     def says(self, output: Tensor) -> Tensor:

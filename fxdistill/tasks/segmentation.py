@@ -6,6 +6,7 @@ mean IoU = mean over the classes that are predicted or labelled anywhere
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
@@ -57,6 +58,13 @@ class Segmentation(Task):
                 num_classes=classes, average="micro", ignore_index=NO_LABEL, validate_args=False
             ),
         }
+
+    def chance(self, classes: int, targets: Tensor) -> float | None:
+        """The most frequent class for every pixel: its share of them as its own IoU, and 0 for all others."""
+        pixels = torch.zeros(classes, dtype=torch.int64)
+        for labels in targets.cpu():
+            pixels += labels[labels != NO_LABEL].bincount(minlength=classes)
+        return float(pixels.max() / pixels.sum() / (pixels > 0).sum()) if bool(pixels.any()) else None
 
     def says(self, output: Tensor) -> Tensor:
         """The classes, of all pixels of all images in one row."""

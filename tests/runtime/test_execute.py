@@ -200,6 +200,9 @@ def test_a_teacher_at_chance_is_refused_unless_forced(tmp_path: Path, monkeypatc
         execute(tmp_path / "run" / "plan.json", tmp_path / "run", replace(CPU, resume=True))
 
 
+NO_TARGETS = torch.zeros(0)
+
+
 @pytest.mark.parametrize(
     ("value", "classes", "near", "at"),
     [(0.9, 10, 0, 0), (0.19, 10, 1, 1), (0.21, 10, 0, 0), (0.02, 10, 1, 1), (0.8, 2, 0, 0), (0.6, 2, 1, 0),
@@ -207,14 +210,14 @@ def test_a_teacher_at_chance_is_refused_unless_forced(tmp_path: Path, monkeypatc
 )  # fmt: skip
 def test_how_far_from_chance_a_teacher_is(value: float, classes: int, near: int, at: int) -> None:
     task, found = TASKS.get("classification"), {"accuracy": value}
-    assert len(preflight.near_chance("teacher", found, task, classes)) == near
-    assert task.at_chance(found, classes) == bool(at)
+    assert len(preflight.near_chance("teacher", found, task, NO_TARGETS, classes=classes)) == near
+    assert task.at_chance(found, classes, NO_TARGETS) == bool(at)
 
 
 def test_a_regression_no_better_than_the_mean_teaches_nothing() -> None:
     task = TASKS.get("regression")
     for r2, nothing in ((0.05, False), (0.0, True), (-3.0, True), (float("nan"), True)):
-        assert task.at_chance({"MAE": 1.0, "R2": r2}, 0) == nothing
+        assert task.at_chance({"MAE": 1.0, "R2": r2}, 0, NO_TARGETS) == nothing
 
 
 def _interrupt(*_: object, **__: object) -> None:

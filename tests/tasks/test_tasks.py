@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from math import nan
+from typing import Any
 
 import pytest
 import torch
@@ -59,19 +61,21 @@ def test_what_every_task_says(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "chance", "shown"),
+    ("name", "targets", "chance", "shown"),
     [
-        ("classification", 0.25, "12.35%"),
-        ("multilabel", None, "12.35%"),
-        ("retrieval", 0.25, "12.35%"),
-        ("segmentation", None, "12.35%"),
-        ("regression", None, "0.1235"),
+        ("classification", [0, 0, 0, 3], 0.25, "12.35%"),
+        ("multilabel", [[1, 0, 0.6, 0], [0, 0, 1, 0], [nan, 0, 0, 0.4]], (1 / 2 + 2 / 3) / 2, "12.35%"),
+        ("multilabel", [[0, 0], [nan, 0]], None, "12.35%"),
+        ("retrieval", [0, 0, 0, 3], 0.25, "12.35%"),
+        ("segmentation", [[[0, 0, 2]], [[-100, 0, 2]]], 3 / 5 / 2, "12.35%"),
+        ("segmentation", [[[-100, -100]]], None, "12.35%"),
+        ("regression", [0.5, 1.5], None, "0.1235"),
     ],
 )
-def test_chance_and_what_people_read(name: str, chance: float | None, shown: str) -> None:
+def test_chance_and_what_people_read(name: str, targets: list[Any], chance: float | None, shown: str) -> None:
     task = TASKS.get(name)
-    assert task.chance(4) == chance
-    assert task.chance(0) is None
+    found = task.chance(4, torch.tensor(targets))
+    assert found == (chance if chance is None else pytest.approx(chance))
     assert task.shown(0.12345) == shown
 
 
@@ -404,6 +408,6 @@ def test_one_image_says_nothing_of_a_collapse_and_embeddings_differ_by_direction
 
 def test_a_regression_near_chance_is_no_better_than_the_mean() -> None:
     task = TASKS.get("regression")
-    assert task.near_chance({"MAE": 3.0, "R2": 0.2}, 0) == ""
-    assert "no better than the mean" in task.near_chance({"MAE": 3.0, "R2": 0.0}, 0)
-    assert "no better than the mean" in task.near_chance({"MAE": 3.0, "R2": float("nan")}, 0)
+    assert task.near_chance({"MAE": 3.0, "R2": 0.2}, 0, torch.zeros(2)) == ""
+    assert "no better than the mean" in task.near_chance({"MAE": 3.0, "R2": 0.0}, 0, torch.zeros(2))
+    assert "no better than the mean" in task.near_chance({"MAE": 3.0, "R2": float("nan")}, 0, torch.zeros(2))
