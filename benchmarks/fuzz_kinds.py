@@ -173,7 +173,7 @@ def prepare(originals: Path) -> None:
     """Load what every resumed run needs, and put that, and nothing, for loading and exporting."""
     preflight.exports = lambda *_: None
     parts = _parts(originals / "plan.json")
-    for name, function in (("_load", lambda *_: copy.deepcopy(parts)), ("finish", lambda *_, **__: {})):
+    for name, function in (("_load", lambda *_, **__: copy.deepcopy(parts)), ("finish", lambda *_, **__: {})):
         setattr(execute, name, function)
 
 

@@ -194,8 +194,8 @@ def run(
     more_epochs: parameters.MoreEpochs = 0,
     arms: parameters.Arms = "",
     seeds: parameters.SeedCount = None,
-    compile_programs: parameters.Compile = parameters.Compiling.off,
-    channels_last: parameters.ChannelsLast = False,
+    compile_programs: parameters.Compile = parameters.Choosing.off,
+    channels_last: parameters.ChannelsLast = parameters.Choosing.auto,
     cache: parameters.Cache = "auto",
     cache_size: parameters.CacheSize = CACHE_SIZE,
     cache_half: parameters.CacheHalf = False,
@@ -217,8 +217,8 @@ def run(
     )
     again += [] if device is parameters.Device.auto else ["--device", device.value]
     again += [] if precision is None else ["--precision", precision.value]
-    again += [] if compile_programs is parameters.Compiling.off else ["--compile", compile_programs.value]
-    again += ["--channels-last"] if channels_last else []
+    again += [] if compile_programs is parameters.Choosing.off else ["--compile", compile_programs.value]
+    again += [] if channels_last is parameters.Choosing.auto else ["--channels-last", channels_last.value]
     again += [] if cache == "auto" else ["--cache", cache]
     again += [] if cache_size == CACHE_SIZE else ["--cache-size", cache_size]
     again += ["--cache-half"] if cache_half else []
@@ -243,9 +243,9 @@ def run(
 
         settings = execute.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
-            compile=values.compiling(compile_programs.value), allow=tuple(allow_factory), trust_code=trust_code,
-            save_seconds=save_every,
-            evaluate_every=evaluate_every, channels_last=channels_last, seeds=seeds, cache=kept, cache_size=room,
+            compile=values.choosing(compile_programs.value), allow=tuple(allow_factory), trust_code=trust_code,
+            save_seconds=save_every, channels_last=values.choosing(channels_last.value),
+            evaluate_every=evaluate_every, seeds=seeds, cache=kept, cache_size=room,
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs, cache_half=cache_half,
             force=force, profile=profile,

@@ -21,7 +21,7 @@ _ARGUMENT = "KEY=VALUE for that factory; repeatable."
 _ENTRY = "Entry of the {}checkpoint that holds the weights: state_dict_ema. Default: a usual name."
 
 Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
-Compiling = StrEnum("Compiling", {"off": "off", "on": "on", "auto": "auto"})
+Choosing = StrEnum("Choosing", {"off": "off", "on": "on", "auto": "auto"})
 Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
 
@@ -249,7 +249,7 @@ MoreEpochs = Annotated[
     typer.Option("--more-epochs", min=0, max=1_000_000, help="Extend the complete run that the directory holds."),
 ]
 Compile = Annotated[
-    Compiling, typer.Option("--compile", help="Train through torch.compile; auto tries it in each stage.")
+    Choosing, typer.Option("--compile", help="Train through torch.compile; auto tries it in each stage.")
 ]
 Arms = Annotated[
     str,
@@ -263,7 +263,7 @@ SeedCount = Annotated[
     int | None, typer.Option("--seeds", min=1, max=1000, help="How many seeds, instead of the plan's.")
 ]
 ChannelsLast = Annotated[
-    bool, typer.Option("--channels-last", help="Train in channels-last memory: faster convolutions and poolings.")
+    Choosing, typer.Option("--channels-last", help="Train in channels-last memory: auto where it is faster.")
 ]
 Profile = Annotated[
     bool, typer.Option("--profile", help="Time and trace some steps of every stage, into RUN_DIR/profile.")

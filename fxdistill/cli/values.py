@@ -61,8 +61,8 @@ def cache(text: str) -> "Literal['auto', 'off'] | Path":
     return path
 
 
-def compiling(text: str) -> "Literal['auto'] | bool":
-    """Whether to compile, from ``off``, ``on`` or ``auto``."""
+def choosing(text: str) -> "Literal['auto'] | bool":
+    """Whether to do something, from ``off``, ``on`` or ``auto``."""
     return "auto" if text == "auto" else text == "on"
 
 

@@ -22,7 +22,7 @@ def view(path: Path) -> RenderableType:
     """
     if not path.is_dir():
         return plan_view(load(path))
-    plan, result, records = inspect(RunDir.existing(path))
+    plan, result, records, _ = inspect(RunDir.existing(path))
     incomplete = "this run is not complete: continue it with --resume"
     reached = result_view(plan, result) if result else Text(incomplete)
     return Group(plan_view(plan), Text(), reached, *kept_lines(plan, records))
@@ -30,7 +30,7 @@ def view(path: Path) -> RenderableType:
 
 def moved(run: Path) -> RenderableType:
     """What the masks of a run kept while they moved; nothing of a run without masks."""
-    plan, _, records = inspect(RunDir.existing(run))
+    plan, _, records, _ = inspect(RunDir.existing(run))
     return Group(*kept_lines(plan, records))
 
 

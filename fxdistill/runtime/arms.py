@@ -36,6 +36,7 @@ from fxdistill.runtime.course import Moment, Position, Progress
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.halves import described
 from fxdistill.runtime.hardening import Succession, compare, harden_all, hardened_members, kept_in
+from fxdistill.runtime.layouts import Layout, laid_out
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.loop import Loop
 from fxdistill.runtime.profiling import Clock, StageTimes, Stopwatch
@@ -74,7 +75,7 @@ class Execution(Bench):
         checkpoint: Where to go on from.
         programs: Programs that were built already.
         evaluate_every: Epochs of a stage between two evaluations; after the last one there always is one.
-        channels_last: Whether weights and feature maps lie in memory with the channels last.
+        layout: How weights and feature maps lie in memory.
         before: The losses before anything was trained.
         reuse: What its trials keep of what frozen members compute.
         profile: Whether to profile the arms of the first seed.
@@ -92,7 +93,7 @@ class Execution(Bench):
     reuse: Reuse
     programs: dict[Trial, Program] = field(default_factory=dict)
     evaluate_every: int = 1
-    channels_last: bool = False
+    layout: Layout = field(default_factory=Layout)
     before: Losses = field(default_factory=dict)
     profile: bool = False
     chosen: dict[str, bool] = field(default_factory=dict)
@@ -264,7 +265,7 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
             load_whole_state(run.modules[member], initial[member])
     program = run.programs.pop(trial, None) or build_program(run.plan, trial, run.modules)
     program.to(run.fabric.device)
-    if run.channels_last:
+    if run.layout.last:
         laid_out(program)
     for member in arm.trains:
         run.modules[member].to(run.fabric.device)
@@ -364,11 +365,6 @@ class _Watch:
         self._last = time.monotonic()
         self._took = self._last - before
         self.request.grant()
-
-
-def laid_out(program: Program) -> Program:
-    """The program with its weights, and so what its convolutions make, in channels-last memory, which is faster."""
-    return program.to(memory_format=torch.channels_last)
 
 
 def share_buffers(module: nn.Module, program: Program, member: str) -> None:

@@ -6,6 +6,7 @@ undisturbed one does, the means of the losses over the epoch so far and the leng
 to it.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -91,7 +92,8 @@ def load(run: RunDir, *, how: dict[str, Any] | None = None) -> Checkpoint:
 
     Args:
         run: The directory.
-        how: What the run is to go on with, see :class:`Checkpoint`; None to look at it only.
+        how: What the run is to go on with, see :class:`Checkpoint`; what is None in it is as it was. None to look at it
+            only.
 
     Raises:
         RunDirError: The file is damaged, of another format, or the run was begun in another way.
@@ -117,12 +119,18 @@ def load_from(path: Path, *, how: dict[str, Any] | None = None) -> Checkpoint:
             f"the checkpoint has format {written!r}; this fxdistill continues format {_FORMAT}", where=where,
             hint="continue it with the fxdistill that began it, or start again",
         )  # fmt: skip
+    how = None if how is None else settled(how, found.how)
     if how is not None and found.how != how:
         raise RunDirError(
             f"the run was begun with {_told(found.how)}, and would go on with {_told(how)}", where=where,
             hint="continue it with the options that it was begun with",
         )  # fmt: skip
     return found
+
+
+def settled(how: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is to go on with; what nobody says, None, is as it was before."""
+    return {name: before.get(name) if value is None else value for name, value in how.items()}
 
 
 def _told(how: dict[str, Any]) -> str:

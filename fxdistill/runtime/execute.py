@@ -31,10 +31,11 @@ from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
 from fxdistill.runtime import checkpoint, extension, fitting, inspection, memory, preflight
-from fxdistill.runtime.arms import Execution, Losses, Observer, State, build_program, laid_out, take_up, train
+from fxdistill.runtime.arms import Execution, Losses, Observer, State, build_program, take_up, train
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.hardening import harden_all
+from fxdistill.runtime.layouts import Layout, chosen, laid_out
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.result import finish
 from fxdistill.runtime.reuse import Reuse
@@ -52,8 +53,8 @@ class Settings:
         precision: Overrides the plan's training precision.
         resume: Whether to take up the run that the directory holds.
         compile: Whether to train through ``torch.compile``; ``auto`` tries it in each stage.
-        channels_last: Whether to train with weights and feature maps in channels-last memory, where convolutions and
-            poolings are faster; not for models that view a feature map as another shape.
+        channels_last: Whether to train with weights and feature maps in channels-last memory; ``auto`` where that pays
+            and the models stand it, see :mod:`fxdistill.runtime.layouts`.
         allow: Modules whose factories may be called.
         trust_code: Whether a model file that the plan says to unpickle may be: it can run any code.
         save_seconds: Seconds between two checkpoints; 0 takes one after every step.
@@ -73,7 +74,7 @@ class Settings:
     precision: Precision | None = None
     resume: bool = False
     compile: Literal["auto"] | bool = False
-    channels_last: bool = False
+    channels_last: Literal["auto"] | bool = "auto"
     allow: tuple[str, ...] = ()
     trust_code: bool = False
     save_seconds: float = 30.0
@@ -99,6 +100,7 @@ class _Parts:
     strangers: frozenset[str]
     own_data: dict[str, Dataset]
     before: Losses
+    layout: Layout
 
 
 def execute(
@@ -128,18 +130,21 @@ def execute(
     begun = plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
     preflight.runnable(plan, plan_path)
     precision = settings.precision or plan.precision
-    how = {"precision": precision, "compile": settings.compile, "channels_last": settings.channels_last}
+    last = None if settings.channels_last == "auto" else settings.channels_last
+    how: dict[str, Any] = {"precision": precision, "compile": settings.compile, "channels_last": last}
     how |= {"cache_half": True} if settings.cache_half and settings.cache != "off" else {}
     if settings.more_epochs:
-        plan = extension.extended(held, begun, settings.more_epochs, how=how)
+        plan, how = extension.extended(held, begun, settings.more_epochs, how=how)
     elif held.holds(plan, resume=settings.resume) and settings.resume:
-        _, done, _ = inspection.inspect(held)
-        if done is not None:
-            return done
+        found = inspection.inspect(held)
+        if found.result is not None:
+            return found.result
+        how = checkpoint.settled(how, found.how)
     accelerator = preflight.accelerator(settings.device, precision)
     observer.on_phase("loading")
     origin = origin_of(plan_path)
-    parts = _load(plan, origin.resolve().parent, settings, accelerator)
+    parts = _load(plan, origin.resolve().parent, settings, accelerator, last=how["channels_last"])
+    how["channels_last"] = parts.layout.last
     fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     own = {name: found.to(fabric.device) for name, found in parts.own_data.items()}
     dataset, task = parts.dataset.to(fabric.device), TASKS.get(plan.task)
@@ -155,9 +160,11 @@ def execute(
             observer, compiled=settings.compile, save_seconds=settings.save_seconds,
             metrics=Metrics(rundir, size=at.metrics_size, plan=plan), checkpoint=at,
             reuse=_reuse(plan, dataset, fabric, settings, observer, how=how), programs=parts.programs,
-            evaluate_every=settings.evaluate_every, channels_last=settings.channels_last, before=parts.before,
-            profile=settings.profile, chosen=dict(at.compiled),
+            evaluate_every=settings.evaluate_every, before=parts.before, profile=settings.profile,
+            chosen=dict(at.compiled), layout=parts.layout,
         )  # fmt: skip
+        if settings.channels_last == "auto":
+            poor.append(Diagnostic(code="layout", severity="note", where="feature maps", why=parts.layout.why))
         return _train(run, poor)
 
 
@@ -211,7 +218,7 @@ def _train(run: Execution, remarks: Sequence[Diagnostic]) -> dict[str, Any]:
     return finish(run, measured={name: run.measured(name) for name in _teaching(run.plan)})
 
 
-def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Parts:
+def _load(plan: Plan, base: Path, settings: Settings, accelerator: str, *, last: bool | None = None) -> _Parts:
     def load(name: str, seed: int) -> nn.Module:
         return preflight.load_model(
             plan.given(name), base, seed=seed, allow=settings.allow, trust_code=settings.trust_code,
@@ -256,25 +263,36 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str) -> _Part
         for trial in trials_of(plan)
     }
     own = preflight.own_data(plan, base, dataset, allow=settings.allow)
-    device = "" if settings.force else accelerator
-    programs, before = _programs(plan, modules, dataset, device=device, channels_last=settings.channels_last)
-    return _Parts(modules, dataset, initial, programs, frozenset(strangers), own, before)
+    programs, before, layout = _programs(plan, modules, dataset, settings, accelerator, last=last)
+    return _Parts(modules, dataset, initial, programs, frozenset(strangers), own, before, layout)
 
 
 def _programs(
-    plan: Plan, modules: Mapping[str, nn.Module], dataset: Dataset, *, device: str, channels_last: bool
-) -> tuple[dict[Trial, Program], Losses]:
+    plan: Plan,
+    modules: Mapping[str, nn.Module],
+    dataset: Dataset,
+    settings: Settings,
+    device: str,
+    *,
+    last: bool | None,
+) -> tuple[dict[Trial, Program], Losses, Layout]:
     """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves.
 
-    Their losses before anything is trained come with them.
+    Their losses before anything is trained come with them, and how they lie in memory.
     """
     before: Losses = {}
     programs = {trial: build_program(plan, trial, modules) for trial in trials_of(plan) if trial.seed == plan.seeds[0]}
-    for trial, program in programs.items():
+    for program in programs.values():
         measure_taps(program, itertools.islice(batches(dataset.train, 2), 1))  # for a try; a training measures many
-        if channels_last:
+    layout = Layout(bool(last), "as it was asked for")
+    if settings.channels_last == "auto":
+        named = {trial.name: program for trial, program in programs.items()}
+        found = chosen(named, dataset, batch_size=plan.data.batch_size, device=device)
+        layout = found if last in (None, found.last) else Layout(bool(last), "as the run was begun")
+    for trial, program in programs.items():
+        if layout.last:
             laid_out(program)
-        if device:
+        if not settings.force:
             memory.check(program, plan.data.batch_size, device=device, where=f"arm '{trial.name}', data.batch_size")
         for stage in program.stages:
             before[trial.name, stage.name] = preflight.dry_step(
@@ -284,8 +302,12 @@ def _programs(
     early = {member for arm in plan.arms for member in arm.trains}
     frozen = {arm.name: set(arm.members) - set(arm.trains) for arm in plan.all_arms}
     cut = {arm.name for arm in plan.all_arms if any(isinstance(plan.members[one], Hardened) for one in arm.trains)}
-    return {
-        trial: program
-        for trial, program in programs.items()
-        if not early & frozen[trial.name] and trial.name not in cut
-    }, before
+    return (
+        {
+            trial: program
+            for trial, program in programs.items()
+            if not early & frozen[trial.name] and trial.name not in cut
+        },
+        before,
+        layout,
+    )

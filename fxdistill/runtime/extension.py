@@ -25,8 +25,10 @@ from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.trials import trials_of
 
 
-def extended(rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]) -> Plan:
-    """The plan of a complete run with more epochs; nothing is written.
+def extended(
+    rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]
+) -> tuple[Plan, dict[str, Any]]:  # fmt: skip
+    """The plan of a complete run with more epochs, and what it is trained with; nothing is written.
 
     Args:
         rundir: The run directory.
@@ -40,7 +42,7 @@ def extended(rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]) ->
     """
     where = str(rundir.path)
     there = rundir.plan_path.exists() and rundir.holds(plan, resume=True)
-    result = inspection.inspect(rundir)[1] if there else None
+    result = inspection.inspect(rundir).result if there else None
     if result is None:
         raise RunDirError(
             "there is no complete run to extend", where=where,
@@ -52,7 +54,7 @@ def extended(rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]) ->
             f"the arm '{arm.name}' is trained once, for arms after it to read", where=f"{where}, --more-epochs",
             hint="change its epochs in a copy of the plan, and run that anew",
         )  # fmt: skip
-    longer = _longer(plan, epochs)
+    longer, how = _longer(plan, epochs), checkpoint.settled(how, result)
     for index, trial in enumerate(trials_of(plan)):
         path = rundir.trained_path(trial.name, trial.seed)
         if not path.is_file():
@@ -62,7 +64,7 @@ def extended(rundir: RunDir, plan: Plan, epochs: int, *, how: dict[str, Any]) ->
             )  # fmt: skip
         ended = replace(checkpoint.load_from(path, how=how), arm=index, finished=result["arms"][:index])
         inspection.check(ended, longer, where=str(path))
-    return longer
+    return longer, how
 
 
 def begin(rundir: RunDir, plan: Plan, *, how: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ is changed:
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,8 +27,24 @@ from fxdistill.runtime.halves import Report
 from fxdistill.runtime.trials import trials_of
 
 
-def inspect(run: RunDir) -> tuple[Plan, dict[str, Any] | None, list[records.Record]]:
-    """The plan of a run directory, its result, None while it is not complete, and its metrics, a record an epoch.
+class Found(NamedTuple):
+    """What is in a run directory.
+
+    Attributes:
+        plan: Its plan.
+        result: What came out; None while it is not complete.
+        records: Its metrics, a record an epoch.
+        how: How it was begun, if that is known.
+    """
+
+    plan: Plan
+    result: dict[str, Any] | None
+    records: list[records.Record]
+    how: dict[str, Any]
+
+
+def inspect(run: RunDir) -> Found:
+    """Everything in a run directory.
 
     Raises:
         RunDirError: A part is damaged, or does not fit the plan; names it.
@@ -37,15 +53,15 @@ def inspect(run: RunDir) -> tuple[Plan, dict[str, Any] | None, list[records.Reco
     plan = run.plan()
     _ = run.base
     result = run.result()
-    size = None
+    size, how = None, dict[str, Any]()
     if run.checkpoint_path.exists():
         found = checkpoint.load(run)
         if result is None:
             check(found, plan, where=str(run.checkpoint_path))
-        size = found.metrics_size
+        size, how = found.metrics_size, found.how
     elif result is None:
         size = 0
-    return plan, result, records.read(run.metrics_path, plan, size=size)
+    return Found(plan, result, records.read(run.metrics_path, plan, size=size), how)
 
 
 def check(found: Checkpoint, plan: Plan, *, where: str, steps: int | None = None) -> None:

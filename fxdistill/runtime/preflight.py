@@ -244,7 +244,7 @@ def dry_step(program: Program, dataset: Dataset, *, where: str) -> dict[str, flo
         if "view size is not compatible" in first:
             raise PlanError(
                 "a model views a feature map as another shape, which channels-last memory does not allow", where=where,
-                hint="run without --channels-last",
+                hint="run with --channels-last auto or off",
             ) from cause  # fmt: skip
         raise PlanError(
             f"the losses of this stage cannot be computed: {type(cause).__name__}: {first}", where=where,

@@ -61,6 +61,7 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
         "exported_seed": exported_seed(run.plan, run.task, finished), "parity": asdict(parity),
         "exporter": written.exporter, "outputs": written.outputs, "opset": written.opset,
         "latency": _latencies(run, levels), **({"levels": levels} if levels else {}),
+        "layout": run.layout.why,
         "device": str(run.fabric.device), **run.checkpoint.how, "versions": versions(),
     }  # fmt: skip
     write_text(rundir.result_path, json.dumps(result, indent=2) + "\n")

@@ -195,7 +195,7 @@ def test_a_teacher_at_chance_is_refused_unless_forced(tmp_path: Path, monkeypatc
     assert not said
     with pytest.raises(RuntimeError, match="it trains"):
         execute(plan, tmp_path / "run", replace(CPU, force=True), observer)
-    assert said == ["teacher-near-chance"]
+    assert said == ["teacher-near-chance", "layout"]
     with pytest.raises(ModelError, match="nothing to teach"):  # whoever goes on has to say so again
         execute(tmp_path / "run" / "plan.json", tmp_path / "run", replace(CPU, resume=True))
 
