@@ -63,6 +63,7 @@ def plan(
     budget: parameters.BudgetOf = "",
     nested: parameters.Nested = False,
     hints: parameters.Hints = 0.0,
+    hints_alone: parameters.HintsAlone = 0.0,
     export_levels: parameters.WhichLevels = parameters.ExportLevels.student,
     via: parameters.Via = None,
     via_epochs: parameters.ViaEpochs = None,
@@ -117,13 +118,12 @@ def plan(
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
         cascade = teaching.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
-            export_all=export_levels is parameters.ExportLevels.all,
+            hints_alone=hints_alone, export_all=export_levels is parameters.ExportLevels.all,
             spacing=None if spacing is None else spacing.value, student=student,
             others={
                 "pair": pair, "forbid": forbid, "align": align is not parameters.Align.slice,
                 "student-factory": student_factory, "student-arg": student_arg, "student-entry": student_entry,
-                "student-output": student_output, "warm-up-share": warm_up_share, "keep-earlier": keep_earlier,
-                "plateau": plateau, "probe": probe,
+                "student-output": student_output, "probe": probe,
             },
         )  # fmt: skip
         teaching.check_assistant(

@@ -128,6 +128,9 @@ Hints = Annotated[
     float,
     typer.Option("--hints", min=0, help="With cascade: weight of hints at the last layers: 0.001. Default: none."),
 ]
+HintsAlone = Annotated[
+    float, typer.Option("--hints-alone", min=0, help="The same while the student trains alone. Default: none.")
+]
 Via = Annotated[
     str | None,
     typer.Option(

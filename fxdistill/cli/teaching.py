@@ -68,7 +68,7 @@ def check_assistant(via: str | None, others: Mapping[str, object], *, is_cascade
 
 def cascade(
     method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: str | None,
-    nested: bool, hints: float, export_all: bool, student: str | None, others: Mapping[str, object],
+    nested: bool, hints: float, hints_alone: float, export_all: bool, student: str | None, others: Mapping[str, object],
 ) -> "Cascade | None":  # fmt: skip
     """What the options say of a cascade; None for another method.
 
@@ -80,7 +80,8 @@ def cascade(
         assistants: How many levels there are beside the student.
         spacing: How their shares lie.
         nested: Whether levels lie inside of each other.
-        hints: The weight of hints.
+        hints: The weight of hints in the joint phase.
+        hints_alone: The weight of hints while the student is alone.
         export_all: Whether the assistants are exported as well.
         student: The student that was named.
         others: Options that are about a student that is given, or about warm-ups, with their values.
@@ -100,7 +101,7 @@ def cascade(
             )
         said = {
             "levels": levels, "budget": budget, "assistants": assistants, "spacing": spacing, "nested": nested,
-            "hints": hints or None, "export-levels": export_all,
+            "hints": hints or None, "hints-alone": hints_alone or None, "export-levels": export_all,
         }  # fmt: skip
         if odd := [name for name, value in said.items() if value not in (None, "", False)]:
             raise InputError(
@@ -120,7 +121,8 @@ def cascade(
     shares = tuple(_number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
     return Cascade(
         keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
-        spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints, export_all=export_all,
+        spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints, hints_alone=hints_alone,
+        export_all=export_all,
     )  # fmt: skip
 
 

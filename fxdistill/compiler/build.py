@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from fxdistill.compiler.compilation import DISTILLED, STUDENT, TEACHER
+from fxdistill.compiler.level_taps import fitted
 from fxdistill.errors import PlanError
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.graph import LADDER, ladder
@@ -43,7 +44,8 @@ def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: 
     Args:
         plan: The plan.
         arm: The arm's name; ``control`` for the control arm.
-        models: The plan's members by name; those that have no part in the arm are left aside.
+        models: The plan's members by name; those that have no part in the arm are left aside, but for masked ones that
+            a member of the arm is cut out of.
         passes: A manager to run the passes in.
 
     Raises:
@@ -57,7 +59,7 @@ def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: 
     traced = {
         name: passes.run(_trace(plan, name, training=name in found.trains), models[name]) for name in found.members
     }
-    return passes.run(Instrument(plan, arm), Joint(traced))
+    return passes.run(Instrument(fitted(plan, models), arm), Joint(traced))
 
 
 def specialize(program: Program, stage: str, *, taught: int = 0) -> Program:

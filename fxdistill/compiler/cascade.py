@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
+from fxdistill.compiler import level_taps
 from fxdistill.compiler.shrink_model import barrier_remarks, next_barrier, with_barriers
 from fxdistill.criteria import CRITERIA, importance
 from fxdistill.diagnostics import Diagnostic
@@ -20,20 +21,20 @@ from fxdistill.errors import InputError, PassError, PlanError
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.coupling import Coupling
-from fxdistill.ir.graph import Traced, ladder, op_name, path_of, shape_of
+from fxdistill.ir.graph import Traced, ladder, op_name
 from fxdistill.ir.masks import ranked
 from fxdistill.ir.running import copied
 from fxdistill.methods.cascade import Cascade, level
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.mask import MASKS, Mask, MaskSource, check_maskable, kept_of, unmasked
 from fxdistill.passes.mask.cost import Cost, cost_of
-from fxdistill.passes.mask.maskable import CONVOLUTIONS, Edge, Layer, Maskable, first_convolution, maskable, weights_of
+from fxdistill.passes.mask.maskable import CONVOLUTIONS, Maskable, first_convolution, maskable, weights_of
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.shrink.arguments import Obstacle
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Budget, Hardened, Masked, MaskedLayer
-from fxdistill.plan.schema import Division, Layout, Pair, Tap
+from fxdistill.plan.schema import Division, Kept, Pair
 
 _NORMS = frozenset(("batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"))
 _DENSE = frozenset(("linear", "addmm"))
@@ -140,12 +141,24 @@ class Proposal:
     members: dict[str, Masked | Hardened]
     remarks: tuple[Diagnostic, ...]
     pairs: tuple[Pair, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
 def propose(
-    traced: Traced, coupling: Coupling, options: Cascade, *, of: str, criterion: str, student: str, passes: PassManager
+    traced: Traced, coupling: Coupling, options: Cascade, *, of: str, criterion: str, student: str, passes: PassManager,
+    warms_up: bool = False,
 ) -> Proposal:  # fmt: skip
     """Decide on the levels of a network, and cut the student out of them once: what cannot be cut is not masked.
+
+    Args:
+        traced: The network, in eval mode.
+        coupling: Its coupled channels.
+        options: The user's decisions.
+        of: The network's name.
+        criterion: The measure of importance that scores start with.
+        student: The name of what is cut out.
+        passes: Where passes run.
+        warms_up: Whether the method has a warm-up, which needs pairs.
 
     Raises:
         InputError: A share or a budget cannot be had, or nothing can be masked.
@@ -167,41 +180,13 @@ def propose(
             path = next_barrier(traced, obstacle.path, barriers)
             barriers[path] = obstacle.why
     cut = Hardened(of=level(0), parameters=first.parameters, macs=first.macs)
-    pairs = tuple(_hints(base, list(made), of)) if options.hints else ()
-    return Proposal({**made, student: cut}, (*base.found.remarks, *barrier_remarks(barriers)), pairs)
-
-
-_HINTED = 3
-_LAYOUTS: dict[tuple[int, int], Layout] = {(4, 1): "nchw", (4, 3): "nhwc", (3, 2): "tokens", (2, 1): "features"}
-
-
-def _hints(base: Base, names: Sequence[str], teacher: str) -> Iterator[Pair]:
-    """The pairs of hints: of each level and the one above it, what the last three masked layers hand on.
-
-    Of a level that is behind its gates, of the teacher, which has none, in front of where they would be.
-    """
-    places = [found for layer in base.found.layers[-_HINTED:] if (found := _handed_on(base, layer)) is not None]
-    for below, above in zip(names, [*names[1:], teacher], strict=True):
-        for number, edge in places:
-            behind, before = f"gate_{number}" if number else "gate", path_of(edge.source)
-            shape = [int(size) for size in shape_of(edge.source) or ()]
-            layout = _LAYOUTS[len(shape), edge.dim]
-            student, taught = (
-                Tap(member=name, path=path, shape=shape, channel_dim=edge.dim, width=shape[edge.dim], layout=layout)
-                for name, path in ((below, behind), (above, before if above == teacher else behind))
-            )
-            why = [f"what '{before}' hands on to '{path_of(edge.reader)}'"]
-            name = f"{below}, {before}"
-            yield Pair(name=name, teacher=taught, student=student, score=1.0, runner_up=None, why=why, align="project")
-
-
-def _handed_on(base: Base, layer: Layer) -> tuple[int, Edge] | None:
-    """The first gate that channels of a layer pass, and its number; None for one whose value has no layout."""
-    first = base.found.classes.index(layer.classes[0])
-    for number, edge in enumerate(base.found.edges):
-        if bool((edge.index == first).any()) and (len(shape_of(edge.source) or ()), edge.dim) in _LAYOUTS:
-            return number, edge
-    return None
+    pairs = [
+        *(level_taps.hints(base.found, list(made), of) if options.hints else ()),
+        *(level_taps.warm_ups(base.found, made, of) if warms_up else ()),
+        *(level_taps.alone(base.found, student, of) if options.hints_alone else ()),
+    ]
+    kept = tuple(level_taps.whole(pair, criterion) for pair in pairs if pair.align == "slice")
+    return Proposal({**made, student: cut}, (*base.found.remarks, *barrier_remarks(barriers)), tuple(pairs), kept)
 
 
 def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers: list[str]) -> dict[str, Masked]:

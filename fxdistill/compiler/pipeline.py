@@ -77,9 +77,10 @@ def _mask(c: Compilation, passes: PassManager) -> Compilation:
         )
     found = cascade.propose(
         c.traced[TEACHER], c.coupling[TEACHER], c.options.cascade, of=TEACHER, student=STUDENT, passes=passes,
-        criterion=c.options.criterion or c.method.criterion,
+        criterion=c.options.criterion or c.method.criterion, warms_up=len(c.method.parts) > 1,
     )  # fmt: skip
-    return replace(c, made=found.members, pairs=found.pairs, remarks=(*c.remarks, *found.remarks))
+    remarks_ = (*c.remarks, *found.remarks)
+    return replace(c, made=found.members, pairs=found.pairs, kept=found.kept, remarks=remarks_)
 
 
 PIPELINE: dict[str, Step] = {

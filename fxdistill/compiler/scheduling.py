@@ -13,6 +13,7 @@ from fxdistill.errors import InputError
 from fxdistill.ir.contract import PassManager
 from fxdistill.methods import Composed, Recipe, composed
 from fxdistill.methods.cascade import arms as cascade_arms
+from fxdistill.methods.cascade import warm_ups
 from fxdistill.passes.schedule import Schedule
 from fxdistill.passes.schedule.curriculum import PROBE, Curriculum
 from fxdistill.plan.file import invalid
@@ -49,8 +50,8 @@ def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
         pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=TEACHER, student=STUDENT,
         epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
     )  # fmt: skip
-    hints = 0.0 if c.options.cascade is None else c.options.cascade.hints
-    joint, alone = cascade_arms(recipe, len(masked), hints=hints)
+    before = c.options.curriculum.of(warm_ups(c.method, recipe, len(masked)), c.pairs, main=recipe.epochs)
+    joint, alone = cascade_arms(recipe, len(masked), options=c.options.cascade, before=before)
     student = c.made[STUDENT].macs / max(1, c.traced[TEACHER].macs)
     costs = {joint.name: len(masked) + 1.0, alone.name: round(1 + student, 4)}
     arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]

@@ -99,13 +99,13 @@ class Composed:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """The passes, which all parts have in common."""
-        return self.parts[0][1].passes
+        """The passes: those of the last part, which makes the student or is given one."""
+        return self.parts[-1][1].passes
 
     @property
     def alone(self) -> bool:
         """Whether the student is made out of the teacher, so that none is given."""
-        return self.parts[0][1].alone
+        return self.parts[-1][1].alone
 
     @property
     def lr(self) -> float:
@@ -154,7 +154,7 @@ def composed(name: str, *, where: str = "--method", default_main: str | None = N
                 f"'{part}' has no warm-up, so nothing of it is left in '{name}'", where=where,
                 hint=f"leave it out, or put a method with a warm-up there: {', '.join(_with_warm_up())}",
             )  # fmt: skip
-    if len({method.passes for _, method in parts}) > 1:
+    if not parts[-1][1].alone and len({method.passes for _, method in parts}) > 1:
         raise InputError(
             f"the methods in '{name}' go through different passes, so they cannot be one", where=where,
             hint="plan with one of them",

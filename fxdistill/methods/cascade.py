@@ -6,6 +6,9 @@ one keeps all of them, and the levels between are assistants. Each learns from t
 frozen teacher that all of them start as; the scores behind each level's mask move by the gradient of the level above it
 (:mod:`fxdistill.passes.mask`). With no assistant there is one level, whose scores move by its own gradient.
 
+    warm-up   with indistill+cascade: layer by layer, all levels imitate what the frozen teacher's layers hand on,
+              each through the mask that its scores start with, which stays as it is; the level that keeps all does
+              so too, so that the convolutions that it shares remain of use to it
     joint     all levels at once, while the masks move
     main      the student alone, cut out of its level; as soon as it is better than its teacher on the validation images
               the next level up teaches
@@ -21,13 +24,13 @@ and 1 epochs with one assistant, two seeds, on CIFAR-10 images set aside from tr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 from fxdistill.errors import InputError
-from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import Arm, LossTerm, Optimizer, ScoreOptimizer, Stage
+from fxdistill.methods import Composed, Method, Recipe
+from fxdistill.plan.schema import Arm, Comparison, LossTerm, Optimizer, Pair, ScoreOptimizer, Stage
 
 JOINT, DISTILLED = "joint", "distilled"
 """The names of the two arms."""
@@ -97,6 +100,8 @@ class Cascade:
         nested: Whether a level keeps only what the level above it keeps.
         hints: The weight of hints in the joint phase: what the last three masked layers hand on, reconstructed from
             that of the level below; 0 for none.
+        hints_alone: The weight of hints while the student is alone: what is left of the last three masked layers
+            imitates the same channels of the frozen teacher, both standardized; 0 for none.
         export_all: Whether the assistants are exported as well.
 
     Raises:
@@ -110,6 +115,7 @@ class Cascade:
     spacing: Spacing = "paper"
     nested: bool = False
     hints: float = 0.0
+    hints_alone: float = 0.0
     export_all: bool = False
 
     def __post_init__(self) -> None:
@@ -139,38 +145,63 @@ class Cascade:
         return spaced(0.0 if share is None else share, self.assistants, self.spacing)
 
 
-def arms(recipe: Recipe, levels: int, *, hints: float = 0.0) -> list[Arm]:
+def arms(recipe: Recipe, levels: int, *, options: Cascade | None = None, before: Sequence[Stage] = ()) -> list[Arm]:
     """The two arms of a cascade.
 
     Args:
         recipe: The task's terms, and the pairs of hints; ``student`` is the one that is cut out, ``teacher`` the frozen
             one.
         levels: How many levels there are.
-        hints: The weight of hints.
+        options: The weights of hints; None for none.
+        before: Stages that come before the joint phase.
     """
     names = [level(number) for number in range(levels)]
     taught = list(zip(names, [*names[1:], recipe.teacher], strict=True))
+    weights = (0.0, 0.0) if options is None else (options.hints, options.hints_alone)
     joint = Stage(
         name=JOINT, epochs=recipe.epochs, schedule="cosine", optimizer=_optimizer(recipe), scores=_SCORES,
         losses=[
             *(term for student, teacher in taught for term in _terms(recipe, student, teacher)),
-            *(
-                LossTerm(
-                    loss="mse", pair=pair.name, student=pair.student.member, teacher=pair.teacher.member, weight=hints
-                )
-                for pair in recipe.pairs
-            ),
+            *(_hint(pair, weights[0]) for pair in recipe.pairs if pair.align == "project"),
         ],
     )  # fmt: skip
     above = [*names[1:], recipe.teacher]
     alone = Stage(
         name="main", epochs=recipe.epochs, schedule="cosine", optimizer=_optimizer(recipe), successors=above[1:],
-        losses=_terms(recipe, recipe.student, above[0]),
+        losses=[
+            *_terms(recipe, recipe.student, above[0]),
+            *(_hint(pair, weights[1], "standardized") for pair in recipe.pairs if pair.align == "kept"),
+        ],
     )  # fmt: skip
     return [
-        Arm(name=JOINT, trains=names, stages=[joint]),
+        Arm(name=JOINT, trains=names, stages=[*before, joint]),
         Arm(name=DISTILLED, trains=[recipe.student], stages=[alone]),
     ]
+
+
+def warm_ups(method: Composed, recipe: Recipe, levels: int) -> list[Stage]:
+    """The stages of the methods that are named before the cascade, at rates of their own, each for all levels at once.
+
+    Args:
+        method: The method, read.
+        recipe: With the pairs of all levels.
+        levels: How many there are.
+    """
+    found = list[Stage]()
+    sliced = [pair for pair in recipe.pairs if pair.align == "slice"]
+    own = [[pair for pair in sliced if pair.student.member == level(number)] for number in range(levels)]
+    for warm_up, lr in ((part.warm_up, part.lr) for _, part in method.parts[:-1]):
+        of_levels = [warm_up(replace(recipe, pairs=pairs, lr=lr)) for pairs in own if warm_up is not None]
+        for stages in zip(*of_levels, strict=True):
+            found.append(stages[0].changed(losses=[term for stage in stages for term in stage.losses]))
+    return found
+
+
+def _hint(pair: Pair, weight: float, compare: Comparison = "raw") -> LossTerm:
+    return LossTerm(
+        loss="mse", pair=pair.name, student=pair.student.member, teacher=pair.teacher.member, weight=weight,
+        compare=compare,
+    )  # fmt: skip
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

@@ -224,10 +224,10 @@ def _with_control(plan: Plan) -> Iterator[Arm]:
 def _named(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     """What must have names of its own, each kind with its names."""
     yield "pair", [pair.name for pair in plan.pairs]
-    between: dict[tuple[str, str], list[str]] = {}
+    between: dict[tuple[str, str, str], list[str]] = {}
     for pair in plan.pairs:
         nodes = f"{pair.teacher.path} = {pair.student.path}"
-        between.setdefault((pair.teacher.member, pair.student.member), []).append(nodes)
+        between.setdefault((pair.teacher.member, pair.student.member, pair.align), []).append(nodes)
     for found in between.values():
         yield "pair of the nodes", found
     yield "list of kept channels of", [kept.pair for kept in plan.kept]
@@ -304,6 +304,10 @@ def _wrong_pairs(plan: Plan) -> Iterator[str]:
             yield f"no kept channels for the sliced pair '{pair.name}'"
         if pair.align == "shrink" and not isinstance(plan.members.get(pair.teacher.member), Shrunken):
             yield f"the align of the pair '{pair.name}' is 'shrink', and its teacher is no shrunken member"
+        if pair.align == "kept" and not isinstance(plan.members.get(pair.student.member), Hardened):
+            yield f"the align of the pair '{pair.name}' is 'kept', and its student is not cut out of another member"
+        if pair.align == "kept" and pair.teacher.width != pair.student.width:
+            yield f"the pair '{pair.name}' has two widths; with align 'kept' they are that of the whole network"
         if pair.align == "shrink" and pair.teacher.width != pair.student.width:
             yield f"the pair '{pair.name}' has two widths; with align 'shrink' they are the same"
 

@@ -13,7 +13,7 @@ from fxdistill.losses import LOSSES, Loss
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.registry import GROUPS, suggestion
 
-Align = Literal["slice", "shrink", "project"]
+Align = Literal["slice", "shrink", "project", "kept"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Layout = Literal["nchw", "nhwc", "tokens", "features"]
 Schedule = Literal["constant", "cosine", "step"]
@@ -208,6 +208,9 @@ class Pair(Part):
     """Two taps that are brought together, with the evidence for it: the one that teaches and the one that learns.
 
     Attributes:
+        align: How the two widths become one: the teacher's kept channels (``slice``), a teacher that was made as wide
+            (``shrink``), a learned projection of the student's (``project``), or the teacher's channels that are left
+            of the student once it is cut out of a masked member, both widths being those before (``kept``).
         difficulty: What a probe of the untrained student leaves unexplained of the teacher's tap, as a share of its
             variance (:mod:`fxdistill.compiler.probe`), for the reader; None where nothing was measured.
     """
@@ -341,6 +344,11 @@ class LossTerm(Part):
         return tuple(member for member in (self.student, self.teacher) if member is not None)
 
     @property
+    def is_succeeded(self) -> bool:
+        """Whether its teacher may be replaced while a stage goes on; that of a pair stays."""
+        return self.teacher is not None and self.pair is None
+
+    @property
     def plain(self) -> Self:
         """The same loss, whatever its weight: the same value for the same batch."""
         return self.changed(weight=1.0, decay=1.0)
@@ -395,7 +403,8 @@ class Stage(Part):
             epochs as well, instead of a longer one.
         scores: How the scores of masked members move; None where none are trained.
         successors: Members that take the teacher's place in its losses, one after the other: with the epoch after which
-            the arm's first member is better than its teacher on the validation images. Without these nobody does.
+            the arm's first member is better than its teacher on the validation images. Without these nobody does. The
+            teacher of a pair stays who it is.
     """
 
     name: Name
@@ -414,15 +423,15 @@ class Stage(Part):
         if not taught:
             return self.changed(successors=[])
         now = self.successors[taught - 1]
-        losses = [term if term.teacher is None else term.changed(teacher=now) for term in self.losses]
+        losses = [term.changed(teacher=now) if term.is_succeeded else term for term in self.losses]
         return self.changed(losses=losses, successors=[])
 
     @model_validator(mode="after")
     def _succession_is_clear(self) -> Self:
-        teachers = [term.teacher for term in self.losses if term.teacher is not None]
-        if self.successors and (len(set(teachers)) != 1 or any(term.pair for term in self.losses)):
+        teachers = [term.teacher for term in self.losses if term.is_succeeded]
+        if self.successors and len(set(teachers)) != 1:
             raise ValueError(
-                f"the stage '{self.name}' names successors: its losses then have one teacher, and compare no pairs"
+                f"the stage '{self.name}' names successors: its losses that compare no pairs then have one teacher"
             )
         if len(set(names := [*teachers[:1], *self.successors])) != len(names):
             raise ValueError(f"a teacher of the stage '{self.name}' succeeds itself")

@@ -91,6 +91,8 @@ def _pair_lines(plan: Plan, pair: Pair) -> Iterator[Line]:
     elif pair.align == "shrink":
         of = f" of {before}" if before else ""
         widths = f"{pair.teacher.width}{of} channels in the {pair.teacher.member}"
+    elif pair.align == "kept":
+        widths = f"what is left of {pair.teacher.width} channels"
     hard = "" if pair.difficulty is None else f"  difficulty {pair.difficulty:.2f}"
     yield Line(Text.assemble((pair.name, "bold cyan"), f"  score {pair.score:.2f}  {widths}{hard}"), Text("  "), 4)
     yield _row(pair.teacher.member, _tap(pair.teacher, before))

@@ -59,7 +59,7 @@ class Succession:
 
     def is_due(self, stage: Stage, taught: int) -> bool:
         """Whether it is, after an epoch in which the metrics that were ``reached`` were measured."""
-        teacher = next(term.teacher for term in stage.under(taught).losses if term.teacher is not None)
+        teacher = next(str(term.teacher) for term in stage.under(taught).losses if term.is_succeeded)
         metric = self.bench.task.primary
         if self.bench.plan.data.val is None or metric not in self.reached:
             return False

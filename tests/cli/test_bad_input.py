@@ -137,7 +137,8 @@ CASCADE = ("--method", "cascade", "--input", "1x1x8x8")
         (("--keep", "0.5", "--criterion", "taylor"), "reads data, and scores start from weights alone"),
         (("--keep", "0.5", "--pair", "a=b"), "a cascade has no use for --pair"),
         (("--keep", "0.5", "--align", "shrink"), "a cascade has no use for --align"),
-        (("--keep", "0.5", "--plateau", "0.1"), "a cascade has no use for --plateau"),
+        (("--keep", "0.5", "--plateau", "0.1"), "the method has no warm-up"),
+        (("--keep", "0.5", "--probe", "order"), "a cascade has no use for --probe"),
         (("--keep", "0.5", "--size", "student=16"), "'student' is no model here"),
     ],
 )
@@ -155,11 +156,15 @@ def test_a_cascade_has_no_student_and_only_it_has_levels(folder: Path) -> None:
         ("--budget", "macs=1M"),
         ("--nested",),
         ("--hints", "1"),
+        ("--hints-alone", "1"),
     ):
         assert f"{option[0]} is about a cascade" in refused(folder, "plan", "teacher.pt", "student.pt", *option)
     said = refused(folder, "plan", "fxdistill.models:convnet?widths=[4]", *CASCADE, "--keep", "0.5")
     assert "no channels that can be masked" in said
-    assert "different passes" in refused(folder, "plan", "teacher.pt", "--method", "indistill+cascade", "--keep", "0.5")
+    said = refused(folder, "plan", "teacher.pt", "student.pt", "--method", "indistill+cascade", "--keep", "0.5")
+    assert "makes its student out of the teacher" in said
+    said = refused(folder, "plan", "teacher.pt", "--method", "kd+cascade", "--keep", "0.5")
+    assert "'kd' has no warm-up" in said
 
 
 def test_factories(folder: Path) -> None:

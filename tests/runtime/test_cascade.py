@@ -24,6 +24,7 @@ from fxdistill.methods.cascade import Cascade
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.passes.mask import kept_of
+from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Masked
 from fxdistill.plan.schema import ModelRef, Plateau
@@ -54,8 +55,9 @@ def teacher() -> nn.Module:
 
 @functools.cache
 def planned(
-    assistants: int = 2, repeats: int = 1, *, val: float = 0.2, nested: bool = False, hints: float = 0.0
-) -> Plan:
+    assistants: int = 2, repeats: int = 1, *, val: float = 0.2, nested: bool = False, hints: float = 0.0,
+    hints_alone: float = 0.0, method: str = "cascade", curriculum: Curriculum | None = None,
+) -> Plan:  # fmt: skip
     folder, digits = runs.workshop(), load("digits")
     if not (folder / "vgg.pt").exists():
         save(teacher(), folder / "vgg.pt", factory=TEACHER[0], kwargs=TEACHER[1], input_shape=(1, 1, 8, 8))
@@ -63,8 +65,9 @@ def planned(
         path="vgg.pt", factory=TEACHER[0], kwargs=TEACHER[1], sha256=fxdistill.files.file_sha256(folder / "vgg.pt")
     )
     options = Options(
-        input_shape=(1, 1, 8, 8), method="cascade", epochs=2, lr=0.05, repeats=repeats, recalibrate=None,
-        cascade=Cascade(keep=0.4, assistants=assistants, nested=nested, hints=hints),
+        input_shape=(1, 1, 8, 8), method=method, epochs=2, lr=0.05, repeats=repeats, recalibrate=None,
+        cascade=Cascade(keep=0.4, assistants=assistants, nested=nested, hints=hints, hints_alone=hints_alone),
+        curriculum=curriculum or Curriculum(),
         preprocessing={"teacher": digits.preprocessing},
         data=defaults("digits", dataset=digits, batch_size=runs.BATCH, val=val),
     )  # fmt: skip
