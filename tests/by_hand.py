@@ -46,7 +46,7 @@ from fxdistill.tasks import TASKS
 TEACHER: tuple[str, dict[str, Any]] = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
 STUDENT: tuple[str, dict[str, Any]] = ("tests.by_hand:student", {})
 ALLOW = ("tests.by_hand",)
-CPU = Settings(device="cpu", allow=ALLOW)
+CPU = Settings(device="cpu", allow=ALLOW, force=True)  # a planted fault is told by its steps
 SHAPE = (1, 1, 8, 8)
 SEEDS = (3, 8)
 STAGES = ("warm-up-1", "warm-up-2", "main", "control")
