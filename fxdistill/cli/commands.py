@@ -337,7 +337,12 @@ def _say(remarks: "Sequence[Diagnostic]") -> None:
 @app.command(cls=Command)
 def shrink(
     model: parameters.Model,
-    keep: parameters.Keep,
+    keep: parameters.Keep = None,
+    macs: parameters.Macs = None,
+    params: parameters.Params = None,
+    ranking: parameters.HowRanked = None,
+    floor: parameters.Floor = None,
+    scope: parameters.Scopes = [],
     output: parameters.SmallerOutput = Path("aux.pt"),
     by: parameters.By = "l1",
     round_to: parameters.RoundTo = 1,
@@ -358,6 +363,8 @@ def shrink(
         wanted = values.shape(input_shape)
         values.known_criterion(by, "--by")
         values.writable(output)
+        most = values.budget(macs, "--macs"), values.budget(params, "--params")
+        scopes = values.scopes(scope)
 
         from fxdistill.ir import contract
         from fxdistill.report.result_view import shrunk_view
@@ -365,7 +372,9 @@ def shrink(
 
         passes = contract.PassManager()
         made = deploy.shrink(
-            model, output, keep=keep, by=by, round_to=round_to, protect=protect, only=only, data=data, task=task,
+            model, output, keep=keep, macs=most[0], params=most[1],
+            ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
+            round_to=round_to, protect=protect, only=only, data=data, task=task,
             input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_code=trust_code,
             passes=passes, checkpoint_entry=entry,
         )  # fmt: skip

@@ -304,7 +304,29 @@ Embed = Annotated[
 ]
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
-Keep = Annotated[float, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
+Keep = Annotated[float | None, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
+_BUDGET = "it may have instead, met within 2 %: 0.5 of its own, or {}."
+Macs = Annotated[
+    str | None, typer.Option("--macs", metavar="SHARE|N", help=f"Multiply-accumulates {_BUDGET.format('900M')}")
+]
+Params = Annotated[str | None, typer.Option("--params", metavar="SHARE|N", help=f"Parameters {_BUDGET.format('1M')}")]
+Ranking = StrEnum("Ranking", {"global": "global", "isomorphic": "isomorphic", "uniform": "uniform"})
+HowRanked = Annotated[
+    Ranking | None,
+    typer.Option(
+        "--ranking",
+        help="What competes: all channels; those of layers alike; those of one layer. Default: uniform with --keep, "
+        "global with a budget.",
+    ),
+]
+Floor = Annotated[
+    float | None,
+    typer.Option("--floor", help="Least share of its channels that a layer keeps. Default: 0.1 with a budget."),
+]
+Scopes = Annotated[
+    list[str],
+    typer.Option("--scope", metavar="PATH=SHARE", help="A part keeps a share of its own: layer4=0.3; repeatable."),
+]
 SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
 By = Annotated[str, typer.Option("--by", help="Importance of a channel: {criteria}.")]
 RoundTo = Annotated[int, typer.Option("--round-to", min=1, help="Widths become multiples of this, e.g. 8.")]

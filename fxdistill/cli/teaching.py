@@ -1,9 +1,9 @@
 """What the command line's options say of how a student is taught: warm-ups, an assistant, a cascade."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from fxdistill.cli import values
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
@@ -118,25 +118,12 @@ def cascade(
         raise InputError(
             "--levels says which levels there are", where="--levels", hint="leave out --assistants and --spacing"
         )
-    shares = tuple(_number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
+    shares = tuple(values.number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
     return Cascade(
         keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
         spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints, hints_alone=hints_alone,
         export_all=export_all,
     )  # fmt: skip
-
-
-def _number(text: str, option: str, form: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise InputError(f"'{text}' is no number", where=option, hint=f"write {option} {form}")
-    return found
-
-
-_FACTORS = {"K": 1e3, "M": 1e6, "G": 1e9}
 
 
 def _budget(text: str) -> tuple[str, int] | None:
@@ -145,10 +132,9 @@ def _budget(text: str) -> tuple[str, int] | None:
         return None
     what, _, number = text.partition("=")
     names = {"macs": "macs", "params": "parameters", "parameters": "parameters"}
-    factor = _FACTORS.get(number[-1:].upper(), 1.0)
     if what.lower() not in names or not number:
         raise InputError(f"'{text}' is no budget", where="--budget", hint="write it as macs=52M or params=1M")
-    found = round(_number(number[:-1] if factor > 1 else number, "--budget", "macs=52M") * factor)
+    found = round(values.number(number, "--budget", "macs=52M"))
     if found < 1:
         raise InputError(f"'{text}' is no budget: it is below 1", where="--budget", hint="write it as macs=52M")
     return names[what.lower()], found

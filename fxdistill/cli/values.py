@@ -82,6 +82,59 @@ def byte_count(text: str, option: str) -> int:
     return found
 
 
+_FACTORS = {"K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def number(text: str, option: str, form: str) -> float:
+    """A number, from ``0.5``, ``52M``, ``1.5G`` or digits alone; with a unit a whole one.
+
+    Raises:
+        InputError: It is no such text.
+    """
+    factor = _FACTORS.get(text[-1:].upper(), 1)
+    try:
+        found = float(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise InputError(f"'{text}' is no number", where=option, hint=f"write {option} {form}")
+    return float(round(found)) if factor > 1 else found
+
+
+def budget(text: str | None, option: str) -> float | None:
+    """What a model may cost, from a share of its own or a number; None where nothing is said.
+
+    Raises:
+        InputError: It is no such text.
+    """
+    if text is None:
+        return None
+    found = number(text, option, "0.5 or 900M")
+    if found <= 0 or (found >= 1 and found != int(found)):
+        raise InputError(
+            f"'{text}' is no budget", where=option,
+            hint="give a share of the model's own above 0 and below 1, as 0.5, or a whole number, as 900M",
+        )  # fmt: skip
+    return found
+
+
+def scopes(texts: Sequence[str]) -> dict[str, float]:
+    """Parts of a model with the share that they keep, from ``PATH=SHARE`` each.
+
+    Raises:
+        InputError: One is no such text, or two are about the same part.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        path, equals, share = text.rpartition("=")
+        if not (path and equals):
+            raise InputError(f"'{text}' is no part with its share", where="--scope", hint="write it as layer4=0.3")
+        if path in found:
+            raise InputError(f"two shares are given for '{path}'", where="--scope", hint="give one of them")
+        found[path] = number(share, "--scope", "layer4=0.3")
+    return found
+
+
 def recalibration(text: str) -> "Recalibration | None":
     """What ``auto``, ``off`` or a number of images says of BatchNorm statistics.
 

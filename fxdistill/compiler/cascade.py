@@ -9,6 +9,7 @@ What the plan says is made the same way whenever it is made: when it is planned,
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,15 +21,15 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, PassError, PlanError
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.cost import Cost, Size, check_limit, cost_of
 from fxdistill.ir.coupling import Coupling
-from fxdistill.ir.graph import Traced, ladder, op_name
+from fxdistill.ir.graph import Traced, ladder, op_name, weights_of
 from fxdistill.ir.masks import ranked
 from fxdistill.ir.running import copied
 from fxdistill.methods.cascade import Cascade, level
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.mask import MASKS, Mask, MaskSource, check_maskable, kept_of, unmasked
-from fxdistill.passes.mask.cost import Cost, cost_of
-from fxdistill.passes.mask.maskable import CONVOLUTIONS, Maskable, first_convolution, maskable, weights_of
+from fxdistill.passes.mask.maskable import CONVOLUTIONS, Maskable, first_convolution, maskable
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.shrink.arguments import Obstacle
 from fxdistill.passes.trace import Trace
@@ -59,7 +60,7 @@ class Base:
         coupling = with_barriers(traced, coupling, barriers) if barriers else coupling
         found = maskable(traced, coupling)
         check_maskable(found)
-        return cls(traced, coupling, found, cost_of(traced, coupling, found))
+        return cls(traced, coupling, found, cost_of(traced, coupling, found.classes))
 
     def gone(self, mask: Tensor) -> frozenset[int]:
         """The classes that a mask does not keep."""
@@ -93,18 +94,12 @@ class Base:
         what, most = priced(budget)
         parameters, macs = self.cost.of_first(ranked(scores, self.found.positions))
         paid = (macs if what == "macs" else parameters)[len(self.found.layers) - 1 :]
-        if most < paid[0] or most >= paid[-1]:
-            name = "MACs" if what == "macs" else "parameters"
-            why = (
-                f"{most:,} {name} cannot be met: with one channel a layer there are {int(paid[0]):,} left"
-                if most < paid[0]
-                else f"the network has no more than {int(paid[-1]):,} {name}, and {most:,} are allowed"
-            )
-            raise InputError(why, where="--budget", hint=f"give one from {int(paid[0]):,} up to {int(paid[-1]) - 1:,}")
+        least, whole = (Size(int(parameters[at]), int(macs[at])) for at in (len(self.found.layers) - 1, -1))
+        check_limit(what, most, least=least, whole=whole, where="--budget", floor="with one channel a layer")
         return len(self.found.layers) - 1 + int((paid <= most).sum())
 
 
-def priced(budget: Budget) -> tuple[str, int]:
+def priced(budget: Budget) -> tuple[Literal["parameters", "macs"], int]:
     """What a budget is of, and how much."""
     return ("macs", budget.macs) if budget.macs is not None else ("parameters", budget.parameters or 0)
 

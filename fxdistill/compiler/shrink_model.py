@@ -16,6 +16,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, InvariantError, ModelError, PassError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.cost import Limit, Size
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.ir.graph import Shape, Traced, path_of, scope_of, shape_of, within
 from fxdistill.ir.survivors import Survivors
@@ -27,19 +28,12 @@ from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.shrink.unused import keep as keep_unused
 from fxdistill.passes.shrink.unused import remarks as unused_remarks
 from fxdistill.passes.shrink.unused import unused as unused_tensors
-from fxdistill.passes.thin import KeptIndices, Thin, ThinSource, removed_of
+from fxdistill.passes.thin import KeptIndices, Removal, Thin, ThinSource, removed_of
+from fxdistill.passes.thin.search import Ranking
 from fxdistill.passes.trace import Trace
 from fxdistill.passes.trace.restore import switched_off
 from fxdistill.plan.schema import Rung
 from fxdistill.tasks import Task, labelled
-
-
-@dataclass(frozen=True, eq=False)
-class Size:
-    """Parameters and multiply-accumulates of a model at its input shape."""
-
-    parameters: int
-    macs: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +66,10 @@ class ShrunkResult:
 
 
 def shrink_model(
-    module: nn.Module, *, input_shape: Shape, keep: float | None = None, widths: Sequence[tuple[str, int]] = (),
-    criterion: str = "l1", round_to: int = 1, protect: Sequence[str] = (), only: Sequence[str] = (),
+    module: nn.Module, *, input_shape: Shape, keep: float | None = None, limits: Sequence[Limit] = (),
+    ranking: Ranking | None = None, floor: float | None = None, scopes: Sequence[tuple[str, float]] = (),
+    widths: Sequence[tuple[str, int]] = (), criterion: str = "l1", round_to: int = 1, protect: Sequence[str] = (),
+    only: Sequence[str] = (),
     batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy, seed: int = 0,
     entry: str = "", passes: PassManager | None = None,
 ) -> ShrunkResult:  # fmt: skip
@@ -83,6 +79,11 @@ def shrink_model(
         module: Takes one batch of images.
         input_shape: Shape of the batch, the batch size first.
         keep: Share of the channels to keep, in (0, 1).
+        limits: What the smaller model may cost, instead of ``keep``; it is met within 2 %.
+        ranking: What competes for that: ``global``, ``isomorphic`` or ``uniform``; None for the last one with ``keep``
+            and the first one with ``limits``.
+        floor: The least share of its channels that a layer keeps; None for 0 with ``keep`` and 0.1 with ``limits``.
+        scopes: Parts with a share of their own, (module or node path, share to keep); 1 keeps all of it.
         widths: Wanted widths of taps, (node path, channels); without ``keep`` nothing else is removed.
         criterion: The name of one of :mod:`fxdistill.criteria`.
         round_to: Widths become multiples of this.
@@ -98,11 +99,12 @@ def shrink_model(
         InputError: The request changes nothing, or names what is not there.
         PairingError: A width cannot be had; names the chain of couplings.
         PassError: The smaller model is not the masked one; nothing is returned.
+        InvariantError: It costs something else than was counted for a budget.
     """
     passes = passes or PassManager()
     thin = Thin(
-        keep=keep, widths=tuple(widths), criterion=criterion, round_to=round_to, protect=tuple(protect),
-        only=tuple(only), seed=seed,
+        keep=keep, limits=tuple(limits), ranking=ranking, floor=floor, scopes=tuple(scopes), widths=tuple(widths),
+        criterion=criterion, round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
     )  # fmt: skip
     barriers: dict[str, str] = {}
     traced = passes.run(Trace(input_shape, entry=entry), module)
@@ -124,6 +126,7 @@ def shrink_model(
     unused = unused_tensors(module, traced)
     keep_unused(shrunken.module, unused)
     again = Trace(input_shape)(shrunken.module).value
+    _check_count(removal, Size(sum(p.numel() for p in again.module.parameters()), again.macs))
     return ShrunkResult(
         module=shrunken.module, proof=shrunken.proof, kept=removal.kept, widths=removal.widths,
         before=Size(sum(p.numel() for p in module.parameters()), traced.macs),
@@ -134,6 +137,15 @@ def shrink_model(
             *unused_remarks(unused), *_frozen(traced),
         ),
     )  # fmt: skip
+
+
+def _check_count(removal: Removal, found: Size) -> None:
+    """Refuse a model that costs something else than was counted when its budget was met."""
+    if removal.size is not None and removal.size != found:
+        raise InvariantError(
+            f"the smaller model has {found.parameters:,} parameters and {found.macs:,} MACs, and "
+            f"{removal.size.parameters:,} and {removal.size.macs:,} were counted", where="budget",
+        )  # fmt: skip
 
 
 def next_barrier(traced: Traced, path: str, barriers: Collection[str]) -> str:

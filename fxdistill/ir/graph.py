@@ -199,6 +199,16 @@ def submodule(root: nn.Module, node: fx.Node) -> nn.Module | None:
     return root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def weights_of(node: fx.Node, traced: Traced) -> tuple[str, ...]:
+    """The names of the parameters that a node reads itself."""
+    if node.op == "call_module":
+        owned = traced.module.get_submodule(str(node.target)).named_parameters(remove_duplicate=False)
+        return tuple(f"{node.target}.{name}" for name, _ in owned)
+    known = {name for name, _ in traced.module.named_parameters(remove_duplicate=False)}
+    read = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
+    return tuple(name for name in read if name in known)
+
+
 def op_name(node: fx.Node, root: nn.Module) -> str:
     """One name for an operation, however it is spelled.
 

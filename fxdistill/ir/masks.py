@@ -41,7 +41,7 @@ def affordable(  # noqa: PLR0917  # a node of a graph, which is read by position
     Args:
         scores: (K,).
         layers: As for :func:`threshold`.
-        counts: (D, K), as ``fixed`` and ``rows`` from a :class:`fxdistill.passes.mask.cost.Cost`.
+        counts: (D, K), as ``fixed`` and ``rows`` from a :class:`fxdistill.ir.cost.Cost`.
         fixed: (D,).
         rows: (T, 2).
         weights: (T,): what a tensor costs for one index of each of its dimensions.

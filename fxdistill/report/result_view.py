@@ -28,10 +28,8 @@ def shrunk_view(shrunk: ShrunkResult) -> RenderableType:
         Line(Text(f"{old} -> {new}", "bold"), Text(f"{path:<{longest}}  ")) for path, (old, new) in changed.items()
     ]
     before, after, proof = shrunk.before, shrunk.after, shrunk.proof
-    sizes = (
-        f"parameters {count(before.parameters)} -> {count(after.parameters)}, MACs {count(before.macs)} -> "
-        f"{count(after.macs)}"
-    )
+    pairs = {"parameters": (before.parameters, after.parameters), "MACs": (before.macs, after.macs)}
+    sizes = ", ".join(f"{name} {count(a)} -> {count(b)} ({b / max(a, 1):.1%})" for name, (a, b) in pairs.items())
     compared = f"proof: equals the masked original at {proof.nodes} nodes, largest relative error {proof.error:.1e}"
     compared += " in double precision" if proof.precision == "float64" else ""
     return Group(

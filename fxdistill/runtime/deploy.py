@@ -3,9 +3,10 @@
 What ``fxdistill shrink``, ``fxdistill eval`` and ``fxdistill export`` do, with the same defaults.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.files import check_onnx_name, file_sha256
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.cost import limits_of
 from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_file
 from fxdistill.measure.model import metrics
@@ -29,6 +31,7 @@ from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import bundle, heads, pt2
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import ModelSource, parse_source
+from fxdistill.passes.thin.search import Ranking
 from fxdistill.preprocessing import NOTHING, Preprocessing, Source, View, Wishes, in_words
 from fxdistill.runtime import fitting, preprocess
 from fxdistill.runtime.directory import RunDir
@@ -200,7 +203,9 @@ def exported(
 
 
 def shrink(
-    model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float, by: str = "l1", round_to: int = 1,
+    model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float | None = None,
+    macs: float | None = None, params: float | None = None, ranking: Ranking | None = None, floor: float | None = None,
+    scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int = 1,
     protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
     input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
     allow: Sequence[str] = (), trust_code: bool = False, passes: PassManager | None = None,
@@ -213,6 +218,12 @@ def shrink(
         path: The file to write: a bundle, or, where its name ends in .pt2, a program of ``torch.export``, which needs
             nothing of ours; None to write nothing.
         keep: Share of the channels to keep, in (0, 1).
+        macs: Multiply-accumulates that it may have instead; below 1 a share of the model's own. Met within 2 %.
+        params: Parameters that it may have, likewise. With both, neither is exceeded.
+        ranking: What competes: ``global`` (all channels), ``isomorphic`` (those of layers alike) or ``uniform`` (those
+            of one layer); None for ``uniform`` with ``keep`` and ``global`` with a budget.
+        floor: The least share of its channels that a layer keeps; None for 0 with ``keep``, 0.1 with a budget.
+        scopes: Parts with a share of their own, by module or node path; 1 keeps all of it.
         by: Importance of a channel, by name.
         round_to: Widths become multiples of this.
         protect: Module or node paths whose channels stay.
@@ -242,7 +253,8 @@ def shrink(
     first = first_batch(read.dataset) if read.dataset is not None and CRITERIA.get(by).needs_batch else None
     examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
     made = shrink_model(
-        found.module, input_shape=shape, keep=keep, criterion=by,
+        found.module, input_shape=shape, keep=keep, limits=limits_of(macs=macs, parameters=params),
+        ranking=ranking, floor=floor, scopes=tuple(scopes.items()), criterion=by,
         round_to=round_to, protect=protect, only=only, seed=seed, passes=passes,
         batch=examples, loss=supervised_loss(TASKS.get(task)),
     )  # fmt: skip

@@ -37,10 +37,10 @@ from torch import Tensor, fx, nn
 from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir import masks
 from fxdistill.ir.contract import Pass, PassResult
+from fxdistill.ir.cost import cost_of
 from fxdistill.ir.coupling import Coupling, core
 from fxdistill.ir.graph import Traced, path_of, scope_of, shape_of
 from fxdistill.ir.running import buffers_kept, example, seeded, tensors_in
-from fxdistill.passes.mask.cost import cost_of
 from fxdistill.passes.mask.maskable import Edge, Maskable, maskable
 
 MASKS = "masks"
@@ -163,9 +163,14 @@ def _priced(
     held: nn.Module, graph: fx.Graph, source: MaskSource, found: Maskable, limit: tuple[str, int]
 ) -> Iterator[object]:
     """What a budget is counted with: the cost's tensors, and how much may be spent on what shrinks."""
-    cost, (what, most) = cost_of(source.traced, source.coupling, found), limit
+    cost, (what, most) = cost_of(source.traced, source.coupling, found.classes), limit
     weights = cost.macs if what == "macs" else cost.parameters
-    for name, tensor in (("counts", cost.counts), ("fixed", cost.fixed), ("rows", cost.rows), ("weights", weights)):
+    for name, tensor in (
+        ("counts", cost.counts.to_dense()),
+        ("fixed", cost.fixed),
+        ("rows", cost.rows),
+        ("weights", weights),
+    ):
         held.register_buffer(name, tensor)
         yield _read(graph, name)
     yield most - (cost.base if what == "macs" else 0)

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.coupling import Coupling
-from fxdistill.ir.graph import Traced, op_name, path_of
+from fxdistill.ir.graph import Traced, op_name, path_of, weights_of
 from fxdistill.ir.operators import is_a
 from fxdistill.operators import Trait
 
@@ -113,16 +113,6 @@ def maskable(traced: Traced, coupling: Coupling) -> Maskable:
 def first_convolution(traced: Traced) -> fx.Node | None:
     """The first convolution of a model; None where it has none."""
     return next((node for node in traced.graph.nodes if op_name(node, traced.module) in CONVOLUTIONS), None)
-
-
-def weights_of(node: fx.Node, traced: Traced) -> tuple[str, ...]:
-    """The names of the parameters that a node reads itself."""
-    if node.op == "call_module":
-        owned = traced.module.get_submodule(str(node.target)).named_parameters(remove_duplicate=False)
-        return tuple(f"{node.target}.{name}" for name, _ in owned)
-    known = {name for name, _ in traced.module.named_parameters(remove_duplicate=False)}
-    read = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
-    return tuple(name for name in read if name in known)
 
 
 def _reasons(traced: Traced, coupling: Coupling, made: Mapping[int, Collection[str]]) -> dict[int, str]:

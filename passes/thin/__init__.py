@@ -1,28 +1,31 @@
 """Thin: decide which coupled classes a whole model loses. No weight is touched.
 
 The classes that the same weights produce form a **block**; inside a block they compete by importance, and the block
-keeps ``keep`` of them, rounded so that the weights' widths are multiples of ``round_to``. Classes that must keep equal
-counts (groups, heads, views that split channels) and wanted widths make this an integer program
-(:mod:`fxdistill.passes.thin.selection`); everything else is a sort.
+keeps a share of them, rounded so that the weights' widths are multiples of ``round_to``: ``keep``, or what a budget
+leaves (:mod:`fxdistill.passes.thin.search`). Classes that must keep equal counts (groups, heads, views that split
+channels) and wanted widths make this an integer program (:mod:`fxdistill.passes.thin.selection`); everything else is a
+sort.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fxdistill.criteria import CRITERIA, importance
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.channels import Channels, Examples
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.coupling import Coupling, core
+from fxdistill.ir.cost import Limit, Size, cost_of
+from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of, within
-from fxdistill.passes.thin.selection import Block, Width, select
+from fxdistill.passes.thin.search import Ranking, Search, pools
+from fxdistill.passes.thin.selection import Block, Selection, Width, select
+from fxdistill.passes.thin.stays import Stays, blocks_of, not_pruned, nothing, unscored, widths_of
 
 KeptIndices = dict[str, list[int]]
 """For each weight that loses outputs the indices that it keeps, along its output dimension."""
@@ -53,11 +56,13 @@ class Removal:
         removed: The classes to remove.
         kept: The same as indices, for the weights that get smaller; :func:`removed_of` replays them.
         widths: For each producing module its width before and after.
+        size: With a budget, what is left of the model as it was counted.
     """
 
     removed: frozenset[int]
     kept: KeptIndices
     widths: dict[str, tuple[int, int]]
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,14 @@ class Thin(Pass[ThinSource, Removal]):
     """Choose the classes to remove.
 
     Attributes:
-        keep: Share of the channels to keep, in (0, 1); None removes only what ``widths`` asks for.
+        keep: Share of the channels to keep, in (0, 1); None removes only what the others ask for.
+        limits: What the model may cost instead.
+        ranking: What competes with what (:mod:`fxdistill.passes.thin.search`); None for ``uniform`` with ``keep`` and
+            ``global`` with a budget.
+        floor: The least share of its channels that a layer keeps; one channel stays in any case. None for 0 with
+            ``keep`` and 0.1 with a budget.
+        scopes: Parts with a share of their own: (module or node path, share to keep in (0, 1]). What several of them
+            name belongs to the innermost one, and what is coupled with channels of a part to that part.
         widths: Wanted widths of taps: (node path, channels).
         criterion: The name of one of :mod:`fxdistill.criteria`.
         round_to: The widths of the producers become multiples of this.
@@ -75,6 +87,10 @@ class Thin(Pass[ThinSource, Removal]):
     """
 
     keep: float | None = None
+    limits: tuple[Limit, ...] = ()
+    ranking: Ranking | None = None
+    floor: float | None = None
+    scopes: tuple[tuple[str, float], ...] = ()
     widths: tuple[tuple[str, int], ...] = ()
     criterion: str = "l1"
     round_to: int = 1
@@ -83,17 +99,45 @@ class Thin(Pass[ThinSource, Removal]):
     seed: int = 0
 
     def requires(self, source: ThinSource) -> None:
-        """A share between 0 and 1, a positive multiple, a criterion and paths that exist."""
+        """Something that says how much, numbers that make sense, a criterion and paths that exist."""
         CRITERIA.get(self.criterion, where="criterion", error=PlanError)
         if self.keep is not None and not 0 < self.keep < 1:
             hint = "give a number above 0 and below 1"
             raise InputError(f"the share to keep is {self.keep}", where="--keep", hint=hint)
-        if self.keep is None and not self.widths:
-            raise InputError("nothing says how much to keep", where="keep", hint="give --keep 0.5, or widths")
+        if self.keep is None and not (self.widths or self.limits or self.scopes):
+            hint = "give --keep 0.5, --macs 0.5, --params 0.5, or widths"
+            raise InputError("nothing says how much to keep", where="keep", hint=hint)
+        if self.limits and (self.keep is not None or self.widths):
+            other = "--keep" if self.keep is not None else "widths"
+            raise InputError(
+                f"both {self.limits[0].option} and {other} say how much to keep", where=other, hint="give one of them"
+            )
+        self._check_ranking()
         if self.round_to < 1:
             raise InputError(f"widths cannot be multiples of {self.round_to}", where="round_to", hint="give 1 or more")
-        for path in (*self.protect, *self.only):
+        for path in (*self.protect, *self.only, *(path for path, _ in self.scopes)):
             find(source.traced, path)
+
+    def _check_ranking(self) -> None:
+        for limit in self.limits:
+            if not 0 < limit.amount < math.inf or (limit.amount > 1 and limit.amount != int(limit.amount)):
+                raise InputError(
+                    f"{limit.amount} is no budget", where=limit.option,
+                    hint="give a share of the model's own above 0 and below 1, or a whole number",
+                )  # fmt: skip
+        if self.ranking is not None and self.ranking not in get_args(Ranking):
+            hint = f"give {', '.join(get_args(Ranking))}"
+            raise InputError(f"there is no ranking named '{self.ranking}'", where="--ranking", hint=hint)
+        if self.floor is not None and not 0 <= self.floor < 1:
+            raise InputError(f"{self.floor} is no share", where="--floor", hint="give a number from 0 and below 1")
+        for path, share in self.scopes:
+            if not 0 < share <= 1:
+                hint = f"write it as --scope {path}=0.3; 1 keeps all"
+                raise InputError(f"the share of '{path}' to keep is {share}", where="--scope", hint=hint)
+        if self.keep is None and not self.limits and (self.ranking is not None or self.floor is not None):
+            option = "--ranking" if self.ranking is not None else "--floor"
+            hint = "give --keep or a budget as well"
+            raise InputError(f"{option} is about what competes for a share of the whole", where=option, hint=hint)
 
     def run(self, source: ThinSource) -> PassResult[Removal]:
         """Decide.
@@ -103,22 +147,21 @@ class Thin(Pass[ThinSource, Removal]):
             InputError: The request changes nothing.
         """
         coupling = source.coupling
-        stays = _Reasons(source, self.protect, self.only)
+        stays = Stays(source.traced, source.coupling, self.protect, self.only)
         wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
         channels = Channels(source.traced, coupling, batch=source.batch, seed=self.seed, loss=source.loss)
         if not stays.producers:
-            raise _nothing(stays)
+            raise nothing(stays)
         scores = importance(self.criterion, channels)
-        named = {class_id for width in wanted for class_id in width.classes}
-        blocks = [self._block(key, members, named) for key, members in _blocks(stays).items()]
-        selection = select(coupling, blocks, wanted, scores, frozen=stays.frozen)
+        blocks = self._blocks(stays, {class_id for width in wanted for class_id in width.classes})
+        selection, size = self._selected(source, blocks, wanted, scores, stays)
         removed = selection.removed
         if not removed:
-            raise _nothing(stays)
-        removal = Removal(removed, kept_indices(coupling, removed), dict(_widths(stays, removed)))
+            raise nothing(stays)
+        removal = Removal(removed, kept_indices(coupling, removed), dict(widths_of(stays, removed)), size)
         # without a share, nobody asked for the channels of the others
-        held = () if self.keep is None else tuple(_not_pruned(stays, removed))
-        alike = tuple(_unscored(stays, removed, scores, self.criterion))
+        held = () if self.keep is None and not self.limits else tuple(not_pruned(stays, removed))
+        alike = tuple(unscored(stays, removed, scores, self.criterion))
         return PassResult(removal, modified=True, diagnostics=(*selection.diagnostics, *held, *alike))
 
     def ensures(self, source: ThinSource, value: Removal) -> None:
@@ -129,10 +172,10 @@ class Thin(Pass[ThinSource, Removal]):
         """
         if any(i in source.coupling.locks for i in value.removed):
             raise InvariantError("a locked channel was removed")
-        stays = _Reasons(source, self.protect, self.only)
+        stays = Stays(source.traced, source.coupling, self.protect, self.only)
         for class_id in sorted(value.removed & stays.frozen):
             raise InvariantError(f"a channel was removed that {stays.reason(class_id)}", where=f"class {class_id}")
-        if value.widths != dict(_widths(stays, value.removed)):
+        if value.widths != dict(widths_of(stays, value.removed)):
             raise InvariantError("the widths are not those that the removal leaves")
         for constraint in source.coupling.constraints:
             counts = {sum(i not in value.removed for i in row) for row in constraint.sets}
@@ -142,75 +185,59 @@ class Thin(Pass[ThinSource, Removal]):
             node = path_of(find(source.traced, path))
             if sum(i not in value.removed for i in source.coupling.classes(node)) != width:
                 raise InvariantError(f"the width {width} of '{path}' was not met", where=path)
+        if self.limits:
+            self._check_size(source, value, stays)
         if value.kept != kept_indices(source.coupling, value.removed):
             raise InvariantError("the kept indices do not say what is removed")
 
-    def _block(self, key: "_Key", members: list[int], named: set[int]) -> Block:
-        times = max(count for _, count in key)
-        step = self.round_to // math.gcd(self.round_to, times)
-        if self.keep is None:
-            target = None if named & set(members) else len(members)
-        else:
-            target = min(len(members), max(step, step * round(self.keep * len(members) / step)))
-        return Block(tuple(members), step, target)
+    def _check_size(self, source: ThinSource, value: Removal, stays: Stays) -> None:
+        cost = cost_of(source.traced, source.coupling, [i for block in blocks_of(stays).values() for i in block])
+        size, own = cost.without(value.removed), cost.without(())
+        if value.size != size or any(getattr(size, one.what) > one.most(own) for one in self.limits):
+            raise InvariantError(f"the budget is not met: {size} of {own}")
+
+    def _blocks(self, stays: Stays, named: set[int]) -> list[Block]:
+        """The blocks; with a target where the share of a part, or that nothing asks for them, decides on it."""
+        found, unused = [], dict(self.scopes)
+        scopes = sorted(self.scopes, key=lambda one: (-one[0].count("."), -one[1]))  # the innermost first
+        for key, members in blocks_of(stays).items():
+            times = max(count for _, count in key)
+            block = Block(tuple(members), self.round_to // math.gcd(self.round_to, times), None)
+            reached = [path for path, _ in scopes if any(within(name, path) for name, _ in key)]
+            for path in reached:
+                unused.pop(path, None)
+            if reached:
+                share = dict(scopes)[reached[0]]
+                block = replace(block, target=len(members) if share == 1 else block.nearest(share * len(members)))
+            elif self.keep is None and not self.limits and not named.intersection(members):
+                block = replace(block, target=len(members))
+            found.append(block)
+        if idle := next((path for path, share in unused.items() if share < 1), None):
+            hint = "name a module that makes channels which can be removed"
+            raise InputError(f"nothing that can be removed is made by '{idle}'", where="--scope", hint=hint)
+        return found
+
+    def _selected(
+        self, source: ThinSource, blocks: Sequence[Block], wanted: Sequence[Width], scores: Tensor, stays: Stays
+    ) -> tuple[Selection, Size | None]:
+        if self.keep is None and not self.limits:
+            return select(source.coupling, blocks, wanted, scores, frozen=stays.frozen), None
+        ranking = self.ranking or ("global" if self.limits else "uniform")
+        floor = (_FLOOR if self.limits else 0.0) if self.floor is None else self.floor
+        search = Search(
+            source.coupling, blocks, pools(blocks, ranking, source.coupling), scores, frozen=stays.frozen, floor=floor
+        )
+        if self.limits:
+            free = [class_id for block in blocks for class_id in block.classes]
+            return search.meet(self.limits, cost_of(source.traced, source.coupling, free))
+        return search.selected(search.targets(self.keep or 0.0), wanted), None
 
 
-_LISTED = 5
-"""As many layers are listed where a request changes nothing."""
-_Key = tuple[tuple[str, int], ...]
+_FLOOR = 0.1
+"""The least share of its channels that a layer keeps under a budget."""
 
 
-@dataclass
-class _Reasons:
-    """Who produces which classes, and which classes stay for what reason."""
-
-    source: ThinSource
-    protect: tuple[str, ...]
-    only: tuple[str, ...]
-    producers: dict[str, Tensor] = field(default_factory=dict)
-    of_class: dict[int, dict[str, int]] = field(default_factory=dict)
-    frozen: set[int] = field(default_factory=set)
-    _kept_for: dict[int, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        coupling = self.source.coupling
-        self.producers.update(coupling.producers())
-        for name, classes in self.producers.items():
-            for class_id, count in Counter(classes.tolist()).items():
-                self.of_class.setdefault(class_id, {})[name] = count
-        self._protect()
-        self._confine()
-        self.frozen = {i for i in self.of_class if i == 0 or i in coupling.locks or i in self._kept_for}
-
-    def reason(self, class_id: int) -> str:
-        """Why a frozen class stays."""
-        return self.source.coupling.locked(class_id) or self._kept_for.get(class_id, "carries no channels")
-
-    def _protect(self) -> None:
-        for path in self.protect:
-            node = path_of(find(self.source.traced, path))
-            inside = {i for name, classes in self.producers.items() if within(name, path) for i in classes.tolist()}
-            for class_id in inside | set(self.source.coupling.classes(node)):
-                self._kept_for.setdefault(class_id, f"is protected by '{path}'")
-
-    def _confine(self) -> None:
-        for class_id, names in self.of_class.items():
-            outside = [n for n in names if self.only and not any(within(n, path) for path in self.only)]
-            if outside:
-                owner = outside[0].rpartition(".")[0]
-                self._kept_for.setdefault(class_id, f"is produced by '{owner}', outside of what is to be pruned")
-
-
-def _blocks(stays: _Reasons) -> dict[_Key, list[int]]:
-    """Free classes by who produces them, and how often."""
-    blocks: dict[_Key, list[int]] = {}
-    for class_id in sorted(stays.of_class):
-        if class_id not in stays.frozen:
-            blocks.setdefault(tuple(sorted(stays.of_class[class_id].items())), []).append(class_id)
-    return blocks
-
-
-def _wanted(source: ThinSource, path: str, width: int, stays: _Reasons) -> Width:
+def _wanted(source: ThinSource, path: str, width: int, stays: Stays) -> Width:
     """A wanted width of a tap, refused at once where too much of it must stay."""
     node = path_of(find(source.traced, path))
     classes = source.coupling.classes(node)
@@ -262,76 +289,3 @@ def removed_of(coupling: Coupling, kept: KeptIndices) -> frozenset[int]:
         alive[indices] = True
         removed |= set(classes[~alive].tolist())
     return frozenset(removed)
-
-
-def _layer(name: str) -> str:
-    """The module whose parameter it is, as the user knows it: parametrizations lie inside of it."""
-    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0] or name
-
-
-def _widths(stays: _Reasons, removed: frozenset[int]) -> Iterator[tuple[str, tuple[int, int]]]:
-    for name, classes in sorted(stays.producers.items()):
-        before = classes.tolist()
-        yield _layer(name), (len(before), sum(i not in removed for i in before))
-
-
-def _nothing(stays: _Reasons) -> InputError:
-    """The error for a request that changes nothing."""
-    listed = [f"'{remark.where}' {remark.why}" for remark in _not_pruned(stays, frozenset())]
-    more = f"; and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    found = "; ".join(listed[:_LISTED]) + more if listed else "no weight was found that makes channels"
-    return InputError(
-        "the request changes nothing: no channel would be removed", where="keep",
-        hint=f"what stays, and why: {found}. Lower --keep or --round-to, or protect less",
-    )  # fmt: skip
-
-
-def _unscored(stays: _Reasons, removed: frozenset[int], scores: Tensor, criterion: str) -> Iterator[Diagnostic]:
-    """One remark for each producer that loses channels of which the criterion says nothing."""
-    for name, classes in sorted(stays.producers.items()):
-        if not removed.isdisjoint(classes.tolist()) and not bool(scores[classes].any()):
-            yield Diagnostic(
-                code="no-importance", severity="warning", where=_layer(name),
-                why=f"the criterion '{criterion}' says nothing about its outputs: all count alike, the first are kept",
-            )  # fmt: skip
-
-
-def _not_pruned(stays: _Reasons, removed: frozenset[int]) -> Iterator[Diagnostic]:
-    """One remark for each producer that keeps its width."""
-    for name, classes in sorted(stays.producers.items()):
-        ids = classes.tolist()
-        if any(i in removed for i in ids):
-            continue
-        held = [i for i in ids if i in stays.frozen]
-        why = (
-            f"its channel {stays.reason(held[0])}"
-            if held
-            else "its width is already what was asked for, or rounds to it"
-        )
-        yield Diagnostic(
-            code="not-pruned", severity="note", where=_layer(name),
-            why=f"keeps its {len(ids)} outputs: {why}",
-        )  # fmt: skip
-    yield from _not_followed(stays)
-
-
-def _not_followed(stays: _Reasons) -> Iterator[Diagnostic]:
-    """One remark for each layer with weights that enter what is not followed, so that it is nobody's producer."""
-    coupling, module = stays.source.coupling, stays.source.traced.module
-    called = {str(node.target): path_of(node) for node in coupling.graph.nodes if node.op == "call_module"}
-    listed = {_layer(name) for name in stays.producers}
-    for name, parameter in module.named_parameters():
-        layer = _layer(name)
-        if layer in listed or sum(size > 1 for size in parameter.shape) < 2:
-            continue
-        classes = {i for labels in coupling.parameter_labels(name).values() for i in core(labels).flatten().tolist()}
-        locks = [coupling.locks[i] for i in sorted(classes) if i in coupling.locks]
-        entered = next((str(lock) for lock in locks if lock.reason.startswith("enters")), None)
-        owner = next((path for target, path in called.items() if within(name, target)), None)
-        if not classes and owner is not None:
-            entered = f"lies in an operation that is not followed at '{owner}'"
-        if entered is not None and len(locks) == len(classes):
-            listed.add(layer)
-            yield Diagnostic(
-                code="not-pruned", severity="note", where=layer, why=f"keeps its weights: '{name}' {entered}"
-            )

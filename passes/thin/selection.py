@@ -49,6 +49,11 @@ class Block:
     step: int
     target: int | None
 
+    def nearest(self, count: float, least: int = 1) -> int:
+        """The number of classes that it can keep which is nearest to a count, and not below another one."""
+        least = self.step * max(1, math.ceil(least / self.step))
+        return min(len(self.classes), max(least, self.step * round(count / self.step)))
+
 
 @dataclass(frozen=True)
 class Width:
@@ -67,10 +72,23 @@ class Selection:
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
+Memory = dict[tuple[Block, ...], tuple[frozenset[int], tuple[Diagnostic, ...]]]
+"""What was selected of blocks that are tied together."""
+
+
 def select(
-    coupling: Coupling, blocks: Sequence[Block], widths: Sequence[Width], scores: Tensor, *, frozen: Collection[int]
-) -> Selection:
+    coupling: Coupling, blocks: Sequence[Block], widths: Sequence[Width], scores: Tensor, *, frozen: Collection[int],
+    memory: Memory | None = None,
+) -> Selection:  # fmt: skip
     """The classes to remove.
+
+    Args:
+        coupling: The coupled channels.
+        blocks: What may be removed, and how much of it stays.
+        widths: Wanted widths of taps.
+        scores: The importance of every class.
+        frozen: Classes that stay.
+        memory: What was selected before of the same model by the same scores, without wanted widths; it is added to.
 
     Raises:
         PairingError: The wanted widths cannot be had together.
@@ -80,21 +98,29 @@ def select(
     remarks: list[Diagnostic] = []
     free = {class_id for block in blocks for class_id in block.classes} - set(frozen)
     constraints = [c for c in coupling.constraints if any(i in free for row in c.sets for i in row)]
+    memory = {} if memory is None else memory
     for part, rules, taps in _components(blocks, constraints, widths):
-        rows = _partition(part, rules) if not taps else None
-        least = _least_of_tap(part, taps[0], scores) if len(taps) == 1 and not rules else None
-        if rows is not None:
-            removed |= _least_of_rows(part[0], rows, scores)
-        elif least is not None:
-            removed |= least
-        elif rules or taps:
-            program = _Program(part, rules, taps, scores)
-            removed |= program.solve()
-            remarks += program.remarks
-        else:
-            for block in part:
-                removed |= _least(coupling, block, scores)
+        if tuple(part) not in memory:
+            memory[tuple(part)] = _of_component(coupling, part, rules, taps, scores)
+        removed |= memory[tuple(part)][0]
+        remarks += memory[tuple(part)][1]
     return Selection(frozenset(removed), tuple(remarks))
+
+
+def _of_component(
+    coupling: Coupling, part: Sequence[Block], rules: Sequence[Constraint], taps: Sequence[Width], scores: Tensor
+) -> tuple[frozenset[int], tuple[Diagnostic, ...]]:
+    """The classes to remove of blocks that are tied together, and remarks."""
+    rows = _partition(part, rules) if not taps else None
+    least = _least_of_tap(part, taps[0], scores) if len(taps) == 1 and not rules else None
+    if rows is not None:
+        return frozenset(_least_of_rows(part[0], rows, scores)), ()
+    if least is not None:
+        return frozenset(least), ()
+    if rules or taps:
+        program = _Program(part, rules, taps, scores)
+        return frozenset(program.solve()), tuple(program.remarks)
+    return frozenset(i for block in part for i in _least(coupling, block, scores)), ()
 
 
 def _components(

@@ -20,7 +20,9 @@ from fxdistill.measure.onnx_file import export_checked
 from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import pt2
 from fxdistill.modelfiles.load import load
+from fxdistill.models import resnet
 from fxdistill.passes import shrink as shrink_pass
+from fxdistill.passes.trace import Trace
 from fxdistill.tasks import TASKS
 from tests.plugins import Add
 
@@ -63,6 +65,20 @@ def test_widths_are_multiples_for_hardware(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "options", [("--macs", "0.5"), ("--macs", "250k", "--params", "0.9", "--ranking", "isomorphic")]
+)
+def test_a_budget_is_met_and_shown(tmp_path: Path, options: tuple[str, ...]) -> None:
+    done = command(*RESNET, *options, "--scope", "stem=1", "-o", tmp_path / "aux.pt")
+    assert done.exit_code == 0, done.output
+    own = Trace((1, 1, 8, 8))(resnet(in_channels=1, widths=(16, 32), blocks=1).eval()).value.macs
+    found = Trace((1, 1, 8, 8))(load(tmp_path / "aux.pt").module).value.macs
+    most = own // 2 if options[1] == "0.5" else 250_000
+    assert 0.98 * most <= found <= most
+    assert f"({found / own:.1%})" in done.output
+    assert widths(tmp_path / "aux.pt")["stem.0"] == 16
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--keep", 0.99, "--round-to", 64), "the request changes nothing"),
@@ -71,6 +87,18 @@ def test_widths_are_multiples_for_hardware(tmp_path: Path) -> None:
         (("--keep", 0.5, "--protect", "nowhere"), "no node or module has the path 'nowhere'"),
         (("--keep", 0.5, "--by", "l7"), "there is no criterion named 'l7' where: --by to do: did you mean 'l2'?"),
         (("--keep", "nan"), "the share to keep is nan"),
+        ((), "nothing says how much to keep"),
+        (("--macs", "0.5", "--keep", "0.5"), "both --macs and --keep say how much to keep where: --keep"),
+        (("--macs", "0"), "'0' is no budget where: --macs"),
+        (("--macs", "-1"), "'-1' is no budget where: --macs"),
+        (("--params", "1.5"), "'1.5' is no budget where: --params"),
+        (("--params", "nan"), "'nan' is no number where: --params"),
+        (("--macs", "9e99G"), "the model has no more than"),
+        (("--macs", "half"), "'half' is no number where: --macs to do: write --macs 0.5 or 900M"),
+        (("--macs", "100"), "100 MACs cannot be met: with the fewest channels that a layer may have there are"),
+        (("--params", "1G"), "parameters, and 1,000,000,000 are allowed where: --params"),
+        (("--macs", "0.5", "--scope", "layers"), "'layers' is no part with its share where: --scope"),
+        (("--macs", "0.5", "--scope", "stem=1", "--scope", "stem=0.5"), "two shares are given for 'stem'"),
     ],
 )
 def test_what_changes_nothing_or_cannot_be_fails_and_writes_nothing(

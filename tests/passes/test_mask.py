@@ -9,11 +9,11 @@ from torch import Tensor, fx, nn
 
 from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir import masks
+from fxdistill.ir.cost import cost_of
 from fxdistill.ir.graph import Traced
 from fxdistill.models import vgg
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.mask import Mask, MaskSource, kept_of, unmasked
-from fxdistill.passes.mask.cost import cost_of
 from fxdistill.passes.mask.maskable import maskable
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.trace import Trace
@@ -97,7 +97,7 @@ def test_as_many_as_asked_are_kept_over_all_layers_and_of_each_one() -> None:
 def test_a_budget_is_spent_and_never_exceeded() -> None:
     given = source(tiny_models.residual())
     found = maskable(given.traced, given.coupling)
-    cost = cost_of(given.traced, given.coupling, found)
+    cost = cost_of(given.traced, given.coupling, found.classes)
     least, most = cost.of(one_each(found.positions))[1], cost.of(torch.ones(len(found.classes)))[1]
     for limit in (least, (least + most) // 2, most - 1):
         made = Mask(limit=("macs", limit))(given).value
@@ -167,7 +167,7 @@ def test_what_is_masked_can_be_cut_and_costs_what_was_counted(name: str) -> None
     images = torch.randn(4, *SHAPE[1:])
     torch.testing.assert_close(small(images), made.module(images), rtol=1e-4, atol=1e-5)
     cut = Trace(SHAPE)(small).value
-    counted = cost_of(given.traced, given.coupling, found).of(kept)
+    counted = cost_of(given.traced, given.coupling, found.classes).of(kept)
     assert counted == (sum(p.numel() for p in small.parameters()), cut.macs)
 
 
@@ -229,7 +229,7 @@ def test_vgg16_costs_what_is_published() -> None:
     given = source(model, (1, 3, 32, 32))
     found = maskable(given.traced, given.coupling)
     assert (len(found.layers), len(found.classes)) == (12, 4160)
-    parameters, macs = cost_of(given.traced, given.coupling, found).of(torch.ones(4160))
+    parameters, macs = cost_of(given.traced, given.coupling, found.classes).of(torch.ones(4160))
     norms = sum(p.numel() for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters())
     assert (macs, parameters - norms) == (313_463_808, 14_982_474)  # 313 M and 14.98 M
 

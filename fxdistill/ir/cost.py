@@ -1,0 +1,290 @@
+"""What a model costs once channels are removed: parameters and multiply-accumulates by what is kept, exactly.
+
+An element of a weight is left where no layer of its labels names a removed class (:mod:`fxdistill.ir.coupling`), and a
+convolution or a linear layer multiplies as often as it has elements, times what does not shrink. A product of two
+values multiplies once for each point that is alive in both of them. So everything is a sum of products of two widths:
+
+    alive(dim)  =  fixed + the sum of what is kept over the removable channels along it
+    cost        =  sum over rows  factor * alive(dim) * alive(dim')
+
+A weight, or a product, whose two layers vary along dimensions of their own is one row. Where they share a dimension
+(groups of a convolution, heads of an attention) there is one row for each of its parts, and where both name one class
+(depthwise convolutions) a row of one dimension: kept times kept is kept.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from fxdistill.errors import InputError
+from fxdistill.ir.coupling import Coupling, Layers, core, varying
+from fxdistill.ir.graph import Shape, Traced, macs_of, op_name, path_of, shape_of, weights_of
+
+_CONVOLUTIONS = frozenset((
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
+))  # fmt: skip
+_PRODUCTS = frozenset(("matmul", "bmm", "mm", "addmm", "baddbmm"))
+"""Products of the last two of their arguments."""
+_LETTERS = "ABCDEFGH"
+_ATTENTION = "scaled_dot_product_attention"
+
+
+class Size(NamedTuple):
+    """Parameters and multiply-accumulates of a model at its input shape."""
+
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a model may cost.
+
+    Attributes:
+        what: Of what.
+        amount: How much; below 1 a share of the model's own.
+        option: The option that says it, for messages.
+    """
+
+    what: Literal["parameters", "macs"]
+    amount: float
+    option: str = ""
+
+    def most(self, own: Size) -> int:
+        """How much that is of a model's own size."""
+        return int(self.amount * getattr(own, self.what)) if self.amount < 1 else int(self.amount)
+
+
+def limits_of(*, macs: float | None = None, parameters: float | None = None) -> tuple[Limit, ...]:
+    """The budgets that are given."""
+    found = [] if macs is None else [Limit("macs", macs, "--macs")]
+    return (*found, *([] if parameters is None else [Limit("parameters", parameters, "--params")]))
+
+
+def check_limit(
+    what: Literal["parameters", "macs"], most: int, *, least: Size, whole: Size, where: str, floor: str
+) -> None:
+    """Refuse a budget that cannot be met, or that the whole model keeps to.
+
+    Args:
+        what: Of what it is.
+        most: What may be spent.
+        least: The least that can be had.
+        whole: The model's own size.
+        where: The option.
+        floor: When it is that least, in words.
+
+    Raises:
+        InputError: It is below the least, or not below the whole.
+    """
+    name, least_, whole_ = {"macs": "MACs"}.get(what, what), getattr(least, what), getattr(whole, what)
+    if least_ <= most < whole_:
+        return
+    why = (
+        f"{most:,} {name} cannot be met: {floor} there are {least_:,} left"
+        if most < least_
+        else f"the model has no more than {whole_:,} {name}, and {most:,} are allowed"
+    )
+    hint = f"give one from {least_:,} up to {whole_ - 1:,}" if least_ < whole_ else "nothing of it can be removed"
+    raise InputError(why, where=where, hint=hint)
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """The cost of a model when of K classes some are kept; everything in float64, where integers are exact.
+
+    Attributes:
+        classes: The K classes.
+        counts: (D, K), sparse: how often each class occurs along each dimension.
+        fixed: (D,): how many channels along it stay in any case.
+        rows: (T, 2): for each product its two dimensions; the last one stands for none, and is always 1.
+        parameters: (T,): the entries of the tensor for one index of each of these dimensions.
+        macs: (T,): the multiply-accumulates, likewise.
+        base: Those of what does not shrink.
+    """
+
+    classes: tuple[int, ...]
+    counts: Tensor
+    fixed: Tensor
+    rows: Tensor
+    parameters: Tensor
+    macs: Tensor
+    base: int
+
+    def of(self, mask: Tensor) -> Size:
+        """The cost where classes are kept as a mask (K,) says."""
+        parameters, macs = self._of(self.fixed + torch.mv(self.counts, mask.double().cpu()))
+        return Size(int(parameters), int(macs))
+
+    def without(self, removed: Collection[int]) -> Size:
+        """The cost without some classes."""
+        return self.of(torch.tensor([class_id not in removed for class_id in self.classes]))
+
+    def of_first(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters and multiply-accumulates for the first one, first two … of an order of the classes: (K,) each."""
+        return self._of(self.fixed[:, None] + self.counts.to_dense()[:, order.cpu()].cumsum(1))
+
+    def _of(self, alive: Tensor) -> tuple[Tensor, Tensor]:
+        product = alive[self.rows[:, 0]] * alive[self.rows[:, 1]]
+        shape = (-1, *(1,) * (alive.dim() - 1))
+        macs = (product * self.macs.view(shape)).sum(0) + self.base
+        return (product * self.parameters.view(shape)).sum(0).round(), macs.round()
+
+
+def cost_of(traced: Traced, coupling: Coupling, classes: Sequence[int]) -> Cost:
+    """The cost of a model as a function of which classes are kept.
+
+    Args:
+        traced: The model in eval mode.
+        coupling: Its coupled channels.
+        classes: Those that may be removed.
+    """
+    place = torch.full((coupling.class_count + 1,), -1)
+    place[list(classes)] = torch.arange(len(classes))
+    rows, base = _Rows(place), 0
+    first: dict[int, str] = {}
+    for name, tensor in traced.module.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(tensor), name) == name:
+            rows.add(tuple(coupling.parameter_labels(name).values()), tuple(tensor.shape), parameters=1.0)
+    named = {name: first[id(tensor)] for name, tensor in traced.module.named_parameters(remove_duplicate=False)}
+    for node in traced.graph.nodes:
+        found = list(_spaces(node, traced, coupling, named)) if macs_of(node) else []
+        for layers, shape, share in found:
+            rows.add(layers, shape, macs=share)
+        base += macs_of(node) if not found else 0
+    return rows.cost(tuple(classes), base)
+
+
+_Space = tuple[Layers, Shape, float]
+"""Label layers that broadcast, the points that they label, and the multiply-accumulates of each point."""
+_Operand = tuple[Layers, Shape]
+
+
+def _spaces(node: fx.Node, traced: Traced, coupling: Coupling, named: dict[str, str]) -> Iterator[_Space]:
+    """What a node multiplies; nothing where that is not known."""
+    name = op_name(node, traced.module)
+    sources: list[fx.Node] = []
+    fx.node.map_arg(node.args, sources.append)  # one that is read twice is there twice
+    values = [_operand(source, coupling) for source in sources if shape_of(source)]
+    own = [named[one] for one in weights_of(node, traced)] if name not in _PRODUCTS else []
+    weight = max(own, key=lambda one: traced.module.get_parameter(one).numel(), default=None)
+    if weight is not None:
+        shape = tuple(traced.module.get_parameter(weight).shape)
+        values[1:] = [(tuple(coupling.parameter_labels(weight).values()), shape)]
+    if name == "linear" and len(values) > 1:
+        rows = _LETTERS[: len(values[0][1]) - 1]
+        yield _product(node, values, f"{rows}X", "ZX")
+    elif (name in _CONVOLUTIONS or weight is not None) and len(values) > 1:
+        yield *values[1], macs_of(node) / _points(values[1][1])
+    elif name == _ATTENTION and len(values) > 2:
+        yield from _attention(node, values)
+    elif name == "einsum" and len(values) == 2 and "..." not in str(node.args[0]):
+        yield _product(node, values, *str(node.args[0]).replace(" ", "").partition("->")[0].split(","))
+    elif name in _PRODUCTS and len(values) > 1 and min(len(shape) for _, shape in values[-2:]) > 1:
+        batches = [_LETTERS[: len(shape) - 2][::-1] for _, shape in values[-2:]]  # aligned at their ends
+        yield _product(node, values[-2:], f"{batches[0]}YX", f"{batches[1]}XZ")
+
+
+def _operand(value: fx.Node, coupling: Coupling) -> _Operand:
+    labels = coupling.parameter_labels(str(value.target)) if value.op == "get_attr" else {}
+    return tuple(labels.values()) or coupling.layers(path_of(value)), shape_of(value) or ()
+
+
+def _attention(node: fx.Node, values: Sequence[_Operand]) -> Iterator[_Space]:
+    """Each query is multiplied with each key, and each weight with a value: tokens times channels of either."""
+    (asked, one), (_, other), (held, last) = values[:3]
+    share = macs_of(node) / (_points(one) * other[-2] + _points(last) * one[-2])
+    yield asked, one, share * other[-2]
+    yield held, last, share * one[-2]
+
+
+def _product(node: fx.Node, values: Sequence[_Operand], *terms: str) -> _Space:
+    """The points of a product of two values, by the names of their dimensions as in ``einsum``."""
+    names = "".join(dict.fromkeys("".join(terms)))
+    sizes: dict[str, int] = {}
+    layers: list[Tensor] = []
+    for (labels, shape), term in zip(values, terms, strict=False):
+        for name, size in zip(term, shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+        order = sorted(range(len(term)), key=lambda at: names.index(term[at]))
+        index = tuple(slice(None) if name in term else None for name in names)
+        layers += [layer.permute(order)[index] for layer in labels]
+    return tuple(layers), tuple(sizes.values()), macs_of(node) / _points(tuple(sizes.values()))
+
+
+def _points(shape: Shape) -> int:
+    return int(torch.Size(shape).numel())
+
+
+_Along = tuple[int, ...]
+"""The positions of the classes along one dimension, in order; -1 for what stays in any case."""
+
+
+@dataclass
+class _Rows:
+    """The rows of a cost while they are collected; ``place`` is the position of each class among those that count."""
+
+    place: Tensor
+    dims: dict[_Along, int] = field(default_factory=dict)
+    found: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+
+    def add(self, layers: Layers, shape: Shape, *, parameters: float = 0.0, macs: float = 0.0) -> None:
+        """Count the points of a shape that are alive in all layers, so much for each of them."""
+        small = self._distinct(layers)[:2]
+        if len(small) == 2 and set(varying(small[0])) & set(varying(small[1])):
+            points = _points(tuple(torch.broadcast_shapes(small[0].shape, small[1].shape)))
+            pairs = list(_parts(*torch.broadcast_tensors(*small)))
+        else:
+            points = _points(tuple(one.numel() for one in small))
+            pairs = [tuple(tuple(one.flatten().tolist()) for one in small)]
+        share = _points(shape) / points
+        for along in pairs:
+            first, second = (*(self.dims.setdefault(one, len(self.dims)) for one in along), -1, -1)[:2]
+            sums = self.found.setdefault((first, second), [0.0, 0.0])
+            sums[0] += parameters * share
+            sums[1] += macs * share
+
+    def cost(self, classes: tuple[int, ...], base: int) -> Cost:
+        """All that was counted."""
+        where = [(row, i) for along, row in self.dims.items() for i in along if i >= 0]
+        fixed = [float(sum(i < 0 for i in along)) for along in self.dims]
+        counts = torch.sparse_coo_tensor(
+            torch.tensor(where, dtype=torch.long).view(-1, 2).T, torch.ones(len(where), dtype=torch.float64),
+            (len(self.dims) + 1, len(classes)), check_invariants=True,
+        ).coalesce()  # fmt: skip
+        rows = torch.tensor(list(self.found), dtype=torch.long).view(-1, 2) % (len(self.dims) + 1)
+        sums = torch.tensor(list(self.found.values()), dtype=torch.float64).view(-1, 2)
+        return Cost(
+            classes, counts, torch.tensor([*fixed, 1.0], dtype=torch.float64), rows, sums[:, 0], sums[:, 1], base
+        )
+
+    def _distinct(self, layers: Layers) -> list[Tensor]:
+        """The layers as positions, size 1 where they do not vary; without those that are said twice, or say nothing."""
+        found: list[Tensor] = []
+        for layer in layers:
+            small = self.place[core(layer)]
+            for dim in set(range(small.dim())) - set(varying(small)):
+                small = small.narrow(dim, 0, 1)
+            if bool((small >= 0).any()) and not any(torch.equal(small, other) for other in found):
+                found.append(small)
+        return found
+
+
+def _parts(one: Tensor, other: Tensor) -> Iterator[tuple[_Along, ...]]:
+    """Two layers that share a dimension, in parts in which they do not: positions of one that meet the same ones."""
+    meets: dict[int, list[int]] = {}
+    alone: list[int] = []
+    for a, b in zip(one.flatten().tolist(), other.flatten().tolist(), strict=True):
+        if a < 0 or b < 0 or a == b:
+            alone.append(max(a, b))
+        else:
+            meets.setdefault(a, []).append(b)
+    parts: dict[_Along, list[int]] = {}
+    for a, met in meets.items():
+        parts.setdefault(tuple(sorted(met)), []).append(a)
+    yield from ((tuple(first), second) for second, first in parts.items())
+    if alone:
+        yield (tuple(alone),)

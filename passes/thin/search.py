@@ -1,0 +1,181 @@
+"""Search: how many classes each block keeps, so that a whole model costs what it may.
+
+Blocks compete in **pools**. Of a pool's classes, in the order of importance over the mean of the block, the best share
+``keep`` stays; what that leaves of a block is rounded to its multiple, and no block falls below its floor:
+
+    uniform      each block is a pool of its own: all lose the same share
+    global       one pool: what matters least goes, wherever it is
+    isomorphic   blocks of one structure are a pool: like is compared with like (Fang et al., ECCV 2024,
+                 arXiv 2407.04616)
+
+A budget is met by bisection over that one share, with the costs of :mod:`fxdistill.ir.cost`, which build no model. What
+is left of it then goes to single blocks, those first whose next class was the nearest to staying.
+"""
+
+import heapq
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from fxdistill.errors import InputError
+from fxdistill.ir.cost import Cost, Limit, Size, check_limit
+from fxdistill.ir.coupling import Coupling
+from fxdistill.passes.thin.selection import Block, Memory, Selection, Width, select
+
+Ranking = Literal["global", "isomorphic", "uniform"]
+TOLERANCE = 0.02
+"""How far below a budget a model may stay."""
+_ENOUGH = 0.002
+"""How far below it nothing more is given to single blocks."""
+_HALVINGS, _STEPS = 40, 4
+_ROUNDING = 1e-9
+Targets = tuple[int, ...]
+
+
+def pools(blocks: Sequence[Block], ranking: Ranking, coupling: Coupling) -> list[list[int]]:
+    """Which blocks compete with each other, by number; those of a fixed size with none."""
+    found: dict[object, list[int]] = {}
+    for number, block in enumerate(blocks):
+        if block.target is None:
+            key = number if ranking == "uniform" else 0 if ranking == "global" else _structure(coupling, block)
+            found.setdefault(key, []).append(number)
+    return list(found.values())
+
+
+def _structure(coupling: Coupling, block: Block) -> tuple[object, ...]:
+    """What a class of a block is made of: the kinds of the weights that it has slices of, and what it does there."""
+    parts = coupling.slices(block.classes[0])
+    dims = {part.parameter: len(next(iter(coupling.parameters[part.parameter].values())).shape) for part in parts}
+    return tuple(sorted((p.parameter.rpartition(".")[2], dims[p.parameter], p.dim, p.kind) for p in parts))
+
+
+class Search:
+    """How many classes each block keeps, by the share that each pool keeps, and what that costs."""
+
+    def __init__(
+        self, coupling: Coupling, blocks: Sequence[Block], pooled: Sequence[Sequence[int]], scores: Tensor, *,
+        frozen: Collection[int], floor: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.coupling, self.blocks, self.scores, self.frozen = coupling, tuple(blocks), scores, frozen
+        self.least = [math.ceil(floor * len(block.classes) - _ROUNDING) for block in blocks]
+        self.order: list[list[int]] = []  # of each pool the block of each class, the best one first
+        self.places: dict[int, list[float]] = {}  # of each block the share of its pool at which its best, second … stay
+        for pool in pooled:
+            ranked = self._ranked(pool)
+            self.order.append(ranked)
+            for place, number in enumerate(ranked):
+                self.places.setdefault(number, []).append(place / len(ranked))
+        self._memory: Memory = {}
+        self._sizes: dict[Targets, Size] = {}
+
+    def _ranked(self, pool: Sequence[int]) -> list[int]:
+        values, owners = [], []
+        for number in pool:
+            found = self.scores[list(self.blocks[number].classes)].numpy()
+            mean = np.abs(found).mean()
+            values.append(np.sort(found / mean)[::-1] if mean > 0 else np.ones(len(found)))
+            owners.append(np.full(len(found), number))
+        order = np.argsort(-np.concatenate(values), kind="stable")
+        return [int(number) for number in np.concatenate(owners)[order]]
+
+    def targets(self, keep: float) -> Targets:
+        """How many classes each block keeps where each pool keeps a share."""
+        found = [float(block.target or 0) for block in self.blocks]
+        for order in self.order:
+            whole = int(keep * len(order))
+            for number in order[:whole]:
+                found[number] += 1
+            if whole < len(order):
+                found[order[whole]] += keep * len(order) - whole
+        return tuple(
+            block.nearest(count, least) if block.target is None else block.target
+            for block, least, count in zip(self.blocks, self.least, found, strict=True)
+        )
+
+    def selected(self, targets: Targets, widths: Sequence[Width] = ()) -> Selection:
+        """The classes to remove, where each block keeps so many, and taps are as wide as wanted."""
+        blocks = [replace(block, target=target) for block, target in zip(self.blocks, targets, strict=True)]
+        return select(
+            self.coupling, blocks, widths, self.scores, frozen=self.frozen, memory=None if widths else self._memory
+        )
+
+    def meet(self, limits: Sequence[Limit], cost: Cost) -> tuple[Selection, Size]:
+        """The selection that costs as much as it may, within :data:`TOLERANCE` of the budget that is met first.
+
+        Raises:
+            InputError: A budget is below the least or above the most that can be had, or nothing comes near to it.
+        """
+        own, least = cost.without(()), self._costs(self.targets(0.0), cost)
+        most = Size(*(min((n.most(own) for n in limits if n.what == what), default=math.inf) for what in Size._fields))  # type: ignore[arg-type]
+        for limit in limits:
+            floor = "with the fewest channels that a layer may have"
+            check_limit(limit.what, limit.most(own), least=least, whole=own, where=limit.option, floor=floor)
+        if _share(self._costs(self.targets(1.0), cost), most) <= 1:
+            raise InputError(
+                "what is said of single parts leaves less than the budget already", where=limits[0].option,
+                hint="leave the budget out, or give those parts more",
+            )  # fmt: skip
+        met = self._near(self._filled(self._bisected(most, cost), most, cost), most, cost)
+        if _share(self._costs(met, cost), most) < 1 - TOLERANCE:
+            found = self._costs(met, cost)
+            raise InputError(
+                f"no widths come within {TOLERANCE:.0%} of the budget: the nearest below it have {found.macs:,} "
+                f"MACs and {found.parameters:,} parameters", where=limits[0].option,
+                hint="give that, a smaller --round-to, or another --floor",
+            )  # fmt: skip
+        return self.selected(met), self._costs(met, cost)
+
+    def _costs(self, targets: Targets, cost: Cost) -> Size:
+        if targets not in self._sizes:
+            self._sizes[targets] = cost.without(self.selected(targets).removed)
+        return self._sizes[targets]
+
+    def _bisected(self, most: Size, cost: Cost) -> Targets:
+        """What the largest share leaves that can be paid."""
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            if self.targets(low) == self.targets(high):
+                break
+            middle = (low + high) / 2
+            low, high = (middle, high) if _share(self._costs(self.targets(middle), cost), most) <= 1 else (low, middle)
+        return self.targets(low)
+
+    def _filled(self, targets: Targets, most: Size, cost: Cost, but: int = -1) -> Targets:
+        """More for single blocks, but one, while that can be paid."""
+        found = list(targets)
+        waiting = [(at[found[n]], n) for n, at in self.places.items() if n != but and found[n] < len(at)]
+        heapq.heapify(waiting)
+        while waiting and _share(self._costs(tuple(found), cost), most) < 1 - _ENOUGH:
+            _, number = heapq.heappop(waiting)
+            places = self.places[number]
+            more = [*found]
+            more[number] = min(len(places), found[number] + self.blocks[number].step)
+            if _share(self._costs(tuple(more), cost), most) <= 1:
+                found = more
+                if found[number] < len(places):
+                    heapq.heappush(waiting, (places[found[number]], number))
+        return tuple(found)
+
+    def _near(self, targets: Targets, most: Size, cost: Cost) -> Targets:
+        """Where steps are too large to come near: some less for one block, and what that leaves for the others."""
+        best = targets
+        ranked = sorted(self.places, key=lambda n: -self.places[n][targets[n] - 1])  # the nearest to going first
+        for steps, number in itertools.product(range(1, _STEPS + 1), ranked):
+            if _share(self._costs(best, cost), most) >= 1 - TOLERANCE:
+                break
+            less = [*targets]
+            less[number] -= steps * self.blocks[number].step
+            if less[number] >= max(1, self.least[number]):
+                found = self._filled(tuple(less), most, cost, but=number)
+                best = max(best, found, key=lambda one: _share(self._costs(one, cost), most))
+        return best
+
+
+def _share(size: Size, most: Size) -> float:
+    """What part of the budgets a size is; of several that of which the most is used."""
+    return max(one / limit for one, limit in zip(size, most, strict=True))

@@ -1,0 +1,141 @@
+"""Which classes a model may lose, who produces them, and why others stay."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import InputError
+from fxdistill.ir.coupling import Coupling, core
+from fxdistill.ir.graph import Traced, find, path_of, within
+
+_LISTED = 5
+"""As many layers are listed where a request changes nothing."""
+Key = tuple[tuple[str, int], ...]
+
+
+@dataclass
+class Stays:
+    """Who produces which classes, and which classes stay for what reason."""
+
+    traced: Traced
+    coupling: Coupling
+    protect: tuple[str, ...]
+    only: tuple[str, ...]
+    producers: dict[str, Tensor] = field(default_factory=dict)
+    of_class: dict[int, dict[str, int]] = field(default_factory=dict)
+    frozen: set[int] = field(default_factory=set)
+    _kept_for: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        coupling = self.coupling
+        self.producers.update(coupling.producers())
+        for name, classes in self.producers.items():
+            for class_id, count in Counter(classes.tolist()).items():
+                self.of_class.setdefault(class_id, {})[name] = count
+        self._protect()
+        self._confine()
+        self.frozen = {i for i in self.of_class if i == 0 or i in coupling.locks or i in self._kept_for}
+
+    def reason(self, class_id: int) -> str:
+        """Why a frozen class stays."""
+        return self.coupling.locked(class_id) or self._kept_for.get(class_id, "carries no channels")
+
+    def _protect(self) -> None:
+        for path in self.protect:
+            node = path_of(find(self.traced, path))
+            inside = {i for name, classes in self.producers.items() if within(name, path) for i in classes.tolist()}
+            for class_id in inside | set(self.coupling.classes(node)):
+                self._kept_for.setdefault(class_id, f"is protected by '{path}'")
+
+    def _confine(self) -> None:
+        for class_id, names in self.of_class.items():
+            outside = [n for n in names if self.only and not any(within(n, path) for path in self.only)]
+            if outside:
+                owner = outside[0].rpartition(".")[0]
+                self._kept_for.setdefault(class_id, f"is produced by '{owner}', outside of what is to be pruned")
+
+
+def blocks_of(stays: Stays) -> dict[Key, list[int]]:
+    """Free classes by who produces them, and how often."""
+    blocks: dict[Key, list[int]] = {}
+    for class_id in sorted(stays.of_class):
+        if class_id not in stays.frozen:
+            blocks.setdefault(tuple(sorted(stays.of_class[class_id].items())), []).append(class_id)
+    return blocks
+
+
+def _layer(name: str) -> str:
+    """The module whose parameter it is, as the user knows it: parametrizations lie inside of it."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0] or name
+
+
+def widths_of(stays: Stays, removed: frozenset[int]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """For each producing module its width before and after."""
+    for name, classes in sorted(stays.producers.items()):
+        before = classes.tolist()
+        yield _layer(name), (len(before), sum(i not in removed for i in before))
+
+
+def nothing(stays: Stays) -> InputError:
+    """The error for a request that changes nothing."""
+    listed = [f"'{remark.where}' {remark.why}" for remark in not_pruned(stays, frozenset())]
+    more = f"; and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    found = "; ".join(listed[:_LISTED]) + more if listed else "no weight was found that makes channels"
+    return InputError(
+        "the request changes nothing: no channel would be removed", where="keep",
+        hint=f"what stays, and why: {found}. Lower --keep or --round-to, or protect less",
+    )  # fmt: skip
+
+
+def unscored(stays: Stays, removed: frozenset[int], scores: Tensor, criterion: str) -> Iterator[Diagnostic]:
+    """One remark for each producer that loses channels of which the criterion says nothing."""
+    for name, classes in sorted(stays.producers.items()):
+        if not removed.isdisjoint(classes.tolist()) and not bool(scores[classes].any()):
+            yield Diagnostic(
+                code="no-importance", severity="warning", where=_layer(name),
+                why=f"the criterion '{criterion}' says nothing about its outputs: all count alike, the first are kept",
+            )  # fmt: skip
+
+
+def not_pruned(stays: Stays, removed: frozenset[int]) -> Iterator[Diagnostic]:
+    """One remark for each producer that keeps its width."""
+    for name, classes in sorted(stays.producers.items()):
+        ids = classes.tolist()
+        if any(i in removed for i in ids):
+            continue
+        held = [i for i in ids if i in stays.frozen]
+        why = (
+            f"its channel {stays.reason(held[0])}"
+            if held
+            else "its width is already what was asked for, or rounds to it"
+        )
+        yield Diagnostic(
+            code="not-pruned", severity="note", where=_layer(name),
+            why=f"keeps its {len(ids)} outputs: {why}",
+        )  # fmt: skip
+    yield from _not_followed(stays)
+
+
+def _not_followed(stays: Stays) -> Iterator[Diagnostic]:
+    """One remark for each layer with weights that enter what is not followed, so that it is nobody's producer."""
+    coupling, module = stays.coupling, stays.traced.module
+    called = {str(node.target): path_of(node) for node in coupling.graph.nodes if node.op == "call_module"}
+    listed = {_layer(name) for name in stays.producers}
+    for name, parameter in module.named_parameters():
+        layer = _layer(name)
+        if layer in listed or sum(size > 1 for size in parameter.shape) < 2:
+            continue
+        classes = {i for labels in coupling.parameter_labels(name).values() for i in core(labels).flatten().tolist()}
+        locks = [coupling.locks[i] for i in sorted(classes) if i in coupling.locks]
+        entered = next((str(lock) for lock in locks if lock.reason.startswith("enters")), None)
+        owner = next((path for target, path in called.items() if within(name, target)), None)
+        if not classes and owner is not None:
+            entered = f"lies in an operation that is not followed at '{owner}'"
+        if entered is not None and len(locks) == len(classes):
+            listed.add(layer)
+            yield Diagnostic(
+                code="not-pruned", severity="note", where=layer, why=f"keeps its weights: '{name}' {entered}"
+            )

@@ -1,0 +1,286 @@
+"""Search: budgets are met, never exceeded, by what matters least; or refused with what can be had."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxdistill.compiler.shrink_model import shrink_model
+from fxdistill.errors import InputError, InvariantError
+from fxdistill.ir.cost import Limit, Size, limits_of
+from fxdistill.passes.couple import Couple
+from fxdistill.passes.thin import Removal, Thin, ThinSource
+from fxdistill.passes.thin.search import TOLERANCE, Search, pools
+from fxdistill.passes.thin.selection import Block
+from fxdistill.passes.thin.stays import Stays, blocks_of
+from fxdistill.passes.trace import Trace
+from tests.tiny_models import SHAPE, Body, Classifier, conv_norm
+
+IMAGE = (1, 3, 32, 32)
+
+
+class Basic(nn.Module):
+    """Two stages of a ResNet."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = conv_norm(3, width)
+        self.inner, self.outer = conv_norm(width, width), nn.Conv2d(width, width, 3, padding=1)
+        self.down, self.deep = nn.Conv2d(width, 2 * width, 1), conv_norm(width, 2 * width)
+        self.last, self.head = nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.Linear(2 * width, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        x = torch.relu(x + self.outer(self.inner(x)))
+        x = torch.relu(self.down(x) + self.last(self.deep(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def inverted() -> nn.Module:
+    """Inverted residuals, as in a MobileNet."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.second(x + m.first(x))  # type: ignore[no-any-return]
+
+    def block(inputs: int, outputs: int) -> nn.Module:
+        inside = 4 * inputs
+        return nn.Sequential(
+            conv_norm(inputs, inside), conv_norm(inside, inside, groups=inside), nn.Conv2d(inside, outputs, 1)
+        )
+
+    return Classifier(Body({"stem": conv_norm(3, 8), "first": block(8, 8), "second": block(8, 16)}, forward), 16)
+
+
+def dense() -> nn.Module:
+    """Each layer reads all before it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        values = [m.stem(x)]
+        for layer in (m.one, m.two, m.three):
+            values.append(layer(torch.cat(values, 1)))
+        return torch.cat(values, 1)
+
+    layers: dict[str, nn.Module] = {
+        "stem": conv_norm(3, 12),
+        "one": conv_norm(12, 8),
+        "two": conv_norm(20, 8),
+        "three": conv_norm(28, 8),
+    }
+    return Classifier(Body(layers, forward), 36)
+
+
+def vgg() -> nn.Module:
+    return nn.Sequential(
+        conv_norm(3, 12), conv_norm(12, 16), nn.MaxPool2d(4), conv_norm(16, 24), nn.MaxPool2d(4), nn.Flatten(),
+        nn.Linear(96, 20), nn.ReLU(), nn.Linear(20, 5),
+    )  # fmt: skip
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"resnet": Basic, "mobilenet": inverted, "densenet": dense, "vgg": vgg}
+
+
+def made(name: str = "resnet") -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name]().eval()
+
+
+def size(module: nn.Module) -> Size:
+    return Size(sum(p.numel() for p in module.parameters()), Trace(IMAGE)(module).value.macs)
+
+
+def source(module: nn.Module) -> ThinSource:
+    traced = Trace(IMAGE)(module).value
+    return ThinSource(traced, Couple()(traced).value)
+
+
+def thin(module: nn.Module, **options: Any) -> Removal:
+    return Thin(**options)(source(module)).value
+
+
+@pytest.mark.parametrize("ranking", ["global", "isomorphic", "uniform"])
+@pytest.mark.parametrize("name", MODELS)
+def test_half_the_macs_are_met_and_not_exceeded(name: str, ranking: Any) -> None:
+    model = made(name)
+    found = shrink_model(model, input_shape=IMAGE, limits=limits_of(macs=0.5), ranking=ranking)
+    own, after = size(model).macs, size(found.module).macs
+    assert 0.5 * own * (1 - TOLERANCE) <= after <= 0.5 * own
+    assert found.after == size(found.module)
+
+
+def test_parameters_numbers_and_both_at_once() -> None:
+    model = made()
+    own = size(model)
+    half = thin(model, limits=limits_of(parameters=0.5)).size
+    assert half is not None
+    assert 0.98 * own.parameters <= 2 * half.parameters <= own.parameters
+    assert thin(model, limits=limits_of(parameters=int(0.5 * own.parameters))).size == half
+    both = thin(model, limits=limits_of(parameters=0.5, macs=0.3)).size
+    assert both is not None
+    assert both.parameters <= own.parameters / 2
+    assert 0.98 * 0.3 * own.macs <= both.macs <= 0.3 * own.macs
+
+
+def test_a_model_that_costs_something_else_than_was_counted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Thin.run
+
+    def wrong(self: Thin, given: ThinSource) -> Any:
+        result = right(self, given)
+        size = result.value.size
+        assert size is not None
+        object.__setattr__(result.value, "size", Size(size.parameters, size.macs - 1))
+        return result
+
+    monkeypatch.setattr(Thin, "run", wrong)
+    monkeypatch.setattr(Thin, "ensures", lambda *_args: None)
+    with pytest.raises(InvariantError, match="were counted"):
+        shrink_model(made(), input_shape=IMAGE, limits=limits_of(macs=0.5))
+
+
+def test_a_removal_that_does_not_meet_the_budget_is_no_result() -> None:
+    given = source(made())
+    asked = Thin(limits=limits_of(macs=0.5))
+    right, more = asked(given).value, Thin(limits=limits_of(macs=0.7))(given).value
+    asked.ensures(given, right)
+    for wrong in (more, Removal(right.removed, right.kept, right.widths, more.size)):
+        with pytest.raises(InvariantError, match="the budget is not met"):
+            asked.ensures(given, wrong)
+
+
+def test_what_matters_least_goes_wherever_it_is() -> None:
+    model = made()
+    with torch.no_grad():
+        model.inner[0].weight[4:] *= 1e-3  # type: ignore[index, union-attr]
+    together = thin(model, limits=limits_of(macs=0.8), ranking="global").widths
+    apart = thin(model, limits=limits_of(macs=0.8), ranking="uniform").widths
+    assert together["inner.0"] == (16, 4)
+    assert together["last"][1] > apart["last"][1]
+    assert apart["inner.0"][1] > 10
+    assert all(after < before for name, (before, after) in apart.items() if name != "head")
+    assert thin(model, limits=limits_of(macs=0.8), ranking="global").kept["inner.0.weight"] == [0, 1, 2, 3]
+
+
+def test_a_scale_of_a_whole_layer_does_not_matter() -> None:
+    model = made()
+    before = thin(model, limits=limits_of(macs=0.5)).kept
+    with torch.no_grad():
+        model.inner[0].weight *= 1e-3  # type: ignore[index, union-attr]
+    assert thin(model, limits=limits_of(macs=0.5)).kept == before
+
+
+def test_layers_alike_compete_with_each_other_alone() -> None:
+    given = source(made("densenet"))
+    stays = Stays(given.traced, given.coupling, (), ())
+    blocks = [Block(tuple(m), 1, None) for m in blocks_of(stays).values()]
+    assert pools(blocks, "global", given.coupling) == [[0, 1, 2, 3]]
+    assert pools(blocks, "uniform", given.coupling) == [[0], [1], [2], [3]]
+    # the stem is read by three layers and the head, the others by two, one and none of them
+    assert len(pools(blocks, "isomorphic", given.coupling)) == 4
+    given = source(Classifier(nn.Sequential(*(conv_norm(i, 8) for i in (3, 8, 8))), 8).eval())
+    stays = Stays(given.traced, given.coupling, (), ())
+    blocks = [Block(tuple(m), 1, None) for m in blocks_of(stays).values()]
+    assert pools(blocks, "isomorphic", given.coupling) == [[0, 1], [2]]  # the last one is read by a dense layer
+    search = Search(given.coupling, blocks, [[0, 1], [2]], torch.rand(given.coupling.class_count + 1), frozen=())
+    kept = search.targets(0.5)
+    assert (kept[0] + kept[1], kept[2]) == (8, 4)
+
+
+def test_no_layer_falls_below_its_floor() -> None:
+    model = made()
+    with torch.no_grad():
+        model.inner[0].weight[2:] *= 1e-3  # type: ignore[index, union-attr]
+    for floor, least in ((None, 2), (0.5, 8), (0.0, 2)):
+        widths = thin(model, limits=limits_of(macs=0.7), floor=floor).widths
+        assert widths["inner.0"][1] == least
+        assert all(after >= (floor or 0) * before for before, after in widths.values())
+
+
+def test_widths_are_multiples_under_a_budget() -> None:
+    model = Basic(32).eval()
+    widths = thin(model, limits=limits_of(macs=0.6), round_to=4).widths
+    assert {after % 4 for name, (_, after) in widths.items() if name != "head"} == {0}
+    with pytest.raises(InputError, match="no widths come within 2% of the budget: the nearest below it have"):
+        thin(model, limits=limits_of(macs=0.6), round_to=32, floor=0.0)
+
+
+def test_a_part_has_a_share_of_its_own() -> None:
+    model = made()
+    widths = thin(model, limits=limits_of(macs=0.6), scopes=(("inner", 0.25), ("stem", 1.0))).widths
+    assert (widths["inner.0"], widths["stem.0"], widths["outer"]) == ((16, 4), (16, 16), (16, 16))
+    alone = thin(model, scopes=(("inner", 0.25),)).widths
+    assert {name for name, (before, after) in alone.items() if before != after} == {"inner.0"}
+    inner = thin(model, keep=0.5, scopes=(("deep", 1.0), ("deep.0", 0.25))).widths  # the innermost one holds
+    assert (inner["deep.0"], inner["inner.0"]) == ((32, 8), (16, 8))
+    odd = thin(Classifier(conv_norm(3, 12), 12).eval(), scopes=(("body", 0.5),), round_to=8).widths
+    assert odd["body.0"] == (12, 8)
+    with pytest.raises(InputError, match="changes nothing"):
+        thin(Classifier(conv_norm(3, 12), 12).eval(), keep=0.5, scopes=(("body", 1.0),), round_to=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"limits": limits_of(macs=10)}, "10 MACs cannot be met: with the fewest channels that a layer may have there"),
+        ({"limits": limits_of(macs=10**9)}, "the model has no more than"),
+        ({"limits": limits_of(parameters=10**9, macs=0.5)}, "parameters, and 1,000,000,000 are allowed"),
+        ({"limits": limits_of(macs=0.0)}, "0.0 is no budget"),
+        ({"limits": limits_of(macs=-1)}, "-1 is no budget"),
+        ({"limits": limits_of(macs=float("nan"))}, "nan is no budget"),
+        ({"limits": limits_of(macs=float("inf"))}, "inf is no budget"),
+        ({"limits": limits_of(macs=1.5)}, "1.5 is no budget"),
+        ({"limits": limits_of(macs=0.5), "keep": 0.5}, "both --macs and --keep say how much to keep"),
+        ({"limits": limits_of(macs=0.5), "widths": (("stem", 4),)}, "both --macs and widths"),
+        ({"limits": limits_of(macs=0.9), "scopes": (("deep", 0.1), ("inner", 0.1))}, "leaves less than the budget"),
+        ({"scopes": (("head", 0.5),)}, "nothing that can be removed is made by 'head'"),
+        ({"scopes": (("inner", 1.5),)}, "the share of 'inner' to keep is 1.5"),
+        ({"scopes": (("inner", float("nan")),)}, "the share of 'inner' to keep is nan"),
+        ({"scopes": (("nowhere", 0.5),)}, "no node or module has the path 'nowhere'"),
+        ({"limits": limits_of(macs=0.5), "floor": 1.0}, "1.0 is no share"),
+        ({"keep": 0.5, "ranking": "best"}, "there is no ranking named 'best'"),
+        ({"scopes": (("inner", 0.5),), "ranking": "global"}, "--ranking is about what competes"),
+        ({"scopes": (("inner", 0.5),), "floor": 0.2}, "--floor is about what competes"),
+        ({}, "nothing says how much to keep"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: Any, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        thin(made(), **options)
+    assert said in str(error.value)
+
+
+def test_the_least_that_is_named_can_be_had() -> None:
+    model = made()
+    with pytest.raises(InputError) as error:
+        thin(model, limits=(Limit("macs", 10, "--macs"),))
+    least = int(str(error.value).partition("there are ")[2].split(" ")[0].replace(",", ""))
+    found = thin(model, limits=limits_of(macs=least))
+    assert found.size is not None
+    assert found.size.macs == least
+    with pytest.raises(InputError, match="cannot be met"):
+        thin(model, limits=limits_of(macs=least - 1))
+
+
+def test_a_layer_of_which_the_criterion_says_nothing_is_not_the_first_to_go() -> None:
+    removal = Thin(limits=limits_of(macs=0.6), criterion="bn")(source(made())).value
+    assert removal.widths["down"][1] > 16  # 'down' and 'last' have no batch norm
+
+
+def test_equal_counts_hold_under_a_budget() -> None:
+    net = Classifier(nn.Sequential(conv_norm(3, 16), conv_norm(16, 24, groups=4), conv_norm(24, 16)), 16).eval()
+    traced = Trace(SHAPE)(net).value
+    removal = Thin(limits=limits_of(macs=0.5))(ThinSource(traced, Couple()(traced).value)).value
+    assert removal.size is not None
+    assert 0.98 * traced.macs <= 2 * removal.size.macs <= traced.macs
+
+
+def test_a_budget_of_a_model_that_is_taken_apart_first() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(m.layer(m.stem(x).flatten(2).transpose(1, 2)).mean(1))  # type: ignore[no-any-return]
+
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    layers = {"stem": nn.Conv2d(3, 16, 4, stride=4), "layer": layer, "head": nn.Linear(16, 5)}
+    found = shrink_model(Body(layers, forward).eval(), input_shape=SHAPE, limits=limits_of(macs=0.5))
+    assert found.rung == "export"
+    assert 0.98 * found.before.macs <= 2 * found.after.macs <= found.before.macs
