@@ -31,6 +31,7 @@ from fxdistill.plan.file import parse
 from fxdistill.preprocessing import Reading
 from fxdistill.report.show import show
 from fxdistill.runtime import checkpoint, execute, preflight
+from fxdistill.runtime.crew import Crew
 from fxdistill.tasks import TASKS
 
 Files = dict[str, bytes]
@@ -166,7 +167,7 @@ def _run_plan(folder: Path) -> None:
 @functools.cache
 def _parts(plan: Path) -> Any:
     """What a plan names, loaded once: neither reads what the mutants are about."""
-    return execute._load(load_plan(plan), plan.parent, execute.Settings(device="cpu"), "cpu")  # noqa: SLF001
+    return execute._load(load_plan(plan), plan.parent, execute.Settings(device="cpu"), "cpu", Crew())  # noqa: SLF001
 
 
 def prepare(originals: Path) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import lists, parameters, teaching, values
+from fxdistill.cli import lists, parameters, teaching, together, values
 from fxdistill.cli.exits import Commands, err, reported
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
@@ -189,6 +189,8 @@ def run(
     plan_file: parameters.PlanFile,
     output: parameters.RunOutput = None,
     device: parameters.Where = parameters.Device.auto,
+    devices: parameters.Devices = None,
+    nodes: parameters.Nodes = 1,
     precision: parameters.OtherPrecision = None,
     resume: parameters.Resume = False,
     more_epochs: parameters.MoreEpochs = 0,
@@ -216,6 +218,8 @@ def run(
         ["fxdistill", "run", str(output)] if more_epochs else ["fxdistill", "run", str(plan_file), "-o", str(output)]
     )
     again += [] if device is parameters.Device.auto else ["--device", device.value]
+    again += [] if devices is None else ["--devices", str(devices)]
+    again += [] if nodes == 1 else ["--nodes", str(nodes)]
     again += [] if precision is None else ["--precision", precision.value]
     again += [] if compile_programs is parameters.Choosing.off else ["--compile", compile_programs.value]
     again += [] if channels_last is parameters.Choosing.auto else ["--channels-last", channels_last.value]
@@ -235,6 +239,8 @@ def run(
         from fxdistill.plan.file import load
 
         planned = load(plan_file)  # a mistake here is answered before anything heavy is imported
+        if together.starts(devices, nodes):
+            raise typer.Exit(together.start([*again, *(["--resume"] if resume else more)], devices or 1, nodes))
         from fxdistill.report import progress
         from fxdistill.report.profile_view import profile_view
         from fxdistill.report.result_view import result_view
@@ -248,8 +254,11 @@ def run(
             evaluate_every=evaluate_every, seeds=seeds, cache=kept, cache_size=room,
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs, cache_half=cache_half,
-            force=force, profile=profile,
+            force=force, profile=profile, devices=devices,
         )  # fmt: skip
+        if not together.is_first():
+            execute.execute(plan_file, output, settings)
+            return
         with progress.RunView(out if out.is_terminal else err) as view:
             result = execute.execute(plan_file, output, settings, view)
         planned = load(held)  # an extension has changed it

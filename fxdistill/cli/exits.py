@@ -20,6 +20,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from fxdistill import files
+from fxdistill.cli import together
 from fxdistill.errors import FxdistillError, InputError
 
 err = Console(stderr=True, highlight=False)
@@ -109,10 +110,17 @@ def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Itera
         known = files.failure(error, where=where, what="cannot write or read", error=InputError)
         raise _failed(str(known), known.exit_code) from None
     except KeyboardInterrupt as asked:
-        err.print(Text(interrupted()), soft_wrap=True)
-        raise typer.Exit(getattr(asked, "exit_code", 130)) from None
+        code = getattr(asked, "exit_code", 130)
+        if together.speaks(code):
+            err.print(Text(interrupted()), soft_wrap=True)
+        raise typer.Exit(code) from None
+    except Exception as error:
+        if not (told := together.ended(error)):
+            raise
+        raise _failed(told, 1) from None
 
 
 def _failed(message: str, code: int) -> typer.Exit:
-    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    if together.speaks(code):
+        err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     return typer.Exit(code)

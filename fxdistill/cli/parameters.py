@@ -243,6 +243,14 @@ RunOutput = Annotated[
     typer.Option("--output", "-o", help="The run directory. Default: run, or that which PLAN lies in or is."),
 ]
 Where = Annotated[Device, typer.Option("--device", help="Where to train.")]
+Devices = Annotated[
+    int | None,
+    typer.Option("--devices", min=1, help="How many devices of this machine train together, a process each."),
+]
+Nodes = Annotated[
+    int,
+    typer.Option("--nodes", min=1, help="How many machines train together; NODE_RANK in the environment says which."),
+]
 OtherPrecision = Annotated[
     Precision | None, typer.Option("--precision", help="Instead of the plan's training precision.")
 ]

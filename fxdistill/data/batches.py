@@ -17,7 +17,7 @@ of a batch grows as the batch shrinks (PKT's rows of probabilities sum to 1, so 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ def batches(
     moves_targets: bool = False,
     classes: int = 0,
     device: Device = "cpu",
+    part: Callable[[int], slice] | None = None,
 ) -> Iterator[Batch]:
     """The batches of one epoch from a step on; see the module docstring for what they depend on.
 
@@ -75,6 +76,8 @@ def batches(
             a border has no label there: -100, or not a number in maps of numbers that are not whole.
         classes: Number of classes, for augmentations that mix labels.
         device: Where the batches are wanted.
+        part: Which rows of a batch of so many images are wanted; None for all. No others are read, unless
+            augmentations mix them.
 
     Yields:
         ``images`` (n, C, H, W), float32 in 0 … 1; ``labels`` (n, ...), int64 or float32, rows of
@@ -87,6 +90,9 @@ def batches(
     """
     chain = drawable(split, augment, moves_targets=moves_targets)
     indices = order(split, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:]
+    mixes = any(one.augmentation.mixes for one in chain)
+    if part is not None and not mixes:
+        indices = [chosen[part(len(chosen))] for chosen in indices]
 
     def produce() -> Iterator[Batch]:
         fill = torch.nan if split.labels.is_floating_point() else float(NO_LABEL)
@@ -105,7 +111,8 @@ def batches(
             )
             x = x.to(torch.float32).div(255) if x.dtype == torch.uint8 else x.to(torch.float32)
             index = chosen.to(device, non_blocking=True)
-            yield {"images": x, "labels": labels, "index": index}
+            rows = part(len(index)) if part is not None and mixes else slice(None)
+            yield {"images": x[rows], "labels": labels[rows], "index": index[rows]}
 
     return produce()
 

@@ -37,20 +37,20 @@ class Projection(nn.Module):
         return self.weight(value.movedim(self.channel_dim, -1)).movedim(-1, self.channel_dim)  # type: ignore[no-any-return]
 
 
-_EPS = 1e-5
+EPS = 1e-5
 """Added to variances, as BatchNorm does."""
 
 
 def standardized(tap: Tensor) -> Tensor:
     """A tap (B, C, ...), each channel less its mean, over its standard deviation, over batch and positions; float32."""
-    return batch_normalized(tap.float(), None, _EPS)
+    return batch_normalized(tap.float(), None, EPS)
 
 
 def normalized(tap: Tensor) -> Tensor:
     """A tap (B, C, ...), the values of each image over their root mean square; float32."""
     value = tap.float()
     square = value.square().flatten(1).mean(1)
-    return value / (square + _EPS).sqrt().reshape(-1, *[1] * (value.dim() - 1))
+    return value / (square + EPS).sqrt().reshape(-1, *[1] * (value.dim() - 1))
 
 
 def batch_normalized(value: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -78,7 +78,7 @@ class FixedScale(nn.Module):
     def set(self, mean: Tensor, variance: Tensor) -> None:
         """Give it the statistics of each channel, (C,) both."""
         self.mean.copy_(mean)
-        self.deviation.copy_((variance.clamp_min(0) + _EPS).sqrt())
+        self.deviation.copy_((variance.clamp_min(0) + EPS).sqrt())
 
     def forward(self, value: Tensor) -> Tensor:
         """Apply it."""

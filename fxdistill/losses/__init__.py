@@ -65,6 +65,8 @@ class Loss:
         of_images: Whether it compares how images lie to each other, so that a term without a pair may compare the
             members' answers, where these are embeddings.
         mixed_labels: Whether it takes labels as rows of shares (B, classes) as well, as mixup makes them.
+        by_image: Whether it is the mean over the batch of what each image alone gives, so that of a batch in parts it
+            is the mean of the parts' by their sizes.
         summary: One line for lists; '' where its authors gave none.
         source: Where it was published: an arXiv number, a venue.
     """
@@ -77,6 +79,7 @@ class Loss:
     of_logits: bool = True
     of_images: bool = False
     mixed_labels: bool = False
+    by_image: bool = False
     summary: str = ""
     source: str = ""
 

@@ -30,6 +30,6 @@ def _attention_map(tap: Tensor) -> Tensor:
 
 
 LOSS = Loss(
-    reads=("student.tap", "teacher.tap"), function=attention, same_shapes=False,
+    reads=("student.tap", "teacher.tap"), function=attention, by_image=True, same_shapes=False,
     summary="where a layer is active, not in which channel", source="arXiv 1612.03928, ICLR 2017",
 )  # fmt: skip

@@ -29,6 +29,6 @@ def binary_kd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 LOSS = Loss(
-    reads=("student.logits", "teacher.logits"), function=binary_kd,
+    reads=("student.logits", "teacher.logits"), function=binary_kd, by_image=True,
     summary="a yes or no of every class, with the teacher's", source="arXiv 2308.06453, ICCV 2023",
 )  # fmt: skip

@@ -48,6 +48,6 @@ def _channels(tap: Tensor) -> Tensor:
 
 
 LOSS = Loss(
-    reads=("student.tap", "teacher.tap"), function=cwd, arguments=CWDArguments,
+    reads=("student.tap", "teacher.tap"), function=cwd, by_image=True, arguments=CWDArguments,
     summary="where in the image each channel is active", source="arXiv 2011.13256, ICCV 2021",
 )  # fmt: skip

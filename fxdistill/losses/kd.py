@@ -40,6 +40,6 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4
 
 
 LOSS = Loss(
-    reads=("student.logits", "teacher.logits"), function=kd, arguments=KDArguments,
+    reads=("student.logits", "teacher.logits"), function=kd, by_image=True, arguments=KDArguments,
     summary="softened predictions", source="arXiv 1503.02531",
 )  # fmt: skip

@@ -54,6 +54,7 @@ def _standardized(logits: Tensor) -> Tensor:
 
 
 LOSS = Loss(
-    reads=("student.logits", "teacher.logits"), function=kd_standardized, arguments=StandardizedKDArguments,
+    reads=("student.logits", "teacher.logits"), function=kd_standardized, by_image=True,
+    arguments=StandardizedKDArguments,
     summary="softened predictions, logits standardised", source="arXiv 2403.01427, CVPR 2024",
 )  # fmt: skip

@@ -15,4 +15,6 @@ def mse(student_tap: Tensor, teacher_tap: Tensor) -> Tensor:
     return F.mse_loss(student_tap.float(), teacher_tap.float())
 
 
-LOSS = Loss(reads=("student.tap", "teacher.tap"), function=mse, summary="squared difference of two layers")
+LOSS = Loss(
+    reads=("student.tap", "teacher.tap"), function=mse, by_image=True, summary="squared difference of two layers"
+)

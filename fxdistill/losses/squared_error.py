@@ -20,6 +20,6 @@ def squared_error(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 LOSS = Loss(
-    reads=("student.logits", "teacher.logits"), function=squared_error, of_logits=False,
+    reads=("student.logits", "teacher.logits"), function=squared_error, by_image=True, of_logits=False,
     summary="squared difference to the teacher's predictions",
 )  # fmt: skip

@@ -62,6 +62,6 @@ def build(context: Context, arguments: VIDArguments) -> VID:
 
 
 LOSS = Loss(
-    reads=("student.tap", "teacher.tap"), build=build, arguments=VIDArguments, same_shapes=False,
+    reads=("student.tap", "teacher.tap"), build=build, by_image=True, arguments=VIDArguments, same_shapes=False,
     summary="how well the teacher's layer can be told from the student's", source="arXiv 1904.05835, CVPR 2019",
 )  # fmt: skip

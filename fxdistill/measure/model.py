@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fxdistill.data.batches import batches
+from fxdistill.data.batches import batches, order
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import DataError
 from fxdistill.ir.outputs import prediction
@@ -14,6 +15,18 @@ from fxdistill.ir.running import in_mode
 from fxdistill.ir.views import seen
 from fxdistill.preprocessing import PLAIN, View
 from fxdistill.tasks import Said, Task
+
+
+class Parts(Protocol):
+    """Several processes that divide batches: each computes a part, and all have all of it."""
+
+    whole: int
+
+    def part(self, whole: int) -> slice:
+        """Which rows of a batch of so many images this one takes."""
+
+    def gathered(self, value: Tensor) -> Tensor:
+        """All rows, of the part of a batch of ``whole`` images."""
 
 
 @contextmanager
@@ -25,7 +38,7 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
 
 def metrics(
     module: nn.Module, dataset: Dataset, task: Task, *, view: View = PLAIN, batch_size: int = 128, entry: str = "",
-    on: str = "test",
+    on: str = "test", parts: Parts | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """All metrics of a model by name; the model's modes are restored.
 
@@ -37,6 +50,7 @@ def metrics(
         batch_size: Images at once.
         entry: Which entry of a structured output is the prediction.
         on: The split that it is measured on: ``test``, or ``val`` to watch a training by.
+        parts: The processes that do this together; None for this one alone.
 
     Raises:
         DataError: There are no images or no labels to measure by, or the task compares two splits and there is one.
@@ -50,8 +64,14 @@ def metrics(
 
     def predict(split: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = dataset.split(on if split == "test" else split)
-        for batch in batches(images, batch_size, device=device):
-            yield prediction(module(seen(batch["images"], view)), entry), batch["labels"]
+        sizes = [len(chosen) for chosen in order(images, batch_size, seed=0, epoch=0, shuffle=False)]
+        found = batches(images, batch_size, device=device, part=None if parts is None else parts.part)
+        for whole, batch in zip(sizes, found, strict=True):
+            output, labels = prediction(module(seen(batch["images"], view)), entry), batch["labels"]
+            if parts is not None:
+                parts.whole = whole
+                output, labels = parts.gathered(output), parts.gathered(labels)
+            yield output, labels
 
     with evaluating(module):
         return task.evaluate(predict, len(dataset.classes), device)

@@ -99,6 +99,11 @@ class Execution(Bench):
     chosen: dict[str, bool] = field(default_factory=dict)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
+    def save(self, state: Checkpoint) -> None:
+        """Write a checkpoint in place of the last one; of several processes the first one does."""
+        if self.crew.is_first:
+            checkpoint.save(self.rundir, state)
+
     def choice(self, trial: Trial) -> Choice | bool:
         """Whether a trial's programs are compiled, or who chooses."""
         if self.compiled != "auto":
@@ -147,13 +152,14 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             compiled=run.choice(trial), on_progress=watch.progress, on_save=watch.save,
             before={stage: found for (name, stage), found in run.before.items() if name == trial.name},
             course=replace(at.course), on_teacher=watch.succession.is_due,
-            halves=functools.partial(run.reuse.of, trial), clock=run.clock(trial),
+            halves=functools.partial(run.reuse.of, trial), clock=run.clock(trial), crew=run.crew,
         )  # fmt: skip
         run.reuse.reports = dict(at.reuse)
         loop.run(at.position, at.optimizer, at.means, at.average)
     last = Moment(Position(len(program.stages)), course=loop.course)
     ended = replace(watch.at(last), finished=[])  # for an extension to go on from
-    checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
+    if run.crew.is_first:
+        checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
     remarks = _settled(run, arm)
     trained = {name: Strip()(Trained(program, run.modules[name], name)).value for name in arm.trains}
     for module in trained.values():
@@ -163,7 +169,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         reached = run.measured(run.plan.export.member, on="val")
         record |= {kept.VALIDATED: reached[run.task.primary]} if reached else {}
     for member, module in trained.items():
-        if kept.is_kept(run.plan, run.task, trial, member, [*at.finished, record]):
+        if run.crew.is_first and kept.is_kept(run.plan, run.task, trial, member, [*at.finished, record]):
             remarks += kept.keep(run.plan, run.rundir, member, module)
     found = run.measured(arm.trains[0])
     remarks += knows_nothing(run, trial, arm.trains[0], found)
@@ -181,18 +187,26 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         arm=index + 1, metrics_size=run.metrics.size, finished=[*at.finished, record], how=at.how,
         compiled=dict(run.chosen),
     )  # fmt: skip
-    checkpoint.save(run.rundir, run.checkpoint)
+    run.save(run.checkpoint)
 
 
 def _settled(run: Execution, arm: Arm) -> list[Diagnostic]:
-    return [
-        remark
-        for member in arm.trains
-        for remark in norms.settle(
-            run.plan, member, run.modules[member], dataset=run.dataset, task=run.task,
-            answers=member not in run.strangers,
-        )
-    ]  # fmt: skip
+    def settled() -> tuple[list[Diagnostic], dict[str, dict[str, Tensor]]]:
+        found = [
+            remark
+            for member in arm.trains
+            for remark in norms.settle(
+                run.plan, member, run.modules[member], dataset=run.dataset, task=run.task,
+                answers=member not in run.strangers,
+            )
+        ]  # fmt: skip
+        return found, {member: dict(run.modules[member].named_buffers()) for member in arm.trains}
+
+    remarks, buffers = run.crew.first(settled)
+    for member, values in buffers.items() if not run.crew.is_first else ():
+        for name, value in values.items():
+            run.modules[member].get_buffer(name).copy_(value)
+    return remarks
 
 
 def _cut(run: Execution, arm: Arm) -> None:
@@ -229,10 +243,12 @@ def take_up(run: Execution, trial: Trial) -> None:
     """Load what a trial that is finished has written, where trials after it read it."""
     arm = run.plan.arm(trial.name)
     for member in arm.trains if arm.once else ():
-        load_whole_state(run.modules[member], bundle.state_of(run.rundir.bundle_path(member)))
+        read = functools.partial(bundle.state_of, run.rundir.bundle_path(member))
+        load_whole_state(run.modules[member], run.crew.first(read))
     if arm.once or not any(isinstance(run.plan.members[member], Masked) for member in arm.trains):
         return
-    ended = checkpoint.load_from(run.rundir.trained_path(trial.name, trial.seed), how=run.checkpoint.how)
+    path = run.rundir.trained_path(trial.name, trial.seed)
+    ended = run.crew.first(lambda: checkpoint.load_from(path, how=run.checkpoint.how))
     for member in arm.trains:
         own = {name.partition(".")[2]: value for name, value in (ended.state or {}).items() if _of(name) == member}
         load_whole_state(run.modules[member].to(run.fabric.device), own)
@@ -248,12 +264,16 @@ def _start(run: Execution, index: int, trial: Trial) -> Checkpoint:
     """Where a trial goes on from: the checkpoint; in an extended run the state that the trial ended in before."""
     at, path = run.checkpoint, run.rundir.trained_path(trial.name, trial.seed)
     extended = any(stage.extends for arm in run.plan.arms for stage in arm.stages)
-    if at.state is not None or not extended or not path.is_file():
-        return at
-    ended = checkpoint.load_from(path, how=at.how)
-    ended = replace(ended, arm=index, metrics_size=at.metrics_size, finished=at.finished)
-    inspection.check(ended, run.plan, where=str(path))
-    return ended
+
+    def ended() -> Checkpoint:
+        if not path.is_file():
+            return at
+        found = checkpoint.load_from(path, how=at.how)
+        found = replace(found, arm=index, metrics_size=at.metrics_size, finished=at.finished)
+        inspection.check(found, run.plan, where=str(path))
+        return found
+
+    return at if at.state is not None or not extended else run.crew.first(ended)
 
 
 def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
@@ -302,7 +322,7 @@ class _Watch:
         self.run, self.program, self.index, self.trial, self.request = run, program, index, trial, request
         self._finished, self._before = run.checkpoint.finished, run.checkpoint.seconds
         self._started = self._last = time.monotonic()
-        self._took = 0.0
+        self._took, self.asked = 0.0, False
         self.succession = Succession(run)
 
     @property
@@ -357,14 +377,22 @@ class _Watch:
 
     def save(self, moment: Moment) -> None:
         """Take a checkpoint, if one is due; where somebody asked to stop, take one and stop."""
+        self._ask_others()
         due = max(self.run.save_seconds, self._took * (1 / _SHARE_OF_SAVING - 1) if self.run.save_seconds else 0.0)
-        if moment.optimizer is not None and time.monotonic() - self._last < due and not self.request.made:
+        if moment.optimizer is not None and time.monotonic() - self._last < due and not self.asked:
             return
         before = time.monotonic()
-        checkpoint.save(self.run.rundir, self.at(moment))
+        self.run.save(self.at(moment))
         self._last = time.monotonic()
         self._took = self._last - before
-        self.request.grant()
+        if self.asked or not self.run.crew.is_several:
+            self.request.grant()
+
+    def _ask_others(self) -> None:
+        """Find out whether to stop here: of several processes all stop at the same step."""
+        if self.run.crew.is_several:
+            self.request.join(self.run.crew.most(self.request.number))
+        self.asked = self.request.made
 
 
 def share_buffers(module: nn.Module, program: Program, member: str) -> None:

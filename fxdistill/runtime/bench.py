@@ -1,8 +1,9 @@
 """What a run measures its members with: their metrics on the run's data, on its device."""
 
+import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -11,6 +12,7 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.measure.model import metrics, same_for_all
 from fxdistill.plan.document import Plan
 from fxdistill.preprocessing import PLAIN, View
+from fxdistill.runtime.crew import Crew
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class Bench:
         fabric: Device and precision.
         strangers: The members whose predictions are none for the data: only their layers teach.
         own_data: By name the data of members that read image files in another way, as they do: to measure them on.
+        crew: The processes that do all this together.
     """
 
     plan: Plan
@@ -38,6 +41,7 @@ class Bench:
     fabric: "Fabric"
     strangers: frozenset[str]
     own_data: Mapping[str, Dataset]
+    crew: Crew = field(default_factory=Crew, kw_only=True)
 
     def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
         """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
@@ -52,7 +56,10 @@ class Bench:
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
         dataset, view = self.seen_by(member)
         entry = self.plan.entry_of(member)
-        found = metrics(module, dataset, self.task, view=view, batch_size=size, entry=entry, on=on)
+        found = metrics(
+            module, dataset, self.task, view=view, batch_size=size, entry=entry, on=on,
+            parts=self.crew if self.crew.is_several else None,
+        )  # fmt: skip
         return found if all(map(math.isfinite, found.values())) else {}
 
     def seen_by(self, member: str) -> tuple[Dataset, View]:
@@ -66,4 +73,5 @@ class Bench:
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
         dataset, view = self.seen_by(member)
         entry = self.plan.entry_of(member)
-        return same_for_all(module, dataset, self.task, view=view, batch_size=size, entry=entry)
+        look = functools.partial(same_for_all, view=view, batch_size=size, entry=entry)
+        return self.crew.first(lambda: look(module, dataset, self.task))

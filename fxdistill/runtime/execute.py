@@ -7,8 +7,9 @@ built, and cut down to each stage, and the student is exported once as it is, be
 import copy
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +31,16 @@ from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
-from fxdistill.runtime import checkpoint, extension, fitting, inspection, memory, preflight
+from fxdistill.runtime import checkpoint, extension, fitting, inspection, memory, preflight, spread
 from fxdistill.runtime.arms import Execution, Losses, Observer, State, build_program, take_up, train
 from fxdistill.runtime.bench import Bench
+from fxdistill.runtime.checkpoint import Checkpoint
+from fxdistill.runtime.crew import Crew, Standing
+from fxdistill.runtime.devices import started
 from fxdistill.runtime.directory import RunDir, origin_of
 from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.layouts import Layout, chosen, laid_out
-from fxdistill.runtime.log import Metrics
+from fxdistill.runtime.log import Metrics, Untold
 from fxdistill.runtime.result import finish
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.shelf import Folder, Memory, Shelf
@@ -68,6 +72,7 @@ class Settings:
         seeds: How many seeds instead of the plan's.
         more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
         profile: Whether to time and trace some steps of every stage, see :mod:`fxdistill.runtime.profiling`.
+        devices: On how many devices of this machine, a process each; None for as many as there are processes.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -87,6 +92,7 @@ class Settings:
     seeds: int | None = None
     more_epochs: int = 0
     profile: bool = False
+    devices: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,72 @@ def execute(
         ParityError: The exported student is not the trained one.
     """
     settings, observer = settings or Settings(), observer or Observer()
+    fabric, crew = _started(plan_path, settings)
+    observer = observer if crew.is_first else Observer()
+    begun = crew.first(lambda: _begun(plan_path, out, settings, crew))
+    if begun.result is not None:
+        return begun.result
+    plan, how = begun.plan, begun.how
+    accelerator = preflight.accelerator(settings.device, how["precision"])
+    observer.on_phase("loading")
+    parts = _load(plan, begun.origin.resolve().parent, settings, accelerator, crew, last=how["channels_last"])
+    how["channels_last"] = parts.layout.last
+    own = {name: found.to(fabric.device) for name, found in parts.own_data.items()}
+    dataset, task = parts.dataset.to(fabric.device), TASKS.get(plan.task)
+    bench = Bench(plan, task, dataset, parts.modules, fabric, parts.strangers, own, crew=crew)
+    poor = _taught(bench, force=settings.force)
+    with _opened(out, begun, crew, resume=settings.resume or settings.more_epochs > 0) as rundir:
+        at = crew.first(lambda: _taken_up(rundir, begun, dataset))
+        run = Execution(
+            plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir, parts.initial.__getitem__,
+            observer, compiled=settings.compile, save_seconds=settings.save_seconds,
+            metrics=Metrics(rundir, size=at.metrics_size, plan=plan) if crew.is_first else Untold(), checkpoint=at,
+            reuse=_reuse(plan, dataset, fabric, settings, observer, how=how), programs=parts.programs,
+            evaluate_every=settings.evaluate_every, before=parts.before, profile=settings.profile,
+            chosen=dict(at.compiled), layout=parts.layout, crew=crew,
+        )  # fmt: skip
+        if settings.channels_last == "auto":
+            poor.append(Diagnostic(code="layout", severity="note", where="feature maps", why=parts.layout.why))
+        return _train(run, poor)
+
+
+def _started(plan_path: Path, settings: Settings) -> tuple[Fabric, Crew]:
+    """The device, and the processes of this run.
+
+    Raises:
+        InputError: There is no such device, or what the user wants goes with one process alone.
+    """
+    alone = {"--compile": settings.compile, "--profile": settings.profile, "--cache": isinstance(settings.cache, Path)}
+    several = Standing.here().count > 1
+    if several and (wrong := next((option for option, wanted in alone.items() if wanted), "")):
+        raise InputError(
+            "this is for a run in one process", where=wrong, hint=f"leave {wrong} away, or --devices and torchrun"
+        )
+    precision = settings.precision or load_plan(plan_path).precision
+    return started(preflight.accelerator(settings.device, precision), precision, settings.devices)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a run begins with.
+
+    Attributes:
+        before: The plan that the run directory holds, or will.
+        plan: The plan to carry out: the same, or longer.
+        origin: The file to whose folder its places are relative.
+        how: What beside the plan decides about every step.
+        result: What came out, of a run that is complete.
+    """
+
+    before: Plan
+    plan: Plan
+    origin: Path
+    how: dict[str, Any]
+    result: dict[str, Any] | None = None
+
+
+def _begun(plan_path: Path, out: Path, settings: Settings, crew: Crew) -> _Begun:
+    """Read the plan, and look whether the run directory is for it; nothing is written."""
     held = RunDir(out)
     begins = not settings.more_epochs and held.plan_path.resolve() != plan_path.resolve()
     if (settings.arms or settings.seeds is not None) and not begins:
@@ -127,45 +199,41 @@ def execute(
             "other arms and seeds are for a run that is yet to begin", where="--arms, --seeds",
             hint="name the plan's own file and another directory; a run that was begun with them knows them",
         )  # fmt: skip
-    begun = plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
+    plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
     preflight.runnable(plan, plan_path)
-    precision = settings.precision or plan.precision
     last = None if settings.channels_last == "auto" else settings.channels_last
-    how: dict[str, Any] = {"precision": precision, "compile": settings.compile, "channels_last": last}
+    how: dict[str, Any] = {"precision": settings.precision or plan.precision, "compile": settings.compile}
+    how |= {"channels_last": last}
     how |= {"cache_half": True} if settings.cache_half and settings.cache != "off" else {}
+    how |= {"processes": crew.count} if crew.count > 1 else {}
+    begun = _Begun(plan, plan, origin_of(plan_path), how)
     if settings.more_epochs:
-        plan, how = extension.extended(held, begun, settings.more_epochs, how=how)
-    elif held.holds(plan, resume=settings.resume) and settings.resume:
+        longer, how = extension.extended(held, plan, settings.more_epochs, how=how)
+        return replace(begun, plan=longer, how=how)
+    if held.holds(plan, resume=settings.resume) and settings.resume:
         found = inspection.inspect(held)
-        if found.result is not None:
-            return found.result
-        how = checkpoint.settled(how, found.how)
-    accelerator = preflight.accelerator(settings.device, precision)
-    observer.on_phase("loading")
-    origin = origin_of(plan_path)
-    parts = _load(plan, origin.resolve().parent, settings, accelerator, last=how["channels_last"])
-    how["channels_last"] = parts.layout.last
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-    own = {name: found.to(fabric.device) for name, found in parts.own_data.items()}
-    dataset, task = parts.dataset.to(fabric.device), TASKS.get(plan.task)
-    poor = _taught(Bench(plan, task, dataset, parts.modules, fabric, parts.strangers, own), force=settings.force)
-    with RunDir.opened(out, begun, origin=origin, resume=settings.resume or plan is not begun) as rundir:
-        if plan is not begun:
-            extension.begin(rundir, plan, how=how)
-        at = checkpoint.load(rundir, how=how)
-        steps = steps_per_epoch(parts.dataset.train, plan.data.batch_size)
-        inspection.check(at, plan, where=str(rundir.checkpoint_path), steps=steps)
-        run = Execution(
-            plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir, parts.initial.__getitem__,
-            observer, compiled=settings.compile, save_seconds=settings.save_seconds,
-            metrics=Metrics(rundir, size=at.metrics_size, plan=plan), checkpoint=at,
-            reuse=_reuse(plan, dataset, fabric, settings, observer, how=how), programs=parts.programs,
-            evaluate_every=settings.evaluate_every, before=parts.before, profile=settings.profile,
-            chosen=dict(at.compiled), layout=parts.layout,
-        )  # fmt: skip
-        if settings.channels_last == "auto":
-            poor.append(Diagnostic(code="layout", severity="note", where="feature maps", why=parts.layout.why))
-        return _train(run, poor)
+        return replace(begun, result=found.result, how=checkpoint.settled(how, found.how))
+    return begun
+
+
+@contextmanager
+def _opened(out: Path, begun: _Begun, crew: Crew, *, resume: bool) -> Iterator[RunDir]:
+    """The run directory, which the first process opens for all."""
+    if not crew.is_first:
+        yield RunDir(out)
+        return
+    with RunDir.opened(out, begun.before, origin=begun.origin, resume=resume) as rundir:
+        yield rundir
+
+
+def _taken_up(rundir: RunDir, begun: _Begun, dataset: Dataset) -> Checkpoint:
+    """Where to go on from."""
+    if begun.plan is not begun.before:
+        extension.begin(rundir, begun.plan, how=begun.how)
+    at = checkpoint.load(rundir, how=begun.how)
+    steps = steps_per_epoch(dataset.train, begun.plan.data.batch_size)
+    inspection.check(at, begun.plan, where=str(rundir.checkpoint_path), steps=steps)
+    return at
 
 
 def _reuse(
@@ -179,7 +247,7 @@ def _reuse(
     shelf: Shelf | None = None
     if isinstance(settings.cache, Path):
         shelf = Folder(settings.cache, settings.cache_size)
-    elif settings.cache == "auto":
+    elif settings.cache == "auto" and "processes" not in how:
         shelf = Memory(min(settings.cache_size, (memory.available("cpu") or settings.cache_size) // 4))
     how = {**how, "device": fabric.device.type}
     return Reuse(plan, TASKS.get(plan.task), dataset.train, fabric, shelf, how, half=settings.cache_half, say=say)
@@ -215,10 +283,13 @@ def _train(run: Execution, remarks: Sequence[Diagnostic]) -> dict[str, Any]:
             train(run, index, trial)
         else:
             take_up(run, trial)
-    return finish(run, measured={name: run.measured(name) for name in _teaching(run.plan)})
+    measured = {name: run.measured(name) for name in _teaching(run.plan)}
+    return run.crew.first(lambda: finish(run, measured=measured))
 
 
-def _load(plan: Plan, base: Path, settings: Settings, accelerator: str, *, last: bool | None = None) -> _Parts:
+def _load(
+    plan: Plan, base: Path, settings: Settings, accelerator: str, crew: Crew, *, last: bool | None = None
+) -> _Parts:  # fmt: skip
     def load(name: str, seed: int) -> nn.Module:
         return preflight.load_model(
             plan.given(name), base, seed=seed, allow=settings.allow, trust_code=settings.trust_code,
@@ -263,7 +334,7 @@ def _load(plan: Plan, base: Path, settings: Settings, accelerator: str, *, last:
         for trial in trials_of(plan)
     }
     own = preflight.own_data(plan, base, dataset, allow=settings.allow)
-    programs, before, layout = _programs(plan, modules, dataset, settings, accelerator, last=last)
+    programs, before, layout = _programs(plan, modules, dataset, settings, accelerator, crew=crew, last=last)
     return _Parts(modules, dataset, initial, programs, frozenset(strangers), own, before, layout)
 
 
@@ -274,6 +345,7 @@ def _programs(
     settings: Settings,
     device: str,
     *,
+    crew: Crew,
     last: bool | None,
 ) -> tuple[dict[Trial, Program], Losses, Layout]:
     """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves.
@@ -287,17 +359,19 @@ def _programs(
     layout = Layout(bool(last), "as it was asked for")
     if settings.channels_last == "auto":
         named = {trial.name: program for trial, program in programs.items()}
-        found = chosen(named, dataset, batch_size=plan.data.batch_size, device=device)
+        found = crew.first(lambda: chosen(named, dataset, batch_size=plan.data.batch_size, device=device))
         layout = found if last in (None, found.last) else Layout(bool(last), "as the run was begun")
     for trial, program in programs.items():
         if layout.last:
             laid_out(program)
         if not settings.force:
-            memory.check(program, plan.data.batch_size, device=device, where=f"arm '{trial.name}', data.batch_size")
+            size = -(-plan.data.batch_size // (crew.count if device == "cuda" else 1))  # a CPU's memory is one
+            memory.check(program, size, device=device, where=f"arm '{trial.name}', data.batch_size")
         for stage in program.stages:
-            before[trial.name, stage.name] = preflight.dry_step(
-                specialize(program, stage.name), dataset, where=f"arm '{trial.name}', stage '{stage.name}'"
-            )
+            where, one = f"arm '{trial.name}', stage '{stage.name}'", specialize(program, stage.name)
+            before[trial.name, stage.name] = preflight.dry_step(one, dataset, where=where)
+            if crew.is_several:
+                spread.check(one, next(batches(dataset.train, 2 * crew.count + 1)), crew, where=where)
     # a program keeps its frozen members as they were: those that an arm before trains are yet to change
     early = {member for arm in plan.arms for member in arm.trains}
     frozen = {arm.name: set(arm.members) - set(arm.trains) for arm in plan.all_arms}

@@ -76,6 +76,18 @@ class Metrics:
         write_event(self._events / arm, step=step, seconds=record["time"], values=values)
 
 
+class Untold(Metrics):
+    """The metrics in a process that writes none."""
+
+    size = 0
+
+    def __init__(self) -> None:
+        """Nothing is opened."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Another process logs it."""
+
+
 def write_event(folder: Path, *, step: int, seconds: float, values: dict[str, float]) -> None:
     """Append scalars to TensorBoard's event file of a folder.
 

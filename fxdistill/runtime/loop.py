@@ -27,8 +27,10 @@ from fxdistill.plan.schema import DataPlan, Stage, lengths
 from fxdistill.runtime.average import Average
 from fxdistill.runtime.compiling import Choice, compiled, compiler_errors
 from fxdistill.runtime.course import Course, Means, Moment, Position, Progress
+from fxdistill.runtime.crew import Crew
 from fxdistill.runtime.optimizers import make_optimizer, set_rate, take_up
 from fxdistill.runtime.profiling import Clock
+from fxdistill.runtime.spread import spread
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Loop:
             taught: whether it takes the teacher's place.
         halves: The halves of a stage's program, where what its frozen one computes is kept; else None.
         clock: Told of the parts of a step.
+        crew: The processes that take each step together.
     """
 
     fabric: "Fabric"
@@ -79,6 +82,7 @@ class Loop:
     on_teacher: Callable[[Stage, int], bool] = lambda _stage, _taught: False
     halves: Callable[[Stage, Program], "Halves | None"] = lambda _stage, _program: None
     clock: Clock = field(default_factory=Clock)
+    crew: Crew = field(default_factory=Crew)
 
     def run(
         self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None,
@@ -141,6 +145,8 @@ class Loop:
 
     def _forward(self, program: Program, stage: Stage, halves: "Halves | None", *, steps: int) -> nn.Module:
         """What is called in a step: the program, compiled or with marks for the clock."""
+        if self.crew.is_several:
+            return spread(program, self.crew)
         made = compiled(program) if self.compiled is True else program
         if isinstance(self.compiled, Choice):
             batch = functools.cache(lambda: next(self._batches(0)))
@@ -158,6 +164,7 @@ class Loop:
             self.dataset.train, self.data.batch_size, seed=self.seed, epoch=epoch, start=start, shuffle=True,
             augment=self.data.augmentation, device=self.fabric.device, augment_seed=self.augment_seed,
             views=self.data.views, moves_targets=self.task.moves_targets, classes=len(self.dataset.classes),
+            part=self.crew.part if self.crew.is_several else None,
         )  # fmt: skip
 
     def _moment(self, position: Position, optimizer: torch.optim.Optimizer | None = None, **more: Any) -> Moment:
@@ -178,11 +185,12 @@ class Loop:
             optimizer.state.clear()
         steps = steps_per_epoch(self.dataset.train, size)
         found = running.waiting(self._batches(run_epoch, start=position.step), self.clock)
+        chosen = order(self.dataset.train, size, seed=self.seed, epoch=run_epoch)[position.step :]
         if running.halves is not None:
-            chosen = order(self.dataset.train, size, seed=self.seed, epoch=run_epoch)[position.step :]
             begun = self._moment(position, optimizer, means=running.flush, average=running.average.values)
             found = running.halves.fed(found, chosen, epoch=run_epoch, pulse=lambda: self.on_save(begun))
-        for step, batch in enumerate(found, start=position.step):
+        for step, (batch, images) in enumerate(zip(found, map(len, chosen), strict=True), start=position.step):
+            self.crew.whole = images
             set_rate(optimizer, stage, position.epoch * steps + step, steps)
             with step_seeded(self.seed, run_epoch, step, device=self.fabric.device), compiler_errors():
                 losses = forward(batch)
@@ -197,14 +205,15 @@ class Loop:
             running.average.update()
             self.clock.mark("rest")
             place = replace(position, step=step + 1)
-            if running.add(losses, place, len(batch["index"])):
+            if running.add(losses, place, images):
                 self.on_progress(running.progress(place, steps))
             if step + 1 < steps:
                 self.on_save(self._moment(place, optimizer, means=running.flush, average=running.average.values))
         running.flush()
         running.check(self.before.get(stage.name, {}), position)
         end = replace(position, epoch=position.epoch + 1, step=0)
-        ended = self.course.ends(stage.plateau, running.loss()) or end.epoch == stage.epochs
+        loss = self.crew.first(running.loss)
+        ended = self.course.ends(stage.plateau, loss) or end.epoch == stage.epochs
         with running.average.shown():
             self.on_progress(running.progress(end, steps, ended=ended))
         if not ended:

@@ -25,6 +25,15 @@ class Request:
         """Whether it was asked for."""
         return self._number is not None
 
+    @property
+    def number(self) -> int:
+        """The signal by which it was asked for; 0 where it was not."""
+        return self._number or 0
+
+    def join(self, number: int) -> None:
+        """Take over what another process of the run was asked for, by its :attr:`number`."""
+        self._number = self._number or number or None
+
     def grant(self) -> None:
         """Hand the signal on to whoever handled it before, which raises; nothing where nobody asked."""
         if self._number is not None:
@@ -36,7 +45,7 @@ class Request:
         self._number = number
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
-        handler = self._before[number]
+        handler = self._before.get(number)
         if callable(handler):
             handler(number, frame)
         raise KeyboardInterrupt

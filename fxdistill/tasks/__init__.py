@@ -136,6 +136,8 @@ class Task(ABC):
             DataError: There are none, or none that has a label.
         """
         metrics = {name: metric.to(device) for name, metric in self.metrics(classes).items()}
+        for metric in metrics.values():
+            metric.distributed_available_fn = _nowhere  # it is told of all images wherever there are processes
         images = labels = 0
         for output, targets in predict("test"):
             images += len(targets)
@@ -236,6 +238,10 @@ def labelled(targets: "Tensor") -> "Tensor":
     """Which images have a label, at least at one place: (N,), bool."""
     known = ~targets.isnan() if targets.is_floating_point() else targets != NO_LABEL
     return known.reshape(len(targets), -1).any(1)
+
+
+def _nowhere() -> bool:
+    return False
 
 
 TASKS: Registry[Task] = Registry("task", __name__, "TASK", Task)

@@ -259,8 +259,8 @@ def test_ctrl_c_before_there_is_a_run_does_not_say_resume(tmp_path: Path, monkey
 
 
 OPTIONS = [
-    "--device", "cpu", "--precision", "bf16-mixed", "--compile", "auto", "--channels-last", "on", "--profile",
-    "--save-every", "7", "--cache", "off", "--cache-size", "2G", "--cache-half",
+    "--device", "cpu", "--devices", "1", "--precision", "bf16-mixed", "--compile", "auto", "--channels-last", "on",
+    "--profile", "--save-every", "7", "--cache", "off", "--cache-size", "2G", "--cache-half",
     "--evaluate-every", "3", "--arms", "kd,indistill+dkd", "--seeds", "2", "--trust-code",
     "--force", "--allow-factory", "a.b", "--allow-factory", "c",
 ]  # fmt: skip
@@ -288,6 +288,7 @@ def test_whoever_asks_to_end_is_told_how_to_go_on_with_every_option(
     assert sorted(command.split()[5:-1]) == sorted(OPTIONS)
     known = {option for parameter in _parameters("run") for option in parameter.opts[:1]}
     beside = {"plan_file", "--output", "--resume", "--more-epochs"}  # said in another way
+    beside |= {"--nodes"}  # with it another process is started
     assert known - beside == {option for option in OPTIONS if option.startswith("--")}
 
 
