@@ -117,7 +117,7 @@ class Loop:
         optimizer = make_optimizer(stage, program, fused=not scaled)
         if state is not None:
             take_up(optimizer, state, where=f"stage '{stage.name}'")
-        halves = self.halves(stage, program)
+        halves = self.halves(stage, program) if not taught else None  # what is kept is of the stage's first teacher
         trained = program if halves is None else halves.divided.rest.train()
         self.clock.watch(halves.divided.frozen if halves is not None else None)
         epochs = lengths(self.program.stages, self.course.taken)
@@ -138,6 +138,7 @@ class Loop:
             if place.taught != taught:
                 taught = place.taught
                 program = specialize(self.program, stage.name, taught=taught).train()
+                halves = None
                 forward = self._forward(program, stage, None, steps=0)
                 wrapped = self.fabric.setup_module(forward, _reapply_compile=False)
         self.clock.end()

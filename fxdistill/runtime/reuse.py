@@ -103,7 +103,7 @@ class Reuse:
             return None
         before = self.reports.get(stage.name)
         uses = self._uses(read)
-        why = "its teacher may change while it trains" if stage.successors else self._why_not(program, uses)
+        why = self._why_not(program, uses)
         if why and before is None:
             self.reports[stage.name] = Report(why=why)
         if why or (before is not None and not before.views):

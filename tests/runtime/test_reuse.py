@@ -16,13 +16,14 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 from fxdistill.runtime import halves, reuse
-from fxdistill.runtime.arms import Observer, build_program
+from fxdistill.runtime.arms import Execution, Observer, build_program
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.shelf import Memory
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS
 from tests.by_hand import digits
 from tests.runs import ALLOW, CPU, STUDENT, TEACHER, edited, execute, metrics
+from tests.runtime import test_cascade
 
 OFF = dataclasses.replace(CPU, cache="off")
 TRAIN, BATCH = 1260, 256  # five batches of 252
@@ -223,3 +224,36 @@ def test_what_is_trained_under_every_seed_is_another_member_under_each() -> None
     read = [reuse.reads(later, Trial(seed, "second"), stage.changed(losses=terms)) for seed in (0, 1)]
     assert read[0] != read[1]
     assert read[0].terms == read[1].terms
+
+
+def test_the_rows_of_a_first_teacher_are_read_until_it_is_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four epochs on one view; after the second the student is better than its teacher; in the fourth the run dies."""
+    measured, epochs = Execution.measured, list[str]()
+
+    def better(run: Execution, member: str, *, on: str = "test") -> dict[str, float]:
+        if on == "val" and member == "student":
+            epochs.append(member)
+        reached = 0.4 if member != "student" else 0.5 if len(epochs) >= 2 else 0.3
+        return {**measured(run, member, on=on), "accuracy": reached}
+
+    def stop(_trial: object, now: Progress, _metrics: object) -> None:
+        if now.stage.name == "main" and (now.position.epoch, now.position.step) == (3, 1):
+            raise _Killed
+
+    monkeypatch.setattr(Execution, "measured", better)
+    plan = test_cascade.planned(assistants=1)
+    arms = [arm.changed(stages=[s.changed(epochs=4 if s.successors else 1) for s in arm.stages]) for arm in plan.arms]
+    plan = plan.changed(arms=arms, data=plan.data.changed(views=1))
+    path = test_cascade.written(plan, "cascade-cached")
+    forced = dataclasses.replace(test_cascade.CPU, save_seconds=0.0)
+    execute(path, tmp_path / "off", dataclasses.replace(forced, cache="off"))
+    epochs.clear()
+    with pytest.raises(_Killed):
+        execute(path, tmp_path / "run", forced, Observer(on_progress=stop))
+    found = execute(path, tmp_path / "run", dataclasses.replace(forced, resume=True))["arms"][-1]["reuse"]
+    assert (tmp_path / "run" / "student.pt").read_bytes() == (tmp_path / "off" / "student.pt").read_bytes()
+    taught = [set(line["losses"]) for line in metrics(tmp_path / "run") if line["stage"] == "main"]
+    assert taught == [{"cross-entropy", "kd"}] * 2 + [{"cross-entropy", "kd#2"}] * 2
+    assert counts(found) == {"main": (plan.data.train_size, 2 * plan.data.train_size)}
