@@ -109,7 +109,7 @@ def batches(
                 fill=fill if moves_targets else None,
                 classes=classes,
             )
-            x = x.to(torch.float32).div(255) if x.dtype == torch.uint8 else x.to(torch.float32)
+            x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
             index = chosen.to(device, non_blocking=True)
             rows = part(len(index)) if part is not None and mixes else slice(None)
             yield {"images": x[rows], "labels": labels[rows], "index": index[rows]}

@@ -32,18 +32,13 @@ def draw(shape: Sequence[int], draws: Draws, arguments: CropArguments) -> Change
             where="data.augmentation", hint=f"use crop:1 to crop:{min(height, width) - 1}, or leave it out"
             if min(height, width) > 1 else "leave it out",
         )  # fmt: skip
-    offsets = draws.below(2 * padding + 1, 2).T[:, :, None]
+    rows, columns = draws.below(2 * padding + 1, 2).T
 
     def crop(values: Tensor, fill: float = 0) -> Tensor:
-        device = values.device
         padded = F.pad(values.reshape(len(values), -1, height, width), [padding] * 4, value=fill)
-        rows, columns = (
-            place + torch.arange(size, device=device)
-            for place, size in zip(offsets.to(device), (height, width), strict=True)
-        )
-        image, channel = (torch.arange(count, device=device) for count in padded.shape[:2])
-        index = image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
-        return padded[index].reshape(values.shape)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (N, C, places, places, height, width)
+        image, row, column = (each.to(values.device) for each in (torch.arange(len(values)), rows, columns))
+        return windows[image, :, row, column].reshape(values.shape)
 
     return crop
 
