@@ -306,11 +306,19 @@ def export(
     embed_preprocessing: parameters.Embed = False,
     opset: parameters.Opset = 18,
     tolerance: parameters.Tolerance = 1e-4,
+    int8: parameters.Int8 = False,
+    fp16: parameters.Fp16 = False,
+    calibrate: parameters.Calibrate = None,
+    calibration: parameters.CalibrationWay = parameters.Calibration.minmax,
+    calibration_images: parameters.CalibrationImages = 512,
+    tolerance_accuracy: parameters.ToleranceAccuracy = 1.0,
+    tolerance_agreement: parameters.ToleranceAgreement = 5.0,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:
     """Write a model as ONNX with a dynamic batch, and compare the file with the model."""
     with reported():
+        precisions = values.precisions(int8=int8, fp16=fp16, calibrate=calibrate)
         wanted = values.shape(input_shape)
         wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
         values.writable(output)
@@ -323,6 +331,11 @@ def export(
             allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
             checkpoint_entry=entry, embedding=embedding,
         )  # fmt: skip
+        if precisions:
+            from fxdistill.runtime import reducing
+
+            how = reducing.Reducing(calibration.value, calibration_images, tolerance_accuracy, tolerance_agreement)
+            images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
         )
@@ -333,6 +346,9 @@ def export(
         names = f"outputs {', '.join(written.outputs)}"
         left_out = f"; left out: {', '.join(written.left_out)}" if written.left_out else ""
         out.print(Text(names + left_out), soft_wrap=True)
+        for precision in precisions:
+            made = reducing.reduced(found, output, precision, how, images=images)
+            out.print(Text(f"wrote {reducing.described(made, found.task)}"), soft_wrap=True)
 
 
 def _say(remarks: "Sequence[Diagnostic]") -> None:

@@ -24,7 +24,7 @@ Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
 Choosing = StrEnum("Choosing", {"off": "off", "on": "on", "auto": "auto"})
 Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
-
+Calibration = StrEnum("Calibration", {"minmax": "minmax", "entropy": "entropy", "percentile": "percentile"})
 Spacing = StrEnum("Spacing", {"paper": "paper", "even": "even"})
 
 # models
@@ -309,6 +309,28 @@ At = Annotated[
 ]
 Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
+]
+Int8 = Annotated[
+    bool, typer.Option("--int8", help="Write NAME-int8.onnx as well: quantized, if it passes a gate of its own.")
+]
+Fp16 = Annotated[
+    bool, typer.Option("--fp16", help="Write NAME-fp16.onnx as well, in half precision, behind that gate.")
+]
+Calibrate = Annotated[
+    str | None,
+    typer.Option("--calibrate", metavar="SPEC", help="Calibrate INT8 on the training images of other data."),
+]
+CalibrationWay = Annotated[
+    Calibration, typer.Option("--calibration", help="How the ranges of INT8 follow from the calibration images.")
+]
+CalibrationImages = Annotated[int, typer.Option("--calibration-images", min=1, help="How many of them there are.")]
+ToleranceAccuracy = Annotated[
+    float,
+    typer.Option("--tolerance-accuracy", min=0, metavar="POINTS", help="What less precision may cost on test images."),
+]
+ToleranceAgreement = Annotated[
+    float,
+    typer.Option("--tolerance-agreement", min=0, metavar="POINTS", help="How often it may answer otherwise on them."),
 ]
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]

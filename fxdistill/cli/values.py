@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
+    from fxdistill.measure.onnx_reduced import Precision
     from fxdistill.modelfiles.load import LoadedModel
     from fxdistill.plan.schema import Recalibration
     from fxdistill.preprocessing import Wishes
@@ -261,6 +262,18 @@ def writable(path: Path) -> None:
     if path.is_dir() or not path.resolve().parent.is_dir():
         what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise InputError(f"the output {what}", where=str(path), hint="give the name of a file with -o")
+
+
+def precisions(*, int8: bool, fp16: bool, calibrate: str | None) -> "list[Precision]":
+    """In which precisions a file is written beside the float one.
+
+    Raises:
+        InputError: Data to calibrate on is named, and nothing is calibrated.
+    """
+    if calibrate is not None and not int8:
+        raise InputError("nothing is calibrated but INT8", where="--calibrate", hint="add --int8, or leave it out")
+    wanted: list[tuple[Precision, bool]] = [("int8", int8), ("fp16", fp16)]
+    return [precision for precision, is_wanted in wanted if is_wanted]
 
 
 def run_directory(plan: Path, output: Path | None) -> tuple[Path, Path]:

@@ -85,11 +85,11 @@ def interleaved_latency(
     paths: Mapping[str, Path], input_shapes: Mapping[str, tuple[int, ...]], *, provider: str = "CPUExecutionProvider",
     repeats: int = 50, warmup: int = 5, threads: int | None = 1,
 ) -> dict[str, Latency]:  # fmt: skip
-    """Latencies of several ONNX files with one float32 input each, measured side by side.
+    """Latencies of several ONNX files with one input each, float32 or uint8, measured side by side.
 
     Args:
         paths: Files by name.
-        input_shapes: Shape of each file's input, batch included; filled with fixed normal noise.
+        input_shapes: Shape of each file's input, batch included; filled with fixed noise.
         provider: See :func:`open_session`.
         repeats: Timed runs of each file; the time is that of ``session.run``, copies to the device included.
         warmup: Runs of each file before those.
@@ -101,8 +101,8 @@ def interleaved_latency(
     """
     if repeats < 1:
         raise InputError("a latency needs at least one timed run", where=f"repeats = {repeats}")
-    images = {name: np.random.default_rng(0).standard_normal(input_shapes[name], dtype=np.float32) for name in paths}
     sessions = {name: open_session(path, provider=provider, threads=threads) for name, path in paths.items()}
+    images = {name: _noise(session, input_shapes[name]) for name, session in sessions.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(warmup + repeats):
         for name, session in sessions.items():
@@ -111,6 +111,13 @@ def interleaved_latency(
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _latency(times, provider) for name, times in seconds.items()}
+
+
+def _noise(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    chance = np.random.default_rng(0)
+    if session.get_inputs()[0].type == "tensor(uint8)":
+        return chance.integers(256, size=shape, dtype=np.uint8)
+    return chance.standard_normal(shape, dtype=np.float32)
 
 
 def _run(session: onnxruntime.InferenceSession, image: np.ndarray[Any, Any], *, where: str) -> None:

@@ -1,0 +1,118 @@
+"""An ONNX file in less precision, made of a float32 one.
+
+    int8    weights w ≈ s_c q, q in -127 … 127, with a scale for each output channel c; what operators hand on
+            x ≈ s (q - z), q in 0 … 255, with a scale and a zero point for each tensor, from what it is on calibration
+            images; written as QDQ: float operators between pairs that quantize and dequantize
+    fp16    all weights and operators in float16, input and outputs in float32
+
+BatchNorm is folded into the convolution before it and constants are computed first. Both are ONNX Runtime's own tools.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from torch import Tensor
+
+from fxdistill.errors import ModelError
+from fxdistill.measure.gate import INPUT, reason
+
+Precision = Literal["int8", "fp16"]
+Calibration = Literal["minmax", "entropy", "percentile"]
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+
+
+@dataclass(frozen=True)
+class _Images(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
+    """Calibration images, batch after batch, as ONNX Runtime asks for them."""
+
+    batches: Iterator[Tensor]
+
+    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        """The next batch by the name of the input; None after the last one."""
+        batch = next(self.batches, None)
+        return None if batch is None else {INPUT: batch.numpy()}
+
+
+def int8(path: Path, draft: Path, images: Iterable[Tensor], *, calibration: Calibration = "minmax") -> None:
+    """Write a file in INT8.
+
+    Args:
+        path: The float32 file, with its weights inside.
+        draft: The file to write.
+        images: Batches of images (N, ...) as the file takes them; nothing is learnt, but the ranges.
+        calibration: How ranges follow from what tensors are on these images: their least and largest values; those that
+            lose the least information (entropy); the 99.999th percentile.
+
+    Raises:
+        ModelError: The file cannot be quantized.
+    """
+    with _said(path), tempfile.TemporaryDirectory(dir=draft.parent) as folder:
+        folded = Path(folder) / "folded.onnx"
+        quant_pre_process(str(path), str(folded), skip_symbolic_shape=True)
+        quantize_static(
+            str(folded), str(draft), _Images(iter(images)), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=_METHODS[calibration],
+        )  # fmt: skip
+    _noted(path, draft, "int8")
+
+
+def fp16(path: Path, draft: Path) -> None:
+    """Write a file in FP16.
+
+    Args:
+        path: The float32 file, with its weights inside.
+        draft: The file to write.
+
+    Raises:
+        ModelError: The file cannot be converted.
+    """
+    with _said(path):
+        onnx.save_model(convert_float_to_float16(onnx.load_model(path), keep_io_types=True), draft)
+    _noted(path, draft, "fp16")
+
+
+def _noted(path: Path, draft: Path, precision: Precision) -> None:
+    """Give a file what the one that it comes from says of itself, and its precision."""
+    made, said = onnx.load_model(draft), onnx.load_model(path, load_external_data=False)
+    found = {entry.key: entry.value for entry in said.metadata_props}
+    onnx.helper.set_model_props(made, dict(sorted({**found, "fxdistill.precision": precision}.items())))
+    onnx.save_model(made, draft)
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Quiet tools, whose failures are errors of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as cause:  # the tools raise whatever their parts raise
+        raise ModelError(
+            f"it cannot be written in less precision: {reason(cause)}", where=str(path), hint="keep the float file"
+        ) from cause
+    finally:
+        logging.disable(before)
