@@ -15,8 +15,6 @@ A finished run is one line of ``cascade.jsonl``, with its seed, versions and mac
 on where it stopped; ``--table`` writes ``cascade.md``.
 """
 
-import multiprocessing
-import resource
 import shutil
 import statistics
 import sys
@@ -49,7 +47,6 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 SETTINGS = tuple(
     f"{data}-{network}-{keep}" for keep in (0.2, 0.4, 0.7) for data in ("cifar", "fashion") for network in NETWORKS
 )
-_GIGABYTE, _PATIENCE = 1 << 30, 1800
 
 
 @dataclass(frozen=True)
@@ -159,59 +156,43 @@ def pruned(kind: str) -> Callable[[Run], Any]:
     """
 
     def make(run: Run) -> Any:
-        reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
-        child = multiprocessing.get_context("spawn").Process(target=_prune, args=(kind, run, writer), daemon=True)
-        child.start()
-        writer.close()  # so that the end of the child is the end of what it says
-        try:
-            said = reader.recv() if reader.poll(_PATIENCE) else "it took too long"
-        except EOFError:
-            said = "its process ended"
-        child.kill()
-        child.join()
-        if said:
-            raise RuntimeError(f"Torch-Pruning, {kind}: {said}")
+        series.apart(_prune, kind, run)
         found = _module(run.folder / "pruned.pt")
         return (found, run.epochs) if kind == "group-norm" else found
 
     return make
 
 
-def _prune(kind: str, run: Run, writer: Any) -> None:
-    """The child's part: write ``pruned.pt``, and say '' or what went wrong."""
+def _prune(kind: str, run: Run) -> None:
+    """Write ``pruned.pt``."""
     import torch_pruning  # noqa: PLC0415  # prints and warns
 
-    resource.setrlimit(resource.RLIMIT_DATA, (4 * _GIGABYTE, 4 * _GIGABYTE))
-    try:
-        torch.set_num_threads(1)
-        teacher, shape = _module(run.teacher), _shape(run.teacher)
-        images = torch.randn(shape)
-        wanted = _macs(_module(run.reference), shape)
-        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2 if kind == "group-norm" else 1)
-        make = getattr(torch_pruning.pruner, "GroupNormPruner" if kind == "group-norm" else "MagnitudePruner")
+    torch.set_num_threads(1)
+    teacher, shape = _module(run.teacher), _shape(run.teacher)
+    images = torch.randn(shape)
+    wanted = _macs(_module(run.reference), shape)
+    importance = torch_pruning.importance.GroupMagnitudeImportance(p=2 if kind == "group-norm" else 1)
+    make = getattr(torch_pruning.pruner, "GroupNormPruner" if kind == "group-norm" else "MagnitudePruner")
 
-        def pruner(model: nn.Module, ratio: float) -> Any:
-            last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
-            return make(
-                model, images, importance=importance, pruning_ratio=ratio, global_pruning=True, ignored_layers=[last],
-                max_pruning_ratio=0.98,
-            )  # fmt: skip
+    def pruner(model: nn.Module, ratio: float) -> Any:
+        last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
+        return make(
+            model, images, importance=importance, pruning_ratio=ratio, global_pruning=True, ignored_layers=[last],
+            max_pruning_ratio=0.98,
+        )  # fmt: skip
 
-        if kind == "group-norm":
-            _sparse(teacher, pruner(teacher, 0.5), run)
+    if kind == "group-norm":
+        _sparse(teacher, pruner(teacher, 0.5), run)
 
-        def at(keep: float) -> nn.Module:
-            import copy  # noqa: PLC0415
+    def at(keep: float) -> nn.Module:
+        import copy  # noqa: PLC0415
 
-            model = copy.deepcopy(teacher).eval()
-            pruner(model, 1 - keep).step()
-            return model
+        model = copy.deepcopy(teacher).eval()
+        pruner(model, 1 - keep).step()
+        return model
 
-        made = _nearest(at, lambda one: _macs(one, shape), wanted)
-        fxdistill.save(made.eval(), run.folder / "pruned.pt", input_shape=shape)
-        writer.send("")
-    except Exception as cause:  # noqa: BLE001  # the reason is what is handed over
-        writer.send(f"{type(cause).__name__}: {cause}"[:300])
+    made = _nearest(at, lambda one: _macs(one, shape), wanted)
+    fxdistill.save(made.eval(), run.folder / "pruned.pt", input_shape=shape)
 
 
 def _sparse(model: nn.Module, pruner: Any, run: Run) -> None:

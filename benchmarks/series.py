@@ -9,10 +9,12 @@ import contextlib
 import io
 import json
 import math
+import multiprocessing
 import platform
+import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,23 +97,24 @@ def teacher(
 
     Args:
         path: The file.
-        factory: One of :mod:`fxdistill.models`.
+        factory: One of :mod:`fxdistill.models`, or ``module:name``.
         kwargs: Its arguments.
         arrays: ``train_images`` and ``train_labels``.
         optimizer: Makes the optimiser of a model.
         epochs: How many.
     """
+    factory = factory if ":" in factory else f"fxdistill.models:{factory}"
     if not path.is_file():
         images, labels = (torch.from_numpy(arrays[f"train_{kind}"]) for kind in ("images", "labels"))
         found = images.float().transpose(0, 1).flatten(1) / 255
         mean, std = ([round(float(x), 4) for x in values] for values in (found.mean(1), found.std(1)))
         channels: Any = "rgb" if images.shape[1] == 3 else "gray"
         pixels = Preprocessing(size=list(images.shape[2:]), mean=mean, std=std, channels=channels)
-        made = build(f"fxdistill.models:{factory}", dict(kwargs), seed=0)
+        made = build(factory, dict(kwargs), seed=0)
         print(f"  training the teacher {path.name}", file=sys.stderr, flush=True)
         fit(made, images, labels.long(), pixels, optimizer(made), epochs=epochs)
         fxdistill.save(
-            made, path, factory=f"fxdistill.models:{factory}", kwargs=dict(kwargs),
+            made, path, factory=factory, kwargs=dict(kwargs),
             input_shape=(1, *images.shape[1:]), preprocessing=pixels,
         )  # fmt: skip
     return path
@@ -153,6 +156,38 @@ def fit(
             optimizer.step()
             schedule.step()
     model.eval()
+
+
+def apart(function: Callable[..., object], *arguments: object, patience: float = 1800, gigabytes: float = 4) -> None:
+    """Call a function in a child process, with a limit of time and memory.
+
+    Raises:
+        RuntimeError: It failed, or took too much of either.
+    """
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    child = context.Process(target=_called, args=(function, arguments, gigabytes, writer), daemon=True)
+    child.start()
+    writer.close()  # so that the end of the child is the end of what it says
+    try:
+        said = reader.recv() if reader.poll(patience) else "it took too long"
+    except EOFError:
+        said = "its process ended"
+    child.kill()
+    child.join()
+    if said:
+        raise RuntimeError(f"{function.__name__}: {said}")
+
+
+def _called(function: Callable[..., object], arguments: Sequence[object], gigabytes: float, writer: Any) -> None:
+    """The child's part: say '' or what went wrong."""
+    limit = int(gigabytes * (1 << 30))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        function(*arguments)
+        writer.send("")
+    except Exception as cause:  # noqa: BLE001  # the reason is what is handed over
+        writer.send(f"{type(cause).__name__}: {cause}"[:300])
 
 
 def plan(*words: str) -> None:
