@@ -25,13 +25,18 @@ if TYPE_CHECKING:
     from fxdistill.diagnostics import Diagnostic
 
 app = typer.Typer(
-    cls=Commands, help="Pair a teacher with a student, plan the pruning, distil, export.", no_args_is_help=True,
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    cls=Commands, no_args_is_help=True,
+    pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 out = Console(highlight=False)
 MODEL = "model"
 SAVE_EVERY, CACHE_SIZE = 30.0, "4G"
 """Seconds between checkpoints; bytes of what is kept."""
+
+
+@app.callback()
+def _program(version: parameters.Version = False) -> None:
+    """Pair a teacher with a student, plan the pruning, distil, export."""
 
 
 @app.command(cls=Command)

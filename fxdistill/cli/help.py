@@ -1,7 +1,9 @@
-"""Help texts: the names that can be given are listed when a help text is shown, and not before."""
+"""Help texts, versions, completion: the names that can be given are listed when they are asked for, and not before."""
 
+from collections.abc import Callable
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 _LISTS = {
@@ -24,3 +26,25 @@ class Command(TyperCommand):
                     text = text.replace(place, ", ".join(names(GROUPS[kind])))
                     parameter.help = text  # type: ignore[attr-defined]  # of an option, which has one
         super().format_help(ctx, formatter)
+
+
+def names(kind: str) -> Callable[[str], list[str]]:
+    """Completes the names of a registry."""
+
+    def complete(incomplete: str) -> list[str]:
+        from fxdistill import registry
+
+        return [name for name in registry.names(registry.GROUPS[kind]) if name.startswith(incomplete)]
+
+    return complete
+
+
+def version(wanted: bool) -> None:  # noqa: FBT001  # an option's callback
+    """Say the versions, and end."""
+    if wanted:
+        from fxdistill.compiler.versions import versions
+
+        found = versions()
+        ours = found.pop("fxdistill", "of no version")
+        typer.echo(f"fxdistill {ours} ({', '.join(' '.join(one) for one in found.items())})")
+        raise typer.Exit

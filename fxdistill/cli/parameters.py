@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fxdistill.cli.help import names, version
+
 _MODEL = "A .pt file, or a factory such as torchvision.models:resnet18?num_classes=10."
 _RUN_OR_MODEL = f"A run directory. {_MODEL}"
 _DATA = "{sources}, or my.module:factory."
@@ -26,6 +28,13 @@ Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "proj
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
 Calibration = StrEnum("Calibration", {"minmax": "minmax", "entropy": "entropy", "percentile": "percentile"})
 Spacing = StrEnum("Spacing", {"paper": "paper", "even": "even"})
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=version, is_eager=True, help="Say the versions of this and of what it rests on."
+    ),
+]
 
 # models
 Model = Annotated[str, typer.Argument(help=_MODEL)]
@@ -84,15 +93,23 @@ PlanFile = Annotated[
 PlanOrRun = Annotated[Path, typer.Argument(metavar="PLAN|RUN_DIR", help="A plan, or a run directory.")]
 PlanOutput = Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")]
 HowTaught = Annotated[
-    str, typer.Option("--method", help="How the student is taught: {methods}. Names compose: indistill+kd.")
+    str,
+    typer.Option(
+        "--method",
+        autocompletion=names("method"),
+        help="How the student is taught: {methods}. Names compose: indistill+kd.",
+    ),
 ]
-TaskName = Annotated[str, typer.Option("--task", help="What is predicted: {tasks}.")]
+TaskName = Annotated[str, typer.Option("--task", autocompletion=names("task"), help="What is predicted: {tasks}.")]
 TeacherOutput = Annotated[str | None, typer.Option("--teacher-output", help=_OUTPUT.format("teacher"))]
 StudentOutput = Annotated[str | None, typer.Option("--student-output", help=_OUTPUT.format("student"))]
 PrintAfter = Annotated[
     list[str], typer.Option("--print-after", metavar="PASS", help="Show what a pass made; repeatable.")
 ]
-OtherTask = Annotated[str | None, typer.Option("--task", help="What is predicted: {tasks}. Default: as the run says.")]
+OtherTask = Annotated[
+    str | None,
+    typer.Option("--task", autocompletion=names("task"), help="What is predicted: {tasks}. Default: as the run says."),
+]
 Pairs = Annotated[list[str], typer.Option("--pair", help="T=S: this pair must be; node or module paths; repeatable.")]
 Forbidden = Annotated[list[str], typer.Option("--forbid", help="T=S: this pair must not be; repeatable.")]
 Widths = Annotated[Align, typer.Option("--align", help=_ALIGN)]
@@ -149,7 +166,12 @@ ViaEpochs = Annotated[
 ViaFactory = Annotated[str | None, typer.Option("--via-factory", help=_FACTORY.format("--via "))]
 ViaArgument = Annotated[list[str], typer.Option("--via-arg", help=_ARGUMENT)]
 Criterion = Annotated[
-    str | None, typer.Option("--criterion", help="Importance of a channel: {criteria}. Default: the method's own.")
+    str | None,
+    typer.Option(
+        "--criterion",
+        autocompletion=names("criterion"),
+        help="Importance of a channel: {criteria}. Default: the method's own.",
+    ),
 ]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, max=1_000_000, help="Epochs of the main stage.")]
 ClassMap = Annotated[
@@ -358,7 +380,9 @@ Scopes = Annotated[
     typer.Option("--scope", metavar="PATH=SHARE", help="A part keeps a share of its own: layer4=0.3; repeatable."),
 ]
 SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
-By = Annotated[str, typer.Option("--by", help="Importance of a channel: {criteria}.")]
+By = Annotated[
+    str, typer.Option("--by", autocompletion=names("criterion"), help="Importance of a channel: {criteria}.")
+]
 RoundTo = Annotated[int, typer.Option("--round-to", min=1, help="Widths become multiples of this, e.g. 8.")]
 Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
 Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]

@@ -1,6 +1,7 @@
 """What people see while a run trains: one bar over all epochs, one line of what is happening.
 
-On a terminal both are live and disappear at the end. Elsewhere (a log file) only the end of each stage is written.
+On a terminal both are live and disappear at the end. Elsewhere (a log file) each epoch is a line, with the time since
+the run began.
 """
 
 import time
@@ -23,7 +24,6 @@ from fxdistill.runtime.profiling import StageTimes
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS, Task
 
-_LOG_SECONDS = 30.0
 _LEAST_COST = 0.05  # of an epoch: reading and augmenting images takes time too
 _WORTH_SAYING = 0.01  # of the time
 _UNKNOWN = "-:--:--"
@@ -52,7 +52,7 @@ class RunView(Observer):
         self._remaining = Remaining({}, ())
         self._task: Task | None = None
         self._watched = ""
-        self._drawn = self._logged = 0.0
+        self._drawn = self._began = 0.0
 
     def __enter__(self) -> "RunView":
         self._live.start()
@@ -70,7 +70,7 @@ class RunView(Observer):
         self._shares = {name: [epochs * cost for epochs, cost in stages] for name, stages in costs.items()}
         self._remaining = Remaining(costs, [trial.name for trial in trials])
         self._watched = "" if plan.data.val is None else "validation "
-        self._logged = time.monotonic()
+        self._began = time.monotonic()
         for name, member in plan.members.items():
             if isinstance(member, ModelRef) and member.preprocessing is not None:
                 self.console.print(Text(f"{name} reads {in_words(member.preprocessing)}"), soft_wrap=True)
@@ -94,8 +94,7 @@ class RunView(Observer):
             self._draw(arm, progress)
         self._kept(progress)
         finished = progress.ended
-        if finished or (ended and not self.console.is_terminal and now - self._logged > _LOG_SECONDS):
-            self._logged = now
+        if finished or (ended and not self.console.is_terminal):
             task = self._task
             shown = task is not None and task.primary in metrics
             reached = (
@@ -106,6 +105,7 @@ class RunView(Observer):
             where = "" if at.epoch == stage.epochs else f" {at.epoch}/{stage.epochs}"
             where += ", no longer falling" if finished and where else ""
             note = f"  {progress.note}" if progress.note else ""
+            note += "" if self.console.is_terminal else f"  {timedelta(seconds=int(now - self._began))}"
             self.console.print(
                 Text.assemble(
                     f"{arm.name}, seed {arm.seed}: ",

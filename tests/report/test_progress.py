@@ -1,5 +1,8 @@
 """What people see while a run trains."""
 
+from types import SimpleNamespace
+
+import pytest
 from rich.console import Console
 
 from fxdistill.diagnostics import Diagnostic
@@ -21,6 +24,8 @@ def watch(console: Console) -> None:
         view.on_diagnostic(Diagnostic(code="some-code", severity="warning", where="teacher", why="because"))
         view.on_progress(Trial(0, "distilled"), Progress(stage, Position(0, 0, 2), 5, {key: 0.5}, 1234.0), {})
         view._live.refresh()
+        whole = stage.changed(epochs=2)
+        view.on_progress(Trial(0, "distilled"), Progress(whole, Position(0, 1, 0), 5, {key: 0.375}, 1234.0), {})
         view.on_progress(
             Trial(0, "distilled"),
             Progress(stage, Position(0, 1, 0), 5, {key: 0.25}, 1234.0, ended=True, waiting=0.256),
@@ -40,14 +45,17 @@ def test_a_terminal_shows_stage_epoch_losses_speed_and_time_left() -> None:
     assert "distilled, seed 0" in said
 
 
-def test_a_log_file_gets_lines_only() -> None:
+def test_a_log_file_gets_a_line_for_each_epoch_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     console, text = drawn(terminal=False)
+    clock = iter([100.0, 100.0, 100.5, 165.9])
+    monkeypatch.setattr("fxdistill.report.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
     watch(console)
     pair = load(runs.plan_file()).arm("distilled").stages[0].losses[0].pair
     assert text.getvalue().splitlines() == [
         *(f"{name} reads 8x8; mean 0.3055 std 0.376, gray (the data)" for name in ("teacher", "student")),
         "warning some-code teacher: because",
-        f"distilled, seed 0: warm-up-1  mse[{pair}] 0.25  accuracy 50.00%",
+        f"distilled, seed 0: warm-up-1 1/2  mse[{pair}] 0.375  0:00:00",
+        f"distilled, seed 0: warm-up-1  mse[{pair}] 0.25  accuracy 50.00%  0:01:05",
     ]
 
 
@@ -60,4 +68,4 @@ def test_a_stage_that_ends_on_a_plateau_says_so() -> None:
         view.on_progress(
             Trial(0, "distilled"), Progress(stage, Position(0, 3, 0), 5, {"mse": 0.5}, 9.0, ended=True), {}
         )
-    assert text.getvalue().splitlines()[-1] == "distilled, seed 0: warm-up-1 3/5, no longer falling  mse 0.5"
+    assert text.getvalue().splitlines()[-1] == "distilled, seed 0: warm-up-1 3/5, no longer falling  mse 0.5  0:00:00"
