@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -125,6 +126,15 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     for name, buffer in module.named_buffers(remove_duplicate=False):
         state.setdefault(name, buffer)
     return state
+
+
+def digest(module: nn.Module) -> str:
+    """A hash of everything in a module that training can change: names, types, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in whole_state(module).items():
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_whole_state(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fxdistill.data.dataset import Dataset
+from fxdistill.ir.running import digest
 from fxdistill.measure.model import metrics, same_for_all
 from fxdistill.plan.document import Plan
 from fxdistill.preprocessing import PLAIN, View
@@ -32,6 +33,7 @@ class Bench:
         strangers: The members whose predictions are none for the data: only their layers teach.
         own_data: By name the data of members that read image files in another way, as they do: to measure them on.
         crew: The processes that do all this together.
+        known: Of a member, on the validation split or not, the weights that were measured last, and what came out.
     """
 
     plan: Plan
@@ -42,17 +44,28 @@ class Bench:
     strangers: frozenset[str]
     own_data: Mapping[str, Dataset]
     crew: Crew = field(default_factory=Crew, kw_only=True)
+    known: dict[tuple[str, bool], tuple[str, dict[str, float]]] = field(default_factory=dict, kw_only=True)
 
     def measured(self, member: str, *, on: str = "test") -> dict[str, float]:
         """The metrics of a member on a split of the run's data, on the run's device; none where that has no labels.
 
         There are none either where one of them is no number.
 
+        What was measured last is not measured again as long as no weight has changed.
+
         The test split is for what the run ends with. All that is watched before is measured on the validation split,
         ``val``, where the plan has one.
         """
         if member in self.strangers or not self.dataset.has_labels(on):
             return {}
+        if self.crew.is_several:  # all measure together, so nobody may leave it out
+            return self._measured(member, on)
+        place, weights = (member, self.dataset.val is not None and on == "val"), digest(self.modules[member])
+        if self.known.get(place, ("", {}))[0] != weights:
+            self.known[place] = weights, self._measured(member, on)
+        return dict(self.known[place][1])
+
+    def _measured(self, member: str, on: str) -> dict[str, float]:
         module, size = self.modules[member].to(self.fabric.device), self.plan.data.batch_size
         dataset, view = self.seen_by(member)
         entry = self.plan.entry_of(member)

@@ -148,7 +148,7 @@ def execute(
             metrics=Metrics(rundir, size=at.metrics_size, plan=plan) if crew.is_first else Untold(), checkpoint=at,
             reuse=_reuse(plan, dataset, fabric, settings, observer, how=how), programs=parts.programs,
             evaluate_every=settings.evaluate_every, before=parts.before, profile=settings.profile,
-            chosen=dict(at.compiled), layout=parts.layout, crew=crew,
+            chosen=dict(at.compiled), layout=parts.layout, crew=crew, known=bench.known,
         )  # fmt: skip
         if settings.channels_last == "auto":
             poor.append(Diagnostic(code="layout", severity="note", where="feature maps", why=parts.layout.why))

@@ -31,7 +31,7 @@ from fxdistill.errors import PassError
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.graph import macs_of
 from fxdistill.ir.program import Program
-from fxdistill.ir.running import whole_state
+from fxdistill.ir.running import digest
 from fxdistill.passes.divide import Divide, Divided
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Stage
@@ -247,9 +247,7 @@ def key_of(frozen: fx.GraphModule, data: str, how: dict[str, Any]) -> str:
         for name, part in frozen.named_modules() if part is not frozen
     ]  # fmt: skip
     told = [str(frozen.graph), layers, data, {name: str(value) for name, value in how.items()}, versions()]
-    state = [(name, str(tensor.dtype), list(tensor.shape)) for name, tensor in whole_state(frozen).items()]
-    parts = (_bytes(tensor) for tensor in whole_state(frozen).values())
-    return _digest(json.dumps([told, state], default=str).encode(), *parts)[:32]
+    return _digest(json.dumps([told, digest(frozen)], default=str).encode())[:32]
 
 
 def _settings(part: torch.nn.Module) -> list[tuple[str, str]]:
