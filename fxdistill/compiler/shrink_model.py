@@ -109,8 +109,9 @@ def shrink_model(
     barriers: dict[str, str] = {}
     traced = passes.run(Trace(input_shape, entry=entry), module)
     while True:
+        unread = _count(module) - _count(traced.module)
         coupling = with_barriers(traced, passes.run(Couple(), traced), tuple(barriers))
-        removal = passes.run(thin, ThinSource(traced, coupling, batch, loss))
+        removal = passes.run(thin, ThinSource(traced, coupling, batch, loss, unread))
         try:
             shrunken = passes.run(Shrink(seed=seed), ShrinkSource(traced, coupling, removal.removed))
             break
@@ -126,17 +127,21 @@ def shrink_model(
     unused = unused_tensors(module, traced)
     keep_unused(shrunken.module, unused)
     again = Trace(input_shape)(shrunken.module).value
-    _check_count(removal, Size(sum(p.numel() for p in again.module.parameters()), again.macs))
+    after = Size(_count(shrunken.module), again.macs)
+    _check_count(removal, after)
     return ShrunkResult(
         module=shrunken.module, proof=shrunken.proof, kept=removal.kept, widths=removal.widths,
-        before=Size(sum(p.numel() for p in module.parameters()), traced.macs),
-        after=Size(sum(p.numel() for p in shrunken.module.parameters()), again.macs),
+        before=Size(_count(module), traced.macs), after=after,
         rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
         diagnostics=(
             *coupling.diagnostics, *passes.records[-2].diagnostics, *barrier_remarks(barriers),
             *unused_remarks(unused), *_frozen(traced),
         ),
     )  # fmt: skip
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _check_count(removal: Removal, found: Size) -> None:

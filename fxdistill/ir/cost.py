@@ -13,7 +13,7 @@ A weight, or a product, whose two layers vary along dimensions of their own is o
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -104,6 +104,7 @@ class Cost:
         parameters: (T,): the entries of the tensor for one index of each of these dimensions.
         macs: (T,): the multiply-accumulates, likewise.
         base: Those of what does not shrink.
+        unread: Parameters that the model has and does not read.
     """
 
     classes: tuple[int, ...]
@@ -113,6 +114,7 @@ class Cost:
     parameters: Tensor
     macs: Tensor
     base: int
+    unread: int = 0
 
     def of(self, mask: Tensor) -> Size:
         """The cost where classes are kept as a mask (K,) says."""
@@ -131,16 +133,17 @@ class Cost:
         product = alive[self.rows[:, 0]] * alive[self.rows[:, 1]]
         shape = (-1, *(1,) * (alive.dim() - 1))
         macs = (product * self.macs.view(shape)).sum(0) + self.base
-        return (product * self.parameters.view(shape)).sum(0).round(), macs.round()
+        return ((product * self.parameters.view(shape)).sum(0) + self.unread).round(), macs.round()
 
 
-def cost_of(traced: Traced, coupling: Coupling, classes: Sequence[int]) -> Cost:
+def cost_of(traced: Traced, coupling: Coupling, classes: Sequence[int], *, unread: int = 0) -> Cost:
     """The cost of a model as a function of which classes are kept.
 
     Args:
         traced: The model in eval mode.
         coupling: Its coupled channels.
         classes: Those that may be removed.
+        unread: Parameters that the model has beside those of its graph.
     """
     place = torch.full((coupling.class_count + 1,), -1)
     place[list(classes)] = torch.arange(len(classes))
@@ -155,7 +158,7 @@ def cost_of(traced: Traced, coupling: Coupling, classes: Sequence[int]) -> Cost:
         for layers, shape, share in found:
             rows.add(layers, shape, macs=share)
         base += macs_of(node) if not found else 0
-    return rows.cost(tuple(classes), base)
+    return replace(rows.cost(tuple(classes), base), unread=unread)
 
 
 _Space = tuple[Layers, Shape, float]

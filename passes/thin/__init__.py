@@ -20,7 +20,7 @@ from fxdistill.criteria import CRITERIA, importance
 from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.channels import Channels, Examples
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.cost import Limit, Size, cost_of
+from fxdistill.ir.cost import Cost, Limit, Size, cost_of
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of, within
 from fxdistill.passes.thin.search import Ranking, Search, pools
@@ -40,12 +40,14 @@ class ThinSource:
         coupling: Its coupled channels.
         batch: Images and targets, for criteria that read gradients.
         loss: What the targets say about a prediction, for the same.
+        unread: Parameters that the model has and does not read; they stay, and count.
     """
 
     traced: Traced
     coupling: Coupling
     batch: Examples | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,10 @@ class Thin(Pass[ThinSource, Removal]):
         stays = Stays(source.traced, source.coupling, self.protect, self.only)
         wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
         channels = Channels(source.traced, coupling, batch=source.batch, seed=self.seed, loss=source.loss)
-        if not stays.producers:
+        blocks = self._blocks(stays, {class_id for width in wanted for class_id in width.classes})
+        if not blocks:
             raise nothing(stays)
         scores = importance(self.criterion, channels)
-        blocks = self._blocks(stays, {class_id for width in wanted for class_id in width.classes})
         selection, size = self._selected(source, blocks, wanted, scores, stays)
         removed = selection.removed
         if not removed:
@@ -191,10 +193,13 @@ class Thin(Pass[ThinSource, Removal]):
             raise InvariantError("the kept indices do not say what is removed")
 
     def _check_size(self, source: ThinSource, value: Removal, stays: Stays) -> None:
-        cost = cost_of(source.traced, source.coupling, [i for block in blocks_of(stays).values() for i in block])
+        cost = self._cost(source, [i for block in blocks_of(stays).values() for i in block])
         size, own = cost.without(value.removed), cost.without(())
         if value.size != size or any(getattr(size, one.what) > one.most(own) for one in self.limits):
             raise InvariantError(f"the budget is not met: {size} of {own}")
+
+    def _cost(self, source: ThinSource, free: Sequence[int]) -> Cost:
+        return cost_of(source.traced, source.coupling, free, unread=source.unread)
 
     def _blocks(self, stays: Stays, named: set[int]) -> list[Block]:
         """The blocks; with a target where the share of a part, or that nothing asks for them, decides on it."""
@@ -229,7 +234,7 @@ class Thin(Pass[ThinSource, Removal]):
         )
         if self.limits:
             free = [class_id for block in blocks for class_id in block.classes]
-            return search.meet(self.limits, cost_of(source.traced, source.coupling, free))
+            return search.meet(self.limits, self._cost(source, free))
         return search.selected(search.targets(self.keep or 0.0), wanted), None
 
 

@@ -16,6 +16,7 @@ from fxdistill import registry
 from fxdistill.criteria import CRITERIA, Criterion, importance
 from fxdistill.errors import InputError, InvariantError, PlanError
 from fxdistill.ir.channels import Channels
+from fxdistill.ir.cost import limits_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Thin, ThinSource
 from fxdistill.passes.trace import Trace
@@ -59,7 +60,9 @@ def test_every_criterion_has_a_summary_and_a_source() -> None:
     for name in CRITERIA.names():
         found = CRITERIA.get(name)
         assert found.summary, name
-        assert found.needs_batch == (name.rpartition(".")[2] in {"taylor", "hessian", "obdc"}), name
+        assert found.needs_batch == (
+            name.rpartition(".")[2] in {"taylor", "hessian", "obdc", "fisher", "activation"}
+        ), name
 
 
 @pytest.fixture
@@ -190,3 +193,61 @@ def test_a_criterion_that_is_wrong_is_refused(
     monkeypatch.setattr(registry.Registry, "get", lambda *_, **__: Criterion(score=spoiling(what)))
     with pytest.raises(error, match=message):
         importance("spoiling", channels)
+
+
+def test_fisher_is_the_mean_square_of_a_gates_slope_over_images() -> None:
+    net = Net().eval()
+    channels = channels_of(net, batch=BATCH)
+    found = of_stem(importance("fisher", channels), channels)
+    slopes = []
+    for image, label in zip(BATCH[0].split(1), BATCH[1].split(1), strict=True):
+        gates = torch.ones(8, 1, 1, 1, requires_grad=True)
+        stem = F.conv2d(image, net.stem.weight * gates, net.stem.bias)
+        loss = F.cross_entropy(net.head(F.relu(net.norm(stem)).mean((2, 3))), label)
+        slopes.append(torch.autograd.grad(loss, gates)[0].flatten().double())
+    torch.testing.assert_close(found, torch.stack(slopes).square().mean(0), rtol=1e-4, atol=1e-12)
+
+
+def test_activation_is_the_mean_of_what_is_handed_on() -> None:
+    net = Net().eval()
+    with torch.no_grad():
+        net.norm.bias[3] = -100.0
+    channels = channels_of(net, batch=BATCH)
+    found = of_stem(importance("activation", channels), channels)
+    with torch.no_grad():
+        handed = F.relu(net.norm(net.stem(BATCH[0]))).mean((2, 3)).abs().double().mean(0)
+    torch.testing.assert_close(found, handed)
+    assert found[3] == 0
+
+
+def test_activation_adds_up_over_readers_and_follows_flattened_channels() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.again = nn.Conv2d(3, 4, 1), nn.Identity(), nn.Conv2d(4, 4, 1)
+            self.head = nn.Linear(4 * 64, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            return self.head((x + self.again(x)).flatten(1))
+
+    torch.manual_seed(0)
+    net = Two().eval()
+    channels = channels_of(net, batch=BATCH)
+    found = of_stem(importance("activation", channels), channels)
+    with torch.no_grad():
+        first = net.stem(BATCH[0])
+        second = first + net.again(first)
+    expected = first.abs().mean((0, 2, 3)) + second.abs().mean(0).sum((1, 2))
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fisher", "activation"])
+def test_measures_on_data_want_data_and_rank_a_budget(name: str) -> None:
+    channels = channels_of(Net().eval())
+    with pytest.raises(InputError, match="needs images and their labels"):
+        importance(name, channels)
+    source = ThinSource(channels.traced, channels.coupling, BATCH)
+    removal = Thin(limits=limits_of(macs=0.51), criterion=name)(source).value
+    scores = of_stem(importance(name, channels_of(Net().eval(), batch=BATCH)), channels)
+    assert removal.kept["stem.weight"] == sorted(scores.topk(4).indices.tolist())

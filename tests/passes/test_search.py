@@ -250,6 +250,20 @@ def test_what_cannot_be_is_refused(options: Any, said: str) -> None:
     assert said in str(error.value)
 
 
+def test_parameters_that_nothing_reads_stay_and_count() -> None:
+    model = made()
+    model.unused, model.alone = nn.Linear(40, 40), nn.Parameter(torch.zeros(100))
+    found = shrink_model(model, input_shape=IMAGE, limits=limits_of(parameters=0.7))
+    own = size(model).parameters
+    assert found.before.parameters == own
+    assert 0.98 * 0.7 * own <= size(found.module).parameters <= 0.7 * own
+
+
+def test_where_everything_stays_it_says_why() -> None:
+    with pytest.raises(InputError, match="is protected by 'inner'"):
+        thin(made(), limits=limits_of(macs=0.5), protect=("stem", "inner", "outer", "down", "deep", "last"))
+
+
 def test_the_least_that_is_named_can_be_had() -> None:
     model = made()
     with pytest.raises(InputError) as error:

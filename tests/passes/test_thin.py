@@ -260,7 +260,8 @@ def test_taylor_needs_gradients() -> None:
 
 def test_an_unknown_criterion_is_refused() -> None:
     with pytest.raises(
-        PlanError, match=r"there is no criterion named 'l7'(.|\n)*did you mean 'l2'\? known are bn, fpgm"
+        PlanError,
+        match=r"there is no criterion named 'l7'(.|\n)*did you mean 'l2'\? known are activation, bn, fisher, fpgm",
     ):
         thin(Residual(), keep=0.5, criterion="l7")
 
