@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import lists, parameters, teaching, together, values
+from fxdistill.cli import lists, parameters, teaching, timing, together, values
 from fxdistill.cli.exits import Commands, err, reported
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
@@ -461,7 +461,7 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
         job.run(output, repeats=repeats, say=lambda line: out.print(Text(line), soft_wrap=True))
 
 
-for _command in (lists.methods, lists.losses):
+for _command in (timing.bench, lists.methods, lists.losses):
     app.command(cls=Command)(_command)
 
 

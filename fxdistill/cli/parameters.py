@@ -332,6 +332,13 @@ At = Annotated[
 Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
 ]
+Models = Annotated[list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{_RUN_OR_MODEL} Or an ONNX file.")]
+Batches = Annotated[list[int], typer.Option("--batch", min=1, metavar="N", help="Images a run; repeatable.")]
+TimedRuns = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads within an operator.")]
+Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's execution provider: CPU, CUDA, ….")]
+InTorch = Annotated[bool, typer.Option("--torch", help="Time models that are no ONNX files in torch as well.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Int8 = Annotated[
     bool, typer.Option("--int8", help="Write NAME-int8.onnx as well: quantized, if it passes a gate of its own.")
 ]

@@ -264,6 +264,22 @@ def writable(path: Path) -> None:
         raise InputError(f"the output {what}", where=str(path), hint="give the name of a file with -o")
 
 
+def distinct(models: Sequence[str]) -> None:
+    """Check that each model is named once.
+
+    Raises:
+        InputError: One is named twice.
+    """
+    for model in models:
+        if models.count(model) > 1:
+            raise InputError("it is named twice", where=model, hint="name each model once")
+
+
+def is_run(model: str) -> bool:
+    """Whether a model is named by its run directory, which says itself what it reads."""
+    return Path(model).is_dir()
+
+
 def precisions(*, int8: bool, fp16: bool, calibrate: str | None) -> "list[Precision]":
     """In which precisions a file is written beside the float one.
 

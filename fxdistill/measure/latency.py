@@ -5,15 +5,17 @@ them, and their ratio holds where single figures do not.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
 
 from fxdistill.errors import InputError, ModelError
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,35 @@ def interleaved_latency(
     """
     if repeats < 1:
         raise InputError("a latency needs at least one timed run", where=f"repeats = {repeats}")
-    sessions = {name: open_session(path, provider=provider, threads=threads) for name, path in paths.items()}
-    images = {name: _noise(session, input_shapes[name]) for name, session in sessions.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    calls = {name: call(path, input_shapes[name], provider=provider, threads=threads) for name, path in paths.items()}
+    return {name: over(times, provider) for name, times in interleaved(calls, repeats=repeats, warmup=warmup).items()}
+
+
+def call(
+    path: Path, input_shape: tuple[int, ...], *, provider: str = "CPUExecutionProvider", threads: int | None = 1
+) -> Callable[[], object]:
+    """What runs an ONNX file once on fixed noise; see :func:`interleaved_latency`."""
+    session = open_session(path, provider=provider, threads=threads)
+    image = _noise(session, input_shape)
+    return lambda: _run(session, image, where=str(path))
+
+
+def interleaved(calls: Mapping[K, Callable[[], object]], *, repeats: int = 50, warmup: int = 5) -> dict[K, list[float]]:
+    """Seconds that each of some calls takes, called in turn.
+
+    Args:
+        calls: What to call.
+        repeats: Timed calls of each.
+        warmup: Calls of each before those.
+    """
+    seconds: dict[K, list[float]] = {key: [] for key in calls}
     for turn in range(warmup + repeats):
-        for name, session in sessions.items():
+        for key, once in calls.items():
             start = time.perf_counter()
-            _run(session, images[name], where=str(paths[name]))
+            once()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _latency(times, provider) for name, times in seconds.items()}
+                seconds[key].append(time.perf_counter() - start)
+    return seconds
 
 
 def _noise(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -129,6 +150,7 @@ def _run(session: onnxruntime.InferenceSession, image: np.ndarray[Any, Any], *, 
         ) from cause
 
 
-def _latency(seconds: list[float], provider: str) -> Latency:
+def over(seconds: Sequence[float], provider: str) -> Latency:
+    """The latency that some times, in seconds, are of."""
     p10, median, p90 = (float(value) * 1000 for value in np.percentile(seconds, (10, 50, 90)))
     return Latency(median_ms=median, p10=p10, p90=p90, provider=provider)

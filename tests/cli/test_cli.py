@@ -42,7 +42,7 @@ def call(*args: str) -> str:
 
 
 def test_help_of_every_command() -> None:
-    for command in ("plan", "run", "show", "export", "eval", "demo", "schema", "methods", "losses"):
+    for command in ("plan", "run", "show", "export", "eval", "bench", "demo", "schema", "methods", "losses"):
         assert f"fxdistill {command}" in call(command, "--help").replace("root", "fxdistill")
 
 
@@ -84,7 +84,11 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], *([name, "--help"] for name in ("plan", "run", "show", "shrink", "export", "eval")), ["schema"]],
+    [
+        ["--help"],
+        ["schema"],
+        *([name, "--help"] for name in ("plan", "run", "show", "shrink", "export", "eval", "bench")),
+    ],
     ids=" ".join,
 )
 def test_help_imports_nothing_heavy(args: list[str]) -> None:

@@ -1,0 +1,46 @@
+"""``fxdistill bench``: how long models take, side by side."""
+
+import dataclasses
+import json
+
+import typer
+from rich.console import Console
+
+from fxdistill.cli import parameters, values
+from fxdistill.cli.exits import reported
+
+
+def bench(
+    models: parameters.Models,
+    input_shape: parameters.Input = "",
+    batch: parameters.Batches = [1],
+    repeats: parameters.TimedRuns = 50,
+    threads: parameters.Threads = 1,
+    provider: parameters.Provider = "CPU",
+    torch: parameters.InTorch = False,
+    as_json: parameters.AsJson = False,
+    allow_factory: parameters.Allow = [],
+    trust_code: parameters.Trust = False,
+) -> None:
+    """Measure latency and throughput of models side by side, in ONNX Runtime."""
+    with reported():
+        wanted = values.shape(input_shape)
+        values.distinct(models)
+
+        from fxdistill.report.timing_view import timing_view
+        from fxdistill.runtime import deploy, timing
+
+        found = {}
+        for model in models:
+            says_itself = values.is_run(model)
+            found[model] = deploy.find(
+                model, input_shape=None if says_itself else wanted, allow=allow_factory,
+                trust_code=trust_code and not says_itself,
+            )  # fmt: skip
+        made = timing.timed(
+            found, batches=batch, repeats=repeats, threads=threads, provider=f"{provider}ExecutionProvider", eager=torch
+        )
+        if as_json:
+            typer.echo(json.dumps([dataclasses.asdict(one) for one in made], indent=2))
+        else:
+            Console(highlight=False).print(timing_view(made, threads=threads, repeats=repeats))

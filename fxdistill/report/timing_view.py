@@ -1,0 +1,33 @@
+"""How long models take, as people read it: one table, the first model the one that others are held against."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from fxdistill.report.layout import Line, Table
+from fxdistill.runtime.timing import Timed
+
+
+def timing_view(made: Sequence[Timed], *, threads: int, repeats: int) -> RenderableType:
+    """A row a model, batch size and runner.
+
+    Args:
+        made: What was measured; the first of each batch size counts as 1.
+        threads: Threads within an operator.
+        repeats: Timed runs of each.
+    """
+    first = {one.batch: one for one in reversed(made)}
+    rows = [
+        (
+            one.model, str(one.batch), one.latency.provider.removesuffix("ExecutionProvider"),
+            f"{one.latency.median_ms:.3g} ms", f"{one.latency.p10:.3g} to {one.latency.p90:.3g}",
+            f"{one.images_per_second:,.0f}",
+            f"{one.images_per_second / first[one.batch].images_per_second:.2f}x",
+        )
+        for one in made
+    ]  # fmt: skip
+    return Group(
+        Table(("model", "batch", "runs in", "median", "10th to 90th", "images/s", "speed"), tuple(rows)),
+        Line(Text(f"{repeats} runs of each, in turn; threads within an operator: {threads}")),
+    )

@@ -1,0 +1,112 @@
+"""How long models take: what is timed, of what size, and what is said of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from fxdistill.cli.commands import app
+from fxdistill.errors import InputError
+from fxdistill.measure import latency, onnx_file
+from fxdistill.measure.latency import Latency
+from fxdistill.runtime import deploy, timing
+from fxdistill.runtime.timing import Timed
+from tests import runs
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+
+
+class Counting(nn.Module):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[tuple[int, ...], bool, bool, int]] = []
+        self.layer = nn.Conv2d(1, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        self.given.append((tuple(x.shape), self.training, torch.is_inference_mode_enabled(), torch.get_num_threads()))
+        logits: Tensor = self.layer(x).mean((2, 3))
+        return logits
+
+
+def test_models_take_turns_at_every_batch_size(tmp_path: Path) -> None:
+    model, before = Counting().train(), torch.get_num_threads()
+    found = deploy.find(model, input_shape=(1, 1, 8, 8))
+    deploy.exported(found, tmp_path / "file.onnx")
+    models = {"module": found, "file": deploy.find(str(tmp_path / "file.onnx"))}
+    model.given.clear()
+    made = timing.timed(models, batches=[1, 4], repeats=3, eager=True)
+    assert [(one.model, one.batch, one.latency.provider) for one in made] == [
+        (name, batch, by)
+        for batch in (1, 4)
+        for name, by in (("module", "CPUExecutionProvider"), ("module", "torch"), ("file", "CPUExecutionProvider"))
+    ]
+    own = [one for one in model.given if one[2]]  # not those of the export
+    assert own == [((batch, 1, 8, 8), False, True, 1) for batch in (1, 4) for _ in range(5 + 3)]
+    assert model.training
+    assert torch.get_num_threads() == before
+    for one in made:
+        assert 0 < one.latency.p10 <= one.latency.median_ms <= one.latency.p90
+        assert one.images_per_second == pytest.approx(1000 * one.batch / one.latency.median_ms)
+
+
+def test_calls_are_made_in_turn() -> None:
+    called: list[str] = []
+    calls = {name: (lambda name=name: called.append(name)) for name in "ab"}
+    seconds = latency.interleaved(calls, repeats=2, warmup=1)
+    assert called == ["a", "b"] * 3
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_file_that_normalises_itself_gets_pixels(tmp_path: Path) -> None:
+    runs.plan_file()
+    found = deploy.find(str(runs.workshop() / "teacher.pt"), data="digits")
+    deploy.exported(found, tmp_path / "pixels.onnx", embed=True)
+    (made,) = timing.timed({"it": deploy.find(str(tmp_path / "pixels.onnx"))}, batches=[2], repeats=1)
+    assert made.latency.median_ms > 0
+
+
+def test_the_command_says_it_in_a_table_and_as_json(tmp_path: Path) -> None:
+    runs.plan_file()
+    teacher, other = runs.workshop() / "teacher.pt", tmp_path / "t.onnx"
+    deploy.export(teacher, other)
+    words = ["bench", str(teacher), str(other), "--batch", "1", "--batch", "2", "--repeats", "2"]
+    table = CliRunner().invoke(app, words, env={"COLUMNS": "400"})
+    assert table.exit_code == 0, table.output
+    header, *rows, note = table.output.splitlines()
+    assert header.split() == ["model", "batch", "runs", "in", "median", "10th", "to", "90th", "images/s", "speed"]
+    assert [row.split()[:3] for row in rows] == [
+        [str(name), batch, "CPU"] for batch in ("1", "2") for name in (teacher, other)
+    ]
+    assert [rows[place].split()[-1] for place in (0, 2)] == ["1.00x", "1.00x"]
+    assert note == "2 runs of each, in turn; threads within an operator: 1"
+    told = json.loads(CliRunner().invoke(app, [*words, "--json", "--torch"]).output)
+    assert [(one["model"], one["batch"], one["latency"]["provider"]) for one in told[:2]] == [
+        (str(teacher), 1, "CPUExecutionProvider"), (str(teacher), 1, "torch"),
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
+    runs.plan_file()
+    teacher = str(runs.workshop() / "teacher.pt")
+    twice = CliRunner().invoke(app, ["bench", teacher, teacher])
+    assert (twice.exit_code, "named twice" in twice.output) == (2, True)
+    missing = CliRunner().invoke(app, ["bench", str(tmp_path / "no.onnx")])
+    assert (missing.exit_code, "no such file" in missing.output) == (2, True)
+    nowhere = CliRunner().invoke(app, ["bench", teacher, "--provider", "Nowhere"])
+    assert (nowhere.exit_code, "no working Nowhere" in nowhere.output) == (2, True)
+    with pytest.raises(InputError, match="nothing to time"):
+        timing.timed({})
+
+
+def test_throughput_is_that_of_the_median_run() -> None:
+    one = Timed("m", 32, Latency(median_ms=8.0, p10=7.0, p90=9.0, provider="torch"))
+    assert one.images_per_second == 4000
