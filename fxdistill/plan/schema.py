@@ -279,11 +279,13 @@ class ScoreOptimizer(Part):
 
     Attributes:
         momentum: Of either.
+        until: The share of the stage's steps in which they move; then masks stand still, and weights settle to them.
     """
 
     name: Literal["sgd", "rmsprop"]
     lr: Annotated[float, Field(gt=0, le=1e6)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    until: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class LossTerm(Part):

@@ -56,6 +56,7 @@ def stage_words(stage: Stage) -> str:
     if stage.scores is not None:
         spec = stage.scores
         said += f"; scores by {spec.name} {spec.lr:g}" + (f", momentum {spec.momentum:g}" if spec.momentum else "")
+        said += f", in its first {spec.until:.0%}" if spec.until < 1 else ""
     if stage.successors:
         said += f"; then from {', '.join(stage.successors)}, each when its student is better than the one before"
     return said

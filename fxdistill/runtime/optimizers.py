@@ -111,7 +111,7 @@ def set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, steps: i
 
     It rises in a line, whose first step has a share above zero and whose last one the full rate, and then follows the
     schedule over the steps that are left: constant; half a cosine from the rate to its floor (Loshchilov and Hutter,
-    2017); or a factor every few epochs.
+    2017); or a factor every few epochs. That of scores is 0 once they stand still.
     """
     spec = stage.optimizer
     rising = round(spec.warm_up * steps)
@@ -122,8 +122,9 @@ def set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, steps: i
         factor = spec.floor + (1 - spec.floor) * 0.5 * (1 + math.cos(math.pi * progress))
     else:
         factor = spec.decay ** (step // (steps * spec.decay_every)) if stage.schedule == "step" else 1.0
+    moves = stage.scores is not None and step < stage.scores.until * stage.epochs * steps
     for group in optimizer.param_groups:
-        group["lr"] = group.get(_RATE, spec.lr) * factor
+        group["lr"] = (group[_RATE] * moves if _RATE in group else spec.lr) * factor
 
 
 def take_up(optimizer: torch.optim.Optimizer, state: dict[str, object], *, where: str) -> None:
