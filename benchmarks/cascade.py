@@ -83,8 +83,12 @@ ARMS: dict[str, Arm] = {
     "cascade, 1 assistant, budget, masks stay": Arm(
         cascade("--assistants", "1", budget=True, edit=standing), beside="cascade, 1 assistant, budget"
     ),
-    "cascade, 1 assistant, budget, rmsprop": Arm(
-        cascade("--assistants", "1", budget=True, edit=scored("rmsprop", 0.001)), beside="cascade, 1 assistant, budget"
+    "cascade, 1 assistant, budget, sgd": Arm(
+        cascade("--assistants", "1", budget=True, edit=scored("sgd", 0.03)), beside="cascade, 1 assistant, budget"
+    ),
+    "cascade, 3 assistants, budget, masks rest": Arm(
+        cascade("--assistants", "3", budget=True, edit=scored("rmsprop", 0.001, until=0.5)),
+        beside="cascade, 3 assistants, budget",
     ),
     "cascade, 1 assistant, budget, hints alone": Arm(
         cascade("--assistants", "1", "--hints-alone", "0.1", budget=True), beside="cascade, 1 assistant, budget"

@@ -65,9 +65,9 @@ def _joint(plan: Plan, change: Callable[[list[Stage]], list[Stage]]) -> Plan:
     return plan.changed(arms=[plan.arms[0].changed(stages=change(plan.arms[0].stages)), *plan.arms[1:]], costed="")
 
 
-def scored(name: Literal["sgd", "rmsprop"], lr: float) -> Callable[[Plan], Plan]:
+def scored(name: Literal["sgd", "rmsprop"], lr: float, *, until: float = 1.0) -> Callable[[Plan], Plan]:
     """A plan whose scores move otherwise."""
-    scores = ScoreOptimizer(name=name, lr=lr)
+    scores = ScoreOptimizer(name=name, lr=lr, until=until)
     return lambda plan: _joint(plan, lambda stages: [stage.changed(scores=scores) for stage in stages])
 
 

@@ -20,7 +20,10 @@ a teacher), both phases; the softened predictions with the factor T squared of H
 summed; scores begin as the L1 norm of their filters over the mean of their layer, and move by RMSProp, which the paper
 has for ImageNet, where plain steps let whole layers collapse, at a rate of 0.001: in a short run of 4
 and 1 epochs with one assistant, two seeds, on CIFAR-10 images set aside from training, 0.0001, 0.001 and 0.01 gave
-44.9, 46.4 and 36.5 % (the VGG of ``benchmarks/cascade.py``, keep 0.2).
+44.9, 46.4 and 36.5 % (the VGG of ``benchmarks/cascade.py``, keep 0.2). What else was tried: ``benchmarks/README.md``.
+
+A share of channels says nothing of their cost: channels of early layers, which compute the most, may be kept at the
+expense of late ones. What a student may cost is a budget.
 """
 
 from collections.abc import Sequence
