@@ -18,7 +18,7 @@ student trained alone.
 Numbers are seconds of processor time on one thread, so that a machine that others use as well can be measured on:
 medians of interleaved steps, ratios of these, with the least and the greatest ratio of neighbours. A recipe is three
 seeds of the default method in small, each epoch with views of its own; both loops take turns, trial by trial, timed as
-a whole.
+a whole; ours lies in memory as a run would choose.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from fxdistill.passes.divide import Divide
 from fxdistill.plan.schema import DataPlan, Pair, Stage
 from fxdistill.runtime.course import Position
 from fxdistill.runtime.halves import Halves, Looks
+from fxdistill.runtime.layouts import chosen, laid_out
 from fxdistill.runtime.loop import Loop
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.shelf import Memory
@@ -241,6 +242,10 @@ def recipe(pair: str) -> dict[str, Any]:
         taken["by hand"].append(time.process_time() - start)
         start = time.process_time()
         program, trial = fxdistill.build(plan, *made(pair)), Trial(seed, "distilled")
+        if seed == SEEDS[0]:
+            layout = chosen({"distilled": program}, found, batch_size=plan.data.batch_size, device="cpu")
+        if layout.last:
+            laid_out(program)
         Loop(
             fabric, program, found, plan.data, task, seed, plan.seed, compiled=False, on_progress=lambda _: None,
             on_save=lambda _: None, halves=partial(reuse.of, trial),

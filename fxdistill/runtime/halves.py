@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PIXELS = "pixels"
 """The name of the hashes beside the fields that cross."""
 _BLOCK = 1 << 25  # bytes of a block, roughly: what a kill in computing loses at most
+_TRIED = 32  # images that the frozen half is timed on, on a CPU
 _EVERY = 200  # batches between two that are compared with a fresh computation
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _AT_ONCE = 1 << 21  # pixels that are hashed at once
@@ -147,13 +148,15 @@ class Halves:
 
     def tried(self, images: Tensor) -> float:
         """Learn from a batch how rows look; returns the seconds that its frozen half takes."""
-        self.fresh(images)  # the first time everything is slower
+        count = len(images)
+        few = images[:_TRIED] if self.looks.device.type == "cpu" else images  # the time that an image takes there
+        self.fresh(few)  # the first time everything is slower
         start = time.perf_counter()
-        rows = self._kept(self.fresh(images))
-        taken = time.perf_counter() - start
+        rows = self._kept(self.fresh(few))
+        taken = (time.perf_counter() - start) * count / len(few)
         self._form = {name: (value.shape[1:], value.dtype) for name, value in rows.items()}
         self.report.row_bytes = size_of({name: value[:1] for name, value in rows.items()}) + 8
-        self._cost = taken / len(images)
+        self._cost = taken / count
         return taken
 
     def fresh(self, images: Tensor) -> Rows:

@@ -63,6 +63,24 @@ def test_rows_are_computed_once_for_each_view_and_read_in_every_epoch() -> None:
     assert halves.described(found.report).startswith("cache in memory: 210 read, 90 computed, ")
 
 
+def test_the_frozen_half_is_timed_on_a_few_images_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, counts, fresh = halves_over(Memory(1 << 20)), list[int](), Halves.fresh
+    before = (found.report.row_bytes, found._form)
+
+    def counted(self: Halves, images: Tensor) -> dict[str, Tensor]:
+        counts.append(len(images))
+        return fresh(self, images)
+
+    monkeypatch.setattr(Halves, "fresh", counted)
+    monkeypatch.setattr("fxdistill.runtime.halves.time.perf_counter", map(float, itertools.count()).__next__)
+    images = torch.rand(96, 3, 8, 8)
+    assert found.tried(images) == 3.0  # a second for 32 of them
+    assert counts == [32, 32]
+    assert found._cost == 3.0 / 96
+    assert found.tried(images[:8]) == 1.0
+    assert (found.report.row_bytes, found._form) == before
+
+
 def test_computing_is_the_same_wherever_it_was_stopped() -> None:
     whole, stopped = Memory(1 << 20), Memory(1 << 20)
     epoch(halves_over(whole))
