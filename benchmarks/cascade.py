@@ -86,6 +86,9 @@ ARMS: dict[str, Arm] = {
     "cascade, 1 assistant, budget, sgd": Arm(
         cascade("--assistants", "1", budget=True, edit=scored("sgd", 0.03)), beside="cascade, 1 assistant, budget"
     ),
+    "cascade, 3 assistants, budget, masks stay": Arm(
+        cascade("--assistants", "3", budget=True, edit=standing), beside="cascade, 3 assistants, budget"
+    ),
     "cascade, 3 assistants, budget, masks rest": Arm(
         cascade("--assistants", "3", budget=True, edit=scored("rmsprop", 0.001, until=0.5)),
         beside="cascade, 3 assistants, budget",
