@@ -50,11 +50,14 @@ SUSPICIOUS = frozenset((
     "marshal.loads", "code.__new__", "tempfile.mkdtemp", "tempfile.mkstemp",
     "pickle.find_class",
 ))  # fmt: skip
+_DRIVER = "libnvidia-ml.so.1"
 _ROOM = 6 << 30  # bytes beyond what the process has: an attack on memory is to fail here, and not to take the machine
 
 
 def noted(event: str, arguments: tuple[Any, ...]) -> str:
     """What to say of an event; '' for what reading data has a reason for."""
+    if event == "ctypes.dlopen" and arguments == (_DRIVER,):
+        return ""  # torch counts the machine's devices
     if event == "open":
         path, mode = arguments[:2]
         return f"open {path!r} {mode}" if isinstance(mode, str) and set(mode) & set("wax+") else ""
