@@ -5,7 +5,7 @@ method is left when a plan is run. Names **compose**: ``indistill+kd`` warms up 
 as ``kd`` does; the main stage is that of the last part that has one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +119,22 @@ class Composed:
 
     def warm_ups(self, recipe: Recipe) -> "list[Stage]":
         """The warm-up stages of all parts, in order."""
-        return [stage for _, method in self.parts if method.warm_up is not None for stage in method.warm_up(recipe)]
+        return named((part, method.warm_up(recipe)) for part, method in self.parts if method.warm_up is not None)
 
     def main_terms(self, recipe: Recipe) -> "list[LossTerm]":
         """The terms of the main stage."""
         main: Any = self.parts[-1][1].main
         return list(main(recipe))
+
+
+def named(parts: "Iterable[tuple[str, Iterable[Stage]]]") -> "list[Stage]":
+    """The stages of several methods, each with a name of its own: one that is taken has its method's before it."""
+    found: dict[str, Stage] = {}
+    for part, stages in parts:
+        for stage in stages:
+            name = stage.name if stage.name not in found else f"{part}-{stage.name}"
+            found[name] = stage.changed(name=name)
+    return list(found.values())
 
 
 def composed(name: str, *, where: str = "--method", default_main: str | None = None) -> Composed:

@@ -32,7 +32,7 @@ from itertools import pairwise
 from typing import Literal
 
 from fxdistill.errors import InputError
-from fxdistill.methods import Composed, Method, Recipe
+from fxdistill.methods import Composed, Method, Recipe, named
 from fxdistill.plan.schema import Arm, Comparison, LossTerm, Optimizer, Pair, ScoreOptimizer, Stage
 
 JOINT, DISTILLED = "joint", "distilled"
@@ -190,14 +190,18 @@ def warm_ups(method: Composed, recipe: Recipe, levels: int) -> list[Stage]:
         recipe: With the pairs of all levels.
         levels: How many there are.
     """
-    found = list[Stage]()
     sliced = [pair for pair in recipe.pairs if pair.align == "slice"]
     own = [[pair for pair in sliced if pair.student.member == level(number)] for number in range(levels)]
-    for warm_up, lr in ((part.warm_up, part.lr) for _, part in method.parts[:-1]):
-        of_levels = [warm_up(replace(recipe, pairs=pairs, lr=lr)) for pairs in own if warm_up is not None]
-        for stages in zip(*of_levels, strict=True):
-            found.append(stages[0].changed(losses=[term for stage in stages for term in stage.losses]))
-    return found
+    found = list[tuple[str, list[Stage]]]()
+    for name, part in method.parts[:-1]:
+        warm_up = part.warm_up
+        of_levels = [warm_up(replace(recipe, pairs=pairs, lr=part.lr)) for pairs in own if warm_up is not None]
+        together = [
+            stages[0].changed(losses=[term for stage in stages for term in stage.losses])
+            for stages in zip(*of_levels, strict=True)
+        ]
+        found.append((name, together))
+    return named(found)
 
 
 def _hint(pair: Pair, weight: float, compare: Comparison = "raw") -> LossTerm:

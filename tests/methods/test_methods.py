@@ -316,3 +316,12 @@ def test_a_method_that_needs_pairs_says_so() -> None:
     plan = compile_plan(convnet(), Flat(), Options(input_shape=(2, 1, 8, 8), method="kd"))
     assert plan.pairs == []
     assert "no-pairs" in [remark.code for remark in plan.diagnostics]
+
+
+def test_warm_ups_of_two_methods_have_names_of_their_own() -> None:
+    method = composed("indistill+indistill-released+kd")
+    found = method.warm_ups(Recipe(pairs=PAIRS, supervised=OWN, imitation=IMITATION))
+    assert [(stage.name, stage.losses[0].compare) for stage in found] == [
+        ("warm-up-1", "standardized"), ("warm-up-2", "standardized"),
+        ("indistill-released-warm-up-1", "released"), ("indistill-released-warm-up-2", "released"),
+    ]  # fmt: skip
