@@ -76,7 +76,7 @@ def look(
         models: Teacher, what stands between, and student, by name, as far as there are; the last one has to fit the
             data.
         task: The task's name.
-        batch_size: Images a training step.
+        batch_size: Images a training step at most; see :mod:`fxdistill.data.batches`.
         allow: Modules whose factories may be called.
         entries: Of each model which entry of its output the user names; None to find it.
         criterion: The criterion, which may read data.

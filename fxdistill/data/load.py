@@ -106,7 +106,7 @@ def defaults(
         spec: The data spec.
         dataset: What it stands for, where that is loaded already.
         task: As for :func:`load`.
-        batch_size: Images a training step.
+        batch_size: Images a training step at most; see :mod:`fxdistill.data.batches`.
         reading: As for :func:`load`.
         allow: As for :func:`load`.
         val: The share of the training images to watch the training by; 0 for none, or for the data's own.

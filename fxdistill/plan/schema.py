@@ -124,7 +124,7 @@ class DataPlan(Part):
 
     Attributes:
         spec: ``digits``, ``cifar10:ROOT`` …; None for a structural plan, which cannot be run.
-        batch_size: Images a training step.
+        batch_size: Images a training step at most; see :mod:`fxdistill.data.batches`.
         augmentation: Names of augmentations, applied in order: ``flip``, ``crop:PADDING``.
         views: How many ways of looking at an image the augmentation draws: those of epoch ``e`` are those of epoch
             ``e`` modulo this number. None for new ones in every epoch.

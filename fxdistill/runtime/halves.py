@@ -46,7 +46,7 @@ class Looks:
 
     Attributes:
         split: The images.
-        batch_size: Images a training step.
+        batch_size: Images a training step at most; see :mod:`fxdistill.data.batches`.
         augment: Names of augmentations.
         views: How many views of an image there are; None for a new one in every epoch.
         seed: What they are drawn under.
