@@ -187,7 +187,12 @@ Validation = Annotated[
         "--val", min=0, max=0.9, help="Share of the training images to set aside, for every figure before the last one."
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=2, max=1 << 20, help="Images a training step at most; all steps have equally many.")]
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size", min=2, max=1 << 20, help="Images a training step at most; all steps have equally many."
+    ),
+]
 LearningRate = Annotated[
     float | None, typer.Option("--lr", min=1e-9, max=100, help="Learning rate. Default: the method's own.")
 ]

@@ -41,6 +41,7 @@ def bench(
             found, batches=batch, repeats=repeats, threads=threads, provider=f"{provider}ExecutionProvider", eager=torch
         )
         if as_json:
-            typer.echo(json.dumps([dataclasses.asdict(one) for one in made], indent=2))
+            told = [{**dataclasses.asdict(one), "images_per_second": one.images_per_second} for one in made]
+            typer.echo(json.dumps(told, indent=2))
         else:
             Console(highlight=False).print(timing_view(made, threads=threads, repeats=repeats))

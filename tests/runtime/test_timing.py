@@ -92,6 +92,9 @@ def test_the_command_says_it_in_a_table_and_as_json(tmp_path: Path) -> None:
     assert [(one["model"], one["batch"], one["latency"]["provider"]) for one in told[:2]] == [
         (str(teacher), 1, "CPUExecutionProvider"), (str(teacher), 1, "torch"),
     ]  # fmt: skip
+    assert all(
+        one["images_per_second"] * one["latency"]["median_ms"] == pytest.approx(1e3 * one["batch"]) for one in told
+    )
 
 
 def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
