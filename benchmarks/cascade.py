@@ -10,7 +10,7 @@ assistants came to under the same seed, cascades under a budget as well, and as 
 have, a warm-up's among them. An epoch of the joint phase costs more than one of the others, which is in the column of
 seconds. All arms train on the same 10,000 random images, of which a tenth is set aside to watch by; the figures are
 those of the last epoch on 2,000 random test images, and nothing is chosen by them. The teacher is trained on the same
-10,000 images.
+10,000 images. Rows under "uneven batches" are of before the batches of an epoch had one size.
 
 A finished run is one line of ``cascade.jsonl``, with its seed, versions and machine, so that an interrupted series goes
 on where it stopped; ``--table`` writes ``cascade.md``.
@@ -163,7 +163,7 @@ _COLUMNS = (
 def table(rows: list[Row]) -> str:
     """For each setting its arms: the change against the teacher, sizes, latency; and the difference, paired."""
     lines = [f"# The cascade beside other ways to a network of its size\n\n{_about()}", ""]
-    for setting in SETTINGS:
+    for setting in series.told(SETTINGS):
         mine = [row for row in rows if row["setting"] == setting]
         if mine:
             teacher = 100 * mine[0]["teacher"]

@@ -304,11 +304,11 @@ keeps its moments from epoch to epoch (found on set-aside images), and the warm-
 def table(rows: list[Row]) -> str:
     """For each setting its arms: mean, deviation and each seed; and the difference to the method alone, paired."""
     lines = [_ABOUT, ""]
-    for setting in (one + before for one in SETTINGS for before in ("", ", uneven batches")):
+    for setting in series.told(SETTINGS):
         mine = [row for row in rows if row["setting"] == setting]
         if not mine:
             continue
-        task = _parts(setting.partition(",")[0])[1]
+        task = _parts(setting.removesuffix(series.UNEVEN))[1]
         metric = PRIMARY[task]
         lines += [
             f"## {setting}, {metric} in %",

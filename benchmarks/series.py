@@ -37,6 +37,13 @@ TRAIN, TEST, BATCH = 10_000, 2_000, 128
 Row = dict[str, Any]
 Run = tuple[str, str, int]
 """A setting, an arm, a seed."""
+UNEVEN = ", uneven batches"
+"""Behind the settings of runs of before the batches of an epoch had one size: a small one was left over at its end."""
+
+
+def told(settings: Iterable[str]) -> list[str]:
+    """The settings in the order of a table."""
+    return [name for setting in settings for name in (setting, setting + UNEVEN)]
 
 
 @dataclass(frozen=True)
