@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from fxdistill.errors import InputError
 from fxdistill.runtime.crew import Crew, Standing
 
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for one another: the first exports and measures alone. One that ends is noticed at once."""
 
 
 def started(accelerator: str, precision: Any, wanted: int | None = None) -> tuple[Fabric, Crew]:
@@ -42,7 +45,7 @@ def started(accelerator: str, precision: Any, wanted: int | None = None) -> tupl
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
     options: dict[str, Any] = {"static_graph": True, buffers: False}  # they are the same in all processes
-    strategy = DDPStrategy(process_group_backend=_BACKENDS[accelerator], **options)
+    strategy = DDPStrategy(process_group_backend=_BACKENDS[accelerator], timeout=_PATIENCE, **options)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would say that there are processes
     fabric = Fabric(
         accelerator=accelerator, devices=here.local, num_nodes=here.count // here.local, strategy=strategy,

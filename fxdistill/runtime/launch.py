@@ -11,7 +11,6 @@ on to all: they finish the step in hand, and end alike.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from fxdistill.errors import FxdistillError, InputError
 from fxdistill.runtime.crew import Standing
@@ -32,6 +31,8 @@ _OURS = "fxdistill"
 _WAIT = timedelta(seconds=300)
 _GRACE = 10.0  # seconds that others get to end by themselves, and then to follow a signal
 _OFTEN = 0.1  # seconds between two looks
+_LOST = ("gloo", "NCCL", "Connection closed", "Connection reset")
+"""What torch's errors say, which are plain RuntimeErrors in part, where another process has ended."""
 
 
 def launch(command: Sequence[str], *, devices: int, nodes: int) -> int:
@@ -75,8 +76,7 @@ def launch(command: Sequence[str], *, devices: int, nodes: int) -> int:
 def _place(nodes: int) -> tuple[int, str, int]:
     """Which machine this is, and where the first one listens."""
     if nodes == 1:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            return 0, "127.0.0.1", free.getsockname()[1]
+        return 0, "127.0.0.1", 0  # any port that is free
     names = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
     node, address, port = (os.environ.get(name, "") for name in names)
     if not (node.isdecimal() and int(node) < nodes and address and port.isdecimal()):
@@ -119,7 +119,9 @@ def _watched(processes: Sequence["subprocess.Popen[bytes]"], store: TCPStore) ->
                 process.kill() if time.monotonic() - failed > 2 * _GRACE else process.terminate()
         time.sleep(_OFTEN)
     codes = codes or [(rank, one.returncode) for rank, one in enumerate(processes) if one.returncode]
-    if (said := _code(store)) or not codes:
+    if not codes:  # the run is complete; the first machine may be gone by now
+        return 0
+    if said := _code(store):
         return said
     rank, code = codes[0]
     if code > 0:
@@ -153,8 +155,8 @@ def speaks(code: int) -> bool:
 
 def lost(error: Exception) -> FxdistillError | None:
     """What an error says that comes of another process having ended; None for any other error."""
-    told = f"{type(error).__name__} {error}"
-    if Standing.here().count == 1 or not any(word in told for word in ("Connection", "gloo", "NCCL", "Dist", "Socket")):
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+    if Standing.here().count == 1 or not (told or isinstance(error, DistError)):
         return None
     return FxdistillError("another process of the run has ended", hint="continue with --resume")
 

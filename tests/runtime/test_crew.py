@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,16 @@ def test_processes_are_started_in_their_places_and_the_first_failure_ends_all(tm
         launched("os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else time.sleep(60)")
 
 
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_complete_run_is_one_on_a_machine_that_outlives_the_first(code: int) -> None:
+    host = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", host.port, is_master=False)
+    del host
+    with subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) as process:
+        process.wait()
+        assert bool(launch._watched([process], store)) == bool(code)
+
+
 def test_a_signal_goes_on_to_all() -> None:
     threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
     assert launched("signal.signal(15, lambda *_: sys.exit(143))\ntime.sleep(60)") == 143
@@ -346,6 +357,15 @@ def test_a_child_ends_with_its_parent() -> None:
     assert child.stdin is not None
     child.stdin.close()
     assert child.wait(60) == -signal.SIGTERM
+
+
+def test_processes_wait_for_what_the_first_one_does_alone() -> None:
+    def work(_rank: int) -> Any:
+        devices.started("cpu", "32-true", 2)
+        group: Any = distributed.group.WORLD
+        return group._get_backend(torch.device("cpu")).options._timeout
+
+    assert min(together(work)) >= timedelta(days=1)  # torch's own half hour is less than an export may measure
 
 
 def test_devices_are_those_that_were_asked_for() -> None:
