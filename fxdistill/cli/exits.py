@@ -9,7 +9,6 @@ import errno
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +21,14 @@ from typer.core import TyperGroup
 from fxdistill import files
 from fxdistill.cli import together
 from fxdistill.errors import FxdistillError, InputError
+from fxdistill.runtime import stopping
 
 err = Console(stderr=True, highlight=False)
 
 _OURS_TO_EXPLAIN = (files.PLACE_ERRORS | files.STORAGE_ERRORS) - {errno.ENOENT, errno.EEXIST, errno.EINVAL}
 """What the file system may refuse anywhere; a missing file that nobody looked for before is a fault of ours."""
+_OTHERS = [number for number in stopping.SIGNALS if number != signal.SIGINT]
+"""Signals that are made what Ctrl-C is."""
 _UsageError: Any = typer.BadParameter.__base__  # of click, which typer depends on or brings along, by its version
 
 
@@ -77,26 +79,10 @@ def _ask(number: int, _frame: object) -> None:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Inside, being asked to end is what Ctrl-C is; one that is ignored (nohup) stays so."""
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    ours = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in known if ours}
-    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    for number in taken:
-        signal.signal(number, _ask)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, before[number])
-
-
-@contextmanager
 def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
     """Turn an error into one message and its exit code; what is left is a fault of ours and keeps its traceback."""
     try:
-        with _signals():
+        with stopping.handled(_ask, _OTHERS):
             yield
     except FxdistillError as error:
         raise _failed(str(error), error.exit_code) from None

@@ -14,16 +14,15 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from types import FrameType
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from fxdistill.errors import FxdistillError, InputError
+from fxdistill.runtime import stopping
 from fxdistill.runtime.crew import Standing
-from fxdistill.runtime.stopping import SIGNALS
 
 _SAID, _CODE = "fxdistill/said", "fxdistill/code"
 _OURS = "fxdistill"
@@ -64,8 +63,13 @@ def launch(command: Sequence[str], *, devices: int, nodes: int) -> int:
         )
         for place in places
     ]
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for process in started:
+            process.send_signal(number)
+
     try:
-        with _passed_on(started):
+        with stopping.handled(pass_on):
             return _watched(started, store)
     finally:
         for process in started:
@@ -86,25 +90,6 @@ def _place(nodes: int) -> tuple[int, str, int]:
             "first one, in the environment",
         )  # fmt: skip
     return int(node), address, int(port)
-
-
-@contextmanager
-def _passed_on(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
-    """Inside, being asked to end is passed on; ignored signals stay ignored."""
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        for process in processes:
-            process.send_signal(number)
-
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
-    for number in taken:
-        signal.signal(number, pass_on)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, before[number])
 
 
 def _watched(processes: Sequence["subprocess.Popen[bytes]"], store: TCPStore) -> int:

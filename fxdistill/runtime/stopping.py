@@ -6,7 +6,7 @@ nothing is half done; whoever asks twice is not kept waiting.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,7 +17,7 @@ class Request:
     """Whether somebody asked to stop."""
 
     def __init__(self) -> None:
-        self._before: dict[int, object] = {}
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
         self._number: int | None = None
 
     @property
@@ -52,17 +52,24 @@ class Request:
 
 
 @contextmanager
-def deferred() -> Iterator[Request]:
-    """Inside, being asked to stop is noted and does not interrupt; ignored signals stay ignored."""
-    request, taken = Request(), []
-    if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
-        request._before = {number: signal.getsignal(number) for number in SIGNALS}  # noqa: SLF001
-        taken = [number for number, handler in request._before.items() if handler is not signal.SIG_IGN]  # noqa: SLF001
+def handled(by: Callable[[int, FrameType | None], object], numbers: Iterable[int] = SIGNALS) -> Iterator[None]:
+    """Inside, signals are handled by a function; ignored ones (nohup) stay ignored, and so do all in other threads."""
+    ours = threading.current_thread() is threading.main_thread()  # Python's rule for handlers
+    before = {number: signal.getsignal(number) for number in numbers if ours}
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in taken:
-        signal.signal(number, request._note)  # noqa: SLF001
+        signal.signal(number, by)
     try:
-        yield request
+        yield
     finally:
         for number in taken:
-            signal.signal(number, request._before[number])  # type: ignore[arg-type]  # noqa: SLF001
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def deferred() -> Iterator[Request]:
+    """Inside, being asked to stop is noted and does not interrupt; see :func:`handled`."""
+    request = Request()
+    with handled(request._note):  # noqa: SLF001
+        yield request
     request.grant()

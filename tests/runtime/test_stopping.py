@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
             assert not request.made
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_in_another_thread_signals_are_left_alone() -> None:
+    def inside() -> object:
+        with reported(), stopping.deferred():
+            return signal.getsignal(signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(inside).result() is signal.getsignal(signal.SIGTERM)
 
 
 def test_a_request_that_nobody_saw_is_granted_in_the_end() -> None:
