@@ -28,6 +28,10 @@ _CONVOLUTIONS = frozenset((
 ))  # fmt: skip
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "addmm", "baddbmm"))
 """Products of the last two of their arguments."""
+_NAMES = (
+    "input", "input1", "query", "mat1", "batch1", "weight", "input2", "key", "other", "mat2", "batch2", "value",
+)  # fmt: skip
+"""What operands are called where they are given by name, in their order."""
 _LETTERS = "ABCDEFGH"
 _ATTENTION = "scaled_dot_product_attention"
 
@@ -170,7 +174,8 @@ def _spaces(node: fx.Node, traced: Traced, coupling: Coupling, named: dict[str, 
     """What a node multiplies; nothing where that is not known."""
     name = op_name(node, traced.module)
     sources: list[fx.Node] = []
-    fx.node.map_arg(node.args, sources.append)  # one that is read twice is there twice
+    called = [node.kwargs[one] for one in _NAMES if one in node.kwargs]
+    fx.node.map_arg((*node.args, *called), sources.append)  # one that is read twice is there twice
     values = [_operand(source, coupling) for source in sources if shape_of(source)]
     own = [named[one] for one in weights_of(node, traced)] if name not in _PRODUCTS else []
     weight = max(own, key=lambda one: traced.module.get_parameter(one).numel(), default=None)

@@ -74,7 +74,7 @@ def _arguments(args: Sequence[Any], kwargs: dict[str, Any], names: Sequence[str]
 
 def matmul(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Matrix product with broadcast batch dimensions; vectors as ``torch.matmul`` takes them."""
-    one, other = _arguments(args, kwargs, ("input", "other"))
+    one, other = _arguments(args, {"other": kwargs.get("mat2"), **kwargs}, ("input", "other"))
     like = func(*to_meta(args), **to_meta(kwargs))
     rank = max(one.dim(), other.dim(), 2)
     left = [*range(rank - one.dim(), rank)] if one.dim() > 1 else [rank - 1]

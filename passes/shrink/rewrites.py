@@ -39,7 +39,8 @@ def rewrite(node: fx.Node, run: Rewriting, masks: Masks) -> None:
     module = submodule(run.root, node)
     found = rule(given, _RULES, field="rewrite", name=name)
     if module is not None and not has_own:
-        _fit_module(module, run.env[node.args[0]] if isinstance(node.args[0], fx.Node) else None, masks)
+        read = argument(node, 0, "input")
+        _fit_module(module, run.env[read] if isinstance(read, fx.Node) else None, masks)
     elif found is not None:
         found(node, run, masks)
     elif run.shapes.get(path_of(node)) is not None or any(isinstance(run.env.get(s), Tensor) for s in sources):
@@ -120,10 +121,11 @@ def _fit_module(module: nn.Module, x: Any, masks: Masks) -> None:
 
 def _convolution(node: fx.Node, run: Rewriting, _: Masks) -> None:
     """Functional convolutions: the number of groups."""
-    x, weight = (run.env[node.args[i]] for i in (0, 1))  # type: ignore[index]
+    source = argument(node, 0, "input")
+    x, weight = run.env[source], run.env[argument(node, 1, "weight")]
     position = 8 if op_name(node, run.root) == "convolution" else 6
     groups = int(meant(argument(node, position, "groups", default=1), run))
-    full = run.shapes[path_of(node.args[0])]  # type: ignore[arg-type]
+    full = run.shapes[path_of(source)]
     transposed = "transpose" in op_name(node, run.root) or (position == 8 and bool(argument(node, 6, default=False)))
     if groups > 1:
         depthwise = full is not None and groups == full[1]

@@ -83,6 +83,23 @@ def summed(m: Any, x: Tensor) -> Tensor:
     return m.out(torch.einsum("bhij,bhjd->bhid", [weights, v]).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+def by_name(m: Any, x: Tensor) -> Tensor:
+    q, k, v = _heads(m, x)
+    x = F.scaled_dot_product_attention(value=v, key=k, query=q).transpose(1, 2).flatten(2)
+    x = F.linear(weight=m.out.weight, input=x)
+    weights = torch.bmm(x, mat2=m.out(input=x).transpose(1, 2)).softmax(-1)
+    return torch.matmul(other=x, input=weights)
+
+
+def called_by_name() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.conv2d(weight=m.one.weight, input=m.stem(x)).relu()
+        return m.two(input=x)  # type: ignore[no-any-return]
+
+    layers = {"stem": conv_norm(3, 8), "one": nn.Conv2d(8, 6, 1), "two": nn.Conv2d(6, 8, 1)}
+    return Classifier(Body(layers, forward), 8)
+
+
 def tied() -> nn.Module:
     """Two layers of one weight: its entries count once, its products twice."""
     made = Classifier(nn.Sequential(conv_norm(3, 8), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)), 8)
@@ -95,7 +112,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "depthwise": tiny_models.depthwise, "excited": tiny_models.excited, "shared": tiny_models.shared,
     "grouped": grouped, "transposed": transposed, "flattened": flattened, "attention": lambda: tokens(fused),
     "matmul": lambda: tokens(multiplied), "cross-covariance": lambda: tokens(over_channels),
-    "einsum": lambda: tokens(summed),
+    "einsum": lambda: tokens(summed), "by name": lambda: tokens(by_name), "layers by name": called_by_name,
 }  # fmt: skip
 
 
