@@ -247,7 +247,7 @@ def _reuse(
     shelf: Shelf | None = None
     if isinstance(settings.cache, Path):
         shelf = Folder(settings.cache, settings.cache_size)
-    elif settings.cache == "auto" and "processes" not in how:
+    elif settings.cache == "auto":
         shelf = Memory(min(settings.cache_size, (memory.available("cpu") or settings.cache_size) // 4))
     how = {**how, "device": fabric.device.type}
     return Reuse(plan, TASKS.get(plan.task), dataset.train, fabric, shelf, how, half=settings.cache_half, say=say)

@@ -163,6 +163,8 @@ class Reuse:
 
     def _why_not(self, program: Program, uses: Counter[int]) -> str:
         """Why nothing of a stage can be kept, or too little to begin with; '' where it may be."""
+        if self.fabric.world_size > 1:
+            return "nothing is kept in a run of several processes"
         if any(one.augmentation.mixes for one in augmentations.named(self.plan.data.augmentation)):
             return "images are mixed with one another, so that nothing of an image alone can be kept"
         again = uses.total() - len(uses)

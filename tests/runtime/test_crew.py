@@ -119,6 +119,8 @@ def test_two_processes_train_as_one_does_and_resume_bit_for_bit(tmp_path: Path) 
     assert results[0] == results[1]
     assert results[0]["arms"] == json.loads((tmp_path / "two" / "result.json").read_text())["arms"]
     assert results[0]["processes"] == 2
+    kept = {report["why"] for arm in results[0]["arms"] for report in arm.get("reuse", {}).values()}
+    assert kept == {"nothing is kept in a run of several processes"}
     one, two = runs.metrics(tmp_path / "one"), runs.metrics(tmp_path / "two")
     assert len(one) == len(two)
     for mine, theirs in zip(two, one, strict=True):
