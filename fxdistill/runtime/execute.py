@@ -126,15 +126,15 @@ def execute(
         ParityError: The exported student is not the trained one.
     """
     settings, observer = settings or Settings(), observer or Observer()
-    fabric, crew = _started(plan_path, settings)
+    planned = load_plan(plan_path)
+    fabric, crew = _started(planned, settings)
     observer = observer if crew.is_first else Observer()
-    begun = crew.first(lambda: _begun(plan_path, out, settings, crew))
+    begun = crew.first(lambda: _begun(planned, plan_path, out, settings, crew))
     if begun.result is not None:
         return begun.result
     plan, how = begun.plan, begun.how
-    accelerator = preflight.accelerator(settings.device, how["precision"])
     observer.on_phase("loading")
-    parts = _load(plan, begun.origin.resolve().parent, settings, accelerator, crew, last=how["channels_last"])
+    parts = _load(plan, begun.origin.resolve().parent, settings, fabric.device.type, crew, last=how["channels_last"])
     how["channels_last"] = parts.layout.last
     own = {name: found.to(fabric.device) for name, found in parts.own_data.items()}
     dataset, task = parts.dataset.to(fabric.device), TASKS.get(plan.task)
@@ -155,7 +155,7 @@ def execute(
         return _train(run, poor)
 
 
-def _started(plan_path: Path, settings: Settings) -> tuple[Fabric, Crew]:
+def _started(plan: Plan, settings: Settings) -> tuple[Fabric, Crew]:
     """The device, and the processes of this run.
 
     Raises:
@@ -167,7 +167,7 @@ def _started(plan_path: Path, settings: Settings) -> tuple[Fabric, Crew]:
         raise InputError(
             "this is for a run in one process", where=wrong, hint=f"leave {wrong} away, or --devices and torchrun"
         )
-    precision = settings.precision or load_plan(plan_path).precision
+    precision = settings.precision or plan.precision
     return started(preflight.accelerator(settings.device, precision), precision, settings.devices)
 
 
@@ -190,8 +190,8 @@ class _Begun:
     result: dict[str, Any] | None = None
 
 
-def _begun(plan_path: Path, out: Path, settings: Settings, crew: Crew) -> _Begun:
-    """Read the plan, and look whether the run directory is for it; nothing is written."""
+def _begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew) -> _Begun:
+    """Look what there is to carry out of a plan, and whether the run directory is for it; nothing is written."""
     held = RunDir(out)
     begins = not settings.more_epochs and held.plan_path.resolve() != plan_path.resolve()
     if (settings.arms or settings.seeds is not None) and not begins:
@@ -199,7 +199,7 @@ def _begun(plan_path: Path, out: Path, settings: Settings, crew: Crew) -> _Begun
             "other arms and seeds are for a run that is yet to begin", where="--arms, --seeds",
             hint="name the plan's own file and another directory; a run that was begun with them knows them",
         )  # fmt: skip
-    plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
+    plan = compared(plan, settings.arms, seeds=settings.seeds)
     preflight.runnable(plan, plan_path)
     last = None if settings.channels_last == "auto" else settings.channels_last
     how: dict[str, Any] = {"precision": settings.precision or plan.precision, "compile": settings.compile}
@@ -288,7 +288,7 @@ def _train(run: Execution, remarks: Sequence[Diagnostic]) -> dict[str, Any]:
 
 
 def _load(
-    plan: Plan, base: Path, settings: Settings, accelerator: str, crew: Crew, *, last: bool | None = None
+    plan: Plan, base: Path, settings: Settings, device: str, crew: Crew, *, last: bool | None = None
 ) -> _Parts:  # fmt: skip
     def load(name: str, seed: int) -> nn.Module:
         return preflight.load_model(
@@ -334,7 +334,7 @@ def _load(
         for trial in trials_of(plan)
     }
     own = preflight.own_data(plan, base, dataset, allow=settings.allow)
-    programs, before, layout = _programs(plan, modules, dataset, settings, accelerator, crew=crew, last=last)
+    programs, before, layout = _programs(plan, modules, dataset, settings, device, crew=crew, last=last)
     return _Parts(modules, dataset, initial, programs, frozenset(strangers), own, before, layout)
 
 

@@ -6,12 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from fxdistill.ir.running import digest
 from fxdistill.measure.model import metrics
+from fxdistill.modelfiles import factories
+from fxdistill.plan.file import load
 from fxdistill.runtime import bench
+from fxdistill.runtime.crew import Crew
 from fxdistill.runtime.execute import Settings
+from fxdistill.tasks import TASKS
 from tests import runs, tiny_models
+from tests.by_hand import digits
+from tests.runtime.test_crew import joined
 
 
 def test_nothing_is_measured_twice_and_the_figures_are_those_of_measuring(
@@ -34,6 +41,18 @@ def test_nothing_is_measured_twice_and_the_figures_are_those_of_measuring(
     again = runs.execute(runs.plan_file(), tmp_path / "again", Settings(device="cpu", allow=runs.ALLOW))
     assert len(seen) > 2 * (len(epochs) + 1)
     assert json.dumps([result["members"], result["summary"]]) == json.dumps([again["members"], again["summary"]])
+
+
+def test_what_several_processes_measure_is_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(crew: Crew) -> dict[str, float]:
+        monkeypatch.setattr(bench, "metrics", lambda *_, **__: {"accuracy": 0.5 + 1e-7 * crew.rank})
+        plan, data = load(runs.plan_file()), digits()
+        modules = {"teacher": factories.build(*runs.TEACHER, seed=3)}
+        fabric = Fabric(accelerator="cpu", devices=1)
+        found = bench.Bench(plan, TASKS.get(plan.task), data, modules, fabric, frozenset(), {}, crew=crew)
+        return found.measured("teacher")
+
+    assert joined(work) == [{"accuracy": 0.5}] * 2
 
 
 def test_a_digest_tells_every_weight_buffer_and_name() -> None:
