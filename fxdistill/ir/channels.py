@@ -21,6 +21,7 @@ from fxdistill.ir import outputs
 from fxdistill.ir.coupling import Coupling, varying
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.running import buffers_kept
+from fxdistill.tasks import labelled
 
 _PIECE = 64  # words of eight bytes
 Examples = tuple[Tensor, Tensor]
@@ -99,6 +100,21 @@ class Channels:
             return found
         return self._gradients(*self.examples(criterion))
 
+    def gradients_by_image(self, criterion: str) -> Iterator[dict[str, Tensor]]:
+        """The gradients of each image of the batch alone, by parameter in float64; those without a label say nothing.
+
+        Args:
+            criterion: Who asks, for the message.
+
+        Raises:
+            InputError: There is no batch.
+        """
+        images, targets = self.examples(criterion)
+        known = labelled(targets)
+        known |= ~known.any()  # where no image has one, the loss says so
+        for image, target in zip(images[known].split(1), targets[known].split(1), strict=True):
+            yield self._gradients(image, target)
+
     def squared_gradients(self, criterion: str) -> dict[str, Tensor]:
         """The mean over the batch of each image's squared gradients, by parameter in float64.
 
@@ -108,12 +124,12 @@ class Channels:
         Raises:
             InputError: There is no batch.
         """
-        images, targets = self.examples(criterion)
         squares: dict[str, Tensor] = {}
-        for image, target in zip(images.split(1), targets.split(1), strict=True):
-            for name, gradient in self._gradients(image, target).items():
+        count = 0
+        for count, gradients in enumerate(self.gradients_by_image(criterion), 1):  # noqa: B007
+            for name, gradient in gradients.items():
                 squares[name] = squares.get(name, torch.zeros_like(gradient)) + gradient.square()
-        return {name: total / len(images) for name, total in squares.items()}
+        return {name: total / count for name, total in squares.items()}
 
     def examples(self, criterion: str) -> Examples:
         """The batch, images in the precision of the model and on its device.

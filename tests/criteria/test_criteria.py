@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fxdistill.criteria
 from fxdistill import registry
+from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.criteria import CRITERIA, Criterion, importance
 from fxdistill.errors import InputError, InvariantError, PlanError
 from fxdistill.ir.channels import Channels
@@ -20,6 +21,7 @@ from fxdistill.ir.cost import limits_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Thin, ThinSource
 from fxdistill.passes.trace import Trace
+from fxdistill.tasks import NO_LABEL, TASKS
 
 IMAGE = (2, 3, 8, 8)
 BATCH = (torch.randn(4, *IMAGE[1:], generator=torch.Generator().manual_seed(0)), torch.tensor([0, 4, 1, 2]))
@@ -206,6 +208,17 @@ def test_fisher_is_the_mean_square_of_a_gates_slope_over_images() -> None:
         loss = F.cross_entropy(net.head(F.relu(net.norm(stem)).mean((2, 3))), label)
         slopes.append(torch.autograd.grad(loss, gates)[0].flatten().double())
     torch.testing.assert_close(found, torch.stack(slopes).square().mean(0), rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["fisher", "tp.hessian", "tp.obdc"])
+def test_an_image_without_a_label_says_nothing_of_what_is_measured_image_by_image(name: str) -> None:
+    loss = supervised_loss(TASKS.get("classification"))
+    images, labels = BATCH
+    partly = (torch.cat([images, images[:1] + 1]), torch.cat([labels, torch.tensor([NO_LABEL])]))
+    expected, found = (importance(name, channels_of(Net().eval(), batch=b, loss=loss)) for b in (BATCH, partly))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0.0)
+    with pytest.raises(InputError, match="none of the images has a label"):
+        importance(name, channels_of(Net().eval(), batch=(images, torch.full_like(labels, NO_LABEL)), loss=loss))
 
 
 def test_activation_is_the_mean_of_what_is_handed_on() -> None:

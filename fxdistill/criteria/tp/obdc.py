@@ -1,4 +1,4 @@
-"""Optimal brain damage by the Fisher diagonal: Σ w² F, F the sum over the batch of each image's squared gradients.
+"""Optimal brain damage by the Fisher diagonal: Σ w² F, F the mean over the batch of each image's squared gradients.
 
 Of the producing weights alone. Wang et al. 2019, https://arxiv.org/abs/1905.05934. Torch-Pruning collects F with hooks
 on ``nn.Linear`` and ``nn.Conv2d``, and cannot multiply it where a layer has a bias. Here F comes from the gradients
@@ -15,8 +15,7 @@ from fxdistill.ir.channels import Channels
 
 def obdc(channels: Channels) -> Tensor:
     """On a batch."""
-    images, _ = channels.examples("tp.obdc")
-    squares = {name: square * len(images) for name, square in channels.squared_gradients("tp.obdc").items()}
+    squares = channels.squared_gradients("tp.obdc")
     measure = importance.OBDCImportance(num_classes=-1)  # it leaves layers of that many outputs out
     measure.steps = 1
 
