@@ -1,6 +1,7 @@
 """Small runs on digits, made once and shared by the tests of the runtime."""
 
 import functools
+import itertools
 import json
 import os
 import sys
@@ -27,7 +28,9 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
+from fxdistill.runtime import checkpoint
 from fxdistill.runtime.arms import Observer
+from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.execute import execute as slow_execute
 
@@ -145,6 +148,21 @@ def execute(plan: Path, out: Path, settings: Settings, observer: Observer | None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
         return slow_execute(plan, out, settings, observer)
+
+
+def interrupted(plan: Path, out: Path, settings: Settings, *, after: int) -> None:
+    """Execute until so many checkpoints are taken."""
+    count, save_ = itertools.count(1), checkpoint.save
+
+    def counting(run: RunDir, at: checkpoint.Checkpoint) -> None:
+        save_(run, at)
+        if next(count) == after:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", counting)
+        with pytest.raises(KeyboardInterrupt):
+            execute(plan, out, settings)
 
 
 @functools.cache

@@ -344,20 +344,8 @@ def test_a_plan_of_several_seeds_exports_the_student_of_its_seed(tmp_path: Path)
 
 @pytest.mark.parametrize("number", [3, 9, 11])
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(number: int, tmp_path: Path) -> None:
-    path, count = written(planned(), "cascade"), 0
-    before = checkpoint.save
-
-    def counting(run: RunDir, at: checkpoint.Checkpoint) -> None:
-        nonlocal count
-        before(run, at)
-        count += 1
-        if count == number:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", counting)
-        with pytest.raises(KeyboardInterrupt):
-            execute(path, tmp_path / "run", EVERY_STEP)
+    path = written(planned(), "cascade")
+    runs.interrupted(path, tmp_path / "run", EVERY_STEP, after=number)
     execute(path, tmp_path / "run", AGAIN)
     assert (tmp_path / "run" / "student.pt").read_bytes() == (finished() / "student.pt").read_bytes()
     assert runs.metrics(tmp_path / "run") == runs.metrics(finished())

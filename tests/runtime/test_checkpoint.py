@@ -295,25 +295,9 @@ def test_two_undisturbed_runs_are_equal(tmp_path: Path) -> None:
 
 
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", interrupt_after(checkpoint.save, 7))
-        with pytest.raises(KeyboardInterrupt):
-            execute(runs.plan_file(), tmp_path / "run", EVERY_STEP)
+    runs.interrupted(runs.plan_file(), tmp_path / "run", EVERY_STEP, after=6)
     execute(runs.plan_file(), tmp_path / "run", AGAIN)
     equal(tmp_path / "run", runs.finished())
-
-
-def interrupt_after(save: Callable[[RunDir, Checkpoint], None], number: int) -> Callable[[RunDir, Checkpoint], None]:
-    count = 0
-
-    def counting(run: RunDir, checkpoint: Checkpoint) -> None:
-        nonlocal count
-        count += 1
-        if count == number:
-            raise KeyboardInterrupt
-        save(run, checkpoint)
-
-    return counting
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:

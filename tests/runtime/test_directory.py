@@ -14,7 +14,7 @@ import pytest
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.plan.file import load
 from fxdistill.report.show import show
-from fxdistill.runtime import checkpoint, directory
+from fxdistill.runtime import directory
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
 from tests import runs
@@ -161,28 +161,14 @@ def test_a_damaged_result_is_refused_wherever_it_is_read(tmp_path: Path, damage:
     assert runs.snapshot(out) == before
 
 
-def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that was interrupted at its third checkpoint."""
-    save, count = checkpoint.save, 0
-
-    def counting(run: RunDir, saved: checkpoint.Checkpoint) -> None:
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise KeyboardInterrupt
-        save(run, saved)
-
-    monkeypatch.setattr(checkpoint, "save", counting)
-    with pytest.raises(KeyboardInterrupt):
-        execute(runs.plan_file(), tmp_path / "run", dataclasses.replace(CPU, save_seconds=0))
-    monkeypatch.setattr(checkpoint, "save", save)
+def begun(tmp_path: Path) -> Path:
+    """A run that was interrupted after its second checkpoint."""
+    runs.interrupted(runs.plan_file(), tmp_path / "run", dataclasses.replace(CPU, save_seconds=0), after=2)
     return tmp_path / "run"
 
 
-def test_a_plan_that_was_edited_after_an_interruption_is_told_field_by_field(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = begun(tmp_path, monkeypatch)
+def test_a_plan_that_was_edited_after_an_interruption_is_told_field_by_field(tmp_path: Path) -> None:
+    out = begun(tmp_path)
     again, before = dataclasses.replace(CPU, resume=True), runs.snapshot(out)
 
     def change(plan: dict[str, Any]) -> None:
@@ -208,10 +194,8 @@ def test_a_plan_that_was_edited_after_an_interruption_is_told_field_by_field(
     assert runs.snapshot(out) == before
 
 
-def test_a_run_is_resumed_and_begun_anew_by_its_own_copy_of_the_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = begun(tmp_path, monkeypatch)
+def test_a_run_is_resumed_and_begun_anew_by_its_own_copy_of_the_plan(tmp_path: Path) -> None:
+    out = begun(tmp_path)
     execute(out / "plan.json", out, dataclasses.replace(CPU, resume=True))
     assert runs.metrics(out) == runs.metrics(runs.finished())
     execute(out / "plan.json", tmp_path / "elsewhere" / "again", CPU)

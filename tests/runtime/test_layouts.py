@@ -15,7 +15,7 @@ from fxdistill.compiler.build import build
 from fxdistill.data.dataset import Dataset, Split
 from fxdistill.errors import PlanError
 from fxdistill.ir.program import Program
-from fxdistill.runtime import checkpoint, layouts
+from fxdistill.runtime import layouts
 from fxdistill.runtime.execute import Settings
 from tests import runs, tiny_models
 from tests.tiny_models import Body, Classifier, awake, conv_norm, planned
@@ -113,28 +113,12 @@ def always(monkeypatch: pytest.MonkeyPatch, least: float = 0) -> None:
     monkeypatch.setattr(layouts, "_LEAST", least)
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, run: Path, after: int) -> None:
-    """A run that ends at a checkpoint."""
-    left, save = [after], checkpoint.save
-
-    def saved(*args: Any) -> None:
-        save(*args)
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", saved)
-        with pytest.raises(KeyboardInterrupt):
-            runs.execute(runs.plan_file(), run, LAST)
-
-
 def test_a_run_goes_on_as_it_was_laid_out_whatever_would_be_chosen_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         always(patch)
-        stopped(patch, tmp_path / "run", 7)
+        runs.interrupted(runs.plan_file(), tmp_path / "run", LAST, after=7)
         result = runs.execute(runs.plan_file(), tmp_path / "whole", LAST)
         asked = runs.execute(runs.plan_file(), tmp_path / "asked", dataclasses.replace(LAST, channels_last=True))
     assert result["channels_last"] is asked["channels_last"] is True
@@ -150,7 +134,7 @@ def test_a_run_goes_on_as_it_was_laid_out_whatever_would_be_chosen_now(
 
 
 def test_a_run_that_began_with_the_channels_first_goes_on_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(monkeypatch, tmp_path / "run", 7)
+    runs.interrupted(runs.plan_file(), tmp_path / "run", LAST, after=7)
     always(monkeypatch)
     again = runs.execute(runs.plan_file(), tmp_path / "run", dataclasses.replace(LAST, resume=True))
     assert again["channels_last"] is False

@@ -23,8 +23,6 @@ from fxdistill.models import vgg
 from fxdistill.passes.mask import kept_of
 from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
-from fxdistill.runtime import checkpoint
-from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.optimizers import make_optimizer
 from tests import runs
@@ -155,7 +153,7 @@ def test_whatever_can_be_masked_can_be_tapped(name: str) -> None:
 
 @pytest.mark.parametrize("number", [2, 12])
 def test_a_run_with_both_goes_on_where_it_stopped(number: int, tmp_path: Path) -> None:
-    plan, count, before = warmed(), 0, checkpoint.save
+    plan = warmed()
     short = [arm.changed(stages=[stage.changed(epochs=1) for stage in arm.stages]) for arm in plan.arms]
     path = written(plan.changed(arms=short), "taps")
     whole = path.parent / "run-taps"
@@ -168,17 +166,7 @@ def test_a_run_with_both_goes_on_where_it_stopped(number: int, tmp_path: Path) -
         assert kept[0] == {layer.name: layer.kept for layer in layers}
         assert set(lines[-1]["losses"]) == {"cross-entropy", "kd", "mse[student, features.7]", "mse[student, flatten]"}
 
-    def counting(run: RunDir, at: checkpoint.Checkpoint) -> None:
-        nonlocal count
-        before(run, at)
-        count += 1
-        if count == number:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", counting)
-        with pytest.raises(KeyboardInterrupt):
-            execute(path, tmp_path / "run", EVERY_STEP)
+    runs.interrupted(path, tmp_path / "run", EVERY_STEP, after=number)
     execute(path, tmp_path / "run", AGAIN)
     assert (tmp_path / "run" / "student.pt").read_bytes() == (whole / "student.pt").read_bytes()
 
