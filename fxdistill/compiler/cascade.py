@@ -197,7 +197,8 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
             least = len(base.found.layers) / len(scores)
             raise InputError(
                 f"{share:g} of {len(scores)} channels is less than one in each of {len(base.found.layers)} layers, of "
-                "which none may lose all", where="--keep", hint=f"keep {least:.3g} or more",
+                "which none may lose all", where="--levels" if options.levels else "--keep",
+                hint=f"keep {least:.3g} or more",
             )  # fmt: skip
         mask = base.mask(scores, count) if share < 1 else torch.ones(len(scores))
         parameters, macs = base.cost.of(mask)

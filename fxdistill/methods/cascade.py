@@ -26,6 +26,7 @@ A share of channels says nothing of their cost: channels of early layers, which 
 expense of late ones. What a student may cost is a budget.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -42,6 +43,8 @@ CASCADE = ("trace", "couple", "mask", "schedule")
 TEMPERATURE, LAMBDA, RATE = 15.0, 0.4, 0.008
 _SCORES = ScoreOptimizer(name="rmsprop", lr=0.001)
 Spacing = Literal["paper", "even"]
+_MOST = 99
+"""As many assistants are taken for meant: each is a network of its own in memory."""
 
 
 def level(number: int) -> str:
@@ -58,16 +61,14 @@ def spaced(keep: float, assistants: int, spacing: Spacing = "paper") -> tuple[fl
         spacing: ``paper``: k, 1 + (k - 1) / 1.5, 1 + (k - 1) / 2.5 …, 1; ``even``: equal steps, as in Miles' thesis.
 
     Raises:
-        InputError: There is no such share, or a negative number of assistants.
+        InputError: There is no such share, or number of assistants.
     """
     if not 0 < keep < 1:
         raise InputError(f"{keep} is no share of channels to keep", where="--keep", hint="give one above 0 and below 1")
-    if assistants < 0:
-        raise InputError(f"{assistants} assistants cannot be", where="--assistants", hint="give 0 or more")
-    if spacing == "even":
-        return tuple(round(keep + (1 - keep) * i / max(1, assistants), 4) for i in range(assistants + 1))
-    between = (round(1 + (keep - 1) / (i + 0.5), 4) for i in range(1, assistants))
-    return (keep, *between, *((1.0,) if assistants else ()))
+    if not 0 <= assistants <= _MOST:
+        raise InputError(f"{assistants} assistants cannot be", where="--assistants", hint=f"give 0 to {_MOST}")
+    steps = (i / assistants if spacing == "even" else 1 - 1 / (i + 0.5) for i in range(1, assistants))
+    return (keep, *(round(keep + (1 - keep) * step, 4) for step in steps), *((1.0,) if assistants else ()))
 
 
 def checked(shares: Sequence[float]) -> tuple[float, ...]:
@@ -130,6 +131,9 @@ class Cascade:
                 where=" ".join(given) or "--keep", hint="give one of --keep 0.2, --levels 0.2,0.47,0.68,1.0 and "
                 "--budget macs=52M",
             )  # fmt: skip
+        for option, weight in (("--hints", self.hints), ("--hints-alone", self.hints_alone)):
+            if not 0 <= weight < math.inf:
+                raise InputError(f"{weight} is no weight of hints", where=option, hint="give a number from 0: 0.001")
         if not self.budget:
             self.shares()
 

@@ -17,6 +17,9 @@ def test_where_the_levels_lie() -> None:
     assert spaced(0.2, 4, "even") == (0.2, 0.4, 0.6, 0.8, 1.0)
     assert spaced(0.3, 1) == spaced(0.3, 1, "even") == (0.3, 1.0)
     assert spaced(0.3, 0) == spaced(0.3, 0, "even") == (0.3,)
+    # what a budget leaves of many channels
+    assert spaced(0.123456, 2) == (0.123456, 0.4156, 1.0)
+    assert spaced(0.123456, 2, "even") == (0.123456, 0.5617, 1.0)
     assert checked([0.1, 0.4, 1.0]) == (0.1, 0.4, 1.0)
 
 
