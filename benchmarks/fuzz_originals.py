@@ -25,8 +25,8 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save, save_trained
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.course import Progress
+from fxdistill.runtime.execution import Observer
 from fxdistill.runtime.trials import Trial
 
 SHAPE = (1, 3, 8, 8)

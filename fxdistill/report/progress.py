@@ -18,8 +18,8 @@ from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import diagnostics_view
 from fxdistill.report.remaining import Remaining
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.course import Progress as TrainProgress
+from fxdistill.runtime.execution import Observer
 from fxdistill.runtime.profiling import StageTimes
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS, Task

@@ -32,12 +32,13 @@ from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import ModelRef, Precision, Shrunken
 from fxdistill.runtime import checkpoint, extension, fitting, inspection, memory, preflight, spread
-from fxdistill.runtime.arms import Execution, Losses, Observer, State, build_program, take_up, train
+from fxdistill.runtime.arms import build_program, take_up, train
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.crew import Crew, Standing
 from fxdistill.runtime.devices import started
 from fxdistill.runtime.directory import RunDir, origin_of
+from fxdistill.runtime.execution import Execution, Losses, Observer, State
 from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.layouts import Layout, chosen, laid_out
 from fxdistill.runtime.log import Metrics, Untold

@@ -12,7 +12,8 @@ from fxdistill.compiler.cascade import harden
 from fxdistill.measure.parity import Parity
 from fxdistill.plan.members import Masked
 from fxdistill.runtime import kept
-from fxdistill.runtime.arms import Execution, take_up
+from fxdistill.runtime.arms import take_up
+from fxdistill.runtime.execution import Execution
 from fxdistill.runtime.hardening import as_graph, compare, hardened_members
 from fxdistill.runtime.trials import Trial
 

@@ -28,7 +28,7 @@ from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import bundle, graphs
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.runtime.arms import Execution
+from fxdistill.runtime.execution import Execution
 from fxdistill.runtime.family import export_levels
 from fxdistill.runtime.kept import exported_seed
 

@@ -23,10 +23,10 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, preflight
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.course import Position
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Observer
 from tests import runs
 
 ALLOW = ("--allow-factory", runs.ALLOW[0])

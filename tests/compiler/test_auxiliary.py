@@ -15,10 +15,10 @@ from fxdistill.modelfiles.load import load as load_model
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load, parse
 from fxdistill.plan.schema import Shrunken
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Observer
 from fxdistill.runtime.trials import Trial
 from tests import runs
 

@@ -15,11 +15,11 @@ from fxdistill.ir.program import Program
 from fxdistill.modelfiles import bundle
 from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, compiling, loop
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.compiling import Choice
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Observer
 from tests import runs
 
 

@@ -29,10 +29,10 @@ from fxdistill.plan.file import load
 from fxdistill.plan.schema import Stage
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import checkpoint, deploy, loop, optimizers, preflight
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.checkpoint import load as load_checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Observer
 from fxdistill.runtime.result import summary
 from fxdistill.runtime.trials import Trial, trials_of
 from fxdistill.tasks import TASKS

@@ -12,10 +12,10 @@ from fxdistill.errors import InputError, PlanError, RunDirError
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, extension, result
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Observer
 from fxdistill.runtime.trials import Trial
 from tests import runs
 from tests.runs import execute

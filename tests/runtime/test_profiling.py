@@ -15,9 +15,9 @@ from fxdistill.modelfiles import bundle
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.runtime import profiling
-from fxdistill.runtime.arms import Execution, Observer
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Execution, Observer
 from fxdistill.runtime.profiling import PARTS, StageTimes, Stopwatch
 from fxdistill.runtime.trials import Trial
 from tests import runs

@@ -16,8 +16,9 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 from fxdistill.runtime import halves, reuse
-from fxdistill.runtime.arms import Execution, Observer, build_program
+from fxdistill.runtime.arms import build_program
 from fxdistill.runtime.course import Progress
+from fxdistill.runtime.execution import Execution, Observer
 from fxdistill.runtime.shelf import Memory
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS

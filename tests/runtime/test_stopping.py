@@ -10,10 +10,10 @@ import typer
 
 from fxdistill.cli.exits import reported
 from fxdistill.runtime import checkpoint, stopping
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.course import Position, Progress
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Observer
 from fxdistill.runtime.trials import Trial
 from tests import runs
 from tests.runs import execute

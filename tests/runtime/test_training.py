@@ -27,9 +27,9 @@ from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef, Shrunken
-from fxdistill.runtime.arms import Observer
 from fxdistill.runtime.course import Position, Progress
 from fxdistill.runtime.execute import Settings, execute
+from fxdistill.runtime.execution import Observer
 from fxdistill.runtime.optimizers import make_optimizer
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS
