@@ -30,7 +30,7 @@ from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.file import parse
 from fxdistill.preprocessing import Reading
 from fxdistill.report.show import show
-from fxdistill.runtime import checkpoint, execute, preflight
+from fxdistill.runtime import checkpoint, execute, execution, preflight
 from fxdistill.runtime.crew import Crew
 from fxdistill.tasks import TASKS
 
@@ -161,13 +161,13 @@ def _show_run(folder: Path) -> Use:
 
 def _run_plan(folder: Path) -> None:
     execute._load = _LOAD  # noqa: SLF001
-    execute.execute(folder / "plan.json", folder / "run", execute.Settings(device="cpu", force=True))
+    execute.execute(folder / "plan.json", folder / "run", execution.Settings(device="cpu", force=True))
 
 
 @functools.cache
 def _parts(plan: Path) -> Any:
     """What a plan names, loaded once: neither reads what the mutants are about."""
-    return execute._load(load_plan(plan), plan.parent, execute.Settings(device="cpu"), "cpu", Crew())  # noqa: SLF001
+    return execute._load(load_plan(plan), plan.parent, execution.Settings(device="cpu"), "cpu", Crew())  # noqa: SLF001
 
 
 def prepare(originals: Path) -> None:
@@ -179,11 +179,11 @@ def prepare(originals: Path) -> None:
 
 
 def _resume(folder: Path) -> None:
-    execute.execute(folder / "plan.json", folder, execute.Settings(device="cpu", resume=True, force=True))
+    execute.execute(folder / "plan.json", folder, execution.Settings(device="cpu", resume=True, force=True))
 
 
 def _extend(folder: Path) -> None:
-    execute.execute(folder / "plan.json", folder, execute.Settings(device="cpu", more_epochs=1, force=True))
+    execute.execute(folder / "plan.json", folder, execution.Settings(device="cpu", more_epochs=1, force=True))
 
 
 # --- models

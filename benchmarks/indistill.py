@@ -32,7 +32,8 @@ from benchmarks.series import Row, Series, Work
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import LossTerm, Optimizer, Stage
-from fxdistill.runtime.execute import Settings, execute
+from fxdistill.runtime.execute import execute
+from fxdistill.runtime.execution import Settings
 
 TEACHER_EPOCHS, RATE = 40, 1e-3
 EPOCHS = {"retrieval": 70, "classification": 60}

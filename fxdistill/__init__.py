@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from fxdistill.runtime.deploy import evaluate as evaluate
     from fxdistill.runtime.deploy import export as export
     from fxdistill.runtime.deploy import shrink as shrink
-    from fxdistill.runtime.execute import Settings as Settings
     from fxdistill.runtime.execute import execute as run
+    from fxdistill.runtime.execution import Settings as Settings
 
 _HOMES = {
     "compile": "compiler.pipeline", "build": "compiler.build", "build_arm": "compiler.build",
@@ -49,7 +49,7 @@ _HOMES = {
     "evaluate": "runtime.deploy", "export": "runtime.deploy", "show": "report.show",
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
-    "Options": "compiler.options", "Settings": "runtime.execute", "Plan": "plan.document", "Program": "ir.program",
+    "Options": "compiler.options", "Settings": "runtime.execution", "Plan": "plan.document", "Program": "ir.program",
     "Outputs": "ir.program", "LoadedModel": "modelfiles.load", "ShrunkResult": "compiler.shrink_model",
     "Dataset": "data.dataset", "Split": "data.dataset", "Diagnostic": "diagnostics",
     "Preprocessing": "preprocessing",     "FxdistillError": "errors", "InputError": "errors",

@@ -39,7 +39,7 @@ from fxdistill.plan.schema import (
     Tap,
 )  # fmt: skip
 from fxdistill.runtime.course import Position
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.loop import Loop
 from fxdistill.tasks import TASKS
 

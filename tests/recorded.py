@@ -16,8 +16,8 @@ from fxdistill.measure import onnx_file
 from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime import preflight
 from fxdistill.runtime.course import Progress
-from fxdistill.runtime.execute import Settings, execute
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execute import execute
+from fxdistill.runtime.execution import Observer, Settings
 from fxdistill.runtime.trials import Trial
 from tests import by_hand
 from tests.by_hand import STAGES, Hand, copied, gradients

@@ -30,9 +30,8 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
 from fxdistill.runtime.execute import execute as slow_execute
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execution import Observer, Settings
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
 STUDENT = ("fxdistill_test_models:with_dropout", {"widths": [4, 8]})

@@ -250,9 +250,9 @@ def run(
         from fxdistill.report.profile_view import profile_view
         from fxdistill.report.result_view import result_view
         from fxdistill.report.show import moved
-        from fxdistill.runtime import execute
+        from fxdistill.runtime import execute, execution
 
-        settings = execute.Settings(
+        settings = execution.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,
             compile=values.choosing(compile_programs.value), allow=tuple(allow_factory), trust_code=trust_code,
             save_seconds=save_every, channels_last=values.choosing(channels_last.value),

@@ -7,11 +7,10 @@ built, and cut down to each stage, and the student is exported once as it is, be
 import copy
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning_fabric import Fabric
 from torch import fx, nn
@@ -19,9 +18,8 @@ from torch import fx, nn
 from fxdistill.compiler.auxiliary import make
 from fxdistill.compiler.build import specialize
 from fxdistill.compiler.cascade import levels
-from fxdistill.compiler.comparing import compared
 from fxdistill.compiler.tap_statistics import measure_taps
-from fxdistill.data.batches import batches, steps_per_epoch
+from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
@@ -30,15 +28,13 @@ from fxdistill.ir.running import whole_state
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.plan.schema import ModelRef, Precision, Shrunken
-from fxdistill.runtime import checkpoint, extension, fitting, inspection, memory, preflight, spread
+from fxdistill.plan.schema import ModelRef, Shrunken
+from fxdistill.runtime import beginning, extension, fitting, memory, preflight, spread
 from fxdistill.runtime.arms import build_program, take_up, train
 from fxdistill.runtime.bench import Bench
-from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.crew import Crew, Standing
 from fxdistill.runtime.devices import started
-from fxdistill.runtime.directory import RunDir, origin_of
-from fxdistill.runtime.execution import Execution, Losses, Observer, State
+from fxdistill.runtime.execution import Execution, Losses, Observer, Settings, State
 from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.layouts import Layout, chosen, laid_out
 from fxdistill.runtime.log import Metrics, Untold
@@ -47,53 +43,6 @@ from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.shelf import Folder, Memory, Shelf
 from fxdistill.runtime.trials import Trial, trials_of
 from fxdistill.tasks import TASKS
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user decides about a run, beside its plan.
-
-    Attributes:
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: Overrides the plan's training precision.
-        resume: Whether to take up the run that the directory holds.
-        compile: Whether to train through ``torch.compile``; ``auto`` tries it in each stage.
-        channels_last: Whether to train with weights and feature maps in channels-last memory; ``auto`` where that pays
-            and the models stand it, see :mod:`fxdistill.runtime.layouts`.
-        allow: Modules whose factories may be called.
-        trust_code: Whether a model file that the plan says to unpickle may be: it can run any code.
-        save_seconds: Seconds between two checkpoints; 0 takes one after every step.
-        force: Whether to run although a teacher is at chance, or the machine's memory too small by far.
-        evaluate_every: Epochs between two evaluations of what is trained; a stage's last epoch always has one.
-        cache: Where to keep what frozen members compute: ``auto`` in memory, ``off`` nowhere, or in a folder, which
-            runs may share.
-        cache_size: Bytes that it may take.
-        cache_half: Whether to keep it in half precision.
-        arms: Methods to train and compare instead of the plan's, see :mod:`fxdistill.compiler.comparing`.
-        seeds: How many seeds instead of the plan's.
-        more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
-        profile: Whether to time and trace some steps of every stage, see :mod:`fxdistill.runtime.profiling`.
-        devices: On how many devices of this machine, a process each; None for as many as there are processes.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision | None = None
-    resume: bool = False
-    compile: Literal["auto"] | bool = False
-    channels_last: Literal["auto"] | bool = "auto"
-    allow: tuple[str, ...] = ()
-    trust_code: bool = False
-    save_seconds: float = 30.0
-    force: bool = False
-    evaluate_every: int = 1
-    cache: Literal["auto", "off"] | Path = "auto"
-    cache_size: int = 4 << 30
-    cache_half: bool = False
-    arms: tuple[str, ...] = ()
-    seeds: int | None = None
-    more_epochs: int = 0
-    profile: bool = False
-    devices: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +79,7 @@ def execute(
     planned = load_plan(plan_path)
     fabric, crew = _started(planned, settings)
     observer = observer if crew.is_first else Observer()
-    begun = crew.first(lambda: _begun(planned, plan_path, out, settings, crew))
+    begun = crew.first(lambda: beginning.begun(planned, plan_path, out, settings, crew))
     if begun.result is not None:
         return begun.result
     plan, how = begun.plan, begun.how
@@ -141,8 +90,8 @@ def execute(
     dataset, task = parts.dataset.to(fabric.device), TASKS.get(plan.task)
     bench = Bench(plan, task, dataset, parts.modules, fabric, parts.strangers, own, crew=crew)
     poor = _taught(bench, force=settings.force)
-    with _opened(out, begun, crew, resume=settings.resume or settings.more_epochs > 0) as rundir:
-        at = crew.first(lambda: _taken_up(rundir, begun, dataset))
+    with beginning.opened(out, begun, crew, resume=settings.resume or settings.more_epochs > 0) as rundir:
+        at = crew.first(lambda: beginning.taken_up(rundir, begun, dataset))
         run = Execution(
             plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir, parts.initial.__getitem__,
             observer, compiled=settings.compile, save_seconds=settings.save_seconds,
@@ -170,71 +119,6 @@ def _started(plan: Plan, settings: Settings) -> tuple[Fabric, Crew]:
         )
     precision = settings.precision or plan.precision
     return started(preflight.accelerator(settings.device, precision), precision, settings.devices)
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """What a run begins with.
-
-    Attributes:
-        before: The plan that the run directory holds, or will.
-        plan: The plan to carry out: the same, or longer.
-        origin: The file to whose folder its places are relative.
-        how: What beside the plan decides about every step.
-        result: What came out, of a run that is complete.
-    """
-
-    before: Plan
-    plan: Plan
-    origin: Path
-    how: dict[str, Any]
-    result: dict[str, Any] | None = None
-
-
-def _begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew) -> _Begun:
-    """Look what there is to carry out of a plan, and whether the run directory is for it; nothing is written."""
-    held = RunDir(out)
-    begins = not settings.more_epochs and held.plan_path.resolve() != plan_path.resolve()
-    if (settings.arms or settings.seeds is not None) and not begins:
-        raise InputError(
-            "other arms and seeds are for a run that is yet to begin", where="--arms, --seeds",
-            hint="name the plan's own file and another directory; a run that was begun with them knows them",
-        )  # fmt: skip
-    plan = compared(plan, settings.arms, seeds=settings.seeds)
-    preflight.runnable(plan, plan_path)
-    last = None if settings.channels_last == "auto" else settings.channels_last
-    how: dict[str, Any] = {"precision": settings.precision or plan.precision, "compile": settings.compile}
-    how |= {"channels_last": last}
-    how |= {"cache_half": True} if settings.cache_half and settings.cache != "off" else {}
-    how |= {"processes": crew.count} if crew.count > 1 else {}
-    begun = _Begun(plan, plan, origin_of(plan_path), how)
-    if settings.more_epochs:
-        longer, how = extension.extended(held, plan, settings.more_epochs, how=how)
-        return replace(begun, plan=longer, how=how)
-    if held.holds(plan, resume=settings.resume) and settings.resume:
-        found = inspection.inspect(held)
-        return replace(begun, result=found.result, how=checkpoint.settled(how, found.how))
-    return begun
-
-
-@contextmanager
-def _opened(out: Path, begun: _Begun, crew: Crew, *, resume: bool) -> Iterator[RunDir]:
-    """The run directory, which the first process opens for all."""
-    if not crew.is_first:
-        yield RunDir(out)
-        return
-    with RunDir.opened(out, begun.before, origin=begun.origin, resume=resume) as rundir:
-        yield rundir
-
-
-def _taken_up(rundir: RunDir, begun: _Begun, dataset: Dataset) -> Checkpoint:
-    """Where to go on from."""
-    if begun.plan is not begun.before:
-        extension.begin(rundir, begun.plan, how=begun.how)
-    at = checkpoint.load(rundir, how=begun.how)
-    steps = steps_per_epoch(dataset.train, begun.plan.data.batch_size)
-    inspection.check(at, begun.plan, where=str(rundir.checkpoint_path), steps=steps)
-    return at
 
 
 def _reuse(

@@ -1,7 +1,8 @@
-"""One execution of a plan: what its trials share, and who watches."""
+"""One execution of a plan: what its user decides, who watches, and what its trials share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.program import Program
 from fxdistill.plan.document import Plan
+from fxdistill.plan.schema import Precision
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
@@ -24,6 +26,53 @@ from fxdistill.runtime.trials import Trial
 State = dict[str, Tensor]
 Losses = dict[tuple[str, str], dict[str, float]]
 """By arm and stage the losses by their keys."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user decides about a run, beside its plan.
+
+    Attributes:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: Overrides the plan's training precision.
+        resume: Whether to take up the run that the directory holds.
+        compile: Whether to train through ``torch.compile``; ``auto`` tries it in each stage.
+        channels_last: Whether to train with weights and feature maps in channels-last memory; ``auto`` where that pays
+            and the models stand it, see :mod:`fxdistill.runtime.layouts`.
+        allow: Modules whose factories may be called.
+        trust_code: Whether a model file that the plan says to unpickle may be: it can run any code.
+        save_seconds: Seconds between two checkpoints; 0 takes one after every step.
+        force: Whether to run although a teacher is at chance, or the machine's memory too small by far.
+        evaluate_every: Epochs between two evaluations of what is trained; a stage's last epoch always has one.
+        cache: Where to keep what frozen members compute: ``auto`` in memory, ``off`` nowhere, or in a folder, which
+            runs may share.
+        cache_size: Bytes that it may take.
+        cache_half: Whether to keep it in half precision.
+        arms: Methods to train and compare instead of the plan's, see :mod:`fxdistill.compiler.comparing`.
+        seeds: How many seeds instead of the plan's.
+        more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
+        profile: Whether to time and trace some steps of every stage, see :mod:`fxdistill.runtime.profiling`.
+        devices: On how many devices of this machine, a process each; None for as many as there are processes.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision | None = None
+    resume: bool = False
+    compile: Literal["auto"] | bool = False
+    channels_last: Literal["auto"] | bool = "auto"
+    allow: tuple[str, ...] = ()
+    trust_code: bool = False
+    save_seconds: float = 30.0
+    force: bool = False
+    evaluate_every: int = 1
+    cache: Literal["auto", "off"] | Path = "auto"
+    cache_size: int = 4 << 30
+    cache_half: bool = False
+    arms: tuple[str, ...] = ()
+    seeds: int | None = None
+    more_epochs: int = 0
+    profile: bool = False
+    devices: int | None = None
 
 
 @dataclass

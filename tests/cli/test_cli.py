@@ -25,8 +25,7 @@ from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, preflight
 from fxdistill.runtime.course import Position
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execution import Observer, Settings
 from tests import runs
 
 ALLOW = ("--allow-factory", runs.ALLOW[0])

@@ -17,8 +17,7 @@ from fxdistill.plan.file import load, parse
 from fxdistill.plan.schema import Shrunken
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execution import Observer, Settings
 from fxdistill.runtime.trials import Trial
 from tests import runs
 

@@ -16,7 +16,7 @@ from fxdistill.errors import InputError, PlanError, RunDirError
 from fxdistill.measure.differences import paired
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime import preflight
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.kept import exported_seed
 from fxdistill.tasks import TASKS
 from tests import runs

@@ -14,7 +14,7 @@ from fxdistill.modelfiles import factories
 from fxdistill.plan.file import load
 from fxdistill.runtime import bench
 from fxdistill.runtime.crew import Crew
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from fxdistill.tasks import TASKS
 from tests import runs, tiny_models
 from tests.by_hand import digits

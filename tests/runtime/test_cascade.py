@@ -31,8 +31,7 @@ from fxdistill.plan.schema import ModelRef, Plateau
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime import checkpoint, hardening
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.execution import Execution
+from fxdistill.runtime.execution import Execution, Settings
 from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.optimizers import make_optimizer
 from fxdistill.tasks import TASKS

@@ -32,7 +32,7 @@ from fxdistill.runtime import checkpoint, directory, inspection, log, result
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.course import Course, Means, Position
 from fxdistill.runtime.directory import RunDir, lock
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.log import Metrics
 from tests import runs
 from tests.runs import execute

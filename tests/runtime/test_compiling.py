@@ -18,8 +18,7 @@ from fxdistill.runtime import checkpoint, compiling, loop
 from fxdistill.runtime.compiling import Choice
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execution import Observer, Settings
 from tests import runs
 
 

@@ -30,7 +30,7 @@ from fxdistill.modelfiles import bundle, factories
 from fxdistill.plan.file import load
 from fxdistill.runtime import devices, launch, spread, stopping
 from fxdistill.runtime.crew import Crew, Standing
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from tests import runs
 from tests.runtime.test_checkpoint import equal
 from tests.runtime.test_stopping import asking

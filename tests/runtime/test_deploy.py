@@ -20,7 +20,7 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
 from fxdistill.runtime import deploy
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from tests import runs
 
 

@@ -16,7 +16,7 @@ from fxdistill.plan.file import load
 from fxdistill.report.show import show
 from fxdistill.runtime import directory
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from tests import runs
 from tests.runs import execute
 

@@ -31,8 +31,7 @@ from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import checkpoint, deploy, loop, optimizers, preflight
 from fxdistill.runtime.checkpoint import load as load_checkpoint
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execution import Observer, Settings
 from fxdistill.runtime.result import summary
 from fxdistill.runtime.trials import Trial, trials_of
 from fxdistill.tasks import TASKS

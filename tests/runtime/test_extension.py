@@ -14,8 +14,7 @@ from fxdistill.plan.file import load
 from fxdistill.runtime import checkpoint, extension, result
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execution import Observer, Settings
 from fxdistill.runtime.trials import Trial
 from tests import runs
 from tests.runs import execute

@@ -18,7 +18,7 @@ from fxdistill.runtime import checkpoint
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.course import Means, Position
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from tests import runs
 
 CPU = Settings(device="cpu", allow=runs.ALLOW)

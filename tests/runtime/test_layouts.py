@@ -16,7 +16,7 @@ from fxdistill.data.dataset import Dataset, Split
 from fxdistill.errors import PlanError
 from fxdistill.ir.program import Program
 from fxdistill.runtime import layouts
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from tests import runs, tiny_models
 from tests.tiny_models import Body, Classifier, awake, conv_norm, planned
 

@@ -9,7 +9,7 @@ from torch import nn
 import fxdistill
 from fxdistill.errors import InputError
 from fxdistill.runtime import memory
-from fxdistill.runtime.execute import Settings
+from fxdistill.runtime.execution import Settings
 from tests import runs
 
 SHAPE = (1, 3, 16, 16)

@@ -16,8 +16,7 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.runtime import profiling
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.execution import Execution, Observer
+from fxdistill.runtime.execution import Execution, Observer, Settings
 from fxdistill.runtime.profiling import PARTS, StageTimes, Stopwatch
 from fxdistill.runtime.trials import Trial
 from tests import runs

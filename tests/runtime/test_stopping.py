@@ -12,8 +12,7 @@ from fxdistill.cli.exits import reported
 from fxdistill.runtime import checkpoint, stopping
 from fxdistill.runtime.course import Position, Progress
 from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import Settings
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execution import Observer, Settings
 from fxdistill.runtime.trials import Trial
 from tests import runs
 from tests.runs import execute

@@ -28,8 +28,8 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef, Shrunken
 from fxdistill.runtime.course import Position, Progress
-from fxdistill.runtime.execute import Settings, execute
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.execute import execute
+from fxdistill.runtime.execution import Observer, Settings
 from fxdistill.runtime.optimizers import make_optimizer
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS

@@ -8,7 +8,7 @@ from typing import Any
 from fxdistill import container
 from fxdistill.plan.file import load
 from fxdistill.report.show import show
-from fxdistill.runtime import execute
+from fxdistill.runtime import execute, execution
 from tests.security.made import EVIL, Attack, Content, Make, file, plan, plan_with
 
 Change = Callable[[Content], object]
@@ -159,7 +159,7 @@ ATTACKS: dict[str, Attack] = {
     **{f"run, {name}": Attack(directory(change), show) for name, change in RUNS.items()},
     **{
         f"run again, {name}": Attack(
-            directory(change), lambda path: execute.execute(path / "plan.json", path, execute.Settings(resume=True))
+            directory(change), lambda path: execute.execute(path / "plan.json", path, execution.Settings(resume=True))
         )
         for name, change in RUNS.items()
         if "link" in name or "leave" in name or "checkpoint" in name
