@@ -111,6 +111,11 @@ class Search:
             InputError: A budget is below the least or above the most that can be had, or nothing comes near to it.
         """
         own, least = cost.without(()), self._costs(self.targets(0.0), cost)
+        if least == own:
+            raise InputError(
+                "no channel would be removed: no layer may have fewer than it has", where=limits[0].option,
+                hint="lower --round-to or --floor, or give parts a smaller --scope",
+            )  # fmt: skip
         most = Size(*(min((n.most(own) for n in limits if n.what == what), default=math.inf) for what in Size._fields))  # type: ignore[arg-type]
         for limit in limits:
             floor = "with the fewest channels that a layer may have"

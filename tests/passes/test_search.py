@@ -191,7 +191,7 @@ def test_no_layer_falls_below_its_floor() -> None:
     model = made()
     with torch.no_grad():
         model.inner[0].weight[2:] *= 1e-3  # type: ignore[index, union-attr]
-    for floor, least in ((None, 2), (0.5, 8), (0.0, 2)):
+    for floor, least in ((None, 2), (0.45, 8), (0.5, 8), (0.0, 2)):
         widths = thin(model, limits=limits_of(macs=0.7), floor=floor).widths
         assert widths["inner.0"][1] == least
         assert all(after >= (floor or 0) * before for before, after in widths.values())
@@ -232,6 +232,8 @@ def test_a_part_has_a_share_of_its_own() -> None:
         ({"limits": limits_of(macs=1.5)}, "1.5 is no budget"),
         ({"limits": limits_of(macs=0.5), "keep": 0.5}, "both --macs and --keep say how much to keep"),
         ({"limits": limits_of(macs=0.5), "widths": (("stem", 4),)}, "both --macs and widths"),
+        ({"limits": limits_of(macs=0.5), "round_to": 64}, "no layer may have fewer than it has"),
+        ({"limits": limits_of(parameters=0.5), "floor": 0.99}, "to do: lower --round-to or --floor"),
         ({"limits": limits_of(macs=0.9), "scopes": (("deep", 0.1), ("inner", 0.1))}, "leaves less than the budget"),
         ({"scopes": (("head", 0.5),)}, "nothing that can be removed is made by 'head'"),
         ({"scopes": (("inner", 1.5),)}, "the share of 'inner' to keep is 1.5"),
