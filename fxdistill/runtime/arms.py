@@ -121,7 +121,8 @@ def _settled(run: Execution, arm: Arm) -> list[Diagnostic]:
                 answers=member not in run.strangers,
             )
         ]  # fmt: skip
-        return found, {member: dict(run.modules[member].named_buffers()) for member in arm.trains}
+        named = {member: run.modules[member].named_buffers() for member in arm.trains}
+        return found, {member: {name: value.cpu() for name, value in own} for member, own in named.items()}
 
     remarks, buffers = run.crew.first(settled)
     for member, values in buffers.items() if not run.crew.is_first else ():

@@ -24,10 +24,10 @@ from fxdistill.errors import FxdistillError, InputError
 from fxdistill.runtime import stopping
 from fxdistill.runtime.crew import Standing
 
-_SAID, _CODE = "fxdistill/said", "fxdistill/code"
+_SAID, _CODE, _HERE = "fxdistill/said", "fxdistill/code", "fxdistill/here/"
 _OURS = "fxdistill"
 """What ``TORCHELASTIC_RUN_ID`` is in processes that were started here."""
-_WAIT = timedelta(seconds=300)
+_WAIT = timedelta(seconds=300)  # until all machines are there
 _GRACE = 10.0  # seconds that others get to end by themselves, and then to follow a signal
 _OFTEN = 0.1  # seconds between two looks
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset")
@@ -44,6 +44,8 @@ def launch(command: Sequence[str], *, devices: int, nodes: int) -> int:
     node, address, port = _place(nodes)
     try:
         store = TCPStore(address, port, is_master=node == 0, wait_for_workers=False, timeout=_WAIT)
+        store.set(f"{_HERE}{node}", "")
+        store.wait([f"{_HERE}{other}" for other in range(nodes)])
     except Exception as cause:
         raise FxdistillError(
             f"the machines of the run do not find each other: {next(iter(str(cause).splitlines()), '')}",

@@ -351,6 +351,24 @@ def test_machines_have_to_say_which_they_are(monkeypatch: pytest.MonkeyPatch) ->
         launched("", nodes=2)
 
 
+def test_machines_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for name, value in (("NODE_RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(port))):
+        monkeypatch.setenv(name, value)
+    told = f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').write(os.environ['WORLD_SIZE'])"
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_WAIT", timedelta(seconds=1))
+        with pytest.raises(FxdistillError, match="do not find each other"):
+            launched(told, nodes=2)
+    assert not [*tmp_path.iterdir()]
+    second = "from tests.runtime import test_crew; raise SystemExit(test_crew.launched(" + repr(told) + ", nodes=2))"
+    with subprocess.Popen([sys.executable, "-c", second], env={**os.environ, "NODE_RANK": "1"}) as other:
+        assert launched(told, nodes=2) == 0
+        assert other.wait(60) == 0
+    assert {place.name: place.read_text() for place in tmp_path.iterdir()} == dict.fromkeys("0123", "4")
+
+
 def test_a_child_ends_with_its_parent() -> None:
     code = "from fxdistill.runtime import launch; import time; launch.follow(); time.sleep(60)"
     child = subprocess.Popen(
