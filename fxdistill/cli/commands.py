@@ -314,16 +314,21 @@ def export(
     int8: parameters.Int8 = False,
     fp16: parameters.Fp16 = False,
     calibrate: parameters.Calibrate = None,
-    calibration: parameters.CalibrationWay = parameters.Calibration.minmax,
-    calibration_images: parameters.CalibrationImages = 512,
-    tolerance_accuracy: parameters.ToleranceAccuracy = 1.0,
-    tolerance_agreement: parameters.ToleranceAgreement = 5.0,
+    calibration: parameters.CalibrationWay = None,
+    calibration_images: parameters.CalibrationImages = None,
+    tolerance_accuracy: parameters.ToleranceAccuracy = None,
+    tolerance_agreement: parameters.ToleranceAgreement = None,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:
     """Write a model as ONNX with a dynamic batch, and compare the file with the model."""
     with reported():
-        precisions = values.precisions(int8=int8, fp16=fp16, calibrate=calibrate)
+        precisions = values.precisions(
+            int8=int8, fp16=fp16, of_losses={
+                "tolerance-accuracy": tolerance_accuracy, "tolerance-agreement": tolerance_agreement,
+            },
+            of_int8={"calibrate": calibrate, "calibration": calibration, "calibration-images": calibration_images},
+        )  # fmt: skip
         wanted = values.shape(input_shape)
         wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
         values.writable(output)
@@ -339,7 +344,10 @@ def export(
         if precisions:
             from fxdistill.runtime import reducing
 
-            how = reducing.Reducing(calibration.value, calibration_images, tolerance_accuracy, tolerance_agreement)
+            how = reducing.Reducing(**values.said(
+                calibration=calibration and calibration.value, images=calibration_images,
+                tolerance=tolerance_accuracy, disagreement=tolerance_agreement,
+            ))  # fmt: skip
             images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing

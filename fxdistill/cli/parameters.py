@@ -338,9 +338,11 @@ Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
 ]
 Models = Annotated[list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{_RUN_OR_MODEL} Or an ONNX file.")]
-Batches = Annotated[list[int], typer.Option("--batch", min=1, metavar="N", help="Images a run; repeatable.")]
+Batches = Annotated[
+    list[int], typer.Option("--batch", min=1, max=1 << 20, metavar="N", help="Images a run; repeatable.")
+]
 TimedRuns = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads within an operator.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads within an operator.")]
 Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's execution provider: CPU, CUDA, ….")]
 InTorch = Annotated[bool, typer.Option("--torch", help="Time models that are no ONNX files in torch as well.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -355,17 +357,25 @@ Calibrate = Annotated[
     typer.Option("--calibrate", metavar="SPEC", help="Calibrate INT8 on the training images of other data."),
 ]
 CalibrationWay = Annotated[
-    Calibration, typer.Option("--calibration", help="How the ranges of INT8 follow from the calibration images.")
+    Calibration | None,
+    typer.Option("--calibration", help="How the ranges of INT8 follow from the calibration images. Default: minmax."),
 ]
-CalibrationImages = Annotated[int, typer.Option("--calibration-images", min=1, help="How many of them there are.")]
+CalibrationImages = Annotated[
+    int | None, typer.Option("--calibration-images", min=1, help="How many of them there are. Default: 512.")
+]
 ToleranceAccuracy = Annotated[
-    float,
-    typer.Option("--tolerance-accuracy", min=0, metavar="POINTS", help="What less precision may cost on test images."),
+    float | None,
+    typer.Option(
+        "--tolerance-accuracy", min=0, metavar="POINTS", help="What less precision may cost on test images. Default: 1."
+    ),
 ]
 ToleranceAgreement = Annotated[
-    float,
-    typer.Option("--tolerance-agreement", min=0, metavar="POINTS", help="How often it may answer otherwise on them."),
-]
+    float | None,
+    typer.Option(
+        "--tolerance-agreement", min=0, max=100, metavar="POINTS",
+        help="How often it may answer otherwise on them. Default: 5.",
+    ),
+]  # fmt: skip
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
 Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
 Keep = Annotated[float | None, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]

@@ -1,7 +1,7 @@
 """What the command line's arguments stand for: shapes, pairs, models, places to write to."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -280,16 +280,33 @@ def is_run(model: str) -> bool:
     return Path(model).is_dir()
 
 
-def precisions(*, int8: bool, fp16: bool, calibrate: str | None) -> "list[Precision]":
+def precisions(
+    *, int8: bool, fp16: bool, of_int8: Mapping[str, object], of_losses: Mapping[str, object]
+) -> "list[Precision]":
     """In which precisions a file is written beside the float one.
 
+    Args:
+        int8: Whether in INT8.
+        fp16: Whether in FP16.
+        of_int8: What is said of the calibration, by option; None where nothing is.
+        of_losses: What is said of what less precision may cost, likewise.
+
     Raises:
-        InputError: Data to calibrate on is named, and nothing is calibrated.
+        InputError: Something is said of files that are not wanted.
     """
-    if calibrate is not None and not int8:
-        raise InputError("nothing is calibrated but INT8", where="--calibrate", hint="add --int8, or leave it out")
+    for option in (name for name, value in of_int8.items() if value is not None and not int8):
+        raise InputError("nothing is calibrated but INT8", where=f"--{option}", hint="add --int8, or leave it out")
+    for option in (name for name, value in of_losses.items() if value is not None and not (int8 or fp16)):
+        raise InputError(
+            "no file in less precision is asked for", where=f"--{option}", hint="add --int8 or --fp16, or leave it out"
+        )
     wanted: list[tuple[Precision, bool]] = [("int8", int8), ("fp16", fp16)]
     return [precision for precision, is_wanted in wanted if is_wanted]
+
+
+def said(**arguments: Any) -> dict[str, Any]:
+    """Those of some arguments that are given; the others keep their defaults."""
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def run_directory(plan: Path, output: Path | None) -> tuple[Path, Path]:

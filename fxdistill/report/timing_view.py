@@ -27,7 +27,8 @@ def timing_view(made: Sequence[Timed], *, threads: int, repeats: int) -> Rendera
         )
         for one in made
     ]  # fmt: skip
+    runs = "1 run" if repeats == 1 else f"{repeats} runs"
     return Group(
         Table(("model", "batch", "runs in", "median", "10th to 90th", "images/s", "speed"), tuple(rows)),
-        Line(Text(f"{repeats} runs of each, in turn; threads within an operator: {threads}")),
+        Line(Text(f"{runs} of each, in turn; threads within an operator: {threads}")),
     )

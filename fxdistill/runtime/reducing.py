@@ -105,12 +105,14 @@ def ready(
         Training images, evenly spaced: never those that it is measured on.
 
     Raises:
-        InputError: There are no test images, or no training images to calibrate on.
+        InputError: There are no test images, no training images to calibrate on, or a folder has a file's name.
         DataError: The data to calibrate on is not there, damaged, or of another kind.
     """
     own = _data(found, precisions[0])
     for precision in precisions:
-        files.check_onnx_name(beside(path, precision))
+        files.check_onnx_name(target := beside(path, precision))
+        if target.is_dir():
+            raise InputError("the output is a folder", where=str(target), hint="give another name with -o")
     if "int8" not in precisions:
         return None
     if calibrate is None and own.is_one:

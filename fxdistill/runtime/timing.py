@@ -8,6 +8,7 @@ file is written as one for the occasion; what it answers is not compared (``expo
 
 import contextlib
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.latency import Latency
 from fxdistill.measure.model import evaluating
 from fxdistill.measure.onnx_model import OnnxModel
+from fxdistill.runtime import memory
 from fxdistill.runtime.deploy import Found
 
 TORCH = "torch"
@@ -61,7 +63,7 @@ def timed(
         eager: Whether models that are no ONNX files are timed in torch, on the CPU, as well.
 
     Raises:
-        InputError: There is nothing to time, or a model takes batches of one size alone.
+        InputError: There is nothing to time, or a batch does not fit into memory.
         ModelError: A model does not run, or cannot be written as ONNX.
     """
     if not models or not batches or repeats < 1:
@@ -77,7 +79,7 @@ def timed(
         for batch in batches:
             calls: dict[tuple[str, str], Callable[[], object]] = {}
             for name, found in models.items():
-                shape = (batch, *found.input_shape[1:])
+                shape = _shape(found, batch, where=name)
                 calls[name, provider] = latency.call(
                     files[name], _given(found, shape), provider=provider, threads=threads
                 )
@@ -96,6 +98,18 @@ def _file(found: Found, draft: Path) -> Path:
         found.module, draft, input_shape=found.input_shape, entry=found.entry, prediction_name=found.prediction_name
     )
     return draft
+
+
+def _shape(found: Found, batch: int, *, where: str) -> tuple[int, ...]:
+    """The shape of a batch; refused where its images alone take more memory than there is."""
+    shape = (batch, *found.input_shape[1:])
+    wanted, there = 4 * math.prod(shape), memory.available("cpu")
+    if there is not None and wanted > there:
+        raise InputError(
+            f"{batch:,} images take {wanted / 1e9:,.0f} GB, and there are {there / 1e9:,.0f} GB of memory",
+            where=where, hint="use a smaller --batch or --input",
+        )  # fmt: skip
+    return shape
 
 
 def _given(found: Found, shape: tuple[int, ...]) -> tuple[int, ...]:

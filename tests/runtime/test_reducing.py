@@ -162,7 +162,19 @@ def test_what_is_missing_is_known_before_anything_is_written(tmp_path: Path) -> 
     result = CliRunner().invoke(app, wrong)
     assert result.exit_code == 2
     assert "add --int8" in result.output
+    given = ["export", str(file), "-o", str(tmp_path / "t.onnx"), "--data", "digits"]
+    for words, hint in (
+        (["--fp16", "--calibration", "entropy"], "add --int8,"), (["--calibration-images", "8"], "add --int8,"),
+        (["--tolerance-accuracy", "3"], "add --int8 or --fp16"), (["--tolerance-agreement", "3"], "add --int8 or"),
+        (["--fp16", "--tolerance-agreement", "101"], "less than or equal to 100"),
+    ):  # fmt: skip
+        result = CliRunner().invoke(app, [*given, *words])
+        assert (result.exit_code, hint in result.output) == (2, True), (words, result.output)
     assert not list(tmp_path.glob("*.onnx"))
+    (tmp_path / "t-int8.onnx").mkdir()
+    result = CliRunner().invoke(app, [*given, "--fp16", "--int8"])
+    assert (result.exit_code, "is a folder" in result.output) == (2, True), result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["t-int8.onnx"]
 
 
 def test_several_targets_of_one_call(tmp_path: Path) -> None:
