@@ -17,6 +17,11 @@ def test_what_a_fault_replaces_stands_once_in_its_file() -> None:
     assert not wrong, f"change what stands in benchmarks/mutants.toml: {wrong}"
 
 
+def test_what_takes_its_place_is_python() -> None:
+    for fault in FAULTS:
+        compile((ROOT / fault["file"]).read_text().replace(fault["old"], fault["new"]), fault["name"], "exec")
+
+
 def test_a_fault_has_a_name_of_its_own_and_changes_something() -> None:
     assert [name for name, count in Counter(fault["name"] for fault in FAULTS).items() if count > 1] == []
     assert [fault["name"] for fault in FAULTS if fault["old"] == fault["new"]] == []

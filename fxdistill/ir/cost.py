@@ -7,9 +7,9 @@ values multiplies once for each point that is alive in both of them. So everythi
     alive(dim)  =  fixed + the sum of what is kept over the removable channels along it
     cost        =  sum over rows  factor * alive(dim) * alive(dim')
 
-A weight, or a product, whose two layers vary along dimensions of their own is one row. Where they share a dimension
-(groups of a convolution, heads of an attention) there is one row for each of its parts, and where both name one class
-(depthwise convolutions) a row of one dimension: kept times kept is kept.
+A weight, or a product, is one row of its two layers, and where both are one (depthwise convolutions) a row of one
+dimension: kept times kept is kept. Where they share a dimension (groups of a convolution, heads of an attention) that
+holds as well: what is left of a tensor is a rectangle, so each group keeps as many of its channels as the others.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -242,18 +242,12 @@ class _Rows:
     def add(self, layers: Layers, shape: Shape, *, parameters: float = 0.0, macs: float = 0.0) -> None:
         """Count the points of a shape that are alive in all layers, so much for each of them."""
         small = self._distinct(layers)[:2]
-        if len(small) == 2 and set(varying(small[0])) & set(varying(small[1])):
-            points = _points(tuple(torch.broadcast_shapes(small[0].shape, small[1].shape)))
-            pairs = list(_parts(*torch.broadcast_tensors(*small)))
-        else:
-            points = _points(tuple(one.numel() for one in small))
-            pairs = [tuple(tuple(one.flatten().tolist()) for one in small)]
-        share = _points(shape) / points
-        for along in pairs:
-            first, second = (*(self.dims.setdefault(one, len(self.dims)) for one in along), -1, -1)[:2]
-            sums = self.found.setdefault((first, second), [0.0, 0.0])
-            sums[0] += parameters * share
-            sums[1] += macs * share
+        share = _points(shape) / _points(tuple(one.numel() for one in small))
+        along = (tuple(one.flatten().tolist()) for one in small)
+        first, second = (*(self.dims.setdefault(one, len(self.dims)) for one in along), -1, -1)[:2]
+        sums = self.found.setdefault((first, second), [0.0, 0.0])
+        sums[0] += parameters * share
+        sums[1] += macs * share
 
     def cost(self, classes: tuple[int, ...], base: int) -> Cost:
         """All that was counted."""
@@ -279,20 +273,3 @@ class _Rows:
             if bool((small >= 0).any()) and not any(torch.equal(small, other) for other in found):
                 found.append(small)
         return found
-
-
-def _parts(one: Tensor, other: Tensor) -> Iterator[tuple[_Along, ...]]:
-    """Two layers that share a dimension, in parts in which they do not: positions of one that meet the same ones."""
-    meets: dict[int, list[int]] = {}
-    alone: list[int] = []
-    for a, b in zip(one.flatten().tolist(), other.flatten().tolist(), strict=True):
-        if a < 0 or b < 0 or a == b:
-            alone.append(max(a, b))
-        else:
-            meets.setdefault(a, []).append(b)
-    parts: dict[_Along, list[int]] = {}
-    for a, met in meets.items():
-        parts.setdefault(tuple(sorted(met)), []).append(a)
-    yield from ((tuple(first), second) for second, first in parts.items())
-    if alone:
-        yield (tuple(alone),)
