@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from fxdistill.report.show import show as show
     from fxdistill.runtime.deploy import evaluate as evaluate
     from fxdistill.runtime.deploy import export as export
-    from fxdistill.runtime.deploy import shrink as shrink
     from fxdistill.runtime.execute import execute as run
     from fxdistill.runtime.execution import Settings as Settings
+    from fxdistill.runtime.shrinking import shrink as shrink
 
 _HOMES = {
     "compile": "compiler.pipeline", "build": "compiler.build", "build_arm": "compiler.build",
     "specialize": "compiler.build", "measure_taps": "compiler.tap_statistics",
-    "run": "runtime.execute:execute", "shrink": "runtime.deploy",
+    "run": "runtime.execute:execute", "shrink": "runtime.shrinking",
     "evaluate": "runtime.deploy", "export": "runtime.deploy", "show": "report.show",
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",

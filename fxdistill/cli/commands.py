@@ -145,10 +145,11 @@ def plan(
         }
         if "auxiliary" in models:
             via_epochs = teaching.via_epochs(via_epochs, models["auxiliary"], epochs=epochs)
-        from fxdistill.cli import planning, recipe  # after the models: mistakes are answered sooner
+        from fxdistill.cli import recipe  # after the models: mistakes are answered sooner
         from fxdistill.compiler.options import Options
         from fxdistill.methods import composed
         from fxdistill.report.plan_view import plan_view
+        from fxdistill.runtime import planning
 
         seen = planning.look(
             data, output, wanted, models, task=task, wishes=wishes, measure=measure,
@@ -406,10 +407,10 @@ def shrink(
 
         from fxdistill.ir import contract
         from fxdistill.report.result_view import shrunk_view
-        from fxdistill.runtime import deploy
+        from fxdistill.runtime import shrinking
 
         passes = contract.PassManager()
-        made = deploy.shrink(
+        made = shrinking.shrink(
             model, output, keep=keep, macs=most[0], params=most[1],
             ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
             round_to=round_to, protect=protect, only=only, data=data, task=task,

@@ -1,37 +1,31 @@
-"""A model by itself: found, shrunken, evaluated, exported with its gate.
+"""A model by itself: found, evaluated, exported with its gate.
 
-What ``fxdistill shrink``, ``fxdistill eval`` and ``fxdistill export`` do, with the same defaults.
+What ``fxdistill eval`` and ``fxdistill export`` do, with the same defaults.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
-from fxdistill.criteria import CRITERIA
 from fxdistill.data import classmap, places
-from fxdistill.data.batches import batches, first_batch
+from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.files import check_onnx_name, file_sha256
-from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import limits_of
 from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_file
 from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_file import Exported
 from fxdistill.measure.onnx_model import Embedded, OnnxModel, as_pixels, described
 from fxdistill.measure.parity import Parity
-from fxdistill.modelfiles import bundle, heads, pt2
+from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import ModelSource, parse_source
-from fxdistill.passes.thin.search import Ranking
 from fxdistill.preprocessing import NOTHING, Preprocessing, Source, View, Wishes, in_words
 from fxdistill.runtime import fitting, preprocess
 from fxdistill.runtime.directory import RunDir
@@ -202,85 +196,7 @@ def exported(
     )  # fmt: skip
 
 
-def shrink(
-    model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float | None = None,
-    macs: float | None = None, params: float | None = None, ranking: Ranking | None = None, floor: float | None = None,
-    scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int = 1,
-    protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
-    input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
-    allow: Sequence[str] = (), trust_code: bool = False, passes: PassManager | None = None,
-    checkpoint_entry: str | None = None,
-) -> ShrunkResult:  # fmt: skip
-    """Make a model physically smaller, and prove that it is the masked original; the model is not changed.
-
-    Args:
-        model: A file, a factory, or a module of your own.
-        path: The file to write: a bundle, or, where its name ends in .pt2, a program of ``torch.export``, which needs
-            nothing of ours; None to write nothing.
-        keep: Share of the channels to keep, in (0, 1).
-        macs: Multiply-accumulates that it may have instead; below 1 a share of the model's own. Met within 2 %.
-        params: Parameters that it may have, likewise. With both, neither is exceeded.
-        ranking: What competes: ``global`` (all channels), ``isomorphic`` (those of layers alike) or ``uniform`` (those
-            of one layer); None for ``uniform`` with ``keep`` and ``global`` with a budget.
-        floor: The least share of its channels that a layer keeps; None for 0 with ``keep``, 0.1 with a budget.
-        scopes: Parts with a share of their own, by module or node path; 1 keeps all of it.
-        by: Importance of a channel, by name.
-        round_to: Widths become multiples of this.
-        protect: Module or node paths whose channels stay.
-        only: Paths of the modules to prune; empty for the whole model.
-        data: A data spec, for criteria that read data.
-        task: What the data is for.
-        input_shape: Shape of one batch; None for that of the file or the data.
-        factory: As for :func:`evaluate`.
-        args: As for :func:`evaluate`.
-        seed: Seed of criteria that draw, and of the proof.
-        allow: As for :func:`evaluate`.
-        trust_code: As for :func:`evaluate`.
-        passes: A manager to run the passes in, for its timings and remarks.
-        checkpoint_entry: As for :func:`evaluate`.
-
-    Raises:
-        InputError: The model cannot be found or loaded, or the request changes nothing.
-        PassError: The smaller model is not the masked one; nothing was written.
-    """
-    found = _given(
-        model, factory=factory, args=args, seed=seed, allow=allow, trust_code=trust_code,
-        entry=checkpoint_entry,
-    )  # fmt: skip
-    read = preprocess.look({MODEL: found}, data, task=TASKS.get(task), wishes={}, shape=input_shape, allow=allow)
-    own = read.preprocessing[MODEL]
-    shape = ((input_shape or found.input_shape or (1,))[0], read.shape[1], *own.size)
-    first = first_batch(read.dataset) if read.dataset is not None and CRITERIA.get(by).needs_batch else None
-    examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
-    made = shrink_model(
-        found.module, input_shape=shape, keep=keep, limits=limits_of(macs=macs, parameters=params),
-        ranking=ranking, floor=floor, scopes=tuple(scopes.items()), criterion=by,
-        round_to=round_to, protect=protect, only=only, seed=seed, passes=passes,
-        batch=examples, loss=supervised_loss(TASKS.get(task)),
-    )  # fmt: skip
-    if path is not None:
-        said = own if own.source.normalisation not in ("", "the data") else found.preprocessing
-        _write(made, Path(path), preprocessing=said, random_weights=found.random_weights)
-    if not found.random_weights:
-        return made
-    remark = Diagnostic(
-        code="random-weights", severity="warning", where=str(model),
-        why="these are random weights: as a teacher the file cannot be run", hint="shrink a file of a trained model",
-    )  # fmt: skip
-    return replace(made, diagnostics=(*made.diagnostics, remark))
-
-
-def _write(made: ShrunkResult, path: Path, *, preprocessing: Preprocessing | None, random_weights: bool) -> None:
-    if path.suffix == ".pt2":
-        pt2.save(made.module, path, input_shape=made.input_shape)
-        return
-    bundle.save(
-        made.module, path, input_shape=made.input_shape, preprocessing=preprocessing,
-        metadata={bundle.RANDOM_WEIGHTS: True} if random_weights else {},
-    )  # fmt: skip
-
-
-def _given(
+def as_loaded(
     model: str | Path | nn.Module, *, factory: str | None, args: Sequence[str], seed: int = 0, allow: Sequence[str],
     trust_code: bool, entry: str | None,
 ) -> LoadedModel:  # fmt: skip
@@ -318,7 +234,7 @@ def find(
     if not isinstance(model, nn.Module) and Path(model).suffix.lower() == ".onnx":
         given, said_task, preprocessing = _of_onnx(Path(model), preprocessing)
     else:
-        given = _given(model, factory=factory, args=args, allow=allow, trust_code=trust_code, entry=checkpoint_entry)
+        given = as_loaded(model, factory=factory, args=args, allow=allow, trust_code=trust_code, entry=checkpoint_entry)
         said_task = None
     task = task or said_task or "classification"
     wanted = TASKS.get(task, where="--task")

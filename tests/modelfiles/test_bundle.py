@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxdistill import compiler, container
-from fxdistill.cli import planning
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import FxdistillError, ModelError
 from fxdistill.modelfiles.bundle import KIND, read, save, save_trained
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import preflight
+from fxdistill.runtime import planning, preflight
 
 FACTORY = "fxdistill.models:convnet"
 KWARGS: dict[str, Any] = {"widths": [8, 16], "hidden": 6, "classes": 3}

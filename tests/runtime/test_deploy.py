@@ -7,7 +7,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fxdistill.cli import planning
 from fxdistill.cli.commands import app
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.shrink_model import shrink_model
@@ -18,7 +17,7 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
-from fxdistill.runtime import deploy
+from fxdistill.runtime import deploy, planning, shrinking
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
 from tests import runs
@@ -89,7 +88,7 @@ def test_a_run_needs_no_file_that_was_planned(shrunken_student: Path) -> None:
 
 def test_prune_distil_prune_again(tmp_path: Path) -> None:
     """What comes out goes in: a run directory is a model wherever one is asked for."""
-    first = deploy.shrink(runs.workshop() / "teacher.pt", tmp_path / "small.pt", keep=0.5)
+    first = shrinking.shrink(runs.workshop() / "teacher.pt", tmp_path / "small.pt", keep=0.5)
     content = CliRunner().invoke(app, [
         "plan", str(runs.workshop() / "teacher.pt"), str(tmp_path / "small.pt"), "--data", "digits", "--epochs", "1",
         "--no-control", "--method", "kd", "-o", str(tmp_path / "plan.json"),
@@ -99,7 +98,7 @@ def test_prune_distil_prune_again(tmp_path: Path) -> None:
     trained, start = load(tmp_path / "run").module, load(tmp_path / "small.pt").module
     assert not torch.equal(next(trained.parameters()), next(start.parameters()))
     assert deploy.evaluate(tmp_path / "run").keys() >= {"accuracy"}
-    again = deploy.shrink(tmp_path / "run", tmp_path / "smaller.pt", keep=0.5)
+    again = shrinking.shrink(tmp_path / "run", tmp_path / "smaller.pt", keep=0.5)
     assert again.before.parameters == first.after.parameters > again.after.parameters
     assert load(tmp_path / "smaller.pt").input_shape == (1, 1, 8, 8)
 

@@ -16,7 +16,7 @@ from fxdistill.modelfiles.bundle import KIND, save
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.preprocessing import Preprocessing, Wishes, in_words
-from fxdistill.runtime import deploy, preprocess
+from fxdistill.runtime import deploy, preprocess, shrinking
 from fxdistill.tasks import TASKS
 from tests import jobs
 
@@ -126,7 +126,7 @@ def test_a_bundle_holds_it(tmp_path: Path) -> None:
     loaded = load(tmp_path / "a.pt")
     assert loaded.preprocessing is not None
     assert loaded.preprocessing.changed(source=OWN.source) == OWN
-    deploy.shrink(tmp_path / "a.pt", tmp_path / "small.pt", keep=0.5)
+    shrinking.shrink(tmp_path / "a.pt", tmp_path / "small.pt", keep=0.5)
     small = load(tmp_path / "small.pt").preprocessing
     assert small is not None
     assert small.changed(source=OWN.source) == OWN

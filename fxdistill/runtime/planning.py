@@ -1,4 +1,4 @@
-"""What ``fxdistill plan`` does with its arguments: models and data in, a plan's file out."""
+"""Plans for models and data as they are found: what ``fxdistill plan`` does with its arguments."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -105,10 +105,10 @@ def look(
         dataset, class_map, models[first].module, TASKS.get(task), spec=spec, entry=entries.get(first),
         input_shape=(1, seen.shape[1], *seen.preprocessing[first].size),
     )  # fmt: skip
-    made = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
-    made = _augmented(made.changed(mapped=class_map is not None), augment, dataset, task)
-    said = (*division.remarks(dataset, made), *seen.remarks)
-    dataset = division.divided(dataset, made)
+    planned = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
+    planned = _augmented(planned.changed(mapped=class_map is not None), augment, dataset, task)
+    said = (*division.remarks(dataset, planned), *seen.remarks)
+    dataset = division.divided(dataset, planned)
     *teach, last = models
     found = {  # of a teacher with other classes the compiler says whether its predictions are compared
         name: fitting.fits(
@@ -123,14 +123,14 @@ def look(
     undecided = (remark for name, one in found.items() for remark in fitting.undecided(name, one, f"--{name}-output"))
     reached, poor = "", list[Diagnostic]()
     if measure and not models[first].random_weights and not found[first].wrong:
-        own = preprocess.read_for(seen, first, dataset=dataset, data=made, task=TASKS.get(task), allow=allow)
+        own = preprocess.read_for(seen, first, dataset=dataset, data=planned, task=TASKS.get(task), allow=allow)
         view = seen.preprocessing[first].view(own.image_shape[1:])
         reached, poor = preflight.taught(
             first, models[first].module, own, TASKS.get(task), view=view, entry=found[first].entry, force=force
         )
     sample = tuple(itertools.islice(batches(dataset.train, AT_ONCE, shuffle=True), IMAGES // AT_ONCE)) if probe else ()
     return Seen(
-        made.changed(spec=places.relative_data(spec, plan)), seen.shape, seen.preprocessing,
+        planned.changed(spec=places.relative_data(spec, plan)), seen.shape, seen.preprocessing,
         {name: one.entry for name, one in found.items()}, examples, sample, (*said, *undecided, *poor), reached, left,
     )  # fmt: skip
 
@@ -161,6 +161,31 @@ def _embedding(
     }  # fmt: skip
 
 
+def made(
+    output: Path, models: Mapping[str, LoadedModel], options: Options, seen: Seen, *,
+    after: Callable[[str, Callable[[], str]], None] = lambda _step, _text: None,
+    edit: Callable[[Plan], Plan] = lambda made: made,
+) -> tuple[Plan, PassManager]:  # fmt: skip
+    """The plan for a file, which is not written; also the passes that made it.
+
+    Raises:
+        InputError: The models, or the options, do not fit each other.
+    """
+    passes = PassManager(prove=False)  # `run` proves what it runs
+    student, via = models.get(STUDENT), models.get(AUXILIARY)
+    refs = {
+        name: reference(loaded, output).changed(output=seen.entries[name], head=seen.heads.get(name, ""))
+        for name, loaded in models.items()
+    }
+    found = pipeline.compile(
+        models[TEACHER].module, None if student is None else student.module, options, passes=passes,
+        after=after, batch=seen.batch, sample=seen.sample, teacher_ref=refs[TEACHER],
+        student_ref=refs.get(STUDENT), via=None if via is None else via.module,
+        via_ref=refs.get(AUXILIARY),
+    )  # fmt: skip
+    return edit(found.changed(diagnostics=[*remarks(models), *seen.remarks, *found.diagnostics])), passes
+
+
 def write(
     output: Path, models: Mapping[str, LoadedModel], options: Options, seen: Seen, *,
     after: Callable[[str, Callable[[], str]], None], edit: Callable[[Plan], Plan] = lambda made: made,
@@ -170,22 +195,9 @@ def write(
     Raises:
         InputError: The models, or the options, do not fit each other; the file cannot be written.
     """
-    passes = PassManager(prove=False)  # `run` proves what it runs
-    student, via = models.get(STUDENT), models.get(AUXILIARY)
-    refs = {
-        name: reference(loaded, output).changed(output=seen.entries[name], head=seen.heads.get(name, ""))
-        for name, loaded in models.items()
-    }
-    made = pipeline.compile(
-        models[TEACHER].module, None if student is None else student.module, options, passes=passes,
-        after=after, batch=seen.batch, sample=seen.sample, teacher_ref=refs[TEACHER],
-        student_ref=refs.get(STUDENT), via=None if via is None else via.module,
-        via_ref=refs.get(AUXILIARY),
-    )  # fmt: skip
-    made = made.changed(diagnostics=[*remarks(models), *seen.remarks, *made.diagnostics])
-    made = edit(made)
-    write_text(output, made.to_json())
-    return made, passes
+    plan, passes = made(output, models, options, seen, after=after, edit=edit)
+    write_text(output, plan.to_json())
+    return plan, passes
 
 
 def reference(found: LoadedModel, plan: Path) -> ModelRef:
