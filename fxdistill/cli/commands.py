@@ -9,20 +9,16 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console, Group
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import lists, parameters, teaching, timing, together, values
-from fxdistill.cli.exits import Commands, err, reported
+from fxdistill.cli import evaluating, lists, parameters, teaching, timing, together, values
+from fxdistill.cli.exits import Commands, err, reported, say
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
-
-if TYPE_CHECKING:
-    from fxdistill.diagnostics import Diagnostic
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True,
@@ -353,7 +349,7 @@ def export(
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
         )
-        _say((*found.remarks, *deploy.unsaid(found, where=model)))
+        say((*found.remarks, *deploy.unsaid(found, where=model)))
         out.print(Text(f"reads {found.reads}"), soft_wrap=True)
         kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
         out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
@@ -363,14 +359,6 @@ def export(
         for precision in precisions:
             made = reducing.reduced(found, output, precision, how, images=images)
             out.print(Text(f"wrote {reducing.described(made, found.task)}"), soft_wrap=True)
-
-
-def _say(remarks: "Sequence[Diagnostic]") -> None:
-    """Remarks about a model, before what was asked for."""
-    from fxdistill.report.layout import diagnostics_view
-
-    for line in diagnostics_view(remarks):
-        err.print(line)
 
 
 @app.command(cls=Command)
@@ -421,46 +409,6 @@ def shrink(
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
 
 
-@app.command("eval", cls=Command)
-def evaluate_model(
-    model: parameters.RunOrModel,
-    data: parameters.Data = None,
-    class_map: parameters.ClassMap = None,
-    task: parameters.OtherTask = None,
-    input_shape: parameters.Input = "",
-    size: parameters.Size = [],
-    crop: parameters.Crop = [],
-    interpolation: parameters.Interpolation = [],
-    mean: parameters.Mean = [],
-    std: parameters.Std = [],
-    factory: parameters.Factory = None,
-    arg: parameters.Argument = [],
-    entry: parameters.Entry = None,
-    embedding: parameters.Embedding = None,
-    output_entry: parameters.OutputEntry = None,
-    at: parameters.At = [],
-    allow_factory: parameters.Allow = [],
-    trust_code: parameters.Trust = False,
-) -> None:
-    """Measure a model on test images."""
-    with reported():
-        wanted = values.shape(input_shape)
-        wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
-
-        from fxdistill.runtime import deploy
-
-        found = deploy.find(
-            model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
-            allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
-            checkpoint_entry=entry, embedding=embedding,
-        )  # fmt: skip
-        values_by_name, images = deploy.measured(found, where=model, at=at)
-        _say(found.remarks)
-        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
-        for name, value in values_by_name.items():
-            out.print(f"{name} {found.task.shown(value)} on {images} test images")
-
-
 @app.command(cls=Command)
 def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repeats = 3) -> None:
     """The main job on bundled data: train a teacher, plan, run, compare."""
@@ -470,6 +418,7 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
         job.run(output, repeats=repeats, say=lambda line: out.print(Text(line), soft_wrap=True))
 
 
+app.command("eval", cls=Command)(evaluating.evaluate)
 for _command in (timing.bench, lists.methods, lists.losses):
     app.command(cls=Command)(_command)
 

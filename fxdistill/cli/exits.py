@@ -9,9 +9,9 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from fxdistill import files
 from fxdistill.cli import together
 from fxdistill.errors import FxdistillError, InputError
 from fxdistill.runtime import stopping
+
+if TYPE_CHECKING:
+    from fxdistill.diagnostics import Diagnostic
 
 err = Console(stderr=True, highlight=False)
 
@@ -104,6 +107,14 @@ def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Itera
         if not (told := together.ended(error)):
             raise
         raise _failed(told, 1) from None
+
+
+def say(remarks: "Sequence[Diagnostic]") -> None:
+    """Remarks, before what was asked for."""
+    from fxdistill.report.layout import diagnostics_view
+
+    for line in diagnostics_view(remarks):
+        err.print(line)
 
 
 def _failed(message: str, code: int) -> typer.Exit:

@@ -334,6 +334,11 @@ OnlyOutput = Annotated[
 At = Annotated[
     list[int], typer.Option("--at", min=1, metavar="K", help="In retrieval: precision of the K nearest; repeatable.")
 ]
+Top = Annotated[
+    list[int],
+    typer.Option("--top", min=1, metavar="K", help="In classification: right among K first answers; repeatable."),
+]
+PerClass = Annotated[bool, typer.Option("--per-class", help="Measure each class by itself as well.")]
 Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
 ]

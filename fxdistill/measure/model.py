@@ -1,6 +1,6 @@
 """What a model is measured by on data: the metrics of its task, in eval mode; and its size."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.data.batches import batches, order
-from fxdistill.data.dataset import Dataset
+from fxdistill.data.dataset import Dataset, Images
 from fxdistill.errors import DataError
 from fxdistill.ir.outputs import prediction
 from fxdistill.ir.running import in_mode
@@ -38,7 +38,7 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
 
 def metrics(
     module: nn.Module, dataset: Dataset, task: Task, *, view: View = PLAIN, batch_size: int = 128, entry: str = "",
-    on: str = "test", parts: Parts | None = None,
+    on: str = "test", parts: Parts | None = None, also: Callable[[Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """All metrics of a model by name; the model's modes are restored.
 
@@ -51,30 +51,59 @@ def metrics(
         entry: Which entry of a structured output is the prediction.
         on: The split that it is measured on: ``test``, or ``val`` to watch a training by.
         parts: The processes that do this together; None for this one alone.
+        also: Is told the predictions and targets of each batch of that split as well.
 
     Raises:
         DataError: There are no images or no labels to measure by, or the task compares two splits and there is one.
     """
-    device = device_of(module)
+    check_splits(dataset, task)
+
+    def predict(split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        images = dataset.split(on if split == "test" else split)
+        for output, labels in predictions(module, images, view=view, batch_size=batch_size, entry=entry, parts=parts):
+            if also is not None and split == "test":
+                also(output, labels)
+            yield output, labels
+
+    with evaluating(module):
+        return task.evaluate(predict, len(dataset.classes), device_of(module))
+
+
+def check_splits(dataset: Dataset, task: Task) -> None:
+    """Check that the data has the splits that a task's metrics read.
+
+    Raises:
+        DataError: The task compares two, and there is one.
+    """
     if task.ranks_train and dataset.is_one:
         raise DataError(
             "the metrics compare the test images with training images, and the data is one split",
             where="the test split", hint="give data with two: train and test",
         )  # fmt: skip
 
-    def predict(split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        images = dataset.split(on if split == "test" else split)
-        sizes = [len(chosen) for chosen in order(images, batch_size, seed=0, epoch=0, shuffle=False)]
-        found = batches(images, batch_size, device=device, part=None if parts is None else parts.part)
-        for whole, batch in zip(sizes, found, strict=True):
-            output, labels = prediction(module(seen(batch["images"], view)), entry), batch["labels"]
-            if parts is not None:
-                parts.whole = whole
-                output, labels = parts.gathered(output), parts.gathered(labels)
-            yield output, labels
 
-    with evaluating(module):
-        return task.evaluate(predict, len(dataset.classes), device)
+def predictions(
+    module: nn.Module, images: Images, *, view: View = PLAIN, batch_size: int = 128, entry: str = "",
+    parts: Parts | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """What a model says of each batch of a split, unaugmented and in order, with its targets.
+
+    Args:
+        module: Takes images, gives a prediction; in the mode that it is in.
+        images: The split; they are moved to the module's device.
+        view: How the model looks at the images.
+        batch_size: Images at once.
+        entry: Which entry of a structured output is the prediction.
+        parts: The processes that do this together; None for this one alone.
+    """
+    sizes = [len(chosen) for chosen in order(images, batch_size, seed=0, epoch=0, shuffle=False)]
+    found = batches(images, batch_size, device=device_of(module), part=None if parts is None else parts.part)
+    for whole, batch in zip(sizes, found, strict=True):
+        output, labels = prediction(module(seen(batch["images"], view)), entry), batch["labels"]
+        if parts is not None:
+            parts.whole = whole
+            output, labels = parts.gathered(output), parts.gathered(labels)
+        yield output, labels
 
 
 def same_for_all(

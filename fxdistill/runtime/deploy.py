@@ -3,7 +3,7 @@
 What ``fxdistill eval`` and ``fxdistill export`` do, with the same defaults.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def evaluate(
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
-    embedding: str | None = None, at: Sequence[int] = (),
+    embedding: str | None = None, at: Sequence[int] = (), top: Sequence[int] = (),
 ) -> dict[str, float]:  # fmt: skip
     """Measure a model on the test split of some data: all metrics of its task by name.
 
@@ -102,6 +102,7 @@ def evaluate(
         embedding: In a task about embeddings what a file's model answers with: its ``penultimate`` layer (the default),
             its ``output``, or what a linear layer of this path reads. Other models are taken as they are.
         at: In retrieval, at which ranks precision is measured beside 100.
+        top: In classification, among how many first answers the class may be; () for what is usual.
 
     Raises:
         InputError: The model cannot be found or loaded, or does not fit the data.
@@ -111,25 +112,42 @@ def evaluate(
         allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,
         checkpoint_entry=checkpoint_entry, embedding=embedding,
     )  # fmt: skip
-    return measured(found, where=type(model).__name__ if isinstance(model, nn.Module) else str(model), at=at)[0]
+    where = type(model).__name__ if isinstance(model, nn.Module) else str(model)
+    return measured(found, where=where, at=at, top=top)[0]
 
 
-def measured(found: Found, *, where: str, at: Sequence[int] = ()) -> tuple[dict[str, float], int]:
+def measured(
+    found: Found, *, where: str, at: Sequence[int] = (), top: Sequence[int] = (),
+    also: Callable[[Tensor, Tensor], None] | None = None,
+) -> tuple[dict[str, float], int]:  # fmt: skip
     """All metrics of a model that was found, and on how many test images that have a label.
 
     Args:
         found: The model.
         where: It, for messages.
         at: In retrieval, at which ranks precision is measured beside 100.
+        top: In classification, among how many first answers the class may be; () for what is usual.
+        also: Is told the predictions and targets of each batch of test images as well.
 
     Raises:
-        InputError: There is no data, or the task ranks nothing.
+        InputError: There is no data, or the task ranks nothing, or chooses no class.
+    """
+    dataset = data_of(found, where=where)
+    task = found.task.precise_at(at) if at else found.task
+    task = task.with_top(top, len(dataset.classes)) if top else task
+    reached = metrics(found.module, dataset, task, view=found.view, entry=found.entry, also=also)
+    return reached, int(labelled(dataset.test.labels).sum())
+
+
+def data_of(found: Found, *, where: str) -> Dataset:
+    """The data to measure a model on.
+
+    Raises:
+        InputError: There is none.
     """
     if found.dataset is None:
         raise InputError("there is no data to evaluate on", where=where, hint="give --data, e.g. --data digits")
-    task = found.task.precise_at(at) if at else found.task
-    reached = metrics(found.module, found.dataset, task, view=found.view, entry=found.entry)
-    return reached, int(labelled(found.dataset.test.labels).sum())
+    return found.dataset
 
 
 def export(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
+    from fxdistill.tasks._tallies import Tally
+
 _SAME = 1e-4
 """What differs by less, as a share of the largest value, counts as the same."""
 _NOTHING = 0.1
@@ -56,6 +58,8 @@ class Task(ABC):
         has_predictions: Whether an output is a prediction of something; else it is a feature like others.
         embeds: Whether an output is an embedding, of which it counts how it lies to others.
         has_classes: Whether labels are numbers of classes that have names.
+        of_class: What a class reaches by itself; '' for a task in which nothing is measured class by class.
+        class_counts: What is counted of a class: images, or pixels.
         no_label: What stands for no label in a target: -100, or not a number in targets that are not whole.
         ranks_train: Whether the metrics compare the test split with the training split.
         collapsed: What is said of a model whose answer is the same for every image.
@@ -74,6 +78,8 @@ class Task(ABC):
     has_predictions: ClassVar[bool] = True
     embeds: ClassVar[bool] = False
     has_classes: ClassVar[bool] = True
+    of_class: ClassVar[str] = ""
+    class_counts: ClassVar[str] = "images"
     no_label: ClassVar[float] = NO_LABEL
     ranks_train: ClassVar[bool] = False
     collapsed: ClassVar[str] = "the same answer for every image"
@@ -158,6 +164,43 @@ class Task(ABC):
             "the task ranks no images, so that there is no precision at a rank", where=f"--at {ranks[0]}",
             hint="it is for --task retrieval",
         )  # fmt: skip
+
+    def with_top(self, tops: Sequence[int], classes: int) -> "Task":
+        """The same task with the share of images whose class is among the first so many answers among its metrics.
+
+        Raises:
+            InputError: It chooses no class, or there are no more classes than that.
+        """
+        del classes
+        raise InputError(
+            "the task chooses no class of an image, so that there are no first ones", where=f"--top {tops[0]}",
+            hint="it is for --task classification",
+        )  # fmt: skip
+
+    def kept(self, output: "Tensor", targets: "Tensor", classes: int) -> "tuple[Tensor, ...]":
+        """What :meth:`tally` needs of a batch, each (B, ...); its images have a label.
+
+        Raises:
+            InputError: The task does not say what a model reaches image by image.
+        """
+        del output, targets, classes
+        raise InputError(
+            "the task does not say what a model reaches image by image", where=f"task '{type(self).__name__}'",
+            hint="it must have the methods kept and tally of fxdistill.tasks.Task",
+        )  # fmt: skip
+
+    def tally(self, kept: "Sequence[Tensor]", train: "Callable[[], Iterable[tuple[Tensor, Tensor]]]") -> "Tally":
+        """What a model reaches image by image, (N, ...): its metric under all weights 1 is the primary one.
+
+        Args:
+            kept: What was kept of all batches.
+            train: For tasks that compare with the training split, its predictions and targets.
+        """
+        raise NotImplementedError
+
+    def distance(self, ours: "Tensor", theirs: "Tensor") -> "Tensor":
+        """How far two predictions lie apart, image by image: (B,), 0 where they are the same."""
+        return (ours.float() - theirs.float()).abs().flatten(1).mean(1)
 
     def chance(self, classes: int, targets: "Tensor") -> float | None:
         """What the primary metric is without any knowledge of the images; None where that is not known.

@@ -13,7 +13,7 @@ The two averages differ: 11-point figures, which the papers on PKT and InDistill
 other only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,17 +58,36 @@ def rank(
     """
     database, queries = database_features.flatten(1).float(), query_features.flatten(1).float()
     _check(database, database_labels, queries, query_labels)
+    totals = torch.zeros(3 + len(at), dtype=torch.double, device=database.device)
+    for relevant in _ranked(database, database_labels, queries, query_labels, metric=metric, chunk=chunk):
+        totals += _scores(relevant, (100, *at)).sum(0)
+    average, eleven, top_100, *precision = (totals / len(queries)).tolist()
+    return Ranking(average, eleven, top_100, tuple(precision))
+
+
+@torch.inference_mode()
+def average_precisions(
+    database_features: Tensor, database_labels: Tensor, query_features: Tensor, query_labels: Tensor
+) -> Tensor:
+    """The average precision of each query by cosine, (Q,), double: their mean is ``mean_ap`` of :func:`rank`."""
+    database, queries = database_features.flatten(1).float(), query_features.flatten(1).float()
+    _check(database, database_labels, queries, query_labels)
+    found = _ranked(database, database_labels, queries, query_labels)
+    return torch.cat([_scores(relevant, ())[:, 0] for relevant in found])
+
+
+def _ranked(
+    database: Tensor, database_labels: Tensor, queries: Tensor, query_labels: Tensor,
+    *, metric: Measure = "cosine", chunk: int = 256,
+) -> Iterator[Tensor]:  # fmt: skip
+    """Whether what stands at each rank is of a query's class, (q, N), some queries at once."""
     if metric == "cosine":
         database, queries = F.normalize(database), F.normalize(queries)
     chunk = max(1, min(chunk, _MOST_DISTANCES // len(database)))
-    totals = torch.zeros(3 + len(at), dtype=torch.double, device=database.device)
     for start in range(0, len(queries), chunk):
         features, labels = queries[start : start + chunk], query_labels[start : start + chunk]
         distance = -(features @ database.t()) if metric == "cosine" else torch.cdist(features, database)
-        ranked = database_labels[distance.argsort(dim=1, stable=True)]
-        totals += _scores(ranked == labels.unsqueeze(1), (100, *at)).sum(0)
-    average, eleven, top_100, *precision = (totals / len(queries)).tolist()
-    return Ranking(average, eleven, top_100, tuple(precision))
+        yield database_labels[distance.argsort(dim=1, stable=True)] == labels.unsqueeze(1)
 
 
 def _check(database: Tensor, database_labels: Tensor, queries: Tensor, query_labels: Tensor) -> None:

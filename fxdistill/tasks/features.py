@@ -4,12 +4,13 @@ Nothing but images is needed to train. Where the images have class numbers, what
 embedding, as in retrieval; feature maps and tokens by their means over positions.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fxdistill.tasks import Agreement
+from fxdistill.tasks._tallies import Means
 from fxdistill.tasks.retrieval import Retrieval
 
 _POSITIONS = {4: (2, 3), 3: (1,)}
@@ -43,6 +44,22 @@ class Features(Retrieval):
             return ((_pooled(output), targets) for output, targets in predict(split))
 
         return super().evaluate(pooled, classes, device)
+
+    def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
+        """The pooled features, and their classes."""
+        return super().kept(_pooled(output), targets, classes)
+
+    def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Means:
+        """The ranks of the pooled features."""
+
+        def pooled() -> Iterator[tuple[Tensor, Tensor]]:
+            return ((_pooled(output), targets) for output, targets in train())
+
+        return super().tally(kept, pooled)
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """As in retrieval, by the pooled features."""
+        return super().distance(_pooled(ours), _pooled(theirs))
 
     def says(self, output: Tensor) -> Tensor:
         """The direction of the pooled features."""

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
 
 from fxdistill.tasks import NO_LABEL, Agreement, Task, no_images, no_labels
+from fxdistill.tasks._tallies import Rankings
 
 _UNKNOWN, _YES = -1, 0.5
 
@@ -26,6 +27,7 @@ class Multilabel(Task):
     supervised = "binary-cross-entropy"
     imitation = "binary-kd"
     primary = "mAP"
+    of_class = "AP"
     agreement_name = "agreement of classes"
     collapsed = "the same classes for every image"
     no_label = math.nan
@@ -76,7 +78,7 @@ class Multilabel(Task):
         if not pairs:
             raise no_images("test")
         scores, targets = (torch.cat(parts).to(device) for parts in zip(*pairs, strict=True))
-        known = torch.where(targets.isnan(), _UNKNOWN, (targets >= _YES).long())
+        known = _known(targets)
         present = (known == 1).any(0).nonzero().flatten().tolist()
         if not present:
             raise no_labels("test")
@@ -84,6 +86,20 @@ class Multilabel(Task):
         precisions = [float(binary_average_precision(*one, ignore_index=_UNKNOWN)) for one in columns]
         f1 = [float(binary_f1_score(*one, ignore_index=_UNKNOWN)) for one in columns]
         return {"mAP": statistics.fmean(precisions), "F1": statistics.fmean(f1)}
+
+    def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
+        """The probabilities, and what is known of them."""
+        del classes
+        return output.float().sigmoid(), _known(targets)
+
+    def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Rankings:
+        """The images ranked for every class."""
+        del train
+        return Rankings(*kept)
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """The mean difference of the probabilities."""
+        return (ours.float().sigmoid() - theirs.float().sigmoid()).abs().mean(1)
 
     def chance(self, classes: int, targets: Tensor) -> float | None:
         """The average precision of scores by chance: the share of images that have a class; mean over the classes."""
@@ -100,6 +116,11 @@ class Multilabel(Task):
         """Equal decisions, class by class; a gap is how far the reference is from deciding otherwise."""
         same = (ours > 0) == (theirs > 0)
         return Agreement(int(same.sum()), same.numel(), float(torch.where(same, 0, ours.abs()).max()))
+
+
+def _known(targets: Tensor) -> Tensor:
+    """1 and 0, and -1 where it is not known; a share is a yes from a half on."""
+    return torch.where(targets.isnan(), _UNKNOWN, (targets >= _YES).long())
 
 
 TASK = Multilabel()

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.regression import MeanAbsoluteError, R2Score
 
 from fxdistill.tasks import Agreement, Task
+from fxdistill.tasks._tallies import Means
 
 
 class Regression(Task):
@@ -63,6 +64,21 @@ class Regression(Task):
             return ((output, targets.reshape(output.shape)) for output, targets in predict(split))
 
         return super().evaluate(shaped, classes, device)
+
+    def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
+        """The mean absolute error of each image; no class."""
+        del classes
+        errors = (output - targets.reshape(output.shape)).abs().reshape(len(output), -1).mean(1)
+        return errors, torch.zeros(len(output), dtype=torch.int64)
+
+    def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Means:
+        """The mean absolute error."""
+        del train
+        return Means(*kept)
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """The mean absolute difference, in units of the targets."""
+        return (ours.float() - theirs.float().reshape(ours.shape)).abs().reshape(len(ours), -1).mean(1)
 
     def near_chance(self, found: Mapping[str, float], classes: int, targets: Tensor) -> str:
         """No better than the mean of the targets, which explains nothing of their variance."""

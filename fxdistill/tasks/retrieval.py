@@ -13,7 +13,8 @@ from torchmetrics import Metric
 
 from fxdistill.tasks import Agreement, Task, labelled, no_images, no_labels
 from fxdistill.tasks._classes import wrong_numbers
-from fxdistill.tasks._ranking import Measure, rank
+from fxdistill.tasks._ranking import Measure, average_precisions, rank
+from fxdistill.tasks._tallies import Means
 
 _MEASURES: Mapping[str, Measure] = {"": "cosine", "-L2": "l2"}
 
@@ -32,6 +33,7 @@ class Retrieval(Task):
     supervised = None
     imitation = None
     primary = "mAP"
+    of_class = "mAP"
     embeds = True
     ranks_train = True
     agreement_name = "agreement of nearest neighbours"
@@ -71,6 +73,21 @@ class Retrieval(Task):
     def precise_at(self, ranks: Sequence[int]) -> "Retrieval":
         """With the share of the query's class among so many nearest neighbours."""
         return type(self)(ranks)
+
+    def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
+        """The embeddings, and their classes."""
+        del classes
+        return output, targets
+
+    def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Means:
+        """The average precision of each image, the training split ranked for it by cosine."""
+        queries, labels = kept
+        return Means(average_precisions(*_gathered(train(), "train", queries.device), queries, labels), labels)
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """The mean difference of its cosine similarities to the others of its batch: embeddings may have two widths."""
+        own, other = (_similarities(features).fill_diagonal_(0) for features in (ours, theirs))
+        return (own - other).abs().sum(1) / max(1, len(ours) - 1)
 
     def chance(self, classes: int, targets: Tensor) -> float | None:
         """One in so many classes: the share of each where they are of one size."""

@@ -4,7 +4,7 @@ IoU(c) = |predicted c and labelled c| / |predicted c or labelled c|        over 
 mean IoU = mean over the classes that are predicted or labelled anywhere
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from fxdistill.tasks import NO_LABEL, Agreement, Task
 from fxdistill.tasks._classes import same_choices, wrong_range
+from fxdistill.tasks._tallies import Ratios
 
 
 class Segmentation(Task):
@@ -22,6 +23,8 @@ class Segmentation(Task):
     supervised = "cross-entropy"
     agreement_name = "agreement of pixels"
     primary = "mean-IoU"
+    of_class = "IoU"
+    class_counts = "pixels"
     collapsed = "one class for every pixel"
     moves_targets = True
 
@@ -58,6 +61,28 @@ class Segmentation(Task):
                 num_classes=classes, average="micro", ignore_index=NO_LABEL, validate_args=False
             ),
         }
+
+    def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
+        """Of each image and class the pixels of intersection, union and label."""
+        chosen, known = output.argmax(1).flatten(1), (targets != NO_LABEL).flatten(1)
+        targets = targets.flatten(1)
+
+        def pixels(numbers: Tensor, where: Tensor) -> Tensor:
+            rows = torch.arange(len(numbers), device=numbers.device).unsqueeze(1).expand_as(numbers)
+            places = (rows * classes + numbers)[where]
+            return places.bincount(minlength=len(numbers) * classes).reshape(len(numbers), classes)
+
+        both, labels, said = pixels(chosen, known & (chosen == targets)), pixels(targets, known), pixels(chosen, known)
+        return both, labels + said - both, labels
+
+    def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Ratios:
+        """Intersection over union."""
+        del train
+        return Ratios(*kept)
+
+    def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """The share of pixels that are given other classes."""
+        return (ours.argmax(1) != theirs.argmax(1)).float().flatten(1).mean(1)
 
     def chance(self, classes: int, targets: Tensor) -> float | None:
         """The most frequent class for every pixel: its share of them as its own IoU, and 0 for all others."""

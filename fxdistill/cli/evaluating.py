@@ -1,0 +1,58 @@
+"""``fxdistill eval``: what a model, or an ONNX file, reaches on test images."""
+
+import json
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from fxdistill.cli import parameters, values
+from fxdistill.cli.exits import reported, say
+
+MODEL = "model"
+
+
+def evaluate(
+    model: parameters.RunOrModel,
+    data: parameters.Data = None,
+    class_map: parameters.ClassMap = None,
+    task: parameters.OtherTask = None,
+    input_shape: parameters.Input = "",
+    size: parameters.Size = [],
+    crop: parameters.Crop = [],
+    interpolation: parameters.Interpolation = [],
+    mean: parameters.Mean = [],
+    std: parameters.Std = [],
+    factory: parameters.Factory = None,
+    arg: parameters.Argument = [],
+    entry: parameters.Entry = None,
+    embedding: parameters.Embedding = None,
+    output_entry: parameters.OutputEntry = None,
+    at: parameters.At = [],
+    top: parameters.Top = [],
+    per_class: parameters.PerClass = False,
+    as_json: parameters.AsJson = False,
+    allow_factory: parameters.Allow = [],
+    trust_code: parameters.Trust = False,
+) -> None:
+    """Measure a model, or an ONNX file, on test images."""
+    with reported():
+        wanted = values.shape(input_shape)
+        wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
+
+        from fxdistill.report import evaluated
+        from fxdistill.runtime import deploy, evaluating
+
+        found = deploy.find(
+            model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
+            allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
+            checkpoint_entry=entry, embedding=embedding,
+        )  # fmt: skip
+        made = evaluating.evaluated(found, where=model, at=at, top=top, per_class=per_class)
+        say(found.remarks)
+        if as_json:
+            typer.echo(json.dumps(evaluated.as_json(made, found, model=model), indent=2))
+            return
+        out = Console(highlight=False)
+        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
+        out.print(evaluated.view(made, found.task))
