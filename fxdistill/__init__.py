@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fxdistill.plan.file import load as load_plan
     from fxdistill.preprocessing import Preprocessing as Preprocessing
     from fxdistill.report.show import show as show
+    from fxdistill.runtime.compress import compress as compress
     from fxdistill.runtime.deploy import evaluate as evaluate
     from fxdistill.runtime.deploy import export as export
     from fxdistill.runtime.execute import execute as run
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "compile": "compiler.pipeline", "build": "compiler.build", "build_arm": "compiler.build",
     "specialize": "compiler.build", "measure_taps": "compiler.tap_statistics",
-    "run": "runtime.execute:execute", "shrink": "runtime.shrinking",
+    "run": "runtime.execute:execute", "shrink": "runtime.shrinking", "compress": "runtime.compress",
     "evaluate": "runtime.deploy", "export": "runtime.deploy", "show": "report.show",
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
@@ -57,7 +58,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
     "compile", "build", "build_arm", "specialize", "measure_taps", "run",
-    "shrink", "evaluate", "export", "show",
+    "shrink", "compress", "evaluate", "export", "show",
     "load", "save", "parse_source", "load_plan", "load_data", "batches",
     "Options", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult", "Dataset", "Split",
     "Preprocessing", "Diagnostic", "FxdistillError", "InputError",

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import typer
-from rich.console import Console, Group
+from rich.console import Console
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import evaluating, lists, parameters, teaching, timing, together, values
-from fxdistill.cli.exits import Commands, err, reported, say
+from fxdistill.cli import compressing, evaluating, lists, parameters, teaching, timing, together, values
+from fxdistill.cli.exits import Commands, reported, say
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
 
@@ -240,13 +240,10 @@ def run(
     with reported(interrupted=lambda: _interrupted(held, before, again, more)):
         from fxdistill.plan.file import load
 
-        planned = load(plan_file)  # a mistake here is answered before anything heavy is imported
+        load(plan_file)  # a mistake here is answered before anything heavy is imported
         if together.starts(devices, nodes):
             raise typer.Exit(together.start([*again, *(["--resume"] if resume else more)], devices or 1, nodes))
-        from fxdistill.report import progress
-        from fxdistill.report.profile_view import profile_view
-        from fxdistill.report.result_view import result_view
-        from fxdistill.report.show import moved
+        from fxdistill.cli import running
         from fxdistill.runtime import execute, execution
 
         settings = execution.Settings(
@@ -261,14 +258,7 @@ def run(
         if not together.is_first():
             execute.execute(plan_file, output, settings)
             return
-        with progress.RunView(out if out.is_terminal else err) as view:
-            result = execute.execute(plan_file, output, settings, view)
-        planned = load(held)  # an extension has changed it
-        out.print(Group(result_view(planned, result), moved(output)))
-        if view.times:
-            out.print(profile_view(view.times, str(output / "profile")))
-        member = planned.export.member
-        out.print(Text(f"{member}: {output / f'{member}.pt'}  {output / f'{member}.onnx'}"), soft_wrap=True)
+        running.carried_out(plan_file, output, settings, out)
 
 
 def _interrupted(held: Path, before: bytes, command: list[str], more: list[str]) -> str:
@@ -419,7 +409,7 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
 
 
 app.command("eval", cls=Command)(evaluating.evaluate)
-for _command in (timing.bench, lists.methods, lists.losses):
+for _command in (compressing.compress, timing.bench, lists.methods, lists.losses):
     app.command(cls=Command)(_command)
 
 

@@ -84,6 +84,7 @@ PlanData = Annotated[
     str | None, typer.Option("--data", help=f"{_DATA} Without it the plan is structural: reviewable, not runnable.")
 ]
 GateData = Annotated[str | None, typer.Option("--data", help=f"{_DATA} For the parity gate; without it, noise.")]
+TrainData = Annotated[str, typer.Option("--data", help=_DATA)]
 TaylorData = Annotated[str | None, typer.Option("--data", help=f"For criteria that read data. {_DATA}")]
 
 # plans
@@ -405,6 +406,9 @@ Floor = Annotated[
 Scopes = Annotated[
     list[str],
     typer.Option("--scope", metavar="PATH=SHARE", help="A part keeps a share of its own: layer4=0.3; repeatable."),
+]
+CompressOutput = Annotated[
+    Path, typer.Option("--output", "-o", help="Where everything is written: new, or one to go on in.")
 ]
 SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
 By = Annotated[

@@ -41,7 +41,8 @@ def call(*args: str) -> str:
 
 
 def test_help_of_every_command() -> None:
-    for command in ("plan", "run", "show", "export", "eval", "bench", "demo", "schema", "methods", "losses"):
+    others = ("export", "eval", "bench", "compress", "demo", "schema", "methods", "losses")
+    for command in ("plan", "run", "show", *others):
         assert f"fxdistill {command}" in call(command, "--help").replace("root", "fxdistill")
 
 
@@ -86,7 +87,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     [
         ["--help"],
         ["schema"],
-        *([name, "--help"] for name in ("plan", "run", "show", "shrink", "export", "eval", "bench")),
+        *([name, "--help"] for name in ("plan", "run", "show", "shrink", "compress", "export", "eval", "bench")),
     ],
     ids=" ".join,
 )
@@ -105,6 +106,7 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         (["plan", "a.pt", "b.pt", "--task", "tracking"], "there is no task named 'tracking'"),
         (["plan", "a.pt", "b.pt", "--criterion", "l7"], "there is no criterion named 'l7'"),
         (["plan", "a.pt", "b.pt", "--print-after", "train"], "has no pass named 'train'"),
+        (["compress", "a.pt", "--data", "d", "--method", "magic"], "there is no method named 'magic'"),
         (["shrink", "a.pt", "--keep", "0.5", "--by", "l7"], "there is no criterion named 'l7'"),
     ],
 )

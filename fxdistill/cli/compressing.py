@@ -1,0 +1,119 @@
+"""``fxdistill compress``: a model made smaller, distilled from itself and exported, in one command."""
+
+import functools
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from fxdistill.cli import parameters, values
+from fxdistill.cli.exits import reported
+
+
+def compress(
+    model: parameters.Model,
+    data: parameters.TrainData,
+    output: parameters.CompressOutput = Path("compressed"),
+    keep: parameters.Keep = None,
+    macs: parameters.Macs = None,
+    params: parameters.Params = None,
+    ranking: parameters.HowRanked = None,
+    floor: parameters.Floor = None,
+    scope: parameters.Scopes = [],
+    by: parameters.By = "l1",
+    round_to: parameters.RoundTo = 1,
+    protect: parameters.Protect = [],
+    only: parameters.Only = [],
+    class_map: parameters.ClassMap = None,
+    val: parameters.Validation = 0.0,
+    input_shape: parameters.Input = "",
+    size: parameters.Size = [],
+    crop: parameters.Crop = [],
+    interpolation: parameters.Interpolation = [],
+    mean: parameters.Mean = [],
+    std: parameters.Std = [],
+    method: parameters.HowTaught = "kd",
+    task: parameters.TaskName = "classification",
+    epochs: parameters.Epochs = 30,
+    batch_size: parameters.BatchSize = 128,
+    lr: parameters.LearningRate = None,
+    optimizer: parameters.Optimizer = None,
+    weight_decay: parameters.WeightDecay = None,
+    momentum: parameters.Momentum = None,
+    warm_up: parameters.WarmUp = None,
+    clip: parameters.Clip = None,
+    ema: parameters.Ema = None,
+    label_smoothing: parameters.Smoothing = None,
+    augment: parameters.Augment = None,
+    weight: parameters.LossWeights = [],
+    arg: parameters.LossArguments = [],
+    set_: parameters.Set = [],
+    seed: parameters.Seed = 0,
+    repeats: parameters.Repeats = 1,
+    control: parameters.Control = False,
+    recalibrate_bn: parameters.Recalibrate = "auto",
+    precision: parameters.TrainingPrecision = parameters.Precision["32-true"],
+    device: parameters.Where = parameters.Device.auto,
+    save_every: parameters.SaveEvery = 30.0,
+    force: parameters.Force = False,
+    teacher_factory: parameters.TeacherFactory = None,
+    teacher_arg: parameters.TeacherArgument = [],
+    teacher_entry: parameters.TeacherEntry = None,
+    teacher_output: parameters.TeacherOutput = None,
+    allow_factory: parameters.Allow = [],
+    trust_code: parameters.Trust = False,
+) -> None:
+    """Shrink a model, distil it from the original, export it: by a plan that can be changed and run again."""
+    with reported(interrupted=lambda: _interrupted(output)):
+        wanted = values.shape(input_shape)
+        values.names(method=method, task=task, criterion=None, passes=())
+        values.known_criterion(by, "--by")
+        wishes = values.wishes(("model",), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        most, scopes = (values.budget(macs, "--macs"), values.budget(params, "--params")), values.scopes(scope)
+        recalibrate = values.recalibration(recalibrate_bn)
+        named = values.Named(model, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory")
+        found = values.model(named, seed=seed, allow=allow_factory, trust_code=trust_code)
+
+        from fxdistill.cli import recipe, running
+        from fxdistill.ir.contract import PassManager
+        from fxdistill.ir.cost import limits_of
+        from fxdistill.report.result_view import shrunk_view
+        from fxdistill.runtime import compress as job
+        from fxdistill.runtime import execution, shrinking
+
+        wish = shrinking.Wish(
+            keep=keep, limits=limits_of(macs=most[0], parameters=most[1]),
+            ranking=None if ranking is None else ranking.value, floor=floor, scopes=tuple(scopes.items()), by=by,
+            round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
+        )  # fmt: skip
+        optimizers = {
+            "name": optimizer and optimizer.value, "weight_decay": weight_decay, "momentum": momentum,
+            "warm_up": warm_up, "clip": clip, "ema": ema,
+        }  # fmt: skip
+        edit = functools.partial(
+            recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_, weights=weight,
+            arguments=arg,
+        )  # fmt: skip
+        teaching = job.Teaching(
+            data, method=method, task=task, epochs=epochs, lr=lr, batch_size=batch_size, val=val, augment=augment,
+            class_map=class_map, seed=seed, repeats=repeats, control=control, precision=precision.value,
+            recalibrate=recalibrate, input_shape=wanted, wishes=wishes["model"], entry=teacher_output, edit=edit,
+            allow=tuple(allow_factory),
+        )  # fmt: skip
+        settings = execution.Settings(
+            device=device.value, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every, force=force
+        )
+        out, passes = Console(highlight=False), PassManager()
+        prepared = job.prepare(found, output, wish, teaching, passes=passes)
+        if prepared.shrunk is not None:
+            out.print(shrunk_view(prepared.shrunk))
+        smaller, plan = output / job.SMALLER, output / job.PLAN
+        out.print(Text(f"\n{smaller}  {plan}: {method}, {epochs} epochs\n"), soft_wrap=True)
+        running.carried_out(plan, output / job.RUN, job.settings_for(output, settings), out)
+
+
+def _interrupted(folder: Path) -> str:
+    run = folder / "run"
+    if (run / "plan.json").exists():
+        return f"interrupted; continue with the same command, or with: fxdistill run {run} --resume"
+    return "interrupted before anything was trained; start again with the same command"

@@ -1,0 +1,147 @@
+"""``fxdistill compress``: an ordinary plan, written and run; gone on with; refused with nothing left behind."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import fxdistill
+from fxdistill.cli.commands import app
+from fxdistill.measure import onnx_file
+from fxdistill.modelfiles.load import load
+from fxdistill.plan.file import load as load_plan
+from fxdistill.plan.schema import ModelRef
+from fxdistill.runtime import checkpoint
+from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.execution import Settings
+from tests import runs
+
+FEW = ("--macs", "0.5", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--device", "cpu")
+ONE = (*FEW, "--epochs", "1")
+
+
+@pytest.fixture(autouse=True)
+def _quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+
+
+def compress(out: Path, *args: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["compress", str(runs.workshop() / "teacher.pt"), *args, "-o", str(out)])
+    assert done.exit_code == code, (done.output, done.exception)
+    return " ".join(done.output.split())
+
+
+def test_it_is_a_plan_that_runs_again_and_teaches_what_is_left_of_the_original(tmp_path: Path) -> None:
+    said = compress(tmp_path / "out", *FEW)
+    assert "proof: equals the masked original" in said
+    assert sorted(place.name for place in (tmp_path / "out").iterdir()) == ["plan.json", "run", "smaller.pt"]
+    plan = load_plan(tmp_path / "out" / "plan.json")
+    teacher, student = (plan.members[name] for name in ("teacher", "student"))
+    assert isinstance(teacher, ModelRef)
+    assert isinstance(student, ModelRef)
+    assert (student.path, plan.control, plan.seeds) == ("smaller.pt", None, [0])
+    assert (tmp_path / "out" / str(teacher.path)).samefile(runs.workshop() / "teacher.pt")
+    assert [(term.loss, term.teacher) for term in plan.arms[0].stages[-1].losses][1] == ("kd", "teacher")
+    small, original = (load(path).module for path in (tmp_path / "out/smaller.pt", runs.workshop() / "teacher.pt"))
+    kept = small.state_dict()["stem.0.weight"]
+    rows = {tuple(row.flatten().tolist()) for row in original.state_dict()["stem.0.weight"]}
+    assert 0 < len(kept) < len(rows)
+    assert {tuple(row.flatten().tolist()) for row in kept} < rows
+    result = json.loads((tmp_path / "out/run/result.json").read_text())
+    again = runs.execute(tmp_path / "out/plan.json", tmp_path / "again", Settings(device="cpu"))
+    assert again["summary"] == result["summary"]
+    assert (tmp_path / "again/student.pt").read_bytes() == (tmp_path / "out/run/student.pt").read_bytes()
+
+
+def test_called_again_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compress(tmp_path / "whole", *FEW)
+    with monkeypatch.context() as patch:
+        count, save = itertools.count(1), checkpoint.save
+
+        def counting(run: RunDir, at: checkpoint.Checkpoint) -> None:
+            save(run, at)
+            if next(count) == 2:
+                raise KeyboardInterrupt
+
+        patch.setattr(checkpoint, "save", counting)
+        said = compress(tmp_path / "out", *FEW, "--save-every", "0", code=130)
+    assert f"continue with the same command, or with: fxdistill run {tmp_path / 'out/run'} --resume" in said
+    before = (tmp_path / "out/smaller.pt").stat().st_mtime_ns
+    said = compress(tmp_path / "out", *FEW)
+    assert "proof" not in said  # what is there is taken
+    assert (tmp_path / "out/smaller.pt").stat().st_mtime_ns == before
+    whole, resumed = (runs.snapshot(tmp_path / name) for name in ("whole", "out"))
+    for name in ("smaller.pt", "plan.json", "run/student.pt"):
+        assert whole[name] == resumed[name], name
+    assert runs.metrics(tmp_path / "whole/run") == runs.metrics(tmp_path / "out/run")
+    compress(tmp_path / "out", *FEW)  # a complete one says again what came out
+    assert runs.snapshot(tmp_path / "out") == resumed
+
+
+def test_another_request_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compress(out, *ONE)
+    held = runs.snapshot(out)
+    for options, needle in (
+        (("--macs", "0.4"), "made smaller in another way: limits"),
+        (("--floor", "0.2", "--by", "l2"), "made smaller in another way: by, floor"),
+        (("--epochs", "3"), "it differs in arms.0.stages.0.epochs: 1, now 3"),
+        (("--method", "dkd"), "the plan that is there is not the one of this command"),
+    ):
+        said = compress(out, *ONE, *options, code=2)
+        assert needle in said
+        assert "choose another folder with -o" in said
+    assert runs.snapshot(out) == held
+    content = json.loads((out / "plan.json").read_text())
+    content["seeds"] = [7]
+    (out / "plan.json").write_text(json.dumps(content))
+    assert f"fxdistill run {out / 'plan.json'} -o {out / 'run'}" in compress(out, *ONE, code=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"),
+    [
+        ((), "nothing says how much to keep"),
+        (("--macs", "0.5", "--keep", "0.5"), "both --macs and --keep say how much to keep"),
+        (("--macs", "0.0001"), "cannot be met"),
+        (("--macs", "half"), "'half' is no number"),
+        (("--macs", "0.5", "--set", "main.nothing=1"), "--set"),
+        (("--macs", "0.5", "--method", "cascade"), "makes its student by itself"),
+        (("--macs", "0.5", "--weight", "mse=1"), "--weight"),
+        (("--macs", "0.5", "--data", "npz:none.npz"), "none.npz"),
+        (("--macs", "0.5", "--by", "l7"), "there is no criterion named 'l7'"),
+    ],
+)
+def test_a_wrong_request_leaves_nothing(tmp_path: Path, options: tuple[str, ...], needle: str) -> None:
+    data = () if "--data" in options else ("--data", "digits")
+    assert needle in compress(tmp_path / "out", *data, *options, code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_needs_data_and_trained_weights_and_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert "missing option '--data'" in compress(tmp_path / "out", "--macs", "0.5", code=2)
+    done = CliRunner().invoke(app, ["compress", "fxdistill.models:resnet", *FEW, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "random weights: there is nothing to teach" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "it holds 'notes.txt'" in compress(tmp_path, *FEW, code=2)
+    assert "there is a file of this name" in compress(tmp_path / "notes.txt", *FEW, code=2)
+    assert runs.snapshot(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_from_python(tmp_path: Path) -> None:
+    result = fxdistill.compress(
+        runs.workshop() / "teacher.pt", tmp_path / "out", data="digits", params=0.5, epochs=1, batch_size=256, lr=3e-3,
+        control=True, settings=Settings(device="cpu"),
+    )  # fmt: skip
+    plan = load_plan(tmp_path / "out/plan.json")
+    assert plan.arms[0].stages[-1].optimizer.lr == 3e-3
+    assert {arm["name"] for arm in result["arms"]} == {"distilled", "control"}
+    small, original = (load(path).module for path in (tmp_path / "out/smaller.pt", runs.workshop() / "teacher.pt"))
+    share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in original.parameters())
+    assert 0.48 < share <= 0.5
+    assert torch.isfinite(small(torch.zeros(1, 1, 8, 8))).all()
