@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import compressing, evaluating, lists, parameters, teaching, timing, together, values
+from fxdistill.cli import compressing, evaluating, lists, parameters, reporting, teaching, timing, together, values
 from fxdistill.cli.exits import Commands, reported, say
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
@@ -268,15 +268,6 @@ def _interrupted(held: Path, before: bytes, command: list[str], more: list[str])
 
 
 @app.command(cls=Command)
-def show(path: parameters.PlanOrRun) -> None:
-    """Print a plan, or a run's plan and result."""
-    with reported():
-        from fxdistill.report.show import view
-
-        out.print(view(path))
-
-
-@app.command(cls=Command)
 def export(
     model: parameters.RunOrModel,
     output: parameters.OnnxOutput = Path("student.onnx"),
@@ -409,7 +400,7 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
 
 
 app.command("eval", cls=Command)(evaluating.evaluate)
-for _command in (compressing.compress, timing.bench, lists.methods, lists.losses):
+for _command in (compressing.compress, timing.bench, reporting.report, reporting.show, lists.methods, lists.losses):
     app.command(cls=Command)(_command)
 
 

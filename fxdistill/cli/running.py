@@ -7,6 +7,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from fxdistill.cli.exits import err
+from fxdistill.cli.reporting import of_ended
 
 if TYPE_CHECKING:
     from fxdistill.runtime.execution import Settings
@@ -29,3 +30,4 @@ def carried_out(plan_file: Path, output: Path, settings: "Settings", out: Consol
         out.print(profile_view(view.times, str(output / "profile")))
     member = planned.export.member
     out.print(Text(f"{member}: {output / f'{member}.pt'}  {output / f'{member}.onnx'}"), soft_wrap=True)
+    out.print(of_ended(output), soft_wrap=True)

@@ -67,14 +67,14 @@ def _model_lines(role: str, ref: ModelRef, width: int) -> Iterator[Line]:
 
 
 def _model_line(role: str, ref: ModelRef) -> Line:
-    name = ref.path or _factory(ref) or "(given from Python)"
+    name = ref.path or factory_words(ref) or "(given from Python)"
     sizes = f"   {count(ref.parameters)} parameters, {count(ref.macs)} MACs, traced: {ref.rung}"
     sizes += f", predicts with its output '{ref.output}'" if ref.output else ""
     sizes += f", answers with what '{ref.head}' would read" if ref.head else ""
     return Line(Text.assemble(name, (sizes, "dim")), Text(f"{role}  ", "bold"))
 
 
-def _factory(ref: ModelRef) -> str | None:
+def factory_words(ref: ModelRef) -> str | None:
     """The factory as the command line takes it."""
     values = (v if isinstance(v, str) else json.dumps(v, separators=(",", ":")) for v in ref.kwargs.values())
     given = "&".join(f"{key}={value}" for key, value in zip(ref.kwargs, values, strict=True))
@@ -138,7 +138,7 @@ def _shrunken_lines(name: str, member: Shrunken) -> Iterator[Line]:
         yield Line(Text(", ".join(names), "dim"), Text(f"  keeps {kept} channels in "), 4)
 
 
-def _how(stage: Stage) -> str:
+def how_words(stage: Stage) -> str:
     """The optimiser, its schedule, and every number that is not as usual; label smoothing too."""
     spec = stage.optimizer
     usual = Optimizer(name=spec.name, lr=spec.lr)
@@ -152,7 +152,7 @@ def _how(stage: Stage) -> str:
     return ", ".join([f"{spec.name} {spec.lr:g}", stage.schedule, *shown])
 
 
-def _term(term: LossTerm) -> str:
+def term_words(term: LossTerm) -> str:
     """A loss with its weight, and with what it compares where that is not the raw values."""
     weight = f"{term.weight:g} " if term.weight != 1 else ""
     fades = f"· {term.decay:g}^epoch " if term.decay != 1 else ""
@@ -162,11 +162,11 @@ def _term(term: LossTerm) -> str:
 def _stage_line(stage: Stage, *, counted: bool) -> Line:
     several = len({term.student for term in stage.losses}) > 1
     losses = " + ".join(
-        _term(term) + (f" of {term.student}" if several and not term.pair else "") for term in stage.losses
+        term_words(term) + (f" of {term.student}" if several and not term.pair else "") for term in stage.losses
     )
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
     if (plateau := stage.plateau) is not None:
         epochs = f"up to {epochs}, until {plateau.epochs} in a row fall by less than {plateau.share:.2g} of the loss,"
-    details = f"  {_how(stage)}{stage_words(stage)}{f', {stage.cost:.1%} of the cost' if counted else ''}"
+    details = f"  {how_words(stage)}{stage_words(stage)}{f', {stage.cost:.1%} of the cost' if counted else ''}"
     text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))
     return Line(text, Text("    "), 6)

@@ -10,6 +10,7 @@
     student.onnx     the same, exported
     trained_….pt     of each training the state that it ended in, for --more-epochs
     result.json      what came out; its presence says that the run is complete
+    report.html      the same for people, of the command line's making
     .lock            held by the process at work; the file stays, the lock goes with the process
 
 Every file is written whole or not at all, ``plan.json`` first of those that make a directory a run.
@@ -349,10 +350,10 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
 
 
 _WRITTEN = re.compile(
-    r"\.lock|(plan|origin|result)\.json|metrics\.jsonl|tensorboard|profile|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)"
+    r"\.lock|(plan|origin|result)\.json|report\.html|metrics\.jsonl|tensorboard|profile|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)"
 )
 """The names of what a run writes."""
-_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|metrics\.jsonl|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{8}")
+_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|report\.html|metrics\.jsonl|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{8}")
 """The names of temporary files: the name of the file that they were to become, hidden, and eight random letters."""
 
 

@@ -1,0 +1,77 @@
+"""What a report says in words: the verdict on a run, how it is repeated, numbers for people."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fxdistill.measure.parity import Parity
+from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.tasks import Task
+
+
+def points(value: float, task: Task) -> str:
+    """A difference of two values of the primary metric: ``+1.20 points``, or in its own unit."""
+    return f"{value * 100:+.2f} points" if task.is_share else f"{value:+.3g}"
+
+
+def spread(value: float, deviation: float, task: Task) -> str:
+    """A mean with its standard deviation over seeds."""
+    if not deviation:
+        return task.shown(value)
+    return f"{task.shown(value)} ± {f'{deviation * 100:.2f}' if task.is_share else f'{deviation:.2g}'}"
+
+
+def verdict(plan: Plan, result: Mapping[str, Any] | None, task: Task) -> str:
+    """What came out, in a sentence."""
+    if result is None:
+        return "This run is not complete: what follows is as far as it has come."
+    return "; ".join([_reached(plan, result, task), *_helped(plan, result, task), _gate(plan, result)]) + "."
+
+
+def _reached(plan: Plan, result: Mapping[str, Any], task: Task) -> str:
+    member, own = plan.export.member, result["summary"].get(plan.export.arm)
+    if own is None:
+        return f"The {member} is trained; the test images have no labels, so that nothing was measured on them"
+    seeds = sum(arm["name"] == plan.export.arm and task.primary in arm for arm in result["arms"])
+    said = f"The {member} reaches {task.primary} {spread(own['mean'], own['deviation'], task)}"
+    said += f" over {seeds} seeds" if seeds > 1 else " under one seed"
+    taught = {name: found[task.primary] for name, found in result["members"].items() if task.primary in found}
+    if taught:
+        said += f", {' and '.join(f'the {name} {task.shown(value)}' for name, value in taught.items())}"
+    return said
+
+
+def _helped(plan: Plan, result: Mapping[str, Any], task: Task) -> Iterator[str]:
+    """How far each arm is from the one beside it, with the interval of the difference."""
+    for name, found in result.get("differences", {}).items():
+        beside = "training without a teacher" if found["beside"] == CONTROL else found["beside"]
+        who = "distillation" if name == plan.export.arm and found["beside"] == CONTROL else name
+        said = f"{who} is {points(found['mean'], task)} from {beside}"
+        if found["low"] is None:
+            yield f"{said} (one seed, which tells no interval)"
+            continue
+        low, high = (points(found[end], task).removesuffix(" points") for end in ("low", "high"))
+        said += f" ({low} to {high} in 95 %, over {found['seeds']} seeds in pairs)"
+        yield said + (", which is within chance" if found["low"] <= 0 <= found["high"] else "")
+
+
+def _gate(plan: Plan, result: Mapping[str, Any]) -> str:
+    parity = Parity(**result["parity"])
+    return f"{plan.export.member}.onnx answers as it does: {parity} on {parity.images:,} test images"
+
+
+def again(plan: Plan, result: Mapping[str, Any] | None) -> str:
+    """The command that repeats a run, in its directory; what decides about its steps beside the plan is said."""
+    how = result or {}
+    parts = ["fxdistill", "run", "plan.json", "-o", "again"]
+    if how.get("device"):
+        parts += ["--device", "cuda" if str(how["device"]).startswith("cuda") else "cpu"]
+    if how.get("precision") not in (None, plan.precision):
+        parts += ["--precision", str(how["precision"])]
+    if how.get("compile"):
+        parts += ["--compile", "auto" if how["compile"] == "auto" else "on"]
+    if "channels_last" in how:
+        parts += ["--channels-last", "on" if how["channels_last"] else "off"]
+    parts += ["--cache-half"] if how.get("cache_half") else []
+    parts += ["--devices", str(how["processes"])] if how.get("processes") else []
+    return shlex.join(parts)

@@ -1,0 +1,225 @@
+"""The report: what is on the page is what the run says, nothing of a stranger's comes alive, nothing is loaded."""
+
+import itertools
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxdistill.errors import InputError
+from fxdistill.plan.document import Plan
+from fxdistill.report.page import chart, courses, document, told
+from fxdistill.tasks import TASKS
+from tests import jobs, runs
+
+EVIL = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def ids(self) -> list[str]:
+        return [str(attrs["id"]) for _, attrs in self.elements if "id" in attrs]
+
+
+def is_offline(page: Page) -> bool:
+    """Whether nothing of a page loads or runs anything."""
+    loads = {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
+    for tag, attrs in page.elements:
+        sources = [str(attrs[name]) for name in ("src", "href", "xlink:href", "srcset", "action") if name in attrs]
+        if tag in loads or any(name.startswith("on") for name in attrs):
+            return False
+        if any(not source.startswith(("#", "data:image/png;base64,")) for source in sources):
+            return False
+    return True
+
+
+def written(tmp_path: Path, *paths: Path) -> Page:
+    document.write_report(paths, tmp_path / "report.html")
+    return Page((tmp_path / "report.html").read_text())
+
+
+def copied(tmp_path: Path, change: Any = None) -> Path:
+    """A copy of a finished run, with another result."""
+    path = tmp_path / "copy"
+    shutil.copytree(runs.finished(), path)
+    origin = json.loads((path / "origin.json").read_text())
+    (path / "origin.json").write_text(json.dumps({**origin, "plan": str(runs.plan_file())}))
+    if change is not None:
+        result = json.loads((path / "result.json").read_text())
+        change(result)
+        (path / "result.json").write_text(json.dumps(result))
+    return path
+
+
+def test_the_numbers_are_those_of_the_run(tmp_path: Path) -> None:
+    run = runs.finished()
+    page, result = written(tmp_path, run), json.loads((run / "result.json").read_text())
+    task = TASKS.get("classification")
+    for name in ("distilled", "control"):
+        assert page.text.count(task.shown(result["summary"][name]["mean"])) >= 1
+    assert task.shown(result["members"]["teacher"]["accuracy"]) in page.text
+    assert f"{result['latency']['student']['median_ms']:.3f}" in page.text
+    assert f"{result['parity']['images']:,} test images" in page.text
+    assert result["plan"] in page.text
+
+
+def test_a_number_that_is_wrong_would_be_seen(tmp_path: Path) -> None:
+    def change(result: dict[str, Any]) -> None:
+        result["arms"][0]["accuracy"] = result["summary"]["distilled"]["mean"] = 0.123456
+
+    run = copied(tmp_path, change)
+    (model,) = (one for one in told.of_run(run, "run").models if one.slot == "student")
+    assert model.value == 0.123456
+    assert "12.35%" in written(tmp_path, run).text
+    assert "12.35%" not in written(tmp_path, runs.finished()).text
+
+
+def test_it_loads_nothing_and_its_references_hold(tmp_path: Path) -> None:
+    page = written(tmp_path, runs.finished())
+    assert is_offline(page)
+    assert not is_offline(Page("<img src='http://example.org/x.png'>"))
+    assert not is_offline(Page("<p onclick='x()'>"))
+    assert len(page.ids) == len(set(page.ids))
+    named = {
+        part for _, attrs in page.elements for name in ("aria-labelledby",) for part in (attrs.get(name) or "").split()
+    }
+    named |= {str(attrs["href"])[1:] for tag, attrs in page.elements if tag == "a"}
+    named |= {
+        found for _, attrs in page.elements for found in re.findall(r"url\(#(.+?)\)", attrs.get("clip-path") or "")
+    }
+    assert named <= set(page.ids)
+    (policy,) = (str(a["content"]) for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    assert "script" not in policy
+    assert "http" not in policy
+
+
+def test_every_chart_has_a_title_and_says_what_it_shows(tmp_path: Path) -> None:
+    page = written(tmp_path, runs.finished())
+    drawn = [attrs for tag, attrs in page.elements if tag == "svg" and attrs.get("aria-hidden") != "true"]
+    assert len(drawn) >= 7  # three costs, a network, the metric, four stages
+    assert all(attrs.get("role") == "img" and attrs.get("aria-labelledby") for attrs in drawn)
+
+
+def test_what_strangers_call_their_things_stays_text(tmp_path: Path) -> None:
+    plan = told.of_run(runs.finished(), "x").plan.model_dump(mode="json")
+    plan["data"]["classes"] = [EVIL, *plan["data"]["classes"][1:]]
+    plan["data"]["spec"] = f"npz:{EVIL}\"'.npz"
+    plan["members"]["teacher"]["path"] = f"../{EVIL}.pt"
+    for pair in plan["pairs"]:
+        old = pair["teacher"]["path"]
+        pair["teacher"]["path"] = pair["why"][0] = f'"{EVIL}{old}'
+        for kept in plan["kept"]:
+            kept["path"] = pair["teacher"]["path"] if kept["pair"] == pair["name"] else kept["path"]
+    made = document.document([told.of_plan(Plan.model_validate(plan), f"{EVIL}&amp;")])
+    page = Page(made)
+    assert "<script" not in made
+    assert is_offline(page)
+    assert EVIL in page.text  # it is there to be read
+    assert f"{EVIL}&amp;" in page.text
+
+
+def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
+    page = written(tmp_path, runs.finished(), copied(tmp_path))
+    assert len(page.ids) == len(set(page.ids))
+    assert page.text.count("What it reaches, and what it costs") == 2
+    assert is_offline(page)
+
+
+def test_runs_of_two_tasks_are_not_compared(tmp_path: Path) -> None:
+    other = told.of_run(runs.finished(), "other")
+    plan = other.plan.changed(task="regression", data=other.plan.data.changed(classes=[]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(document, "of_run", lambda path, name: told.of_plan(plan if "b" in name else other.plan, name))
+        with pytest.raises(InputError, match="it is about regression, and a about classification"):
+            document.write_report([Path("a"), Path("b")], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("damage", ["result.json", "plan.json", "metrics.jsonl", "origin.json"])
+def test_a_damaged_run_is_one_line_and_writes_nothing(tmp_path: Path, damage: str) -> None:
+    run = copied(tmp_path)
+    (run / damage).write_text('{"broken": ')
+    done = jobs.call("report", run)
+    assert done.exit_code == 2
+    assert "Traceback" not in done.output
+    assert not (run / "report.html").exists()
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    for wrong in (tmp_path, tmp_path / "nowhere"):
+        assert jobs.call("report", wrong).exit_code == 2
+    assert jobs.call("report", runs.finished(), "-o", tmp_path).exit_code == 2
+    assert jobs.call("report", runs.finished(), runs.finished()).exit_code == 2
+
+
+def test_a_run_that_is_not_complete_is_told_as_far_as_it_is(tmp_path: Path) -> None:
+    run = copied(tmp_path)
+    (run / "result.json").unlink()
+    shutil.copy(runs.finished() / "metrics.jsonl", run)
+    page = written(tmp_path, run)
+    assert "not complete" in page.text
+    assert "What it reaches" not in page.text
+
+
+def test_a_plan_is_drawn_before_anything_trains(tmp_path: Path) -> None:
+    assert jobs.done("show", runs.plan_file(), "--html", tmp_path / "plan.html").startswith("wrote ")
+    page = Page((tmp_path / "plan.html").read_text())
+    assert "Who learns what from whom" in page.text
+    assert "How training went" not in page.text
+    assert "None" not in page.text
+    for pair in json.loads(runs.plan_file().read_text())["pairs"]:
+        assert pair["teacher"]["path"] in page.text
+        assert pair["student"]["path"] in page.text
+
+
+def test_bands_are_the_range_over_seeds_and_lines_the_mean() -> None:
+    (one, two) = courses.points({1: [1.0, 3.0], 2: [2.0]})
+    assert one == (1, 2.0, 1.0, 3.0, 2)
+    assert two == (2, 2.0, 2.0, 2.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [([0.1, 0.2], False), ([1e-4, 1.0], True), ([0.0, 1.0], False), ([5.0, 5.0], False), ([-3.0], False)],
+)
+def test_scales_hold_their_values_and_have_ticks(values: list[float], log: bool) -> None:
+    made = chart.scale(values, 0, 100)
+    assert made.log is log
+    assert all(0 <= made(value) <= 100 for value in values)
+    found = made.ticks(chart.short)
+    assert len(found) >= 2
+    assert all(-1e-6 <= tick.at <= 100.001 for tick in found)
+    assert len({tick.label for tick in found}) == len(found)
+
+
+def test_labels_of_models_do_not_lie_on_each_other() -> None:
+    task = TASKS.get("classification")
+    models = [
+        told.Model(f"student number {n}", "student", 0.9 + n * 1e-4, 0.0, (0.9,), 1000, 5000, 0.1) for n in range(6)
+    ]
+    made = chart.scatter(
+        [*models, told.Model("teacher", "teacher", 0.95, 0.0, (0.95,), 10**6, 10**8, 3.0)], task, "macs"
+    )
+    assert made is not None
+    ys = sorted(dot.label_y for dot in made.dots if dot.slot == "student")
+    assert all(b - a >= 13.9 for a, b in itertools.pairwise(ys))
+    assert all(0 <= dot.label_x <= chart.WIDTH for dot in made.dots)
