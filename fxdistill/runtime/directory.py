@@ -349,11 +349,10 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
     return ""
 
 
-_WRITTEN = re.compile(
-    r"\.lock|(plan|origin|result)\.json|report\.html|metrics\.jsonl|tensorboard|profile|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)"
-)
+_TEXTS = r"(plan|origin|result|details)\.json|report\.html|metrics\.jsonl"
+_WRITTEN = re.compile(rf"\.lock|{_TEXTS}|tensorboard|profile|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)")
 """The names of what a run writes."""
-_TEMPORARY = re.compile(r"\.((plan|origin|result)\.json|report\.html|metrics\.jsonl|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{8}")
+_TEMPORARY = re.compile(rf"\.({_TEXTS}|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{{8}}")
 """The names of temporary files: the name of the file that they were to become, hidden, and eight random letters."""
 
 
