@@ -15,7 +15,18 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import compressing, evaluating, lists, parameters, reporting, teaching, timing, together, values
+from fxdistill.cli import (
+    comparing,
+    compressing,
+    evaluating,
+    lists,
+    parameters,
+    reporting,
+    teaching,
+    timing,
+    together,
+    values,
+)  # fmt: skip
 from fxdistill.cli.exits import Commands, reported, say
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
@@ -400,7 +411,10 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
 
 
 app.command("eval", cls=Command)(evaluating.evaluate)
-for _command in (compressing.compress, timing.bench, reporting.report, reporting.show, lists.methods, lists.losses):
+for _command in (
+    compressing.compress, comparing.compare, timing.bench, reporting.report, reporting.show, lists.methods,
+    lists.losses,
+):  # fmt: skip
     app.command(cls=Command)(_command)
 
 

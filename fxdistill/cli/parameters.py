@@ -340,6 +340,12 @@ Top = Annotated[
     typer.Option("--top", min=1, metavar="K", help="In classification: right among K first answers; repeatable."),
 ]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Measure each class by itself as well.")]
+_SIDE = f"{_RUN_OR_MODEL} Or an ONNX file."
+First = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
+Second = Annotated[str, typer.Argument(metavar="B", help="Another one, held against the first.")]
+Widest = Annotated[
+    int, typer.Option("--images", min=0, metavar="N", help="How many images to name on which they differ most.")
+]
 Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
 ]

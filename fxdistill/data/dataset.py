@@ -58,10 +58,12 @@ class Split:
     Attributes:
         images: (N, C, H, W), uint8 in 0 … 255 or float32 in 0 … 1.
         labels: (N, ...), int64 or float32.
+        files: Where each image was read from; () where it was no file.
     """
 
     images: Tensor
     labels: Tensor
+    files: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,15 +80,16 @@ class Split:
 
     def to(self, device: Device) -> "Split":
         """The split on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def relabelled(self, labels: Tensor) -> "Split":
         """The same images with other targets."""
-        return Split(self.images, labels)
+        return replace(self, labels=labels)
 
     def at(self, positions: Tensor) -> "Split":
         """Some of the images."""
-        return Split(self.images[positions], self.labels[positions])
+        files = tuple(self.files[position] for position in positions.tolist()) if self.files else ()
+        return Split(self.images[positions], self.labels[positions], files)
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,8 @@ def _whole(split: Images, name: str, where: str, task: Task) -> Images:
             raise _unusable(name, f"{len(images)} images, {len(labels)} labels", where, "give one label an image")
         if images.dtype != torch.uint8 and (wrong := wrong_pixels(images)):
             raise _unusable(name, wrong, where, "give them in 0 … 1: normalising is the model's preprocessing")
-        split = Split(images if images.dtype == torch.uint8 else images.float(), task.typed(labels))
+        images = images if images.dtype == torch.uint8 else images.float()
+        split = replace(split, images=images, labels=task.typed(labels))
     elif split.labels.dtype != (wanted := task.typed(split.labels[:0]).dtype):
         raise _unusable(name, f"labels are {split.labels.dtype}", where, f"give them as {wanted}")
     if not split.labels.numel() or not all(split.image_shape):

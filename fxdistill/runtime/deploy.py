@@ -26,6 +26,7 @@ from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import ModelSource, parse_source
+from fxdistill.plan.schema import DataPlan
 from fxdistill.preprocessing import NOTHING, Preprocessing, Source, View, Wishes, in_words
 from fxdistill.runtime import fitting, preprocess
 from fxdistill.runtime.directory import RunDir
@@ -229,13 +230,15 @@ def as_loaded(
 
 
 def find(
-    model: str | Path | nn.Module, *, data: str | None = None, task: str | None = None,
+    model: str | Path | nn.Module, *, data: DataPlan | str | None = None, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
     embedding: str | None = None,
 ) -> Found:  # fmt: skip
     """The model that an argument names: the student of a run directory, a file or a factory; see :func:`evaluate`.
+
+    A model that is no run can be measured on the data of a plan, divided as the plan divides it.
 
     Raises:
         InputError: It cannot be found or loaded, or does not fit the data.
@@ -248,7 +251,8 @@ def find(
                 hint="leave out --task, --factory, --arg, --entry, --embedding, --output-entry and --trust-code, or "
                 "give a file",
             )  # fmt: skip
-        return _of_run(Path(model), data, preprocess.at_size(preprocessing, input_shape), allow, names)
+        spec = data.spec if isinstance(data, DataPlan) else data
+        return _of_run(Path(model), spec, preprocess.at_size(preprocessing, input_shape), allow, names)
     if not isinstance(model, nn.Module) and Path(model).suffix.lower() == ".onnx":
         given, said_task, preprocessing = _of_onnx(Path(model), preprocessing)
     else:
@@ -266,8 +270,9 @@ def find(
         classes = given.metadata.get("classes", [])
         metadata = described(task=task, preprocessing=own, classes=classes if isinstance(classes, list) else [])
         return Found(given.module, wanted, None, shape, own, entry or "", metadata)
-    dataset = fitting.mapped(read.dataset, names, given.module, wanted, spec=str(data), entry=entry, input_shape=shape)
-    fit = fitting.fits(given.module, dataset, wanted, input_shape=shape, spec=str(data), entry=entry)
+    spec = str(data.spec if isinstance(data, DataPlan) else data)
+    dataset = fitting.mapped(read.dataset, names, given.module, wanted, spec=spec, entry=entry, input_shape=shape)
+    fit = fitting.fits(given.module, dataset, wanted, input_shape=shape, spec=spec, entry=entry)
     remarks = fitting.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
     said = (*dataset.remarks, *read.remarks, *remarks)
     metadata = described(task=task, preprocessing=own, classes=dataset.classes)

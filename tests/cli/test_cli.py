@@ -41,7 +41,7 @@ def call(*args: str) -> str:
 
 
 def test_help_of_every_command() -> None:
-    others = ("export", "eval", "bench", "compress", "demo", "schema", "methods", "losses")
+    others = ("export", "eval", "compare", "bench", "compress", "demo", "schema", "methods", "losses")
     for command in ("plan", "run", "show", *others):
         assert f"fxdistill {command}" in call(command, "--help").replace("root", "fxdistill")
 
@@ -88,6 +88,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
         ["--help"],
         ["schema"],
         *([name, "--help"] for name in ("plan", "run", "show", "shrink", "compress", "export", "eval", "bench")),
+        ["compare", "--help"],
     ],
     ids=" ".join,
 )

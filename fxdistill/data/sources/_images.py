@@ -142,4 +142,5 @@ class Folder:
         if len(self) * int(np.prod(self.image_shape)) > IN_MEMORY:
             return self
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return Split(torch.stack(list(pool.map(self.__getitem__, range(len(self))))), self.labels)
+            images = torch.stack(list(pool.map(self.__getitem__, range(len(self)))))
+        return Split(images, self.labels, self.files)

@@ -1,0 +1,199 @@
+"""Two models on the same images: how far apart their metrics are, how often they agree, where they differ most."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from fxdistill.data.dataset import Dataset
+from fxdistill.errors import DataError
+from fxdistill.measure.by_image import Tallying
+from fxdistill.measure.model import evaluating, predictions
+from fxdistill.measure.paired import Paired, paired
+from fxdistill.preprocessing import PLAIN, View
+from fxdistill.tasks import NO_LABEL, Task, no_images
+from fxdistill.tasks._tallies import Tally
+
+
+@dataclass(frozen=True)
+class Looking:
+    """A model and how it looks at images.
+
+    Attributes:
+        module: Takes images, gives a prediction.
+        dataset: The data as it reads it.
+        view: How it looks at its images.
+        entry: Which entry of a structured output is the prediction.
+    """
+
+    module: nn.Module
+    dataset: Dataset
+    view: View = PLAIN
+    entry: str = ""
+
+    def says(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """What it says of the test images, batch after batch, and their targets."""
+        images = self.dataset.test
+        return predictions(self.module, images, view=self.view, batch_size=batch_size, entry=self.entry)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What both models reach on a class.
+
+    Attributes:
+        name: The class.
+        count: How many test images, or pixels, are of it.
+        values: What is reached; not a number where nothing tells of it.
+    """
+
+    name: str
+    count: int
+    values: tuple[float, float]
+
+    @property
+    def difference(self) -> float:
+        """The second less the first."""
+        return self.values[1] - self.values[0]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """An image of which two models say different things.
+
+    Attributes:
+        index: Its number in the test split.
+        file: Where it lies; '' where it is no file.
+        label: Its class; '' where it has none.
+        says: What both say, where that is a class.
+        distance: How far apart they are, as the task measures it.
+    """
+
+    index: int
+    file: str
+    label: str
+    says: tuple[str, str] | None
+    distance: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same images.
+
+    Attributes:
+        images: How many.
+        labelled: How many of them have a label.
+        difference: Of the primary metric; None without labels, or where the task cannot be measured on the data.
+        agreement: Share of what they say that is the same, as the task counts it.
+        distance: How far apart they are on the mean.
+        classes: What changes, the largest difference first; empty where the task has no classes.
+        widest: Where they differ most, the widest first: before all others the images that they give other classes.
+    """
+
+    images: int
+    labelled: int
+    difference: Paired | None
+    agreement: float
+    distance: float
+    classes: list[Changed] = field(default_factory=list)
+    widest: list[Apart] = field(default_factory=list)
+
+
+def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, batch_size: int = 128) -> Comparison:
+    """Compare two models on the test images of their data, which they may read in two sizes; their modes are restored.
+
+    Args:
+        first: The one that the other is held against.
+        second: The other.
+        task: What their predictions are.
+        most: How many of the images to name on which they differ most.
+        batch_size: Images at once.
+
+    Raises:
+        DataError: There are no images, or they are not the same ones.
+        InputError: The task does not say what a model reaches image by image.
+    """
+    _same_images(first.dataset, second.dataset)
+    both, names = (first, second), first.dataset.classes
+    tallying = [Tallying(task, len(names)) for _ in both]
+    measured = first.dataset.has_labels("test") and not (task.ranks_train and first.dataset.is_one)
+    chooses = _chooses(task)
+    agreeing = total = 0
+    distances, said = list[Tensor](), list[Tensor]()
+    with contextlib.ExitStack() as modes:
+        for one in both:
+            modes.enter_context(evaluating(one.module))
+        for (ours, targets), (theirs, _) in zip(*(one.says(batch_size) for one in both), strict=True):
+            ours, theirs = ours.cpu(), theirs.cpu()  # noqa: PLW2901
+            for each, output in zip(tallying, (ours, theirs), strict=True) if measured else ():
+                each.add(output, targets.cpu())
+            agreed = task.agreement(ours, theirs)
+            agreeing, total = agreeing + agreed.agreeing, total + agreed.total
+            distances.append(task.distance(ours, theirs))
+            if chooses:
+                said.append(torch.stack([task.says(output) for output in (ours, theirs)]))
+        if not distances:
+            raise no_images("test")
+        tallies = [
+            each.tally(one.module, one.dataset, view=one.view, entry=one.entry)
+            for each, one in zip(tallying, both, strict=True)
+        ]
+    apart = torch.cat(distances)
+    widest = _widest(apart, torch.cat(said, 1) if chooses else None, first.dataset, task, most)
+    found = Comparison(len(apart), 0, None, agreeing / max(1, total), float(apart.mean()), [], widest)
+    own, other = tallies
+    if own is None or other is None:
+        return found
+    return replace(found, labelled=own.images, difference=paired(own, other), classes=_changed(own, other, task, names))
+
+
+def _same_images(first: Dataset, second: Dataset) -> None:
+    one, other = first.test.labels, second.test.labels
+    if one.shape != other.shape or not torch.equal(one.nan_to_num(nan=-1), other.nan_to_num(nan=-1)):
+        raise DataError(
+            f"they would be compared on other images: {len(one):,} and {len(other):,}, or with other labels",
+            where="the test split", hint="name the same data for both: --data SPEC",
+        )  # fmt: skip
+    if first.classes != second.classes:
+        raise DataError(
+            "the classes of their data have other names", where="the test split",
+            hint="name the same data for both: --data SPEC",
+        )  # fmt: skip
+
+
+def _chooses(task: Task) -> bool:
+    """Whether what a model says of an image is a class."""
+    return (
+        task.has_classes
+        and task.has_predictions
+        and not (task.embeds or task.moves_targets or task.no_label != NO_LABEL)
+    )
+
+
+def _changed(first: Tally, second: Tally, task: Task, names: tuple[str, ...]) -> list[Changed]:
+    """The classes, those first that change most; those that nothing tells of last."""
+    if not task.of_class:
+        return []
+    (own, counts), (other, _) = (one.by_class(len(names)) for one in (first, second))
+    rows = zip(names, counts.tolist(), own.tolist(), other.tolist(), strict=True)
+    changed = [Changed(name, count, (one, two)) for name, count, one, two in rows]
+    return sorted(changed, key=lambda one: -abs(one.difference) if one.difference == one.difference else 1)
+
+
+def _widest(apart: Tensor, says: Tensor | None, dataset: Dataset, task: Task, most: int) -> list[Apart]:
+    names, files, labels = dataset.classes, getattr(dataset.test, "files", ()), dataset.test.labels
+    found, ranks = [], apart if says is None else apart + (says[0] != says[1])  # distances of choices end at 1
+    for index in ranks.argsort(descending=True, stable=True)[:most].tolist():
+        if not float(apart[index]):
+            break
+        number = int(labels[index]) if task.has_classes and labels.ndim == 1 else NO_LABEL
+        found.append(
+            Apart(
+                index, files[index] if files else "", "" if number == NO_LABEL else names[number],
+                None if says is None else (names[int(says[0, index])], names[int(says[1, index])]),
+                float(apart[index]),
+            )
+        )  # fmt: skip
+    return found

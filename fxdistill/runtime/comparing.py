@@ -1,0 +1,75 @@
+"""Two models, or ONNX files, found to be compared on the same data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fxdistill.data import places
+from fxdistill.errors import InputError
+from fxdistill.measure.comparison import Comparison, Looking, compared
+from fxdistill.plan.schema import DataPlan
+from fxdistill.runtime import deploy
+from fxdistill.runtime.deploy import Found
+from fxdistill.runtime.directory import RunDir
+
+
+def found_together(
+    models: Sequence[str], *, data: str | None = None, task: str | None = None,
+    input_shape: tuple[int, ...] | None = None, class_map: Path | None = None, allow: Sequence[str] = (),
+    trust_code: bool = False,
+) -> list[Found]:  # fmt: skip
+    """Models to be measured on the same data: that which is named, or that of the first run among them.
+
+    Args:
+        models: Run directories, files and factories.
+        data: A data spec; None for that of the first run, divided as its plan divides it.
+        task: What they predict, where no run says it.
+        input_shape: Shape of one batch, for those that do not say it.
+        class_map: A file with the models' classes, for data that has some of them.
+        allow: Modules whose factories may be called.
+        trust_code: Whether files may be unpickled.
+
+    Raises:
+        InputError: One cannot be found or loaded, there is no data, or they have different tasks.
+    """
+    runs = [model for model in models if Path(model).is_dir()]
+    shared: DataPlan | str | None = data
+    for model in runs[:1]:
+        held = RunDir.existing(Path(model))
+        plan = held.plan()
+        task = task or plan.task
+        if data is None:
+            shared = plan.data.changed(spec=places.resolved_data(plan.data.spec, held.base))
+    found = [
+        deploy.find(model, data=data, input_shape=input_shape, class_map=class_map, allow=allow) if model in runs
+        else deploy.find(
+            model, data=shared, task=task, input_shape=input_shape, class_map=class_map, allow=allow,
+            trust_code=trust_code,
+        )
+        for model in models
+    ]  # fmt: skip
+    for model, one in zip(models, found, strict=True):
+        deploy.data_of(one, where=model)
+        if one.task is not found[0].task:
+            raise InputError(
+                f"it is for {one.task.summary}, the first for {found[0].task.summary}", where=model,
+                hint="compare models of one task, or say it: --task",
+            )  # fmt: skip
+    return found
+
+
+def comparison(found: Sequence[Found], names: Sequence[str], *, most: int = 10) -> Comparison:
+    """Compare two models that were found.
+
+    Args:
+        found: They, the first one that the other is held against.
+        names: What they are called, for messages.
+        most: How many of the images to name on which they differ most.
+
+    Raises:
+        InputError: They cannot be compared.
+    """
+    first, second = (
+        Looking(one.module, deploy.data_of(one, where=name), one.view, one.entry)
+        for one, name in zip(found, names, strict=True)
+    )
+    return compared(first, second, found[0].task, most=most)

@@ -1,0 +1,224 @@
+"""Two models on the same images: what is compared, and what is said of it to people and machines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from fxdistill.cli.commands import app
+from fxdistill.errors import DataError, InputError
+from fxdistill.measure import onnx_file
+from fxdistill.measure.comparison import Looking, compared
+from fxdistill.modelfiles.bundle import save
+from fxdistill.preprocessing import Preprocessing
+from fxdistill.runtime import comparing, deploy
+from fxdistill.tasks import NO_LABEL, TASKS
+from tests import runs
+from tests.measure.test_model import dataset
+
+KEYS = [
+    "task", "metric", "higher_is_better", "images", "labelled", "models", "difference", "agreement", "of_class",
+    "classes", "widest",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+
+
+def call(*words: str, columns: int = 100) -> str:
+    done = CliRunner().invoke(app, ["compare", *words], env={"COLUMNS": str(columns)})
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+def told(*words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(call(*words, "--json"))
+    assert list(found) == KEYS
+    return found
+
+
+def test_a_run_and_a_file_on_the_data_of_the_run() -> None:
+    run, teacher = str(runs.finished()), str(runs.workshop() / "teacher.pt")
+    allow = ("--allow-factory", runs.ALLOW[0])
+    found = told(run, teacher, *allow)
+    assert [one["model"] for one in found["models"]] == [run, teacher]
+    result = json.loads((runs.finished() / "result.json").read_text())
+    assert found["models"][0]["value"] == pytest.approx(result["arms"][0]["accuracy"], abs=1e-6)
+    assert found["models"][1]["value"] == pytest.approx(result["members"]["teacher"]["accuracy"], abs=1e-6)
+    apart = found["difference"]
+    assert apart["value"] == pytest.approx(found["models"][1]["value"] - found["models"][0]["value"])
+    assert apart["low"] < apart["value"] < apart["high"]
+    one, other = apart["right_alone"]
+    assert apart["value"] * 537 == pytest.approx(other - one)
+    assert (found["images"], found["labelled"], found["of_class"]) == (537, 537, "accuracy")
+    changes = [abs(each["difference"]) for each in found["classes"]]
+    assert changes == sorted(changes, reverse=True)
+    assert sum(each["difference"] * each["count"] for each in found["classes"]) == pytest.approx(other - one)
+    back = told(teacher, run, *allow)
+    assert back["difference"]["value"] == pytest.approx(-apart["value"])
+    assert back["agreement"]["value"] == found["agreement"]["value"]
+    files = told(teacher, str(runs.finished() / "student.onnx"), "--data", "digits")
+    assert files["models"][1]["value"] == pytest.approx(found["models"][0]["value"], abs=1e-6)
+
+
+def test_a_file_and_its_export_are_the_same(tmp_path: Path) -> None:
+    runs.plan_file()
+    teacher = str(runs.workshop() / "teacher.pt")
+    deploy.export(teacher, tmp_path / "t.onnx", data="digits")
+    found = told(teacher, str(tmp_path / "t.onnx"), "--data", "digits", "--images", "3")
+    assert (found["difference"]["value"], found["agreement"]["value"]) == (0, 1)
+    assert 0 < found["agreement"]["mean_distance"] < 1e-5
+    assert len(found["widest"]) == 3
+
+
+class Fixed(nn.Module):
+    """Answers the images, one white pixel each, with the rows of a table."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        assert not self.training
+        return x.flatten(1) @ self.rows
+
+
+def test_by_hand() -> None:
+    images, one = dataset(0, 1, 2, NO_LABEL), torch.eye(4) * 5
+    other = one.clone()
+    other[1] = one[2]  # the second image: 2 instead of 1
+    other[2] = one[2] / 50  # the third: as before, but hardly
+    first, second = Fixed(one), Fixed(other).train()
+    found = compared(Looking(first, images), Looking(second, images), TASKS.get("classification"), batch_size=3)
+    assert second.training
+    assert (found.images, found.labelled, found.agreement) == (4, 3, 0.75)
+    assert found.difference is not None
+    assert list(found.difference.values) == pytest.approx([1, 2 / 3])
+    largest = found.classes[0]
+    assert (largest.name, largest.count, largest.values) == ("b", 1, (1, 0))
+    assert [change.name for change in found.classes][1:3] == ["a", "c"]
+    assert found.classes[3].name == "d"  # nothing tells of it
+    assert [(one.index, one.label, one.says) for one in found.widest] == [(1, "b", ("b", "c")), (2, "c", ("c", "c"))]
+    probability = float(torch.tensor([0.1, 0, 0, 0]).softmax(0)[0])
+    assert found.widest[1].distance == pytest.approx(float((one[2] + 0.0).softmax(0)[2]) - probability)
+    assert found.distance == pytest.approx(sum(each.distance for each in found.widest) / 4)
+
+
+def test_another_class_counts_for_more_than_another_probability() -> None:
+    images, one = dataset(0, 1, 2, 3), torch.eye(4) * 5
+    other = one.clone()
+    one[0] = torch.tensor([0.2, 0.1, 0, 0])
+    other[0] = torch.tensor([0.1, 0.2, 0, 0])
+    other[3] = one[3] / 50
+    found = compared(Looking(Fixed(one), images), Looking(Fixed(other), images), TASKS.get("classification"))
+    assert [each.index for each in found.widest] == [0, 3]
+    assert found.widest[0].distance < found.widest[1].distance
+
+
+def test_images_without_labels_are_compared_all_the_same() -> None:
+    images = dataset(*[NO_LABEL] * 4)
+    one, other = Fixed(torch.eye(4)), Fixed(torch.eye(4).flip(0))
+    found = compared(Looking(one, images), Looking(other, images), TASKS.get("classification"), most=2)
+    assert (found.difference, found.classes, found.labelled, found.agreement) == (None, [], 0, 0)
+    assert [each.index for each in found.widest] == [0, 1]
+
+
+def test_other_images_are_refused() -> None:
+    one = Fixed(torch.eye(4))
+    for labels in ((0, 1, 2), (0, 1, 2, 0)):
+        with pytest.raises(DataError, match="on other images"):
+            compared(Looking(one, dataset(0, 1, 2, 3)), Looking(one, dataset(*labels)), TASKS.get("classification"))
+
+
+def folder(place: Path) -> str:
+    chance = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for split, count in (("train", 2), ("test", 3)):
+            (place / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = chance.integers(256, size=(20, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / split / name / f"{number}.png")
+    return f"imagefolder:{place}"
+
+
+def net(place: Path, size: int) -> str:
+    torch.manual_seed(size)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    own = Preprocessing(size=[size, size], mean=[0.5] * 3, std=[0.1] * 3)
+    save(model, place, input_shape=(1, 3, size, size), preprocessing=own)
+    return str(place)
+
+
+def test_models_that_read_two_sizes_and_the_files_that_they_differ_on(tmp_path: Path) -> None:
+    data = folder(tmp_path / "images")
+    found = told(net(tmp_path / "a.pt", 8), net(tmp_path / "b.pt", 16), "--data", data, "--images", "6")
+    assert [one["reads"][:5] for one in found["models"]] == ["8x8; ", "16x16"]
+    files = [one["file"] for one in found["widest"]]
+    assert sorted(files) == sorted(str(path) for path in (tmp_path / "images" / "test").rglob("*.png"))
+    for one in found["widest"]:
+        assert Path(one["file"]).parent.name == one["label"]
+        assert one["file"] == sorted(files)[one["index"]]
+        assert set(one["says"]) <= {"cat", "dog"}
+
+
+@pytest.mark.parametrize("task", ["segmentation", "multilabel", "regression", "features", "retrieval"])
+def test_every_task_is_compared(tmp_path: Path, task: str) -> None:
+    chance = np.random.default_rng(0)
+    images = chance.integers(256, size=(12, 3, 8, 8), dtype=np.uint8)
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten()) if task != "segmentation" else ()
+    names = []
+    for name in ("a.pt", "b.pt"):
+        torch.manual_seed(ord(name[0]))
+        save(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), *pooled), tmp_path / name, input_shape=(1, 3, 8, 8))
+        names.append(str(tmp_path / name))
+    labels: Any = {
+        "segmentation": chance.integers(3, size=(12, 8, 8)), "multilabel": chance.integers(2, size=(12, 3)),
+        "regression": chance.random((12, 3), dtype=np.float32),
+    }.get(task, np.arange(12) % 3)  # fmt: skip
+    file = tmp_path / "data.npz"
+    np.savez(file, train_images=images, train_labels=labels, test_images=images[:6], test_labels=labels[:6])
+    words = [*names, "--data", f"npz:{file}", "--task", task]
+    found = told(*words)
+    reached = [deploy.evaluate(name, f"npz:{file}", task=task)[found["metric"]] for name in names]
+    assert [one["value"] for one in found["models"]] == pytest.approx(reached, rel=1e-5)
+    assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
+    assert found["difference"]["p"] is None
+    assert found["agreement"]["mean_distance"] > 0
+    assert bool(found["classes"]) is (task != "regression")
+    assert all(one["says"] is None for one in found["widest"])
+    said = call(*words, columns=60)
+    assert f"{found['metric']} " in said
+    assert ("points" in said) is (task != "regression")
+
+
+def test_it_reads_in_a_narrow_terminal(tmp_path: Path) -> None:
+    words = [net(tmp_path / "a.pt", 8), net(tmp_path / "b.pt", 16), "--data", folder(tmp_path / "images")]
+    for columns in (40, 60):
+        lines = call(*words, columns=columns).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert any(line.startswith(("  0  ", "  1  ")) for line in lines)
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    runs.plan_file()
+    teacher = str(runs.workshop() / "teacher.pt")
+    for words, what in (
+        ((teacher, teacher, "--data", "digits"), "named twice"),
+        ((teacher, str(runs.workshop() / "student.pt"), "--allow-factory", runs.ALLOW[0]), "no data to evaluate on"),
+        ((teacher, str(tmp_path / "none.onnx"), "--data", "digits"), "no such file"),
+        ((teacher, net(tmp_path / "a.pt", 8), "--data", "digits"), "channels"),
+    ):
+        done = CliRunner().invoke(app, ["compare", *words])
+        assert (done.exit_code, what in done.output) == (2, True), done.output
+    deploy.export(teacher, tmp_path / "t.onnx", data="digits", task="retrieval")
+    with pytest.raises(InputError, match="the first for one class an image"):
+        comparing.found_together([teacher, str(tmp_path / "t.onnx")], data="digits")
