@@ -1,11 +1,17 @@
 """The order of the tests, and what they share."""
 
+import signal
+
 import pytest
 
 from tests.plugins import add
 
 __all__ = ["add"]
 _FORKING = (("runtime", "test_checkpoint.py"), ("runtime", "test_crew.py"))
+
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # under nohup, or in the background of a script
+        signal.signal(_number, _handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -204,6 +204,8 @@ def run(
     device: parameters.Where = parameters.Device.auto,
     devices: parameters.Devices = None,
     nodes: parameters.Nodes = 1,
+    jobs: parameters.Jobs = 1,
+    trials: parameters.Trials = None,
     precision: parameters.OtherPrecision = None,
     resume: parameters.Resume = False,
     more_epochs: parameters.MoreEpochs = 0,
@@ -227,31 +229,27 @@ def run(
         kept, room = values.cache(cache), values.byte_count(cache_size, "--cache-size")
     held = output / "plan.json"
     before = held.read_bytes() if more_epochs and held.is_file() else b""
-    again = (
-        ["fxdistill", "run", str(output)] if more_epochs else ["fxdistill", "run", str(plan_file), "-o", str(output)]
-    )
-    again += [] if device is parameters.Device.auto else ["--device", device.value]
-    again += [] if devices is None else ["--devices", str(devices)]
-    again += [] if nodes == 1 else ["--nodes", str(nodes)]
-    again += [] if precision is None else ["--precision", precision.value]
-    again += [] if compile_programs is parameters.Choosing.off else ["--compile", compile_programs.value]
-    again += [] if channels_last is parameters.Choosing.auto else ["--channels-last", channels_last.value]
-    again += [] if cache == "auto" else ["--cache", cache]
-    again += [] if cache_size == CACHE_SIZE else ["--cache-size", cache_size]
-    again += ["--cache-half"] if cache_half else []
-    again += ["--profile"] if profile else []
-    again += ["--arms", arms] if arms else []
-    again += ["--seeds", str(seeds)] if seeds is not None else []
-    again += [] if save_every == SAVE_EVERY else ["--save-every", f"{save_every:g}"]
-    again += [] if evaluate_every == 1 else ["--evaluate-every", str(evaluate_every)]
-    again += [part for module in allow_factory for part in ("--allow-factory", module)]
-    again += ["--trust-code"] if trust_code else []
-    again += ["--force"] if force else []
+    words = values.words({
+        "device": (device, parameters.Device.auto), "precision": (precision, None),
+        "compile": (compile_programs, parameters.Choosing.off),
+        "channels-last": (channels_last, parameters.Choosing.auto), "cache": (cache, "auto"),
+        "cache-size": (cache_size, CACHE_SIZE), "cache-half": (cache_half, False),
+        "save-every": (save_every, SAVE_EVERY), "evaluate-every": (evaluate_every, 1),
+        "allow-factory": (allow_factory, []), "trust-code": (trust_code, False), "force": (force, False),
+    })  # fmt: skip
+    again = ["fxdistill", "run", *([str(output)] if more_epochs else [str(plan_file), "-o", str(output)]), *words]
+    again += values.words({
+        "devices": (devices, None), "nodes": (nodes, 1), "jobs": (jobs, 1), "profile": (profile, False),
+        "arms": (arms, ""), "seeds": (seeds, None),
+    })  # fmt: skip
     more = ["--more-epochs", str(more_epochs)] if more_epochs else []
     with reported(interrupted=lambda: _interrupted(held, before, again, more)):
         from fxdistill.plan.file import load
 
         load(plan_file)  # a mistake here is answered before anything heavy is imported
+        divided = jobs > 1 or (resume and (output / "jobs").is_dir())
+        if divided:
+            values.go_without_jobs({"devices": devices, "nodes": nodes > 1, "profile": profile, "more-epochs": more})
         if together.starts(devices, nodes):
             raise typer.Exit(together.start([*again, *(["--resume"] if resume else more)], devices or 1, nodes))
         from fxdistill.cli import running
@@ -264,12 +262,12 @@ def run(
             evaluate_every=evaluate_every, seeds=seeds, cache=kept, cache_size=room,
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs, cache_half=cache_half,
-            force=force, profile=profile, devices=devices,
+            force=force, profile=profile, devices=devices, trials=trials,
         )  # fmt: skip
         if not together.is_first():
             execute.execute(plan_file, output, settings)
             return
-        running.carried_out(plan_file, output, settings, out)
+        running.carried_out(plan_file, output, settings, out, jobs=jobs if divided else 0, words=words)
 
 
 def _interrupted(held: Path, before: bytes, command: list[str], more: list[str]) -> str:

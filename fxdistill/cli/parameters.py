@@ -301,6 +301,10 @@ Arms = Annotated[
 SeedCount = Annotated[
     int | None, typer.Option("--seeds", min=1, max=1000, help="How many seeds, instead of the plan's.")
 ]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, max=1000, help="How many seeds to train at once, in a process each.")
+]
+Trials = Annotated[int | None, typer.Option("--trials", hidden=True, help="Stop after so many trainings.")]
 ChannelsLast = Annotated[
     Choosing, typer.Option("--channels-last", help="Train in channels-last memory: auto where it is faster.")
 ]

@@ -1,5 +1,6 @@
 """What a run says on the command line while and after it goes on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,34 @@ if TYPE_CHECKING:
     from fxdistill.runtime.execution import Settings
 
 
-def carried_out(plan_file: Path, output: Path, settings: "Settings", out: Console) -> None:
-    """Run a plan, and say what came out."""
+def carried_out(
+    plan_file: Path, output: Path, settings: "Settings", out: Console, *, jobs: int = 0, words: Sequence[str] = ()
+) -> None:
+    """Run a plan, and say what came out.
+
+    Args:
+        plan_file: The plan.
+        output: The run directory.
+        settings: The user's decisions.
+        out: Where to say it.
+        jobs: How many seeds at once, in a process each; 0 for all of them in this one.
+        words: The options of ``fxdistill run`` that say the same as the settings.
+    """
     from fxdistill.plan.file import load
     from fxdistill.report import progress
     from fxdistill.report.profile_view import profile_view
     from fxdistill.report.result_view import result_view
     from fxdistill.report.show import moved
     from fxdistill.runtime import execute
+    from fxdistill.runtime.jobs import seeds_at_once
 
-    with progress.RunView(out if out.is_terminal else err) as view:
-        result = execute.execute(plan_file, output, settings, view)
+    with progress.RunView(out if out.is_terminal else err, begins=settings.trials is None) as view:
+        if jobs:
+            result = seeds_at_once(plan_file, output, settings, view, jobs=jobs, words=words, say=view.say)
+        else:
+            result = execute.execute(plan_file, output, settings, view)
+    if settings.trials is not None:  # it goes on from there
+        return
     planned = load(output / "plan.json")  # an extension has changed it
     out.print(Group(result_view(planned, result), moved(output)))
     if view.times:

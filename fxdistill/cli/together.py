@@ -25,8 +25,6 @@ def start(command: Sequence[str], devices: int, nodes: int) -> int:
 
 def is_first() -> bool:
     """Whether this process shows what there is to show; of several it ends, from here on, with what started it."""
-    if _count() == 1:
-        return True
     from fxdistill.runtime import launch
     from fxdistill.runtime.crew import Standing
 

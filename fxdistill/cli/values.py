@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -302,6 +303,36 @@ def precisions(
         )
     wanted: list[tuple[Precision, bool]] = [("int8", int8), ("fp16", fp16)]
     return [precision for precision, is_wanted in wanted if is_wanted]
+
+
+def words(options: Mapping[str, tuple[object, object]]) -> list[str]:
+    """Options as they are written: those whose value is not their default.
+
+    Args:
+        options: By name the value and the default of each; a list is an option for each of its items.
+    """
+    found: list[str] = []
+    for name, (value, default) in options.items():
+        for one in (value if isinstance(value, list) else [value]) if value != default else ():
+            text = one.value if isinstance(one, Enum) else f"{one:g}" if isinstance(one, float) else str(one)
+            found += [f"--{name}", *([] if one is True else [text])]
+    return found
+
+
+def go_without_jobs(options: Mapping[str, object]) -> None:
+    """Refuse options of a run whose seeds are not trained side by side.
+
+    Args:
+        options: By name what is said of each; false where nothing is.
+
+    Raises:
+        InputError: One is given.
+    """
+    for option in (name for name, value in options.items() if value):
+        raise InputError(
+            "seeds that are trained side by side are trained in one process each", where=f"--jobs, --{option}",
+            hint=f"leave one of the two out; a run that was begun with --jobs is continued without --{option}",
+        )  # fmt: skip
 
 
 def said(**arguments: Any) -> dict[str, Any]:

@@ -34,9 +34,10 @@ class RunView(Observer):
 
     Args:
         console: Where to draw.
+        begins: Whether to say what there is to say before anything is trained.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, begins: bool = True) -> None:
         self.times: list[StageTimes] = []
         super().__init__(self._begin, self._remark, self._progress, self._phase, self.times.append)
         self.console = console
@@ -53,6 +54,7 @@ class RunView(Observer):
         self._task: Task | None = None
         self._watched = ""
         self._drawn = self._began = 0.0
+        self._says, self._said = begins, not begins
 
     def __enter__(self) -> "RunView":
         self._live.start()
@@ -71,20 +73,26 @@ class RunView(Observer):
         self._remaining = Remaining(costs, [trial.name for trial in trials])
         self._watched = "" if plan.data.val is None else "validation "
         self._began = time.monotonic()
+        self._says, self._said = not self._said, True  # a run in several parts begins several times
         for name, member in plan.members.items():
-            if isinstance(member, ModelRef) and member.preprocessing is not None:
+            if self._says and isinstance(member, ModelRef) and member.preprocessing is not None:
                 self.console.print(Text(f"{name} reads {in_words(member.preprocessing)}"), soft_wrap=True)
 
     def _remark(self, remark: Diagnostic) -> None:
-        for line in diagnostics_view([remark]):
+        for line in diagnostics_view([remark]) if self._says else ():
             self.console.print(line)
 
+    def say(self, line: str) -> None:
+        """Pass on a line of another process of the run."""
+        self.console.print(Text(line), soft_wrap=True)
+
     def _phase(self, phase: str) -> None:
+        self._says = self._says or phase == "export"
         self._bar.update(self._bar_task, description=phase)
         self._live.update(self._bar, refresh=self.console.is_terminal)
 
     def _progress(self, arm: Trial, progress: TrainProgress, metrics: dict[str, float]) -> None:
-        at, stage = progress.position, progress.stage
+        at, stage, self._says = progress.position, progress.stage, True
         ended = at.step == 0
         now = time.monotonic()
         within = at.epoch + at.step / max(1, progress.steps)

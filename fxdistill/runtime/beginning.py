@@ -12,7 +12,7 @@ from typing import Any
 from fxdistill.compiler.comparing import compared
 from fxdistill.data.batches import steps_per_epoch
 from fxdistill.data.dataset import Dataset
-from fxdistill.errors import InputError
+from fxdistill.errors import InputError, RunDirError
 from fxdistill.plan.document import Plan
 from fxdistill.runtime import checkpoint, extension, inspection, preflight
 from fxdistill.runtime.checkpoint import Checkpoint
@@ -66,6 +66,11 @@ def begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew
         longer, how = extension.extended(held, plan, settings.more_epochs, how=how)
         return replace(found, plan=longer, how=how)
     if held.holds(plan, resume=settings.resume) and settings.resume:
+        if held.jobs_path.is_dir():
+            raise RunDirError(
+                "the seeds of this run are trained in processes of their own", where=str(out),
+                hint=f"continue it with fxdistill run {out} --resume --jobs N",
+            )  # fmt: skip
         there = inspection.inspect(held)
         return replace(found, result=there.result, how=checkpoint.settled(how, there.how))
     return found

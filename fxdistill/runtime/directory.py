@@ -8,6 +8,7 @@
     checkpoint.pt    the last checkpoint: removed when the run is complete
     student.pt       the trained student, a bundle, and student_state_dict.pt; so for every member that is kept
     student.onnx     the same, exported
+    jobs/            of --jobs: the runs of the seeds, until they are put together
     trained_….pt     of each training the state that it ended in, for --more-epochs
     result.json      what came out; its presence says that the run is complete
     report.html      the same for people, of the command line's making
@@ -205,6 +206,11 @@ class RunDir:
         return self.path / "profile"
 
     @property
+    def jobs_path(self) -> Path:
+        """Where the runs of single seeds lie, while several are carried out at once."""
+        return self.path / "jobs"
+
+    @property
     def checkpoint_path(self) -> Path:
         """The last checkpoint."""
         return self.path / "checkpoint.pt"
@@ -350,7 +356,7 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
 
 
 _TEXTS = r"(plan|origin|result|details)\.json|report\.html|metrics\.jsonl"
-_WRITTEN = re.compile(rf"\.lock|{_TEXTS}|tensorboard|profile|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)")
+_WRITTEN = re.compile(rf"\.lock|{_TEXTS}|tensorboard|profile|jobs|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)")
 """The names of what a run writes."""
 _TEMPORARY = re.compile(rf"\.({_TEXTS}|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{{8}}")
 """The names of temporary files: the name of the file that they were to become, hidden, and eight random letters."""

@@ -62,7 +62,7 @@ class _Parts:
 def execute(
     plan_path: Path, out: Path, settings: Settings | None = None, observer: Observer | None = None
 ) -> dict[str, Any]:
-    """Run a plan and return what came out, as ``result.json`` has it.
+    """Run a plan and return what came out, as ``result.json`` has it; nothing where it stops before the end.
 
     Args:
         plan_path: The plan; the places in it are relative to its folder. A run's copy serves as the plan itself.
@@ -102,7 +102,7 @@ def execute(
         )  # fmt: skip
         if settings.channels_last == "auto":
             poor.append(Diagnostic(code="layout", severity="note", where="feature maps", why=parts.layout.why))
-        return _train(run, poor)
+        return _train(run, poor, until=settings.trials)
 
 
 def _started(plan: Plan, settings: Settings) -> tuple[Fabric, Crew]:
@@ -157,17 +157,20 @@ def _taught(bench: Bench, *, force: bool) -> list[Diagnostic]:
     return remarks
 
 
-def _train(run: Execution, remarks: Sequence[Diagnostic]) -> dict[str, Any]:
+def _train(run: Execution, remarks: Sequence[Diagnostic], *, until: int | None) -> dict[str, Any]:
     trials = trials_of(run.plan)
     run.observer.on_begin(run.plan, trials)
     known = (*preflight.other_versions(run.plan), *stale_costs(run.plan), *extension.remarks(run.plan), *remarks)
     for remark in known:
         run.observer.on_diagnostic(remark)
-    for index, trial in enumerate(trials):
+    for index, trial in enumerate(trials[:until]):
         if index >= run.checkpoint.arm:
             train(run, index, trial)
         else:
             take_up(run, trial)
+    if until is not None:
+        run.save(run.checkpoint)
+        return {}
     measured = {name: run.measured(name) for name in _teaching(run.plan)}
     return run.crew.first(lambda: finish(run, measured=measured))
 

@@ -53,6 +53,7 @@ class Settings:
         more_epochs: Epochs to add to the complete run that the directory holds, see :mod:`fxdistill.runtime.extension`.
         profile: Whether to time and trace some steps of every stage, see :mod:`fxdistill.runtime.profiling`.
         devices: On how many devices of this machine, a process each; None for as many as there are processes.
+        trials: After how many trainings to stop; the run then stays one to be resumed. None to complete it.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -73,6 +74,7 @@ class Settings:
     more_epochs: int = 0
     profile: bool = False
     devices: int | None = None
+    trials: int | None = None
 
 
 @dataclass

@@ -25,8 +25,8 @@ from fxdistill.runtime import stopping
 from fxdistill.runtime.crew import Standing
 
 _SAID, _CODE, _HERE = "fxdistill/said", "fxdistill/code", "fxdistill/here/"
-_OURS = "fxdistill"
-"""What ``TORCHELASTIC_RUN_ID`` is in processes that were started here."""
+CHILD = "FXDISTILL_CHILD"
+"""Stands in the environment of processes that were started by fxdistill, and end with the one that started them."""
 _WAIT = timedelta(seconds=300)  # until all machines are there
 _GRACE = 10.0  # seconds that others get to end by themselves, and then to follow a signal
 _OFTEN = 0.1  # seconds between two looks
@@ -55,7 +55,7 @@ def launch(command: Sequence[str], *, devices: int, nodes: int) -> int:
     common = {
         "MASTER_ADDR": address, "MASTER_PORT": str(store.port), "WORLD_SIZE": str(devices * nodes),
         "LOCAL_WORLD_SIZE": str(devices), "GROUP_RANK": str(node), "GROUP_WORLD_SIZE": str(nodes),
-        "TORCHELASTIC_RUN_ID": _OURS, "TORCHELASTIC_USE_AGENT_STORE": "True",
+        CHILD: "1", "TORCHELASTIC_USE_AGENT_STORE": "True",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
     }  # fmt: skip
     places = ({"RANK": str(node * devices + local), "LOCAL_RANK": str(local)} for local in range(devices))
@@ -156,5 +156,5 @@ def follow() -> None:
             os.read(0, 1)  # sys.stdin would hold a lock at exit
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if os.environ.get("TORCHELASTIC_RUN_ID") == _OURS:
+    if CHILD in os.environ:
         threading.Thread(target=watch, daemon=True).start()

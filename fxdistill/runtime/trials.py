@@ -15,5 +15,5 @@ class Trial:
 
 def trials_of(plan: Plan) -> list[Trial]:
     """The trials in order: arms that are trained once, then for each seed the others, the control beside its arm."""
-    once = [Trial(plan.seeds[0], arm.name) for arm in plan.all_arms if arm.once]
+    once = [Trial(plan.seed, arm.name) for arm in plan.all_arms if arm.once]
     return [*once, *(Trial(seed, arm.name) for seed in plan.seeds for arm in plan.all_arms if not arm.once)]

@@ -294,7 +294,7 @@ def test_whoever_asks_to_end_is_told_how_to_go_on_with_every_option(
     assert sorted(command.split()[5:-1]) == sorted(OPTIONS)
     known = {option for parameter in _parameters("run") for option in parameter.opts[:1]}
     beside = {"plan_file", "--output", "--resume", "--more-epochs"}  # said in another way
-    beside |= {"--nodes"}  # with it another process is started
+    beside |= {"--nodes", "--jobs", "--trials"}  # with them other processes are started, or it is one of these
     assert known - beside == {option for option in OPTIONS if option.startswith("--")}
 
 

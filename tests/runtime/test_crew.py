@@ -371,9 +371,7 @@ def test_machines_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_child_ends_with_its_parent() -> None:
     code = "from fxdistill.runtime import launch; import time; launch.follow(); time.sleep(60)"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, "TORCHELASTIC_RUN_ID": "fxdistill"}
-    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, launch.CHILD: "1"})
     assert child.stdin is not None
     child.stdin.close()
     assert child.wait(60) == -signal.SIGTERM

@@ -147,6 +147,7 @@ RUNS: dict[str, Callable[[Path], object]] = {
     "metrics that are a link": link("metrics.jsonl", "home/x"),
     "a lock that is a link": link(".lock", "home/x"),
     "a tensorboard that is a link": link("tensorboard", "/tmp"),
+    "seeds' runs that are a link": link("jobs", "/tmp"),
     "a student that is a link": link("student.pt", "home/x"),
     "a file of before that is a link": link(".plan.json.abcdefgh", "/tmp"),
 }

@@ -1,0 +1,242 @@
+"""The seeds of a run side by side, each in a process of its own.
+
+What is trained under one seed hangs on no other. So the trainings of each seed are a run by themselves, in a folder of
+the run directory:
+
+    jobs/seed-N/    the plan with the seed N alone, from where the whole run is when its first seed begins
+
+The whole run begins in one process, which finds out all that can be wrong, decides what holds for every training, and
+carries out the arms that are trained once. What the seeds leave is then put together as one process leaves it after
+its last training, and the run is completed from there. So the weights are those of a run in one process, bit for bit
+where both count with as many threads; and whatever is killed at whatever time, the run goes on.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fxdistill.compiler.comparing import compared
+from fxdistill.errors import InputError, RunDirError, TrainingError
+from fxdistill.files import write_bytes
+from fxdistill.plan.document import Plan
+from fxdistill.plan.file import load as load_plan
+from fxdistill.runtime import checkpoint, memory, stopping
+from fxdistill.runtime.checkpoint import Checkpoint
+from fxdistill.runtime.directory import RunDir, origin_of
+from fxdistill.runtime.execute import execute
+from fxdistill.runtime.execution import Observer, Settings
+from fxdistill.runtime.kept import exported_seed
+from fxdistill.runtime.launch import CHILD
+from fxdistill.runtime.trials import trials_of
+from fxdistill.tasks import TASKS
+
+_OFTEN = 0.1  # seconds between two looks
+_CACHE_SHARE = 4  # of the memory, for all of them together
+
+
+def seeds_at_once(
+    plan_path: Path,
+    out: Path,
+    settings: Settings,
+    observer: Observer,
+    *,
+    jobs: int,
+    words: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _line: None,
+) -> dict[str, Any]:
+    """Run a plan, its seeds in several processes at once.
+
+    Args:
+        plan_path: The plan, as :func:`~fxdistill.runtime.execute.execute` takes it.
+        out: The run directory.
+        settings: The user's decisions.
+        observer: Who watches what is done in this process.
+        jobs: How many processes at once.
+        words: The options of ``fxdistill run`` that say the same as the settings, for the other processes.
+        say: Told each line that one of them has to say.
+
+    Returns:
+        What came out, as ``result.json`` has it.
+
+    Raises:
+        InputError: As ``execute``; or there is one seed alone, or the run was begun in one process.
+        TrainingError: A training failed, or as ``execute``.
+        KeyboardInterrupt: Asked to stop; every process took a checkpoint.
+    """
+    rundir, again = RunDir(out), settings.resume
+    if not rundir.jobs_path.is_dir():
+        first = sum(arm.once for arm in load_plan(plan_path).arms)
+        if result := execute(plan_path, out, replace(settings, trials=first), observer):
+            return result
+        _check(rundir, settings)
+        rundir.jobs_path.mkdir()
+        again = True
+    plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
+    with RunDir.opened(out, plan, origin=origin_of(plan_path), resume=again):
+        at = checkpoint.load(rundir)
+        parts = {seed: RunDir(rundir.jobs_path / f"seed-{seed}") for seed in plan.seeds}
+        commands = dict[int, list[str]]()
+        for seed, part in parts.items():
+            own = plan.changed(seeds=[seed])
+            _prepare(part, own, rundir, at)
+            if checkpoint.load(part).arm < (count := len(trials_of(own))):
+                command = ["fxdistill", "run", str(part.path), "--resume", *words, "--trials", str(count)]
+                commands[seed] = [sys.executable, "-m", *command]
+        observer.on_phase(f"training {len(plan.seeds)} seeds, {min(jobs, len(plan.seeds))} at once")
+        _carry_out(commands, jobs, settings, say)
+        _put_together(rundir, plan, at, parts)
+    shutil.rmtree(rundir.jobs_path)
+    return execute(rundir.plan_path, out, replace(settings, resume=True, arms=(), seeds=None), observer)
+
+
+def _check(rundir: RunDir, settings: Settings) -> None:
+    """Refuse what cannot be divided; the run stays one that goes on in one process."""
+    plan, at = rundir.plan(), checkpoint.load(rundir)
+    where = f"--jobs, {rundir.path}"
+    again = f"fxdistill run {rundir.path} --resume"
+    if len(plan.seeds) == 1:
+        raise InputError(
+            "the run has one seed, and seeds are what is trained side by side", where=where,
+            hint=f"give --seeds 3 in another directory; or go on in one process: {again}",
+        )  # fmt: skip
+    if at.arm != sum(arm.once for arm in plan.all_arms) or at.state is not None:
+        raise InputError(
+            "the run was begun in one process, and is past the beginning of its first seed", where=where,
+            hint=f"go on as it was begun: {again}",
+        )  # fmt: skip
+    if settings.compile == "auto":
+        raise InputError("each process would choose by itself", where="--compile auto", hint="use --compile on or off")
+
+
+def _prepare(part: RunDir, plan: Plan, whole: RunDir, at: Checkpoint) -> None:
+    """Begin the run of a seed from where the whole run is; nothing where that is done."""
+    with RunDir.opened(part.path, plan, origin=whole.source, resume=part.plan_path.exists()):
+        if part.checkpoint_path.exists():
+            return
+        for record, trial in zip(at.finished, trials_of(plan), strict=False):
+            for member in plan.arm(record["name"]).trains:
+                _copy(whole.bundle_path(member), part.bundle_path(member))
+            _copy(whole.trained_path(trial.name, trial.seed), part.trained_path(trial.name, trial.seed))
+        if at.metrics_size:
+            write_bytes(part.metrics_path, whole.metrics_path.read_bytes()[: at.metrics_size])
+        _copy(whole.checkpoint_path, part.checkpoint_path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_bytes(target, source.read_bytes())
+
+
+def _carry_out(commands: dict[int, list[str]], jobs: int, settings: Settings, say: Callable[[str], None]) -> None:
+    """Run commands, so many at once, until all are done; where one fails, the others take a checkpoint and end."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, CHILD: "1"}
+    room = [] if isinstance(settings.cache, Path) else ["--cache-size", str(_room(settings) // jobs)]
+    waiting, failed = list(commands), dict[int, int]()
+    with stopping.deferred() as request, _ended() as running:
+
+        def told(line: str) -> None:
+            if not request.made:  # what each says of how to go on is not how to go on with all
+                say(line)
+
+        while True:
+            ends = request.made or bool(failed)
+            while waiting and not ends and len(running) < jobs:
+                seed = waiting.pop(0)
+                running[seed] = _Process([*commands[seed], *room], environment, told)
+            if not running:
+                break
+            time.sleep(_OFTEN)
+            codes = {seed: code for seed, one in running.items() if (code := one.poll()) is not None}
+            for seed in codes:
+                running.pop(seed)
+            failed |= {seed: code for seed, code in codes.items() if code and not request.made}
+            if (request.made or failed) and not ends:
+                for process in running.values():
+                    process.send_signal(request.number or signal.SIGTERM)
+    for seed, code in failed.items():
+        raise (InputError if code == InputError.exit_code else TrainingError)(
+            f"the process of a seed {f'was ended by signal {-code}' if code < 0 else 'has failed, as it says above'}",
+            where=f"seed {seed}", hint="mend that, then continue with --resume",
+        )  # fmt: skip
+
+
+def _room(settings: Settings) -> int:
+    """Bytes that all caches may take together."""
+    return min(settings.cache_size, (memory.available("cpu") or settings.cache_size) // _CACHE_SHARE)
+
+
+class _Process:
+    """A process whose lines are passed on; it ends with this one, see :func:`fxdistill.runtime.launch.follow`."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], say: Callable[[str], object]) -> None:
+        self._process = subprocess.Popen(  # noqa: S603  # this very program, without a shell
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, encoding="utf-8", errors="replace", start_new_session=True,
+        )  # fmt: skip
+        self._say = say
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.send_signal = self._process.send_signal
+
+    def _read(self) -> None:
+        for line in self._process.stderr or ():
+            self._say(line.rstrip("\n"))
+
+    def poll(self) -> int | None:
+        """The exit code, once it has ended and all its lines are passed on."""
+        if (code := self._process.poll()) is not None:
+            self._reader.join()
+            for pipe in filter(None, (self._process.stdin, self._process.stderr)):
+                pipe.close()
+        return code
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+        self.poll()
+
+
+@contextmanager
+def _ended() -> Iterator[dict[int, _Process]]:
+    """Processes by seed; those that are left at the end are killed."""
+    running = dict[int, _Process]()
+    try:
+        yield running
+    finally:
+        for process in running.values():
+            process.kill()
+
+
+def _put_together(rundir: RunDir, plan: Plan, at: Checkpoint, parts: dict[int, RunDir]) -> None:
+    """Leave in the run directory what one process leaves there after its last training."""
+    ended = {seed: checkpoint.load(part) for seed, part in parts.items()}
+    for seed, found in ended.items():
+        if found.arm != len(trials_of(plan.changed(seeds=[seed]))):
+            raise RunDirError(
+                "the run of a seed is not as its process left it", where=str(parts[seed].path),
+                hint="remove that folder, and continue with --resume",
+            )  # fmt: skip
+    finished = [*at.finished, *(record for found in ended.values() for record in found.finished[at.arm :])]
+    for trial in trials_of(plan)[at.arm :]:
+        name = rundir.trained_path(trial.name, trial.seed).name
+        _copy(parts[trial.seed].path / name, rundir.path / name)
+    if not plan.arm(plan.export.arm).once:
+        best = parts[exported_seed(plan, TASKS.get(plan.task), finished)]
+        _copy(best.bundle_path(plan.export.member), rundir.bundle_path(plan.export.member))
+        _copy(best.state_dict_path(plan.export.member), rundir.state_dict_path(plan.export.member))
+    lines = [rundir.metrics_path.read_bytes()[: at.metrics_size]] if at.metrics_size else []
+    lines += [part.metrics_path.read_bytes()[at.metrics_size : ended[s].metrics_size] for s, part in parts.items()]
+    write_bytes(rundir.metrics_path, b"".join(lines))
+    size = sum(map(len, lines))
+    whole = replace(at, arm=len(trials_of(plan)), metrics_size=size, finished=finished)
+    checkpoint.save(rundir, whole)
