@@ -22,6 +22,7 @@ from fxdistill.cli import (
     lists,
     parameters,
     reporting,
+    shrinking,
     teaching,
     timing,
     together,
@@ -352,54 +353,6 @@ def export(
 
 
 @app.command(cls=Command)
-def shrink(
-    model: parameters.Model,
-    keep: parameters.Keep = None,
-    macs: parameters.Macs = None,
-    params: parameters.Params = None,
-    ranking: parameters.HowRanked = None,
-    floor: parameters.Floor = None,
-    scope: parameters.Scopes = [],
-    output: parameters.SmallerOutput = Path("aux.pt"),
-    by: parameters.By = "l1",
-    round_to: parameters.RoundTo = 1,
-    protect: parameters.Protect = [],
-    only: parameters.Only = [],
-    data: parameters.TaylorData = None,
-    task: parameters.TaskName = "classification",
-    input_shape: parameters.Input = "",
-    factory: parameters.Factory = None,
-    arg: parameters.Argument = [],
-    entry: parameters.Entry = None,
-    seed: parameters.RandomSeed = 0,
-    allow_factory: parameters.Allow = [],
-    trust_code: parameters.Trust = False,
-) -> None:
-    """Make a model physically smaller, and prove that it is the masked original."""
-    with reported():
-        wanted = values.shape(input_shape)
-        values.known_criterion(by, "--by")
-        values.writable(output)
-        most = values.budget(macs, "--macs"), values.budget(params, "--params")
-        scopes = values.scopes(scope)
-
-        from fxdistill.ir import contract
-        from fxdistill.report.result_view import shrunk_view
-        from fxdistill.runtime import shrinking
-
-        passes = contract.PassManager()
-        made = shrinking.shrink(
-            model, output, keep=keep, macs=most[0], params=most[1],
-            ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
-            round_to=round_to, protect=protect, only=only, data=data, task=task,
-            input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_code=trust_code,
-            passes=passes, checkpoint_entry=entry,
-        )  # fmt: skip
-        out.print(shrunk_view(made))
-        out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
-
-
-@app.command(cls=Command)
 def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repeats = 3) -> None:
     """The main job on bundled data: train a teacher, plan, run, compare."""
     with reported():
@@ -410,8 +363,8 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
 
 app.command("eval", cls=Command)(evaluating.evaluate)
 for _command in (
-    compressing.compress, comparing.compare, timing.bench, reporting.report, reporting.show, lists.methods,
-    lists.losses,
+    shrinking.shrink, compressing.compress, comparing.compare, timing.bench, reporting.report, reporting.show,
+    lists.methods, lists.losses,
 ):  # fmt: skip
     app.command(cls=Command)(_command)
 

@@ -24,6 +24,8 @@ def compress(
     round_to: parameters.RoundTo = 1,
     protect: parameters.Protect = [],
     only: parameters.Only = [],
+    steps: parameters.StepCount = 1,
+    recover: parameters.BetweenSteps = None,
     class_map: parameters.ClassMap = None,
     val: parameters.Validation = 0.0,
     input_shape: parameters.Input = "",
@@ -70,18 +72,19 @@ def compress(
         values.known_criterion(by, "--by")
         wishes = values.wishes(("model",), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (values.budget(macs, "--macs"), values.budget(params, "--params")), values.scopes(scope)
+        values.between(steps, {"recover": recover})
         recalibrate = values.recalibration(recalibrate_bn)
         named = values.Named(model, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory")
         found = values.model(named, seed=seed, allow=allow_factory, trust_code=trust_code)
 
         from fxdistill.cli import recipe, running
-        from fxdistill.ir.contract import PassManager
         from fxdistill.ir.cost import limits_of
         from fxdistill.report.result_view import shrunk_view
         from fxdistill.runtime import compress as job
-        from fxdistill.runtime import execution, shrinking
+        from fxdistill.runtime import execution, shrunken, stepping
+        from fxdistill.runtime.teaching import Teaching
 
-        wish = shrinking.Wish(
+        wish = shrunken.Wish(
             keep=keep, limits=limits_of(macs=most[0], parameters=most[1]),
             ranking=None if ranking is None else ranking.value, floor=floor, scopes=tuple(scopes.items()), by=by,
             round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
@@ -94,7 +97,7 @@ def compress(
             recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_, weights=weight,
             arguments=arg,
         )  # fmt: skip
-        teaching = job.Teaching(
+        teaching = Teaching(
             data, method=method, task=task, epochs=epochs, lr=lr, batch_size=batch_size, val=val, augment=augment,
             class_map=class_map, seed=seed, repeats=repeats, control=control, precision=precision.value,
             recalibrate=recalibrate, input_shape=wanted, wishes=wishes["model"], entry=teacher_output, edit=edit,
@@ -103,13 +106,17 @@ def compress(
         settings = execution.Settings(
             device=device.value, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every, force=force
         )
-        out, passes = Console(highlight=False), PassManager()
-        prepared = job.prepare(found, output, wish, teaching, passes=passes)
+        out = Console(highlight=False)
+        say, run = running.step_said(out), functools.partial(running.step_run, settings=settings, out=out)
+        prepared = job.prepare(
+            found, output, wish, teaching, run=run, say=say,
+            steps=None if steps == 1 else stepping.Steps.of(steps, recover or 1, teaching),
+        )  # fmt: skip
         if prepared.shrunk is not None:
             out.print(shrunk_view(prepared.shrunk))
-        smaller, plan = output / job.SMALLER, output / job.PLAN
+        smaller, plan = output / stepping.SMALLER, output / stepping.PLAN
         out.print(Text(f"\n{smaller}  {plan}: {method}, {epochs} epochs\n"), soft_wrap=True)
-        running.carried_out(plan, output / job.RUN, job.settings_for(output, settings), out)
+        running.carried_out(plan, output / stepping.RUN, stepping.settings_for(output, settings), out)
 
 
 def _interrupted(folder: Path) -> str:

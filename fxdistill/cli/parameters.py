@@ -417,6 +417,17 @@ Scopes = Annotated[
     list[str],
     typer.Option("--scope", metavar="PATH=SHARE", help="A part keeps a share of its own: layer4=0.3; repeatable."),
 ]
+StepCount = Annotated[
+    int, typer.Option("--steps", min=1, help="Steps towards the budget, with training between them: on --data.")
+]
+BetweenSteps = Annotated[
+    int | None,
+    typer.Option("--recover", min=1, max=1_000_000, help="Epochs of training between steps. Default: 1."),
+]
+BetweenRate = Annotated[
+    float | None,
+    typer.Option("--lr", min=1e-9, max=100, help="Learning rate between steps. Default: kd's own."),
+]
 CompressOutput = Annotated[
     Path, typer.Option("--output", "-o", help="Where everything is written: new, or one to go on in.")
 ]

@@ -1,6 +1,6 @@
 """What a run says on the command line while and after it goes on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from fxdistill.cli.exits import err
 from fxdistill.cli.reporting import of_ended
 
 if TYPE_CHECKING:
+    from fxdistill.compiler.shrink_model import ShrunkResult
     from fxdistill.runtime.execution import Settings
 
 
@@ -49,3 +50,30 @@ def carried_out(
     member = planned.export.member
     out.print(Text(f"{member}: {output / f'{member}.pt'}  {output / f'{member}.onnx'}"), soft_wrap=True)
     out.print(of_ended(output), soft_wrap=True)
+
+
+def step_said(out: Console) -> "Callable[[int, ShrunkResult], None]":
+    """Says what a step on the way to a budget did."""
+
+    def say(number: int, made: "ShrunkResult") -> None:
+        from fxdistill.report.result_view import sizes_lines
+
+        out.print(Group(Text(f"step {number}"), *sizes_lines(made)))
+
+    return say
+
+
+def step_run(folder: Path, settings: "Settings", out: Console) -> None:
+    """Run the plan of a step, and say what it reached."""
+    from fxdistill.plan.file import load
+    from fxdistill.report import progress
+    from fxdistill.report.layout import Line
+    from fxdistill.runtime import stepping
+    from fxdistill.tasks import TASKS
+
+    with progress.RunView(out if out.is_terminal else err) as view:
+        result = stepping.carry_out(folder, settings, view)
+    task = TASKS.get(load(folder / stepping.PLAN).task)
+    for reached in result["summary"].values():
+        told = f"trained: {task.primary} {task.shown(reached['mean'])}, in {folder / stepping.RUN}"
+        out.print(Line(Text(told), indent=2))

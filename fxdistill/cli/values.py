@@ -137,6 +137,20 @@ def scopes(texts: Sequence[str]) -> dict[str, float]:
     return found
 
 
+def between(steps: int, of_steps: Mapping[str, object]) -> None:
+    """Check that there are steps to say anything of.
+
+    Args:
+        steps: How many there are.
+        of_steps: What is said of the training between them, by option; None where nothing is.
+
+    Raises:
+        InputError: There is one alone.
+    """
+    for option in (name for name, value in of_steps.items() if value is not None and steps == 1):
+        raise InputError("there is one step alone, and no training", where=f"--{option}", hint="add --steps 5")
+
+
 def recalibration(text: str) -> "Recalibration | None":
     """What ``auto``, ``off`` or a number of images says of BatchNorm statistics.
 

@@ -71,7 +71,7 @@ def shrink_model(
     widths: Sequence[tuple[str, int]] = (), criterion: str = "l1", round_to: int = 1, protect: Sequence[str] = (),
     only: Sequence[str] = (),
     batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy, seed: int = 0,
-    entry: str = "", passes: PassManager | None = None,
+    before: Sequence[tuple[str, int]] = (), entry: str = "", passes: PassManager | None = None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller; the model itself is not changed.
 
@@ -92,6 +92,7 @@ def shrink_model(
         batch: Images and targets for criteria that read data.
         loss: What the targets say about a prediction, for the same.
         seed: Seed of the criterion ``random`` and of the proof.
+        before: The widths of layers before earlier steps, by module path: floors and shares of parts are of these.
         entry: Which entry of the output is the prediction; '' to find it.
         passes: A manager to run the passes in, for its timings and remarks.
 
@@ -105,6 +106,7 @@ def shrink_model(
     thin = Thin(
         keep=keep, limits=tuple(limits), ranking=ranking, floor=floor, scopes=tuple(scopes), widths=tuple(widths),
         criterion=criterion, round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
+        before=tuple(before),
     )  # fmt: skip
     barriers: dict[str, str] = {}
     traced = passes.run(Trace(input_shape, entry=entry), module)

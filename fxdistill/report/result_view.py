@@ -27,18 +27,17 @@ def shrunk_view(shrunk: ShrunkResult) -> RenderableType:
     layers = [
         Line(Text(f"{old} -> {new}", "bold"), Text(f"{path:<{longest}}  ")) for path, (old, new) in changed.items()
     ]
+    return Group(*layers, Text(), *sizes_lines(shrunk), *diagnostics_view(shrunk.diagnostics))
+
+
+def sizes_lines(shrunk: ShrunkResult) -> tuple[Line, ...]:
+    """What shrinking left of the size, and the proof."""
     before, after, proof = shrunk.before, shrunk.after, shrunk.proof
     pairs = {"parameters": (before.parameters, after.parameters), "MACs": (before.macs, after.macs)}
     sizes = ", ".join(f"{name} {count(a)} -> {count(b)} ({b / max(a, 1):.1%})" for name, (a, b) in pairs.items())
     compared = f"proof: equals the masked original at {proof.nodes} nodes, largest relative error {proof.error:.1e}"
     compared += " in double precision" if proof.precision == "float64" else ""
-    return Group(
-        *layers,
-        Text(),
-        Line(Text(sizes, "bold"), indent=2),
-        Line(Text(compared), indent=2),
-        *diagnostics_view(shrunk.diagnostics),
-    )
+    return Line(Text(sizes, "bold"), indent=2), Line(Text(compared), indent=2)
 
 
 def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:

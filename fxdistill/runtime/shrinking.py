@@ -1,111 +1,24 @@
 """A model made smaller by itself: what ``fxdistill shrink`` does, with the same defaults."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from torch import nn
 
-from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
-from fxdistill.criteria import CRITERIA
-from fxdistill.data.batches import first_batch
+from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import Limit, limits_of
-from fxdistill.ir.views import seen
-from fxdistill.modelfiles import bundle, pt2
-from fxdistill.modelfiles.load import LoadedModel
+from fxdistill.ir.cost import limits_of
+from fxdistill.modelfiles import bundle
 from fxdistill.passes.thin.search import Ranking
-from fxdistill.preprocessing import Preprocessing, Wishes
-from fxdistill.runtime import preprocess
-from fxdistill.runtime.deploy import MODEL, as_loaded
-from fxdistill.tasks import TASKS
-
-
-@dataclass(frozen=True)
-class Wish:
-    """How much of a model is to stay, and which channels; see :func:`shrink`.
-
-    Attributes:
-        keep: Share of the channels to keep.
-        limits: What the model may cost instead.
-        ranking: What competes.
-        floor: The least share of its channels that a layer keeps.
-        scopes: Parts with a share of their own.
-        by: Importance of a channel, by name.
-        round_to: Widths become multiples of this.
-        protect: Paths whose channels stay.
-        only: Paths of the modules to prune.
-        seed: Seed of criteria that draw, and of the proof.
-    """
-
-    keep: float | None = None
-    limits: tuple[Limit, ...] = ()
-    ranking: Ranking | None = None
-    floor: float | None = None
-    scopes: tuple[tuple[str, float], ...] = ()
-    by: str = "l1"
-    round_to: int = 1
-    protect: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a model is looked at with.
-
-    Attributes:
-        data: A data spec; None for none.
-        task: What the data is for.
-        input_shape: Shape of one batch; None for that of the file or the data.
-        wishes: What is to be other than model and data say of the preprocessing.
-        allow: Modules whose factories may be called.
-    """
-
-    data: str | None = None
-    task: str = "classification"
-    input_shape: tuple[int, ...] | None = None
-    wishes: Wishes = field(default_factory=Wishes)
-    allow: tuple[str, ...] = ()
-
-
-def shrunk(
-    found: LoadedModel, wish: Wish, reading: Reading, *, passes: PassManager | None = None
-) -> tuple[ShrunkResult, Preprocessing | None]:
-    """A model made smaller, and what it does to an image before it looks at it; nothing is written.
-
-    Raises:
-        InputError: The request changes nothing, or does not go with the model.
-        PassError: The smaller model is not the masked one.
-    """
-    task = TASKS.get(reading.task)
-    read = preprocess.look(
-        {MODEL: found}, reading.data, task=task, wishes={MODEL: reading.wishes}, shape=reading.input_shape,
-        allow=reading.allow,
-    )  # fmt: skip
-    own = read.preprocessing[MODEL]
-    shape = ((reading.input_shape or found.input_shape or (1,))[0], read.shape[1], *own.size)
-    first = first_batch(read.dataset) if read.dataset is not None and CRITERIA.get(wish.by).needs_batch else None
-    examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
-    made = shrink_model(
-        found.module, input_shape=shape, keep=wish.keep, limits=wish.limits, ranking=wish.ranking, floor=wish.floor,
-        scopes=wish.scopes, criterion=wish.by, round_to=wish.round_to, protect=wish.protect, only=wish.only,
-        seed=wish.seed, passes=passes, batch=examples, loss=supervised_loss(task),
-    )  # fmt: skip
-    return made, own if own.source.normalisation not in ("", "the data") else found.preprocessing
-
-
-def write(made: ShrunkResult, path: Path, *, preprocessing: Preprocessing | None, metadata: Mapping[str, Any]) -> None:
-    """Write a smaller model: a bundle, or, where the file's name ends in .pt2, a program of ``torch.export``."""
-    if path.suffix == ".pt2":
-        pt2.save(made.module, path, input_shape=made.input_shape)
-        return
-    bundle.save(
-        made.module, path, input_shape=made.input_shape, preprocessing=preprocessing, metadata=dict(metadata)
-    )  # fmt: skip
+from fxdistill.runtime.deploy import as_loaded
+from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.shrunken import Reading, Wish, shrunk, write
+from fxdistill.runtime.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps
+from fxdistill.runtime.teaching import Teaching
 
 
 def shrink(
@@ -115,7 +28,8 @@ def shrink(
     protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
     input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
     allow: Sequence[str] = (), trust_code: bool = False, passes: PassManager | None = None,
-    checkpoint_entry: str | None = None,
+    checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1, lr: float | None = None,
+    settings: Settings | None = None, run: Runs | None = None, say: Says = lambda _number, _made: None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller, and prove that it is the masked original; the model is not changed.
 
@@ -144,6 +58,13 @@ def shrink(
         trust_code: As for :func:`fxdistill.evaluate`.
         passes: A manager to run the passes in, for its timings and remarks.
         checkpoint_entry: As for :func:`fxdistill.evaluate`.
+        steps: In how many steps the budget is met, with training between them: on ``data``, in the folder
+            ``NAME-steps`` beside the file NAME, see :mod:`fxdistill.runtime.stepping`.
+        recover: Epochs of training between two steps.
+        lr: Its learning rate; None for that of ``fxdistill compress``.
+        settings: The user's decisions about its runs.
+        run: Runs the plan of a folder instead.
+        say: Is told of each step before the last one.
 
     Raises:
         InputError: The model cannot be found or loaded, or the request changes nothing.
@@ -158,6 +79,13 @@ def shrink(
     )  # fmt: skip
     reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow))
     made, preprocessing = shrunk(found, wish, reading, passes=passes)
+    if steps != 1:
+        between = Steps.of(steps, recover, Teaching.on(data, task=task, input_shape=input_shape, lr=lr, seed=seed))
+        settings = replace(settings or Settings(), allow=tuple(allow), trust_code=trust_code)
+        made, preprocessing = in_steps(
+            found, folder_for(path), wish, between, made,
+            run=run or functools.partial(carry_out, settings=settings), say=say, passes=passes,
+        )  # fmt: skip
     if path is not None:
         metadata = {bundle.RANDOM_WEIGHTS: True} if found.random_weights else {}
         write(made, Path(path), preprocessing=preprocessing, metadata=metadata)

@@ -25,7 +25,7 @@ from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of, within
 from fxdistill.passes.thin.search import Ranking, Search, pools
 from fxdistill.passes.thin.selection import Block, Selection, Width, select
-from fxdistill.passes.thin.stays import Stays, blocks_of, not_pruned, nothing, unscored, widths_of
+from fxdistill.passes.thin.stays import Stays, blocks_of, layer_of, not_pruned, nothing, unscored, widths_of
 
 KeptIndices = dict[str, list[int]]
 """For each weight that loses outputs the indices that it keeps, along its output dimension."""
@@ -86,6 +86,7 @@ class Thin(Pass[ThinSource, Removal]):
         protect: Module or node paths whose channels stay.
         only: Module paths; channels that are produced anywhere else stay. Empty: everywhere.
         seed: Seed of what is random in the criterion.
+        before: The widths of layers before earlier steps, by module path: floors and shares of parts are of these.
     """
 
     keep: float | None = None
@@ -99,6 +100,7 @@ class Thin(Pass[ThinSource, Removal]):
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     seed: int = 0
+    before: tuple[tuple[str, int], ...] = ()
 
     def requires(self, source: ThinSource) -> None:
         """Something that says how much, numbers that make sense, a criterion and paths that exist."""
@@ -203,17 +205,19 @@ class Thin(Pass[ThinSource, Removal]):
 
     def _blocks(self, stays: Stays, named: set[int]) -> list[Block]:
         """The blocks; with a target where the share of a part, or that nothing asks for them, decides on it."""
-        found, unused = [], dict(self.scopes)
+        found, unused, before = [], dict(self.scopes), dict(self.before)
         scopes = sorted(self.scopes, key=lambda one: (-one[0].count("."), -one[1]))  # the innermost first
         for key, members in blocks_of(stays).items():
             times = max(count for _, count in key)
-            block = Block(tuple(members), self.round_to // math.gcd(self.round_to, times), None)
+            grown = max(before.get(layer_of(name), 0) / len(stays.producers[name]) for name, _ in key)
+            step = self.round_to // math.gcd(self.round_to, times)
+            block = Block(tuple(members), step, None, round(max(1.0, grown) * len(members)))
             reached = [path for path, _ in scopes if any(within(name, path) for name, _ in key)]
             for path in reached:
                 unused.pop(path, None)
             if reached:
                 share = dict(scopes)[reached[0]]
-                block = replace(block, target=len(members) if share == 1 else block.nearest(share * len(members)))
+                block = replace(block, target=len(members) if share == 1 else block.nearest(block.share(share)))
             elif self.keep is None and not self.limits and not named.intersection(members):
                 block = replace(block, target=len(members))
             found.append(block)

@@ -62,7 +62,7 @@ class Search:
         frozen: Collection[int], floor: float = 0.0,
     ) -> None:  # fmt: skip
         self.coupling, self.blocks, self.scores, self.frozen = coupling, tuple(blocks), scores, frozen
-        self.least = [math.ceil(floor * len(block.classes) - _ROUNDING) for block in blocks]
+        self.least = [min(len(block.classes), math.ceil(block.share(floor) - _ROUNDING)) for block in blocks]
         self.order: list[list[int]] = []  # of each pool the block of each class, the best one first
         self.places: dict[int, list[float]] = {}  # of each block the share of its pool at which its best, second … stay
         for pool in pooled:

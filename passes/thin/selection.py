@@ -43,11 +43,17 @@ class Block:
         classes: The free ones among them.
         step: Their number shall be a multiple of this.
         target: How many shall stay; None where wanted widths alone decide.
+        whole: How many there were before earlier steps; shares are of it. 0 for as many as there are.
     """
 
     classes: tuple[int, ...]
     step: int
     target: int | None
+    whole: int = 0
+
+    def share(self, share: float) -> float:
+        """So much of it, in classes."""
+        return share * (self.whole or len(self.classes))
 
     def nearest(self, count: float, least: int = 1) -> int:
         """The number of classes that it can keep which is nearest to a count, and not below another one."""

@@ -67,7 +67,7 @@ def blocks_of(stays: Stays) -> dict[Key, list[int]]:
     return blocks
 
 
-def _layer(name: str) -> str:
+def layer_of(name: str) -> str:
     """The module whose parameter it is, as the user knows it: parametrizations lie inside of it."""
     return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0] or name
 
@@ -76,7 +76,7 @@ def widths_of(stays: Stays, removed: frozenset[int]) -> Iterator[tuple[str, tupl
     """For each producing module its width before and after."""
     for name, classes in sorted(stays.producers.items()):
         before = classes.tolist()
-        yield _layer(name), (len(before), sum(i not in removed for i in before))
+        yield layer_of(name), (len(before), sum(i not in removed for i in before))
 
 
 def nothing(stays: Stays) -> InputError:
@@ -95,7 +95,7 @@ def unscored(stays: Stays, removed: frozenset[int], scores: Tensor, criterion: s
     for name, classes in sorted(stays.producers.items()):
         if not removed.isdisjoint(classes.tolist()) and not bool(scores[classes].any()):
             yield Diagnostic(
-                code="no-importance", severity="warning", where=_layer(name),
+                code="no-importance", severity="warning", where=layer_of(name),
                 why=f"the criterion '{criterion}' says nothing about its outputs: all count alike, the first are kept",
             )  # fmt: skip
 
@@ -113,7 +113,7 @@ def not_pruned(stays: Stays, removed: frozenset[int]) -> Iterator[Diagnostic]:
             else "its width is already what was asked for, or rounds to it"
         )
         yield Diagnostic(
-            code="not-pruned", severity="note", where=_layer(name),
+            code="not-pruned", severity="note", where=layer_of(name),
             why=f"keeps its {len(ids)} outputs: {why}",
         )  # fmt: skip
     yield from _not_followed(stays)
@@ -123,9 +123,9 @@ def _not_followed(stays: Stays) -> Iterator[Diagnostic]:
     """One remark for each layer with weights that enter what is not followed, so that it is nobody's producer."""
     coupling, module = stays.coupling, stays.traced.module
     called = {str(node.target): path_of(node) for node in coupling.graph.nodes if node.op == "call_module"}
-    listed = {_layer(name) for name in stays.producers}
+    listed = {layer_of(name) for name in stays.producers}
     for name, parameter in module.named_parameters():
-        layer = _layer(name)
+        layer = layer_of(name)
         if layer in listed or sum(size > 1 for size in parameter.shape) < 2:
             continue
         classes = {i for labels in coupling.parameter_labels(name).values() for i in core(labels).flatten().tolist()}

@@ -93,7 +93,7 @@ def test_another_request_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     ):
         said = compress(out, *ONE, *options, code=2)
         assert needle in said
-        assert "choose another folder with -o" in said
+        assert "choose another place with -o" in said
     assert runs.snapshot(out) == held
     content = json.loads((out / "plan.json").read_text())
     content["seeds"] = [7]
@@ -112,6 +112,10 @@ def test_another_request_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         (("--macs", "0.5", "--method", "cascade"), "makes its student by itself"),
         (("--macs", "0.5", "--weight", "mse=1"), "--weight"),
         (("--macs", "0.5", "--data", "npz:none.npz"), "none.npz"),
+        (("--macs", "0.5", "--recover", "2"), "there is one step alone"),
+        (("--keep", "0.5", "--steps", "2"), "steps go towards a budget"),
+        (("--macs", "0.5", "--steps", "101"), "101 are no steps"),
+        (("--macs", "0.5", "--steps", "2", "--set", "main.nothing=1"), "--set"),
         (("--macs", "0.5", "--by", "l7"), "there is no criterion named 'l7'"),
     ],
 )
@@ -125,12 +129,25 @@ def test_it_needs_data_and_trained_weights_and_a_folder_of_its_own(tmp_path: Pat
     assert "missing option '--data'" in compress(tmp_path / "out", "--macs", "0.5", code=2)
     done = CliRunner().invoke(app, ["compress", "fxdistill.models:resnet", *FEW, "-o", str(tmp_path / "out")])
     assert done.exit_code == 2
-    assert "random weights: there is nothing to teach" in done.stderr
+    assert "no trained weights in a file: there is nothing to teach" in done.stderr
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "notes.txt").write_text("mine")
     assert "it holds 'notes.txt'" in compress(tmp_path, *FEW, code=2)
     assert "there is a file of this name" in compress(tmp_path / "notes.txt", *FEW, code=2)
     assert runs.snapshot(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_in_steps_with_training_between_them(tmp_path: Path) -> None:
+    said = compress(tmp_path / "out", *ONE, "--macs", "0.4", "--steps", "2", "--seed", "5")
+    assert "step 1 parameters" in said
+    assert said.count("proof: equals the masked original") == 2
+    places = [str(place.relative_to(tmp_path / "out")) for place in sorted((tmp_path / "out").rglob("plan.json"))]
+    assert places == ["plan.json", "run/plan.json", "step-1/plan.json", "step-1/run/plan.json"]
+    held = runs.snapshot(tmp_path / "out")
+    assert "step 1" not in compress(tmp_path / "out", *ONE, "--macs", "0.4", "--steps", "2", "--seed", "5")
+    assert runs.snapshot(tmp_path / "out") == held
+    said = compress(tmp_path / "out", *ONE, "--macs", "0.4", "--steps", "3", "--seed", "5", code=2)
+    assert "made smaller in another way: steps" in said
 
 
 def test_from_python(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""``fxdistill shrink``: a model made physically smaller, in one step or in several with training between them."""
+
+import functools
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from fxdistill.cli import parameters, values
+from fxdistill.cli.exits import reported
+
+
+def shrink(
+    model: parameters.Model,
+    keep: parameters.Keep = None,
+    macs: parameters.Macs = None,
+    params: parameters.Params = None,
+    ranking: parameters.HowRanked = None,
+    floor: parameters.Floor = None,
+    scope: parameters.Scopes = [],
+    output: parameters.SmallerOutput = Path("aux.pt"),
+    by: parameters.By = "l1",
+    round_to: parameters.RoundTo = 1,
+    protect: parameters.Protect = [],
+    only: parameters.Only = [],
+    steps: parameters.StepCount = 1,
+    recover: parameters.BetweenSteps = None,
+    lr: parameters.BetweenRate = None,
+    device: parameters.Where = parameters.Device.auto,
+    data: parameters.TaylorData = None,
+    task: parameters.TaskName = "classification",
+    input_shape: parameters.Input = "",
+    factory: parameters.Factory = None,
+    arg: parameters.Argument = [],
+    entry: parameters.Entry = None,
+    seed: parameters.RandomSeed = 0,
+    allow_factory: parameters.Allow = [],
+    trust_code: parameters.Trust = False,
+) -> None:
+    """Make a model physically smaller, and prove that it is the masked original."""
+    again = "interrupted" if steps == 1 else "interrupted; the same command again goes on where it was"
+    with reported(interrupted=lambda: again):
+        wanted = values.shape(input_shape)
+        values.known_criterion(by, "--by")
+        values.writable(output)
+        most = values.budget(macs, "--macs"), values.budget(params, "--params")
+        scopes = values.scopes(scope)
+        values.between(steps, {"recover": recover, "lr": lr})
+
+        from fxdistill.cli import running
+        from fxdistill.ir import contract
+        from fxdistill.report.result_view import shrunk_view
+        from fxdistill.runtime import execution, shrinking
+
+        passes, out = contract.PassManager(), Console(highlight=False)
+        settings = execution.Settings(device=device.value, allow=tuple(allow_factory), trust_code=trust_code)
+        made = shrinking.shrink(
+            model, output, keep=keep, macs=most[0], params=most[1],
+            ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
+            round_to=round_to, protect=protect, only=only, data=data, task=task,
+            input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_code=trust_code,
+            passes=passes, checkpoint_entry=entry, steps=steps, recover=recover or 1, lr=lr, say=running.step_said(out),
+            run=functools.partial(running.step_run, settings=settings, out=out),
+        )  # fmt: skip
+        out.print(shrunk_view(made))
+        out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)

@@ -1,0 +1,119 @@
+"""A model made smaller as it reads images: what is wanted, the batch that is looked at, the file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
+from fxdistill.criteria import CRITERIA
+from fxdistill.data.batches import first_batch
+from fxdistill.ir.contract import PassManager
+from fxdistill.ir.cost import Limit, Size
+from fxdistill.ir.views import seen
+from fxdistill.modelfiles import bundle, pt2
+from fxdistill.modelfiles.load import LoadedModel
+from fxdistill.passes.thin.search import Ranking
+from fxdistill.passes.trace import Trace
+from fxdistill.preprocessing import Preprocessing, Wishes
+from fxdistill.runtime import preprocess
+from fxdistill.runtime.deploy import MODEL
+from fxdistill.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How much of a model is to stay, and which channels; see :func:`shrink`.
+
+    Attributes:
+        keep: Share of the channels to keep.
+        limits: What the model may cost instead.
+        ranking: What competes.
+        floor: The least share of its channels that a layer keeps.
+        scopes: Parts with a share of their own.
+        by: Importance of a channel, by name.
+        round_to: Widths become multiples of this.
+        protect: Paths whose channels stay.
+        only: Paths of the modules to prune.
+        seed: Seed of criteria that draw, and of the proof.
+        before: The widths of layers before earlier steps: floors and shares of parts are of these.
+    """
+
+    keep: float | None = None
+    limits: tuple[Limit, ...] = ()
+    ranking: Ranking | None = None
+    floor: float | None = None
+    scopes: tuple[tuple[str, float], ...] = ()
+    by: str = "l1"
+    round_to: int = 1
+    protect: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    seed: int = 0
+    before: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model is looked at with.
+
+    Attributes:
+        data: A data spec; None for none.
+        task: What the data is for.
+        input_shape: Shape of one batch; None for that of the file or the data.
+        wishes: What is to be other than model and data say of the preprocessing.
+        allow: Modules whose factories may be called.
+    """
+
+    data: str | None = None
+    task: str = "classification"
+    input_shape: tuple[int, ...] | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    allow: tuple[str, ...] = ()
+
+
+def shrunk(
+    found: LoadedModel, wish: Wish, reading: Reading, *, passes: PassManager | None = None
+) -> tuple[ShrunkResult, Preprocessing | None]:
+    """A model made smaller, and what it does to an image before it looks at it; nothing is written.
+
+    Raises:
+        InputError: The request changes nothing, or does not go with the model.
+        PassError: The smaller model is not the masked one.
+    """
+    task = TASKS.get(reading.task)
+    read, shape = _looked(found, reading)
+    own = read.preprocessing[MODEL]
+    first = first_batch(read.dataset) if read.dataset is not None and CRITERIA.get(wish.by).needs_batch else None
+    examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
+    made = shrink_model(
+        found.module, input_shape=shape, keep=wish.keep, limits=wish.limits, ranking=wish.ranking, floor=wish.floor,
+        scopes=wish.scopes, criterion=wish.by, round_to=wish.round_to, protect=wish.protect, only=wish.only,
+        seed=wish.seed, before=wish.before, passes=passes, batch=examples, loss=supervised_loss(task),
+    )  # fmt: skip
+    return made, own if own.source.normalisation not in ("", "the data") else found.preprocessing
+
+
+def size_of(found: LoadedModel, reading: Reading) -> Size:
+    """What a model costs as it is read."""
+    traced = Trace(_looked(found, reading)[1])(found.module).value
+    return Size(sum(one.numel() for one in found.module.parameters()), traced.macs)
+
+
+def _looked(found: LoadedModel, reading: Reading) -> tuple[preprocess.Seen, tuple[int, ...]]:
+    """The data, and the shape of a batch as the model reads it."""
+    read = preprocess.look(
+        {MODEL: found}, reading.data, task=TASKS.get(reading.task), wishes={MODEL: reading.wishes},
+        shape=reading.input_shape, allow=reading.allow,
+    )  # fmt: skip
+    batch = (reading.input_shape or found.input_shape or (1,))[0]
+    return read, (batch, read.shape[1], *read.preprocessing[MODEL].size)
+
+
+def write(made: ShrunkResult, path: Path, *, preprocessing: Preprocessing | None, metadata: Mapping[str, Any]) -> None:
+    """Write a smaller model: a bundle, or, where the file's name ends in .pt2, a program of ``torch.export``."""
+    if path.suffix == ".pt2":
+        pt2.save(made.module, path, input_shape=made.input_shape)
+        return
+    bundle.save(
+        made.module, path, input_shape=made.input_shape, preprocessing=preprocessing, metadata=dict(metadata)
+    )  # fmt: skip

@@ -1,0 +1,244 @@
+"""A model made smaller in steps: a part of the way, trained a little with the original as teacher, and further.
+
+    budget of step i of N  =  own · (budget / own)^(i / N)      shares of single parts likewise: share^(i / N)
+
+Each training is the run of an ordinary plan, in a folder of its own:
+
+    FOLDER/step-1/smaller.pt, plan.json, run …
+
+The last step trains nothing: what is done with the model that meets the budget is not said here. Floors, and shares of
+single parts, are of the original's widths. Called again with the same request, steps that are there are taken as they
+are, and a run that was interrupted goes on.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fxdistill.compiler.compilation import STUDENT, TEACHER
+from fxdistill.compiler.options import Options
+from fxdistill.compiler.shrink_model import ShrunkResult
+from fxdistill.errors import InputError, RunDirError
+from fxdistill.files import write_text
+from fxdistill.ir.contract import PassManager
+from fxdistill.ir.cost import Limit, Size
+from fxdistill.methods import composed
+from fxdistill.modelfiles import bundle
+from fxdistill.modelfiles.load import LoadedModel, load
+from fxdistill.plan import difference
+from fxdistill.plan.document import Plan
+from fxdistill.plan.file import load as load_plan
+from fxdistill.preprocessing import Preprocessing
+from fxdistill.runtime import planning, shrunken
+from fxdistill.runtime.execute import execute
+from fxdistill.runtime.execution import Observer, Settings
+from fxdistill.runtime.shrunken import Wish
+from fxdistill.runtime.teaching import Teaching
+
+SMALLER, PLAN, RUN = "smaller.pt", "plan.json", "run"
+"""What a folder holds: a smaller model, the plan to teach it, and the run of that plan."""
+OTHER = "choose another place with -o"
+_ASKED = "asked"
+"""The metadata of a smaller model that says what was asked for."""
+_MOST = 100
+
+Runs = Callable[[Path], object]
+"""What runs the plan of a folder, or goes on with its run."""
+Says = Callable[[int, ShrunkResult], None]
+"""What is told of a step by its number."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """In how many steps a model is made smaller, and how it is taught between them."""
+
+    count: int
+    teaching: Teaching
+
+    def check(self, wish: Wish, found: LoadedModel) -> None:
+        """Refuse numbers that make no sense, a request that is no budget, and a model that has nothing to teach.
+
+        Raises:
+            InputError: It is so.
+        """
+        if not 1 < self.count <= _MOST:
+            raise InputError(
+                f"{self.count} are no steps", where="--steps", hint=f"give a number from 2 to {_MOST}, or leave it out"
+            )
+        if not wish.limits or wish.keep is not None:
+            raise InputError("steps go towards a budget", where="--steps", hint="give --macs 0.5 or --params 0.5")
+        if found.random_weights or found.sha256 is None:
+            raise nothing_to_teach()
+
+    @classmethod
+    def of(cls, count: int, recover: int, teaching: Teaching) -> "Steps":
+        """So many steps, with so many epochs between them."""
+        return cls(count, teaching.briefly(recover))
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What decides about the models that come out."""
+        left_out = ("edit", "allow", "repeats", "control", "class_map", "recalibrate")
+        return {"steps": self.count, **{k: v for k, v in asdict(self.teaching).items() if k not in left_out}}
+
+
+def nothing_to_teach() -> InputError:
+    """The error for a model without trained weights in a file."""
+    return InputError(
+        "these are no trained weights in a file: there is nothing to teach", where="MODEL",
+        hint="give a file of a trained model",
+    )  # fmt: skip
+
+
+def folder_for(path: str | Path | None) -> Path:
+    """Where the steps towards a file are written.
+
+    Raises:
+        InputError: There is no file.
+    """
+    if path is None:
+        raise InputError("steps are written beside a file", where="path", hint="give the file to write")
+    return Path(path).with_name(f"{Path(path).stem}-steps")
+
+
+def carry_out(folder: Path, settings: Settings, observer: Observer | None = None) -> dict[str, Any]:
+    """Run the plan of a folder, or go on with its run; see :func:`fxdistill.run`."""
+    return execute(folder / PLAN, folder / RUN, settings_for(folder, settings), observer)
+
+
+def settings_for(folder: Path, settings: Settings) -> Settings:
+    """The settings with which the run of a folder begins or goes on."""
+    return replace(settings, resume=(folder / RUN / PLAN).exists())
+
+
+def in_steps(
+    found: LoadedModel, folder: Path, wish: Wish, steps: Steps, at_once: ShrunkResult, *, run: Runs,
+    say: Says = lambda _number, _made: None, passes: PassManager | None = None,
+) -> tuple[ShrunkResult, Preprocessing | None]:  # fmt: skip
+    """A model made smaller in steps, and what it does to an image before it looks at it; the last one is not written.
+
+    Its sizes and widths are beside those of the original, its proof and kept indices beside the step before.
+
+    Args:
+        found: The original.
+        folder: Where the steps are written.
+        wish: What is wanted of the original.
+        steps: How many there are, and the teaching between them.
+        at_once: What the wish makes of the original in one step: it says that the wish can be met.
+        run: Runs the plan of a step.
+        say: Is told of each step but the last that is made.
+        passes: A manager to run the passes of the last one in.
+
+    Raises:
+        InputError: The steps make no sense; nothing was written.
+        RunDirError: The folder holds other steps.
+    """
+    steps.check(wish, found)
+    asked, reading = request(found, wish, steps.teaching, steps), steps.teaching.reading
+    current, size = found, at_once.before
+    wish = replace(wish, before=tuple((path, before) for path, (before, _) in at_once.widths.items()))
+    for number in range(1, steps.count):
+        part = _part(wish, at_once.before, number / steps.count, size)
+        if not part.limits:  # the step before went as far
+            continue
+        place = folder / f"step-{number}"
+        this = {**asked, "step": number}
+        if not (place / SMALLER).exists():
+            made, preprocessing = shrunken.shrunk(current, part, reading)
+            put(made, place / SMALLER, preprocessing, this)
+            say(number, made)
+        planned(found, held(place / SMALLER, this), place / PLAN, steps.teaching)
+        run(place)
+        current = load(place / RUN)
+        size = shrunken.size_of(current, reading)
+    last = _part(wish, at_once.before, 1.0, size)
+    if not last.limits:
+        raise InputError(
+            "the last step has nothing to do: the one before it meets the budget", where="--steps",
+            hint="take fewer steps",
+        )  # fmt: skip
+    made, preprocessing = shrunken.shrunk(current, last, reading, passes=passes)
+    widths = {path: (dict(wish.before).get(path, before), after) for path, (before, after) in made.widths.items()}
+    return replace(made, before=at_once.before, widths=widths), preprocessing
+
+
+def _part(wish: Wish, own: Size, way: float, size: Size) -> Wish:
+    """What is wanted a part of the way; without the budgets that a model of some size keeps to."""
+    limits = []
+    for limit in wish.limits:
+        whole, end = getattr(own, limit.what), limit.most(own)
+        most = end if way == 1 else int(whole * (end / whole) ** way)
+        if getattr(size, limit.what) > most:
+            limits.append(Limit(limit.what, most, limit.option))
+    return replace(wish, limits=tuple(limits), scopes=tuple((path, share**way) for path, share in wish.scopes))
+
+
+def request(found: LoadedModel, wish: Wish, teaching: Teaching, steps: Steps | None = None) -> dict[str, Any]:
+    """What decides about a smaller model, as its file has it."""
+    identity = {"sha256": found.sha256, "factory": found.factory, "kwargs": found.kwargs, "entry": found.entry}
+    read = {"data": teaching.data, "task": teaching.task, "input": teaching.input_shape, "size": teaching.wishes.size}
+    asked = {"model": identity, **asdict(wish), **read, "steps": None if steps is None else steps.asked}
+    plain: dict[str, Any] = json.loads(json.dumps(asked))
+    return plain
+
+
+def held(path: Path, asked: dict[str, Any]) -> LoadedModel:
+    """The smaller model in a file, which has to be the one that is asked for.
+
+    Raises:
+        RunDirError: It is another one.
+    """
+    found = bundle.read(path).metadata.get(_ASKED)
+    differing = sorted(key for key in asked if not isinstance(found, dict) or found.get(key) != asked[key])
+    if differing:
+        raise RunDirError(
+            f"there is a model that was made smaller in another way: {', '.join(differing)}", where=str(path),
+            hint=f"ask for the same, or {OTHER}",
+        )  # fmt: skip
+    return load(path)
+
+
+def put(made: ShrunkResult, path: Path, preprocessing: Preprocessing | None, asked: dict[str, Any]) -> LoadedModel:
+    """Write a smaller model, which then says what was asked for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shrunken.write(made, path, preprocessing=preprocessing, metadata={_ASKED: asked})
+    return load(path)
+
+
+def planned(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: Teaching) -> Plan:
+    """The plan in a file, which is written if it is not there.
+
+    Raises:
+        RunDirError: Another plan is there.
+    """
+    plan = plan_for(teacher, student, path, teaching)
+    if not path.exists():
+        write_text(path, plan.to_json())
+    elif (there := load_plan(path)) != plan:
+        run = path.parent / RUN
+        raise RunDirError(
+            f"the plan that is there is not the one of this command: it differs in {difference.told(there, plan)}",
+            where=str(path), hint=f"run it as it is: fxdistill run {path} -o {run}"
+            f"{' --resume' if (run / PLAN).exists() else ''}; or {OTHER}",
+        )  # fmt: skip
+    return plan
+
+
+def plan_for(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: Teaching) -> Plan:
+    """The plan for a file in which one model teaches another; it is not written."""
+    models, method = {TEACHER: teacher, STUDENT: student}, composed(teaching.method)
+    seen = planning.look(
+        teaching.data, path, teaching.input_shape, models, task=teaching.task, batch_size=teaching.batch_size,
+        allow=teaching.allow, entries=dict.fromkeys(models, teaching.entry), criterion=method.criterion,
+        wishes=dict.fromkeys(models, teaching.wishes), val=teaching.val, seed=teaching.seed,
+        class_map=teaching.class_map, augment=teaching.augment,
+    )  # fmt: skip
+    options = Options(
+        input_shape=seen.shape, method=teaching.method, task=teaching.task, epochs=teaching.epochs,
+        lr=method.lr if teaching.lr is None else teaching.lr, seed=teaching.seed, repeats=teaching.repeats,
+        control=teaching.control, data=seen.data, precision=teaching.precision, recalibrate=teaching.recalibrate,
+        preprocessing=seen.preprocessing,
+    )  # fmt: skip
+    return planning.made(path, models, options, seen, edit=teaching.edit)[0]

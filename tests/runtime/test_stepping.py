@@ -1,0 +1,115 @@
+"""Steps towards a budget: how far each goes, what teaches it, that the last one is as it was asked for."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxdistill.errors import InputError, RunDirError
+from fxdistill.measure import onnx_file
+from fxdistill.modelfiles.load import load
+from fxdistill.plan.file import load as load_plan
+from fxdistill.plan.schema import ModelRef
+from fxdistill.runtime import checkpoint, shrinking
+from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.shrunken import Reading, size_of
+from tests import runs
+
+CPU = Settings(device="cpu")
+READ = Reading("digits")
+
+
+@pytest.fixture(autouse=True)
+def _quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+
+
+def teacher() -> Path:
+    return runs.workshop() / "teacher.pt"
+
+
+def test_each_step_goes_a_part_of_the_way_and_is_taught_by_the_original(tmp_path: Path) -> None:
+    own = size_of(load(teacher()), READ)
+    made = shrinking.shrink(
+        teacher(), tmp_path / "aux.pt", macs=0.4, steps=3, data="digits", round_to=1, lr=3e-3, settings=CPU
+    )
+    assert made.before == own
+    assert 0.98 * 0.4 <= made.after.macs / own.macs <= 0.4
+    assert {before for path, (before, _) in made.widths.items() if path == "stem.0"} == {8}
+    folder = tmp_path / "aux-steps"
+    assert sorted(place.name for place in folder.iterdir()) == ["step-1", "step-2"]
+    shares = [size_of(load(folder / f"step-{n}" / "smaller.pt"), READ).macs / own.macs for n in (1, 2)]
+    for share, wanted in zip(shares, (0.4 ** (1 / 3), 0.4 ** (2 / 3)), strict=True):
+        assert 0.98 * wanted <= share <= wanted
+    for number in (1, 2):
+        step = folder / f"step-{number}"
+        plan = load_plan(step / "plan.json")
+        ref = plan.members["teacher"]
+        assert isinstance(ref, ModelRef)
+        assert (step / str(ref.path)).samefile(teacher())  # not the step before
+        assert [stage.epochs for arm in plan.arms for stage in arm.stages] == [1]
+        assert plan.arms[0].stages[0].optimizer.lr == 3e-3
+    second = load(folder / "step-2" / "smaller.pt").module.state_dict()["stem.0.weight"]
+    trained = load(folder / "step-1" / "run").module.state_dict()["stem.0.weight"]
+    rows = {tuple(row.flatten().tolist()) for row in trained}
+    assert {tuple(row.flatten().tolist()) for row in second} <= rows  # it goes on from what was trained
+    last = load(tmp_path / "aux.pt").module.state_dict()["stem.0.weight"]
+    assert all(any(torch.equal(row, one) for one in load(folder / "step-2/run").module.state_dict()["stem.0.weight"])
+               for row in last)  # fmt: skip
+
+
+def test_floors_and_shares_of_parts_are_of_the_original(tmp_path: Path) -> None:
+    made = shrinking.shrink(
+        teacher(), tmp_path / "aux.pt", params=0.45, steps=2, data="digits", floor=0.5,
+        scopes={"layers.layer1.0.conv1": 0.25}, settings=CPU,
+    )  # fmt: skip
+    assert made.widths["layers.layer1.0.conv1"] == (8, 2)
+    others = [(path, widths) for path, widths in made.widths.items() if path != "layers.layer1.0.conv1"]
+    assert all(after >= 0.5 * before for _, (before, after) in others), others
+
+
+def test_interrupted_steps_go_on_and_end_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shrink(name: str, **more: object) -> Path:
+        path = tmp_path / name / "aux.pt"
+        path.parent.mkdir(exist_ok=True)
+        settings = Settings(device="cpu", save_seconds=0)
+        shrinking.shrink(teacher(), path, macs=0.5, steps=3, data="digits", settings=settings, **more)  # type: ignore[arg-type]
+        return path
+
+    whole = shrink("whole")
+    count, save = itertools.count(1), checkpoint.save
+
+    def counting(run: RunDir, at: checkpoint.Checkpoint) -> None:
+        save(run, at)
+        if next(count) == 15:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", counting)
+        with pytest.raises(KeyboardInterrupt):
+            shrink("cut")
+    assert (tmp_path / "cut/aux-steps/step-2/run/checkpoint.pt").exists()
+    assert not (tmp_path / "cut/aux.pt").exists()
+    assert shrink("cut").read_bytes() == whole.read_bytes()
+    with pytest.raises(RunDirError, match="made smaller in another way"):
+        shrink("cut", by="l2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        ({"macs": 0.5, "steps": 2, "data": None}, "no data to train on"),
+        ({"keep": 0.5, "steps": 2}, "towards a budget"),
+        ({"macs": 0.5, "steps": 0}, "0 are no steps"),
+        ({"macs": 0.5, "steps": 2, "path": None}, "beside a file"),
+        ({"macs": 0.001, "steps": 2}, "cannot be met"),
+        ({"macs": 0.5, "steps": 2, "model": "fxdistill.models:resnet?widths=[8,16]&blocks=1"}, "nothing to teach"),
+    ],
+)
+def test_wrong_requests_train_nothing(tmp_path: Path, arguments: dict[str, object], needle: str) -> None:
+    given = {"model": teacher(), "path": tmp_path / "aux.pt", "data": "digits", **arguments}
+    with pytest.raises(InputError, match=needle):
+        shrinking.shrink(**given)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
