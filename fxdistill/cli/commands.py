@@ -115,6 +115,7 @@ def plan(
     teacher_output: parameters.TeacherOutput = None,
     student_output: parameters.StudentOutput = None,
     print_after: parameters.PrintAfter = [],
+    dry: parameters.Dry = False,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:
@@ -147,7 +148,10 @@ def plan(
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
         recalibrate = values.recalibration(recalibrate_bn)
         curriculum = teaching.curriculum(warm_up_share, keep_earlier, plateau, probe)
-        values.writable(output)
+        if not dry:
+            values.writable(output)
+        elif data is None:
+            raise InputError("there are no images to take a step on", where="--dry", hint="give --data")
         models = {
             name: values.model(given[name], seed=seed, allow=allow_factory, trust_code=trust_code) for name in names
         }
@@ -181,10 +185,19 @@ def plan(
         edit = functools.partial(
             recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_, weights=weight, arguments=arg
         )
-        made, passes = planning.write(output, models, decisions, seen, after=_after(print_after), edit=edit)
+        write = planning.made if dry else planning.write
+        made, passes = write(output, models, decisions, seen, after=_after(print_after), edit=edit)
         out.print(plan_view(made))
         if seen.reached:
             out.print(Text(f"\nthe teacher reaches {seen.reached}"), soft_wrap=True)
+        if dry:
+            from fxdistill.report.estimate_view import estimate_view
+            from fxdistill.runtime import estimating
+
+            own = {name: loaded.module for name, loaded in models.items()}
+            found = estimating.estimated(made, own, output.resolve().parent, allow=allow_factory)
+            out.print(Text(), estimate_view(found), Text("\nnothing was written"), sep="\n")
+            return
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
 
 

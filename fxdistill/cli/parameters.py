@@ -93,6 +93,10 @@ PlanFile = Annotated[
 ]
 PlanOrRun = Annotated[Path, typer.Argument(metavar="PLAN|RUN_DIR", help="A plan, or a run directory.")]
 PlanOutput = Annotated[Path, typer.Option("--output", "-o", help="Where to write the plan.")]
+Dry = Annotated[
+    bool,
+    typer.Option("--dry", help="Write nothing; say what a run takes, time and memory, by a few steps of each stage."),
+]
 HowTaught = Annotated[
     str,
     typer.Option(

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from torch import fx, nn
+from torch import nn
 
-from fxdistill.compiler.auxiliary import make
 from fxdistill.compiler.build import specialize
-from fxdistill.compiler.cascade import levels
 from fxdistill.compiler.tap_statistics import measure_taps
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
@@ -33,9 +31,9 @@ from fxdistill.runtime import beginning, extension, fitting, memory, preflight, 
 from fxdistill.runtime.arms import build_program, take_up, train
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.crew import Crew, Standing
+from fxdistill.runtime.derived import derived
 from fxdistill.runtime.devices import started
 from fxdistill.runtime.execution import Execution, Losses, Observer, Settings, State
-from fxdistill.runtime.hardening import harden_all
 from fxdistill.runtime.layouts import Layout, chosen, laid_out
 from fxdistill.runtime.log import Metrics, Untold
 from fxdistill.runtime.result import finish
@@ -96,7 +94,7 @@ def execute(
             plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir, parts.initial.__getitem__,
             observer, compiled=settings.compile, save_seconds=settings.save_seconds,
             metrics=Metrics(rundir, size=at.metrics_size, plan=plan) if crew.is_first else Untold(), checkpoint=at,
-            reuse=_reuse(plan, dataset, fabric, settings, observer, how=how), programs=parts.programs,
+            reuse=reusing(plan, dataset, fabric, settings, observer, how=how), programs=parts.programs,
             evaluate_every=settings.evaluate_every, before=parts.before, profile=settings.profile,
             chosen=dict(at.compiled), layout=parts.layout, crew=crew, known=bench.known,
         )  # fmt: skip
@@ -121,7 +119,7 @@ def _started(plan: Plan, settings: Settings) -> tuple[Fabric, Crew]:
     return started(preflight.accelerator(settings.device, precision), precision, settings.devices)
 
 
-def _reuse(
+def reusing(
     plan: Plan, dataset: Dataset, fabric: Fabric, settings: Settings, observer: Observer, *, how: dict[str, Any]
 ) -> Reuse:
     """What the trials of a run keep of what frozen members compute, where the user wants it kept."""
@@ -192,16 +190,10 @@ def _load(
     strangers = {
         name for name, module in modules.items() if not fitting.fits_data(module, dataset, plan=plan, member=name)
     }
-    masked: dict[str, fx.GraphModule] = {}
     for name, member in plan.members.items():
-        if isinstance(member, Shrunken):
-            strangers |= {name} if member.of in strangers else set()
-            modules[name] = make(member, modules[member.of], input_shape=plan.shape_of(member.of))
-        elif isinstance(member, Masked):
-            strangers |= {name} if member.of in strangers else set()
-            masked = masked or levels(plan, modules[member.of])
-            modules[name] = masked[name]
-    modules |= {name: cut.module for name, cut in harden_all(plan, modules).items()}
+        if isinstance(member, Shrunken | Masked) and member.of in strangers:
+            strangers.add(name)
+    modules |= derived(plan, modules)
     preflight.exports(plan, modules[plan.export.member])
 
     @functools.cache
