@@ -18,6 +18,7 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
+from fxdistill.runtime import details
 from tests import runs
 
 MODULE = "fxdistill_test_jobs"
@@ -104,9 +105,10 @@ def arrays(path: Path, labels: Any, *, images: Any = None) -> str:
 
 
 def call(*args: object) -> Result:
-    """Call fxdistill, with the quicker of the two exporters; the other one has tests of its own."""
+    """Call fxdistill as :func:`tests.runs.execute` executes: what is left out has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+        patch.setattr(details, "write", lambda *_, **__: None)
         return CliRunner().invoke(app, [str(arg) for arg in args])
 
 

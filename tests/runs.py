@@ -28,7 +28,7 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import checkpoint
+from fxdistill.runtime import checkpoint, details
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execute import execute as slow_execute
 from fxdistill.runtime.execution import Observer, Settings
@@ -142,10 +142,14 @@ def _ref(factory: tuple[str, dict[str, Any]], file: Path | None, plan: Path) -> 
     )  # fmt: skip
 
 
-def execute(plan: Path, out: Path, settings: Settings, observer: Observer | None = None) -> dict[str, Any]:
-    """Execute with the quicker of the two exporters; the other one has tests of its own."""
+def execute(
+    plan: Path, out: Path, settings: Settings, observer: Observer | None = None, *, detailed: bool = False
+) -> dict[str, Any]:
+    """Execute with the quicker of the two exporters, and without details for a report: what is left out has tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+        if not detailed:
+            patch.setattr(details, "write", lambda *_, **__: None)
         return slow_execute(plan, out, settings, observer)
 
 
@@ -170,6 +174,14 @@ def finished(name: str = "plan", *, from_file: bool = True, repeats: int = 1, al
     path = plan_file(name, from_file=from_file, repeats=repeats, align=align)
     execute(path, path.parent / f"run-{name}", Settings(device="cpu", allow=ALLOW))
     return path.parent / f"run-{name}"
+
+
+@functools.cache
+def detailed() -> Path:
+    """The run directory of a run of two seeds that has details for its report."""
+    path = plan_file("detailed", repeats=2)
+    execute(path, path.parent / "run-detailed", Settings(device="cpu", allow=ALLOW), detailed=True)
+    return path.parent / "run-detailed"
 
 
 def edited(name: str, change: Callable[[dict[str, Any]], object]) -> Path:

@@ -35,7 +35,12 @@ def report(runs: Runs, output: Output = None) -> None:
         _out.print(Text(f"wrote {target}"), soft_wrap=True)
 
 
-def show(path: parameters.PlanOrRun, html: Html = None) -> None:
+def show(
+    path: parameters.PlanOrRun,
+    html: Html = None,
+    allow_factory: parameters.Allow = [],
+    trust_code: parameters.Trust = False,
+) -> None:
     """Print a plan, or a run's plan and result."""
     with reported():
         if html is None:
@@ -47,7 +52,10 @@ def show(path: parameters.PlanOrRun, html: Html = None) -> None:
 
         from fxdistill.report.page import document
 
-        document.write_report([path], html) if path.is_dir() else document.write_plan(path, html)
+        if path.is_dir():
+            document.write_report([path], html)
+        else:
+            document.write_plan(path, html, allow=allow_factory, trust_code=trust_code)
         _out.print(Text(f"wrote {html}"), soft_wrap=True)
 
 

@@ -57,28 +57,29 @@ def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: 
     if missing:
         raise PlanError(f"the arm '{arm}' needs the member '{missing[0]}'", where="members", hint="give its model")
     traced = {
-        name: passes.run(_trace(plan, name, training=name in found.trains), models[name]) for name in found.members
+        name: passes.run(tracing(plan, name, training=name in found.trains), models[name]) for name in found.members
     }
     return passes.run(Instrument(fitted(plan, models), arm), Joint(traced))
 
 
-def specialize(program: Program, stage: str, *, taught: int = 0) -> Program:
+def specialize(program: Program, stage: str, *, taught: int = 0, passes: PassManager | None = None) -> Program:
     """The program of one stage: only its losses, and only what they need.
 
     Args:
         program: An arm's program.
         stage: The stage's name.
         taught: How many of its successors have taken the teacher's place.
+        passes: A manager to run the pass in.
 
     Raises:
         PlanError: There is no such stage.
     """
     program.find_stage(stage)
-    return PassManager().run(Specialize(stage, taught), program)
+    return (passes or PassManager()).run(Specialize(stage, taught), program)
 
 
-def _trace(plan: Plan, member: str, *, training: bool) -> Trace:
+def tracing(plan: Plan, member: str, *, training: bool, quick: bool = False) -> Trace:
     """How a member is traced: the rung that the plan names, then the others; its training mode may need another one."""
     ref = plan.members[member]
     rung, entry = (ref.rung, ref.output) if isinstance(ref, ModelRef) else (LADDER[0], "")
-    return Trace(plan.shape_of(member), training=training, entry=entry, rungs=ladder(rung))
+    return Trace(plan.shape_of(member), training=training, entry=entry, rungs=ladder(rung), quick=quick)

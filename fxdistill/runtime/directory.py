@@ -11,6 +11,7 @@
     jobs/            of --jobs: the runs of the seeds, until they are put together
     trained_….pt     of each training the state that it ended in, for --more-epochs
     result.json      what came out; its presence says that the run is complete
+    details.json     what its report shows beside that, see :mod:`fxdistill.runtime.details`
     report.html      the same for people, of the command line's making
     .lock            held by the process at work; the file stays, the lock goes with the process
 
@@ -219,6 +220,11 @@ class RunDir:
     def result_path(self) -> Path:
         """What came out."""
         return self.path / "result.json"
+
+    @property
+    def details_path(self) -> Path:
+        """What the report shows beside that."""
+        return self.path / "details.json"
 
     @property
     def source(self) -> Path:

@@ -28,6 +28,7 @@ from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import bundle, graphs
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.members import Hardened, Masked
+from fxdistill.runtime import details
 from fxdistill.runtime.execution import Execution
 from fxdistill.runtime.family import export_levels
 from fxdistill.runtime.kept import exported_seed
@@ -66,6 +67,8 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     }  # fmt: skip
     write_text(rundir.result_path, json.dumps(result, indent=2) + "\n")
     rundir.checkpoint_path.unlink(missing_ok=True)
+    run.observer.on_phase("details for the report")
+    details.write(run, module, seed=result["exported_seed"])
     return result
 
 

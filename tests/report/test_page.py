@@ -137,6 +137,33 @@ def test_what_strangers_call_their_things_stays_text(tmp_path: Path) -> None:
     assert f"{EVIL}&amp;" in page.text
 
 
+def test_what_was_measured_beside_the_result_is_shown(tmp_path: Path) -> None:
+    page, data = written(tmp_path, runs.detailed()), json.loads((runs.detailed() / "details.json").read_text())
+    assert is_offline(page)
+    assert len(page.ids) == len(set(page.ids))
+    pictures = [attrs for tag, attrs in page.elements if tag == "img"]
+    assert len(pictures) == len(data["beside"]["apart"]) > 0
+    assert all(attrs.get("alt") for attrs in pictures)
+    assert f"for {data['beside']['agreement']:.2%}" in page.text
+    assert f"after {data['similarity'][0]['after']:.2f}" in page.text
+    assert data["fingerprint"] in page.text
+    assert f"{data['beside']['classes'][0]['student']:.2%}" in page.text
+
+
+def test_a_file_that_is_no_picture_is_not_shown(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs.detailed(), run)
+    data = json.loads((run / "details.json").read_text())
+    for one, png in zip(data["beside"]["apart"], ("", "PHN2Zz4=", "A"), strict=False):
+        one["png"] = png
+    data["beside"]["apart"][4]["file"] = data["beside"]["apart"][4]["label"] = EVIL
+    (run / "details.json").write_text(json.dumps(data))
+    page = written(tmp_path, run)
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == len(data["beside"]["apart"]) - 3
+    assert is_offline(page)
+    assert EVIL in page.text
+
+
 def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     page = written(tmp_path, runs.finished(), copied(tmp_path))
     assert len(page.ids) == len(set(page.ids))

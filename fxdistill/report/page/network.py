@@ -8,11 +8,11 @@ one tap at most, its last layer. Under the name of a box stands a square a stage
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fxdistill.compiler.outline import Layer, Runs
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import Pair, Tap
 from fxdistill.report.layout import count
-from fxdistill.report.page.layers import Layer, Runs
 
 MOST = 18
 """Boxes of a network at most, unless it has more taps."""
@@ -180,7 +180,7 @@ def _grouped(layers: Sequence[Layer], taps: frozenset[str], depth: int) -> list[
     for layer in layers:
         parts = layer.path.split(".")
         label = ".".join(parts[:depth]) if len(parts) > depth else layer.path
-        follows = len(parts) <= depth and not layer.weighs and layer.path not in taps
+        follows = len(parts) <= depth and not layer.macs
         if open_ and (follows or found[-1][0] == label):
             found[-1][1].append(layer)
         else:
@@ -218,7 +218,7 @@ def _boxes(side: _Side, x: float, tall: float, runs: Sequence[Runs]) -> list[Box
 
 
 def _squares(group: _Group, member: str, runs: Sequence[Runs], x: float, y: float) -> Iterator[Square]:
-    heavy = [layer.path for layer in group.layers if layer.weighs] or [layer.path for layer in group.layers]
+    heavy = [layer.path for layer in group.layers if layer.counts] or [layer.path for layer in group.layers]
     for number, one in enumerate(runs if heavy else ()):
         states = [one.layers.get(member, {}).get(path, "dead") for path in heavy]
         alive = [state for state in states if state != "dead"]

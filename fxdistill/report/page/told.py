@@ -7,15 +7,18 @@ trains), control, and the other arms in order.
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fxdistill.compiler.outline import Outline
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan.document import CONTROL, Plan, stale_costs
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.report.page import words
 from fxdistill.report.page.courses import Course, losses_of, metric_of
+from fxdistill.runtime import details
+from fxdistill.runtime.details import Details
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.inspection import inspect
 from fxdistill.tasks import TASKS, Task
@@ -64,6 +67,8 @@ class Told:
         losses: How the losses went, a course a stage and arm.
         again: The command that repeats it; '' of a plan.
         remarks: Of the plan, and of what came out of training.
+        outline: The members' layers, as far as they are known.
+        details: What the run measured beside its result.
     """
 
     name: str
@@ -76,6 +81,8 @@ class Told:
     losses: tuple[Course, ...] = ()
     again: str = ""
     remarks: tuple[Diagnostic, ...] = ()
+    outline: Outline = field(default_factory=Outline)
+    details: Details | None = None
 
     @property
     def task(self) -> Task:
@@ -83,9 +90,9 @@ class Told:
         return TASKS.get(self.plan.task)
 
 
-def of_plan(plan: Plan, name: str) -> Told:
+def of_plan(plan: Plan, name: str, drawn: Outline | None = None) -> Told:
     """What there is to say of a plan before anything trains."""
-    return Told(name, plan, remarks=(*plan.diagnostics, *stale_costs(plan)))
+    return Told(name, plan, remarks=(*plan.diagnostics, *stale_costs(plan)), outline=drawn or Outline())
 
 
 def of_run(path: Path, name: str) -> Told:
@@ -94,13 +101,16 @@ def of_run(path: Path, name: str) -> Told:
     Raises:
         InputError: It is no run, or a damaged one.
     """
-    plan, result, records, _ = inspect(RunDir.existing(path))
+    rundir = RunDir.existing(path)
+    plan, result, records, _ = inspect(rundir)
+    found = details.read(rundir, plan) if result else None
     task, slots = TASKS.get(plan.task), slots_of(plan)
     remarks = dict.fromkeys((*plan.diagnostics, *stale_costs(plan), *_remarks(result)))
     return Told(
         name, plan, result, ran=True, verdict=words.verdict(plan, result, task),
         models=tuple(_models(plan, result, task)) if result else (), metric=metric_of(plan, records, task, slots),
-        losses=losses_of(plan, records), again=words.again(plan, result), remarks=tuple(remarks),
+        losses=losses_of(plan, records), again=words.again(plan, result), details=found,
+        outline=found.outline if found else Outline(), remarks=tuple(remarks),
     )  # fmt: skip
 
 

@@ -1,0 +1,186 @@
+"""The parts of a page about one run, or one plan: what the templates read, nothing that they would have to compute."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fxdistill.plan.document import Plan
+from fxdistill.plan.members import Hardened, Masked, Member
+from fxdistill.plan.schema import ModelRef, Pair
+from fxdistill.preprocessing import in_words
+from fxdistill.report.layout import size
+from fxdistill.report.levels_view import stage_words
+from fxdistill.report.page import chart
+from fxdistill.report.page.chart import Chart
+from fxdistill.report.page.measured import Measured, measured
+from fxdistill.report.page.network import Drawing, drawings, widths
+from fxdistill.report.page.told import Told, role_of
+from fxdistill.report.plan_view import factory_words, how_words, term_words
+
+_UNDRAWN = "Only the taps are drawn: the layers between are not known here."
+
+
+@dataclass(frozen=True)
+class Page:
+    """A run or a plan, ready for the template."""
+
+    told: Told
+    prefix: str
+    where: str
+    seeds: str
+    tradeoffs: tuple[Chart, ...]
+    networks: tuple[Drawing, ...]
+    squares: bool
+    undrawn: str
+    pairs: tuple[tuple[dict[str, Any], ...], ...]
+    levels: dict[str, Any] | None
+    levels_told: str
+    courses: tuple[Chart, ...]
+    bands: str
+    stages: tuple[dict[str, str], ...]
+    costed: bool
+    facts: tuple[tuple[str, str], ...]
+    measured: Measured
+
+
+def page_of(told: Told, prefix: str) -> Page:
+    """The page of a run or a plan; ``prefix`` stands before its anchors."""
+    plan, task = told.plan, told.task
+    networks = drawings(
+        plan, told.outline.layers, told.outline.runs, {name: role_of(plan, name) for name in plan.members}
+    )  # fmt: skip
+    teachers = [one for one in told.models if one.slot == "teacher"]
+    costs = (chart.scatter(told.models, task, what) for what in ("macs", "parameters", "latency"))
+    courses = [chart.metric_chart(told.metric, task, teachers)] if told.metric else []
+    levels = _levels(plan)
+    return Page(
+        told, prefix, told.name, _seeds(told), tuple(one for one in costs if one is not None), networks,
+        any(box.squares for drawing in networks for box in drawing.boxes),
+        _undrawn(told) if any(not one.whole for one in networks) else "",
+        tuple(tuple(_pairs(plan, one)) for one in networks), levels, _levels_told(plan) if levels else "",
+        (*courses, *map(chart.loss_chart, told.losses)), _bands(plan), tuple(_stages(plan)), bool(plan.costed),
+        tuple(_facts(told)), measured(told),
+    )  # fmt: skip
+
+
+def _undrawn(told: Told) -> str:
+    return f"{_UNDRAWN} ({told.outline.missing})" if told.outline.missing else _UNDRAWN
+
+
+def _seeds(told: Told) -> str:
+    over = f"mean and standard deviation over {len(told.plan.seeds)} seeds" if len(told.plan.seeds) > 1 else "one seed"
+    timed = told.result["latency"][told.plan.export.member] if told.result else None
+    return f"{over}; latency: one image, one thread, {timed['provider']}, median" if timed else over
+
+
+def _bands(plan: Plan) -> str:
+    many = len(plan.seeds)
+    return (
+        f"lines are means over {many} seeds, bands the range that these span" if many > 1 else "one seed, so no bands"
+    )
+
+
+def _pairs(plan: Plan, drawing: Drawing) -> Iterator[dict[str, Any]]:
+    for pair in plan.pairs:
+        if (pair.teacher.member, pair.student.member) == (drawing.teacher, drawing.student):
+            yield {
+                "name": pair.name, "teacher": pair.teacher.path, "student": pair.student.path, "score": pair.score,
+                "teacher_shape": size(pair.teacher.shape[1:]), "student_shape": size(pair.student.shape[1:]),
+                "widths": widths(plan, pair), "why": "; ".join(pair.why), "kept": _kept(plan, pair),
+            }  # fmt: skip
+
+
+def _kept(plan: Plan, pair: Pair) -> str:
+    kept = plan.kept_for(pair.name)
+    if kept is None or len(kept.channels) == kept.width:
+        return ""
+    shown = ", ".join(map(str, kept.channels[:32])) + (" …" if len(kept.channels) > 32 else "")
+    return f"keeps {len(kept.channels)} of {kept.width} channels by {kept.criterion}: {shown}"
+
+
+def _levels(plan: Plan) -> dict[str, Any] | None:
+    """What the levels of a cascade keep of each layer, by the scores that training starts with."""
+    found = {
+        name: one for name, one in plan.members.items() if isinstance(one, Masked) and one.is_masked and one.layers
+    }
+    if not found:
+        return None
+    rows = [
+        {
+            "layer": layer.name, "channels": layer.channels,
+            "cells": [
+                {"share": round(one.layers[number].kept / layer.channels, 3), "text": str(one.layers[number].kept)}
+                for one in found.values() if number < len(one.layers)
+            ],
+        }
+        for number, layer in enumerate(next(iter(found.values())).layers)
+    ]  # fmt: skip
+    return {"names": list(found), "rows": rows}
+
+
+def _levels_told(plan: Plan) -> str:
+    cut = [name for name, one in plan.members.items() if isinstance(one, Hardened)]
+    said = "by the scores that training starts with."
+    return said + (f" {', '.join(cut)} is cut out when that is trained." if cut else "")
+
+
+def _stages(plan: Plan) -> Iterator[dict[str, str]]:
+    for arm in plan.all_arms:
+        for stage in arm.stages:
+            until = (
+                f", until {stage.plateau.epochs} in a row fall by less than {stage.plateau.share:.2g}"
+                if stage.plateau
+                else ""
+            )
+            yield {
+                "arm": arm.name, "stage": stage.name, "epochs": f"{'up to ' if stage.plateau else ''}{stage.epochs}",
+                "losses": " + ".join(term_words(term) for term in stage.losses) + until,
+                "how": how_words(stage) + stage_words(stage), "cost": f"{stage.cost:.1%}",
+            }  # fmt: skip
+
+
+def _facts(told: Told) -> Iterator[tuple[str, str]]:
+    """The plan's numbers and what they hang on: members with hashes, data, seeds, versions."""
+    plan, data = told.plan, told.plan.data
+    yield "plan", f"method {plan.method}, task {plan.task}, sha256 {plan.sha256}"
+    for name, member in plan.members.items():
+        yield name, "; ".join(_member(member))
+    yield "input", size(plan.input.shape)
+    yield "data", "; ".join(_data(plan))
+    if told.details is not None:
+        yield "fingerprint", told.details.fingerprint
+    yield "batch", f"{data.batch_size} images at most; augmentation {', '.join(data.augmentation) or 'none'}"
+    yield "seeds", ", ".join(map(str, plan.seeds))
+    yield "precision", str((told.result or {}).get("precision", plan.precision))
+    yield "planned with", _versions(plan.versions)
+    if result := told.result:
+        yield "run with", f"{_versions(result.get('versions'))}; on {result.get('device', '')}"
+        opset, exporter = result.get("opset", plan.export.opset), result.get("exporter", "")
+        yield "export", f"opset {opset}, {exporter}; tolerance {plan.export.tolerance:g}"
+
+
+def _versions(found: Any) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items()) if isinstance(found, dict) else ""
+
+
+def _member(member: Member) -> Iterator[str]:
+    if isinstance(member, ModelRef):
+        yield member.path or factory_words(member) or "given from Python"
+        yield from ([f"sha256 {member.sha256}"] if member.sha256 else [])
+        yield f"{member.parameters:,} parameters, {member.macs:,} MACs"
+        yield from ([f"reads {in_words(member.preprocessing)}"] if member.preprocessing is not None else [])
+        return
+    yield f"made of {member.of}"
+    yield f"{member.parameters:,} parameters, {member.macs:,} MACs"
+    yield from ([f"by {member.criterion}"] if not isinstance(member, Hardened) and member.criterion else [])
+
+
+def _data(plan: Plan) -> Iterator[str]:
+    data = plan.data
+    yield data.spec or "none: a structural plan"
+    yield from ([f"{data.train_size:,} training images"] if data.train_size else [])
+    yield from ([f"{len(data.classes)} classes"] if data.classes else [])
+    for name, part in (("test", data.test), ("validation", data.val)):
+        if part is not None:
+            aside = f"{part.share:.0%} set aside under seed {part.seed}"
+            yield f"{name}: {aside if part.share else 'a split of its own'}"

@@ -1,0 +1,109 @@
+"""What a run says for its report beside the result."""
+
+import base64
+import json
+import shutil
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fxdistill.data.load import load as load_data
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import RunDirError
+from fxdistill.runtime import details
+from fxdistill.runtime.details import Details
+from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.execution import Observer
+from tests import runs
+
+
+def found() -> Details:
+    run = RunDir.existing(runs.detailed())
+    made = details.read(run, run.plan())
+    assert made is not None
+    return made
+
+
+def test_pairs_are_measured_before_and_after() -> None:
+    plan, made = RunDir.existing(runs.detailed()).plan(), found()
+    assert [one.pair for one in made.similarity] == [pair.name for pair in plan.pairs]
+    assert made.on == "256 evenly spaced test images"
+    for one in made.similarity:
+        assert one.before is not None
+        assert one.after is not None
+        assert -0.1 < one.before <= 1
+        assert one.before != one.after
+    assert made.similarity[0].after > made.similarity[0].before  # type: ignore[operator]  # it was trained for that
+
+
+def test_classes_and_agreement_are_those_of_the_exported_model() -> None:
+    made = found().beside
+    result = json.loads((runs.detailed() / "result.json").read_text())
+    assert made is not None
+    own = next(arm["accuracy"] for arm in result["arms"] if arm["name"] == "distilled" and arm["seed"] == 0)
+    for attribute, value in (("student", own), ("teacher", result["members"]["teacher"]["accuracy"])):
+        whole = sum(getattr(one, attribute) * one.count for one in made.classes) / made.images
+        assert whole == pytest.approx(value, abs=1e-6)
+    assert 0 < made.agreement < 1
+    assert len(made.apart) == 12
+    assert all(one.says is not None and one.says[0] != one.says[1] for one in made.apart[:3])
+
+
+def test_pictures_are_the_images() -> None:
+    made = found().beside
+    assert made is not None
+    first = made.apart[0]
+    assert details.is_picture(first.png)
+    pixels = np.asarray(Image.open(BytesIO(base64.b64decode(first.png))))
+    image = next(iter(load_data("digits").test.read([torch.tensor([first.index])])))
+    assert np.abs(pixels / 255 - image[0, 0].numpy()).max() < 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data["similarity"][0].update(pair="nowhere"), "the pair 'nowhere'"),
+        (lambda data: data["similarity"][0].update(after="0.5"), "similarity.0.after"),
+        (lambda data: data["outline"]["layers"].update({"<b>": []}), "the member '<b>'"),
+        (lambda data: data["beside"]["apart"][0].update(png='x" onerror="y'), "beside.apart.0.png"),
+        (lambda data: data.clear(), "plan"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, change: Any, said: str) -> None:
+    shutil.copytree(runs.detailed(), tmp_path / "run")
+    run = RunDir.existing(tmp_path / "run")
+    data = json.loads(run.details_path.read_text())
+    change(data)
+    run.details_path.write_text(json.dumps(data))
+    with pytest.raises(RunDirError, match=r"details\.json is damaged") as caught:
+        details.read(run, run.plan())
+    assert said in str(caught.value)
+
+
+def test_what_is_of_another_plan_is_left_aside(tmp_path: Path) -> None:
+    shutil.copytree(runs.detailed(), tmp_path / "run")
+    run = RunDir.existing(tmp_path / "run")
+    data = json.loads(run.details_path.read_text())
+    run.details_path.write_text(json.dumps({**data, "plan": "0" * 64}))
+    assert details.read(run, run.plan()) is None
+    run.details_path.unlink()
+    assert details.read(run, run.plan()) is None
+
+
+def test_what_fails_is_said_and_the_run_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Diagnostic] = []
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(details, "outline", fails)
+    runs.execute(runs.plan_file(), tmp_path / "run", runs.CPU, Observer(on_diagnostic=said.append), detailed=True)
+    (remark,) = (one for one in said if one.code == "no-details")
+    assert "no such thing" in remark.why
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "details.json").exists()
