@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from fxdistill.errors import InputError
+from fxdistill.passes.instrument.builder import distinct
 from fxdistill.plan.document import Plan
+from fxdistill.plan.file import load as load_plan
+from fxdistill.plan.members import Masked
 from fxdistill.report.page import chart, courses, document, told
 from fxdistill.tasks import TASKS
 from tests import jobs, runs
@@ -216,6 +219,42 @@ def test_a_plan_is_drawn_before_anything_trains(tmp_path: Path) -> None:
     for pair in json.loads(runs.plan_file().read_text())["pairs"]:
         assert pair["teacher"]["path"] in page.text
         assert pair["student"]["path"] in page.text
+
+
+def cascade_plan(tmp_path: Path) -> Plan:
+    """A plan of a cascade."""
+    folder = runs.workshop()
+    jobs.done(
+        "plan", folder / "teacher.pt", "--method", "cascade", "--data", "digits", "--epochs", 1, "--keep", 0.4,
+        "--force", "-o", tmp_path / "cascade.json",
+    )  # fmt: skip
+    return load_plan(tmp_path / "cascade.json")
+
+
+def test_a_cascade_is_told_by_its_levels_and_who_teaches_whom(tmp_path: Path) -> None:
+    plan = cascade_plan(tmp_path)
+    page = Page(document.document([told.of_plan(plan, "cascade")]))
+    levels = [name for name, member in plan.members.items() if isinstance(member, Masked) and member.is_masked]
+    assert len(levels) > 1
+    assert "The levels of the cascade" in page.text
+    assert all(name in page.text for name in levels)
+    assert page.text.index("teacher teaches") < page.text.index("teaches student")
+    first = next(member for member in plan.members.values() if isinstance(member, Masked))
+    assert all(layer.name in page.text for layer in first.layers)
+
+
+def test_losses_of_several_members_are_told_apart(tmp_path: Path) -> None:
+    plan = cascade_plan(tmp_path)
+    arm = next(arm for arm in plan.arms if len(arm.trains) > 1)
+    keys = [term.key for term in distinct(tuple(arm.stages))]
+    record = {"name": arm.name, "stage": arm.stages[0].name, "seed": 0, "epoch": 1, "losses": dict.fromkeys(keys, 1.0)}
+    (course,) = courses.losses_of(plan, [record])
+    assert [series.name for series in course.series] == [
+        f"{term.loss.name} of {term.loss.student}" for term in distinct(tuple(arm.stages))
+    ]
+    assert courses.kept_of(
+        [{**record, "kept": {"level-0": {"a": 3}}}, {**record, "kept": {"level-0": {"a": 2}}}], 0
+    ) == {"level-0": {"a": 2}}
 
 
 def test_bands_are_the_range_over_seeds_and_lines_the_mean() -> None:

@@ -14,7 +14,7 @@ from fxdistill.report.page.chart import Chart
 from fxdistill.report.page.courses import Course
 from fxdistill.report.page.told import Model, Told
 
-_SLOTS = ("student", "other-1", "other-2", "other-3", "other-4", "auxiliary", "teacher", "control")
+_SLOTS = ("student", "other-1", "other-2", "other-3", "other-4", "auxiliary", "control")
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,13 @@ def compared(told: Sequence[Told]) -> Compared:
     models = [
         replace(model, name=names[n], slot=slots[n]) for n, model in enumerate(own) if model is not None
     ]  # fmt: skip
+    models += [one for one in first.models if one.slot == "teacher"]
     costs = [chart.scatter(models, first.task, what) for what in ("macs", "parameters", "latency")]
     course = _course(told, names, slots)
-    drawn = [*costs, chart.metric_chart(course, first.task, ()) if course else None]
+    drawn = [
+        *costs,
+        chart.metric_chart(course, first.task, [one for one in models if one.slot == "teacher"]) if course else None,
+    ]
     same = {one.details.fingerprint if one.details else "" for one in told}
     remark = "" if len(same) == 1 and "" not in same else (
         "Nothing says that these runs were measured on the same images." if "" in same

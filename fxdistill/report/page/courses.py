@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fxdistill.passes.instrument.builder import distinct
 from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.schema import LossTerm, Stage
 from fxdistill.tasks import Task
 
 Record = Mapping[str, Any]
@@ -77,22 +79,43 @@ def losses_of(plan: Plan, records: Sequence[Record]) -> tuple[Course, ...]:
         stage = found.setdefault((record["name"], record["stage"]), {})
         for loss, value in record["losses"].items():
             stage.setdefault(loss, {}).setdefault(record["epoch"], []).append(value)
-    return tuple(
-        Course(
-            _called(arm.name), stage.name,
-            tuple(
-                Series(loss, f"loss-{number % 6 + 1}", points(values))
-                for number, (loss, values) in enumerate(found[arm.name, stage.name].items())
-            ),
-        )
-        for arm in plan.all_arms for stage in arm.stages if (arm.name, stage.name) in found
-    )  # fmt: skip
+    courses = []
+    for arm in plan.all_arms:
+        names = _of_members(arm.stages)
+        for part in (part for part in arm.stages if (arm.name, part.name) in found):
+            series = tuple(
+                Series(names.get(loss, loss), f"loss-{number % 8 + 1}", points(values))
+                for number, (loss, values) in enumerate(found[arm.name, part.name].items())
+            )
+            courses.append(Course(_called(arm.name), part.name, series))
+    return tuple(courses)
+
+
+def _of_members(stages: Sequence[Stage]) -> dict[str, str]:
+    """The keys of losses with the members that they are of, where these are several: ``kd#2`` is ``kd of level-1``."""
+    terms = list(distinct(tuple(stages)))
+    several = {one.loss.name for one in terms for other in terms if _differ(one.loss, other.loss)}
+    return {one.key: f"{one.loss.name} of {one.loss.student}" for one in terms if one.loss.name in several}
+
+
+def _differ(one: LossTerm, other: LossTerm) -> bool:
+    return one.name == other.name and one.student != other.student
 
 
 def points(values: Mapping[int, Iterable[float]]) -> tuple[Point, ...]:
     """Means and ranges of the values of each epoch."""
     told = {epoch: [float(one) for one in found] for epoch, found in sorted(values.items())}
     return tuple(Point(epoch, statistics.fmean(one), min(one), max(one), len(one)) for epoch, one in told.items())
+
+
+def kept_of(records: Sequence[Record], seed: int) -> dict[str, dict[str, int]]:
+    """How many channels masked members kept of each layer when they were last trained under a seed."""
+    found: dict[str, dict[str, int]] = {}
+    for record in records:
+        if record["seed"] == seed:
+            for level, layers in record.get("kept", {}).items():
+                found[level] = {str(layer): int(count) for layer, count in layers.items()}
+    return found
 
 
 def _called(arm: str) -> str:

@@ -83,7 +83,7 @@ def _contents(pages: Sequence[Page]) -> Iterator[tuple[str, str]]:
         return
     page = pages[0]
     there: dict[str, tuple[str, object]] = {
-        "models": ("Results", page.told.models), "networks": ("Pairs", page.networks),
+        "models": ("Results", page.told.models), "networks": ("Pairs", page.networks or page.chain),
         "levels": ("Levels", page.levels), "courses": ("Training", page.courses),
         "measured": ("Beside each other", page.measured.similarity or page.measured.beside), "plan": ("Plan", True),
     }  # fmt: skip

@@ -104,16 +104,10 @@ def drawings(
         runs: What runs in which stage.
         slots: The colours of members.
     """
-    found: dict[tuple[str, str], dict[str, None]] = {}
-    for arm in plan.all_arms:
-        for term in (term for stage in arm.stages for term in stage.losses):
-            if term.teacher is not None and term.student is not None and term.teacher != term.student:
-                between = found.setdefault((term.teacher, term.student), {})
-                between.update({term.loss: None} if term.pair is None else {})
-    for pair in plan.pairs:
-        found.setdefault((pair.teacher.member, pair.student.member), {})
     made = []
-    for names, losses in found.items():
+    for names, losses in teaching(plan).items():
+        if _are_one(plan, names, layers):
+            continue
         pairs = [pair for pair in plan.pairs if (pair.teacher.member, pair.student.member) == names]
         drawn = [_drawn_as(plan, name, layers) for name in names]
         taps = [[pair.teacher for pair in pairs], [pair.student for pair in pairs]]
@@ -123,6 +117,26 @@ def drawings(
         whole = all(name in layers for name in drawn)
         made.append(_drawing(plan, sides, pairs, runs, whole=whole, losses=" + ".join(losses)))
     return tuple(made)
+
+
+def teaching(plan: Plan) -> dict[tuple[str, str], list[str]]:
+    """Who teaches whom: by both names the losses that read their answers, none of whose alone taps are compared."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for arm in plan.all_arms:
+        for term in (term for stage in arm.stages for term in stage.losses):
+            if term.teacher is not None and term.student is not None and term.teacher != term.student:
+                between = found.setdefault((term.teacher, term.student), {})
+                between.update({term.loss: None} if term.pair is None else {})
+    for pair in plan.pairs:
+        found.setdefault((pair.teacher.member, pair.student.member), {})
+    return {names: list(losses) for names, losses in found.items()}
+
+
+def _are_one(plan: Plan, names: tuple[str, str], layers: Mapping[str, object]) -> bool:
+    """Whether two members are one network, parts of it masked or cut out, and nothing is paired between them."""
+    paired = any((pair.teacher.member, pair.student.member) == names for pair in plan.pairs)
+    made = any(isinstance(plan.members[name], Masked | Hardened) for name in names)
+    return made and not paired and len({_drawn_as(plan, name, layers) for name in names} & {*layers}) <= 1
 
 
 def _side(

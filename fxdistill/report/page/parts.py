@@ -13,7 +13,7 @@ from fxdistill.report.levels_view import stage_words
 from fxdistill.report.page import chart
 from fxdistill.report.page.chart import Chart
 from fxdistill.report.page.measured import Measured, measured
-from fxdistill.report.page.network import Drawing, drawings, widths
+from fxdistill.report.page.network import Drawing, drawings, teaching, widths
 from fxdistill.report.page.told import Told, role_of
 from fxdistill.report.plan_view import factory_words, how_words, term_words
 
@@ -41,6 +41,7 @@ class Page:
     costed: bool
     facts: tuple[tuple[str, str], ...]
     measured: Measured
+    chain: tuple[tuple[str, str, str, str, str], ...]
 
 
 def page_of(told: Told, prefix: str) -> Page:
@@ -52,14 +53,14 @@ def page_of(told: Told, prefix: str) -> Page:
     teachers = [one for one in told.models if one.slot == "teacher"]
     costs = (chart.scatter(told.models, task, what) for what in ("macs", "parameters", "latency"))
     courses = [chart.metric_chart(told.metric, task, teachers)] if told.metric else []
-    levels = _levels(plan)
+    levels = _levels(told)
     return Page(
         told, prefix, told.name, _seeds(told), tuple(one for one in costs if one is not None), networks,
         any(box.squares for drawing in networks for box in drawing.boxes),
         _undrawn(told) if any(not one.whole for one in networks) else "",
-        tuple(tuple(_pairs(plan, one)) for one in networks), levels, _levels_told(plan) if levels else "",
+        tuple(tuple(_pairs(plan, one)) for one in networks), levels, _levels_told(told) if levels else "",
         (*courses, *map(chart.loss_chart, told.losses)), _bands(plan), tuple(_stages(plan)), bool(plan.costed),
-        tuple(_facts(told)), measured(told),
+        tuple(_facts(told)), measured(told), tuple(_chain(told, networks)),
     )  # fmt: skip
 
 
@@ -98,30 +99,40 @@ def _kept(plan: Plan, pair: Pair) -> str:
     return f"keeps {len(kept.channels)} of {kept.width} channels by {kept.criterion}: {shown}"
 
 
-def _levels(plan: Plan) -> dict[str, Any] | None:
-    """What the levels of a cascade keep of each layer, by the scores that training starts with."""
-    found = {
-        name: one for name, one in plan.members.items() if isinstance(one, Masked) and one.is_masked and one.layers
-    }
-    if not found:
+def _levels(told: Told) -> dict[str, Any] | None:
+    """What the levels of a cascade keep of each layer, by the scores that training starts with and as it ended."""
+    masked = {name: one for name, one in told.plan.members.items() if isinstance(one, Masked)}
+    levels = {name: one for name, one in masked.items() if one.is_masked and one.layers}
+    if not levels:
         return None
-    rows = [
-        {
-            "layer": layer.name, "channels": layer.channels,
-            "cells": [
-                {"share": round(one.layers[number].kept / layer.channels, 3), "text": str(one.layers[number].kept)}
-                for one in found.values() if number < len(one.layers)
-            ],
-        }
-        for number, layer in enumerate(next(iter(found.values())).layers)
-    ]  # fmt: skip
-    return {"names": list(found), "rows": rows}
+    rows = []
+    for number, layer in enumerate(next(iter(levels.values())).layers):
+        cells = []
+        for name, one in levels.items():
+            first = one.layers[number].kept if number < len(one.layers) else 0
+            last = told.kept.get(name, {}).get(layer.name, first)
+            share = min(1.0, max(0.0, last / layer.channels))
+            cells.append({"share": round(share, 3), "text": f"{first} → {last}" if name in told.kept else str(first)})
+        rows.append({"layer": layer.name, "channels": layer.channels, "cells": cells})
+    return {"names": list(levels), "rows": rows}
 
 
-def _levels_told(plan: Plan) -> str:
-    cut = [name for name, one in plan.members.items() if isinstance(one, Hardened)]
-    said = "by the scores that training starts with."
+def _levels_told(told: Told) -> str:
+    cut = [name for name, one in told.plan.members.items() if isinstance(one, Hardened)]
+    ended = "before training, and as it ended under the seed that is exported."
+    said = ended if told.kept else "by the scores that training starts with."
     return said + (f" {', '.join(cut)} is cut out when that is trained." if cut else "")
+
+
+def _chain(told: Told, drawn: tuple[Drawing, ...]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Who teaches whom of those that are not drawn, the first teacher first: names, colours, and by which losses."""
+    shown = {(one.teacher, one.student) for one in drawn}
+    left = {names: losses for names, losses in teaching(told.plan).items() if names not in shown}
+    while left:
+        taught = {student for _, student in left}
+        names = next((names for names in left if names[0] not in taught), next(iter(left)))
+        slots = (role_of(told.plan, name) for name in names)
+        yield names[0], next(slots), names[1], next(slots), " + ".join(left.pop(names))
 
 
 def _stages(plan: Plan) -> Iterator[dict[str, str]]:

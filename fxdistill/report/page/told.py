@@ -16,7 +16,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan.document import CONTROL, Plan, stale_costs
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.report.page import words
-from fxdistill.report.page.courses import Course, losses_of, metric_of
+from fxdistill.report.page.courses import Course, kept_of, losses_of, metric_of
 from fxdistill.runtime import details
 from fxdistill.runtime.details import Details
 from fxdistill.runtime.directory import RunDir
@@ -67,6 +67,7 @@ class Told:
         losses: How the losses went, a course a stage and arm.
         again: The command that repeats it; '' of a plan.
         remarks: Of the plan, and of what came out of training.
+        kept: Of each level of a cascade, how many channels it kept of each layer in the end.
         outline: The members' layers, as far as they are known.
         details: What the run measured beside its result.
     """
@@ -81,6 +82,7 @@ class Told:
     losses: tuple[Course, ...] = ()
     again: str = ""
     remarks: tuple[Diagnostic, ...] = ()
+    kept: dict[str, dict[str, int]] = field(default_factory=dict)
     outline: Outline = field(default_factory=Outline)
     details: Details | None = None
 
@@ -110,6 +112,7 @@ def of_run(path: Path, name: str) -> Told:
         name, plan, result, ran=True, verdict=words.verdict(plan, result, task),
         models=tuple(_models(plan, result, task)) if result else (), metric=metric_of(plan, records, task, slots),
         losses=losses_of(plan, records), again=words.again(plan, result), details=found,
+        kept=kept_of(records, (result or {}).get("exported_seed", plan.seeds[0])),
         outline=found.outline if found else Outline(), remarks=tuple(remarks),
     )  # fmt: skip
 

@@ -1,11 +1,13 @@
 """What a report says in words: the verdict on a run, how it is repeated, numbers for people."""
 
 import shlex
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.members import Hardened
 from fxdistill.tasks import Task
 
 
@@ -38,7 +40,20 @@ def _reached(plan: Plan, result: Mapping[str, Any], task: Task) -> str:
     taught = {name: found[task.primary] for name, found in result["members"].items() if task.primary in found}
     if taught:
         said += f", {' and '.join(f'the {name} {task.shown(value)}' for name, value in taught.items())}"
-    return said
+    return said + _smaller(plan, result, next(iter(result["members"]), ""))
+
+
+def _smaller(plan: Plan, result: Mapping[str, Any], teacher: str) -> str:
+    """How much smaller the exported member is than its first teacher; '' where that is not known, or it is not."""
+    own, other, arms = plan.members[plan.export.member], plan.members.get(teacher), result["arms"]
+    cut = [arm for arm in arms if isinstance(own, Hardened) and arm["name"] == plan.export.arm]
+    shares = []
+    for what, name in (("parameters", "parameters"), ("macs", "multiply-accumulates")):
+        small = statistics.fmean(arm.get(what, 0) for arm in cut) if cut else getattr(own, what)
+        large = getattr(other, what, 0)
+        if 0 < small < large:
+            shares.append(f"{small / large:.1%} of its {name}")
+    return f", with {' and '.join(shares)}" if shares else ""
 
 
 def _helped(plan: Plan, result: Mapping[str, Any], task: Task) -> Iterator[str]:
@@ -51,7 +66,7 @@ def _helped(plan: Plan, result: Mapping[str, Any], task: Task) -> Iterator[str]:
             yield f"{said} (one seed, which tells no interval)"
             continue
         low, high = (points(found[end], task).removesuffix(" points") for end in ("low", "high"))
-        said += f" ({low} to {high} in 95 %, over {found['seeds']} seeds in pairs)"
+        said += f" ({low} to {high} in 95\u00a0%, over {found['seeds']} seeds in pairs)"
         yield said + (", which is within chance" if found["low"] <= 0 <= found["high"] else "")
 
 
