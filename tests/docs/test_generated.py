@@ -1,0 +1,141 @@
+"""What is generated of the code is all of it, what pages quote is so, and all is built with every link checked."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+import fxdistill
+from docs import generated, remarks
+from docs.docstrings import markdown
+from fxdistill.cli.commands import app
+from fxdistill.criteria import CRITERIA
+from fxdistill.losses import LOSSES
+from fxdistill.methods import METHODS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def heads(text: str) -> list[str]:
+    return re.findall(r"^## (.*)$", text, re.MULTILINE)
+
+
+def ours(registry: Any) -> list[str]:
+    return [name for name in registry.names() if registry.origin(name) is None]
+
+
+@pytest.mark.parametrize(
+    ("part", "registry"), [("methods", METHODS), ("losses", LOSSES), ("criteria", CRITERIA)], ids=str
+)
+def test_every_name_has_its_section(part: str, registry: Any) -> None:
+    text = generated.PARTS[part]()
+    assert heads(text) == ours(registry)
+    assert all(len(section.split()) > 8 for section in text.split("\n## ")[1:])
+
+
+def test_every_command_and_option_is_there() -> None:
+    text, program = generated.cli(), get_command(app)
+    commands: Any = program.commands  # type: ignore[attr-defined]  # a group
+    assert heads(text) == list(commands)
+    sections = dict(zip(heads(text), text.split("\n## "), strict=True))
+    for name, command in commands.items():
+        context = typer.Context(command, info_name=name)
+        for parameter in command.params:
+            hidden = parameter.get_help_record(context) is None or "--help" in parameter.opts
+            for spelled in (*parameter.opts, *parameter.secondary_opts) if not hidden else ():
+                if spelled.startswith("-"):  # an argument is there by what it is called for
+                    assert spelled in sections[name], (name, spelled)
+    assert "{" not in re.sub(r"```none.*?```", "", text, flags=re.DOTALL).replace("\\{", "")
+
+
+def test_every_remark_of_the_sources_is_there() -> None:
+    text, found = generated.diagnostics(), remarks.remarks()
+    given = set()
+    for top in ("fxdistill", "passes"):
+        for path in (ROOT / top).rglob("*.py"):
+            given |= set(re.findall(r'code="([a-z-]+)"|\.note\(\s*"([a-z-]+)"', path.read_text()))
+    assert {remark.code for remark in found} == {one or other for one, other in given} == set(heads(text))
+    assert set(generated.meanings()) == set(heads(text))
+    said = [remark for remark in found if not set(remark.why) <= set("… :")]
+    assert len(said) > 0.75 * len(found)  # what it says, and not that it says something
+    assert "- **warning**: the teacher has random weights: this plan can be reviewed, not run  \n" in text
+
+
+def test_every_public_name_has_its_section() -> None:
+    text = generated.python()
+    assert heads(text) == list(fxdistill.__all__)
+    assert "<function" not in text
+    assert " at 0x" not in text
+
+
+def test_a_docstring_becomes_markdown() -> None:
+    text = markdown("""Sum of :class:`a.b.Thing` and ``x``.
+
+        y = x + 1        where x < 2
+
+    Args:
+        x: A number
+            that goes on.
+
+    Returns:
+        Another ``one``.
+    """)
+    assert "Sum of `Thing` and `x`." in text
+    assert "```none\ny = x + 1        where x < 2\n```" in text
+    assert "- `x`: A number that goes on." in text
+    assert "**Returns** Another `one`." in text
+
+
+def test_a_formula_on_the_line_below_its_words_is_one() -> None:
+    assert markdown("Head.\n\nIt is\n    a + b\n") == "Head.\n\nIt is\n\n```none\na + b\n```"
+
+
+@pytest.mark.parametrize("page", ["indistill", "cascade"])
+def test_figures_are_those_of_the_benchmark(page: str) -> None:
+    own = (DOCS / f"{page}.md").read_text().partition("## Measured")[2]
+    tables = (ROOT / "benchmarks" / f"{page}.md").read_text()
+    quoted = re.findall(r"[+-]?\d+\.\d\d(?: ± \d+\.\d\d)?", own)
+    assert len(quoted) >= 3
+    for figure in quoted:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", tables), figure
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text())
+    assert any(link.startswith("docs/") for link in links)
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_pages_are_built_with_every_link_checked(tmp_path: Path) -> None:
+    done = built(DOCS, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "out"
+    pages = {path.relative_to(made).as_posix(): path.read_text() for path in made.rglob("*.html")}
+    assert "<math" in pages["indistill.html"]
+    assert 'id="trace-rung"' in pages["reference/diagnostics.html"]
+    for name, page in pages.items():  # from disk, without a network: nothing of another place is loaded
+        assert not re.search(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="(?:https?:)?//', page), name
+
+
+def test_a_broken_link_fails(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "conf.py").write_text("extensions = ['myst_parser']\nmyst_heading_anchors = 3\n")
+    (tmp_path / "docs" / "index.md").write_text("# A page\n\n[there](nowhere.md)\n")
+    done = built(tmp_path / "docs", tmp_path / "out")
+    assert done.returncode != 0
+    assert "nowhere.md" in done.stderr
+
+
+def built(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    (command,) = re.findall(r"\$\(BIN\)/(sphinx-build .*) docs docs/_build", (ROOT / "Makefile").read_text())
+    options = command.split()[1:]
+    return subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, str(source), str(out)], capture_output=True, text=True, check=False
+    )
