@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fxdistill import files
 from fxdistill.cli import (
     comparing,
     compressing,
     evaluating,
+    exporting,
     lists,
     parameters,
     reporting,
@@ -28,7 +28,7 @@ from fxdistill.cli import (
     together,
     values,
 )  # fmt: skip
-from fxdistill.cli.exits import Commands, reported, say
+from fxdistill.cli.exits import Commands, reported
 from fxdistill.cli.help import Command
 from fxdistill.errors import InputError
 
@@ -291,81 +291,6 @@ def _interrupted(held: Path, before: bytes, command: list[str], more: list[str])
 
 
 @app.command(cls=Command)
-def export(
-    model: parameters.RunOrModel,
-    output: parameters.OnnxOutput = Path("student.onnx"),
-    data: parameters.GateData = None,
-    class_map: parameters.ClassMap = None,
-    task: parameters.OtherTask = None,
-    input_shape: parameters.Input = "",
-    size: parameters.Size = [],
-    crop: parameters.Crop = [],
-    interpolation: parameters.Interpolation = [],
-    mean: parameters.Mean = [],
-    std: parameters.Std = [],
-    factory: parameters.Factory = None,
-    arg: parameters.Argument = [],
-    entry: parameters.Entry = None,
-    embedding: parameters.Embedding = None,
-    output_entry: parameters.OutputEntry = None,
-    only_output: parameters.OnlyOutput = [],
-    embed_preprocessing: parameters.Embed = False,
-    opset: parameters.Opset = 18,
-    tolerance: parameters.Tolerance = 1e-4,
-    int8: parameters.Int8 = False,
-    fp16: parameters.Fp16 = False,
-    calibrate: parameters.Calibrate = None,
-    calibration: parameters.CalibrationWay = None,
-    calibration_images: parameters.CalibrationImages = None,
-    tolerance_accuracy: parameters.ToleranceAccuracy = None,
-    tolerance_agreement: parameters.ToleranceAgreement = None,
-    allow_factory: parameters.Allow = [],
-    trust_code: parameters.Trust = False,
-) -> None:
-    """Write a model as ONNX with a dynamic batch, and compare the file with the model."""
-    with reported():
-        precisions = values.precisions(
-            int8=int8, fp16=fp16, of_losses={
-                "tolerance-accuracy": tolerance_accuracy, "tolerance-agreement": tolerance_agreement,
-            },
-            of_int8={"calibrate": calibrate, "calibration": calibration, "calibration-images": calibration_images},
-        )  # fmt: skip
-        wanted = values.shape(input_shape)
-        wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
-        values.writable(output)
-        files.check_onnx_name(output)
-
-        from fxdistill.runtime import deploy
-
-        found = deploy.find(
-            model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
-            allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
-            checkpoint_entry=entry, embedding=embedding,
-        )  # fmt: skip
-        if precisions:
-            from fxdistill.runtime import reducing
-
-            how = reducing.Reducing(**values.said(
-                calibration=calibration and calibration.value, images=calibration_images,
-                tolerance=tolerance_accuracy, disagreement=tolerance_agreement,
-            ))  # fmt: skip
-            images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)
-        written, parity = deploy.exported(
-            found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
-        )
-        say((*found.remarks, *deploy.unsaid(found, where=model)))
-        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
-        kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
-        out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
-        names = f"outputs {', '.join(written.outputs)}"
-        left_out = f"; left out: {', '.join(written.left_out)}" if written.left_out else ""
-        out.print(Text(names + left_out), soft_wrap=True)
-        for precision in precisions:
-            made = reducing.reduced(found, output, precision, how, images=images)
-            out.print(Text(f"wrote {reducing.described(made, found.task)}"), soft_wrap=True)
-
-
-@app.command(cls=Command)
 def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repeats = 3) -> None:
     """The main job on bundled data: train a teacher, plan, run, compare."""
     with reported():
@@ -376,8 +301,8 @@ def demo(output: parameters.DemoOutput = Path("demo"), repeats: parameters.Repea
 
 app.command("eval", cls=Command)(evaluating.evaluate)
 for _command in (
-    shrinking.shrink, compressing.compress, comparing.compare, timing.bench, reporting.report, reporting.show,
-    lists.methods, lists.losses,
+    exporting.export, shrinking.shrink, compressing.compress, comparing.compare, timing.bench, reporting.report,
+    reporting.show, lists.methods, lists.losses,
 ):  # fmt: skip
     app.command(cls=Command)(_command)
 

@@ -66,7 +66,7 @@ def _parsed() -> Iterator[None]:
         command = error.ctx.command_path if error.ctx is not None else "fxdistill"
         what = error.format_message().rstrip(".")
         known = InputError(what[:1].lower() + what[1:], where=command, hint=f"see `{command} --help`")
-        raise _failed(str(known), known.exit_code) from None
+        raise failed(str(known), known.exit_code) from None
 
 
 class _Asked(KeyboardInterrupt):
@@ -88,7 +88,7 @@ def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Itera
         with stopping.handled(_ask, _OTHERS):
             yield
     except FxdistillError as error:
-        raise _failed(str(error), error.exit_code) from None
+        raise failed(str(error), error.exit_code) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
         raise typer.Exit(1) from None
@@ -97,7 +97,7 @@ def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Itera
             raise
         where = str(error.filename or "the file system")
         known = files.failure(error, where=where, what="cannot write or read", error=InputError)
-        raise _failed(str(known), known.exit_code) from None
+        raise failed(str(known), known.exit_code) from None
     except KeyboardInterrupt as asked:
         code = getattr(asked, "exit_code", 130)
         if together.speaks(code):
@@ -106,7 +106,7 @@ def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Itera
     except Exception as error:
         if not (told := together.ended(error)):
             raise
-        raise _failed(told, 1) from None
+        raise failed(told, 1) from None
 
 
 def say(remarks: "Sequence[Diagnostic]") -> None:
@@ -117,7 +117,8 @@ def say(remarks: "Sequence[Diagnostic]") -> None:
         err.print(line)
 
 
-def _failed(message: str, code: int) -> typer.Exit:
+def failed(message: str, code: int) -> typer.Exit:
+    """What ends the program with a code, after the message was said."""
     if together.speaks(code):
         err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
     return typer.Exit(code)

@@ -366,6 +366,9 @@ Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Thread
 Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's execution provider: CPU, CUDA, ….")]
 InTorch = Annotated[bool, typer.Option("--torch", help="Time models that are no ONNX files in torch as well.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Optimize = Annotated[
+    bool, typer.Option("--optimize", help="Simplify the file's graph, if that passes the gate as well.")
+]
 Int8 = Annotated[
     bool, typer.Option("--int8", help="Write NAME-int8.onnx as well: quantized, if it passes a gate of its own.")
 ]

@@ -116,7 +116,7 @@ def export_onnx(
         PlanError: The place cannot be written to, its name does not end in .onnx, or there is no such opset.
         StorageError: The disk is full.
     """
-    with _draft_of(path) as draft:
+    with draft_of(path) as draft:
         written = _write(
             module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry, only=only,
             prediction_name=prediction_name,
@@ -149,7 +149,7 @@ def export_checked(
         ParityError: The file would not be the model; nothing was written.
         ModelError, PlanError, StorageError: As for :func:`export_onnx`.
     """
-    with _draft_of(path) as draft:
+    with draft_of(path) as draft:
         written = _write(
             module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry, only=only,
             prediction_name=prediction_name,
@@ -161,7 +161,7 @@ def export_checked(
 
 
 @contextlib.contextmanager
-def _draft_of(path: Path) -> Iterator[Path]:
+def draft_of(path: Path) -> Iterator[Path]:
     """A place on the same disk for a file that is not finished yet; what is left there goes."""
     files.check_onnx_name(path)
     with files.writing(path):
@@ -184,14 +184,14 @@ def _write(
 
 def _publish(draft: Path, path: Path) -> None:
     """Move a finished file, and its weights if they lie beside it, to their place: the weights first."""
-    weights = _weights_beside(draft)
+    weights = weights_beside(draft)
     with files.writing(path):
         if weights.exists():
-            files.put(weights, _weights_beside(path))
+            files.put(weights, weights_beside(path))
         files.put(draft, path)
 
 
-def _weights_beside(path: Path) -> Path:
+def weights_beside(path: Path) -> Path:
     """Where the weights lie that are too large for the file itself."""
     return path.with_name(f"{path.name}.data")
 
@@ -328,12 +328,12 @@ def _export(source: _Source, example: Tensor, opset: int, exporter: Exporter) ->
 
 
 def _save(proto: ModelProto, draft: Path, metadata: Mapping[str, str], *, external: bool) -> None:
-    _strip(proto.graph)
+    strip(proto.graph)
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
-    onnx.save_model(proto, draft, save_as_external_data=external, location=_weights_beside(draft).name)
+    onnx.save_model(proto, draft, save_as_external_data=external, location=weights_beside(draft).name)
 
 
-def _strip(graph: GraphProto) -> None:
+def strip(graph: GraphProto) -> None:
     """Drop what exporters note down about the machine: stack traces with its paths."""
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
@@ -341,9 +341,9 @@ def _strip(graph: GraphProto) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _strip(attribute.g)
+                strip(attribute.g)
             for inner in attribute.graphs:
-                _strip(inner)
+                strip(inner)
 
 
 def _try_out(source: _Source, draft: Path, input_shape: tuple[int, ...]) -> None:

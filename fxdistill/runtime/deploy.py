@@ -22,6 +22,7 @@ from fxdistill.measure import onnx_file
 from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_file import Exported
 from fxdistill.measure.onnx_model import Embedded, OnnxModel, as_pixels, described
+from fxdistill.measure.onnx_optimized import Optimized, optimize_checked
 from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel, load
@@ -202,17 +203,31 @@ def exported(
     embed: bool = False,
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a model that was found as ONNX; see :func:`export`."""
-    if isinstance(found.module, OnnxModel):
-        raise InputError("it is an ONNX file already", where=str(found.module.path), hint="export the model it is of")
-    module, metadata = found.module, found.metadata
-    if embed:
-        module = Embedded(module, found.preprocessing.view(found.preprocessing.size)).eval()
-        metadata = {**metadata, "fxdistill.embedded": "true"}
+    module, metadata = _deployed(found, embed=embed)
     return onnx_file.export_checked(
         module, Path(path), _images(found, embed=embed), task=found.task, input_shape=found.input_shape, opset=opset,
         tolerance=tolerance, metadata=metadata, entry=found.entry, only=only or found.outputs,
         prediction_name=found.prediction_name,
     )  # fmt: skip
+
+
+def optimized(found: Found, path: str | Path, *, tolerance: float = 1e-4, embed: bool = False) -> Optimized:
+    """Simplify the graph of a file that was exported, if it passes the gate again; see :func:`export`."""
+    module, _ = _deployed(found, embed=embed)
+    return optimize_checked(
+        module, Path(path), _images(found, embed=embed), task=found.task, tolerance=tolerance, entry=found.entry,
+        prediction_name=found.prediction_name,
+    )  # fmt: skip
+
+
+def _deployed(found: Found, *, embed: bool) -> tuple[nn.Module, dict[str, str]]:
+    """What an ONNX file is made of, and what it shall say."""
+    if isinstance(found.module, OnnxModel):
+        raise InputError("it is an ONNX file already", where=str(found.module.path), hint="export the model it is of")
+    if not embed:
+        return found.module, found.metadata
+    module = Embedded(found.module, found.preprocessing.view(found.preprocessing.size)).eval()
+    return module, {**found.metadata, "fxdistill.embedded": "true"}
 
 
 def as_loaded(

@@ -190,6 +190,31 @@ def test_several_targets_of_one_call(tmp_path: Path) -> None:
     assert all(word in lines[1] for word in ("accuracy", "(float ", "top-1 agreement", " ms ", " MB "))
 
 
+def test_a_target_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, target = runs.workshop() / "teacher.pt", tmp_path / "t.onnx"
+    words = ["export", str(file), "-o", str(target), "--data", "digits", "--int8", "--fp16"]
+    genuine = onnx_reduced.int8
+
+    def faint(path: Path, draft: Path, images: Iterator[Tensor], *, calibration: Calibration) -> None:
+        genuine(path, draft, (0.02 * batch for batch in images), calibration=calibration)
+
+    monkeypatch.setattr(onnx_reduced, "int8", faint)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: in int8 the file loses too much")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t-fp16.onnx", "t.onnx"]
+    assert f"wrote {tmp_path / 't-fp16.onnx'}: accuracy" in result.stdout
+
+    def broken(path: Path, draft: Path) -> None:
+        raise ModelError("it cannot be written in less precision", where=str(path))
+
+    monkeypatch.setattr(onnx_reduced, "fp16", broken)
+    monkeypatch.setattr(onnx_reduced, "int8", genuine)
+    result = CliRunner().invoke(app, [*words, "--tolerance-agreement", "100", "--tolerance-accuracy", "100"])
+    assert (result.exit_code, result.stderr.count("error: ")) == (2, 1)
+    assert (tmp_path / "t-int8.onnx").is_file()
+
+
 def test_a_tool_that_fails_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "t.onnx").write_bytes(b"no file")
     with pytest.raises(ModelError, match="less precision"):

@@ -1,0 +1,116 @@
+"""``fxdistill export``: a model as an ONNX file, and the same in less precision, each behind a gate of its own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from fxdistill import files
+from fxdistill.cli import parameters, values
+from fxdistill.cli.exits import failed, reported, say
+from fxdistill.errors import FxdistillError
+
+if TYPE_CHECKING:
+    from fxdistill.runtime.deploy import Found
+
+MODEL = "model"
+out = Console(highlight=False)
+
+
+def export(
+    model: parameters.RunOrModel,
+    output: parameters.OnnxOutput = Path("student.onnx"),
+    data: parameters.GateData = None,
+    class_map: parameters.ClassMap = None,
+    task: parameters.OtherTask = None,
+    input_shape: parameters.Input = "",
+    size: parameters.Size = [],
+    crop: parameters.Crop = [],
+    interpolation: parameters.Interpolation = [],
+    mean: parameters.Mean = [],
+    std: parameters.Std = [],
+    factory: parameters.Factory = None,
+    arg: parameters.Argument = [],
+    entry: parameters.Entry = None,
+    embedding: parameters.Embedding = None,
+    output_entry: parameters.OutputEntry = None,
+    only_output: parameters.OnlyOutput = [],
+    embed_preprocessing: parameters.Embed = False,
+    opset: parameters.Opset = 18,
+    tolerance: parameters.Tolerance = 1e-4,
+    optimize: parameters.Optimize = False,
+    int8: parameters.Int8 = False,
+    fp16: parameters.Fp16 = False,
+    calibrate: parameters.Calibrate = None,
+    calibration: parameters.CalibrationWay = None,
+    calibration_images: parameters.CalibrationImages = None,
+    tolerance_accuracy: parameters.ToleranceAccuracy = None,
+    tolerance_agreement: parameters.ToleranceAgreement = None,
+    allow_factory: parameters.Allow = [],
+    trust_code: parameters.Trust = False,
+) -> None:
+    """Write a model as ONNX with a dynamic batch, and compare the file with the model."""
+    with reported():
+        precisions = values.precisions(
+            int8=int8, fp16=fp16, of_losses={
+                "tolerance-accuracy": tolerance_accuracy, "tolerance-agreement": tolerance_agreement,
+            },
+            of_int8={"calibrate": calibrate, "calibration": calibration, "calibration-images": calibration_images},
+        )  # fmt: skip
+        wanted = values.shape(input_shape)
+        wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
+        values.writable(output)
+        files.check_onnx_name(output)
+
+        from fxdistill.runtime import deploy
+
+        found = deploy.find(
+            model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
+            allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
+            checkpoint_entry=entry, embedding=embedding,
+        )  # fmt: skip
+        if precisions:
+            from fxdistill.runtime import reducing
+
+            how = reducing.Reducing(**values.said(
+                calibration=calibration and calibration.value, images=calibration_images,
+                tolerance=tolerance_accuracy, disagreement=tolerance_agreement,
+            ))  # fmt: skip
+            images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)
+        written, parity = deploy.exported(
+            found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
+        )
+        say((*found.remarks, *deploy.unsaid(found, where=model)))
+        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
+        kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
+        out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
+        names = f"outputs {', '.join(written.outputs)}"
+        left_out = f"; left out: {', '.join(written.left_out)}" if written.left_out else ""
+        out.print(Text(names + left_out), soft_wrap=True)
+        if optimize:
+            _optimized(found, output, tolerance=tolerance, embed=embed_preprocessing)
+        failures = []
+        for precision in precisions:  # one that fails takes no other with it
+            try:
+                made = reducing.reduced(found, output, precision, how, images=images)
+            except FxdistillError as error:
+                failures.append(failed(str(error), error.exit_code))
+            else:
+                out.print(Text(f"wrote {reducing.described(made, found.task)}"), soft_wrap=True)
+        if failures:
+            raise min(failures, key=lambda one: one.exit_code)
+
+
+def _optimized(found: "Found", output: Path, *, tolerance: float, embed: bool) -> None:
+    """Simplify the file's graph, and say what became of it."""
+    from fxdistill.runtime import deploy
+
+    made = deploy.optimized(found, output, tolerance=tolerance, embed=embed)
+    before, after = made.nodes
+    told = (
+        f"not optimised, and as it was: {made.why}"
+        if made.why
+        else f"optimised: {before} -> {after} operators, {made.parity}"
+    )
+    out.print(Text(f"{output} {told}"), soft_wrap=True)
