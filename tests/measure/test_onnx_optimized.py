@@ -44,7 +44,7 @@ def branching(count: int) -> onnx.ModelProto:
         inputs = [f"c{branch}", *statistics]
         nodes.append(helper.make_node("BatchNormalization", inputs, [f"b{branch}"], name=f"norm{branch}"))
     nodes.append(helper.make_node("Sum", [f"b{branch}" for branch in range(count)], ["logits"], name="sum"))
-    shape = ["batch", 3, 8, 8]
+    shape: list[str | int | None] = ["batch", 3, 8, 8]
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, 8, 8])], constants,
@@ -74,7 +74,7 @@ def test_convolutions_that_share_an_input_are_folded_under_names_of_their_own(tm
     for name, model in (("before", before), ("after", made)):
         onnx.save_model(model, tmp_path / f"{name}.onnx")
         answers.append(open_session(tmp_path / f"{name}.onnx").run(None, {"input": images})[0])
-    assert np.allclose(*answers, rtol=1e-4, atol=1e-4)
+    assert np.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
