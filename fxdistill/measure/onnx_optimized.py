@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from onnxscript import optimizer, rewriter
 from torch import Tensor, nn
 
 from fxdistill.errors import FxdistillError, ModelError
@@ -86,8 +87,6 @@ def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: The optimiser fails.
     """
-    from onnxscript import optimizer, rewriter  # noqa: PLC0415  # slow to import
-
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
