@@ -17,11 +17,13 @@ def compress(
     keep: parameters.Keep = None,
     macs: parameters.Macs = None,
     params: parameters.Params = None,
+    latency: parameters.Latency = None,
+    on: parameters.On = None,
     ranking: parameters.HowRanked = None,
     floor: parameters.Floor = None,
     scope: parameters.Scopes = [],
     by: parameters.By = "l1",
-    round_to: parameters.RoundTo = 1,
+    round_to: parameters.RoundTo = None,
     protect: parameters.Protect = [],
     only: parameters.Only = [],
     steps: parameters.StepCount = 1,
@@ -72,6 +74,7 @@ def compress(
         values.known_criterion(by, "--by")
         wishes = values.wishes(("model",), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (values.budget(macs, "--macs"), values.budget(params, "--params")), values.scopes(scope)
+        time = values.latency(latency, on and on.value, steps=steps)
         values.between(steps, {"recover": recover})
         recalibrate = values.recalibration(recalibrate_bn)
         named = values.Named(model, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory")
@@ -84,10 +87,10 @@ def compress(
         from fxdistill.runtime import execution, shrunken, stepping
         from fxdistill.runtime.teaching import Teaching
 
-        wish = shrunken.Wish(
+        wish = shrunken.wished(
             keep=keep, limits=limits_of(macs=most[0], parameters=most[1]),
             ranking=None if ranking is None else ranking.value, floor=floor, scopes=tuple(scopes.items()), by=by,
-            round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
+            round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed, **time,
         )  # fmt: skip
         optimizers = {
             "name": optimizer and optimizer.value, "weight_decay": weight_decay, "momentum": momentum,

@@ -407,6 +407,12 @@ Macs = Annotated[
     str | None, typer.Option("--macs", metavar="SHARE|N", help=f"Multiply-accumulates {_BUDGET.format('900M')}")
 ]
 Params = Annotated[str | None, typer.Option("--params", metavar="SHARE|N", help=f"Parameters {_BUDGET.format('1M')}")]
+Latency = Annotated[
+    str | None,
+    typer.Option("--latency", metavar="SHARE|TIME", help=f"Time in ONNX Runtime {_BUDGET.format('3ms')}"),
+]
+RunsOn = StrEnum("RunsOn", {"cpu": "cpu", "cuda": "cuda"})
+On = Annotated[RunsOn | None, typer.Option("--on", help="What that time is measured on. Default: cpu.")]
 Ranking = StrEnum("Ranking", {"global": "global", "isomorphic": "isomorphic", "uniform": "uniform"})
 HowRanked = Annotated[
     Ranking | None,
@@ -442,7 +448,10 @@ SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller
 By = Annotated[
     str, typer.Option("--by", autocompletion=names("criterion"), help="Importance of a channel: {criteria}.")
 ]
-RoundTo = Annotated[int, typer.Option("--round-to", min=1, help="Widths become multiples of this, e.g. 8.")]
+RoundTo = Annotated[
+    int | None,
+    typer.Option("--round-to", min=1, help="Widths become multiples of this. Default: 1, with --latency 8."),
+]
 Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
 Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]
 RandomSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For --by random.")]

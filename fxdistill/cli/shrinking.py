@@ -15,12 +15,14 @@ def shrink(
     keep: parameters.Keep = None,
     macs: parameters.Macs = None,
     params: parameters.Params = None,
+    latency: parameters.Latency = None,
+    on: parameters.On = None,
     ranking: parameters.HowRanked = None,
     floor: parameters.Floor = None,
     scope: parameters.Scopes = [],
     output: parameters.SmallerOutput = Path("aux.pt"),
     by: parameters.By = "l1",
-    round_to: parameters.RoundTo = 1,
+    round_to: parameters.RoundTo = None,
     protect: parameters.Protect = [],
     only: parameters.Only = [],
     steps: parameters.StepCount = 1,
@@ -44,7 +46,7 @@ def shrink(
         values.known_criterion(by, "--by")
         values.writable(output)
         most = values.budget(macs, "--macs"), values.budget(params, "--params")
-        scopes = values.scopes(scope)
+        time, scopes = values.latency(latency, on and on.value, steps=steps), values.scopes(scope)
         values.between(steps, {"recover": recover, "lr": lr})
 
         from fxdistill.cli import running
@@ -55,7 +57,7 @@ def shrink(
         passes, out = contract.PassManager(), Console(highlight=False)
         settings = execution.Settings(device=device.value, allow=tuple(allow_factory), trust_code=trust_code)
         made = shrinking.shrink(
-            model, output, keep=keep, macs=most[0], params=most[1],
+            model, output, keep=keep, macs=most[0], params=most[1], **time,
             ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
             round_to=round_to, protect=protect, only=only, data=data, task=task,
             input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_code=trust_code,

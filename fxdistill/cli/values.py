@@ -120,6 +120,26 @@ def budget(text: str | None, option: str) -> float | None:
     return found
 
 
+_SECONDS = {"ms": 1.0, "us": 1e-3, "s": 1e3}
+
+
+def latency(text: str | None, on: str | None, *, steps: int = 1) -> dict[str, Any]:
+    """What a model may take, from a share of its own time or ``3ms``, as arguments; none where nothing is said.
+
+    Raises:
+        InputError: It is no such text, or something is said of a time that is not asked for.
+    """
+    if text is None:
+        if on is not None:
+            raise InputError("no latency is asked for", where="--on", hint="add --latency 0.6, or leave it out")
+        return {}
+    if steps > 1:
+        raise InputError("a latency is met in one step", where="--latency", hint="give --macs or --params with --steps")
+    unit = next((unit for unit in _SECONDS if text.lower().endswith(unit)), "")
+    found = number(text[: len(text) - len(unit)], "--latency", "0.6 or 3ms") * _SECONDS.get(unit, 1.0)
+    return {"latency": f"{found:.6g}ms" if unit else found, "on": on or "cpu"}
+
+
 def scopes(texts: Sequence[str]) -> dict[str, float]:
     """Parts of a model with the share that they keep, from ``PATH=SHARE`` each.
 

@@ -7,6 +7,7 @@ that it keeps, gives the architecture of the smaller model. Files of shrunken mo
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +20,7 @@ from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.ir.graph import Shape, Traced, path_of, scope_of, shape_of, within
+from fxdistill.ir.layers import Timing
 from fxdistill.ir.survivors import Survivors
 from fxdistill.losses import LOSSES
 from fxdistill.passes.couple import Couple
@@ -36,6 +38,26 @@ from fxdistill.plan.schema import Rung
 from fxdistill.tasks import Task, labelled
 
 
+class Confirmed(NamedTuple):
+    """The latency of a smaller model, measured in turn with the original.
+
+    Attributes:
+        own_ms: Milliseconds that the original takes, median.
+        ms: Milliseconds that the smaller model takes, median.
+        share: The median share of the two in turn.
+        low: The lower end of that median's 95 % interval.
+        high: The upper end.
+        provider: What ran both.
+    """
+
+    own_ms: float
+    ms: float
+    share: float
+    low: float
+    high: float
+    provider: str
+
+
 @dataclass(frozen=True, eq=False)
 class ShrunkResult:
     """A shrunken model and what there is to say about it.
@@ -47,6 +69,7 @@ class ShrunkResult:
         widths: For each producing module its width before and after.
         before: Size of the original.
         after: Size of the smaller model.
+        confirmed: The latency that was measured for such a budget.
         rung: How the original was traced.
         barriers: Paths of what cannot be shrunk; the channels that go through it had to stay.
         input_shape: Shape of one batch.
@@ -63,6 +86,7 @@ class ShrunkResult:
     barriers: tuple[str, ...]
     input_shape: Shape
     diagnostics: tuple[Diagnostic, ...]
+    confirmed: Confirmed | None = None
 
 
 def shrink_model(
@@ -71,7 +95,8 @@ def shrink_model(
     widths: Sequence[tuple[str, int]] = (), criterion: str = "l1", round_to: int = 1, protect: Sequence[str] = (),
     only: Sequence[str] = (),
     batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy, seed: int = 0,
-    before: Sequence[tuple[str, int]] = (), entry: str = "", passes: PassManager | None = None,
+    before: Sequence[tuple[str, int]] = (), timing: Timing | None = None,
+    entry: str = "", passes: PassManager | None = None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller; the model itself is not changed.
 
@@ -93,6 +118,7 @@ def shrink_model(
         loss: What the targets say about a prediction, for the same.
         seed: Seed of the criterion ``random`` and of the proof.
         before: The widths of layers before earlier steps, by module path: floors and shares of parts are of these.
+        timing: How long layers take, for budgets of time.
         entry: Which entry of the output is the prediction; '' to find it.
         passes: A manager to run the passes in, for its timings and remarks.
 
@@ -113,7 +139,7 @@ def shrink_model(
     while True:
         unread = _count(module) - _count(traced.module)
         coupling = with_barriers(traced, passes.run(Couple(), traced), tuple(barriers))
-        removal = passes.run(thin, ThinSource(traced, coupling, batch, loss, unread))
+        removal = passes.run(thin, ThinSource(traced, coupling, batch, loss, unread, timing))
         try:
             shrunken = passes.run(Shrink(seed=seed), ShrinkSource(traced, coupling, removal.removed))
             break

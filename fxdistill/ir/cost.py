@@ -12,6 +12,7 @@ dimension: kept times kept is kept. Where they share a dimension (groups of a co
 holds as well: what is left of a tensor is a rectangle, so each group keeps as many of its channels as the others.
 """
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor, fx
 from fxdistill.errors import InputError
 from fxdistill.ir.coupling import Coupling, Layers, core, varying
 from fxdistill.ir.graph import Shape, Traced, macs_of, op_name, path_of, shape_of, weights_of
+from fxdistill.ir.layers import Layer, Timing, layers_of
 
 _CONVOLUTIONS = frozenset((
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
@@ -43,21 +45,32 @@ class Size(NamedTuple):
     macs: int
 
 
+class Spent(NamedTuple):
+    """The same, and nanoseconds by the times of its layers; 0 where they are not known."""
+
+    parameters: int
+    macs: int
+    latency: int
+
+
+What = Literal["parameters", "macs", "latency"]
+
+
 @dataclass(frozen=True)
 class Limit:
     """What a model may cost.
 
     Attributes:
-        what: Of what.
+        what: Of what; latencies are in nanoseconds, by the times of the layers.
         amount: How much; below 1 a share of the model's own.
         option: The option that says it, for messages.
     """
 
-    what: Literal["parameters", "macs"]
+    what: What
     amount: float
     option: str = ""
 
-    def most(self, own: Size) -> int:
+    def most(self, own: Size | Spent) -> int:
         """How much that is of a model's own size."""
         return int(self.amount * getattr(own, self.what)) if self.amount < 1 else int(self.amount)
 
@@ -68,9 +81,7 @@ def limits_of(*, macs: float | None = None, parameters: float | None = None) -> 
     return (*found, *([] if parameters is None else [Limit("parameters", parameters, "--params")]))
 
 
-def check_limit(
-    what: Literal["parameters", "macs"], most: int, *, least: Size, whole: Size, where: str, floor: str
-) -> None:
+def check_limit(what: What, most: int, *, least: Size | Spent, whole: Size | Spent, where: str, floor: str) -> None:
     """Refuse a budget that cannot be met, or that the whole model keeps to.
 
     Args:
@@ -84,16 +95,27 @@ def check_limit(
     Raises:
         InputError: It is below the least, or not below the whole.
     """
-    name, least_, whole_ = {"macs": "MACs"}.get(what, what), getattr(least, what), getattr(whole, what)
+    least_, whole_ = getattr(least, what), getattr(whole, what)
     if least_ <= most < whole_:
         return
     why = (
-        f"{most:,} {name} cannot be met: {floor} there are {least_:,} left"
+        f"{told(what, most)} cannot be met: {floor} there are {told(what, least_, unit=False)} left"
         if most < least_
-        else f"the model has no more than {whole_:,} {name}, and {most:,} are allowed"
+        else f"the model has no more than {told(what, whole_)}, and {told(what, most, unit=False)} are allowed"
     )
-    hint = f"give one from {least_:,} up to {whole_ - 1:,}" if least_ < whole_ else "nothing of it can be removed"
+    hint = (
+        f"give one from {told(what, least_, unit=False)} up to {told(what, whole_ - 1, unit=False)}"
+        if least_ < whole_
+        else "nothing of it can be removed"
+    )
     raise InputError(why, where=where, hint=hint)
+
+
+def told(what: What, amount: int, *, unit: bool = True) -> str:
+    """So much of it, in words."""
+    if what == "latency":
+        return f"{amount / 1e6:.3g} ms" + (" by the times of its layers" if unit else "")
+    return f"{amount:,}" + (f" {'MACs' if what == 'macs' else what}" if unit else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +131,8 @@ class Cost:
         macs: (T,): the multiply-accumulates, likewise.
         base: Those of what does not shrink.
         unread: Parameters that the model has and does not read.
+        layers: What takes the time: each layer, and the dimensions that it reads and makes.
+        timing: How long they take; None where that is not asked for.
     """
 
     classes: tuple[int, ...]
@@ -119,15 +143,41 @@ class Cost:
     macs: Tensor
     base: int
     unread: int = 0
+    layers: tuple[tuple[Layer, int, int], ...] = ()
+    timing: Timing | None = None
 
     def of(self, mask: Tensor) -> Size:
         """The cost where classes are kept as a mask (K,) says."""
-        parameters, macs = self._of(self.fixed + torch.mv(self.counts, mask.double().cpu()))
-        return Size(int(parameters), int(macs))
+        return Size(*self.spent(mask)[:2])
+
+    def spent(self, mask: Tensor) -> Spent:
+        """The same, with the time."""
+        alive = self.fixed + torch.mv(self.counts, mask.double().cpu())
+        parameters, macs = self._of(alive)
+        if self.timing is None or not self.layers:
+            return Spent(int(parameters), int(macs), 0)
+        time = self.timing.whole * self._sum(self.timing, alive) / self._own_sum
+        return Spent(int(parameters), int(macs), round(1e9 * time))
+
+    @functools.cached_property
+    def _own_sum(self) -> float:
+        whole = self.fixed + torch.mv(self.counts, torch.ones(len(self.classes), dtype=torch.float64))
+        return self._sum(self.timing, whole) if self.timing is not None else 1.0
+
+    def _sum(self, timing: Timing, widths: Tensor) -> float:
+        """The sum over the layers where so many channels are alive along each dimension."""
+        alive = [int(n) for n in widths.tolist()]
+        seconds = sum(timing.times(layer, alive[reads], alive[makes]) for layer, reads, makes in self.layers)
+        counted = sum(layer.macs(alive[reads], alive[makes]) for layer, reads, makes in self.layers)
+        return seconds * max(1.0, float(self._of(widths)[1]) / counted)
 
     def without(self, removed: Collection[int]) -> Size:
         """The cost without some classes."""
-        return self.of(torch.tensor([class_id not in removed for class_id in self.classes]))
+        return Size(*self.spent_without(removed)[:2])
+
+    def spent_without(self, removed: Collection[int]) -> Spent:
+        """The same, with the time."""
+        return self.spent(torch.tensor([class_id not in removed for class_id in self.classes]))
 
     def of_first(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters and multiply-accumulates for the first one, first two … of an order of the classes: (K,) each."""
@@ -140,7 +190,9 @@ class Cost:
         return ((product * self.parameters.view(shape)).sum(0) + self.unread).round(), macs.round()
 
 
-def cost_of(traced: Traced, coupling: Coupling, classes: Sequence[int], *, unread: int = 0) -> Cost:
+def cost_of(
+    traced: Traced, coupling: Coupling, classes: Sequence[int], *, unread: int = 0, timing: Timing | None = None
+) -> Cost:
     """The cost of a model as a function of which classes are kept.
 
     Args:
@@ -148,6 +200,7 @@ def cost_of(traced: Traced, coupling: Coupling, classes: Sequence[int], *, unrea
         coupling: Its coupled channels.
         classes: Those that may be removed.
         unread: Parameters that the model has beside those of its graph.
+        timing: How long its layers take, for a cost in time as well.
     """
     place = torch.full((coupling.class_count + 1,), -1)
     place[list(classes)] = torch.arange(len(classes))
@@ -162,7 +215,9 @@ def cost_of(traced: Traced, coupling: Coupling, classes: Sequence[int], *, unrea
         for layers, shape, share in found:
             rows.add(layers, shape, macs=share)
         base += macs_of(node) if not found else 0
-    return replace(rows.cost(tuple(classes), base), unread=unread)
+    placed = layers_of(traced, coupling) if timing is not None else ()
+    timed = tuple((one.layer, rows.dim(one.reads), rows.dim(one.makes)) for one in placed)
+    return replace(rows.cost(tuple(classes), base), unread=unread, layers=timed, timing=timing)
 
 
 _Space = tuple[Layers, Shape, float]
@@ -248,6 +303,10 @@ class _Rows:
         sums = self.found.setdefault((first, second), [0.0, 0.0])
         sums[0] += parameters * share
         sums[1] += macs * share
+
+    def dim(self, classes: Sequence[int]) -> int:
+        """The dimension along which channels of these classes lie."""
+        return self.dims.setdefault(tuple(self.place[list(classes)].tolist()), len(self.dims))
 
     def cost(self, classes: tuple[int, ...], base: int) -> Cost:
         """All that was counted."""

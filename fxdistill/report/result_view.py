@@ -37,7 +37,12 @@ def sizes_lines(shrunk: ShrunkResult) -> tuple[Line, ...]:
     sizes = ", ".join(f"{name} {count(a)} -> {count(b)} ({b / max(a, 1):.1%})" for name, (a, b) in pairs.items())
     compared = f"proof: equals the masked original at {proof.nodes} nodes, largest relative error {proof.error:.1e}"
     compared += " in double precision" if proof.precision == "float64" else ""
-    return Line(Text(sizes, "bold"), indent=2), Line(Text(compared), indent=2)
+    lines = Line(Text(sizes, "bold"), indent=2), Line(Text(compared), indent=2)
+    if (found := shrunk.confirmed) is None:
+        return lines
+    told = f"latency {found.own_ms:.3g} ms -> {found.ms:.3g} ms, measured in turn in {found.provider}, one thread: "
+    told += f"{found.share:.3f} of its own, 95 % interval {found.low:.3f} to {found.high:.3f}"
+    return *lines, Line(Text(told), indent=2)
 
 
 def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:

@@ -26,7 +26,7 @@ from fxdistill.passes.thin.search import Ranking
 from fxdistill.plan.document import Plan
 from fxdistill.runtime import shrunken, stepping
 from fxdistill.runtime.execution import Observer, Settings
-from fxdistill.runtime.shrunken import Wish
+from fxdistill.runtime.shrunken import Wish, wished
 from fxdistill.runtime.stepping import OTHER, PLAN, SMALLER, Runs, Says, Steps
 from fxdistill.runtime.teaching import Teaching
 
@@ -45,8 +45,9 @@ class Prepared(NamedTuple):
 
 def compress(
     model: str | Path, folder: str | Path, *, data: str, keep: float | None = None, macs: float | None = None,
-    params: float | None = None, ranking: Ranking | None = None, floor: float | None = None,
-    scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int = 1,
+    params: float | None = None, latency: float | str | None = None, on: str = "cpu",
+    ranking: Ranking | None = None, floor: float | None = None,
+    scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int | None = None,
     protect: Sequence[str] = (), only: Sequence[str] = (), factory: str | None = None, args: Sequence[str] = (),
     checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1, settings: Settings | None = None,
     observer: Observer | None = None, **teaching: Any,
@@ -60,11 +61,14 @@ def compress(
         keep: As for :func:`fxdistill.shrink`, as all up to ``only``.
         macs: A budget.
         params: A budget.
+        latency: Time in ONNX Runtime that it may take: a share of the model's own below 1, or as ``"3ms"``. Within 2 %,
+            as the whole was measured, or refused.
+        on: What that is measured on: ``cpu`` or ``cuda``.
         ranking: What competes.
         floor: The least share of a layer.
         scopes: Parts with a share of their own.
         by: Importance of a channel, by name.
-        round_to: Widths become multiples of this.
+        round_to: Widths become multiples of this; None for 1, and with a latency for 8.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune.
         factory: The factory of a file that is a state dict.
@@ -83,7 +87,7 @@ def compress(
     """
     settings, how = settings or Settings(), Teaching(data, **teaching)
     how = replace(how, allow=(*how.allow, *settings.allow))
-    wish = Wish(
+    wish = wished(latency=latency, on=on,
         keep=keep, limits=limits_of(macs=macs, parameters=params), ranking=ranking, floor=floor,
         scopes=tuple(scopes.items()), by=by, round_to=round_to, protect=tuple(protect), only=tuple(only), seed=how.seed,
     )  # fmt: skip
@@ -121,6 +125,8 @@ def prepare(
         RunDirError: The folder holds something else.
     """
     _check(found, teaching)
+    if steps is not None:
+        steps.check(wish, found)
     _check_folder(folder)
     asked, path = stepping.request(found, wish, teaching, steps), folder / SMALLER
     if path.exists():

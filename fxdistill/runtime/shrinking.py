@@ -16,15 +16,16 @@ from fxdistill.modelfiles import bundle
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.runtime.deploy import as_loaded
 from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.shrunken import Reading, Wish, shrunk, write
+from fxdistill.runtime.shrunken import Reading, shrunk, wished, write
 from fxdistill.runtime.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps
 from fxdistill.runtime.teaching import Teaching
 
 
 def shrink(
     model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float | None = None,
-    macs: float | None = None, params: float | None = None, ranking: Ranking | None = None, floor: float | None = None,
-    scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int = 1,
+    macs: float | None = None, params: float | None = None, latency: float | str | None = None,
+    on: str = "cpu", ranking: Ranking | None = None, floor: float | None = None,
+    scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int | None = None,
     protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
     input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
     allow: Sequence[str] = (), trust_code: bool = False, passes: PassManager | None = None,
@@ -40,12 +41,15 @@ def shrink(
         keep: Share of the channels to keep, in (0, 1).
         macs: Multiply-accumulates that it may have instead; below 1 a share of the model's own. Met within 2 %.
         params: Parameters that it may have, likewise. With both, neither is exceeded.
+        latency: Time in ONNX Runtime that it may take: a share of the model's own below 1, or as ``"3ms"``. Within 2 %,
+            as the whole was measured, or refused.
+        on: What that is measured on: ``cpu`` or ``cuda``.
         ranking: What competes: ``global`` (all channels), ``isomorphic`` (those of layers alike) or ``uniform`` (those
             of one layer); None for ``uniform`` with ``keep`` and ``global`` with a budget.
         floor: The least share of its channels that a layer keeps; None for 0 with ``keep``, 0.1 with a budget.
         scopes: Parts with a share of their own, by module or node path; 1 keeps all of it.
         by: Importance of a channel, by name.
-        round_to: Widths become multiples of this.
+        round_to: Widths become multiples of this; None for 1, and with a latency for 8.
         protect: Module or node paths whose channels stay.
         only: Paths of the modules to prune; empty for the whole model.
         data: A data spec, for criteria that read data.
@@ -73,18 +77,22 @@ def shrink(
     found = as_loaded(
         model, factory=factory, args=args, seed=seed, allow=allow, trust_code=trust_code, entry=checkpoint_entry
     )
-    wish = Wish(
+    wish = wished(latency=latency, on=on,
         keep=keep, limits=limits_of(macs=macs, parameters=params), ranking=ranking, floor=floor,
         scopes=tuple(scopes.items()), by=by, round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
     )  # fmt: skip
     reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow))
-    made, preprocessing = shrunk(found, wish, reading, passes=passes)
+    between = None
     if steps != 1:
         between = Steps.of(steps, recover, Teaching.on(data, task=task, input_shape=input_shape, lr=lr, seed=seed))
+        between.check(wish, found)
+        folder = folder_for(path)
+    made, preprocessing = shrunk(found, wish, reading, passes=passes)
+    if between is not None:
         settings = replace(settings or Settings(), allow=tuple(allow), trust_code=trust_code)
         made, preprocessing = in_steps(
-            found, folder_for(path), wish, between, made,
-            run=run or functools.partial(carry_out, settings=settings), say=say, passes=passes,
+            found, folder, wish, between, made, run=run or functools.partial(carry_out, settings=settings), say=say,
+            passes=passes,
         )  # fmt: skip
     if path is not None:
         metadata = {bundle.RANDOM_WEIGHTS: True} if found.random_weights else {}

@@ -8,9 +8,12 @@ from typing import Any
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
 from fxdistill.criteria import CRITERIA
 from fxdistill.data.batches import first_batch
+from fxdistill.errors import InputError
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size
+from fxdistill.ir.layers import Timing
 from fxdistill.ir.views import seen
+from fxdistill.measure.layer_times import UNIT
 from fxdistill.modelfiles import bundle, pt2
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.passes.thin.search import Ranking
@@ -18,6 +21,7 @@ from fxdistill.passes.trace import Trace
 from fxdistill.preprocessing import Preprocessing, Wishes
 from fxdistill.runtime import preprocess
 from fxdistill.runtime.deploy import MODEL
+from fxdistill.runtime.latency_search import Wanted, searched
 from fxdistill.tasks import TASKS
 
 
@@ -37,6 +41,7 @@ class Wish:
         only: Paths of the modules to prune.
         seed: Seed of criteria that draw, and of the proof.
         before: The widths of layers before earlier steps: floors and shares of parts are of these.
+        latency: How long the model may take.
     """
 
     keep: float | None = None
@@ -50,6 +55,15 @@ class Wish:
     only: tuple[str, ...] = ()
     seed: int = 0
     before: tuple[tuple[str, int], ...] = ()
+    latency: Wanted | None = None
+
+
+def wished(*, latency: float | str | None = None, on: str = "cpu", round_to: int | None = None, **others: Any) -> Wish:
+    """A wish, with a time as :meth:`Wanted.of` takes it; widths are then multiples of 8 unless others are said."""
+    time = None if latency is None else Wanted.of(latency, on)
+    if time is not None and others.get("keep") is not None:
+        raise InputError("both --latency and --keep say how much to keep", where="--keep", hint="give one of them")
+    return Wish(latency=time, round_to=round_to or (1 if time is None else UNIT), **others)
 
 
 @dataclass(frozen=True)
@@ -85,11 +99,19 @@ def shrunk(
     own = read.preprocessing[MODEL]
     first = first_batch(read.dataset) if read.dataset is not None and CRITERIA.get(wish.by).needs_batch else None
     examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
-    made = shrink_model(
-        found.module, input_shape=shape, keep=wish.keep, limits=wish.limits, ranking=wish.ranking, floor=wish.floor,
-        scopes=wish.scopes, criterion=wish.by, round_to=wish.round_to, protect=wish.protect, only=wish.only,
-        seed=wish.seed, before=wish.before, passes=passes, batch=examples, loss=supervised_loss(task),
-    )  # fmt: skip
+
+    def make(*limits: Limit, timing: Timing | None = None) -> ShrunkResult:
+        return shrink_model(
+            found.module, input_shape=shape, keep=wish.keep, limits=(*limits, *wish.limits), ranking=wish.ranking,
+            floor=wish.floor, scopes=wish.scopes, criterion=wish.by, round_to=wish.round_to, protect=wish.protect,
+            only=wish.only, seed=wish.seed, before=wish.before, passes=passes, batch=examples,
+            loss=supervised_loss(task), timing=timing,
+        )  # fmt: skip
+
+    if wish.latency is None:
+        made = make()
+    else:
+        made = searched(found.module, shape, wish.latency, lambda limit, timing: make(limit, timing=timing))
     return made, own if own.source.normalisation not in ("", "the data") else found.preprocessing
 
 

@@ -67,6 +67,8 @@ class Steps:
             raise InputError(
                 f"{self.count} are no steps", where="--steps", hint=f"give a number from 2 to {_MOST}, or leave it out"
             )
+        if wish.latency is not None:
+            raise InputError("a latency is met in one step", where="--latency", hint="give --macs or --params instead")
         if not wish.limits or wish.keep is not None:
             raise InputError("steps go towards a budget", where="--steps", hint="give --macs 0.5 or --params 0.5")
         if found.random_weights or found.sha256 is None:
@@ -132,10 +134,9 @@ def in_steps(
         passes: A manager to run the passes of the last one in.
 
     Raises:
-        InputError: The steps make no sense; nothing was written.
+        InputError: The last one has nothing to do.
         RunDirError: The folder holds other steps.
     """
-    steps.check(wish, found)
     asked, reading = request(found, wish, steps.teaching, steps), steps.teaching.reading
     current, size = found, at_once.before
     wish = replace(wish, before=tuple((path, before) for path, (before, _) in at_once.widths.items()))

@@ -23,6 +23,7 @@ from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.cost import Cost, Limit, Size, cost_of
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of, within
+from fxdistill.ir.layers import Timing
 from fxdistill.passes.thin.search import Ranking, Search, pools
 from fxdistill.passes.thin.selection import Block, Selection, Width, select
 from fxdistill.passes.thin.stays import Stays, blocks_of, layer_of, not_pruned, nothing, unscored, widths_of
@@ -41,6 +42,7 @@ class ThinSource:
         batch: Images and targets, for criteria that read gradients.
         loss: What the targets say about a prediction, for the same.
         unread: Parameters that the model has and does not read; they stay, and count.
+        timing: How long layers take, for budgets of time.
     """
 
     traced: Traced
@@ -48,6 +50,7 @@ class ThinSource:
     batch: Examples | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
     unread: int = 0
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True)
@@ -196,12 +199,12 @@ class Thin(Pass[ThinSource, Removal]):
 
     def _check_size(self, source: ThinSource, value: Removal, stays: Stays) -> None:
         cost = self._cost(source, [i for block in blocks_of(stays).values() for i in block])
-        size, own = cost.without(value.removed), cost.without(())
-        if value.size != size or any(getattr(size, one.what) > one.most(own) for one in self.limits):
+        size, own = cost.spent_without(value.removed), cost.spent_without(())
+        if value.size != size[:2] or any(getattr(size, one.what) > one.most(own) for one in self.limits):
             raise InvariantError(f"the budget is not met: {size} of {own}")
 
     def _cost(self, source: ThinSource, free: Sequence[int]) -> Cost:
-        return cost_of(source.traced, source.coupling, free, unread=source.unread)
+        return cost_of(source.traced, source.coupling, free, unread=source.unread, timing=source.timing)
 
     def _blocks(self, stays: Stays, named: set[int]) -> list[Block]:
         """The blocks; with a target where the share of a part, or that nothing asks for them, decides on it."""
@@ -238,7 +241,8 @@ class Thin(Pass[ThinSource, Removal]):
         )
         if self.limits:
             free = [class_id for block in blocks for class_id in block.classes]
-            return search.meet(self.limits, self._cost(source, free))
+            selection, spent = search.meet(self.limits, self._cost(source, free))
+            return selection, Size(*spent[:2])
         return search.selected(search.targets(self.keep or 0.0), wanted), None
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from fxdistill.errors import InputError
-from fxdistill.ir.cost import Cost, Limit, Size, check_limit
+from fxdistill.ir.cost import Cost, Limit, Spent, check_limit, told
 from fxdistill.ir.coupling import Coupling
 from fxdistill.passes.thin.selection import Block, Memory, Selection, Width, select
 
@@ -33,6 +33,10 @@ TOLERANCE = 0.02
 _ENOUGH = 0.002
 """How far below it nothing more is given to single blocks."""
 _HALVINGS, _STEPS = 40, 4
+_LOOSE = 0.2
+"""The same for budgets of time: how near the whole comes is measured, and searched again for."""
+_WIDER = 8
+"""So many classes further a block is looked for a width that takes less time."""
 _ROUNDING = 1e-9
 Targets = tuple[int, ...]
 
@@ -71,7 +75,7 @@ class Search:
             for place, number in enumerate(ranked):
                 self.places.setdefault(number, []).append(place / len(ranked))
         self._memory: Memory = {}
-        self._sizes: dict[Targets, Size] = {}
+        self._sizes: dict[Targets, Spent] = {}
 
     def _ranked(self, pool: Sequence[int]) -> list[int]:
         values, owners = [], []
@@ -104,19 +108,20 @@ class Search:
             self.coupling, blocks, widths, self.scores, frozen=self.frozen, memory=None if widths else self._memory
         )
 
-    def meet(self, limits: Sequence[Limit], cost: Cost) -> tuple[Selection, Size]:
+    def meet(self, limits: Sequence[Limit], cost: Cost) -> tuple[Selection, Spent]:
         """The selection that costs as much as it may, within :data:`TOLERANCE` of the budget that is met first.
 
         Raises:
             InputError: A budget is below the least or above the most that can be had, or nothing comes near to it.
         """
-        own, least = cost.without(()), self._costs(self.targets(0.0), cost)
+        own, least = cost.spent_without(()), self._costs(self.targets(0.0), cost)
         if least == own:
             raise InputError(
                 "no channel would be removed: no layer may have fewer than it has", where=limits[0].option,
                 hint="lower --round-to or --floor, or give parts a smaller --scope",
             )  # fmt: skip
-        most = Size(*(min((n.most(own) for n in limits if n.what == what), default=math.inf) for what in Size._fields))  # type: ignore[arg-type]
+        caps = (min((n.most(own) for n in limits if n.what == what), default=math.inf) for what in Spent._fields)
+        most = Spent(*caps)  # type: ignore[arg-type]
         for limit in limits:
             floor = "with the fewest channels that a layer may have"
             check_limit(limit.what, limit.most(own), least=least, whole=own, where=limit.option, floor=floor)
@@ -126,21 +131,23 @@ class Search:
                 hint="leave the budget out, or give those parts more",
             )  # fmt: skip
         met = self._near(self._filled(self._bisected(most, cost), most, cost), most, cost)
-        if _share(self._costs(met, cost), most) < 1 - TOLERANCE:
+        if cost.timing is not None:
+            met = self._filled(self._widened(met, most, cost), most, cost, step=_WIDER)
+        if _share(self._costs(met, cost), most) < 1 - (TOLERANCE if cost.timing is None else _LOOSE):
             found = self._costs(met, cost)
+            near = " and ".join(told(limit.what, getattr(found, limit.what)) for limit in limits)
             raise InputError(
-                f"no widths come within {TOLERANCE:.0%} of the budget: the nearest below it have {found.macs:,} "
-                f"MACs and {found.parameters:,} parameters", where=limits[0].option,
-                hint="give that, a smaller --round-to, or another --floor",
+                f"no widths come within {TOLERANCE:.0%} of the budget: the nearest below it have {near}",
+                where=limits[0].option, hint="give that, a smaller --round-to, or another --floor",
             )  # fmt: skip
         return self.selected(met), self._costs(met, cost)
 
-    def _costs(self, targets: Targets, cost: Cost) -> Size:
+    def _costs(self, targets: Targets, cost: Cost) -> Spent:
         if targets not in self._sizes:
-            self._sizes[targets] = cost.without(self.selected(targets).removed)
+            self._sizes[targets] = cost.spent_without(self.selected(targets).removed)
         return self._sizes[targets]
 
-    def _bisected(self, most: Size, cost: Cost) -> Targets:
+    def _bisected(self, most: Spent, cost: Cost) -> Targets:
         """What the largest share leaves that can be paid."""
         low, high = 0.0, 1.0
         for _ in range(_HALVINGS):
@@ -150,7 +157,7 @@ class Search:
             low, high = (middle, high) if _share(self._costs(self.targets(middle), cost), most) <= 1 else (low, middle)
         return self.targets(low)
 
-    def _filled(self, targets: Targets, most: Size, cost: Cost, but: int = -1) -> Targets:
+    def _filled(self, targets: Targets, most: Spent, cost: Cost, but: int = -1, step: int = 1) -> Targets:
         """More for single blocks, but one, while that can be paid."""
         found = list(targets)
         waiting = [(at[found[n]], n) for n, at in self.places.items() if n != but and found[n] < len(at)]
@@ -159,14 +166,26 @@ class Search:
             _, number = heapq.heappop(waiting)
             places = self.places[number]
             more = [*found]
-            more[number] = min(len(places), found[number] + self.blocks[number].step)
+            more[number] = min(len(places), found[number] + max(step, self.blocks[number].step))
             if _share(self._costs(tuple(more), cost), most) <= 1:
                 found = more
                 if found[number] < len(places):
                     heapq.heappush(waiting, (places[found[number]], number))
         return tuple(found)
 
-    def _near(self, targets: Targets, most: Size, cost: Cost) -> Targets:
+    def _widened(self, targets: Targets, most: Spent, cost: Cost) -> Targets:
+        """More for single blocks where that costs no more: some widths take longer than wider ones."""
+        best = targets
+        for number, places in self.places.items():
+            step = self.blocks[number].step
+            last = min(len(places), best[number] + max(step, _WIDER))
+            for count in range(best[number] + step, last + 1, step):
+                more = (*best[:number], count, *best[number + 1 :])
+                if _share(self._costs(more, cost), most) <= _share(self._costs(best, cost), most):
+                    best = more
+        return best
+
+    def _near(self, targets: Targets, most: Spent, cost: Cost) -> Targets:
         """Where steps are too large to come near: some less for one block, and what that leaves for the others."""
         best = targets
         ranked = sorted(self.places, key=lambda n: -self.places[n][targets[n] - 1])  # the nearest to going first
@@ -181,6 +200,6 @@ class Search:
         return best
 
 
-def _share(size: Size, most: Size) -> float:
+def _share(size: Spent, most: Spent) -> float:
     """What part of the budgets a size is; of several that of which the most is used."""
     return max(one / limit for one, limit in zip(size, most, strict=True))
