@@ -13,6 +13,7 @@ from fxdistill.errors import FxdistillError
 
 if TYPE_CHECKING:
     from fxdistill.runtime.deploy import Found
+    from fxdistill.runtime.reducing import Reduced
 
 MODEL = "model"
 out = Console(highlight=False)
@@ -63,6 +64,7 @@ def export(
         values.writable(output)
         files.check_onnx_name(output)
 
+        from fxdistill.preprocessing import NOTHING
         from fxdistill.runtime import deploy
 
         found = deploy.find(
@@ -98,8 +100,18 @@ def export(
                 failures.append(failed(str(error), error.exit_code))
             else:
                 out.print(Text(f"wrote {reducing.described(made, found.task)}"), soft_wrap=True)
+                if values.is_run(model) and data is None and class_map is None and wishes == NOTHING:
+                    _noted(Path(model), made)  # measured as the run measures
         if failures:
             raise min(failures, key=lambda one: one.exit_code)
+
+
+def _noted(run: Path, made: "Reduced") -> None:
+    """Note what a file reaches in the run that it is of."""
+    from fxdistill.runtime import exports
+    from fxdistill.runtime.directory import RunDir
+
+    exports.note(RunDir.existing(run), made)
 
 
 def _optimized(found: "Found", output: Path, *, tolerance: float, embed: bool) -> None:

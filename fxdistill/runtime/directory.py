@@ -12,6 +12,7 @@
     trained_….pt     of each training the state that it ended in, for --more-epochs
     result.json      what came out; its presence says that the run is complete
     details.json     what its report shows beside that, see :mod:`fxdistill.runtime.details`
+    exports.json     what files reach that were exported in less precision, see :mod:`fxdistill.runtime.exports`
     report.html      the same for people, of the command line's making
     .lock            held by the process at work; the file stays, the lock goes with the process
 
@@ -227,6 +228,11 @@ class RunDir:
         return self.path / "details.json"
 
     @property
+    def exports_path(self) -> Path:
+        """What files reach that were exported in less precision."""
+        return self.path / "exports.json"
+
+    @property
     def source(self) -> Path:
         """The file that the plan was taken from.
 
@@ -361,7 +367,7 @@ def _odd(result: dict[str, Any], plan: Plan) -> str:
     return ""
 
 
-_TEXTS = r"(plan|origin|result|details)\.json|report\.html|metrics\.jsonl"
+_TEXTS = r"(plan|origin|result|details|exports)\.json|report\.html|metrics\.jsonl"
 _WRITTEN = re.compile(rf"\.lock|{_TEXTS}|tensorboard|profile|jobs|checkpoint\.pt|[a-z][\w+-]*\.(pt|onnx|onnx\.data)")
 """The names of what a run writes."""
 _TEMPORARY = re.compile(rf"\.({_TEXTS}|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{{8}}")

@@ -265,7 +265,15 @@ def test_bands_are_the_range_over_seeds_and_lines_the_mean() -> None:
 
 @pytest.mark.parametrize(
     ("values", "log"),
-    [([0.1, 0.2], False), ([1e-4, 1.0], True), ([0.0, 1.0], False), ([5.0, 5.0], False), ([-3.0], False)],
+    [
+        ([0.1, 0.2], False),
+        ([1e-4, 1.0], True),
+        ([0.0, 1.0], False),
+        ([5.0, 5.0], False),
+        ([1.121, 1.129], False),
+        ([42_816, 42_830], False),
+        ([-3.0], False),
+    ],
 )
 def test_scales_hold_their_values_and_have_ticks(values: list[float], log: bool) -> None:
     made = chart.scale(values, 0, 100)

@@ -113,7 +113,10 @@ class Scale:
     def ticks(self, say: Callable[[float], str], most: int = 5) -> tuple[Tick, ...]:
         """Round values that lie inside, with what they say."""
         found = _decades(self.low, self.high, most) if self.log else _steps(self.low, self.high, most)
-        return tuple(Tick(self(value), say(value)) for value in found)
+        told = [say(value) for value in found]
+        if len(set(told)) < len(told):  # so close to each other that they take more digits
+            told = [f"{value:.6g}" for value in found]
+        return tuple(Tick(self(value), label) for value, label in zip(found, told, strict=True))
 
 
 def scale(values: Sequence[float], start: float, end: float, *, log: bool | None = None, room: float = 0.06) -> Scale:

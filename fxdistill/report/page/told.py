@@ -17,9 +17,10 @@ from fxdistill.plan.document import CONTROL, Plan, stale_costs
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.report.page import words
 from fxdistill.report.page.courses import Course, kept_of, losses_of, metric_of
-from fxdistill.runtime import details
+from fxdistill.runtime import details, exports
 from fxdistill.runtime.details import Details
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.exports import Export
 from fxdistill.runtime.inspection import inspect
 from fxdistill.tasks import TASKS, Task
 
@@ -105,12 +106,13 @@ def of_run(path: Path, name: str) -> Told:
     """
     rundir = RunDir.existing(path)
     plan, result, records, _ = inspect(rundir)
-    found = details.read(rundir, plan) if result else None
+    found, files = (details.read(rundir, plan), exports.read(rundir, plan)) if result else (None, [])
     task, slots = TASKS.get(plan.task), slots_of(plan)
     remarks = dict.fromkeys((*plan.diagnostics, *stale_costs(plan), *_remarks(result)))
     return Told(
         name, plan, result, ran=True, verdict=words.verdict(plan, result, task),
-        models=tuple(_models(plan, result, task)) if result else (), metric=metric_of(plan, records, task, slots),
+        models=(*_models(plan, result, task), *_files(plan, files)) if result else (),
+        metric=metric_of(plan, records, task, slots),
         losses=losses_of(plan, records), again=words.again(plan, result), details=found,
         kept=kept_of(records, (result or {}).get("exported_seed", plan.seeds[0])),
         outline=found.outline if found else Outline(), remarks=tuple(remarks),
@@ -159,6 +161,18 @@ def _models(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Model]:
         label = f"{member}, no distillation" if arm.name == CONTROL else f"{member}, {arm.name}"
         label = member if arm.name == member else label
         yield _model(plan, result, member, values, label=label, slot=slots[arm.name])
+
+
+def _files(plan: Plan, files: Sequence[Export]) -> Iterator[Model]:
+    """Files in less precision: as large as the exported member in all that is counted."""
+    member = plan.members[plan.export.member]
+    counted = not isinstance(member, Hardened | Masked)
+    for one in files:
+        yield Model(
+            f"{plan.export.member}, {one.precision} file", "student", one.value, 0.0,
+            () if one.value is None else (one.value,), member.parameters if counted else None,
+            member.macs if counted else None, one.latency,
+        )  # fmt: skip
 
 
 def _values(found: Sequence[dict[str, Any]], task: Task) -> tuple[float, ...]:
