@@ -23,6 +23,7 @@ html_static_path = ["_static"]
 html_css_files = ["fxdistill.css"]
 exclude_patterns = ["_build"]
 nitpicky = True
+smartquotes = False  # an option has two hyphens
 
 
 def setup(app: Any) -> None:

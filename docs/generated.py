@@ -7,6 +7,7 @@ remark means is the README's table; what it says, and what to do, the sources.
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
@@ -22,6 +23,8 @@ from fxdistill.criteria import CRITERIA
 from fxdistill.losses import LOSSES
 from fxdistill.methods import METHODS
 from fxdistill.registry import Registry
+
+_WIDE = 84
 
 
 def fill(_app: Any, _page: str, source: list[str]) -> None:
@@ -129,7 +132,8 @@ def _public(name: str) -> Iterator[str]:
     if inspect.isclass(thing):
         yield f"```none\nclass fxdistill.{name}\n```"
     else:
-        yield f"```none\nfxdistill.{name}{_signature(thing)}\n```"
+        call = textwrap.fill(f"fxdistill.{name}{_signature(thing)}", _WIDE, subsequent_indent="    ")
+        yield f"```none\n{call}\n```"
     yield markdown(thing.__doc__ or "")
     members = vars(thing).items() if inspect.isclass(thing) else ()
     for member, value in members:
@@ -151,8 +155,9 @@ def _signature(function: Any) -> str:
 
 
 def _escaped(text: str | None) -> str:
-    """Text of the sources in Markdown: what would be markup there stays as it is."""
-    return re.sub(r"([\\`*_<>\[\]{}$|])", r"\\\1", " ".join((text or "").split()))
+    """Text of the sources in Markdown: what would be markup there stays as it is, options are code."""
+    plain = re.sub(r"([\\`*_<>\[\]{}$|])", r"\\\1", " ".join((text or "").split()))
+    return re.sub(r"(?<![\w-])--[a-z][a-z0-9-]*", r"`\g<0>`", plain)
 
 
 PARTS: dict[str, Callable[[], str]] = {

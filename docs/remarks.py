@@ -33,8 +33,9 @@ def remarks() -> list[Remark]:
     found: list[Remark] = []
     for top in ("fxdistill", "passes"):
         for path in sorted((ROOT / top).rglob("*.py")):
-            if "fxdistill/passes" not in path.as_posix():
-                found += _of(ast.parse(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix())
+            source = path.read_text(encoding="utf-8")
+            if "fxdistill/passes" not in path.as_posix() and ("Diagnostic(" in source or ".note(" in source):
+                found += _of(ast.parse(source), path.relative_to(ROOT).as_posix())
     return sorted(set(found), key=lambda remark: (remark.code, remark.source, remark.why))
 
 

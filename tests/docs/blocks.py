@@ -89,7 +89,7 @@ class Reader:
         """
         self.names = {"__name__": "page"}
         found = list(blocks(page))
-        for block, after in zip(found, [*found[1:], None], strict=True):
+        for block, after in zip(found, [*found, None][1:], strict=True):
             if block.language not in ("bash", "python", "text", "none", "json", "toml"):
                 raise PageError(f"{block.where}: no block is of the language '{block.language}'")
             expected = int(after.caption.removeprefix(EXITS)) if after and after.caption.startswith(EXITS) else 0

@@ -54,6 +54,14 @@ def test_every_command_and_option_is_there() -> None:
     assert "{" not in re.sub(r"```none.*?```", "", text, flags=re.DOTALL).replace("\\{", "")
 
 
+def test_options_that_pages_name_are_options() -> None:
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", generated.cli())) | {"--help", "--version"}
+    assert len(known) > 100
+    for path in DOCS.rglob("*.md"):
+        for code in re.findall(r"`([^`\n]*--[^`\n]*)`", path.read_text()):
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", code)) <= known, (path.name, code)
+
+
 def test_every_remark_of_the_sources_is_there() -> None:
     text, found = generated.diagnostics(), remarks.remarks()
     given = set()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fxdistill.measure import onnx_file
 from tests.docs.blocks import PageError, Reader, difference
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -20,6 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(where)
         patch.setenv("COLUMNS", "80")
         patch.setattr("sys.path", [*sys.path])
+        patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))  # the quicker of the two; the other one has tests
         Reader().read(DOCS / "tutorial.md")
         yield where
 
@@ -71,3 +73,9 @@ def test_what_may_differ() -> None:
     assert not difference("a  b 3.04 M …\n…\nend", "a b 3.1 M in 4 s\nmore\nand more\nend\n")
     assert difference("…\nend", "end\nmore")
     assert difference("a\nb", "a\nc\nb")
+
+
+def test_a_page_without_a_block_is_read(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n\n```{include} other.md\n```\n")
+    Reader().read(page)
