@@ -32,6 +32,8 @@ _OURS_TO_EXPLAIN = (files.PLACE_ERRORS | files.STORAGE_ERRORS) - {errno.ENOENT, 
 """What the file system may refuse anywhere; a missing file that nobody looked for before is a fault of ours."""
 _OTHERS = [number for number in stopping.SIGNALS if number != signal.SIGINT]
 """Signals that are made what Ctrl-C is."""
+_HEADS = ("where", "to do")
+"""What stands before the further lines of a message, see :mod:`fxdistill.errors`."""
 _UsageError: Any = typer.BadParameter.__base__  # of click, which typer depends on or brings along, by its version
 
 
@@ -120,5 +122,20 @@ def say(remarks: "Sequence[Diagnostic]") -> None:
 def failed(message: str, code: int) -> typer.Exit:
     """What ends the program with a code, after the message was said."""
     if together.speaks(code):
-        err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+        _print(message)
     return typer.Exit(code)
+
+
+def _print(message: str) -> None:
+    """A message, whose lines keep their indent where a terminal is narrow; whole ones for a file or another program."""
+    if not err.is_terminal:
+        err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+        return
+    from fxdistill.report.layout import Line
+
+    what, *more = message.splitlines() or [""]
+    err.print(Line(Text(what), Text("error: ", "bold red")))
+    for line in more:
+        head, colon, text = line.partition(": ")
+        known = colon and head.strip() in _HEADS
+        err.print(Line(Text(text), Text(head + colon)) if known else Line(Text(line), indent=2))

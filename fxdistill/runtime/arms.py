@@ -279,6 +279,7 @@ class _Watch:
                 "split": "test" if self.run.plan.data.val is None else "val",
                 "metrics": reached,
                 "images_per_second": round(progress.images_per_second, 1),
+                "learning_rate": progress.rate,
                 **({"plateau": True} if progress.ended and epoch < progress.stage.epochs else {}),
                 **({"kept": keeping} if keeping else {}),
             }

@@ -105,6 +105,7 @@ class Progress:
         kept: At the end of an epoch, how many channels each masked member keeps, layer by layer.
         note: At the end of a stage, what was done about what frozen members compute; '' for nothing to say.
         waiting: The share of the epoch's time that went by until batches were there.
+        rate: The learning rate of the last step.
     """
 
     stage: Stage
@@ -116,3 +117,4 @@ class Progress:
     note: str = ""
     kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
     waiting: float = 0.0
+    rate: float = 0.0

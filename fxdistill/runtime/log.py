@@ -69,7 +69,7 @@ class Metrics:
         arm = f"{record['name']}-seed{record['seed']}"
         step = self._steps[arm] = self._steps.get(arm, 0) + 1
         values = {f"{record['stage']}/{key}": value for key, value in record["losses"].items()}
-        values["images_per_second"] = record["images_per_second"]
+        values |= {name: record[name] for name in ("images_per_second", "learning_rate") if name in record}
         values |= record["metrics"]
         kept = record.get("kept", {}).items()
         values |= {f"kept/{level}/{layer}": count for level, found in kept for layer, count in found.items()}

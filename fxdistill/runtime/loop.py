@@ -216,7 +216,8 @@ class Loop:
         loss = self.crew.first(running.loss)
         ended = self.course.ends(stage.plateau, loss) or end.epoch == stage.epochs
         with running.average.shown():
-            self.on_progress(running.progress(end, steps, ended=ended))
+            rate = float(optimizer.param_groups[0]["lr"])
+            self.on_progress(replace(running.progress(end, steps, ended=ended), rate=rate))
         if not ended:
             if end.taught < len(stage.successors) and self.on_teacher(stage, end.taught):
                 end = replace(end, taught=end.taught + 1)

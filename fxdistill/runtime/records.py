@@ -66,6 +66,7 @@ def _record(line: bytes, epochs: dict[str, dict[str, int]], seeds: list[int]) ->
         record: Record = json.loads(line, parse_constant=_refuse)
         numbers = [("time", record["time"]), ("images_per_second", record["images_per_second"])]
         numbers += [*record["losses"].items(), *record["metrics"].items()]
+        numbers += [("learning_rate", record.get("learning_rate", 0.0))]
         kept = record.get("kept", {}).items()
         numbers += [(f"kept {level}/{layer}", count) for level, found in kept for layer, count in found.items()]
         arm, stage, epoch, seed = (record[name] for name in ("name", "stage", "epoch", "seed"))

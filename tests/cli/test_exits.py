@@ -5,7 +5,11 @@ import os
 
 import pytest
 import typer
+from rich.console import Console
+from typer.testing import CliRunner
 
+from fxdistill.cli import exits
+from fxdistill.cli.commands import app
 from fxdistill.cli.exits import reported
 from fxdistill.errors import InputError, StorageError
 
@@ -40,3 +44,48 @@ def test_our_errors_have_the_exit_codes_of_their_kinds() -> None:
         with pytest.raises(typer.Exit) as caught, reported():
             raise error
         assert caught.value.exit_code == status
+
+
+LONG = InputError(
+    "the model answers with 1000 classes, the data has 10 classes, and nothing says which of them are which",
+    where="/a/rather/long/path/to/a/model/file/that/somebody/has/trained/student.pt, output 'logits'",
+    hint="choose a model for these classes, or say which of the model's classes the data has: --class-map FILE",
+)
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_a_message_keeps_its_indent_in_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(exits, "err", Console(stderr=True, width=width, force_terminal=True, color_system=None))
+    with pytest.raises(typer.Exit), reported():
+        raise LONG
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= width
+    heads = {"error: ": 7, "  where: ": 9, "  to do: ": 9}
+    indent, seen = 0, []
+    for line in lines:
+        head = next((head for head in heads if line.startswith(head)), "")
+        seen += [head] if head else []
+        indent = heads[head] if head else indent
+        assert head or (line[:indent].isspace() and not line[indent].isspace()), line
+    assert seen == list(heads)
+    assert len(lines) >= 6
+    said = "".join(line[9 if not line.startswith("error") else 7 :].strip() for line in lines)
+    assert "somebody/has/trained/student.pt" in said
+
+
+def test_a_message_in_a_pipe_has_whole_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(exits, "err", Console(stderr=True, width=40))
+    with pytest.raises(typer.Exit), reported():
+        raise LONG
+    assert capsys.readouterr().err == f"error: {LONG}\n"
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("evla", "eval"), ("compar", "compare"), ("shrnk", "shrink")])
+def test_a_command_that_is_mistyped_is_guessed(wrong: str, right: str) -> None:
+    done = CliRunner().invoke(app, [wrong])
+    assert done.exit_code == 2
+    assert f"Did you mean '{right}'" in done.stderr

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,6 +103,12 @@ def test_tensorboard_shows_the_same() -> None:
     kd = [(event.step, round(event.value, 4)) for event in found.Scalars("main/kd")]
     assert kd == [(step, round(lines[step - 1]["losses"]["kd"], 4)) for step in (3, 4)]
     assert [event.step for event in found.Scalars("accuracy")] == [3, 4]
+    rates = [event.value for event in found.Scalars("learning_rate")]
+    assert rates == pytest.approx([line["learning_rate"] for line in lines])
+    # constant in the warm-ups; half a cosine over 10 steps, of which those before the last of an epoch are 4 and 9
+    assert [rate / rates[0] for rate in rates] == pytest.approx(
+        [1, 1, *(0.5 * (1 + math.cos(math.pi * done / 10)) for done in (4, 9))]
+    )
 
 
 def test_onnx_says_where_it_comes_from() -> None:
