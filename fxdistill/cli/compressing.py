@@ -40,7 +40,7 @@ def compress(
     task: parameters.TaskName = "classification",
     epochs: parameters.Epochs = 30,
     batch_size: parameters.BatchSize = 128,
-    lr: parameters.LearningRate = None,
+    lr: parameters.RecoveringRate = 3e-3,
     optimizer: parameters.Optimizer = None,
     weight_decay: parameters.WeightDecay = None,
     momentum: parameters.Momentum = None,

@@ -437,9 +437,11 @@ BetweenSteps = Annotated[
     int | None,
     typer.Option("--recover", min=1, max=1_000_000, help="Epochs of training between steps. Default: 1."),
 ]
+RecoveringRate = Annotated[
+    float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate of what is left of the original.")
+]
 BetweenRate = Annotated[
-    float | None,
-    typer.Option("--lr", min=1e-9, max=100, help="Learning rate between steps. Default: kd's own."),
+    float | None, typer.Option("--lr", min=1e-9, max=100, help="Learning rate between steps. Default: 0.003.")
 ]
 CompressOutput = Annotated[
     Path, typer.Option("--output", "-o", help="Where everything is written: new, or one to go on in.")

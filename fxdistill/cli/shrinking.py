@@ -61,8 +61,8 @@ def shrink(
             ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
             round_to=round_to, protect=protect, only=only, data=data, task=task,
             input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_code=trust_code,
-            passes=passes, checkpoint_entry=entry, steps=steps, recover=recover or 1, lr=lr, say=running.step_said(out),
-            run=functools.partial(running.step_run, settings=settings, out=out),
+            passes=passes, checkpoint_entry=entry, steps=steps, recover=recover or 1, **values.said(lr=lr),
+            say=running.step_said(out), run=functools.partial(running.step_run, settings=settings, out=out),
         )  # fmt: skip
         out.print(shrunk_view(made))
         out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)

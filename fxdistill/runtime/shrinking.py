@@ -18,7 +18,7 @@ from fxdistill.runtime.deploy import as_loaded
 from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.shrunken import Reading, shrunk, wished, write
 from fxdistill.runtime.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps
-from fxdistill.runtime.teaching import Teaching
+from fxdistill.runtime.teaching import RATE, Teaching
 
 
 def shrink(
@@ -29,7 +29,7 @@ def shrink(
     protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
     input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
     allow: Sequence[str] = (), trust_code: bool = False, passes: PassManager | None = None,
-    checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1, lr: float | None = None,
+    checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1, lr: float = RATE,
     settings: Settings | None = None, run: Runs | None = None, say: Says = lambda _number, _made: None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller, and prove that it is the masked original; the model is not changed.
@@ -65,7 +65,7 @@ def shrink(
         steps: In how many steps the budget is met, with training between them: on ``data``, in the folder
             ``NAME-steps`` beside the file NAME, see :mod:`fxdistill.runtime.stepping`.
         recover: Epochs of training between two steps.
-        lr: Its learning rate; None for that of ``fxdistill compress``.
+        lr: Its learning rate.
         settings: The user's decisions about its runs.
         run: Runs the plan of a folder instead.
         say: Is told of each step before the last one.

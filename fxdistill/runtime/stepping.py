@@ -238,7 +238,7 @@ def plan_for(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: T
     )  # fmt: skip
     options = Options(
         input_shape=seen.shape, method=teaching.method, task=teaching.task, epochs=teaching.epochs,
-        lr=method.lr if teaching.lr is None else teaching.lr, seed=teaching.seed, repeats=teaching.repeats,
+        lr=teaching.lr, seed=teaching.seed, repeats=teaching.repeats,
         control=teaching.control, data=seen.data, precision=teaching.precision, recalibrate=teaching.recalibrate,
         preprocessing=seen.preprocessing,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime import checkpoint
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.teaching import RATE
 from tests import runs
 
 FEW = ("--macs", "0.5", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--device", "cpu")
@@ -44,6 +45,7 @@ def test_it_is_a_plan_that_runs_again_and_teaches_what_is_left_of_the_original(t
     assert isinstance(student, ModelRef)
     assert (student.path, plan.control, plan.seeds) == ("smaller.pt", None, [0])
     assert (tmp_path / "out" / str(teacher.path)).samefile(runs.workshop() / "teacher.pt")
+    assert plan.arms[0].stages[-1].optimizer.lr == RATE
     assert [(term.loss, term.teacher) for term in plan.arms[0].stages[-1].losses][1] == ("kd", "teacher")
     small, original = (load(path).module for path in (tmp_path / "out/smaller.pt", runs.workshop() / "teacher.pt"))
     kept = small.state_dict()["stem.0.weight"]
@@ -152,11 +154,11 @@ def test_in_steps_with_training_between_them(tmp_path: Path) -> None:
 
 def test_from_python(tmp_path: Path) -> None:
     result = fxdistill.compress(
-        runs.workshop() / "teacher.pt", tmp_path / "out", data="digits", params=0.5, epochs=1, batch_size=256, lr=3e-3,
+        runs.workshop() / "teacher.pt", tmp_path / "out", data="digits", params=0.5, epochs=1, batch_size=256, lr=2e-3,
         control=True, settings=Settings(device="cpu"),
     )  # fmt: skip
     plan = load_plan(tmp_path / "out/plan.json")
-    assert plan.arms[0].stages[-1].optimizer.lr == 3e-3
+    assert plan.arms[0].stages[-1].optimizer.lr == 2e-3
     assert {arm["name"] for arm in result["arms"]} == {"distilled", "control"}
     small, original = (load(path).module for path in (tmp_path / "out/smaller.pt", runs.workshop() / "teacher.pt"))
     share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in original.parameters())
