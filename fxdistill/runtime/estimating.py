@@ -136,7 +136,7 @@ def estimated(plan: Plan, given: Mapping[str, nn.Module], base: Path, *, allow: 
     fabric, _ = started(device, plan.precision)
     dataset, task = preflight.load_data(plan, base, allow=allow).to(fabric.device), TASKS.get(plan.task)
     modules = {**given, **derived(plan, given)}
-    trials = [trial for trial in trials_of(plan) if trial.seed == plan.seeds[0]]
+    trials = list({trial.name: trial for trial in reversed(trials_of(plan))}.values())[::-1]  # the first of each arm
     programs = {trial: build_program(plan, trial, modules) for trial in trials}
     for program in programs.values():
         measure_taps(program, itertools.islice(batches(dataset.train, 2), 1))

@@ -139,6 +139,7 @@ def test_every_kind_of_plan_can_be_tried_and_nothing_is_written(tmp_path: Path, 
     assert re.search(r"all together about [\d.]+ (s|ms|min)", said)
     assert "as they are trained" in said
     assert ("under 3 seeds" in said) is ("--repeats" in words)
+    assert ("auxiliary" in said) is ("--align" in words)
 
 
 def test_a_narrow_terminal_and_a_plan_without_data(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_trials() -> None:
     assert trials_of(plan) == both
     assert trials_of(plan.changed(control=None)) == both[::2]
     shrunken = load(runs.plan_file("auxiliary", align="shrink")).changed(seeds=[3, 4])
-    assert trials_of(shrunken) == [Trial(3, "auxiliary"), *both]
+    assert trials_of(shrunken) == [Trial(shrunken.seed, "auxiliary"), *both]
 
 
 def test_summary_is_mean_and_sample_deviation() -> None:
