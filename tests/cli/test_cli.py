@@ -62,7 +62,18 @@ def test_without_a_command_there_is_help() -> None:
     assert done.output.startswith("Usage: ")
 
 
-HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "lightning_fabric", "torchmetrics", "timm", "sklearn")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "lightning_fabric",
+    "torchmetrics",
+    "timm",
+    "sklearn",
+    "jinja2",
+)
 PROBE = """
 import sys
 {statements}
@@ -87,7 +98,10 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     [
         ["--help"],
         ["schema"],
-        *([name, "--help"] for name in ("plan", "run", "show", "shrink", "compress", "export", "eval", "bench")),
+        *(
+            [name, "--help"]
+            for name in ("plan", "run", "show", "shrink", "compress", "export", "eval", "bench", "report")
+        ),
         ["compare", "--help"],
     ],
     ids=" ".join,
