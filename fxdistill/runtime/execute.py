@@ -228,12 +228,13 @@ def _programs(
     crew: Crew,
     last: bool | None,
 ) -> tuple[dict[Trial, Program], Losses, Layout]:
-    """Build the programs of the arms of one seed and of their stages, to find what does not fit; keep what serves.
+    """Build a program of each arm, and of their stages, to find what does not fit; keep what serves.
 
     Their losses before anything is trained come with them, and how they lie in memory.
     """
     before: Losses = {}
-    programs = {trial: build_program(plan, trial, modules) for trial in trials_of(plan) if trial.seed == plan.seeds[0]}
+    one_each = [one for one in trials_of(plan) if one.seed == plan.seeds[0] or plan.arm(one.name).once]
+    programs = {trial: build_program(plan, trial, modules) for trial in one_each}
     for program in programs.values():
         measure_taps(program, itertools.islice(batches(dataset.train, 2), 1))  # for a try; a training measures many
     layout = Layout(bool(last), "as it was asked for")
