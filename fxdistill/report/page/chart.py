@@ -14,7 +14,7 @@ from fxdistill.report.page.told import Model
 from fxdistill.tasks import Task
 
 WIDTH, HEIGHT = 360.0, 216.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 24.0, 36.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60.0, 14.0, 24.0, 36.0
 _LOGARITHMIC = 40.0
 _EARLY = 0.25  # of the epochs: what is reached in these does not decide how high a chart of the metric is
 _LETTER, _LINE = 5.9, 14.0
