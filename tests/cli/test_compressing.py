@@ -1,7 +1,9 @@
 """``fxdistill compress``: an ordinary plan, written and run; gone on with; refused with nothing left behind."""
 
+import functools
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.load import load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import checkpoint
+from fxdistill.runtime import checkpoint, details
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.teaching import RATE
@@ -25,8 +27,9 @@ ONE = (*FEW, "--epochs", "1")
 
 
 @pytest.fixture(autouse=True)
-def _quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    monkeypatch.setattr(details, "write", lambda *_, **__: None)  # a report's, which has tests
 
 
 def compress(out: Path, *args: str, code: int = 0) -> str:
@@ -35,31 +38,38 @@ def compress(out: Path, *args: str, code: int = 0) -> str:
     return " ".join(done.output.split())
 
 
+@functools.cache
+def made() -> tuple[Path, str]:
+    """What one request leaves beside the original, and what it says."""
+    out = runs.workshop() / "compressed"
+    return out, compress(out, *FEW)
+
+
 def test_it_is_a_plan_that_runs_again_and_teaches_what_is_left_of_the_original(tmp_path: Path) -> None:
-    said = compress(tmp_path / "out", *FEW)
+    out, said = made()
     assert "proof: equals the masked original" in said
-    assert sorted(place.name for place in (tmp_path / "out").iterdir()) == ["plan.json", "run", "smaller.pt"]
-    plan = load_plan(tmp_path / "out" / "plan.json")
+    assert sorted(place.name for place in out.iterdir()) == ["plan.json", "run", "smaller.pt"]
+    plan = load_plan(out / "plan.json")
     teacher, student = (plan.members[name] for name in ("teacher", "student"))
     assert isinstance(teacher, ModelRef)
     assert isinstance(student, ModelRef)
     assert (student.path, plan.control, plan.seeds) == ("smaller.pt", None, [0])
-    assert (tmp_path / "out" / str(teacher.path)).samefile(runs.workshop() / "teacher.pt")
+    assert (out / str(teacher.path)).samefile(runs.workshop() / "teacher.pt")
     assert plan.arms[0].stages[-1].optimizer.lr == RATE
     assert [(term.loss, term.teacher) for term in plan.arms[0].stages[-1].losses][1] == ("kd", "teacher")
-    small, original = (load(path).module for path in (tmp_path / "out/smaller.pt", runs.workshop() / "teacher.pt"))
+    small, original = (load(path).module for path in (out / "smaller.pt", runs.workshop() / "teacher.pt"))
     kept = small.state_dict()["stem.0.weight"]
     rows = {tuple(row.flatten().tolist()) for row in original.state_dict()["stem.0.weight"]}
     assert 0 < len(kept) < len(rows)
     assert {tuple(row.flatten().tolist()) for row in kept} < rows
-    result = json.loads((tmp_path / "out/run/result.json").read_text())
-    again = runs.execute(tmp_path / "out/plan.json", tmp_path / "again", Settings(device="cpu"))
+    result = json.loads((out / "run/result.json").read_text())
+    again = runs.execute(out / "plan.json", tmp_path / "again", Settings(device="cpu"))
     assert again["summary"] == result["summary"]
-    assert (tmp_path / "again/student.pt").read_bytes() == (tmp_path / "out/run/student.pt").read_bytes()
+    assert (tmp_path / "again/student.pt").read_bytes() == (out / "run/student.pt").read_bytes()
 
 
-def test_called_again_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compress(tmp_path / "whole", *FEW)
+def test_called_again_it_goes_on_where_it_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = runs.workshop() / "interrupted"  # as far from the original
     with monkeypatch.context() as patch:
         count, save = itertools.count(1), checkpoint.save
 
@@ -69,38 +79,37 @@ def test_called_again_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkey
                 raise KeyboardInterrupt
 
         patch.setattr(checkpoint, "save", counting)
-        said = compress(tmp_path / "out", *FEW, "--save-every", "0", code=130)
-    assert f"continue with the same command, or with: fxdistill run {tmp_path / 'out/run'} --resume" in said
-    before = (tmp_path / "out/smaller.pt").stat().st_mtime_ns
-    said = compress(tmp_path / "out", *FEW)
+        said = compress(out, *FEW, "--save-every", "0", code=130)
+    assert f"continue with the same command, or with: fxdistill run {out / 'run'} --resume" in said
+    before = (out / "smaller.pt").stat().st_mtime_ns
+    said = compress(out, *FEW)
     assert "proof" not in said  # what is there is taken
-    assert (tmp_path / "out/smaller.pt").stat().st_mtime_ns == before
-    whole, resumed = (runs.snapshot(tmp_path / name) for name in ("whole", "out"))
+    assert (out / "smaller.pt").stat().st_mtime_ns == before
+    whole, resumed = (runs.snapshot(folder) for folder in (made()[0], out))
     for name in ("smaller.pt", "plan.json", "run/student.pt"):
         assert whole[name] == resumed[name], name
-    assert runs.metrics(tmp_path / "whole/run") == runs.metrics(tmp_path / "out/run")
-    compress(tmp_path / "out", *FEW)  # a complete one says again what came out
-    assert runs.snapshot(tmp_path / "out") == resumed
+    assert runs.metrics(made()[0] / "run") == runs.metrics(out / "run")
+    compress(out, *FEW)  # a complete one says again what came out
+    assert runs.snapshot(out) == resumed
 
 
-def test_another_request_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    compress(out, *ONE)
+def test_another_request_in_the_same_folder_is_refused() -> None:
+    out = Path(shutil.copytree(made()[0], runs.workshop() / "another"))
     held = runs.snapshot(out)
     for options, needle in (
         (("--macs", "0.4"), "made smaller in another way: limits"),
         (("--floor", "0.2", "--by", "l2"), "made smaller in another way: by, floor"),
-        (("--epochs", "3"), "it differs in arms.0.stages.0.epochs: 1, now 3"),
+        (("--epochs", "3"), "it differs in arms.0.stages.0.epochs: 2, now 3"),
         (("--method", "dkd"), "the plan that is there is not the one of this command"),
     ):
-        said = compress(out, *ONE, *options, code=2)
+        said = compress(out, *FEW, *options, code=2)
         assert needle in said
         assert "choose another place with -o" in said
     assert runs.snapshot(out) == held
     content = json.loads((out / "plan.json").read_text())
     content["seeds"] = [7]
     (out / "plan.json").write_text(json.dumps(content))
-    assert f"fxdistill run {out / 'plan.json'} -o {out / 'run'}" in compress(out, *ONE, code=2)
+    assert f"fxdistill run {out / 'plan.json'} -o {out / 'run'}" in compress(out, *FEW, code=2)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
 """Steps towards a budget: how far each goes, what teaches it, that the last one is as it was asked for."""
 
+import functools
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.load import load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import checkpoint, shrinking
+from fxdistill.runtime import checkpoint, details, shrinking
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.shrunken import Reading, size_of
@@ -22,23 +25,35 @@ READ = Reading("digits")
 
 
 @pytest.fixture(autouse=True)
-def _quick_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    monkeypatch.setattr(details, "write", lambda *_, **__: None)  # a report's, which has tests
 
 
 def teacher() -> Path:
     return runs.workshop() / "teacher.pt"
 
 
-def test_each_step_goes_a_part_of_the_way_and_is_taught_by_the_original(tmp_path: Path) -> None:
+def shrink(folder: Path, settings: Settings = CPU, **more: Any) -> ShrunkResult:
+    folder.mkdir(exist_ok=True)
+    asked = {"macs": 0.4, "steps": 3, "data": "digits", "round_to": 1, "lr": 2e-3, **more}
+    return shrinking.shrink(teacher(), folder / "aux.pt", settings=settings, **asked)
+
+
+@functools.cache
+def undisturbed() -> tuple[Path, ShrunkResult]:
+    """Where three steps are, and what they made."""
+    folder = runs.workshop() / "stepping"
+    return folder, shrink(folder)
+
+
+def test_each_step_goes_a_part_of_the_way_and_is_taught_by_the_original() -> None:
     own = size_of(load(teacher()), READ)
-    made = shrinking.shrink(
-        teacher(), tmp_path / "aux.pt", macs=0.4, steps=3, data="digits", round_to=1, lr=2e-3, settings=CPU
-    )
+    whole, made = undisturbed()
     assert made.before == own
     assert 0.98 * 0.4 <= made.after.macs / own.macs <= 0.4
     assert {before for path, (before, _) in made.widths.items() if path == "stem.0"} == {8}
-    folder = tmp_path / "aux-steps"
+    folder = whole / "aux-steps"
     assert sorted(place.name for place in folder.iterdir()) == ["step-1", "step-2"]
     shares = [size_of(load(folder / f"step-{n}" / "smaller.pt"), READ).macs / own.macs for n in (1, 2)]
     for share, wanted in zip(shares, (0.4 ** (1 / 3), 0.4 ** (2 / 3)), strict=True):
@@ -55,7 +70,7 @@ def test_each_step_goes_a_part_of_the_way_and_is_taught_by_the_original(tmp_path
     trained = load(folder / "step-1" / "run").module.state_dict()["stem.0.weight"]
     rows = {tuple(row.flatten().tolist()) for row in trained}
     assert {tuple(row.flatten().tolist()) for row in second} <= rows  # it goes on from what was trained
-    last = load(tmp_path / "aux.pt").module.state_dict()["stem.0.weight"]
+    last = load(whole / "aux.pt").module.state_dict()["stem.0.weight"]
     assert all(any(torch.equal(row, one) for one in load(folder / "step-2/run").module.state_dict()["stem.0.weight"])
                for row in last)  # fmt: skip
 
@@ -71,14 +86,7 @@ def test_floors_and_shares_of_parts_are_of_the_original(tmp_path: Path) -> None:
 
 
 def test_interrupted_steps_go_on_and_end_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shrink(name: str, **more: object) -> Path:
-        path = tmp_path / name / "aux.pt"
-        path.parent.mkdir(exist_ok=True)
-        settings = Settings(device="cpu", save_seconds=0)
-        shrinking.shrink(teacher(), path, macs=0.5, steps=3, data="digits", settings=settings, **more)  # type: ignore[arg-type]
-        return path
-
-    whole = shrink("whole")
+    cut, often = tmp_path / "cut", Settings(device="cpu", save_seconds=0)
     count, save = itertools.count(1), checkpoint.save
 
     def counting(run: RunDir, at: checkpoint.Checkpoint) -> None:
@@ -89,12 +97,13 @@ def test_interrupted_steps_go_on_and_end_the_same(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", counting)
         with pytest.raises(KeyboardInterrupt):
-            shrink("cut")
-    assert (tmp_path / "cut/aux-steps/step-2/run/checkpoint.pt").exists()
-    assert not (tmp_path / "cut/aux.pt").exists()
-    assert shrink("cut").read_bytes() == whole.read_bytes()
+            shrink(cut, often)
+    assert (cut / "aux-steps/step-2/run/checkpoint.pt").exists()
+    assert not (cut / "aux.pt").exists()
+    shrink(cut, often)
+    assert (cut / "aux.pt").read_bytes() == (undisturbed()[0] / "aux.pt").read_bytes()
     with pytest.raises(RunDirError, match="made smaller in another way"):
-        shrink("cut", by="l2")
+        shrink(cut, often, by="l2")
 
 
 @pytest.mark.parametrize(
