@@ -16,6 +16,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Masked
 from fxdistill.report.page import chart, courses, document, told
+from fxdistill.runtime.directory import RunDir
 from fxdistill.tasks import TASKS
 from tests import jobs, runs
 
@@ -255,6 +256,18 @@ def test_losses_of_several_members_are_told_apart(tmp_path: Path) -> None:
     assert courses.kept_of(
         [{**record, "kept": {"level-0": {"a": 3}}}, {**record, "kept": {"level-0": {"a": 2}}}], 0
     ) == {"level-0": {"a": 2}}
+
+
+def test_learning_rates_follow_one_another_over_the_stages_of_an_arm() -> None:
+    run = RunDir(runs.finished())
+    plan, records = run.plan(), runs.metrics(run.path)
+    course = courses.rates_of(plan, records, told.slots_of(plan))
+    assert course is not None
+    assert [one.name for one in course.series] == ["distilled", "no distillation"]
+    for series, name in zip(course.series, ("distilled", "control"), strict=True):
+        own = [record["learning_rate"] for record in records if record["name"] == name]
+        assert [(point.epoch, point.mean) for point in series.points] == list(enumerate(own, start=1))
+    assert courses.rates_of(plan, [{"name": "distilled", "seed": 0}], told.slots_of(plan)) is None
 
 
 def test_bands_are_the_range_over_seeds_and_lines_the_mean() -> None:

@@ -188,6 +188,12 @@ def loss_chart(course: Course) -> Chart:
     )
 
 
+def rate_chart(course: Course) -> Chart:
+    """The learning rate over epochs."""
+    said = "; ".join(f"{one.name} ends at {one.points[-1].mean:.3g}" for one in course.series)
+    return _lines(course, "learning rate", f"Learning rate over the epochs: {said}", y_label="", say=short, log=None)
+
+
 def _lines(
     course: Course, title: str, told: str, *, y_label: str, say: Callable[[float], str], log: bool | None,
     levels: Sequence[tuple[str, str, float]] = (), higher: bool | None = None,

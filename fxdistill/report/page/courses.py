@@ -1,7 +1,7 @@
 """How a run went, epoch by epoch: means over the seeds with the range that they span, from ``metrics.jsonl``."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,10 +55,7 @@ def metric_of(plan: Plan, records: Sequence[Record], task: Task, slots: Mapping[
     """The primary metric of each arm over all its epochs; None where none was measured."""
     found: dict[str, dict[int, list[float]]] = {}
     begins: dict[str, int] = {}
-    epochs: dict[tuple[str, int], int] = {}
-    for record in records:
-        key = record["name"], record["seed"]
-        epochs[key] = at = epochs.get(key, 0) + 1
+    for at, record in _counted(records):
         if record["name"] == plan.export.arm and record["seed"] == plan.seeds[0]:
             begins.setdefault(record["stage"], at - 1)
         if task.primary in record["metrics"]:
@@ -70,6 +67,26 @@ def metric_of(plan: Plan, records: Sequence[Record], task: Task, slots: Mapping[
     series = tuple(Series(_called(name), slots[name], points(found[name])) for name in names)
     marks = tuple((at, name) for name, at in begins.items())
     return Course("", "", series, marks if len(marks) > 1 else (), f"{split} images")
+
+
+def rates_of(plan: Plan, records: Sequence[Record], slots: Mapping[str, str]) -> Course | None:
+    """The learning rate of each arm over all its epochs, as each of them ended; None where none is known."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for at, record in _counted(records):
+        if "learning_rate" in record:
+            found.setdefault(record["name"], {}).setdefault(at, []).append(record["learning_rate"])
+    named = [arm.name for arm in plan.all_arms if arm.name in found]
+    series = tuple(Series(_called(name), slots[name], points(found[name])) for name in named)
+    return Course("", "", series) if series else None
+
+
+def _counted(records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
+    """Each record, after the number of epochs that its training has had."""
+    epochs: dict[tuple[str, int], int] = {}
+    for record in records:
+        key = record["name"], record["seed"]
+        epochs[key] = epochs.get(key, 0) + 1
+        yield epochs[key], record
 
 
 def losses_of(plan: Plan, records: Sequence[Record]) -> tuple[Course, ...]:

@@ -53,13 +53,14 @@ def page_of(told: Told, prefix: str) -> Page:
     teachers = [one for one in told.models if one.slot == "teacher"]
     costs = (chart.scatter(told.models, task, what) for what in ("macs", "parameters", "latency"))
     courses = [chart.metric_chart(told.metric, task, teachers)] if told.metric else []
+    rates = [chart.rate_chart(told.rates)] if told.rates else []
     levels = _levels(told)
     return Page(
         told, prefix, told.name, _seeds(told), tuple(one for one in costs if one is not None), networks,
         any(box.squares for drawing in networks for box in drawing.boxes),
         _undrawn(told) if any(not one.whole for one in networks) else "",
         tuple(tuple(_pairs(plan, one)) for one in networks), levels, _levels_told(told) if levels else "",
-        (*courses, *map(chart.loss_chart, told.losses)), _bands(plan), tuple(_stages(plan)), bool(plan.costed),
+        (*courses, *map(chart.loss_chart, told.losses), *rates), _bands(plan), tuple(_stages(plan)), bool(plan.costed),
         tuple(_facts(told)), measured(told), tuple(_chain(told, networks)),
     )  # fmt: skip
 

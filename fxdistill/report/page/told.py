@@ -16,7 +16,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan.document import CONTROL, Plan, stale_costs
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.report.page import words
-from fxdistill.report.page.courses import Course, kept_of, losses_of, metric_of
+from fxdistill.report.page.courses import Course, kept_of, losses_of, metric_of, rates_of
 from fxdistill.runtime import details, exports
 from fxdistill.runtime.details import Details
 from fxdistill.runtime.directory import RunDir
@@ -65,6 +65,7 @@ class Told:
         verdict: What came out, in a sentence; '' of a plan.
         models: The table of models.
         metric: How the primary metric went, arm by arm.
+        rates: How the learning rate went, arm by arm.
         losses: How the losses went, a course a stage and arm.
         again: The command that repeats it; '' of a plan.
         remarks: Of the plan, and of what came out of training.
@@ -80,6 +81,7 @@ class Told:
     verdict: str = ""
     models: tuple[Model, ...] = ()
     metric: Course | None = None
+    rates: Course | None = None
     losses: tuple[Course, ...] = ()
     again: str = ""
     remarks: tuple[Diagnostic, ...] = ()
@@ -113,7 +115,8 @@ def of_run(path: Path, name: str) -> Told:
         name, plan, result, ran=True, verdict=words.verdict(plan, result, task),
         models=(*_models(plan, result, task), *_files(plan, files)) if result else (),
         metric=metric_of(plan, records, task, slots),
-        losses=losses_of(plan, records), again=words.again(plan, result), details=found,
+        rates=rates_of(plan, records, slots), losses=losses_of(plan, records), again=words.again(plan, result),
+        details=found,
         kept=kept_of(records, (result or {}).get("exported_seed", plan.seeds[0])),
         outline=found.outline if found else Outline(), remarks=tuple(remarks),
     )  # fmt: skip
