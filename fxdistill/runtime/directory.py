@@ -29,19 +29,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, NotRequired
+from typing import IO, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # typing's own will do from Python 3.12 on
+from pydantic import ValidationError
 
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PlanError, RunDirError
 from fxdistill.files import failure, read_text, write_text
-from fxdistill.measure.differences import Difference
-from fxdistill.measure.parity import Parity
 from fxdistill.plan import difference
-from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
+from fxdistill.runtime import outcome
 
 _OTHER = "choose another directory with -o"
 
@@ -284,13 +281,12 @@ class RunDir:
             return None
         try:
             text = read_text(self.result_path)
-            result: dict[str, Any] = json.loads(text, parse_constant=_no_number)
-            _OUTCOME.validate_json(text, strict=True)  # what is used is the JSON: a text is no number in it
+            result = outcome.parsed(text)
             plan = self.plan()
             begun = result.get("plan", plan.sha256)
             if begun != plan.sha256 and plan.sha256 in (known := self._origin().get("sha256", [])) and begun in known:
                 return None
-            wrong = _odd(result, plan) if begun == plan.sha256 else "it is of another plan"
+            wrong = outcome.odd(result, plan) if begun == plan.sha256 else "it is of another plan"
         except ValidationError as cause:
             first = cause.errors()[0]
             wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
@@ -305,66 +301,6 @@ class RunDir:
         for entry in self.path.iterdir():
             if _TEMPORARY.fullmatch(entry.name):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
-
-
-class _Latency(TypedDict):
-    median_ms: float
-    provider: str
-
-
-class _Summary(TypedDict):
-    mean: float
-    deviation: float
-
-
-class _Arm(TypedDict):
-    name: str
-    remarks: NotRequired[list[Diagnostic]]
-    epochs: NotRequired[dict[str, Annotated[int, Field(strict=True)]]]
-
-
-class _Outcome(TypedDict):
-    metric: str
-    members: dict[str, dict[str, float]]
-    arms: list[_Arm]
-    summary: dict[str, _Summary]
-    differences: NotRequired[dict[str, Difference]]
-    exported_seed: NotRequired[Annotated[int, Field(strict=True)]]
-    parity: Parity
-    latency: dict[str, _Latency]
-    levels: NotRequired[dict[str, dict[str, float]]]
-
-
-_OUTCOME = TypeAdapter(_Outcome)
-"""What a result must have, for whoever shows it."""
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _odd(result: dict[str, Any], plan: Plan) -> str:
-    """Whom a result speaks of that its plan does not have, or the other way round; '' where they agree."""
-    arms = {arm.name for arm in plan.all_arms}
-    known = {
-        "members": set(plan.members),
-        "levels": set(plan.members),
-        "latency": set(plan.members),
-        "summary": arms,
-        "differences": arms,
-    }
-    for field, names in known.items():
-        if odd := sorted(result.get(field, {}).keys() - names):
-            return f"{field} names '{odd[0]}', which the plan has not"
-    for name, found in result.get("differences", {}).items():
-        if (found["low"] is None) != (found["high"] is None):
-            return f"differences gives one end of the interval of '{name}'"
-    if plan.export.member not in result["latency"]:
-        return f"latency lacks the exported member, {plan.export.member}"
-    compared = (plan.control.of, CONTROL) if plan.control is not None and result["summary"] else ()
-    if missing := [arm for arm in compared if arm not in result["summary"]]:
-        return f"summary lacks the arm '{missing[0]}'"
-    return ""
 
 
 _TEXTS = r"(plan|origin|result|details|exports)\.json|report\.html|metrics\.jsonl"
