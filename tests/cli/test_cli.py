@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,8 +216,10 @@ def test_show_a_plan_and_a_run(tmp_path: Path) -> None:
 
 
 def test_a_resumed_finished_run_prints_its_result() -> None:
-    said = call("run", str(runs.plan_file()), "-o", str(runs.finished()), *ALLOW, "--resume")
-    for itself in (runs.finished(), runs.finished() / "plan.json"):
+    finished = runs.finished().with_name("run-again")  # as far from its plan
+    shutil.copytree(runs.finished(), finished)
+    said = call("run", str(runs.plan_file()), "-o", str(finished), *ALLOW, "--resume")
+    for itself in (finished, finished / "plan.json"):
         assert call("run", str(itself), *ALLOW, "--resume") == said
     assert "student, distilled" in said
     assert "parity on 537 images" in said

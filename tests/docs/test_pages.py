@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fxdistill import registry
 from fxdistill.measure import onnx_file
 from tests.docs.blocks import PageError, Reader, difference
 
@@ -24,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))  # the quicker of the two; the other one has tests
         Reader().read(DOCS / "tutorial.md")
         yield where
+    registry._entry_points.cache_clear()  # of what a page installs
 
 
 @pytest.mark.timeout(900)
