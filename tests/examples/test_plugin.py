@@ -1,7 +1,9 @@
 """The plug-in of the examples, installed for real: its names work, plans record it, and without it a run says so."""
 
 import json
+import multiprocessing
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from fxdistill.data.load import load as load_data
+from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from tests.runs import taught_head
@@ -32,12 +35,28 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+def _carried_out(folder: Path, args: tuple[str, ...], site: Path | None) -> None:
+    """The command line as ``python -m`` has it, in a process with the heavy imports and nothing of the plug-in."""
+    os.chdir(folder)
+    os.environ["COLUMNS"] = "100"
+    sys.path[:0] = [str(site)] if site else []
+    sys.argv = ["fxdistill", *args]
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    onnx_file._EXPORTERS = ("torchscript",)  # the quicker one; the other has tests
+    runpy.run_module("fxdistill", run_name="__main__")
+
+
 def fxdistill(folder: Path, *args: str, site: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command line in a folder, with or without the plug-in."""
-    places = [*([str(site)] if site else []), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "COLUMNS": "100"}
-    command = [sys.executable, "-m", "fxdistill", *args]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    """The command line in a folder, with or without the plug-in, in a process of its own."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["fxdistill.runtime.execute", "fxdistill.runtime.planning"])
+    process = server.Process(target=_carried_out, args=(folder, args, site))
+    process.start()
+    process.join()
+    said = [(folder / name).read_text() for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(args, process.exitcode or 0, *said)
 
 
 def test_a_plan_by_its_method_records_where_the_names_come_from(installed: Path, tmp_path: Path) -> None:
