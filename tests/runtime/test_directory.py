@@ -65,7 +65,8 @@ def _hold(out: Path, plan: Path, held: Event, go: Event) -> None:
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_beside_one_at_work_is_refused_and_changes_nothing(tmp_path: Path, resume: bool) -> None:
-    out, spawned = tmp_path / "run", multiprocessing.get_context("spawn")
+    out, spawned = tmp_path / "run", multiprocessing.get_context("forkserver")
+    spawned.set_forkserver_preload(["fxdistill.runtime.execute"])  # once for both
     held, go = spawned.Event(), spawned.Event()
     process = spawned.Process(target=_hold, args=(out, runs.plan_file(), held, go))
     process.start()
