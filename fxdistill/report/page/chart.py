@@ -191,7 +191,7 @@ def loss_chart(course: Course) -> Chart:
 def rate_chart(course: Course) -> Chart:
     """The learning rate over epochs."""
     said = "; ".join(f"{one.name} ends at {one.points[-1].mean:.3g}" for one in course.series)
-    return _lines(course, "learning rate", f"Learning rate over the epochs: {said}", y_label="", say=short, log=None)
+    return _lines(course, "learning rate", f"Learning rate over the epochs: {said}", y_label="", say=short, log=False)
 
 
 def _lines(
