@@ -30,3 +30,7 @@ def test_a_fault_has_a_name_of_its_own_and_changes_something() -> None:
 def test_the_tests_that_should_notice_are_there() -> None:
     named = {path.partition("::")[0] for fault in FAULTS for path in fault.get("tests", [])}
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_the_readme_says_how_many_there_are() -> None:
+    assert f" plants {len(FAULTS)} faults" in (ROOT / "README.md").read_text(encoding="utf-8")
