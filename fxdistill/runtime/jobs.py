@@ -73,14 +73,15 @@ def seeds_at_once(
         KeyboardInterrupt: Asked to stop; every process took a checkpoint.
     """
     rundir, again = RunDir(out), settings.resume
+    plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
     if not rundir.jobs_path.is_dir():
-        first = sum(arm.once for arm in load_plan(plan_path).arms)
+        first = sum(arm.once for arm in plan.arms)
+        _check(plan, rundir, settings, first)
         if result := execute(plan_path, out, replace(settings, trials=first), observer):
             return result
-        _check(rundir, settings)
         rundir.jobs_path.mkdir()
         again = True
-    plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
+    jobs = min(jobs, len(plan.seeds))
     with RunDir.opened(out, plan, origin=origin_of(plan_path), resume=again):
         at = checkpoint.load(rundir)
         parts = {seed: RunDir(rundir.jobs_path / f"seed-{seed}") for seed in plan.seeds}
@@ -91,30 +92,33 @@ def seeds_at_once(
             if checkpoint.load(part).arm < (count := len(trials_of(own))):
                 command = ["fxdistill", "run", str(part.path), "--resume", *words, "--trials", str(count)]
                 commands[seed] = [sys.executable, "-m", *command]
-        observer.on_phase(f"training {len(plan.seeds)} seeds, {min(jobs, len(plan.seeds))} at once")
+        observer.on_phase(f"training {len(plan.seeds)} seeds, {jobs} at once")
         _carry_out(commands, jobs, settings, say)
         _put_together(rundir, plan, at, parts)
     shutil.rmtree(rundir.jobs_path)
     return execute(rundir.plan_path, out, replace(settings, resume=True, arms=(), seeds=None), observer)
 
 
-def _check(rundir: RunDir, settings: Settings) -> None:
-    """Refuse what cannot be divided; the run stays one that goes on in one process."""
-    plan, at = rundir.plan(), checkpoint.load(rundir)
-    where = f"--jobs, {rundir.path}"
-    again = f"fxdistill run {rundir.path} --resume"
+def _check(plan: Plan, rundir: RunDir, settings: Settings, first: int) -> None:
+    """Refuse what cannot be divided: a run of one seed, or one that is past its ``first`` trainings, which are shared.
+
+    Raises:
+        InputError: It cannot; nothing was written.
+    """
     if len(plan.seeds) == 1:
         raise InputError(
-            "the run has one seed, and seeds are what is trained side by side", where=where,
-            hint=f"give --seeds 3 in another directory; or go on in one process: {again}",
-        )  # fmt: skip
-    if at.arm != sum(arm.once for arm in plan.all_arms) or at.state is not None:
-        raise InputError(
-            "the run was begun in one process, and is past the beginning of its first seed", where=where,
-            hint=f"go on as it was begun: {again}",
+            "the run has one seed, and seeds are what is trained side by side", where="--jobs",
+            hint="give --seeds 3, say; or leave --jobs out",
         )  # fmt: skip
     if settings.compile == "auto":
         raise InputError("each process would choose by itself", where="--compile auto", hint="use --compile on or off")
+    if settings.resume and rundir.checkpoint_path.exists():
+        at = checkpoint.load(rundir)
+        if at.arm > first or (at.arm == first and at.state is not None):
+            raise InputError(
+                "the run was begun in one process, and is past the beginning of its first seed",
+                where=f"--jobs, {rundir.path}", hint="leave --jobs out to go on as it was begun",
+            )  # fmt: skip
 
 
 def _prepare(part: RunDir, plan: Plan, whole: RunDir, at: Checkpoint) -> None:

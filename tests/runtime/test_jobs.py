@@ -181,6 +181,9 @@ def test_the_seed_that_is_exported_is_the_best_one(tmp_path: Path, in_here: type
 def test_what_cannot_be_divided_goes_on_in_one_process(tmp_path: Path, in_here: type[InHere]) -> None:
     with pytest.raises(InputError, match="the run has one seed"):
         jobs.seeds_at_once(runs.plan_file(), tmp_path / "one", runs.CPU, Observer(), jobs=2)
+    with pytest.raises(InputError, match="would choose by itself"):
+        at_once(tmp_path / "one", replace(runs.CPU, compile="auto"))
+    assert not (tmp_path / "one").exists()
     begun = tmp_path / "begun"
     runs.interrupted(two_seeds(), begun, runs.CPU, after=2)
     with pytest.raises(InputError, match="was begun in one process"):
