@@ -111,12 +111,12 @@ def compress(
         )
         out = Console(highlight=False)
         say, run = running.step_said(out), functools.partial(running.step_run, settings=settings, out=out)
-        prepared = job.prepare(
+        shrunk = job.prepare(
             found, output, wish, teaching, run=run, say=say,
             steps=None if steps == 1 else stepping.Steps.of(steps, recover or 1, teaching),
         )  # fmt: skip
-        if prepared.shrunk is not None:
-            out.print(shrunk_view(prepared.shrunk))
+        if shrunk is not None:
+            out.print(shrunk_view(shrunk))
         smaller, plan = output / stepping.SMALLER, output / stepping.PLAN
         out.print(Text(f"\n{smaller}  {plan}: {method}, {epochs} epochs\n"), soft_wrap=True)
         running.carried_out(plan, output / stepping.RUN, stepping.settings_for(output, settings), out)
@@ -126,4 +126,6 @@ def _interrupted(folder: Path) -> str:
     run = folder / "run"
     if (run / "plan.json").exists():
         return f"interrupted; continue with the same command, or with: fxdistill run {run} --resume"
+    if next(folder.glob("step-*/run/plan.json"), None):
+        return "interrupted; the same command again goes on where it was"
     return "interrupted before anything was trained; start again with the same command"

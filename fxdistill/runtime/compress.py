@@ -13,34 +13,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.errors import InputError, RunDirError
-from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import limits_of
 from fxdistill.methods import composed
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.passes.thin.search import Ranking
-from fxdistill.plan.document import Plan
 from fxdistill.runtime import shrunken, stepping
 from fxdistill.runtime.execution import Observer, Settings
 from fxdistill.runtime.shrunken import Wish, wished
 from fxdistill.runtime.stepping import OTHER, PLAN, SMALLER, Runs, Says, Steps
 from fxdistill.runtime.teaching import Teaching
-
-
-class Prepared(NamedTuple):
-    """What there is to run.
-
-    Attributes:
-        plan: The plan.
-        shrunk: How the model was made smaller; None where that was there already.
-    """
-
-    plan: Plan
-    shrunk: ShrunkResult | None
 
 
 def compress(
@@ -106,9 +92,12 @@ def compress(
 
 def prepare(
     found: LoadedModel, folder: Path, wish: Wish, teaching: Teaching, *, run: Runs, steps: Steps | None = None,
-    passes: PassManager | None = None, say: Says = lambda _number, _made: None,
-) -> Prepared:  # fmt: skip
+    say: Says = lambda _number, _made: None,
+) -> ShrunkResult | None:  # fmt: skip
     """Make a model smaller and write the plan to teach it, as far as that is not done yet.
+
+    Returns:
+        How the model was made smaller; None where that was there already.
 
     Args:
         found: The original.
@@ -117,7 +106,6 @@ def prepare(
         teaching: How what is left is taught.
         run: Runs the plan of a step.
         steps: The steps in which it is made smaller; None for one.
-        passes: A manager to run the passes in.
         say: Is told of each step before the last one that is made.
 
     Raises:
@@ -130,16 +118,18 @@ def prepare(
     _check_folder(folder)
     asked, path = stepping.request(found, wish, teaching, steps), folder / SMALLER
     if path.exists():
-        return Prepared(stepping.planned(found, stepping.held(path, asked), folder / PLAN, teaching), None)
-    at_once, preprocessing = shrunken.shrunk(found, wish, teaching.reading, passes=passes)
+        stepping.planned(found, stepping.held(path, asked), folder / PLAN, teaching)
+        return None
+    at_once, preprocessing = shrunken.shrunk(found, wish, teaching.reading)
     draft = LoadedModel(
         at_once.module, None, None, None, input_shape=at_once.input_shape, preprocessing=preprocessing
     )  # fmt: skip
     stepping.plan_for(found, draft, folder / PLAN, teaching)  # mistakes are told before anything is written
     if steps is not None:
-        at_once, preprocessing = stepping.in_steps(found, folder, wish, steps, at_once, run=run, say=say, passes=passes)
+        at_once, preprocessing = stepping.in_steps(found, folder, wish, steps, at_once, run=run, say=say)
     smaller = stepping.put(at_once, path, preprocessing, asked)
-    return Prepared(stepping.planned(found, smaller, folder / PLAN, teaching), at_once)
+    stepping.planned(found, smaller, folder / PLAN, teaching)
+    return at_once
 
 
 def _check(found: LoadedModel, teaching: Teaching) -> None:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.load import load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import checkpoint, details
+from fxdistill.runtime import checkpoint, details, shrunken
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.teaching import RATE
@@ -148,14 +149,20 @@ def test_it_needs_data_and_trained_weights_and_a_folder_of_its_own(tmp_path: Pat
     assert runs.snapshot(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_in_steps_with_training_between_them(tmp_path: Path) -> None:
-    said = compress(tmp_path / "out", *ONE, "--macs", "0.4", "--steps", "2", "--seed", "5")
-    assert "step 1 parameters" in said
-    assert said.count("proof: equals the masked original") == 2
+def test_in_steps_with_training_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (*ONE, "--macs", "0.4", "--steps", "2", "--seed", "5")
+    with monkeypatch.context() as patch:
+        patch.setattr(shrunken, "size_of", lambda *_: signal.raise_signal(signal.SIGINT))  # after the step's training
+        cut = compress(tmp_path / "out", *asked, code=130)
+    assert "step 1 parameters" in cut
+    assert cut.endswith("interrupted; the same command again goes on where it was")
+    said = compress(tmp_path / "out", *asked)
+    assert "step 1" not in said
+    assert said.count("proof: equals the masked original") == 1
     places = [str(place.relative_to(tmp_path / "out")) for place in sorted((tmp_path / "out").rglob("plan.json"))]
     assert places == ["plan.json", "run/plan.json", "step-1/plan.json", "step-1/run/plan.json"]
     held = runs.snapshot(tmp_path / "out")
-    assert "step 1" not in compress(tmp_path / "out", *ONE, "--macs", "0.4", "--steps", "2", "--seed", "5")
+    assert "step 1" not in compress(tmp_path / "out", *asked)
     assert runs.snapshot(tmp_path / "out") == held
     said = compress(tmp_path / "out", *ONE, "--macs", "0.4", "--steps", "3", "--seed", "5", code=2)
     assert "made smaller in another way: steps" in said
