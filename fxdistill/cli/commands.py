@@ -37,7 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 out = Console(highlight=False)
-MODEL = "model"
 SAVE_EVERY, CACHE_SIZE = 30.0, "4G"
 """Seconds between checkpoints; bytes of what is kept."""
 

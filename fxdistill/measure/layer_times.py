@@ -102,11 +102,9 @@ class InOnnxRuntime:
 
     Attributes:
         provider: Its name of the execution provider.
-        threads: Threads within an operator.
     """
 
     provider: str = "CPUExecutionProvider"
-    threads: int = 1
 
     def __call__(self, case: Case) -> float:
         """Seconds that a layer takes at some widths."""
@@ -127,7 +125,7 @@ class InOnnxRuntime:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "layer.onnx"
             path.write_bytes(model.SerializeToString())
-            once = call(path, shape, provider=self.provider, threads=self.threads)
+            once = call(path, shape, provider=self.provider)
             return min(interleaved({"": once}, repeats=_REPEATS, warmup=_WARM_UP)[""])
 
 
