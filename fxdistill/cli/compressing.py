@@ -74,23 +74,21 @@ def compress(
         values.known_criterion(by, "--by")
         wishes = values.wishes(("model",), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (values.budget(macs, "--macs"), values.budget(params, "--params")), values.scopes(scope)
-        time = values.latency(latency, on and on.value, steps=steps)
+        time = values.latency(latency, on and on.value)
         values.between(steps, {"recover": recover})
         recalibrate = values.recalibration(recalibrate_bn)
         named = values.Named(model, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory")
         found = values.model(named, seed=seed, allow=allow_factory, trust_code=trust_code)
 
         from fxdistill.cli import recipe, running
-        from fxdistill.ir.cost import limits_of
         from fxdistill.report.result_view import shrunk_view
         from fxdistill.runtime import compress as job
         from fxdistill.runtime import execution, shrunken, stepping
         from fxdistill.runtime.teaching import Teaching
 
         wish = shrunken.wished(
-            keep=keep, limits=limits_of(macs=most[0], parameters=most[1]),
-            ranking=None if ranking is None else ranking.value, floor=floor, scopes=tuple(scopes.items()), by=by,
-            round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed, **time,
+            keep=keep, macs=most[0], params=most[1], **time, ranking=None if ranking is None else ranking.value,
+            floor=floor, scopes=scopes, by=by, round_to=round_to, protect=protect, only=only, seed=seed,
         )  # fmt: skip
         optimizers = {
             "name": optimizer and optimizer.value, "weight_decay": weight_decay, "momentum": momentum,

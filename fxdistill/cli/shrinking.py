@@ -46,7 +46,7 @@ def shrink(
         values.known_criterion(by, "--by")
         values.writable(output)
         most = values.budget(macs, "--macs"), values.budget(params, "--params")
-        time, scopes = values.latency(latency, on and on.value, steps=steps), values.scopes(scope)
+        time, scopes = values.latency(latency, on and on.value), values.scopes(scope)
         values.between(steps, {"recover": recover, "lr": lr})
 
         from fxdistill.cli import running

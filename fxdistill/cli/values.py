@@ -123,7 +123,7 @@ def budget(text: str | None, option: str) -> float | None:
 _SECONDS = {"ms": 1.0, "us": 1e-3, "s": 1e3}
 
 
-def latency(text: str | None, on: str | None, *, steps: int = 1) -> dict[str, Any]:
+def latency(text: str | None, on: str | None) -> dict[str, Any]:
     """What a model may take, from a share of its own time or ``3ms``, as arguments; none where nothing is said.
 
     Raises:
@@ -133,8 +133,6 @@ def latency(text: str | None, on: str | None, *, steps: int = 1) -> dict[str, An
         if on is not None:
             raise InputError("no latency is asked for", where="--on", hint="add --latency 0.6, or leave it out")
         return {}
-    if steps > 1:
-        raise InputError("a latency is met in one step", where="--latency", hint="give --macs or --params with --steps")
     unit = next((unit for unit in _SECONDS if text.lower().endswith(unit)), "")
     found = number(text[: len(text) - len(unit)], "--latency", "0.6 or 3ms") * _SECONDS.get(unit, 1.0)
     return {"latency": f"{found:.6g}ms" if unit else found, "on": on or "cpu"}

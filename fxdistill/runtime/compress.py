@@ -17,7 +17,6 @@ from typing import Any
 
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.errors import InputError, RunDirError
-from fxdistill.ir.cost import limits_of
 from fxdistill.methods import composed
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import parse_source
@@ -73,9 +72,9 @@ def compress(
     """
     settings, how = settings or Settings(), Teaching(data, **teaching)
     how = replace(how, allow=(*how.allow, *settings.allow))
-    wish = wished(latency=latency, on=on,
-        keep=keep, limits=limits_of(macs=macs, parameters=params), ranking=ranking, floor=floor,
-        scopes=tuple(scopes.items()), by=by, round_to=round_to, protect=tuple(protect), only=tuple(only), seed=how.seed,
+    wish = wished(
+        keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,
+        round_to=round_to, protect=protect, only=only, seed=how.seed,
     )  # fmt: skip
     source = parse_source(
         str(model), factory=factory, args=args, trust_code=settings.trust_code, allow=how.allow, option="--factory",

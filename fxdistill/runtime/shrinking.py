@@ -11,7 +11,6 @@ from torch import nn
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import limits_of
 from fxdistill.modelfiles import bundle
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.runtime.deploy import as_loaded
@@ -77,9 +76,9 @@ def shrink(
     found = as_loaded(
         model, factory=factory, args=args, seed=seed, allow=allow, trust_code=trust_code, entry=checkpoint_entry
     )
-    wish = wished(latency=latency, on=on,
-        keep=keep, limits=limits_of(macs=macs, parameters=params), ranking=ranking, floor=floor,
-        scopes=tuple(scopes.items()), by=by, round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
+    wish = wished(
+        keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,
+        round_to=round_to, protect=protect, only=only, seed=seed,
     )  # fmt: skip
     reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow))
     between = None

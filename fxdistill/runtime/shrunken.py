@@ -1,8 +1,9 @@
 """A model made smaller as it reads images: what is wanted, the batch that is looked at, the file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
@@ -10,7 +11,7 @@ from fxdistill.criteria import CRITERIA
 from fxdistill.data.batches import first_batch
 from fxdistill.errors import InputError
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import Limit, Size
+from fxdistill.ir.cost import Limit, Size, limits_of
 from fxdistill.ir.layers import Timing
 from fxdistill.ir.views import seen
 from fxdistill.measure.layer_times import UNIT
@@ -58,12 +59,25 @@ class Wish:
     latency: Wanted | None = None
 
 
-def wished(*, latency: float | str | None = None, on: str = "cpu", round_to: int | None = None, **others: Any) -> Wish:
-    """A wish, with a time as :meth:`Wanted.of` takes it; widths are then multiples of 8 unless others are said."""
+def wished(
+    *, keep: float | None = None, macs: float | None = None, params: float | None = None,
+    latency: float | str | None = None, on: str = "cpu", round_to: int | None = None,
+    scopes: Mapping[str, float] = MappingProxyType({}), protect: Sequence[str] = (), only: Sequence[str] = (),
+    **others: Any,
+) -> Wish:  # fmt: skip
+    """A wish, from the arguments of :func:`fxdistill.shrink`; with a latency widths are multiples of 8 unless said.
+
+    Raises:
+        InputError: The latency is none, or both it and ``keep`` are given.
+    """
     time = None if latency is None else Wanted.of(latency, on)
-    if time is not None and others.get("keep") is not None:
+    if time is not None and keep is not None:
         raise InputError("both --latency and --keep say how much to keep", where="--keep", hint="give one of them")
-    return Wish(latency=time, round_to=round_to or (1 if time is None else UNIT), **others)
+    return Wish(
+        keep=keep, limits=limits_of(macs=macs, parameters=params), latency=time,
+        round_to=round_to or (1 if time is None else UNIT), scopes=tuple(scopes.items()), protect=tuple(protect),
+        only=tuple(only), **others,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

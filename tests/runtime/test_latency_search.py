@@ -141,7 +141,7 @@ def test_shrink_and_compress_take_a_latency(tmp_path: Path, monkeypatch: pytest.
     assert made.confirmed is not None
     assert abs(made.confirmed.share / 0.6 - 1) <= 0.02
     assert shrunken.wished(latency=0.6).round_to == 8
-    assert shrunken.wished(limits=()).round_to == 1
+    assert shrunken.wished().round_to == 1
 
 
 @pytest.mark.parametrize(
