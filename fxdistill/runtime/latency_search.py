@@ -88,7 +88,7 @@ class Wanted:
         return f"{self.amount:.3g} of its own time" if found is None else f"{found.share:.3g} of its own time"
 
 
-Compare = Callable[[nn.Module, tuple[int, ...], Wanted], Confirmed]
+Compare = Callable[[nn.Module, tuple[int, ...]], Confirmed]
 """Measures a smaller model for inputs of a shape in turn with the original."""
 Make = Callable[[Limit, Timing], ShrunkResult]
 """Makes the model smaller, to a time by the times of its layers."""
@@ -122,7 +122,7 @@ def within(wanted: Wanted, make: Make, *, own_ms: float, compare: Compare, times
             if not tried:
                 raise
             break  # nobody asked for what is aimed at by now
-        found = compare(made.module, made.input_shape, wanted)
+        found = compare(made.module, made.input_shape)
         off = wanted.off(found)
         if abs(off - 1) <= TOLERANCE:
             return replace(made, confirmed=found)
@@ -164,7 +164,7 @@ def searched(module: nn.Module, shape: tuple[int, ...], wanted: Wanted, make: Ma
     runtime = InOnnxRuntime(wanted.provider)
     _ = runtime.nothing  # a provider that does not come up is told before anything long
     with tempfile.TemporaryDirectory() as folder:
-        compare = Measured(module, shape, wanted, Path(folder))
+        compare = Measured(module, shape, wanted.provider, Path(folder))
         return within(wanted, make, own_ms=compare.own_ms, compare=compare, times=Table(runtime))
 
 
@@ -174,18 +174,18 @@ class Measured:
     Args:
         module: The original.
         shape: Shape of a batch.
-        wanted: What runs it.
+        provider: ONNX Runtime's name of what runs it.
         folder: Where its file lies.
     """
 
-    def __init__(self, module: nn.Module, shape: tuple[int, ...], wanted: Wanted, folder: Path) -> None:
-        self.folder = folder
-        self.original = self._call(module, shape, wanted, "original")
+    def __init__(self, module: nn.Module, shape: tuple[int, ...], provider: str, folder: Path) -> None:
+        self.provider, self.folder = provider, folder
+        self.original = self._call(module, shape, "original")
         self.own_ms = 1000 * float(np.median(latency.interleaved({"": self.original}, repeats=_RUNS)[""]))
 
-    def __call__(self, module: nn.Module, shape: tuple[int, ...], wanted: Wanted) -> Confirmed:
+    def __call__(self, module: nn.Module, shape: tuple[int, ...]) -> Confirmed:
         """Measure a smaller model in turn with the original."""
-        calls = {"own": self.original, "smaller": self._call(module, shape, wanted, "smaller")}
+        calls = {"own": self.original, "smaller": self._call(module, shape, "smaller")}
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         end = time.monotonic() + _SECONDS
         while True:
@@ -195,12 +195,12 @@ class Measured:
             if (high - low) / 2 <= _NARROW * share or time.monotonic() > end:
                 break
         own, ms = (1000 * float(np.median(seconds[name])) for name in ("own", "smaller"))
-        return Confirmed(own, ms, share, low, high, wanted.provider)
+        return Confirmed(own, ms, share, low, high, self.provider)
 
-    def _call(self, module: nn.Module, shape: tuple[int, ...], wanted: Wanted, name: str) -> Callable[[], object]:
+    def _call(self, module: nn.Module, shape: tuple[int, ...], name: str) -> Callable[[], object]:
         path = self.folder / f"{name}.onnx"
         onnx_file.export_onnx(module, path, input_shape=shape)
-        return latency.call(path, shape, provider=wanted.provider)
+        return latency.call(path, shape, provider=self.provider)
 
 
 def interval(values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> tuple[float, float, float]:
