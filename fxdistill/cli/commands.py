@@ -165,7 +165,7 @@ def plan(
         seen = planning.look(
             data, output, wanted, models, task=task, wishes=wishes, measure=measure,
             force=force, probe=probe is not None, batch_size=batch_size, allow=allow_factory, val=val, seed=seed,
-            class_map=class_map, augment=augment, embedding=values.by_member(names, embedding, "--embedding"),
+            class_map=class_map, augment=augment, embedding=values.by_member(names, embedding, "--embedding", str),
             entries={"teacher": teacher_output, "student": student_output},
             criterion=criterion or composed(method).criterion,
         )  # fmt: skip
@@ -177,13 +177,11 @@ def plan(
             data=seen.data, precision=precision.value, recalibrate=recalibrate, preprocessing=seen.preprocessing,
         )  # fmt: skip
 
-        optimizers = {
-            "name": optimizer and optimizer.value, "weight_decay": weight_decay, "momentum": momentum,
-            "warm_up": warm_up, "clip": clip, "ema": ema,
-        }  # fmt: skip
         edit = functools.partial(
-            recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_, weights=weight, arguments=arg
-        )
+            recipe.changed, name=optimizer and optimizer.value, weight_decay=weight_decay, momentum=momentum,
+            warm_up=warm_up, clip=clip, ema=ema, smoothing=label_smoothing, settings=set_, weights=weight,
+            arguments=arg,
+        )  # fmt: skip
         write = planning.made if dry else planning.write
         made, passes = write(output, models, decisions, seen, after=_after(print_after), edit=edit)
         out.print(plan_view(made))

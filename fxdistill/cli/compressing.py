@@ -72,7 +72,7 @@ def compress(
         wanted = values.shape(input_shape)
         values.names(method=method, task=task, criterion=None, passes=())
         values.known_criterion(by, "--by")
-        wishes = values.wishes(("model",), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        wishes = values.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (values.budget(macs, "--macs"), values.budget(params, "--params")), values.scopes(scope)
         time = values.latency(latency, on and on.value)
         values.between(steps, {"recover": recover})
@@ -90,18 +90,15 @@ def compress(
             keep=keep, macs=most[0], params=most[1], **time, ranking=None if ranking is None else ranking.value,
             floor=floor, scopes=scopes, by=by, round_to=round_to, protect=protect, only=only, seed=seed,
         )  # fmt: skip
-        optimizers = {
-            "name": optimizer and optimizer.value, "weight_decay": weight_decay, "momentum": momentum,
-            "warm_up": warm_up, "clip": clip, "ema": ema,
-        }  # fmt: skip
         edit = functools.partial(
-            recipe.changed, given=optimizers, smoothing=label_smoothing, settings=set_, weights=weight,
+            recipe.changed, name=optimizer and optimizer.value, weight_decay=weight_decay, momentum=momentum,
+            warm_up=warm_up, clip=clip, ema=ema, smoothing=label_smoothing, settings=set_, weights=weight,
             arguments=arg,
         )  # fmt: skip
         teaching = Teaching(
             data, method=method, task=task, epochs=epochs, lr=lr, batch_size=batch_size, val=val, augment=augment,
             class_map=class_map, seed=seed, repeats=repeats, control=control, precision=precision.value,
-            recalibrate=recalibrate, input_shape=wanted, wishes=wishes["model"], entry=teacher_output, edit=edit,
+            recalibrate=recalibrate, input_shape=wanted, wishes=wishes, entry=teacher_output, edit=edit,
             allow=tuple(allow_factory),
         )  # fmt: skip
         settings = execution.Settings(

@@ -9,8 +9,6 @@ from rich.text import Text
 from fxdistill.cli import parameters, values
 from fxdistill.cli.exits import reported, say
 
-MODEL = "model"
-
 
 def evaluate(
     model: parameters.RunOrModel,
@@ -38,7 +36,7 @@ def evaluate(
     """Measure a model, or an ONNX file, on test images."""
     with reported():
         wanted = values.shape(input_shape)
-        wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
+        wishes = values.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
 
         from fxdistill.report import evaluated
         from fxdistill.runtime import deploy, evaluating

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fxdistill.runtime.deploy import Found
     from fxdistill.runtime.reducing import Reduced
 
-MODEL = "model"
 out = Console(highlight=False)
 
 
@@ -60,7 +59,7 @@ def export(
             of_int8={"calibrate": calibrate, "calibration": calibration, "calibration-images": calibration_images},
         )  # fmt: skip
         wanted = values.shape(input_shape)
-        wishes = values.wishes((MODEL,), size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)[MODEL]
+        wishes = values.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         values.writable(output)
         files.check_onnx_name(output)
 

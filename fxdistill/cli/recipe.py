@@ -1,8 +1,7 @@
-"""Options of ``fxdistill plan`` that stand for numbers of the plan: of the main stage, and of the control arm alike."""
+"""Options of ``plan`` and ``compress`` that stand for numbers of the plan: of main stage and control arm alike."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from fxdistill.errors import InputError
 from fxdistill.plan import setting, terms
@@ -13,18 +12,18 @@ _SMOOTHED = "cross-entropy"
 
 
 def changed(
-    plan: Plan, given: Mapping[str, Any], *, smoothing: float | None, settings: Sequence[str],
-    weights: Sequence[str] = (), arguments: Sequence[str] = (),
+    plan: Plan, *, smoothing: float | None, settings: Sequence[str], weights: Sequence[str],
+    arguments: Sequence[str], **optimizer: object,
 ) -> Plan:  # fmt: skip
     """The plan with what the options say; ``--set`` has the last word.
 
     Args:
         plan: The plan.
-        given: Fields of the optimiser with their values; None for those that nobody named.
         smoothing: Label smoothing, for the loss that takes it; None for as it is.
         settings: ``PATH=VALUE`` each.
         weights: ``LOSS=NUMBER`` each.
         arguments: ``LOSS.ARGUMENT=VALUE`` each.
+        optimizer: Fields of the optimiser with their values; None for those that nobody named.
 
     Raises:
         InputError: They do not fit the plan, or each other.
@@ -36,7 +35,7 @@ def changed(
     said = [
         f"{stage}.optimizer.{field}={json.dumps(value)}"
         for stage in stages
-        for field, value in given.items()
+        for field, value in optimizer.items()
         if value is not None
     ]
     smoothed = [name for name, stage in stages.items() if any(term.name == _SMOOTHED for term in stage.losses)]

@@ -1,11 +1,12 @@
 """What the command line's arguments stand for: shapes, pairs, models, places to write to."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from fxdistill.errors import InputError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fxdistill.plan.schema import Recalibration
     from fxdistill.preprocessing import Wishes
 
+Value = TypeVar("Value")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -207,19 +209,27 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
             )  # fmt: skip
 
 
-def by_member(members: Sequence[str], texts: Sequence[str], option: str) -> dict[str, str]:
+def by_member(
+    members: Sequence[str], texts: Sequence[str], option: str, read: Callable[[str], Value]
+) -> dict[str, Value]:  # fmt: skip
     """What an option says of each member: ``VALUE`` for all, ``MEMBER=VALUE`` for one.
+
+    Args:
+        members: The members' names.
+        texts: What is said.
+        option: The option.
+        read: What a value stands for.
 
     Raises:
         InputError: A text names no member.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Value] = {}
     for text in sorted(texts, key=lambda one: "=" in one):  # what is said of one holds against what is said of all
         member, equals, value = text.rpartition("=")
         if equals and member not in members:
-            known = " or ".join(f"{one}=" for one in members)
+            known = " or ".join(f"{one}=" for one in members) if len(members) > 1 else "no name"
             raise InputError(f"'{member}' is no model here", where=option, hint=f"write {known} before the value")
-        found |= dict.fromkeys((member,) if equals else members, value)
+        found |= dict.fromkeys((member,) if equals else members, read(value))
     return found
 
 
@@ -237,16 +247,14 @@ def wishes(
     given = {"size": size, "crop": crop, "interpolation": interpolation, "mean": mean, "std": std}
     found: dict[str, dict[str, Any]] = {member: {} for member in members}
     for name, texts in given.items():
-        for text in sorted(texts, key=lambda one: "=" in one):  # what is said of one holds against what is said of all
-            member, equals, value = text.rpartition("=")
-            if equals and member not in members:
-                known = " or ".join(f"{one}=" for one in members) if len(members) > 1 else "no name"
-                raise InputError(
-                    f"'{member}' is no model here", where=f"--{name}", hint=f"write {known} before the value"
-                )
-            for one in (member,) if equals else members:
-                found[one][name] = _wish(name, value)
+        for member, value in by_member(members, texts, f"--{name}", functools.partial(_wish, name)).items():
+            found[member][name] = value
     return {member: Wishes(**said) for member, said in found.items()}
+
+
+def own_wishes(**texts: Sequence[str]) -> "Wishes":
+    """The same where there is one model, which needs no name."""
+    return wishes(("model",), **texts)["model"]
 
 
 def _wish(name: str, text: str) -> Any:
