@@ -13,7 +13,7 @@ from fxdistill.errors import FxdistillError
 
 if TYPE_CHECKING:
     from fxdistill.runtime.deploy import Found
-    from fxdistill.runtime.reducing import Reduced
+    from fxdistill.runtime.directory import RunDir
 
 out = Console(highlight=False)
 
@@ -72,13 +72,15 @@ def export(
             checkpoint_entry=entry, embedding=embedding,
         )  # fmt: skip
         if precisions:
-            from fxdistill.runtime import reducing
+            from fxdistill.runtime import exports, reducing
 
             how = reducing.Reducing(**values.said(
                 calibration=calibration and calibration.value, images=calibration_images,
                 tolerance=tolerance_accuracy, disagreement=tolerance_agreement,
             ))  # fmt: skip
             images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)
+            as_run = data is None and class_map is None and wishes == NOTHING  # measured as the run measures
+            noted = _noting(Path(model)) if as_run and values.is_run(model) else None
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
         )
@@ -99,18 +101,20 @@ def export(
                 failures.append(failed(str(error), error.exit_code))
             else:
                 out.print(Text(f"wrote {reducing.described(made, found.task)}"), soft_wrap=True)
-                if values.is_run(model) and data is None and class_map is None and wishes == NOTHING:
-                    _noted(Path(model), made)  # measured as the run measures
+                if noted is not None:
+                    exports.note(noted, made)
         if failures:
             raise min(failures, key=lambda one: one.exit_code)
 
 
-def _noted(run: Path, made: "Reduced") -> None:
-    """Note what a file reaches in the run that it is of."""
+def _noting(path: Path) -> "RunDir":
+    """The run in which it is noted what files reach; what is damaged there is said before anything is written."""
     from fxdistill.runtime import exports
     from fxdistill.runtime.directory import RunDir
 
-    exports.note(RunDir.existing(run), made)
+    run = RunDir.existing(path)
+    exports.read(run, run.plan())
+    return run
 
 
 def _optimized(found: "Found", output: Path, *, tolerance: float, embed: bool) -> None:

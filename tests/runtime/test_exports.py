@@ -67,6 +67,16 @@ def test_a_damaged_file_is_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
         exports.read(run, run.plan())
 
 
+def test_a_damaged_file_is_said_before_anything_is_exported(tmp_path: Path) -> None:
+    run = copied(tmp_path)
+    run.exports_path.write_text("{")
+    allowed = [part for module in runs.ALLOW for part in ("--allow-factory", module)]
+    found = jobs.call("export", run.path, *allowed, "--fp16", "-o", tmp_path / "s.onnx")
+    assert found.exit_code == 2
+    assert "exports.json is damaged" in " ".join(found.output.split())
+    assert not list(tmp_path.glob("*.onnx"))
+
+
 def test_files_of_another_plan_are_left_aside(tmp_path: Path) -> None:
     run = copied(tmp_path)
     run.exports_path.write_text(json.dumps({"plan": "0" * 64, "exports": [GOOD]}))
