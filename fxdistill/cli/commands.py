@@ -37,8 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 out = Console(highlight=False)
-SAVE_EVERY, CACHE_SIZE = 30.0, "4G"
-"""Seconds between checkpoints; bytes of what is kept."""
+CACHE_SIZE = "4G"
+"""Bytes of what is kept."""
 
 
 @app.callback()
@@ -228,7 +228,7 @@ def run(
     cache_size: parameters.CacheSize = CACHE_SIZE,
     cache_half: parameters.CacheHalf = False,
     profile: parameters.Profile = False,
-    save_every: parameters.SaveEvery = SAVE_EVERY,
+    save_every: parameters.SaveEvery = parameters.SAVE_EVERY,
     evaluate_every: parameters.EvaluateEvery = 1,
     force: parameters.Force = False,
     allow_factory: parameters.Allow = [],
@@ -245,7 +245,7 @@ def run(
         "compile": (compile_programs, parameters.Choosing.off),
         "channels-last": (channels_last, parameters.Choosing.auto), "cache": (cache, "auto"),
         "cache-size": (cache_size, CACHE_SIZE), "cache-half": (cache_half, False),
-        "save-every": (save_every, SAVE_EVERY), "evaluate-every": (evaluate_every, 1),
+        "save-every": (save_every, parameters.SAVE_EVERY), "evaluate-every": (evaluate_every, 1),
         "allow-factory": (allow_factory, []), "trust-code": (trust_code, False), "force": (force, False),
     })  # fmt: skip
     again = ["fxdistill", "run", *([str(output)] if more_epochs else [str(plan_file), "-o", str(output)]), *words]

@@ -58,7 +58,7 @@ def compress(
     recalibrate_bn: parameters.Recalibrate = "auto",
     precision: parameters.TrainingPrecision = parameters.Precision["32-true"],
     device: parameters.Where = parameters.Device.auto,
-    save_every: parameters.SaveEvery = 30.0,
+    save_every: parameters.SaveEvery = parameters.SAVE_EVERY,
     force: parameters.Force = False,
     teacher_factory: parameters.TeacherFactory = None,
     teacher_arg: parameters.TeacherArgument = [],

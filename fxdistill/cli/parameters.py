@@ -331,6 +331,7 @@ ForcePlan = Annotated[bool, typer.Option("--force", help=f"Plan {_FORCE}; `run` 
 EvaluateEvery = Annotated[
     int, typer.Option("--evaluate-every", min=1, help="Epochs between two evaluations of what is trained.")
 ]
+SAVE_EVERY = 30.0
 SaveEvery = Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")]
 DemoOutput = Annotated[Path, typer.Option("--out", "-o", help="Where to work.")]
 
