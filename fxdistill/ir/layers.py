@@ -77,18 +77,20 @@ def layers_of(traced: Traced, coupling: Coupling) -> Iterator[Placed]:
         shape = max(shapes, key=math.prod)
         source = node.all_input_nodes[0]
         if "conv" in name and len(read) == len(made) == len(shape) > 2:
-            yield _convolution(node, source, shape, coupling)
+            yield _convolution(node, source, shape, coupling, transposed="transpose" in name)
         elif name in ("linear", "addmm"):
             rows, inputs, outputs = math.prod(made[:-1]), read[-1], made[-1]
             layer = Layer(inputs, outputs, 1, (rows,))
             yield Placed(layer, _classes(source, coupling, inputs), _classes(node, coupling, outputs))
 
 
-def _convolution(node: fx.Node, source: fx.Node, weight: tuple[int, ...], coupling: Coupling) -> Placed:
+def _convolution(
+    node: fx.Node, source: fx.Node, weight: tuple[int, ...], coupling: Coupling, *, transposed: bool
+) -> Placed:  # fmt: skip
     read, made = shape_of(source) or (), shape_of(node) or ()
     reads, makes = _classes(source, coupling, read[1]), _classes(node, coupling, made[1])
-    if math.prod(made[2:]) > math.prod(read[2:]):  # a transposed one multiplies as one in the other direction does
-        layer = Layer(made[1], read[1], 1, (made[0], *made[2:]), read[2:], weight[2:])
+    if transposed or math.prod(made[2:]) > math.prod(read[2:]):  # multiplies as one in the other direction does
+        layer = Layer(made[1], read[1], made[1] // weight[1], (made[0], *made[2:]), read[2:], weight[2:])
         return Placed(layer, makes, reads)
     layer = Layer(read[1], made[1], read[1] // weight[1], (read[0], *read[2:]), made[2:], weight[2:])
     return Placed(layer, reads, makes)

@@ -19,6 +19,7 @@ def net() -> nn.Module:
         nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 12, 1), nn.ReLU(),
         nn.Conv2d(12, 12, 3, padding=1, groups=4), nn.ConvTranspose2d(12, 6, 2, stride=2),
+        nn.ConvTranspose2d(6, 12, 3, padding=1), nn.ConvTranspose2d(12, 6, 3, stride=2, groups=3),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5),
     ).eval()  # fmt: skip
 
@@ -36,7 +37,9 @@ def test_layers_are_as_they_stand_in_the_model_and_multiply_as_often() -> None:
         Layer(8, 8, 8, (2, 8, 8), (8, 8), (3, 3)),
         Layer(8, 12, 1, (2, 8, 8), (8, 8), (1, 1)),
         Layer(12, 12, 4, (2, 8, 8), (8, 8), (3, 3)),
-        Layer(6, 12, 1, (2, 16, 16), (8, 8), (2, 2)),  # a transposed one, the other way round
+        Layer(6, 12, 1, (2, 16, 16), (8, 8), (2, 2)),  # transposed ones, the other way round
+        Layer(12, 6, 1, (2, 16, 16), (16, 16), (3, 3)),
+        Layer(6, 12, 3, (2, 33, 33), (16, 16), (3, 3)),
         Layer(6, 5, 1, (2,)),
     ]
     assert sum(one.macs(one.inputs, one.outputs) for one in found) == sum(map(macs_of, traced.graph.nodes))
