@@ -16,9 +16,9 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from PIL import Image
@@ -44,6 +44,7 @@ from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Execution
 from fxdistill.runtime.trials import Trial
 
+Value = TypeVar("Value")
 _IMAGES, _BATCH = 256, 32
 _PICTURES, _SIDE = 12, 96
 _PNG, _LARGEST = r"^[A-Za-z0-9+/]*={0,2}$", 200_000
@@ -125,27 +126,37 @@ _FORM = TypeAdapter(Details)
 
 
 def write(run: Execution, module: nn.Module, *, seed: int) -> None:
-    """Measure and write the details of a run that is complete; what fails is said, and does not fail the run.
+    """Measure and write the details of a run that is complete; a part that fails is said and left out.
 
     Args:
         run: The execution, everything trained.
         module: The exported member, as it was exported.
         seed: Under which seed.
     """
+    layers = _part(run, lambda: outline(run.plan, {name: one.cpu() for name, one in run.modules.items()}), Outline())
+    none: tuple[list[Similarity], str] = [], ""
+    similarity, on = _part(run, lambda: _similarities(run, module, seed), none)
+    beside = _part(run, lambda: _beside(run, module), None)
+    prints = _part(run, lambda: _fingerprint(run.dataset.test), "")
+    found = Details(run.plan.sha256, layers, similarity, on, beside, prints)
+    text = json.dumps(_FORM.dump_python(found, mode="json")) + "\n"
+    _part(run, lambda: write_text(run.rundir.details_path, text), None)
+
+
+def _part(run: Execution, make: Callable[[], Value], without: Value) -> Value:
+    """A part of the details; where it fails, that is said, and the others are made."""
     try:
-        found = Details(
-            run.plan.sha256, outline(run.plan, {name: one.cpu() for name, one in run.modules.items()}),
-            *_similarities(run, module, seed), _beside(run, module), _fingerprint(run.dataset.test),
-        )  # fmt: skip
-        write_text(run.rundir.details_path, json.dumps(_FORM.dump_python(found, mode="json")) + "\n")
+        return make()
     except Exception as cause:  # noqa: BLE001  # whatever it is, the run is complete
         said = cause.what if isinstance(cause, FxdistillError) else f"{type(cause).__name__}: {cause}"
         run.observer.on_diagnostic(
             Diagnostic(
                 code="no-details", severity="warning", where=run.rundir.details_path.name,
-                why=f"what the report shows beside the result could not be made: {said}",
+                why=f"something that the report shows beside the result could not be made: {said}",
+                hint=cause.hint if isinstance(cause, FxdistillError) else "",
             )
         )  # fmt: skip
+        return without
 
 
 def read(rundir: RunDir, plan: Plan) -> Details | None:

@@ -184,10 +184,7 @@ class Task(ABC):
             InputError: The task does not say what a model reaches image by image.
         """
         del output, targets, classes
-        raise InputError(
-            "the task does not say what a model reaches image by image", where=f"task '{type(self).__name__}'",
-            hint="it must have the methods kept and tally of fxdistill.tasks.Task",
-        )  # fmt: skip
+        raise _not_by_image(self)
 
     def tally(self, kept: "Sequence[Tensor]", train: "Callable[[], Iterable[tuple[Tensor, Tensor]]]") -> "Tally":
         """What a model reaches image by image, (N, ...): its metric under all weights 1 is the primary one.
@@ -195,8 +192,12 @@ class Task(ABC):
         Args:
             kept: What was kept of all batches.
             train: For tasks that compare with the training split, its predictions and targets.
+
+        Raises:
+            InputError: The task does not say what a model reaches image by image.
         """
-        raise NotImplementedError
+        del kept, train
+        raise _not_by_image(self)
 
     def distance(self, ours: "Tensor", theirs: "Tensor") -> "Tensor":
         """How far two predictions lie apart, image by image: (B,), 0 where they are the same."""
@@ -274,6 +275,13 @@ def no_labels(split: str) -> DataError:
     return DataError(
         "the images have no labels, so that nothing can be measured on them", where=f"the {split} split",
         hint="give data with labels",
+    )  # fmt: skip
+
+
+def _not_by_image(task: Task) -> InputError:
+    return InputError(
+        "the task does not say what a model reaches image by image", where=f"task '{type(task).__name__}'",
+        hint="it must have the methods kept and tally of fxdistill.tasks.Task",
     )  # fmt: skip
 
 

@@ -12,13 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from fxdistill.compiler.outline import Outline
 from fxdistill.data.load import load as load_data
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import RunDirError
+from fxdistill.errors import RunDirError, StorageError
+from fxdistill.report.page.document import document
+from fxdistill.report.page.told import of_run
 from fxdistill.runtime import details
 from fxdistill.runtime.details import Details
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Observer
+from fxdistill.tasks.classification import Classification
 from tests import runs
 
 
@@ -95,15 +99,36 @@ def test_what_is_of_another_plan_is_left_aside(tmp_path: Path) -> None:
     assert details.read(run, run.plan()) is None
 
 
-def test_what_fails_is_said_and_the_run_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_fail_are_said_and_the_others_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Diagnostic] = []
 
     def fails(*_: object) -> None:
         raise RuntimeError("no such thing")
 
     monkeypatch.setattr(details, "outline", fails)
+    monkeypatch.delattr(Classification, "kept")  # as in a task of a plug-in that leaves it out
     runs.execute(runs.plan_file(), tmp_path / "run", runs.CPU, Observer(on_diagnostic=said.append), detailed=True)
-    (remark,) = (one for one in said if one.code == "no-details")
-    assert "no such thing" in remark.why
+    first, second = (one for one in said if one.code == "no-details")
+    assert "no such thing" in first.why
+    assert "image by image" in second.why
+    assert "kept and tally" in str(second.hint)
+    run = RunDir.existing(tmp_path / "run")
+    made, whole = details.read(run, run.plan()), found()
+    assert made is not None
+    assert (made.outline, made.beside) == (Outline(), None)
+    assert (made.similarity, made.on, made.fingerprint) == (whole.similarity, whole.on, whole.fingerprint)
+    document([of_run(run.path, "run")])
+
+
+def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Diagnostic] = []
+
+    def fails(*_: object) -> None:
+        raise StorageError("the disk is full", where="details.json")
+
+    for part in ("outline", "_similarities", "_beside", "write_text"):
+        monkeypatch.setattr(details, part, fails)
+    runs.execute(runs.plan_file(), tmp_path / "run", runs.CPU, Observer(on_diagnostic=said.append), detailed=True)
+    assert sum("the disk is full" in one.why for one in said if one.code == "no-details") == 4
     assert (tmp_path / "run" / "result.json").exists()
     assert not (tmp_path / "run" / "details.json").exists()

@@ -142,3 +142,11 @@ def test_first_answers() -> None:
     for name in set(NAMES) - {"classification"}:
         with pytest.raises(InputError, match="chooses no class"):
             TASKS.get(name).with_top([2], 4)
+
+
+def test_a_task_that_lacks_them_is_told_what_it_lacks() -> None:
+    task = TASKS.get("classification")
+    for call in (lambda: Task.kept(task, torch.eye(2), torch.tensor([0, 1]), 2), lambda: Task.tally(task, [], list)):
+        with pytest.raises(InputError, match="image by image") as caught:
+            call()
+        assert "kept and tally" in caught.value.hint

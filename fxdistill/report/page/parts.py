@@ -159,7 +159,7 @@ def _facts(told: Told) -> Iterator[tuple[str, str]]:
         yield name, "; ".join(_member(member))
     yield "input", size(plan.input.shape)
     yield "data", "; ".join(_data(plan))
-    if told.details is not None:
+    if told.details is not None and told.details.fingerprint:
         yield "fingerprint", told.details.fingerprint
     yield "batch", f"{data.batch_size} images at most; augmentation {', '.join(data.augmentation) or 'none'}"
     yield "seeds", ", ".join(map(str, plan.seeds))
