@@ -71,6 +71,7 @@ def shrink(
 
     Raises:
         InputError: The model cannot be found or loaded, or the request changes nothing.
+        RunDirError: Beside the file are steps of another request.
         PassError: The smaller model is not the masked one; nothing was written.
     """
     found = as_loaded(
@@ -83,7 +84,8 @@ def shrink(
     reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow))
     between = None
     if steps != 1:
-        between = Steps.of(steps, recover, Teaching.on(data, task=task, input_shape=input_shape, lr=lr, seed=seed))
+        teaching = Teaching.on(data, task=task, input_shape=input_shape, lr=lr, seed=seed, allow=tuple(allow))
+        between = Steps.of(steps, recover, teaching)
         between.check(wish, found)
         folder = folder_for(path)
     made, preprocessing = shrunk(found, wish, reading, passes=passes)

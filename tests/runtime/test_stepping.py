@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from fxdistill.compiler.shrink_model import ShrunkResult
+from fxdistill.data.dataset import Dataset
+from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.load import load
@@ -75,10 +77,14 @@ def test_each_step_goes_a_part_of_the_way_and_is_taught_by_the_original() -> Non
                for row in last)  # fmt: skip
 
 
-def test_floors_and_shares_of_parts_are_of_the_original(tmp_path: Path) -> None:
+def own_data() -> Dataset:
+    return load_data("digits")
+
+
+def test_floors_and_shares_of_parts_are_of_the_original_on_data_that_is_allowed(tmp_path: Path) -> None:
     made = shrinking.shrink(
-        teacher(), tmp_path / "aux.pt", params=0.45, steps=2, data="digits", floor=0.5,
-        scopes={"layers.layer1.0.conv1": 0.25}, settings=CPU,
+        teacher(), tmp_path / "aux.pt", params=0.45, steps=2, data=f"{__name__}:own_data", floor=0.5,
+        scopes={"layers.layer1.0.conv1": 0.25}, settings=CPU, allow=(__name__,),
     )  # fmt: skip
     assert made.widths["layers.layer1.0.conv1"] == (8, 2)
     others = [(path, widths) for path, widths in made.widths.items() if path != "layers.layer1.0.conv1"]
