@@ -22,7 +22,7 @@ from typing import Annotated, TypeVar
 
 import torch
 from PIL import Image
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat, TypeAdapter
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import tracing
@@ -30,8 +30,8 @@ from fxdistill.compiler.outline import Outline, outline
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Images
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import FxdistillError, RunDirError
-from fxdistill.files import read_text, write_text
+from fxdistill.errors import FxdistillError
+from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.running import load_whole_state
 from fxdistill.ir.views import seen
@@ -40,6 +40,7 @@ from fxdistill.measure.similarity import Reading, cka
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import Pair, Tap
+from fxdistill.runtime import forms
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Execution
 from fxdistill.runtime.trials import Trial
@@ -61,8 +62,8 @@ class Similarity:
     """
 
     pair: str
-    before: float | None
-    after: float | None
+    before: FiniteFloat | None
+    after: FiniteFloat | None
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class OfClass:
 
     name: str
     count: int
-    teacher: float | None
-    student: float | None
+    teacher: FiniteFloat | None
+    student: FiniteFloat | None
 
 
 @dataclass(frozen=True)
@@ -165,21 +166,11 @@ def read(rundir: RunDir, plan: Plan) -> Details | None:
     Raises:
         RunDirError: The file is damaged.
     """
-    path, wrong = rundir.details_path, ""
+    path = rundir.details_path
     if not path.exists():
         return None
-    try:
-        found = _FORM.validate_json(read_text(path), strict=True)
-    except ValidationError as cause:
-        first = cause.errors()[0]
-        wrong = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}"
-    except (OSError, ValueError) as cause:
-        wrong = str(cause)
-    else:
-        wrong = _odd(found, plan)
-        if not wrong:
-            return found if found.plan == plan.sha256 else None
-    raise RunDirError(f"details.json is damaged: {wrong}", where=str(path), hint="remove it, or run the plan anew")
+    found = forms.read(_FORM, path, hint="remove it, or run the plan anew", odd=lambda found: _odd(found, plan))
+    return found if found.plan == plan.sha256 else None
 
 
 def _odd(found: Details, plan: Plan) -> str:
@@ -191,9 +182,6 @@ def _odd(found: Details, plan: Plan) -> str:
     named = {*found.outline.layers, *(name for one in found.outline.runs for name in one.layers)}
     if odd := named - members:
         return f"it names the member '{min(odd)}', which the plan has not"
-    numbers = [value for one in found.similarity for value in (one.before, one.after)]
-    if not all(math.isfinite(value) for value in numbers if value is not None):
-        return "a similarity is no number"
     return ""
 
 

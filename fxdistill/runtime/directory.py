@@ -39,6 +39,7 @@ from fxdistill.plan import difference
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.runtime import outcome
+from fxdistill.runtime.forms import first_wrong
 
 _OTHER = "choose another directory with -o"
 
@@ -288,8 +289,7 @@ class RunDir:
                 return None
             wrong = outcome.odd(result, plan) if begun == plan.sha256 else "it is of another plan"
         except ValidationError as cause:
-            first = cause.errors()[0]
-            wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+            wrong = first_wrong(cause)
         except (OSError, ValueError, RecursionError):
             wrong = "it is no JSON"
         if wrong:

@@ -6,18 +6,15 @@ run's own models. The file may come from others, so that it is read against its 
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter
 
-from fxdistill.errors import RunDirError
-from fxdistill.files import read_text, write_text
+from fxdistill.files import write_text
 from fxdistill.measure.onnx_reduced import Precision
 from fxdistill.plan.document import Plan
+from fxdistill.runtime import forms
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.reducing import Reduced
-
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,10 @@ class Export:
 
     file: str
     precision: Precision
-    value: _Finite | None
-    agreement: _Finite
-    latency: _Finite
-    latency_of_float: _Finite
+    value: FiniteFloat | None
+    agreement: FiniteFloat
+    latency: FiniteFloat
+    latency_of_float: FiniteFloat
     bytes: int
 
 
@@ -78,15 +75,5 @@ def read(run: RunDir, plan: Plan) -> list[Export]:
     """
     if not run.exports_path.exists():
         return []
-    try:
-        found = _FORM.validate_json(read_text(run.exports_path), strict=True)
-    except ValidationError as cause:
-        first = cause.errors()[0]
-        wrong = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}"
-    except (OSError, ValueError) as cause:
-        wrong = str(cause)
-    else:
-        return found.exports if found.plan == plan.sha256 else []
-    raise RunDirError(
-        f"exports.json is damaged: {wrong}", where=str(run.exports_path), hint="remove it, and export anew"
-    )
+    found = forms.read(_FORM, run.exports_path, hint="remove it, and export anew")
+    return found.exports if found.plan == plan.sha256 else []

@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 from io import BytesIO
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def test_pictures_are_the_images() -> None:
     [
         (lambda data: data["similarity"][0].update(pair="nowhere"), "the pair 'nowhere'"),
         (lambda data: data["similarity"][0].update(after="0.5"), "similarity.0.after"),
+        (lambda data: data["similarity"][0].update(after=nan), "similarity.0.after"),
+        (lambda data: data["beside"]["classes"][0].update(student=inf), "beside.classes.0.student"),
         (lambda data: data["outline"]["layers"].update({"<b>": []}), "the member '<b>'"),
         (lambda data: data["beside"]["apart"][0].update(png='x" onerror="y'), "beside.apart.0.png"),
         (lambda data: data.clear(), "plan"),
