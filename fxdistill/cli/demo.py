@@ -60,7 +60,8 @@ def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:
     for command in commands:
         say(f"\n$ {command}")
         _call(command, folder)
-    say(f"\neverything lies in {folder}; the student is {folder / 'run' / 'student.onnx'}")
+    onnx, page = (folder / "run" / name for name in ("student.onnx", "report.html"))
+    say(f"\neverything lies in {folder}; the student is {onnx}, its report {page}")
 
 
 def train_teacher(path: Path) -> float:
