@@ -1,6 +1,7 @@
 """``fxdistill compress``: a model made smaller, distilled from itself and exported, in one command."""
 
 import functools
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -120,7 +121,8 @@ def compress(
 def _interrupted(folder: Path) -> str:
     run = folder / "run"
     if (run / "plan.json").exists():
-        return f"interrupted; continue with the same command, or with: fxdistill run {run} --resume"
+        again = shlex.join(["fxdistill", "run", str(run), "--resume"])
+        return f"interrupted; continue with the same command, or with: {again}"
     if next(folder.glob("step-*/run/plan.json"), None):
         return "interrupted; the same command again goes on where it was"
     return "interrupted before anything was trained; start again with the same command"

@@ -1,5 +1,6 @@
 """``fxdistill report`` and ``fxdistill show``: runs and plans for people, as one HTML file or in the terminal."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -69,5 +70,5 @@ def of_ended(run: Path) -> Text:
         write_report([run], target)
     except FxdistillError as error:  # the run is complete, whatever becomes of its report
         err.print(Text(f"no report was written: {error.what}"), soft_wrap=True)
-        return Text(f"report: fxdistill report {run}")
+        return Text(f"report: fxdistill report {shlex.quote(str(run))}")
     return Text(f"report: {target}")

@@ -3,6 +3,7 @@
 The first process looks and decides for all (:meth:`fxdistill.runtime.crew.Crew.first`); it alone opens the directory.
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -69,7 +70,7 @@ def begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew
         if held.jobs_path.is_dir():
             raise RunDirError(
                 "the seeds of this run are trained in processes of their own", where=str(out),
-                hint=f"continue it with fxdistill run {out} --resume --jobs N",
+                hint=f"continue it with fxdistill run {shlex.quote(str(out))} --resume --jobs N",
             )  # fmt: skip
         there = inspection.inspect(held)
         return replace(found, result=there.result, how=checkpoint.settled(how, there.how))

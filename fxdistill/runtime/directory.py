@@ -24,6 +24,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -133,7 +134,8 @@ class RunDir:
             raise RunDirError(
                 f"the run directory holds another run, whose plan differs in {difference.told(begun, plan)}",
                 where=str(self.path),
-                hint=f"go on with it as it was begun: fxdistill run {self.path} --resume; or {_OTHER}",
+                hint="go on with it as it was begun: "
+                f"fxdistill run {shlex.quote(str(self.path))} --resume; or {_OTHER}",
             )  # fmt: skip
         return True
 
@@ -161,7 +163,7 @@ class RunDir:
         raise RunDirError(
             f"plan.json in a run directory is what the run was begun with, and {differs}", where=str(self.plan_path),
             hint=f"undo that and go on with --resume; or run the edited plan anew: "
-            f"fxdistill run {self.plan_path} -o ANOTHER_DIRECTORY",
+            f"fxdistill run {shlex.quote(str(self.plan_path))} -o ANOTHER_DIRECTORY",
         )  # fmt: skip
 
     @property

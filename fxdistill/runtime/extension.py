@@ -8,6 +8,7 @@ Every trial goes on from the state that it ended in, which the run directory kee
 extension is complete, what the run had come to (result, model, ONNX file) stays where it is.
 """
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,7 @@ def extended(
     if result is None:
         raise RunDirError(
             "there is no complete run to extend", where=where,
-            hint=f"complete it first: fxdistill run {rundir.path} --resume",
+            hint=f"complete it first: fxdistill run {shlex.quote(str(rundir.path))} --resume",
         )  # fmt: skip
     arm = plan.arm(plan.export.arm)
     if arm.once:

@@ -12,6 +12,7 @@ are, and a run that was interrupted goes on.
 """
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,7 +53,12 @@ Says = Callable[[int, ShrunkResult], None]
 
 @dataclass(frozen=True)
 class Steps:
-    """In how many steps a model is made smaller, and how it is taught between them."""
+    """In how many steps a model is made smaller, and how it is taught between them.
+
+    Attributes:
+        count: How many there are, the last one included.
+        teaching: That between two steps, see :meth:`Teaching.briefly`.
+    """
 
     count: int
     teaching: Teaching
@@ -219,10 +225,11 @@ def planned(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: Te
         write_text(path, plan.to_json())
     elif (there := load_plan(path)) != plan:
         run = path.parent / RUN
+        resume = ["--resume"] if (run / PLAN).exists() else []
+        again = shlex.join(["fxdistill", "run", str(path), "-o", str(run), *resume])
         raise RunDirError(
             f"the plan that is there is not the one of this command: it differs in {difference.told(there, plan)}",
-            where=str(path), hint=f"run it as it is: fxdistill run {path} -o {run}"
-            f"{' --resume' if (run / PLAN).exists() else ''}; or {OTHER}",
+            where=str(path), hint=f"run it as it is: {again}; or {OTHER}",
         )  # fmt: skip
     return plan
 

@@ -70,7 +70,7 @@ def test_it_is_a_plan_that_runs_again_and_teaches_what_is_left_of_the_original(t
 
 
 def test_called_again_it_goes_on_where_it_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = runs.workshop() / "interrupted"  # as far from the original
+    out = runs.workshop() / "cut off"  # as far from the original
     with monkeypatch.context() as patch:
         count, save = itertools.count(1), checkpoint.save
 
@@ -81,7 +81,7 @@ def test_called_again_it_goes_on_where_it_was_interrupted(monkeypatch: pytest.Mo
 
         patch.setattr(checkpoint, "save", counting)
         said = compress(out, *FEW, "--save-every", "0", code=130)
-    assert f"continue with the same command, or with: fxdistill run {out / 'run'} --resume" in said
+    assert f"continue with the same command, or with: fxdistill run '{out / 'run'}' --resume" in said
     before = (out / "smaller.pt").stat().st_mtime_ns
     said = compress(out, *FEW)
     assert "proof" not in said  # what is there is taken
@@ -95,7 +95,7 @@ def test_called_again_it_goes_on_where_it_was_interrupted(monkeypatch: pytest.Mo
 
 
 def test_another_request_in_the_same_folder_is_refused() -> None:
-    out = Path(shutil.copytree(made()[0], runs.workshop() / "another"))
+    out = Path(shutil.copytree(made()[0], runs.workshop() / "another one"))
     held = runs.snapshot(out)
     for options, needle in (
         (("--macs", "0.4"), "made smaller in another way: limits"),
@@ -110,7 +110,7 @@ def test_another_request_in_the_same_folder_is_refused() -> None:
     content = json.loads((out / "plan.json").read_text())
     content["seeds"] = [7]
     (out / "plan.json").write_text(json.dumps(content))
-    assert f"fxdistill run {out / 'plan.json'} -o {out / 'run'}" in compress(out, *FEW, code=2)
+    assert f"fxdistill run '{out / 'plan.json'}' -o '{out / 'run'}' --resume" in compress(out, *FEW, code=2)
 
 
 @pytest.mark.parametrize(
