@@ -1,6 +1,5 @@
 """Two models beside each other, as people read it and as machines do."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from rich.text import Text
 
 from fxdistill.measure.comparison import Apart, Comparison
 from fxdistill.report.evaluated import number, shown
-from fxdistill.report.layout import Line, Table
+from fxdistill.report.layout import Line, Table, points
 from fxdistill.runtime.deploy import Found
 from fxdistill.tasks import Task
 
@@ -47,13 +46,6 @@ def _said(made: Comparison, task: Task) -> Iterator[str]:
             one, other = apart.alone
             yield f"right in A alone {one:,} images, in B alone {other:,}; McNemar's exact test: p = {apart.p:.2g}"
     yield f"{task.agreement_name} {made.agreement:.2%}, mean distance {made.distance:.3g}"
-
-
-def points(value: float, task: Task, *, unit: bool = True) -> str:
-    """A difference of two values of the primary metric."""
-    if not math.isfinite(value):
-        return "-"
-    return f"{value * 100:+.2f}{' points' if unit else ''}" if task.is_share else f"{value:+.3g}"
 
 
 def _classes(made: Comparison, task: Task) -> Iterator[RenderableType]:

@@ -3,6 +3,7 @@
 Everything is laid out in short lines rather than wide tables, so that it reads in a narrow terminal too.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
+from fxdistill.tasks import Task
 
 _LEAST_COLUMNS = 16  # for a text behind its head
 _COLOURS = {"note": "dim", "warning": "yellow", "error": "red"}
@@ -84,3 +86,17 @@ def count(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.3g} {unit}"
     return str(int(value))
+
+
+def points(value: float, task: Task, *, unit: bool = True) -> str:
+    """A difference of two values of the primary metric: ``+1.20 points``, or in its own unit; ``-`` of no number."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value * 100:+.2f}{' points' if unit else ''}" if task.is_share else f"{value:+.3g}"
+
+
+def spread(value: float, deviation: float, task: Task) -> str:
+    """A mean of the primary metric with its standard deviation over seeds."""
+    if not deviation:
+        return task.shown(value)
+    return f"{task.shown(value)} ± {f'{deviation * 100:.2f}' if task.is_share else f'{deviation:.2g}'}"

@@ -12,7 +12,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.report.layout import Line, Table, count, diagnostics_view
+from fxdistill.report.layout import Line, Table, count, diagnostics_view, points, spread
 from fxdistill.tasks import TASKS, Task
 
 Row = tuple[str, ...]
@@ -112,15 +112,11 @@ def _is_chosen(plan: Plan, result: dict[str, Any]) -> bool:
 
 def _differences(result: dict[str, Any], task: Task) -> Iterator[str]:
     """Each arm beside the one that it is compared with."""
-
-    def told(value: float) -> str:
-        return f"{value * 100:+.2f}" if task.is_share else f"{value:+.3g}"
-
     for name, found in result.get("differences", {}).items():
-        points = " points" if task.is_share else ""
-        said = f"{name} - {found['beside']}: {told(found['mean'])}{points}"
+        said = f"{name} - {found['beside']}: {points(found['mean'], task)}"
         if found["low"] is not None:
-            said += f", {told(found['low'])} to {told(found['high'])} in 95 %, over {found['seeds']} seeds in pairs"
+            low, high = (points(found[end], task, unit=False) for end in ("low", "high"))
+            said += f", {low} to {high} in 95 %, over {found['seeds']} seeds in pairs"
         yield said
 
 
@@ -148,9 +144,4 @@ def _unhelped(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[str]:
 
 
 def _spread(found: dict[str, float] | None, task: Task) -> str:
-    if found is None:
-        return _NOTHING
-    if not found["deviation"]:
-        return task.shown(found["mean"])
-    deviation = f"{found['deviation'] * 100:.2f}" if task.is_share else f"{found['deviation']:.2g}"
-    return f"{task.shown(found['mean'])} ± {deviation}"
+    return _NOTHING if found is None else spread(found["mean"], found["deviation"], task)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fxdistill.measure.differences import paired
-from fxdistill.report.page import chart, words
+from fxdistill.report.layout import points
+from fxdistill.report.page import chart
 from fxdistill.report.page.chart import Chart
 from fxdistill.report.page.courses import Course
 from fxdistill.report.page.told import Model, Told
@@ -92,10 +93,10 @@ def _difference(first: Told, other: Told) -> str:
     found = paired(*both, beside=first.name) if prints[0] == prints[1] else None
     if found is None:
         return ""
-    said = words.points(found.mean, first.task)
+    said = points(found.mean, first.task)
     if found.low is None or found.high is None:
         return said
-    low, high = (words.points(end, first.task).removesuffix(" points") for end in (found.low, found.high))
+    low, high = (points(end, first.task, unit=False) for end in (found.low, found.high))
     return f"{said} ({low} to {high})"
 
 

@@ -10,8 +10,8 @@ from fxdistill import files
 from fxdistill.compiler.versions import versions
 from fxdistill.errors import InputError
 from fxdistill.plan.file import load
-from fxdistill.report.layout import count
-from fxdistill.report.page import chart, words
+from fxdistill.report.layout import count, spread
+from fxdistill.report.page import chart
 from fxdistill.report.page.compared import compared
 from fxdistill.report.page.parts import Page, page_of
 from fxdistill.report.page.told import Told, of_plan, of_run
@@ -73,7 +73,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"count": count, "short": chart.short, "spread": words.spread}
+    made.filters |= {"count": count, "short": chart.short, "spread": spread}
     return made
 
 

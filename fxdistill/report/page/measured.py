@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fxdistill.report.layout import points
 from fxdistill.report.page.chart import metric_text
 from fxdistill.report.page.dumbbell import Dumbbell, dumbbell
 from fxdistill.report.page.told import Told
@@ -65,6 +66,6 @@ def measured(told: Told) -> Measured:
 def _row(one: OfClass, task: Task) -> tuple[str, ...]:
     values = ("-" if value is None else task.shown(value) for value in (one.teacher, one.student))
     change = None if one.teacher is None or one.student is None else one.student - one.teacher
-    told = "-" if change is None else f"{change * 100:+.1f}" if task.is_share else f"{change:+.3g}"
+    told = "-" if change is None else points(change, task, unit=False)
     direction = "" if not change else "up" if (change > 0) == task.higher_is_better else "down"
     return one.name, f"{one.count:,}", *values, told, direction

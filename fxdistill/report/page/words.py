@@ -1,4 +1,4 @@
-"""What a report says in words: the verdict on a run, how it is repeated, numbers for people."""
+"""What a report says in words: the verdict on a run, and how it is repeated."""
 
 import shlex
 import statistics
@@ -8,19 +8,8 @@ from typing import Any
 from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.members import Hardened
+from fxdistill.report.layout import points, spread
 from fxdistill.tasks import Task
-
-
-def points(value: float, task: Task) -> str:
-    """A difference of two values of the primary metric: ``+1.20 points``, or in its own unit."""
-    return f"{value * 100:+.2f} points" if task.is_share else f"{value:+.3g}"
-
-
-def spread(value: float, deviation: float, task: Task) -> str:
-    """A mean with its standard deviation over seeds."""
-    if not deviation:
-        return task.shown(value)
-    return f"{task.shown(value)} ± {f'{deviation * 100:.2f}' if task.is_share else f'{deviation:.2g}'}"
 
 
 def verdict(plan: Plan, result: Mapping[str, Any] | None, task: Task) -> str:
@@ -65,7 +54,7 @@ def _helped(plan: Plan, result: Mapping[str, Any], task: Task) -> Iterator[str]:
         if found["low"] is None:
             yield f"{said} (one seed, which tells no interval)"
             continue
-        low, high = (points(found[end], task).removesuffix(" points") for end in ("low", "high"))
+        low, high = (points(found[end], task, unit=False) for end in ("low", "high"))
         said += f" ({low} to {high} in 95\u00a0%, over {found['seeds']} seeds in pairs)"
         yield said + (", which is within chance" if found["low"] <= 0 <= found["high"] else "")
 
