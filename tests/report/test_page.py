@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -193,6 +194,13 @@ def test_a_damaged_run_is_one_line_and_writes_nothing(tmp_path: Path, damage: st
     assert done.exit_code == 2
     assert "Traceback" not in done.output
     assert not (run / "report.html").exists()
+
+
+def test_the_command_that_repeats_a_run_is_one_that_a_shell_reads(tmp_path: Path) -> None:
+    run = copied(tmp_path)
+    page = written(tmp_path, run.rename(tmp_path / "my $(run)'s"))
+    (said,) = re.findall(r"\bRun it again(cd .+)", page.text)
+    assert shlex.split(said) == ["cd", str(tmp_path / "my $(run)'s")]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

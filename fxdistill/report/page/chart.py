@@ -297,8 +297,8 @@ def _dot(model: Model, at: float, y: Scale, placed: _Placed) -> Dot:
     )  # fmt: skip
     left, right, anchor, shift = best
     placed.boxes.append((left, right, middle + shift))
-    own = model.value or 0.0
+    low, high = (y(_middle(model) + sign * model.deviation) for sign in (-1, 1))
     return Dot(
-        at, middle, y(own - model.deviation), y(own + model.deviation), model.slot, model.name,
+        at, middle, low, high, model.slot, model.name,
         right if anchor == "end" else left, middle + shift, "end" if anchor == "end" else "start", abs(shift) > 7,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """The parts of a page about one run, or one plan: what the templates read, nothing that they would have to compute."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ def page_of(told: Told, prefix: str) -> Page:
     rates = [chart.rate_chart(told.rates)] if told.rates else []
     levels = _levels(told)
     return Page(
-        told, prefix, told.name, _seeds(told), tuple(one for one in costs if one is not None), networks,
+        told, prefix, shlex.quote(told.name), _seeds(told), tuple(one for one in costs if one is not None), networks,
         any(box.squares for drawing in networks for box in drawing.boxes),
         _undrawn(told) if any(not one.whole for one in networks) else "",
         tuple(tuple(_pairs(plan, one)) for one in networks), levels, _levels_told(told) if levels else "",
