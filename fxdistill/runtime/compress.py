@@ -120,10 +120,7 @@ def prepare(
         stepping.planned(found, stepping.held(path, asked), folder / PLAN, teaching)
         return None
     at_once, preprocessing = shrunken.shrunk(found, wish, teaching.reading)
-    draft = LoadedModel(
-        at_once.module, None, None, None, input_shape=at_once.input_shape, preprocessing=preprocessing
-    )  # fmt: skip
-    stepping.plan_for(found, draft, folder / PLAN, teaching)  # mistakes are told before anything is written
+    stepping.foresee(found, at_once, preprocessing, folder / PLAN, teaching)
     if steps is not None:
         at_once, preprocessing = stepping.in_steps(found, folder, wish, steps, at_once, run=run, say=say)
     smaller = stepping.put(at_once, path, preprocessing, asked)

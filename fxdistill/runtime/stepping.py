@@ -154,6 +154,7 @@ def in_steps(
         this = {**asked, "step": number}
         if not (place / SMALLER).exists():
             made, preprocessing = shrunken.shrunk(current, part, reading)
+            foresee(found, made, preprocessing, place / PLAN, steps.teaching)
             put(made, place / SMALLER, preprocessing, this)
             say(number, made)
         planned(found, held(place / SMALLER, this), place / PLAN, steps.teaching)
@@ -232,6 +233,14 @@ def planned(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: Te
             where=str(path), hint=f"run it as it is: {again}; or {OTHER}",
         )  # fmt: skip
     return plan
+
+
+def foresee(
+    teacher: LoadedModel, made: ShrunkResult, preprocessing: Preprocessing | None, path: Path, teaching: Teaching
+) -> None:
+    """Plan to teach a model that is in no file yet: mistakes are told before anything is written."""
+    draft = LoadedModel(made.module, None, None, None, input_shape=made.input_shape, preprocessing=preprocessing)
+    plan_for(teacher, draft, path, teaching)
 
 
 def plan_for(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: Teaching) -> Plan:
