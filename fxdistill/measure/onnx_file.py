@@ -374,7 +374,7 @@ def _same(name: str, ours: Tensor, theirs: Tensor, batch: int) -> None:
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
 @contextlib.contextmanager

@@ -13,13 +13,14 @@ samples of the images with replacement, both models' metrics on each, 2.5th to 9
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from fxdistill.tasks._tallies import Means, Tally
 
-_Z = 1.959963984540054
+_Z = NormalDist().inv_cdf(0.975)
 _SAMPLES, _VALUES = 1000, 1 << 22
 ADJUSTED = "adjusted Wald interval of paired shares (Bonett and Price)"
 BOOTSTRAP = f"{_SAMPLES:,} paired bootstrap samples of the images"

@@ -271,4 +271,4 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
 def bytes_of(tensors: Sequence[Tensor]) -> int:
     """Bytes of some tensors, each once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in {id(one): one for one in tensors}.values())
+    return sum(tensor.nbytes for tensor in set(tensors))

@@ -114,6 +114,11 @@ def test_sums() -> None:
     assert found.seconds == 21 + 4 * 7
 
 
+def test_bytes_of_tensors_each_once() -> None:
+    one, other = torch.zeros(3, 4), torch.zeros(5, dtype=torch.int64)
+    assert bytes_of([one, other, one]) == 3 * 4 * 4 + 5 * 8
+
+
 def test_times_and_sizes_for_people() -> None:
     assert [span(seconds) for seconds in (0.0034, 12.3, 125, 11400)] == ["3.4 ms", "12.3 s", "2 min 5 s", "3 h 10 min"]
     assert [size(count) for count in (12, 1200, 3.5e6, 2e9)] == ["12 B", "1.2 kB", "3.5 MB", "2 GB"]
