@@ -151,9 +151,11 @@ def _in_run(path: Path) -> Path:
     Raises:
         ModelError: The folder is none, or nothing is trained in it yet.
     """
-    if not (path / "plan.json").is_file():
+    if not all((path / name).is_file() for name in ("plan.json", "origin.json")):  # plan and models may lie anywhere
+        inner = path / "run"
+        found = f"the run {inner}, or " if (inner / "origin.json").is_file() else ""
         raise ModelError(
-            "this is a folder and no run directory", where=str(path), hint="name the file of the model in it"
+            "this is a folder and no run directory", where=str(path), hint=f"name {found}the file of the model in it"
         )
     member = load_plan(path / "plan.json").export.member
     if not (path / f"{member}.pt").is_file():

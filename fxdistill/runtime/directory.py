@@ -258,7 +258,11 @@ class RunDir:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
-            raise RunDirError("origin.json is damaged", where=str(self.origin_path), hint="run the plan anew")
+            there = self.origin_path.exists()
+            raise RunDirError(
+                "origin.json is damaged" if there else "origin.json is missing, which every run has beside its plan",
+                where=str(self.origin_path), hint="run the plan anew" + ("" if there else ", or name a run's folder"),
+            )  # fmt: skip
         return origin
 
     def expect(self, plan: Plan) -> None:

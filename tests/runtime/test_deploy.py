@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,24 @@ def test_a_run_that_has_trained_nothing_yet_is_no_model(shrunken_student: Path) 
         with pytest.raises(InputError, match="no student yet") as caught:
             use(shrunken_student / "run")
         assert "--resume" in caught.value.hint
+
+
+def test_a_folder_with_a_plan_and_a_model_of_that_name_is_no_run(shrunken_student: Path, tmp_path: Path) -> None:
+    """So the demo's folder looks, and that of ``compress``: the model beside the plan is not what came of it."""
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    for name in ("plan.json", "student.pt"):
+        shutil.copy(shrunken_student / "run" / name, apart)
+    for use in (load, deploy.evaluate):
+        with pytest.raises(InputError, match=r"no run directory|origin.json is missing"):
+            use(apart)
+    with pytest.raises(InputError) as caught:
+        load(apart)
+    assert caught.value.hint == "name the file of the model in it"
+    shutil.copytree(shrunken_student / "run", apart / "run")
+    with pytest.raises(InputError) as caught:
+        load(apart)
+    assert f"name the run {apart / 'run'}" in caught.value.hint
 
 
 def test_data_of_another_kind_is_refused() -> None:

@@ -145,7 +145,7 @@ def test_a_last_line_that_does_not_end_is_what_a_kill_leaves(tmp_path: Path) -> 
 def test_a_damaged_origin_is_refused(tmp_path: Path, text: str | None, run: str) -> None:
     out = copied(interrupted() if run == "interrupted" else runs.finished(), tmp_path)
     (out / "origin.json").unlink() if text is None else (out / "origin.json").write_text(text)
-    assert "origin.json is damaged" in refused(out)
+    assert f"origin.json is {'missing' if text is None else 'damaged'}" in refused(out)
 
 
 @pytest.mark.parametrize("plan", ["0" * 64, 5, None])
