@@ -1,5 +1,6 @@
 """The order of the tests, and what they share."""
 
+import os
 import signal
 
 import pytest
@@ -9,6 +10,8 @@ from tests.plugins import add
 __all__ = ["add"]
 _FORKING = (("runtime", "test_checkpoint.py"), ("runtime", "test_crew.py"))
 
+for _size in ("COLUMNS", "LINES"):  # of the terminal that starts the tests: a console keeps what it finds as it is made
+    os.environ.pop(_size, None)
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:  # under nohup, or in the background of a script
         signal.signal(_number, _handler)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdistill.cli import (
+    again,
     comparing,
     compressing,
     evaluating,
@@ -37,8 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 out = Console(highlight=False)
-CACHE_SIZE = "4G"
-"""Bytes of what is kept."""
 
 
 @app.callback()
@@ -210,6 +209,7 @@ def _after(steps: Sequence[str]) -> Callable[[str, Callable[[], str]], None]:
 
 @app.command(cls=Command)
 def run(
+    context: typer.Context,
     plan_file: parameters.PlanFile,
     output: parameters.RunOutput = None,
     device: parameters.Where = parameters.Device.auto,
@@ -225,7 +225,7 @@ def run(
     compile_programs: parameters.Compile = parameters.Choosing.off,
     channels_last: parameters.ChannelsLast = parameters.Choosing.auto,
     cache: parameters.Cache = "auto",
-    cache_size: parameters.CacheSize = CACHE_SIZE,
+    cache_size: parameters.CacheSize = "4G",
     cache_half: parameters.CacheHalf = False,
     profile: parameters.Profile = False,
     save_every: parameters.SaveEvery = parameters.SAVE_EVERY,
@@ -240,21 +240,12 @@ def run(
         kept, room = values.cache(cache), values.byte_count(cache_size, "--cache-size")
     held = output / "plan.json"
     before = held.read_bytes() if more_epochs and held.is_file() else b""
-    words = values.words({
-        "device": (device, parameters.Device.auto), "precision": (precision, None),
-        "compile": (compile_programs, parameters.Choosing.off),
-        "channels-last": (channels_last, parameters.Choosing.auto), "cache": (cache, "auto"),
-        "cache-size": (cache_size, CACHE_SIZE), "cache-half": (cache_half, False),
-        "save-every": (save_every, parameters.SAVE_EVERY), "evaluate-every": (evaluate_every, 1),
-        "allow-factory": (allow_factory, []), "trust-code": (trust_code, False), "force": (force, False),
-    })  # fmt: skip
-    again = ["fxdistill", "run", *([str(output)] if more_epochs else [str(plan_file), "-o", str(output)]), *words]
-    again += values.words({
-        "devices": (devices, None), "nodes": (nodes, 1), "jobs": (jobs, 1), "profile": (profile, False),
-        "arms": (arms, ""), "seeds": (seeds, None),
-    })  # fmt: skip
+    told_apart = {"output", "resume", "more_epochs", "trials"}
+    words = again.options(context, without=told_apart | {"devices", "nodes", "jobs", "profile", "arms", "seeds"})
+    command = ["fxdistill", "run", *([str(output)] if more_epochs else [str(plan_file), "-o", str(output)])]
+    command += again.options(context, without=told_apart)
     more = ["--more-epochs", str(more_epochs)] if more_epochs else []
-    with reported(interrupted=lambda: _interrupted(held, before, again, more)):
+    with reported(interrupted=lambda: _interrupted(held, before, command, more)):
         from fxdistill.plan.file import load
 
         load(plan_file)  # a mistake here is answered before anything heavy is imported
@@ -262,7 +253,7 @@ def run(
         if divided:
             values.go_without_jobs({"devices": devices, "nodes": nodes > 1, "profile": profile, "more-epochs": more})
         if together.starts(devices, nodes):
-            raise typer.Exit(together.start([*again, *(["--resume"] if resume else more)], devices or 1, nodes))
+            raise typer.Exit(together.start([*command, *(["--resume"] if resume else more)], devices or 1, nodes))
         from fxdistill.cli import running
         from fxdistill.runtime import execute, execution
 

@@ -1,17 +1,18 @@
 """``fxdistill compress``: a model made smaller, distilled from itself and exported, in one command."""
 
 import functools
-import shlex
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
-from fxdistill.cli import parameters, values
+from fxdistill.cli import again, parameters, values
 from fxdistill.cli.exits import reported
 
 
 def compress(
+    context: typer.Context,
     model: parameters.Model,
     data: parameters.TrainData,
     output: parameters.CompressOutput = Path("compressed"),
@@ -69,7 +70,7 @@ def compress(
     trust_code: parameters.Trust = False,
 ) -> None:
     """Shrink a model, distil it from the original, export it: by a plan that can be changed and run again."""
-    with reported(interrupted=lambda: _interrupted(output)):
+    with reported(interrupted=lambda: f"interrupted; continue with: {again.whole(context)}"):
         wanted = values.shape(input_shape)
         values.names(method=method, task=task, criterion=None, passes=())
         values.known_criterion(by, "--by")
@@ -116,13 +117,3 @@ def compress(
         smaller, plan = output / stepping.SMALLER, output / stepping.PLAN
         out.print(Text(f"\n{smaller}  {plan}: {method}, {epochs} epochs\n"), soft_wrap=True)
         running.carried_out(plan, output / stepping.RUN, stepping.settings_for(output, settings), out)
-
-
-def _interrupted(folder: Path) -> str:
-    run = folder / "run"
-    if (run / "plan.json").exists():
-        again = shlex.join(["fxdistill", "run", str(run), "--resume"])
-        return f"interrupted; continue with the same command, or with: {again}"
-    if next(folder.glob("step-*/run/plan.json"), None):
-        return "interrupted; the same command again goes on where it was"
-    return "interrupted before anything was trained; start again with the same command"

@@ -3,14 +3,16 @@
 import functools
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
-from fxdistill.cli import parameters, values
+from fxdistill.cli import again, parameters, values
 from fxdistill.cli.exits import reported
 
 
 def shrink(
+    context: typer.Context,
     model: parameters.Model,
     keep: parameters.Keep = None,
     macs: parameters.Macs = None,
@@ -30,6 +32,7 @@ def shrink(
     lr: parameters.BetweenRate = None,
     device: parameters.Where = parameters.Device.auto,
     data: parameters.TaylorData = None,
+    class_map: parameters.ClassMap = None,
     task: parameters.TaskName = "classification",
     input_shape: parameters.Input = "",
     factory: parameters.Factory = None,
@@ -40,8 +43,9 @@ def shrink(
     trust_code: parameters.Trust = False,
 ) -> None:
     """Make a model physically smaller, and prove that it is the masked original."""
-    again = "interrupted" if steps == 1 else "interrupted; the same command again goes on where it was"
-    with reported(interrupted=lambda: again):
+    with reported(
+        interrupted=lambda: "interrupted" if steps == 1 else f"interrupted; continue with: {again.whole(context)}"
+    ):
         wanted = values.shape(input_shape)
         values.known_criterion(by, "--by")
         values.writable(output)
@@ -60,8 +64,9 @@ def shrink(
             model, output, keep=keep, macs=most[0], params=most[1], **time,
             ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
             round_to=round_to, protect=protect, only=only, data=data, task=task,
-            input_shape=wanted, factory=factory, args=arg, seed=seed, allow=allow_factory, trust_code=trust_code,
-            passes=passes, checkpoint_entry=entry, steps=steps, recover=recover or 1, **values.said(lr=lr),
+            class_map=class_map, input_shape=wanted, factory=factory, args=arg, seed=seed,
+            allow=allow_factory, trust_code=trust_code, passes=passes, checkpoint_entry=entry,
+            steps=steps, recover=recover or 1, **values.said(lr=lr),
             say=running.step_said(out), run=functools.partial(running.step_run, settings=settings, out=out),
         )  # fmt: skip
         out.print(shrunk_view(made))

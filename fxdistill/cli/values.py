@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -343,20 +342,6 @@ def precisions(
         )
     wanted: list[tuple[Precision, bool]] = [("int8", int8), ("fp16", fp16)]
     return [precision for precision, is_wanted in wanted if is_wanted]
-
-
-def words(options: Mapping[str, tuple[object, object]]) -> list[str]:
-    """Options as they are written: those whose value is not their default.
-
-    Args:
-        options: By name the value and the default of each; a list is an option for each of its items.
-    """
-    found: list[str] = []
-    for name, (value, default) in options.items():
-        for one in (value if isinstance(value, list) else [value]) if value != default else ():
-            text = one.value if isinstance(one, Enum) else f"{one:g}" if isinstance(one, float) else str(one)
-            found += [f"--{name}", *([] if one is True else [text])]
-    return found
 
 
 def go_without_jobs(options: Mapping[str, object]) -> None:

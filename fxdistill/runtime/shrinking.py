@@ -26,10 +26,11 @@ def shrink(
     on: str = "cpu", ranking: Ranking | None = None, floor: float | None = None,
     scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int | None = None,
     protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
-    input_shape: tuple[int, ...] | None = None, factory: str | None = None, args: Sequence[str] = (), seed: int = 0,
-    allow: Sequence[str] = (), trust_code: bool = False, passes: PassManager | None = None,
-    checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1, lr: float = RATE,
-    settings: Settings | None = None, run: Runs | None = None, say: Says = lambda _number, _made: None,
+    class_map: str | Path | None = None, input_shape: tuple[int, ...] | None = None, factory: str | None = None,
+    args: Sequence[str] = (), seed: int = 0, allow: Sequence[str] = (), trust_code: bool = False,
+    passes: PassManager | None = None, checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1,
+    lr: float = RATE, settings: Settings | None = None, run: Runs | None = None,
+    say: Says = lambda _number, _made: None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller, and prove that it is the masked original; the model is not changed.
 
@@ -53,6 +54,7 @@ def shrink(
         only: Paths of the modules to prune; empty for the whole model.
         data: A data spec, for criteria that read data.
         task: What the data is for.
+        class_map: A file with the model's classes, for data that has some of them.
         input_shape: Shape of one batch; None for that of the file or the data.
         factory: As for :func:`fxdistill.evaluate`.
         args: As for :func:`fxdistill.evaluate`.
@@ -81,10 +83,13 @@ def shrink(
         keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,
         round_to=round_to, protect=protect, only=only, seed=seed,
     )  # fmt: skip
-    reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow))
+    names = None if class_map is None else Path(class_map)
+    reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow), class_map=names)
     between = None
     if steps != 1:
-        teaching = Teaching.on(data, task=task, input_shape=input_shape, lr=lr, seed=seed, allow=tuple(allow))
+        teaching = Teaching.on(
+            data, task=task, class_map=names, input_shape=input_shape, lr=lr, seed=seed, allow=tuple(allow)
+        )
         between = Steps.of(steps, recover, teaching)
         between.check(wish, found)
         folder = folder_for(path)

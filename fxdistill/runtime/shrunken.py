@@ -20,7 +20,7 @@ from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.passes.trace import Trace
 from fxdistill.preprocessing import Preprocessing, Wishes
-from fxdistill.runtime import preprocess
+from fxdistill.runtime import fitting, preprocess
 from fxdistill.runtime.deploy import MODEL
 from fxdistill.runtime.latency_search import Wanted, searched
 from fxdistill.tasks import TASKS
@@ -90,6 +90,7 @@ class Reading:
         input_shape: Shape of one batch; None for that of the file or the data.
         wishes: What is to be other than model and data say of the preprocessing.
         allow: Modules whose factories may be called.
+        class_map: A file with the model's classes, for data that has some of them.
     """
 
     data: str | None = None
@@ -97,6 +98,7 @@ class Reading:
     input_shape: tuple[int, ...] | None = None
     wishes: Wishes = field(default_factory=Wishes)
     allow: tuple[str, ...] = ()
+    class_map: Path | None = None
 
 
 def shrunk(
@@ -111,7 +113,13 @@ def shrunk(
     task = TASKS.get(reading.task)
     read, shape = _looked(found, reading)
     own = read.preprocessing[MODEL]
-    first = first_batch(read.dataset) if read.dataset is not None and CRITERIA.get(wish.by).needs_batch else None
+    first = None
+    if read.dataset is not None and CRITERIA.get(wish.by).needs_batch:
+        spec = str(reading.data)
+        dataset = fitting.mapped(
+            read.dataset, reading.class_map, found.module, task, input_shape=(1, *shape[1:]), spec=spec
+        )
+        first = first_batch(dataset)
     examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
 
     def make(*limits: Limit, timing: Timing | None = None) -> ShrunkResult:

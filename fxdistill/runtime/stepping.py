@@ -88,8 +88,10 @@ class Steps:
     @property
     def asked(self) -> dict[str, Any]:
         """What decides about the models that come out."""
-        left_out = ("edit", "allow", "repeats", "control", "class_map", "recalibrate")
-        return {"steps": self.count, **{k: v for k, v in asdict(self.teaching).items() if k not in left_out}}
+        how = {name: value for name, value in asdict(self.teaching).items() if name not in ("edit", "allow")}
+        recalibrate = self.teaching.recalibrate
+        how["recalibrate"] = None if recalibrate is None else recalibrate.model_dump()
+        return {"steps": self.count, **how, "class_map": self.teaching.classes}
 
 
 def nothing_to_teach() -> InputError:
@@ -186,7 +188,8 @@ def _part(wish: Wish, own: Size, way: float, size: Size) -> Wish:
 def request(found: LoadedModel, wish: Wish, teaching: Teaching, steps: Steps | None = None) -> dict[str, Any]:
     """What decides about a smaller model, as its file has it."""
     identity = {"sha256": found.sha256, "factory": found.factory, "kwargs": found.kwargs, "entry": found.entry}
-    read = {"data": teaching.data, "task": teaching.task, "input": teaching.input_shape, "size": teaching.wishes.size}
+    read = {"data": teaching.data, "task": teaching.task, "input": teaching.input_shape, "class_map": teaching.classes}
+    read |= {name: value for name, value in asdict(teaching.wishes).items() if name != "where"}
     asked = {"model": identity, **asdict(wish), **read, "steps": None if steps is None else steps.asked}
     plain: dict[str, Any] = json.loads(json.dumps(asked))
     return plain
@@ -226,8 +229,10 @@ def planned(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: Te
         write_text(path, plan.to_json())
     elif (there := load_plan(path)) != plan:
         run = path.parent / RUN
-        resume = ["--resume"] if (run / PLAN).exists() else []
-        again = shlex.join(["fxdistill", "run", str(path), "-o", str(run), *resume])
+        how = ["--resume"] if (run / PLAN).exists() else []
+        how += [word for module in dict.fromkeys(teaching.allow) for word in ("--allow-factory", module)]
+        how += ["--trust-code"] if teacher.trusted else []
+        again = shlex.join(["fxdistill", "run", str(path), "-o", str(run), *how])
         raise RunDirError(
             f"the plan that is there is not the one of this command: it differs in {difference.told(there, plan)}",
             where=str(path), hint=f"run it as it is: {again}; or {OTHER}",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fxdistill.data import classmap
 from fxdistill.errors import InputError
 from fxdistill.methods import composed
 from fxdistill.plan.document import Plan
@@ -81,4 +82,9 @@ class Teaching:
     @property
     def reading(self) -> Reading:
         """What a model is looked at with when it is made smaller."""
-        return Reading(self.data, self.task, self.input_shape, self.wishes, self.allow)
+        return Reading(self.data, self.task, self.input_shape, self.wishes, self.allow, self.class_map)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names in the class map; None without one."""
+        return None if self.class_map is None else classmap.read(self.class_map)

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -81,7 +82,8 @@ def test_called_again_it_goes_on_where_it_was_interrupted(monkeypatch: pytest.Mo
 
         patch.setattr(checkpoint, "save", counting)
         said = compress(out, *FEW, "--save-every", "0", code=130)
-    assert f"continue with the same command, or with: fxdistill run '{out / 'run'}' --resume" in said
+    words = ["fxdistill", "compress", str(runs.workshop() / "teacher.pt"), *FEW, "--save-every", "0", "-o", str(out)]
+    assert sorted(shlex.split(said.partition("interrupted; continue with: ")[2])) == sorted(words)
     before = (out / "smaller.pt").stat().st_mtime_ns
     said = compress(out, *FEW)
     assert "proof" not in said  # what is there is taken
@@ -110,7 +112,9 @@ def test_another_request_in_the_same_folder_is_refused() -> None:
     content = json.loads((out / "plan.json").read_text())
     content["seeds"] = [7]
     (out / "plan.json").write_text(json.dumps(content))
-    assert f"fxdistill run '{out / 'plan.json'}' -o '{out / 'run'}' --resume" in compress(out, *FEW, code=2)
+    for more in ([], ["--allow-factory", "mine"]):
+        again = " ".join([f"fxdistill run '{out / 'plan.json'}' -o '{out / 'run'}' --resume", *more])
+        assert f"{again};" in compress(out, *FEW, *more, code=2)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +159,7 @@ def test_in_steps_with_training_between_them(tmp_path: Path, monkeypatch: pytest
         patch.setattr(shrunken, "size_of", lambda *_: signal.raise_signal(signal.SIGINT))  # after the step's training
         cut = compress(tmp_path / "out", *asked, code=130)
     assert "step 1 parameters" in cut
-    assert cut.endswith("interrupted; the same command again goes on where it was")
+    assert "interrupted; continue with: fxdistill compress " in cut
     said = compress(tmp_path / "out", *asked)
     assert "step 1" not in said
     assert said.count("proof: equals the masked original") == 1

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-from fxdistill.cli import commands
 from fxdistill.cli.commands import app
 from fxdistill.compiler.build import specialize
 from fxdistill.plan.document import Plan
@@ -129,9 +127,7 @@ def dry(*words: str, columns: int = 100) -> str:
     teacher, student = (str(runs.workshop() / name) for name in ("teacher.pt", "student.pt"))
     given = [teacher, student] if "cascade" not in words else [teacher]
     call = ["plan", *given, "--allow-factory", runs.ALLOW[0], "--batch-size", "256", "--dry", *words]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "out", Console(highlight=False, width=columns))
-        done = CliRunner().invoke(app, call)
+    done = CliRunner().invoke(app, call, env={"COLUMNS": str(columns)})
     assert done.exit_code == 0, (done.output, done.exception)
     assert done.stdout.rstrip().endswith("nothing was written")
     return done.stdout.partition("what a run takes")[2]

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.load import load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef
+from fxdistill.preprocessing import Wishes
 from fxdistill.runtime import checkpoint, details, shrinking
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.shrunken import Reading, size_of
+from fxdistill.runtime.shrunken import Reading, size_of, wished
+from fxdistill.runtime.stepping import Steps, request
+from fxdistill.runtime.teaching import Teaching
 from tests import runs
 
 CPU = Settings(device="cpu")
@@ -89,6 +93,45 @@ def test_floors_and_shares_of_parts_are_of_the_original_on_data_that_is_allowed(
     assert made.widths["layers.layer1.0.conv1"] == (8, 2)
     others = [(path, widths) for path, widths in made.widths.items() if path != "layers.layer1.0.conv1"]
     assert all(after >= 0.5 * before for _, (before, after) in others), others
+
+
+def turned_data() -> Dataset:
+    found = load_data("digits")
+    return found.each(lambda images: images.relabelled(9 - images.labels))
+
+
+def test_a_class_map_says_which_classes_the_gradients_are_of(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{9 - number}\n" for number in range(10)))
+    asked = {"keep": 0.5, "by": "taylor", "allow": (__name__,)}
+    turned, mapped, plain = (
+        shrinking.shrink(teacher(), data=data, class_map=one, **asked).module.state_dict()  # type: ignore[arg-type]
+        for data, one in ((f"{__name__}:turned_data", None), ("digits", names), ("digits", None))
+    )
+    assert all(torch.equal(turned[name], mapped[name]) for name in turned)
+    assert not all(torch.equal(plain[name], mapped[name]) for name in plain)
+
+
+def test_whatever_decides_about_a_smaller_model_is_asked_for(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    found, wish, usual = load(teacher()), wished(macs=0.5), Teaching("digits")
+    others: dict[str, Any] = {
+        "data": "npz:x", "method": "dkd", "task": "features", "epochs": 7, "lr": 1.0, "batch_size": 7, "val": 0.5,
+        "augment": "flip", "class_map": names, "seed": 7, "repeats": 2, "control": True, "precision": "bf16-mixed",
+        "recalibrate": None, "input_shape": (1, 1, 9, 9), "wishes": Wishes(mean=(0.5,), std=(0.5,)), "entry": "1",
+    }  # fmt: skip
+    assert {one.name for one in fields(Teaching)} == {*others, "edit", "allow"}  # a new field decides, or says why not
+    asked = request(found, wish, usual, Steps(2, usual))
+    for name, value in others.items():
+        changed = replace(usual, **{name: value})
+        assert Steps(2, changed).asked != asked["steps"], name
+        read = name in ("data", "task", "class_map", "input_shape", "wishes")  # with what the model is looked at
+        assert (request(found, wish, changed) != request(found, wish, usual)) is read, name
+    names.write_text("a\nc\n")
+    before = request(found, wish, replace(usual, class_map=names))
+    names.write_text("a\nb\n")
+    assert request(found, wish, replace(usual, class_map=names)) != before  # what it says, not where it lies
 
 
 def test_interrupted_steps_go_on_and_end_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
