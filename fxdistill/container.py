@@ -7,17 +7,18 @@ file's metadata, at a fixed place, in which ``{"tensor": NAME}`` stands for a te
 
 The **seal** is the hash of the whole file with 64 zeros in its place: one flipped bit anywhere is found when the file
 is read, before anything is made of it. It tells damage, not who wrote the file. Reading calls no ``pickle``, no
-``torch.load`` and no ``torch.export.load``; it takes the file's size in memory twice.
+``torch.load`` and no ``torch.export.load``; it takes the file's size in memory twice, writing the largest tensor's.
 
     None, bool, int, float, str, list, {str: …}     as in JSON
     tuple, {other keys: …}, inf and nan             {"tuple": […]}, {"items": [[key, value], …]}, {"float": "inf"}
     tensor                                          {"tensor": NAME}: one tensor, however often it occurs
 """
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +61,53 @@ def write(path: Path, kind: str, content: Mapping[str, Any]) -> None:
         PlanError: The file cannot be written there.
         StorageError: The disk is full.
     """
-    files.write_bytes(path, to_bytes(kind, content, where=str(path)))
+    files.write_parts(path, _sealed(kind, content, where=str(path)))
 
 
 def to_bytes(kind: str, content: Mapping[str, Any], *, where: str) -> bytes:
     """The bytes of :func:`write`."""
+    return b"".join(_sealed(kind, content, where=where))
+
+
+def _sealed(kind: str, content: Mapping[str, Any], *, where: str) -> Iterator[bytes | memoryview]:
+    """The parts of a file one after the other: all that is not tensors, and each tensor, which is made twice."""
     packed = _Packed(where)
     told = {"seal": _ZEROS.decode(), "kind": kind, "version": VERSION, "content": packed.plain(content)}
-    text = json.dumps(told, separators=(",", ":"), allow_nan=False)
-    whole = bytearray(safetensors.torch.save(packed.tensors, {_KEY: text}))
-    if not is_container(whole) or whole[_SEAL] != _ZEROS:
-        raise RuntimeError("safetensors no longer writes the metadata in front")
-    if int.from_bytes(whole[:_LENGTH], "little") > _MOST:
+    start = _start(packed.tensors, json.dumps(told, separators=(",", ":"), allow_nan=False))
+    if len(start) - _LENGTH > _MOST:
         raise ModelError(
             f"what is to be saved beside tensors takes more than {_MOST:,} bytes", where=where, hint="leave some out"
         )
-    whole[_SEAL] = hashlib.sha256(whole).hexdigest().encode()
-    return bytes(whole)
+    digest = hashlib.sha256(start)
+    for tensor in packed.tensors.values():
+        digest.update(_bytes(tensor))
+    yield start[: _SEAL.start] + digest.hexdigest().encode() + start[_SEAL.stop :]
+    yield from map(_bytes, packed.tensors.values())
+
+
+def _start(tensors: dict[str, Tensor], text: str) -> bytes:
+    """What stands in front of tensors, which are put in their order: those of wide types first, so that all align."""
+    tensors |= {name: tensors.pop(name) for name in sorted(tensors, key=lambda name: -tensors[name].element_size())}
+    header, end = dict[str, Any]({"__metadata__": {_KEY: text}}), 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _named(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    told = json.dumps(header, separators=(",", ":")).encode()
+    told += b" " * (-len(told) % _LENGTH)
+    return len(told).to_bytes(_LENGTH, "little") + told
+
+
+@functools.cache
+def _named(dtype: torch.dtype) -> str:
+    """What safetensors calls a type."""
+    whole = safetensors.torch.save({"a": torch.empty(0, dtype=dtype)})
+    return str(json.loads(whole[_LENGTH:])["a"]["dtype"])
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor, in its order of dimensions."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.flatten().view(torch.uint8).numpy().data
 
 
 def read(path: Path, *, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
@@ -201,10 +232,8 @@ class _Packed:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}  # held: an address says nothing about a tensor that is gone
         self._names: dict[tuple[Any, ...], str] = {}
-        self._memory: set[int] = set()
-        self._held: list[Tensor] = []  # an address says nothing about a tensor that is gone
 
     def plain(self, value: Any, depth: int = 0) -> Any:
         """The value as JSON has it."""
@@ -243,12 +272,7 @@ class _Packed:
         key: tuple[Any, ...] = place if tensor.numel() else (id(tensor),)
         if key not in self._names:
             self._names[key] = str(len(self.tensors))
-            self._held.append(tensor)
-            plain = tensor.detach().cpu().contiguous()
-            memory = plain.untyped_storage()
-            alone = memory.data_ptr() not in self._memory and memory.nbytes() == plain.numel() * plain.element_size()
-            self._memory.add(memory.data_ptr())
-            self.tensors[self._names[key]] = plain if alone else plain.clone()  # the file knows no views
+            self.tensors[self._names[key]] = tensor
         return self._names[key]
 
     def _refused(self, what: str) -> ModelError:

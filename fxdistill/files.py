@@ -12,7 +12,7 @@ import secrets
 import stat
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,7 +56,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, synced, then renamed.
+    """Write a file whole or not at all; see :func:`write_parts`."""
+    write_parts(path, (content,))
+
+
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file whole or not at all: part by part to a temporary file beside it, synced, then renamed.
 
     A file that is replaced keeps its mode; a new one gets that of every new file here (the umask).
 
@@ -70,7 +75,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         try:
             with temporary.open("xb") as file:
                 _take_mode(temporary, path)
-                file.write(content)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import struct
+import tracemalloc
 
 import pytest
 import torch
@@ -84,6 +85,17 @@ def test_the_same_content_gives_the_same_bytes_and_any_reader_of_safetensors_fin
     one, other = (container.to_bytes("kind", content, where="") for _ in range(2))
     assert one == other
     assert {tuple(t.shape) for t in load_safetensors(one).values()} == {(5,), (2, 2)}
+
+
+def test_a_file_is_written_tensor_by_tensor_and_never_made_in_memory_as_a_whole(tmp_path):
+    content = {name: torch.randn(64, 64, 16, 16).to(memory_format=torch.channels_last) for name in "ab"}
+    tracemalloc.start()
+    container.write(tmp_path / "file", "kind", {**content, "few": torch.arange(3, dtype=torch.int8)})
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 19 < content["a"].nbytes
+    found = container.read(tmp_path / "file", kinds=("kind",))[1]
+    assert all(torch.equal(found[name], value) for name, value in content.items())
 
 
 def test_every_flipped_bit_is_found():
