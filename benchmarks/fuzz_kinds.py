@@ -30,7 +30,7 @@ from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.file import parse
 from fxdistill.preprocessing import Reading
 from fxdistill.report.show import show
-from fxdistill.runtime import checkpoint, execute, execution, preflight
+from fxdistill.runtime import beginning, checkpoint, execute, execution, preflight
 from fxdistill.runtime.crew import Crew
 from fxdistill.tasks import TASKS
 
@@ -167,7 +167,9 @@ def _run_plan(folder: Path) -> None:
 @functools.cache
 def _parts(plan: Path) -> Any:
     """What a plan names, loaded once: neither reads what the mutants are about."""
-    return execute._load(load_plan(plan), plan.parent, execution.Settings(device="cpu"), "cpu", Crew())  # noqa: SLF001
+    found = load_plan(plan)
+    begun = beginning.Begun(found, found, plan, {"channels_last": None})
+    return execute._load(begun, execution.Settings(device="cpu"), "cpu", Crew())  # noqa: SLF001
 
 
 def prepare(originals: Path) -> None:

@@ -7,7 +7,8 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,20 @@ def interrupted(plan: Path, out: Path, settings: Settings, *, after: int) -> Non
         patch.setattr(checkpoint, "save", counting)
         with pytest.raises(KeyboardInterrupt):
             execute(plan, out, settings)
+
+
+@contextmanager
+def onnx_files() -> Iterator[list[str]]:
+    """The names of the ONNX files that are made inside, in order."""
+    made, write = list[str](), onnx_file._write
+
+    def noted(module: nn.Module, draft: Path, path: Path, **how: Any) -> onnx_file.Exported:
+        made.append(path.stem)
+        return write(module, draft, path, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "_write", noted)
+        yield made
 
 
 @functools.cache

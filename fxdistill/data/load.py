@@ -16,7 +16,7 @@ from fxdistill.data.sources import SOURCES, Request
 from fxdistill.errors import DataError, InputError
 from fxdistill.modelfiles.factories import resolve
 from fxdistill.plan.schema import DataPlan
-from fxdistill.preprocessing import Reading
+from fxdistill.preprocessing import MOST_PIXELS, Reading
 from fxdistill.registry import suggestion
 from fxdistill.tasks import TASKS, Task
 
@@ -26,24 +26,33 @@ def load(
     *,
     task: Task | str = "classification",
     reading: Reading | None = None,
+    size: int | tuple[int, int] | None = None,
     allow: Sequence[str] = (),
     whole: bool = False,
 ) -> Dataset:
     """Load what a spec or a plan names.
 
+        fxdistill.load_data("imagefolder:photos", size=64)
+        fxdistill.load_data("imagefolder:photos", reading=model.preprocessing.reading(channels=3))
+
+    Image files have no size of their own, and no model is here to say one, as there is on the command line: read as
+    the model reads them, or at its size. Data that has a size (arrays) keeps it.
+
     Args:
-        data: A spec, or the data of a plan, whose classes and size are then checked.
+        data: A spec, or the data of a plan, whose classes and number of images are then checked.
         task: What the data is for, or its name.
-        reading: How image files are read; None for the usual way. Data that has a size of its own keeps it.
+        reading: How image files are read; None for the usual way: 224 x 224 out of the middle of 256, in colour.
+        size: Height and width of image files instead, or one number for both: the shorter side is resized to it.
         allow: Modules whose factories may be called.
         whole: Whether a plan's data is there to measure on, as it is: nothing is set aside, and its size is its own.
 
     Raises:
         DataError: The spec is unknown, the data is missing or damaged, is not what the plan says, or not what the
             task wants.
-        InputError: The task is unknown.
+        InputError: The task is unknown, the size is none, or a reading says it as well.
     """
     wanted = TASKS.get(task) if isinstance(task, str) else task
+    reading = reading if size is None else _sized(size, reading)
     if isinstance(data, str):
         return _read(data, wanted, reading, allow)
     if data.spec is None:
@@ -77,6 +86,17 @@ def load(
             where=f"data.train_size and {data.spec}", hint="plan again with this data",
         )  # fmt: skip
     return found
+
+
+def _sized(size: int | tuple[int, int], reading: Reading | None) -> Reading:
+    if reading is not None:
+        raise InputError("the reading says a size as well", where="size", hint="give one of the two")
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise InputError(f"{size!r} is no size", where="size", hint="write it as 224, or (224, 192)")
+    if sides[0] * sides[1] > MOST_PIXELS:
+        raise InputError(f"{size!r} are more pixels than {MOST_PIXELS:,}", where="size", hint="give a smaller one")
+    return Reading(sides, sides)
 
 
 def _normalised(found: Dataset, mean: Sequence[float], std: Sequence[float], where: str) -> Dataset:

@@ -10,7 +10,7 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.errors import InputError
 from fxdistill.measure.model import check_splits, evaluating, predictions
 from fxdistill.preprocessing import PLAIN, View
-from fxdistill.tasks import Task, labelled, no_images, no_labels
+from fxdistill.tasks import Task, labelled, no_images, no_labels, not_by_image
 from fxdistill.tasks._tallies import Tally
 
 
@@ -96,7 +96,7 @@ def tally(
 
 
 def check_classes(task: Task) -> None:
-    """Check that a task measures classes.
+    """Check that a task measures classes, and does so image by image.
 
     Raises:
         InputError: It does not.
@@ -106,6 +106,8 @@ def check_classes(task: Task) -> None:
             f"this task ({task.summary}) has no classes to measure one by one", where="--per-class",
             hint="leave it out",
         )  # fmt: skip
+    if not task.tells_images:
+        raise not_by_image(task)
 
 
 def by_class(found: Tally, task: Task, names: Sequence[str]) -> list[OfClass]:

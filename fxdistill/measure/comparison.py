@@ -13,7 +13,7 @@ from fxdistill.measure.by_image import Tallying
 from fxdistill.measure.model import evaluating, predictions
 from fxdistill.measure.paired import Paired, paired
 from fxdistill.preprocessing import PLAIN, View
-from fxdistill.tasks import NO_LABEL, Task, no_images
+from fxdistill.tasks import NO_LABEL, Task, labelled, no_images
 from fxdistill.tasks._tallies import Tally
 
 
@@ -85,7 +85,8 @@ class Comparison:
     Attributes:
         images: How many.
         labelled: How many of them have a label.
-        difference: Of the primary metric; None without labels, or where the task cannot be measured on the data.
+        difference: Of the primary metric; None where it was not measured.
+        unmeasured: Why that and the classes were not; '' where they were.
         agreement: Share of what they say that is the same, as the task counts it.
         distance: How far apart they are on the mean.
         classes: What changes, the largest difference first; empty where the task has no classes.
@@ -99,6 +100,7 @@ class Comparison:
     distance: float
     classes: list[Changed] = field(default_factory=list)
     widest: list[Apart] = field(default_factory=list)
+    unmeasured: str = ""
 
 
 def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, batch_size: int = 128) -> Comparison:
@@ -113,12 +115,11 @@ def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, bat
 
     Raises:
         DataError: There are no images, or they are not the same ones.
-        InputError: The task does not say what a model reaches image by image.
     """
     _same_images(first.dataset, second.dataset)
     both, names = (first, second), first.dataset.classes
     tallying = [Tallying(task, len(names)) for _ in both]
-    measured = first.dataset.has_labels("test") and not (task.ranks_train and first.dataset.is_one)
+    unmeasured = _unmeasured(first.dataset, task)
     chooses = _chooses(task)
     agreeing = total = 0
     distances, said = list[Tensor](), list[Tensor]()
@@ -127,13 +128,15 @@ def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, bat
             modes.enter_context(evaluating(one.module))
         for (ours, targets), (theirs, _) in zip(*(one.says(batch_size) for one in both), strict=True):
             ours, theirs = ours.cpu(), theirs.cpu()  # noqa: PLW2901
-            for each, output in zip(tallying, (ours, theirs), strict=True) if measured else ():
+            for each, output in zip(tallying, (ours, theirs), strict=True) if not unmeasured else ():
                 each.add(output, targets.cpu())
             agreed = task.agreement(ours, theirs)
             agreeing, total = agreeing + agreed.agreeing, total + agreed.total
             distances.append(task.distance(ours, theirs))
             if chooses:
-                said.append(torch.stack([task.says(output) for output in (ours, theirs)]))
+                chosen = torch.stack([task.says(output) for output in (ours, theirs)])
+                chooses = chosen.shape == (2, len(ours)) and not chosen.is_floating_point()  # a class of each image
+                said.append(chosen)
         if not distances:
             raise no_images("test")
         tallies = [
@@ -142,11 +145,21 @@ def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, bat
         ]
     apart = torch.cat(distances)
     widest = _widest(apart, torch.cat(said, 1) if chooses else None, first.dataset, task, most)
-    found = Comparison(len(apart), 0, None, agreeing / max(1, total), float(apart.mean()), [], widest)
+    known, agreed_on = int(labelled(first.dataset.test.labels).sum()), agreeing / max(1, total)
+    found = Comparison(len(apart), known, None, agreed_on, float(apart.mean()), [], widest, unmeasured)
     own, other = tallies
     if own is None or other is None:
         return found
-    return replace(found, labelled=own.images, difference=paired(own, other), classes=_changed(own, other, task, names))
+    return replace(found, difference=paired(own, other), classes=_changed(own, other, task, names))
+
+
+def _unmeasured(dataset: Dataset, task: Task) -> str:
+    """Why nothing can be measured on the images, image by image; '' where it can."""
+    if not dataset.has_labels("test"):
+        return "the images have no labels"
+    if task.ranks_train and dataset.is_one:
+        return "the task compares them with training images, and the data is one split"
+    return "" if task.tells_images else "the task does not say what a model reaches image by image"
 
 
 def _same_images(first: Dataset, second: Dataset) -> None:
@@ -184,7 +197,7 @@ def _changed(first: Tally, second: Tally, task: Task, names: tuple[str, ...]) ->
 
 def _widest(apart: Tensor, says: Tensor | None, dataset: Dataset, task: Task, most: int) -> list[Apart]:
     names, files, labels = dataset.classes, getattr(dataset.test, "files", ()), dataset.test.labels
-    found, ranks = [], apart if says is None else apart + (says[0] != says[1])  # distances of choices end at 1
+    found, ranks = [], apart if says is None else apart + (says[0] != says[1]) * (1 + apart.max())
     for index in ranks.argsort(descending=True, stable=True)[:most].tolist():
         if not float(apart[index]):
             break

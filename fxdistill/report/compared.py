@@ -34,7 +34,7 @@ def view(made: Comparison, names: Sequence[str], found: Sequence[Found]) -> Rend
 def _said(made: Comparison, task: Task) -> Iterator[str]:
     apart = made.difference
     if apart is None:
-        yield f"the {made.images:,} images have no labels: what the two reach on them is not known"
+        yield f"what the two reach on the {made.images:,} images is not known: {made.unmeasured}"
     else:
         values = " and ".join(shown(value, task) for value in apart.values)
         yield f"{task.primary} {values}, on {made.labelled:,} images with a label"

@@ -32,6 +32,7 @@ class Begun:
         origin: The file to whose folder its places are relative.
         how: What beside the plan decides about every step.
         result: What came out, of a run that is complete.
+        goes_on: Whether the directory holds it already: what is tried before anything trains was tried then.
     """
 
     before: Plan
@@ -39,6 +40,7 @@ class Begun:
     origin: Path
     how: dict[str, Any]
     result: dict[str, Any] | None = None
+    goes_on: bool = False
 
 
 def begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew) -> Begun:
@@ -65,7 +67,7 @@ def begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew
     found = Begun(plan, plan, origin_of(plan_path), how)
     if settings.more_epochs:
         longer, how = extension.extended(held, plan, settings.more_epochs, how=how)
-        return replace(found, plan=longer, how=how)
+        return replace(found, plan=longer, how=how, goes_on=True)
     if held.holds(plan, resume=settings.resume) and settings.resume:
         if held.jobs_path.is_dir():
             raise RunDirError(
@@ -73,7 +75,7 @@ def begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew
                 hint=f"continue it with fxdistill run {shlex.quote(str(out))} --resume --jobs N",
             )  # fmt: skip
         there = inspection.inspect(held)
-        return replace(found, result=there.result, how=checkpoint.settled(how, there.how))
+        return replace(found, result=there.result, how=checkpoint.settled(how, there.how), goes_on=True)
     return found
 
 

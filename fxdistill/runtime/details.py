@@ -90,7 +90,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Beside:
-    """Two members beside each other on the test images: the share of equal answers, classes, images that differ."""
+    """Two members beside each other on the test images: the share of equal answers, classes, images that differ.
+
+    ``unmeasured`` says why nothing is known of the classes.
+    """
 
     teacher: str
     student: str
@@ -100,6 +103,7 @@ class Beside:
     class_counts: str
     classes: list[OfClass] = field(default_factory=list)
     apart: list[Shown] = field(default_factory=list)
+    unmeasured: str = ""
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,7 @@ def _beside(run: Execution, module: nn.Module) -> Beside | None:
             Shown(one.index, one.file, one.label, one.says, one.distance, _picture(run.dataset.test, one.index))
             for one in found.widest
         ],
+        found.unmeasured,
     )  # fmt: skip
 
 

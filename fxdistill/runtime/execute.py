@@ -82,7 +82,7 @@ def execute(
         return begun.result
     plan, how = begun.plan, begun.how
     observer.on_phase("loading")
-    parts = _load(plan, begun.origin.resolve().parent, settings, fabric.device.type, crew, last=how["channels_last"])
+    parts = _load(begun, settings, fabric.device.type, crew)
     how["channels_last"] = parts.layout.last
     own = {name: found.to(fabric.device) for name, found in parts.own_data.items()}
     dataset, task = parts.dataset.to(fabric.device), TASKS.get(plan.task)
@@ -173,9 +173,9 @@ def _train(run: Execution, remarks: Sequence[Diagnostic], *, until: int | None) 
     return run.crew.first(lambda: finish(run, measured=measured))
 
 
-def _load(
-    plan: Plan, base: Path, settings: Settings, device: str, crew: Crew, *, last: bool | None = None
-) -> _Parts:  # fmt: skip
+def _load(begun: beginning.Begun, settings: Settings, device: str, crew: Crew) -> _Parts:
+    plan, base = begun.plan, begun.origin.resolve().parent
+
     def load(name: str, seed: int) -> nn.Module:
         return preflight.load_model(
             plan.given(name), base, seed=seed, allow=settings.allow, trust_code=settings.trust_code,
@@ -194,7 +194,8 @@ def _load(
         if isinstance(member, Shrunken | Masked) and member.of in strangers:
             strangers.add(name)
     modules |= derived(plan, modules)
-    preflight.exports(plan, modules[plan.export.member])
+    if not begun.goes_on:
+        crew.first(lambda: preflight.exports(plan, modules[plan.export.member]))
 
     @functools.cache
     def start(name: str, seed: int) -> State:
@@ -213,7 +214,7 @@ def _load(
         }
         for trial in trials_of(plan)
     }
-    own = preflight.own_data(plan, base, dataset, allow=settings.allow)
+    own, last = preflight.own_data(plan, base, dataset, allow=settings.allow), begun.how["channels_last"]
     programs, before, layout = _programs(plan, modules, dataset, settings, device, crew=crew, last=last)
     return _Parts(modules, dataset, initial, programs, frozenset(strangers), own, before, layout)
 

@@ -92,12 +92,11 @@ def _latencies(run: Execution, levels: Collection[str]) -> dict[str, Any]:
     masked = {name for name, member in run.plan.members.items() if isinstance(member, Masked) and name not in levels}
     modules = {name: module for name, module in run.modules.items() if name not in masked}  # they are as slow as whole
     single = {name: (1, *run.plan.shape_of(name)[1:]) for name in modules}
-    exported = run.plan.export.member
-    paths = {exported: run.rundir.onnx_path(exported)}
+    paths = {name: run.rundir.onnx_path(name) for name in (run.plan.export.member, *levels)}  # written by now
     with tempfile.TemporaryDirectory() as folder:
         for name, module in modules.items():
             path = Path(folder) / f"{name}.onnx"
-            if name == exported:
+            if name in paths:
                 continue
             try:
                 onnx_file.export_onnx(

@@ -177,6 +177,11 @@ class Task(ABC):
             hint="it is for --task classification",
         )  # fmt: skip
 
+    @property
+    def tells_images(self) -> bool:
+        """Whether it says what a model reaches image by image: both :meth:`kept` and :meth:`tally` are its own."""
+        return type(self).kept is not Task.kept and type(self).tally is not Task.tally
+
     def kept(self, output: "Tensor", targets: "Tensor", classes: int) -> "tuple[Tensor, ...]":
         """What :meth:`tally` needs of a batch, each (B, ...); its images have a label.
 
@@ -184,7 +189,7 @@ class Task(ABC):
             InputError: The task does not say what a model reaches image by image.
         """
         del output, targets, classes
-        raise _not_by_image(self)
+        raise not_by_image(self)
 
     def tally(self, kept: "Sequence[Tensor]", train: "Callable[[], Iterable[tuple[Tensor, Tensor]]]") -> "Tally":
         """What a model reaches image by image, (N, ...): its metric under all weights 1 is the primary one.
@@ -197,7 +202,7 @@ class Task(ABC):
             InputError: The task does not say what a model reaches image by image.
         """
         del kept, train
-        raise _not_by_image(self)
+        raise not_by_image(self)
 
     def distance(self, ours: "Tensor", theirs: "Tensor") -> "Tensor":
         """How far two predictions lie apart, image by image: (B,), 0 where they are the same."""
@@ -278,7 +283,8 @@ def no_labels(split: str) -> DataError:
     )  # fmt: skip
 
 
-def _not_by_image(task: Task) -> InputError:
+def not_by_image(task: Task) -> InputError:
+    """The error for a task that does not say what a model reaches image by image."""
     return InputError(
         "the task does not say what a model reaches image by image", where=f"task '{type(task).__name__}'",
         hint="it must have the methods kept and tally of fxdistill.tasks.Task",

@@ -21,11 +21,11 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms.v2 import functional as TF
 
 from fxdistill import registry
-from fxdistill.data.batches import batches
+from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.dataset import Split
 from fxdistill.data.load import defaults, load
 from fxdistill.data.sources import SOURCES, _images, forms
-from fxdistill.errors import DataError
+from fxdistill.errors import DataError, InputError
 from fxdistill.preprocessing import Reading
 from fxdistill.tasks.segmentation import Segmentation
 
@@ -278,6 +278,12 @@ def test_image_folders_are_read_as_asked(tmp_path: Path, test: str) -> None:
     assert found.classes == ("cat", "dog")
     assert load(spec, reading=Reading((5, 4), (5, 4), channels=1)).image_shape == (1, 5, 4)
     assert load(spec).image_shape == (3, 224, 224)  # not that of its first file
+    assert torch.equal(first_batch(load(spec, size=8))["images"], first_batch(found)["images"])
+    assert load(spec, size=(5, 4)).image_shape == (3, 5, 4)
+    assert load("digits", size=5).image_shape == (1, 8, 8)  # it has one
+    for wrong in ({"size": 0}, {"size": (5, 4, 3)}, {"size": 1 << 20}, {"size": 8, "reading": SMALL}):
+        with pytest.raises(InputError, match=r"no size|more pixels|says a size as well"):
+            load(spec, **wrong)
     assert defaults(spec).augmentation == ["flip"]
 
 

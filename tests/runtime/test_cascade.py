@@ -314,7 +314,9 @@ def test_a_plateau_is_of_one_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_assistants_are_exported_as_well_if_the_plan_says_so(tmp_path: Path) -> None:
     plan = planned().changed(export=planned().export.changed(levels=True))
-    execute(written(plan, "cascade-all"), tmp_path / "run", CPU)
+    with runs.onnx_files() as made:
+        execute(written(plan, "cascade-all"), tmp_path / "run", CPU)
+    assert made == ["trial", "student", "level-1", "teacher"]  # each once, whatever it is then measured for
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result["levels"]) == {"level-1"}  # the last one keeps all
     said, lines = result["levels"]["level-1"], runs.metrics(tmp_path / "run")

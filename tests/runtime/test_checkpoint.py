@@ -295,9 +295,11 @@ def test_two_undisturbed_runs_are_equal(tmp_path: Path) -> None:
 
 
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
-    runs.interrupted(runs.plan_file(), tmp_path / "run", EVERY_STEP, after=6)
-    execute(runs.plan_file(), tmp_path / "run", AGAIN)
+    with runs.onnx_files() as made:
+        runs.interrupted(runs.plan_file(), tmp_path / "run", EVERY_STEP, after=6)
+        execute(runs.plan_file(), tmp_path / "run", AGAIN)
     equal(tmp_path / "run", runs.finished())
+    assert made == ["trial", "student", "teacher"]  # what was tried before is not tried again
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from fxdistill.measure.comparison import Looking, compared
 from fxdistill.modelfiles.bundle import save
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import comparing, deploy
-from fxdistill.tasks import NO_LABEL, TASKS
+from fxdistill.tasks import NO_LABEL, TASKS, Task
 from tests import runs
 from tests.measure.test_model import dataset
+from tests.plugins import Add
+from tests.test_seams import TASK as ORDINAL
 
 KEYS = [
     "task", "metric", "higher_is_better", "images", "labelled", "models", "difference", "agreement", "of_class",
@@ -222,3 +224,35 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     deploy.export(teacher, tmp_path / "t.onnx", data="digits", task="retrieval")
     with pytest.raises(InputError, match="the first for one class an image"):
         comparing.found_together([teacher, str(tmp_path / "t.onnx")], data="digits")
+
+
+def test_a_task_that_counts_no_single_images_leaves_out_what_rests_on_them(add: Add) -> None:
+    add(TASKS, "ordinal", ORDINAL.replace('"focal"', '"cross-entropy"').replace('"f1"', '"f1"\n    of_class = "F1"', 1))
+    runs.plan_file()
+    teacher, other = str(runs.workshop() / "teacher.pt"), str(runs.finished() / "student.pt")
+    usual = ("--data", "digits", "--allow-factory", runs.ALLOW[0])
+    how = (*usual, "--task", "ordinal")
+    found = told(teacher, other, *how)
+    assert (found["labelled"], found["difference"], found["classes"]) == (537, None, [])
+    assert found["agreement"]["value"] == told(teacher, other, *usual)["agreement"]["value"]
+    assert len(found["widest"]) == 10
+    assert all(one["says"] is None for one in found["widest"])  # what it says of an image is no class
+    assert "is not known: the task does not say what a model reaches image by image" in call(
+        teacher, other, *how, columns=400
+    )
+    done = CliRunner().invoke(app, ["eval", teacher, *how, "--per-class"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: the task does not say what a model reaches image by image")
+    assert "f1 " in CliRunner().invoke(app, ["eval", teacher, *how]).output
+
+
+def test_images_that_get_other_classes_come_first_whatever_the_distance(add: Add) -> None:
+    more = "    def says(self, output):\n        return output.argmax(1)\n\nTASK"
+    add(TASKS, "ordinal", ORDINAL.replace("TASK", more, 1))
+    task = TASKS.get("ordinal")
+    assert type(task).distance is Task.distance  # of logits, which ends nowhere
+    ours = torch.tensor([[9.0, 0, 0, 0], [0.6, 0.4, 0, 0], [1.0, 0, 0, 0], [0.0] * 4])
+    theirs = torch.tensor([[50.0, 0, 0, 0], [0.4, 0.6, 0, 0], [1.0, 0, 0, 0], [0.0] * 4])
+    images = dataset(0, 1, 2)
+    made = compared(Looking(Fixed(ours), images), Looking(Fixed(theirs), images), task)
+    assert [(one.index, one.says) for one in made.widest] == [(1, ("a", "b")), (0, ("a", "a"))]
