@@ -21,6 +21,7 @@ def compress(
     params: parameters.Params = None,
     latency: parameters.Latency = None,
     on: parameters.On = None,
+    latency_table: parameters.LatencyTable = None,
     ranking: parameters.HowRanked = None,
     floor: parameters.Floor = None,
     scope: parameters.Scopes = [],
@@ -76,7 +77,7 @@ def compress(
         values.known_criterion(by, "--by")
         wishes = values.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (values.budget(macs, "--macs"), values.budget(params, "--params")), values.scopes(scope)
-        time = values.latency(latency, on and on.value)
+        time = values.latency(latency, on and on.value, latency_table)
         values.between(steps, {"recover": recover})
         recalibrate = values.recalibration(recalibrate_bn)
         named = values.Named(model, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory")
@@ -109,7 +110,7 @@ def compress(
         out = Console(highlight=False)
         say, run = running.step_said(out), functools.partial(running.step_run, settings=settings, out=out)
         shrunk = job.prepare(
-            found, output, wish, teaching, run=run, say=say,
+            found, output, wish, teaching, run=run, table=latency_table, say=say,
             steps=None if steps == 1 else stepping.Steps.of(steps, recover or 1, teaching),
         )  # fmt: skip
         if shrunk is not None:

@@ -414,6 +414,10 @@ Latency = Annotated[
 ]
 RunsOn = StrEnum("RunsOn", {"cpu": "cpu", "cuda": "cuda"})
 On = Annotated[RunsOn | None, typer.Option("--on", help="What that time is measured on. Default: cpu.")]
+LatencyTable = Annotated[
+    Path | None,
+    typer.Option("--latency-table", metavar="FILE", help="Times of layers on this machine, to use and to add to."),
+]
 Ranking = StrEnum("Ranking", {"global": "global", "isomorphic": "isomorphic", "uniform": "uniform"})
 HowRanked = Annotated[
     Ranking | None,

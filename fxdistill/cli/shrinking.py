@@ -19,6 +19,7 @@ def shrink(
     params: parameters.Params = None,
     latency: parameters.Latency = None,
     on: parameters.On = None,
+    latency_table: parameters.LatencyTable = None,
     ranking: parameters.HowRanked = None,
     floor: parameters.Floor = None,
     scope: parameters.Scopes = [],
@@ -50,7 +51,7 @@ def shrink(
         values.known_criterion(by, "--by")
         values.writable(output)
         most = values.budget(macs, "--macs"), values.budget(params, "--params")
-        time, scopes = values.latency(latency, on and on.value), values.scopes(scope)
+        time, scopes = values.latency(latency, on and on.value, latency_table), values.scopes(scope)
         values.between(steps, {"recover": recover, "lr": lr})
 
         from fxdistill.cli import running
@@ -61,7 +62,7 @@ def shrink(
         passes, out = contract.PassManager(), Console(highlight=False)
         settings = execution.Settings(device=device.value, allow=tuple(allow_factory), trust_code=trust_code)
         made = shrinking.shrink(
-            model, output, keep=keep, macs=most[0], params=most[1], **time,
+            model, output, keep=keep, macs=most[0], params=most[1], **time, latency_table=latency_table,
             ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
             round_to=round_to, protect=protect, only=only, data=data, task=task,
             class_map=class_map, input_shape=wanted, factory=factory, args=arg, seed=seed,

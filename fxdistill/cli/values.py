@@ -124,15 +124,15 @@ def budget(text: str | None, option: str) -> float | None:
 _SECONDS = {"ms": 1.0, "us": 1e-3, "s": 1e3}
 
 
-def latency(text: str | None, on: str | None) -> dict[str, Any]:
+def latency(text: str | None, on: str | None, table: Path | None = None) -> dict[str, Any]:
     """What a model may take, from a share of its own time or ``3ms``, as arguments; none where nothing is said.
 
     Raises:
         InputError: It is no such text, or something is said of a time that is not asked for.
     """
     if text is None:
-        if on is not None:
-            raise InputError("no latency is asked for", where="--on", hint="add --latency 0.6, or leave it out")
+        for option in (option for option, value in (("--on", on), ("--latency-table", table)) if value is not None):
+            raise InputError("no latency is asked for", where=option, hint="add --latency 0.6, or leave it out")
         return {}
     unit = next((unit for unit in _SECONDS if text.lower().endswith(unit)), "")
     found = number(text[: len(text) - len(unit)], "--latency", "0.6 or 3ms") * _SECONDS.get(unit, 1.0)

@@ -42,6 +42,12 @@ class Case(NamedTuple):
     inputs: int
     outputs: int
 
+    @property
+    def alone(self) -> "Case":
+        """The same, of a layer that is no wider: one case for all layers that are alike at some widths."""
+        groups = self.layer.groups_at(self.inputs)
+        return self._replace(layer=self.layer._replace(inputs=self.inputs, outputs=self.outputs, groups=groups))
+
 
 Measure = Callable[[Case], float]
 """Seconds that a layer takes at some widths."""
@@ -69,7 +75,7 @@ class Table:
         return sum(one * two * self._of(layer, a, b) for a, one in reads for b, two in makes)
 
     def _of(self, layer: Layer, inputs: int, outputs: int) -> float:
-        case = Case(layer, inputs, outputs)
+        case = Case(layer, inputs, outputs).alone
         if case not in self.known:
             self.known[case] = self.measure(case)
         return self.known[case]

@@ -31,7 +31,7 @@ from fxdistill.runtime.teaching import Teaching
 def compress(
     model: str | Path, folder: str | Path, *, data: str, keep: float | None = None, macs: float | None = None,
     params: float | None = None, latency: float | str | None = None, on: str = "cpu",
-    ranking: Ranking | None = None, floor: float | None = None,
+    latency_table: str | Path | None = None, ranking: Ranking | None = None, floor: float | None = None,
     scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int | None = None,
     protect: Sequence[str] = (), only: Sequence[str] = (), factory: str | None = None, args: Sequence[str] = (),
     checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1, settings: Settings | None = None,
@@ -49,6 +49,7 @@ def compress(
         latency: Time in ONNX Runtime that it may take: a share of the model's own below 1, or as ``"3ms"``. Within 2 %,
             as the whole was measured, or refused.
         on: What that is measured on: ``cpu`` or ``cuda``.
+        latency_table: A file with times of layers on this machine, which gets those that are measured; None for none.
         ranking: What competes.
         floor: The least share of a layer.
         scopes: Parts with a share of their own.
@@ -85,13 +86,14 @@ def compress(
         return stepping.carry_out(place, settings, observer)
 
     in_steps = None if steps == 1 else Steps.of(steps, recover, how)
-    prepare(load(source), Path(folder), wish, how, run=run, steps=in_steps)
+    table = None if latency_table is None else Path(latency_table)
+    prepare(load(source), Path(folder), wish, how, run=run, steps=in_steps, table=table)
     return run(Path(folder))
 
 
 def prepare(
     found: LoadedModel, folder: Path, wish: Wish, teaching: Teaching, *, run: Runs, steps: Steps | None = None,
-    say: Says = lambda _number, _made: None,
+    table: Path | None = None, say: Says = lambda _number, _made: None,
 ) -> ShrunkResult | None:  # fmt: skip
     """Make a model smaller and write the plan to teach it, as far as that is not done yet.
 
@@ -105,6 +107,7 @@ def prepare(
         teaching: How what is left is taught.
         run: Runs the plan of a step.
         steps: The steps in which it is made smaller; None for one.
+        table: A file with times of layers, where a latency is wanted.
         say: Is told of each step before the last one that is made.
 
     Raises:
@@ -119,10 +122,13 @@ def prepare(
     if path.exists():
         stepping.planned(found, stepping.held(path, asked), folder / PLAN, teaching)
         return None
-    at_once, preprocessing = shrunken.shrunk(found, wish, teaching.reading)
-    stepping.foresee(found, at_once, preprocessing, folder / PLAN, teaching)
-    if steps is not None:
-        at_once, preprocessing = stepping.in_steps(found, folder, wish, steps, at_once, run=run, say=say)
+    with shrunken.timed(found, wish, teaching.reading, table) as clock:
+        at_once, preprocessing = shrunken.shrunk(found, wish, teaching.reading, clock=clock)
+        stepping.foresee(found, at_once, preprocessing, folder / PLAN, teaching)
+        if steps is not None:
+            at_once, preprocessing = stepping.in_steps(
+                found, folder, wish, steps, at_once, run=run, clock=clock, say=say
+            )
     smaller = stepping.put(at_once, path, preprocessing, asked)
     stepping.planned(found, smaller, folder / PLAN, teaching)
     return at_once

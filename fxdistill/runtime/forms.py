@@ -1,4 +1,4 @@
-"""JSON files of a run that may come from others: read against their form, and what is wrong in them is named."""
+"""JSON files that may come from others: read against their form, and what is wrong in them is named."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,13 +6,16 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from fxdistill.errors import RunDirError
+from fxdistill.errors import InputError, RunDirError
 from fxdistill.files import read_text
 
 Form = TypeVar("Form")
 
 
-def read(form: TypeAdapter[Form], path: Path, *, hint: str, odd: Callable[[Form], str] = lambda _: "") -> Form:
+def read(
+    form: TypeAdapter[Form], path: Path, *, hint: str, odd: Callable[[Form], str] = lambda _: "",
+    error: type[InputError] = RunDirError,
+) -> Form:  # fmt: skip
     """What a file holds.
 
     Args:
@@ -20,9 +23,10 @@ def read(form: TypeAdapter[Form], path: Path, *, hint: str, odd: Callable[[Form]
         path: The file.
         hint: What to do about one that is damaged.
         odd: What is wrong with what has that form, '' where nothing is.
+        error: What is raised of a file that is damaged.
 
     Raises:
-        RunDirError: The file is damaged.
+        InputError: The file is damaged.
     """
     try:
         found = form.validate_json(read_text(path), strict=True)
@@ -34,7 +38,7 @@ def read(form: TypeAdapter[Form], path: Path, *, hint: str, odd: Callable[[Form]
         wrong = odd(found)
         if not wrong:
             return found
-    raise RunDirError(f"{path.name} is damaged: {wrong}", where=str(path), hint=hint)
+    raise error(f"{path.name} is damaged: {wrong}", where=str(path), hint=hint)
 
 
 def first_wrong(cause: ValidationError) -> str:

@@ -11,10 +11,11 @@ wanted. The median share of runs in turn has a 95 % interval by the order of the
 for as long as is worth it.
 """
 
+import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from fxdistill.ir.layers import Times, Timing
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.layer_times import InOnnxRuntime, Table
 from fxdistill.passes.thin.search import TOLERANCE
+from fxdistill.runtime import latency_table
 
 OPTION = "--latency"
 ON = ("cpu", "cuda")
@@ -45,11 +47,13 @@ class Wanted:
         amount: A share of its own time, or milliseconds.
         absolute: Whether it is milliseconds.
         on: ``cpu`` or ``cuda``.
+        roughly: Whether the nearest will do: it is a part of the way.
     """
 
     amount: float
     absolute: bool = False
     on: str = "cpu"
+    roughly: bool = False
 
     @classmethod
     def of(cls, said: float | str, on: str = "cpu") -> "Wanted":
@@ -81,6 +85,14 @@ class Wanted:
         """What a model takes over what it may."""
         return (found.ms if self.absolute else found.share) / self.amount
 
+    def share(self, own_ms: float) -> float:
+        """It as a share of the original's time."""
+        return self.amount / own_ms if self.absolute else self.amount
+
+    def part(self, way: float, own_ms: float) -> "Wanted":
+        """What is wanted a part of the way from the original's time; all of it at 1."""
+        return self if way == 1 else replace(self, amount=self.share(own_ms) ** way, absolute=False, roughly=True)
+
     def told(self, found: Confirmed | None = None) -> str:
         """It, or what was measured instead, in the same words."""
         if self.absolute:
@@ -94,7 +106,9 @@ Make = Callable[[Limit, Timing], ShrunkResult]
 """Makes the model smaller, to a time by the times of its layers."""
 
 
-def within(wanted: Wanted, make: Make, *, own_ms: float, compare: Compare, times: Times) -> ShrunkResult:
+def within(
+    wanted: Wanted, make: Make, *, own_ms: float, compare: Compare, times: Times, at: float = 1.0
+) -> ShrunkResult:
     """A smaller model that takes as long as it may, within 2 % as it was measured.
 
     Args:
@@ -103,34 +117,36 @@ def within(wanted: Wanted, make: Make, *, own_ms: float, compare: Compare, times
         own_ms: Milliseconds that the original takes.
         compare: Measures it.
         times: How long layers take.
+        at: The share of the original's time that the model takes which is made smaller.
 
     Raises:
         InputError: It takes no longer as it is, or no widths come near; says what does.
     """
-    share = wanted.amount / own_ms if wanted.absolute else wanted.amount
+    share = wanted.share(own_ms) / at
     if share >= 1:
         raise InputError(
-            f"the model takes {own_ms:.3g} ms as it is, and {wanted.told()} are allowed", where=OPTION,
+            f"the model takes {own_ms * at:.3g} ms as it is, and {wanted.told()} are allowed", where=OPTION,
             hint="give less, or leave it out",
         )  # fmt: skip
-    tried: list[tuple[float, Confirmed]] = []
+    tried: list[tuple[float, Confirmed, ShrunkResult]] = []
     aim = share
     for _ in range(_TRIES):
         try:
-            made = make(Limit("latency", aim, OPTION), Timing(times, own_ms / 1000))
+            made = make(Limit("latency", aim, OPTION), Timing(times, own_ms * at / 1000))
         except InputError:
             if not tried:
                 raise
             break  # nobody asked for what is aimed at by now
         found = compare(made.module, made.input_shape)
-        off = wanted.off(found)
-        if abs(off - 1) <= TOLERANCE:
+        if abs(wanted.off(found) - 1) <= TOLERANCE:
             return replace(made, confirmed=found)
-        if aim in [at for at, _ in tried]:
+        if aim in [before for before, *_ in tried]:
             break
-        tried.append((aim, found))
-        aim = _next([(at, wanted.off(one)) for at, one in tried])
-    nearest = min((found for _, found in tried), key=lambda one: abs(wanted.off(one) - 1))
+        tried.append((aim, found, made))
+        aim = _next([(before, wanted.off(one)) for before, one, _ in tried])
+    _, nearest, made = min(tried, key=lambda one: abs(wanted.off(one[1]) - 1))
+    if wanted.roughly:
+        return replace(made, confirmed=nearest)
     spread = f"95 % between {nearest.low:.3g} and {nearest.high:.3g}"
     raise InputError(
         f"no widths were found that take {wanted.told()} within {TOLERANCE:.0%}: the nearest take "
@@ -149,23 +165,48 @@ def _next(tried: Sequence[tuple[float, float]]) -> float:
     return min(1 - 1e-6, at * min(1 + _FURTHEST, max(_FURTHEST, 1 / off)))
 
 
-def searched(module: nn.Module, shape: tuple[int, ...], wanted: Wanted, make: Make) -> ShrunkResult:
-    """The same, with everything measured on this machine.
+@dataclass(frozen=True)
+class Clock:
+    """What says how long models take, for all searches that are held against one original.
+
+    Attributes:
+        compare: The original, to measure smaller models in turn with.
+        times: How long layers take; what was measured once is known.
+        at: The share of the original's time that the model takes which is made smaller.
+    """
+
+    compare: "Measured"
+    times: Table
+    at: float = 1.0
+
+    def of(self, module: nn.Module, shape: tuple[int, ...]) -> "Clock":
+        """The same for a model that was made smaller already, which is measured."""
+        return replace(self, at=self.compare(module, shape).share)
+
+    def search(self, wanted: Wanted, make: Make) -> ShrunkResult:
+        """A smaller model that takes as long as it may; see :func:`within`."""
+        own_ms, compare = self.compare.own_ms, self.compare
+        return within(wanted, make, own_ms=own_ms, compare=compare, times=self.times, at=self.at)
+
+
+@contextlib.contextmanager
+def clock_of(module: nn.Module, shape: tuple[int, ...], provider: str, *, table: Path | None = None) -> Iterator[Clock]:
+    """What says how long models take beside this original, by what is measured on this machine.
 
     Args:
         module: The original.
         shape: Shape of a batch.
-        wanted: How long it may take.
-        make: Makes it smaller.
+        provider: ONNX Runtime's name of what runs it.
+        table: A file with times of layers, which gets what is measured beside them; None for none.
 
     Raises:
-        InputError: As :func:`within`; or ONNX Runtime does not run there.
+        InputError: ONNX Runtime does not run there, or the file is damaged or of another machine.
     """
-    runtime = InOnnxRuntime(wanted.provider)
-    _ = runtime.nothing  # a provider that does not come up is told before anything long
-    with tempfile.TemporaryDirectory() as folder:
-        compare = Measured(module, shape, wanted.provider, Path(folder))
-        return within(wanted, make, own_ms=compare.own_ms, compare=compare, times=Table(runtime))
+    runtime = InOnnxRuntime(provider)
+    times = Table(runtime)
+    with latency_table.kept(table, times, provider), tempfile.TemporaryDirectory() as folder:
+        _ = runtime.nothing  # a provider that does not come up is told before anything long
+        yield Clock(Measured(module, shape, provider, Path(folder)), times)
 
 
 class Measured:

@@ -15,7 +15,7 @@ from fxdistill.modelfiles import bundle
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.runtime.deploy import as_loaded
 from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.shrunken import Reading, shrunk, wished, write
+from fxdistill.runtime.shrunken import Reading, shrunk, timed, wished, write
 from fxdistill.runtime.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps
 from fxdistill.runtime.teaching import RATE, Teaching
 
@@ -23,13 +23,13 @@ from fxdistill.runtime.teaching import RATE, Teaching
 def shrink(
     model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float | None = None,
     macs: float | None = None, params: float | None = None, latency: float | str | None = None,
-    on: str = "cpu", ranking: Ranking | None = None, floor: float | None = None,
-    scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int | None = None,
-    protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None, task: str = "classification",
-    class_map: str | Path | None = None, input_shape: tuple[int, ...] | None = None, factory: str | None = None,
-    args: Sequence[str] = (), seed: int = 0, allow: Sequence[str] = (), trust_code: bool = False,
-    passes: PassManager | None = None, checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1,
-    lr: float = RATE, settings: Settings | None = None, run: Runs | None = None,
+    on: str = "cpu", latency_table: str | Path | None = None, ranking: Ranking | None = None,
+    floor: float | None = None, scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1",
+    round_to: int | None = None, protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None,
+    task: str = "classification", class_map: str | Path | None = None, input_shape: tuple[int, ...] | None = None,
+    factory: str | None = None, args: Sequence[str] = (), seed: int = 0, allow: Sequence[str] = (),
+    trust_code: bool = False, passes: PassManager | None = None, checkpoint_entry: str | None = None,
+    steps: int = 1, recover: int = 1, lr: float = RATE, settings: Settings | None = None, run: Runs | None = None,
     say: Says = lambda _number, _made: None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller, and prove that it is the masked original; the model is not changed.
@@ -44,6 +44,7 @@ def shrink(
         latency: Time in ONNX Runtime that it may take: a share of the model's own below 1, or as ``"3ms"``. Within 2 %,
             as the whole was measured, or refused.
         on: What that is measured on: ``cpu`` or ``cuda``.
+        latency_table: A file with times of layers on this machine, which gets those that are measured; None for none.
         ranking: What competes: ``global`` (all channels), ``isomorphic`` (those of layers alike) or ``uniform`` (those
             of one layer); None for ``uniform`` with ``keep`` and ``global`` with a budget.
         floor: The least share of its channels that a layer keeps; None for 0 with ``keep``, 0.1 with a budget.
@@ -93,13 +94,14 @@ def shrink(
         between = Steps.of(steps, recover, teaching)
         between.check(wish, found)
         folder = folder_for(path)
-    made, preprocessing = shrunk(found, wish, reading, passes=passes)
-    if between is not None:
-        settings = replace(settings or Settings(), allow=tuple(allow), trust_code=trust_code)
-        made, preprocessing = in_steps(
-            found, folder, wish, between, made, run=run or functools.partial(carry_out, settings=settings), say=say,
-            passes=passes,
-        )  # fmt: skip
+    with timed(found, wish, reading, None if latency_table is None else Path(latency_table)) as clock:
+        made, preprocessing = shrunk(found, wish, reading, clock=clock, passes=passes)
+        if between is not None:
+            settings = replace(settings or Settings(), allow=tuple(allow), trust_code=trust_code)
+            made, preprocessing = in_steps(
+                found, folder, wish, between, made, run=run or functools.partial(carry_out, settings=settings),
+                clock=clock, say=say, passes=passes,
+            )  # fmt: skip
     if path is not None:
         metadata = {bundle.RANDOM_WEIGHTS: True} if found.random_weights else {}
         write(made, Path(path), preprocessing=preprocessing, metadata=metadata)

@@ -1,6 +1,7 @@
 """A model made smaller as it reads images: what is wanted, the batch that is looked at, the file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +23,7 @@ from fxdistill.passes.trace import Trace
 from fxdistill.preprocessing import Preprocessing, Wishes
 from fxdistill.runtime import fitting, preprocess
 from fxdistill.runtime.deploy import MODEL
-from fxdistill.runtime.latency_search import Wanted, searched
+from fxdistill.runtime.latency_search import Clock, Wanted, clock_of
 from fxdistill.tasks import TASKS
 
 
@@ -102,9 +103,16 @@ class Reading:
 
 
 def shrunk(
-    found: LoadedModel, wish: Wish, reading: Reading, *, passes: PassManager | None = None
+    found: LoadedModel, wish: Wish, reading: Reading, *, clock: Clock | None, passes: PassManager | None = None
 ) -> tuple[ShrunkResult, Preprocessing | None]:
     """A model made smaller, and what it does to an image before it looks at it; nothing is written.
+
+    Args:
+        found: The model.
+        wish: What is wanted of it.
+        reading: What it is looked at with.
+        clock: What says how long it takes, where a latency is wanted: see :func:`timed`.
+        passes: A manager to run the passes in.
 
     Raises:
         InputError: The request changes nothing, or does not go with the model.
@@ -130,11 +138,36 @@ def shrunk(
             loss=supervised_loss(task), timing=timing,
         )  # fmt: skip
 
-    if wish.latency is None:
+    if wish.latency is None or clock is None:
         made = make()
     else:
-        made = searched(found.module, shape, wish.latency, lambda limit, timing: make(limit, timing=timing))
+        made = clock.search(wish.latency, lambda limit, timing: make(limit, timing=timing))
     return made, own if own.source.normalisation not in ("", "the data") else found.preprocessing
+
+
+@contextmanager
+def timed(found: LoadedModel, wish: Wish, reading: Reading, table: Path | None = None) -> Iterator[Clock | None]:
+    """What says how long a model takes and what is made of it; None where no latency is wanted.
+
+    Args:
+        found: The original.
+        wish: What is wanted of it.
+        reading: What it is looked at with.
+        table: A file with times of layers, or None.
+
+    Raises:
+        InputError: As :func:`fxdistill.runtime.latency_search.clock_of`.
+    """
+    if wish.latency is None:
+        yield None
+        return
+    with clock_of(found.module, _looked(found, reading)[1], wish.latency.provider, table=table) as held:
+        yield held
+
+
+def since(held: Clock | None, found: LoadedModel, reading: Reading) -> Clock | None:
+    """The same for what was made of the original by now."""
+    return None if held is None else held.of(found.module, _looked(found, reading)[1])
 
 
 def size_of(found: LoadedModel, reading: Reading) -> Size:

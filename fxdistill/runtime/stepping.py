@@ -1,6 +1,6 @@
 """A model made smaller in steps: a part of the way, trained a little with the original as teacher, and further.
 
-    budget of step i of N  =  own · (budget / own)^(i / N)      shares of single parts likewise: share^(i / N)
+    budget of step i of N  =  own · (budget / own)^(i / N)      shares of single parts, and of the time: share^(i / N)
 
 Each training is the run of an ordinary plan, in a folder of its own:
 
@@ -28,6 +28,7 @@ from fxdistill.ir.cost import Limit, Size
 from fxdistill.methods import composed
 from fxdistill.modelfiles import bundle
 from fxdistill.modelfiles.load import LoadedModel, load
+from fxdistill.passes.thin.search import TOLERANCE
 from fxdistill.plan import difference
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
@@ -35,6 +36,7 @@ from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import planning, shrunken
 from fxdistill.runtime.execute import execute
 from fxdistill.runtime.execution import Observer, Settings
+from fxdistill.runtime.latency_search import Clock
 from fxdistill.runtime.shrunken import Wish
 from fxdistill.runtime.teaching import Teaching
 
@@ -73,10 +75,10 @@ class Steps:
             raise InputError(
                 f"{self.count} are no steps", where="--steps", hint=f"give a number from 2 to {_MOST}, or leave it out"
             )
-        if wish.latency is not None:
-            raise InputError("a latency is met in one step", where="--latency", hint="give --macs or --params instead")
-        if not wish.limits or wish.keep is not None:
-            raise InputError("steps go towards a budget", where="--steps", hint="give --macs 0.5 or --params 0.5")
+        if not (wish.limits or wish.latency) or wish.keep is not None:
+            raise InputError(
+                "steps go towards a budget", where="--steps", hint="give --macs 0.5, say, or --latency 0.6"
+            )
         if found.random_weights or found.sha256 is None:
             raise nothing_to_teach()
 
@@ -125,7 +127,7 @@ def settings_for(folder: Path, settings: Settings) -> Settings:
 
 def in_steps(
     found: LoadedModel, folder: Path, wish: Wish, steps: Steps, at_once: ShrunkResult, *, run: Runs,
-    say: Says = lambda _number, _made: None, passes: PassManager | None = None,
+    clock: Clock | None = None, say: Says = lambda _number, _made: None, passes: PassManager | None = None,
 ) -> tuple[ShrunkResult, Preprocessing | None]:  # fmt: skip
     """A model made smaller in steps, and what it does to an image before it looks at it; the last one is not written.
 
@@ -138,6 +140,7 @@ def in_steps(
         steps: How many there are, and the teaching between them.
         at_once: What the wish makes of the original in one step: it says that the wish can be met.
         run: Runs the plan of a step.
+        clock: What says how long models take, where a latency is wanted.
         say: Is told of each step but the last that is made.
         passes: A manager to run the passes of the last one in.
 
@@ -149,40 +152,47 @@ def in_steps(
     current, size = found, at_once.before
     wish = replace(wish, before=tuple((path, before) for path, (before, _) in at_once.widths.items()))
     for number in range(1, steps.count):
-        part = _part(wish, at_once.before, number / steps.count, size)
-        if not part.limits:  # the step before went as far
+        part = _part(wish, at_once.before, number / steps.count, size, clock)
+        if not (part.limits or part.latency):  # the step before went as far
             continue
         place = folder / f"step-{number}"
         this = {**asked, "step": number}
         if not (place / SMALLER).exists():
-            made, preprocessing = shrunken.shrunk(current, part, reading)
+            made, preprocessing = shrunken.shrunk(current, part, reading, clock=clock)
             foresee(found, made, preprocessing, place / PLAN, steps.teaching)
             put(made, place / SMALLER, preprocessing, this)
             say(number, made)
         planned(found, held(place / SMALLER, this), place / PLAN, steps.teaching)
         run(place)
         current = load(place / RUN)
-        size = shrunken.size_of(current, reading)
-    last = _part(wish, at_once.before, 1.0, size)
-    if not last.limits:
+        size, clock = shrunken.size_of(current, reading), shrunken.since(clock, current, reading)
+    last = _part(wish, at_once.before, 1.0, size, clock)
+    if not (last.limits or last.latency):
         raise InputError(
             "the last step has nothing to do: the one before it meets the budget", where="--steps",
             hint="take fewer steps",
         )  # fmt: skip
-    made, preprocessing = shrunken.shrunk(current, last, reading, passes=passes)
+    made, preprocessing = shrunken.shrunk(current, last, reading, clock=clock, passes=passes)
     widths = {path: (dict(wish.before).get(path, before), after) for path, (before, after) in made.widths.items()}
     return replace(made, before=at_once.before, widths=widths), preprocessing
 
 
-def _part(wish: Wish, own: Size, way: float, size: Size) -> Wish:
-    """What is wanted a part of the way; without the budgets that a model of some size keeps to."""
+def _part(wish: Wish, own: Size, way: float, size: Size, clock: Clock | None) -> Wish:
+    """What is wanted a part of the way; without the budgets that a model of some size, and time, keeps to."""
     limits = []
     for limit in wish.limits:
         whole, end = getattr(own, limit.what), limit.most(own)
         most = end if way == 1 else int(whole * (end / whole) ** way)
         if getattr(size, limit.what) > most:
             limits.append(Limit(limit.what, most, limit.option))
-    return replace(wish, limits=tuple(limits), scopes=tuple((path, share**way) for path, share in wish.scopes))
+    latency = None
+    if wish.latency is not None and clock is not None:
+        own_ms = clock.compare.own_ms
+        part = wish.latency.part(way, own_ms)
+        latency = part if clock.at > part.share(own_ms) * (1 + TOLERANCE) else None
+    return replace(
+        wish, limits=tuple(limits), latency=latency, scopes=tuple((path, share**way) for path, share in wish.scopes)
+    )
 
 
 def request(found: LoadedModel, wish: Wish, teaching: Teaching, steps: Steps | None = None) -> dict[str, Any]:

@@ -51,6 +51,23 @@ def test_a_depthwise_layer_has_one_width() -> None:
     assert all(case.inputs == case.outputs for case in asked)
 
 
+def test_layers_that_are_alike_at_some_widths_are_measured_once() -> None:
+    asked: list[Case] = []
+
+    def measure(case: Case) -> float:
+        asked.append(case)
+        return 1.0
+
+    table = Table(measure)
+    for layer in (WIDE, WIDE._replace(inputs=24, outputs=32), WIDE._replace(outputs=128)):
+        table(layer, 24, 32)
+    table(DEPTHWISE, 24, 24)
+    table(DEPTHWISE._replace(inputs=24, outputs=24, groups=24), 24, 24)
+    table(WIDE._replace(made=(4, 4)), 24, 32)
+    widths = [(case.inputs, case.outputs, case.layer.groups, case.layer.made) for case in asked]
+    assert widths == [(24, 32, 1, (8, 8)), (24, 24, 24, (8, 8)), (24, 32, 1, (4, 4))]
+
+
 @pytest.mark.parametrize(
     ("layer", "inputs", "outputs"),
     [

@@ -17,8 +17,9 @@ from fxdistill.ir.cost import Limit
 from fxdistill.ir.layers import Layer, Timing
 from fxdistill.measure import layer_times, onnx_file
 from fxdistill.modelfiles.factories import build
+from fxdistill.modelfiles.load import load
 from fxdistill.passes.trace import Trace
-from fxdistill.runtime import latency_search, shrinking, shrunken
+from fxdistill.runtime import details, latency_search, shrinking, shrunken
 from fxdistill.runtime.latency_search import Measured, Wanted, interval, within
 from tests import runs
 
@@ -90,6 +91,9 @@ def test_what_no_widths_take_is_refused_with_the_nearest_that_was_measured(wante
     nearest = rf"take {wanted} of its own time .* nearest take 0.8 of its own time \(95 % between 0.79 and 0.81"
     with pytest.raises(InputError, match=nearest):
         within(Wanted(wanted), make, own_ms=OWN, compare=stubborn, times=by_macs)
+    if wanted > 0.1:  # where there are widths, a part of the way is as near as they come
+        rough = within(Wanted(wanted, roughly=True), make, own_ms=OWN, compare=stubborn, times=by_macs)
+        assert rough.confirmed == stubborn()
 
 
 def test_the_share_of_runs_in_turn_has_an_interval() -> None:
@@ -144,6 +148,36 @@ def test_shrink_and_compress_take_a_latency(tmp_path: Path, monkeypatch: pytest.
     assert shrunken.wished().round_to == 1
 
 
+def test_steps_meet_a_time_of_the_original_and_measure_each_layer_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[layer_times.Case] = []
+
+    def measure(_self: object, case: layer_times.Case) -> float:
+        asked.append(case)
+        return by_macs(*case)
+
+    monkeypatch.setattr(latency_search, "Measured", Known)
+    monkeypatch.setattr(layer_times.InOnnxRuntime, "__call__", measure)
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
+    monkeypatch.setattr(details, "write", lambda *_, **__: None)
+    made = shrinking.shrink(
+        runs.workshop() / "teacher.pt", tmp_path / "aux.pt", latency=0.4, steps=2, data="digits", round_to=1,
+        settings=runs.CPU, latency_table=tmp_path / "times.json",
+    )  # fmt: skip
+    step = load(tmp_path / "aux-steps" / "step-1" / "smaller.pt").module
+    for model, wanted, near in ((step, 0.4**0.5, 0.05), (made.module, 0.4, 0.02)):  # a step goes about as far
+        assert abs(Known()(model, (1, 1, 8, 8)).share / wanted - 1) <= near
+    assert made.confirmed is not None
+    assert abs(made.confirmed.ms / (0.4 * OWN) - 1) <= 0.02
+    assert len(asked) == len(set(asked))
+    asked.clear()
+    shrinking.shrink(runs.workshop() / "teacher.pt", latency=0.6, round_to=1, latency_table=tmp_path / "times.json")
+    assert asked == []  # what the file knows is not measured again
+    assert Wanted(2.0, absolute=True).part(0.5, 8.0) == Wanted(0.5, roughly=True)
+    assert Wanted(0.25).part(1, 8.0) == Wanted(0.25)
+
+
 @pytest.mark.parametrize(
     ("options", "needle"),
     [
@@ -153,7 +187,8 @@ def test_shrink_and_compress_take_a_latency(tmp_path: Path, monkeypatch: pytest.
         (("--latency", "-3ms"), "is no latency"),
         (("--latency", "0.5", "--keep", "0.5"), "both --latency and --keep"),
         (("--on", "cuda", "--macs", "0.5"), "no latency is asked for"),
-        (("--latency", "0.5", "--steps", "3", "--data", "digits"), "a latency is met in one step"),
+        (("--latency-table", "times.json", "--macs", "0.5"), "no latency is asked for"),
+        (("--latency", "0.5", "--latency-table", "none/times.json"), "there can be no file of this name"),
         (("--latency", "0.5", "--on", "cuda"), "no working CUDAExecutionProvider here"),
     ],
 )
