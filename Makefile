@@ -3,12 +3,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+unexport PYTHONDONTWRITEBYTECODE # what is used is compiled once, by whoever imports it first
 
-.PHONY: demo docs test lint types clean
+.PHONY: demo docs test lint types tests clean
 
+# the pip that comes with Python takes three times as long to choose as today's
 $(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	test -x $(BIN)/python || $(PYTHON) -m venv --upgrade-deps $(VENV)
+	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -20,8 +22,8 @@ docs: $(VENV)/.installed
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs docs/_build
 	@echo "documentation: docs/_build/index.html"
 
-test: lint types
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: lint
+	$(MAKE) --jobs=2 types tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -29,6 +31,9 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+
+tests: $(VENV)/.installed
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

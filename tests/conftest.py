@@ -1,9 +1,13 @@
 """The order of the tests, and what they share."""
 
+import functools
+import importlib
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.plugins import add
 
@@ -20,3 +24,15 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First those that fork: once anything has started autograd's threads, a forked child can no longer train."""
     items.sort(key=lambda item: item.path.parts[-2:] not in _FORKING)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick() -> Iterator[None]:
+    """Digits are read once; nobody waits for a disk, or asks for a driver again and again where there is none."""
+    digits = importlib.import_module("fxdistill.data.sources.digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load_digits", functools.cache(digits.load_digits))
+        patch.setattr(os, "fsync", lambda _: None)
+        if not torch.cuda.is_available():
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
