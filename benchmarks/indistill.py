@@ -19,12 +19,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
+from torch import nn
 
 import fxdistill
 from benchmarks import series
@@ -35,7 +37,7 @@ from fxdistill.plan.schema import LossTerm, Optimizer, Stage
 from fxdistill.runtime.execute import execute
 from fxdistill.runtime.execution import Settings
 
-TEACHER_EPOCHS, RATE = 40, 1e-3
+TEACHER_EPOCHS, RESNET_EPOCHS, TAUGHT_EPOCHS, RATE = 40, 15, 20, 1e-3
 EPOCHS = {"retrieval": 70, "classification": 60}
 PRIMARY = {"retrieval": "mAP", "classification": "accuracy"}
 Edit = Callable[[Plan], Plan]
@@ -47,6 +49,13 @@ class Model:
 
     factory: str
     kwargs: dict[str, Any]
+    taught_by: "Model | None" = None
+    """Whose embedding it learns by PKT, once it is trained by cross-entropy; None for none."""
+
+    @property
+    def name(self) -> str:
+        """Of its file, without the data's."""
+        return "-".join([self.factory, *map(str, self.kwargs["widths"]), *(["taught"] if self.taught_by else [])])
 
     def arguments(self, data: str) -> dict[str, Any]:
         """All arguments, those of the data among them."""
@@ -55,21 +64,17 @@ class Model:
         return {**self.kwargs, **sized, "in_channels": channels}
 
 
+_AUXILIARY = Model("convnet", {"widths": [16, 32, 64], "hidden": 128})
+_RESNET, _SMALL = (Model("resnet", {"widths": [w, 2 * w, 4 * w], "blocks": n}) for w, n in ((16, 3), (8, 1)))
+_RELEASED_STUDENT = Model("convnet", {"widths": [8, 16, 32], "hidden": 64})
 PAIRS = {
-    "released": (
-        Model("convnet", {"widths": [16, 32, 64], "hidden": 128}),
-        Model("convnet", {"widths": [8, 16, 32], "hidden": 64}),
-    ),
-    "resnet": (
-        Model("resnet", {"widths": [16, 32, 64], "blocks": 3}),
-        Model("resnet", {"widths": [8, 16, 32], "blocks": 1}),
-    ),
-    "cross": (
-        Model("convnet", {"widths": [16, 32, 64], "hidden": 128}),
-        Model("resnet", {"widths": [8, 16, 32], "blocks": 1}),
-    ),
+    "released": (_AUXILIARY, _RELEASED_STUDENT),
+    "taught": (replace(_AUXILIARY, taught_by=_RESNET), _RELEASED_STUDENT),
+    "resnet": (_RESNET, _SMALL),
+    "cross": (_AUXILIARY, _SMALL),
 }
-"""Teacher and student: InDistill's released experiment from its auxiliary on; ResNet-20 and a small one; across."""
+"""Teacher and student: InDistill's released experiment from its auxiliary on, which has seen labels alone, or has
+learnt from a larger network afterwards, as the released one has; ResNet-20 and a small one; across."""
 
 
 def _stages(plan: Plan, change: Callable[[list[Stage]], list[Stage]]) -> Plan:
@@ -218,16 +223,43 @@ ARMS: dict[str, dict[str, Arm]] = {
 }
 
 
-def _teacher(work: Work, data: str, pair: str) -> Path:
-    """A teacher's file, trained on all images."""
-    model = PAIRS[pair][0]
-    path = work.root / f"{data}-{model.factory}-{'-'.join(map(str, model.kwargs['widths']))}.pt"
+def _teacher(work: Work, data: str, model: Model) -> Path:
+    """A teacher's file, trained on all images: by their labels, and by its own teacher's embedding if it has one."""
+    path = work.root / f"{data}-{model.name}.pt"
     if path.is_file():
         return path
+    if model.taught_by is not None:
+        first, above = _teacher(work, data, replace(model, taught_by=None)), _teacher(work, data, model.taught_by)
+        return _taught(work, data, (above, first), path)
+    residual = model.factory == "resnet"
     return series.teacher(
         path, model.factory, model.arguments(data), work.whole(data),
-        lambda made: torch.optim.Adam(made.parameters(), lr=RATE), epochs=TEACHER_EPOCHS,
+        _sgd if residual else lambda made: torch.optim.Adam(made.parameters(), lr=RATE),
+        epochs=RESNET_EPOCHS if residual else TEACHER_EPOCHS,
     )  # fmt: skip
+
+
+def _sgd(made: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(made.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def _taught(work: Work, data: str, models: tuple[Path, Path], path: Path) -> Path:
+    """The second model's file after PKT from the first one, on all images."""
+    folder, images = work.root / "taught", work.root / f"{data}-whole.npz"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    if not images.is_file():
+        arrays: dict[str, Any] = work.whole(data)
+        np.savez(images, **arrays, classes=np.array([str(n) for n in range(10)]))
+    series.plan(
+        *map(str, models), "-o", str(folder / "plan.json"), "--data", f"npz:{images}", "--task", "retrieval",
+        "--method", "pkt", "--epochs", str(TAUGHT_EPOCHS), "--lr", str(RATE), "--no-control", "--no-measure",
+        "--augment", "flip,crop:4",
+    )  # fmt: skip
+    execute(folder / "plan.json", folder / "run", Settings(evaluate_every=10_000, channels_last=True))
+    shutil.move(folder / "run" / "student.pt", path)
+    shutil.rmtree(folder)
+    return path
 
 
 def measure(setting: str, name: str, seed: int, work: Work) -> Row:
@@ -239,7 +271,7 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     folder = work.root / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    teacher, spec = _teacher(work, data, pair), f"npz:{work.part(data)}"
+    teacher, spec = _teacher(work, data, PAIRS[pair][0]), f"npz:{work.part(data)}"
     query = "&".join(f"{k}={json.dumps(v).replace(' ', '')}" for k, v in student.arguments(data).items())
     words = [
         str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
@@ -281,6 +313,7 @@ def _parts(setting: str) -> tuple[str, str, str]:
 SETTINGS = (
     "cifar-retrieval", "cifar-classification", "fashion-retrieval", "fashion-classification",
     "cifar-classification-resnet", "cifar-classification-cross", "cifar-retrieval-resnet", "cifar-retrieval-cross",
+    "cifar-retrieval-taught", "cifar-classification-taught",
 )  # fmt: skip
 
 
