@@ -58,6 +58,7 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         *((f"exported: seed {result['exported_seed']}",) if _is_chosen(plan, result) else ()),
         *_taken(plan, result),
         *_unhelped(plan, result, task),
+        *_no_quicker(plan, result),
     ]
     header = ("model", task.primary, "parameters", "MACs", "ONNX latency")
     return Group(
@@ -141,6 +142,18 @@ def _unhelped(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[str]:
     own, alone = (result["summary"][name]["mean"] for name in (plan.control.of, CONTROL))
     if alone > own if task.higher_is_better else alone < own:
         yield "distillation did not help here: the student alone is better for as many epochs"
+
+
+def _no_quicker(plan: Plan, result: dict[str, Any]) -> Iterator[str]:
+    """A word where what is exported takes as long as a member that teaches, for less to compute."""
+    own, times = plan.export.member, result["latency"]
+    if isinstance(plan.members[own], Masked | Hardened):
+        return
+    for name in result["members"].keys() & times.keys():
+        share = plan.members[name].macs and plan.members[own].macs / plan.members[name].macs
+        if 0 < share < 1 and times[own]["median_ms"] >= times[name]["median_ms"]:
+            told = f"{own} is no quicker than {name} here, with {share:.0%} of its MACs"
+            yield f"{told}: fxdistill bench measures both in turn; fxdistill shrink --latency goes by time"
 
 
 def _spread(found: dict[str, float] | None, task: Task) -> str:

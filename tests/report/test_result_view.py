@@ -82,6 +82,21 @@ def test_a_control_arm_that_is_better_is_told_of_whichever_way_is_better(task: s
         assert ("distillation did not help here" not in said(plan, found)) == helped
 
 
+@pytest.mark.parametrize(("own", "theirs", "macs", "told"), [
+    (1.0, 2.0, 0.5, False), (2.0, 2.0, 0.5, True), (3.0, 2.0, 0.5, True), (3.0, 2.0, 1.0, False),
+    (3.0, 2.0, 2.0, False),
+])  # fmt: skip
+def test_less_to_compute_that_takes_as_long_is_told_of(own: float, theirs: float, macs: float, told: bool) -> None:
+    plan, found = load(runs.plan_file()), result()
+    teacher, student = plan.members["teacher"], plan.members["student"]
+    members = {**plan.members, "student": student.changed(macs=round(macs * teacher.macs))}
+    found["latency"]["student"]["median_ms"], found["latency"]["teacher"]["median_ms"] = own, theirs
+    text = " ".join(said(plan.changed(members=members), found).split())
+    assert ("student is no quicker than teacher here, with 50% of its MACs" in text) == told
+    del found["latency"]["teacher"]
+    assert "no quicker" not in said(plan, found)
+
+
 def test_show_takes_a_plan_a_file_and_a_run() -> None:
     plan, run = load(runs.plan_file()), runs.finished()
     assert show(plan) == show(runs.plan_file()) == show(str(runs.plan_file()))
