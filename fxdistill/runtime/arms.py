@@ -36,7 +36,7 @@ from fxdistill.runtime.halves import described
 from fxdistill.runtime.hardening import Succession, compare, harden_all, hardened_members, kept_in
 from fxdistill.runtime.layouts import laid_out
 from fxdistill.runtime.loop import Loop
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.trials import Trial, teaching
 
 _SHARE_OF_SAVING = 0.05  # of the time, at most
 _RIGHT = 0.99
@@ -72,7 +72,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             run.fabric, program, run.dataset, run.plan.data, run.task, seed=trial.seed, augment_seed=run.plan.seed,
             compiled=run.choice(trial), on_progress=watch.progress, on_save=watch.save,
             before={stage: found for (name, stage), found in run.before.items() if name == trial.name},
-            course=replace(at.course), on_teacher=watch.succession.is_due,
+            course=replace(at.course), on_teacher=watch.succession.is_due, on_made=run.aside.let_go,
             halves=functools.partial(run.reuse.of, trial), clock=run.clock(trial), crew=run.crew,
         )  # fmt: skip
         run.reuse.reports = dict(at.reuse)
@@ -209,6 +209,8 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
     program.to(run.fabric.device)
     if run.layout.last:
         laid_out(program)
+    still = teaching(run.plan)
+    run.put_aside(parameter for name, parameter in program.named_parameters() if _of(name) in still)
     for member in arm.trains:
         run.modules[member].to(run.fabric.device)
         share_buffers(run.modules[member], program, member)

@@ -7,13 +7,13 @@ built, and cut down to each stage, and the student is exported once as it is, be
 import copy
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from fxdistill.compiler.build import specialize
 from fxdistill.compiler.tap_statistics import measure_taps
@@ -29,6 +29,7 @@ from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import ModelRef, Shrunken
 from fxdistill.runtime import beginning, extension, fitting, memory, preflight, spread
 from fxdistill.runtime.arms import build_program, take_up, train
+from fxdistill.runtime.aside import Aside, collect
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.crew import Crew, Standing
 from fxdistill.runtime.derived import derived
@@ -39,7 +40,7 @@ from fxdistill.runtime.log import Metrics, Untold
 from fxdistill.runtime.result import finish
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.shelf import Folder, Memory, Shelf
-from fxdistill.runtime.trials import Trial, trials_of
+from fxdistill.runtime.trials import Trial, teaching, trials_of
 from fxdistill.tasks import TASKS
 
 
@@ -94,10 +95,12 @@ def execute(
             plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir, parts.initial.__getitem__,
             observer, compiled=settings.compile, save_seconds=settings.save_seconds,
             metrics=Metrics(rundir, size=at.metrics_size, plan=plan) if crew.is_first else Untold(), checkpoint=at,
-            reuse=reusing(plan, dataset, fabric, settings, observer, how=how), programs=parts.programs,
+            reuse=reusing(plan, dataset, fabric, settings, observer, how=how), aside=Aside(rundir.path),
+            programs=parts.programs,
             evaluate_every=settings.evaluate_every, before=parts.before, profile=settings.profile,
             chosen=dict(at.compiled), layout=parts.layout, crew=crew, known=bench.known,
         )  # fmt: skip
+        run.put_aside(_unread(run, parts))
         if settings.channels_last == "auto":
             poor.append(Diagnostic(code="layout", severity="note", where="feature maps", why=parts.layout.why))
         return _train(run, poor, until=settings.trials)
@@ -136,17 +139,20 @@ def reusing(
     return Reuse(plan, TASKS.get(plan.task), dataset.train, fabric, shelf, how, half=settings.cache_half, say=say)
 
 
-def _teaching(plan: Plan) -> list[str]:
-    """The members that teach as they are: no arm trains them."""
-    trained = {member for arm in plan.arms for member in arm.trains}
-    return [name for name in plan.members if name not in trained]
+def _unread(run: Execution, parts: _Parts) -> Iterator[Tensor]:
+    """What a step of training does not read: members that only teach, as they are given, and what is started from."""
+    for name in teaching(run.plan):
+        yield from run.modules[name].parameters()
+    for initial in parts.initial.values():
+        for state in initial.values():
+            yield from state.values()
 
 
 def _taught(bench: Bench, *, force: bool) -> list[Diagnostic]:
     """Refuse a teacher that is at chance, unless forced; a warning for each that is near."""
     remarks, classes = list[Diagnostic](), len(bench.dataset.classes)
     targets = bench.dataset.split("val").labels
-    for name in _teaching(bench.plan):
+    for name in teaching(bench.plan):
         found = bench.measured(name, on="val")
         bench.modules[name].cpu()  # programs hold frozen copies of their own
         if not force:
@@ -169,7 +175,7 @@ def _train(run: Execution, remarks: Sequence[Diagnostic], *, until: int | None) 
     if until is not None:
         run.save(run.checkpoint)
         return {}
-    measured = {name: run.measured(name) for name in _teaching(run.plan)}
+    measured = {name: run.measured(name) for name in teaching(run.plan)}
     return run.crew.first(lambda: finish(run, measured=measured))
 
 
@@ -252,6 +258,7 @@ def _programs(
         for stage in program.stages:
             where, one = f"arm '{trial.name}', stage '{stage.name}'", specialize(program, stage.name)
             before[trial.name, stage.name] = preflight.dry_step(one, dataset, where=where)
+            collect(one)
             if crew.is_several:
                 spread.check(one, next(batches(dataset.train, 2 * crew.count + 1)), crew, where=where)
     # a program keeps its frozen members as they were: those that an arm before trains are yet to change

@@ -1,6 +1,6 @@
 """One execution of a plan: what its user decides, who watches, and what its trials share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from fxdistill.ir.program import Program
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Precision
 from fxdistill.runtime import checkpoint
+from fxdistill.runtime.aside import Aside
 from fxdistill.runtime.bench import Bench
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.compiling import Choice
@@ -21,7 +22,7 @@ from fxdistill.runtime.layouts import Layout
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.profiling import Clock, StageTimes, Stopwatch
 from fxdistill.runtime.reuse import Reuse
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.trials import Trial, teaching
 
 State = dict[str, Tensor]
 Losses = dict[tuple[str, str], dict[str, float]]
@@ -107,6 +108,7 @@ class Execution(Bench):
         reuse: What its trials keep of what frozen members compute.
         profile: Whether to profile the arms of the first seed.
         chosen: Which stages are compiled, where that was tried, see :mod:`fxdistill.runtime.compiling`.
+        aside: Where the weights lie that no step reads.
         sizes: Of the members that were cut out of others, ``parameters`` and ``macs``.
     """
 
@@ -118,6 +120,7 @@ class Execution(Bench):
     metrics: Metrics
     checkpoint: Checkpoint
     reuse: Reuse
+    aside: Aside
     programs: dict[Trial, Program] = field(default_factory=dict)
     evaluate_every: int = 1
     layout: Layout = field(default_factory=Layout)
@@ -125,6 +128,12 @@ class Execution(Bench):
     profile: bool = False
     chosen: dict[str, bool] = field(default_factory=dict)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def put_aside(self, tensors: Iterable[Tensor]) -> None:
+        """Put aside what no step reads; what shares memory with a member that is trained stays."""
+        still = teaching(self.plan)
+        trained = (module for name, module in self.modules.items() if name not in still)
+        self.aside.put(tensors, written=(parameter for module in trained for parameter in module.parameters()))
 
     def save(self, state: Checkpoint) -> None:
         """Write a checkpoint in place of the last one; of several processes the first one does."""

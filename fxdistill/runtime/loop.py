@@ -24,6 +24,7 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.errors import TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.plan.schema import DataPlan, Stage, lengths
+from fxdistill.runtime.aside import collect
 from fxdistill.runtime.average import Average
 from fxdistill.runtime.compiling import Choice, compiled, compiler_errors
 from fxdistill.runtime.course import Course, Means, Moment, Position, Progress
@@ -62,6 +63,7 @@ class Loop:
         course: How the arm has gone so far; the loop keeps it up to date.
         on_teacher: Asked after every epoch of a stage that has a successor left, with the stage and how many have
             taught: whether it takes the teacher's place.
+        on_made: Called when what a stage runs is made: what it was made of is not read any more.
         halves: The halves of a stage's program, where what its frozen one computes is kept; else None.
         clock: Told of the parts of a step.
         crew: The processes that take each step together.
@@ -80,6 +82,7 @@ class Loop:
     before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     course: Course = field(default_factory=Course)
     on_teacher: Callable[[Stage, int], bool] = lambda _stage, _taught: False
+    on_made: Callable[[], None] = lambda: None
     halves: Callable[[Stage, Program], "Halves | None"] = lambda _stage, _program: None
     clock: Clock = field(default_factory=Clock)
     crew: Crew = field(default_factory=Crew)
@@ -112,6 +115,7 @@ class Loop:
         *, average: Mapping[str, Tensor] | None,
     ) -> None:  # fmt: skip
         taught = position.taught
+        collect(self.program)
         program = specialize(self.program, stage.name, taught=taught).train()
         scaled = getattr(self.fabric.strategy.precision, "scaler", None) is not None
         optimizer = make_optimizer(stage, program, fused=not scaled)
@@ -126,6 +130,8 @@ class Loop:
         self.clock.begin(stage.name, left - position.step)
         forward = self._forward(trained, stage, halves, steps=left - position.step)
         wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
+        optimizer.zero_grad()
+        self.on_made()
         mean = Average(program, stage.optimizer.ema, average)
         for epoch in range(position.epoch, stage.epochs):
             first = epoch == position.epoch
@@ -197,12 +203,12 @@ class Loop:
                 losses = forward(batch)
                 total = running.program.total(losses, position.epoch)
                 self.clock.mark("backward")
-                optimizer.zero_grad()
                 self.fabric.backward(total)
                 self.clock.mark("optimiser")
                 if (most := stage.optimizer.clip) is not None:  # what is not finite is said of the losses
                     self.fabric.clip_gradients(running.program, optimizer, max_norm=most, error_if_nonfinite=False)
                 optimizer.step()
+                optimizer.zero_grad()  # at once: the next forward pass has the memory
             running.average.update()
             self.clock.mark("rest")
             place = replace(position, step=step + 1)
