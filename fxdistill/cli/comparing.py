@@ -8,6 +8,9 @@ from rich.console import Console
 from fxdistill.cli import parameters, values
 from fxdistill.cli.exits import reported, say
 
+BOTH = ("a", "b")
+"""What the two are called in options."""
+
 
 def compare(
     first: parameters.First,
@@ -16,6 +19,16 @@ def compare(
     class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
     input_shape: parameters.Input = "",
+    size: parameters.Size = [],
+    crop: parameters.Crop = [],
+    interpolation: parameters.Interpolation = [],
+    mean: parameters.Mean = [],
+    std: parameters.Std = [],
+    factory: parameters.Factories = [],
+    arg: parameters.Arguments = [],
+    entry: parameters.Entries = [],
+    embedding: parameters.Embeddings = [],
+    output_entry: parameters.OutputEntries = [],
     images: parameters.Widest = 10,
     as_json: parameters.AsJson = False,
     allow_factory: parameters.Allow = [],
@@ -23,15 +36,26 @@ def compare(
 ) -> None:
     """Compare two models on test images: metric, agreement, classes, and where they differ most."""
     with reported():
-        names = [first, second]
-        wanted = values.shape(input_shape)
-        values.distinct(names)
+        wanted, names = values.shape(input_shape), [first, second]
+        wishes = values.wishes(BOTH, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        made_by, args, weights, answers, embeds = (
+            values.of_each(BOTH, texts) for texts in (factory, arg, entry, output_entry, embedding)
+        )
 
         from fxdistill.report import compared
         from fxdistill.runtime import comparing
 
+        sides = [
+            comparing.Side(
+                model, wishes[one], values.last(made_by[one]), tuple(args[one]), values.last(weights[one]),
+                values.last(answers[one]), values.last(embeds[one]),
+            )
+            for one, model in zip(BOTH, names, strict=True)
+        ]  # fmt: skip
+        if sides[0] == sides[1]:
+            values.distinct(names)
         found = comparing.found_together(
-            names, data=data, task=task, input_shape=wanted, class_map=class_map, allow=allow_factory,
+            sides, data=data, task=task, input_shape=wanted, class_map=class_map, allow=allow_factory,
             trust_code=trust_code,
         )  # fmt: skip
         made = comparing.comparison(found, names, most=images)

@@ -15,7 +15,8 @@ _MODEL = "A .pt file, or a factory such as torchvision.models:resnet18?num_class
 _RUN_OR_MODEL = f"A run directory. {_MODEL}"
 _DATA = "{sources}, or my.module:factory."
 _SHAPE = "Shape of one batch, e.g. 1x3x224x224. Default: from the data, the file, else that."
-_ONE = "With two models also teacher=… or student=…. Default: from file, library, data."
+_EACH = "With two models also teacher=…, student=…; of compare a=…, b=…."
+_ONE = f"{_EACH} Default: from file, library, data."
 _OUTPUT = "Which entry of the {}'s output is the prediction: NAME or INDEX. Default: the one that fits."
 _ALIGN = "slice: prune the teacher's taps; shrink: make a smaller teacher first; project: a learned encoder."
 _FACTORY = "Factory for a {}file that is a state dict."
@@ -49,6 +50,10 @@ TeacherFactory = Annotated[str | None, typer.Option("--teacher-factory", help=_F
 TeacherArgument = Annotated[list[str], typer.Option("--teacher-arg", help=_ARGUMENT)]
 StudentFactory = Annotated[str | None, typer.Option("--student-factory", help=_FACTORY.format("student "))]
 StudentArgument = Annotated[list[str], typer.Option("--student-arg", help=_ARGUMENT)]
+_EACH_OF = "Of one: a=… or b=…."
+Factories = Annotated[list[str], typer.Option("--factory", help=f"{_FACTORY.format('')} {_EACH_OF}")]
+Arguments = Annotated[list[str], typer.Option("--arg", help=f"{_ARGUMENT} {_EACH_OF}")]
+Entries = Annotated[list[str], typer.Option("--entry", help=f"{_ENTRY.format('')} {_EACH_OF}")]
 Allow = Annotated[
     list[str], typer.Option("--allow-factory", help="A module of your own whose factories may be called; repeatable.")
 ]
@@ -72,7 +77,7 @@ Embeddings = Annotated[
     typer.Option(
         "--embedding",
         metavar="WHICH",
-        help=f"What a model answers with {_EMBEDDING}. With two models also teacher=… or student=….",
+        help=f"What a model answers with {_EMBEDDING}. {_EACH}",
     ),
 ]
 Embedding = Annotated[
@@ -338,6 +343,9 @@ DemoOutput = Annotated[Path, typer.Option("--out", "-o", help="Where to work.")]
 # export and shrink
 OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file.")]
 OutputEntry = Annotated[str | None, typer.Option("--output-entry", metavar="NAME", help=_OUTPUT.format("model"))]
+OutputEntries = Annotated[
+    list[str], typer.Option("--output-entry", metavar="NAME", help=f"{_OUTPUT.format('model')} {_EACH_OF}")
+]
 OnlyOutput = Annotated[
     list[str], typer.Option("--only-output", metavar="NAME", help="Write this output, not all; repeatable.")
 ]

@@ -232,6 +232,21 @@ def by_member(
     return found
 
 
+def of_each(members: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
+    """What an option says of each member, whose values may hold a = of their own: ``VALUE``, or ``MEMBER=VALUE``."""
+    found: dict[str, list[str]] = {member: [] for member in members}
+    for text in sorted(texts, key=lambda one: one.partition("=")[0] in members):
+        head, _, value = text.partition("=")
+        for member in (head,) if head in members else members:
+            found[member].append(value if head in members else text)
+    return found
+
+
+def last(texts: Sequence[str]) -> str | None:
+    """What an option says that takes one value: the last one; None where nothing is said."""
+    return texts[-1] if texts else None
+
+
 def wishes(
     members: Sequence[str], *, size: Sequence[str] = (), crop: Sequence[str] = (), interpolation: Sequence[str] = (),
     mean: Sequence[str] = (), std: Sequence[str] = (),

@@ -1,26 +1,51 @@
 """Two models, or ONNX files, found to be compared on the same data."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fxdistill.data import places
 from fxdistill.errors import InputError
 from fxdistill.measure.comparison import Comparison, Looking, compared
 from fxdistill.plan.schema import DataPlan
+from fxdistill.preprocessing import NOTHING, Wishes
 from fxdistill.runtime import deploy
 from fxdistill.runtime.deploy import Found
 from fxdistill.runtime.directory import RunDir
 
 
+@dataclass(frozen=True)
+class Side:
+    """A model to compare.
+
+    Attributes:
+        model: A run directory, a file or a factory.
+        preprocessing: What is to be other than it says of its preprocessing.
+        factory: As for :func:`fxdistill.evaluate`, as all that follow.
+        args: Arguments of that factory, ``key=value``.
+        checkpoint_entry: The entry of a checkpoint that holds the weights.
+        entry: Which entry of a structured output is the prediction.
+        embedding: What it answers with, in a task about embeddings.
+    """
+
+    model: str
+    preprocessing: Wishes = NOTHING
+    factory: str | None = None
+    args: tuple[str, ...] = ()
+    checkpoint_entry: str | None = None
+    entry: str | None = None
+    embedding: str | None = None
+
+
 def found_together(
-    models: Sequence[str], *, data: str | None = None, task: str | None = None,
+    models: Sequence[str | Side], *, data: str | None = None, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, class_map: Path | None = None, allow: Sequence[str] = (),
     trust_code: bool = False,
 ) -> list[Found]:  # fmt: skip
     """Models to be measured on the same data: that which is named, or that of the first run among them.
 
     Args:
-        models: Run directories, files and factories.
+        models: Run directories, files and factories, or what more there is to say of them.
         data: A data spec; None for that of the first run, divided as its plan divides it.
         task: What they predict, where no run says it.
         input_shape: Shape of one batch, for those that do not say it.
@@ -31,7 +56,8 @@ def found_together(
     Raises:
         InputError: One cannot be found or loaded, there is no data, or they have different tasks.
     """
-    runs = [model for model in models if Path(model).is_dir()]
+    sides = [one if isinstance(one, Side) else Side(one) for one in models]
+    runs = [one.model for one in sides if Path(one.model).is_dir()]
     shared: DataPlan | str | None = data
     for model in runs[:1]:
         held = RunDir.existing(Path(model))
@@ -39,15 +65,15 @@ def found_together(
         task = task or plan.task
         if data is None:
             shared = plan.data.changed(spec=places.resolved_data(plan.data.spec, held.base))
-    found = [
-        deploy.find(model, data=data, input_shape=input_shape, class_map=class_map, allow=allow) if model in runs
-        else deploy.find(
-            model, data=shared, task=task, input_shape=input_shape, class_map=class_map, allow=allow,
-            trust_code=trust_code,
-        )
-        for model in models
-    ]  # fmt: skip
-    for model, one in zip(models, found, strict=True):
+    found = []
+    for side in sides:
+        how = {one.name: getattr(side, one.name) for one in fields(side)}
+        if side.model not in runs:
+            how |= {"data": shared, "task": task, "trust_code": trust_code}
+        else:
+            how |= {"data": data}
+        found.append(deploy.find(**how, input_shape=input_shape, class_map=class_map, allow=allow))
+    for model, one in zip((side.model for side in sides), found, strict=True):
         deploy.data_of(one, where=model)
         if one.task is not found[0].task:
             raise InputError(

@@ -16,6 +16,7 @@ from fxdistill.errors import DataError, InputError
 from fxdistill.measure import onnx_file
 from fxdistill.measure.comparison import Looking, compared
 from fxdistill.modelfiles.bundle import save
+from fxdistill.modelfiles.factories import build
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import comparing, deploy
 from fxdistill.tasks import NO_LABEL, TASKS, Task
@@ -24,6 +25,7 @@ from tests.measure.test_model import dataset
 from tests.plugins import Add
 from tests.test_seams import TASK as ORDINAL
 
+RESNET = "fxdistill.models:resnet"
 KEYS = [
     "task", "metric", "higher_is_better", "images", "labelled", "models", "difference", "agreement", "of_class",
     "classes", "widest",
@@ -210,11 +212,50 @@ def test_it_reads_in_a_narrow_terminal(tmp_path: Path) -> None:
         assert any(line.startswith(("  0  ", "  1  ")) for line in lines)
 
 
+def test_each_model_is_read_as_is_said_of_it(tmp_path: Path) -> None:
+    data, model = folder(tmp_path / "images"), net(tmp_path / "m.pt", 16)
+    found = told(model, model, "--data", data, "--size", "b=8", "--std", "0.2,0.2,0.2", "--mean", "0.4,0.4,0.4")
+    reads = [one["reads"] for one in found["models"]]
+    assert reads[0].startswith("16x16 (")
+    assert reads[1].startswith("8x8 (--size)")
+    assert all("mean 0.4 0.4 0.4 std 0.2 0.2 0.2 (--mean, --std)" in one for one in reads)
+
+
+def test_state_dicts_are_built_by_a_factory_each(tmp_path: Path) -> None:
+    files = {}
+    for name, width in (("a", 8), ("b", 16)):
+        again = RESNET, {"widths": [width], "blocks": 1, "classes": 10}
+        made = build(*again, seed=0)
+        save(made, tmp_path / f"{name}.pt", input_shape=(1, 1, 8, 8))
+        both = {"ema": made.state_dict(), "model": build(*again, seed=1).state_dict()}
+        turned = dict(zip(both, reversed(both.values()), strict=True))
+        torch.save(both if name == "a" else turned, tmp_path / f"{name}-s.pt")
+        files[name] = (str(tmp_path / f"{name}.pt"), str(tmp_path / f"{name}-s.pt"))
+    factory = (
+        "--factory",
+        "a=fxdistill.models:resnet?widths=[8]",
+        "--factory",
+        "b=fxdistill.models:resnet?widths=[16]",
+    )
+    more = ("--arg", "classes=10", "--arg", "a=blocks=1", "--arg", "b=blocks=1", "--entry", "a=ema", "--entry", "model")
+    states, bundles = ((files["a"][place], files["b"][place]) for place in (1, 0))
+    usual = ("--data", "digits", "--input", "1x1x8x8")
+    one, other = told(*states, *usual, *factory, *more), told(*bundles, *usual)
+    for key in ("difference", "agreement", "classes"):
+        assert one[key] == other[key]
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     runs.plan_file()
     teacher = str(runs.workshop() / "teacher.pt")
     for words, what in (
         ((teacher, teacher, "--data", "digits"), "named twice"),
+        ((teacher, teacher, "--data", "digits", "--size", "8"), "named twice"),
+        ((teacher, "x.pt", "--data", "digits", "--size", "c=8"), "write a= or b= before the value"),
+        (
+            (teacher, str(runs.finished()), "--factory", "b=fxdistill.models:resnet"),
+            "a run says itself what its models are",
+        ),
         ((teacher, str(runs.workshop() / "student.pt"), "--allow-factory", runs.ALLOW[0]), "no data to evaluate on"),
         ((teacher, str(tmp_path / "none.onnx"), "--data", "digits"), "no such file"),
         ((teacher, net(tmp_path / "a.pt", 8), "--data", "digits"), "channels"),
