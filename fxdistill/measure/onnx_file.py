@@ -177,8 +177,12 @@ def _write(
     """Write the draft of the file at a path."""
     check_opset(opset)
     source = _deployable(module, input_shape, entry, only, prediction_name)
-    with files.writing(path):
-        exporter, refused = _draft(source, draft, input_shape, opset, metadata)
+    try:
+        with files.writing(path):
+            exporter, refused = _draft(source, draft, input_shape, opset, metadata)
+    finally:  # the exporter's rewriting rules hold the last graph that they saw, and its weights
+        for tensor in (*source.module.parameters(), *source.module.buffers()):
+            tensor.data = tensor.new_empty(0)
     return Exported(path, exporter, opset, refused, source.names, source.left_out)
 
 

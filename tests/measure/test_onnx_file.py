@@ -1,6 +1,7 @@
 """The ONNX file: what is in it, that it is the module, and that the gate sees when it is not."""
 
 import errno
+import gc
 import logging
 import os
 import tempfile
@@ -140,6 +141,15 @@ def test_parity_at_any_batch_size(small: tuple[Small, Path]) -> None:
     assert measured.agreement == 1.0
     assert module.training
     gate.gate(measured)
+
+
+def test_nothing_holds_the_weights_of_what_was_exported(tmp_path: Path) -> None:
+    """The exporter's rules hold the last graph that they saw, and would hold a copy of a student for a whole run."""
+    model = nn.Sequential(nn.Conv2d(3, 61, 3), nn.ReLU(), nn.Flatten(), nn.Linear(61 * 36, 5))
+    onnx_file.export_onnx(model, tmp_path / "a.onnx", input_shape=(1, 3, 8, 8))
+    gc.collect()
+    held = [value for value in gc.get_objects() if type(value) in (Tensor, nn.Parameter) and value.shape[:1] == (61,)]
+    assert {id(value) for value in held} == {id(value) for value in model[0].parameters()}
 
 
 def test_parity_of_a_resnet(tmp_path: Path) -> None:
