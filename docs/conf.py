@@ -19,8 +19,8 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "fxdistill"
 html_copy_source = html_show_copyright = html_show_sphinx = False
-html_static_path = ["_static"]
-html_css_files = ["fxdistill.css"]
+html_static_path = ["_static", "../fxdistill/report/page/drawing.css"]
+html_css_files = ["drawing.css", "fxdistill.css"]
 exclude_patterns = ["_build"]
 nitpicky = True
 smartquotes = False  # an option has two hyphens

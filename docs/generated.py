@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 import fxdistill
-from docs import remarks
+from docs import drawings, remarks
 from docs.docstrings import markdown, words
 from fxdistill.cli.commands import app
 from fxdistill.criteria import CRITERIA
@@ -162,5 +162,5 @@ def _escaped(text: str | None) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "cli": cli, "methods": methods, "losses": losses, "criteria": criteria, "diagnostics": diagnostics,
-    "python": python,
+    "python": python, "drawing of indistill": drawings.indistill,
 }  # fmt: skip

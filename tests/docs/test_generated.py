@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 import fxdistill
-from docs import generated, remarks
+from docs import drawings, generated, remarks
 from docs.docstrings import markdown
 from fxdistill.cli.commands import app
 from fxdistill.criteria import CRITERIA
@@ -114,6 +114,19 @@ def test_figures_are_those_of_the_benchmark(page: str) -> None:
         assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", tables), figure
 
 
+def test_a_drawing_shows_what_runs_in_which_stage() -> None:
+    text = drawings.indistill()
+    assert re.findall(r">(\d+ of \d+|kd)<title", text) == ["8 of 16", "16 of 32", "32 of 64", "kd"]
+    box = text.partition("layers.layer2.0.relu_1</text>")[2].partition("</g>")[0]
+    assert re.findall(r'class="sq-(\w+)"', box) == ["dead", "narrowed", "runs", "runs"]
+    styles = (ROOT / "fxdistill" / "report" / "page" / "drawing.css").read_text()
+    for name in {one for found in re.findall(r'class="([^"]+)"', text) for one in found.split()} - {
+        "drawing",
+        "legend",
+    }:
+        assert re.search(rf"\.{name}\b", styles), name
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text())
     assert any(link.startswith("docs/") for link in links)
@@ -127,6 +140,8 @@ def test_pages_are_built_with_every_link_checked(tmp_path: Path) -> None:
     made = tmp_path / "out"
     pages = {path.relative_to(made).as_posix(): path.read_text() for path in made.rglob("*.html")}
     assert "<math" in pages["indistill.html"]
+    assert pages["indistill.html"].count('<path class="link') == 4  # three pairs and the predictions
+    assert all((made / "_static" / name).is_file() for name in ("drawing.css", "fxdistill.css"))
     assert 'id="trace-rung"' in pages["reference/diagnostics.html"]
     for name, page in pages.items():  # from disk, without a network: nothing of another place is loaded
         assert not re.search(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="(?:https?:)?//', page), name

@@ -318,3 +318,12 @@ def test_labels_of_models_do_not_lie_on_each_other() -> None:
     ys = sorted(dot.label_y for dot in made.dots if dot.slot == "student")
     assert all(b - a >= 13.9 for a, b in itertools.pairwise(ys))
     assert all(0 <= dot.label_x <= chart.WIDTH for dot in made.dots)
+
+
+def test_a_label_at_the_end_of_an_axis_stays_inside() -> None:
+    drawn: Any = document._environment().get_template("charts.jinja").module
+    ticks = (chart.Tick(100.0, "0.01"), chart.Tick(chart.WIDTH - 14, "0.0175"))
+    text = str(drawn.chart(chart.Chart("title", "told", "ms", "accuracy", ticks, ()), "c"))
+    places = {label: float(x) for x, label in re.findall(r'x="([\d.]+)"[^>]*text-anchor="middle">([\d.]+)<', text)}
+    assert places["0.01"] == 100
+    assert 330 < places["0.0175"] <= chart.WIDTH - 3.1 * len("0.0175")  # half of it, in a font of 11 pixels

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -19,6 +20,7 @@ from fxdistill.runtime.directory import origin_of
 from fxdistill.runtime.planned import planned_outline
 
 _FOLDER = Path(__file__).parent
+_STYLES = ("drawing.css", "style.css")
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
@@ -64,8 +66,14 @@ def document(told: Sequence[Told]) -> str:
         pages=pages, kind=kind, title=title, summary=str(first.plan) if len(told) == 1 else "",
         contents=list(_contents(pages)), task=first.task,
         compared=compared(told) if len(told) > 1 else None, version=versions().get("fxdistill", ""),
-        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),  # noqa: S704  # our own
+        style=Markup("".join((_FOLDER / name).read_text(encoding="utf-8") for name in _STYLES)),  # noqa: S704  # ours
     )  # fmt: skip
+
+
+def networks(told: Told) -> tuple[str, ...]:
+    """The drawings of a run or a plan alone, for a page that has the style of ``drawing.css``."""
+    drawn: Any = _environment().get_template("charts.jinja").module
+    return tuple(str(drawn.network(one, f"{told.name}-{number}")) for number, one in enumerate(page_of(told).networks))
 
 
 def _environment() -> jinja2.Environment:

@@ -45,7 +45,7 @@ class Page:
     chain: tuple[tuple[str, str, str, str, str], ...]
 
 
-def page_of(told: Told, prefix: str) -> Page:
+def page_of(told: Told, prefix: str = "") -> Page:
     """The page of a run or a plan; ``prefix`` stands before its anchors."""
     plan, task = told.plan, told.task
     networks = drawings(

@@ -1,0 +1,22 @@
+"""Plans of small networks, drawn while the documentation is built, as a report draws them: what runs in which stage."""
+
+import fxdistill
+from fxdistill import models
+from fxdistill.compiler.outline import outline
+from fxdistill.report.page.document import networks
+from fxdistill.report.page.told import of_plan
+
+_LEGEND = """<div class="legend"><span class="teacher"><i class="square sq-runs"></i>runs in that stage</span>
+<span class="teacher"><i class="square sq-part"></i>in part</span>
+<span><i class="square sq-narrowed"></i>narrowed to the channels that are read</span>
+<span><i class="square sq-dead"></i>does not run</span></div>"""
+
+
+def indistill() -> str:
+    """A residual teacher and a plain student: three pairs, a square for each warm-up and for the main stage."""
+    teacher = models.resnet(widths=[16, 32, 64], blocks=1, classes=10, in_channels=3).eval()
+    student = models.convnet(widths=[8, 16, 32], classes=10, in_channels=3, image_size=32).eval()
+    options = fxdistill.Options(input_shape=(1, 3, 32, 32), method="indistill", control=False)
+    plan = fxdistill.compile(teacher, student, options)
+    (figure,) = networks(of_plan(plan, "indistill", outline(plan, {"teacher": teacher, "student": student})))
+    return f'```{{raw}} html\n<div class="drawing">\n{_LEGEND}\n{figure}\n</div>\n```'
