@@ -32,7 +32,7 @@ from fxdistill.measure.comparison import Comparison
 from fxdistill.measure.onnx_reduced import Calibration, Precision
 from fxdistill.modelfiles.factories import build
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import comparing, deploy, reducing
+from fxdistill.runtime import comparing, deploy, finding, reducing
 from fxdistill.runtime.reducing import Reduced, Reducing
 
 EPOCHS, RATE = 4, 0.05
@@ -74,7 +74,7 @@ def measure(setting: str, arm: str, seed: int, work: Work) -> Row:
     path = _trained(work, data, network, seed)
     spec, folder = f"npz:{work.part(data)}", work.root / "files"
     folder.mkdir(exist_ok=True)
-    found = deploy.find(str(path), data=spec)
+    found = finding.find(str(path), data=spec)
     float_file = folder / f"{path.stem}.onnx"
     if not float_file.is_file():
         deploy.exported(found, float_file)

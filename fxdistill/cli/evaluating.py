@@ -39,9 +39,9 @@ def evaluate(
         wishes = values.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
 
         from fxdistill.report import evaluated
-        from fxdistill.runtime import deploy, evaluating
+        from fxdistill.runtime import evaluating, finding
 
-        found = deploy.find(
+        found = finding.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
             allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
             checkpoint_entry=entry, embedding=embedding,

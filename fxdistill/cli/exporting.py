@@ -12,8 +12,8 @@ from fxdistill.cli.exits import failed, reported, say
 from fxdistill.errors import FxdistillError
 
 if TYPE_CHECKING:
-    from fxdistill.runtime.deploy import Found
     from fxdistill.runtime.directory import RunDir
+    from fxdistill.runtime.finding import Found
 
 out = Console(highlight=False)
 
@@ -64,9 +64,9 @@ def export(
         files.check_onnx_name(output)
 
         from fxdistill.preprocessing import NOTHING
-        from fxdistill.runtime import deploy
+        from fxdistill.runtime import deploy, finding
 
-        found = deploy.find(
+        found = finding.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
             allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
             checkpoint_entry=entry, embedding=embedding,

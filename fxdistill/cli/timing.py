@@ -28,12 +28,12 @@ def bench(
         values.distinct(models)
 
         from fxdistill.report.timing_view import timing_view
-        from fxdistill.runtime import deploy, timing
+        from fxdistill.runtime import finding, timing
 
         found = {}
         for model in models:
             says_itself = values.is_run(model)
-            found[model] = deploy.find(
+            found[model] = finding.find(
                 model, input_shape=None if says_itself else wanted, allow=allow_factory,
                 trust_code=trust_code and not says_itself,
             )  # fmt: skip

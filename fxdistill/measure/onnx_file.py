@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from fxdistill import files
 from fxdistill.errors import ModelError, PlanError
 from fxdistill.ir import outputs
-from fxdistill.measure.gate import INPUT, answers, gate, measure, reason, reference
+from fxdistill.measure.gate import INPUT, answers, gate, measure, reason
 from fxdistill.measure.latency import open_session
-from fxdistill.measure.onnx_model import Embedded
+from fxdistill.measure.onnx_source import TRIAL_BATCHES, Source, deployable, noise
 from fxdistill.measure.parity import Parity
 from fxdistill.tasks import Task
 
@@ -39,9 +39,7 @@ OUTPUT, BATCH = outputs.DEFAULT_NAME, "batch"
 _OLDEST_OPSET = 11  # before it, operators lack what current models use
 _EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
 _LARGEST_FILE = 2**31 - 2**24  # protobuf's limit of 2 GiB, less room for the graph
-_TRIAL_BATCHES = (1, 3)
 _DUMP = "_jit_onnx_log"  # of torch: prints a whole graph, past Python's streams, where the second exporter fails
-Shape = tuple[int, ...]
 _TRIAL_TOLERANCE = 1e-3  # relative: tells a wrong graph from rounding; precision is the gate's business
 
 
@@ -64,30 +62,6 @@ class Exported:
     refused: tuple[str, ...] = ()
     outputs: tuple[str, ...] = (OUTPUT,)
     left_out: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What is exported: a copy of the model that returns tensors in order, and their names.
-
-    Attributes:
-        module: The copy; returns a tensor, or a tuple of them.
-        names: The names of what it returns.
-        batched: Those whose first dimension is that of the images.
-        left_out: The entries that it does not return.
-        whole: Whether it takes pixels, uint8 (N, H, W, C).
-    """
-
-    module: nn.Module
-    names: tuple[str, ...]
-    batched: frozenset[str]
-    left_out: tuple[str, ...] = ()
-    whole: bool = False
-
-    def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        """The outputs by name."""
-        found = self.module(image)
-        return dict(zip(self.names, (found,) if isinstance(found, Tensor) else found, strict=True))
 
 
 def export_onnx(
@@ -176,7 +150,7 @@ def _write(
 ) -> Exported:  # fmt: skip
     """Write the draft of the file at a path."""
     check_opset(opset)
-    source = _deployable(module, input_shape, entry, only, prediction_name)
+    source = deployable(module, input_shape, entry, only, prediction_name)
     try:
         with files.writing(path):
             exporter, refused = _draft(source, draft, input_shape, opset, metadata)
@@ -200,18 +174,6 @@ def weights_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-class _Outputs(nn.Module):
-    """A model with a structured output, reduced to some of its entries, in order."""
-
-    def __init__(self, model: nn.Module, places: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.places = model, tuple(places)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        found = dict(outputs.entries(self.model(image)))
-        return tuple(found[place] for place in self.places)
-
-
 def check_opset(opset: int) -> None:
     """Refuse an opset that neither exporter writes.
 
@@ -227,72 +189,14 @@ def check_opset(opset: int) -> None:
         )
 
 
-def _noise(batch: int, input_shape: tuple[int, ...], *, whole: bool = False) -> Tensor:
-    """Normal noise, or pixels (N, H, W, C), uint8."""
-    generator = torch.Generator().manual_seed(batch)
-    if whole:
-        channels, height, width = input_shape[1:]
-        return torch.randint(256, (batch, height, width, channels), generator=generator, dtype=torch.uint8)
-    return torch.randn(batch, *input_shape[1:], generator=generator)
-
-
-def _deployable(
-    module: nn.Module, input_shape: tuple[int, ...], entry: str, only: Sequence[str], prediction_name: str
-) -> _Source:
-    """What to export: found out on the trial batches."""
-    source, found, whole = reference(module), [], isinstance(module, Embedded)
-    for batch in _TRIAL_BATCHES:
-        try:
-            with torch.no_grad():
-                output = source(_noise(batch, input_shape, whole=whole))
-        except Exception as cause:  # whatever the model's own code raises
-            raise ModelError(
-                f"the model does not run on an input of shape {(batch, *input_shape[1:])}: {reason(cause)}",
-                where=type(module).__name__,
-                hint="give the shape that the model was made for; exported models must take any batch size",
-            ) from cause
-        tensors = outputs.named(output, entry, prediction_name=prediction_name, taken=(INPUT,))
-        found.append({name: (value, tuple(value.shape)) for name, value in tensors.items()})
-    names = _wanted(output, found[-1], only)
-    if list(found[0]) != list(found[-1]):
-        raise ModelError(
-            f"the model answers with {len(found[0])} values for one image and {len(found[-1])} for three",
-            where=type(module).__name__,
-            hint="a list with an entry for each image is no output of an ONNX file: return tensors of a fixed number",
-        )
-    batched = [all(seen[n][1][:1] == (b,) for seen, b in zip(found, _TRIAL_BATCHES, strict=True)) for n in names]
-    of_batch = frozenset(name for name, changes in zip(names, batched, strict=True) if changes)
-    if isinstance(output, Tensor):
-        return _Source(source, names, of_batch, whole=whole)
-    ids = [id(found[-1][name][0]) for name in names]
-    places = {id(value): place for place, value in reversed(list(outputs.entries(output)))}
-    left_out = tuple(place for place, value in outputs.entries(output) if value is not None and id(value) not in ids)
-    # the second exporter puts back the mode that it finds at the top, in every layer
-    return _Source(_Outputs(source, [places[i] for i in ids]).eval(), names, of_batch, left_out, whole)
-
-
-def _wanted(output: object, found: Mapping[str, tuple[Tensor, Shape]], only: Sequence[str]) -> tuple[str, ...]:
-    """The names of the outputs to write, in order; those asked for are given by name or by entry."""
-    names = {id(value): name for name, (value, _) in found.items()}
-    by_place = {place: names[id(value)] for place, value in outputs.entries(output) if id(value) in names}
-    asked = [one if one in found else by_place.get(one) for one in only]
-    if None in asked:
-        unknown = only[asked.index(None)]
-        raise ModelError(
-            f"the model has no output '{unknown}'", where=f"output {unknown}",
-            hint=f"its outputs are: {', '.join(found)}",
-        )  # fmt: skip
-    return tuple(name for name in found if not only or name in asked)
-
-
 def _draft(
-    source: _Source, draft: Path, input_shape: tuple[int, ...], opset: int, metadata: Mapping[str, str]
+    source: Source, draft: Path, input_shape: tuple[int, ...], opset: int, metadata: Mapping[str, str]
 ) -> tuple[Exporter, tuple[str, ...]]:
     """Write the first exporter's file that works; also say why those before it did not."""
     refused: list[str] = []
     for exporter in _EXPORTERS:
         try:
-            proto = _export(source, _noise(2, input_shape, whole=source.whole), opset, exporter)
+            proto = _export(source, noise(2, input_shape, whole=source.whole), opset, exporter)
             _save(proto, draft, metadata, external=_bytes(source.module) > _LARGEST_FILE)
             _try_out(source, draft, input_shape)
         except ModelError as cause:
@@ -308,7 +212,7 @@ def _draft(
     )
 
 
-def _export(source: _Source, example: Tensor, opset: int, exporter: Exporter) -> ModelProto:
+def _export(source: Source, example: Tensor, opset: int, exporter: Exporter) -> ModelProto:
     module, names = (
         source.module,
         dict[str, Any](input_names=[INPUT], output_names=list(source.names), opset_version=opset),
@@ -350,15 +254,15 @@ def strip(graph: GraphProto) -> None:
                 strip(inner)
 
 
-def _try_out(source: _Source, draft: Path, input_shape: tuple[int, ...]) -> None:
+def _try_out(source: Source, draft: Path, input_shape: tuple[int, ...]) -> None:
     """Raise ModelError unless the file is valid and follows the module at several batch sizes."""
     try:
         onnx.checker.check_model(draft, full_check=True)
     except Exception as cause:  # the checker and shape inference have errors of their own, without a common base
         raise ModelError(f"its file is not valid ONNX: {reason(cause)}") from cause
     session = open_session(draft)
-    for batch in _TRIAL_BATCHES:
-        image = _noise(batch, input_shape, whole=source.whole)
+    for batch in TRIAL_BATCHES:
+        image = noise(batch, input_shape, whole=source.whole)
         theirs = answers(session, image, where=str(draft))  # before the module, which may write into its input
         with torch.no_grad():
             ours = source(image)

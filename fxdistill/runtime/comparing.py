@@ -9,9 +9,9 @@ from fxdistill.errors import InputError
 from fxdistill.measure.comparison import Comparison, Looking, compared
 from fxdistill.plan.schema import DataPlan
 from fxdistill.preprocessing import NOTHING, Wishes
-from fxdistill.runtime import deploy
-from fxdistill.runtime.deploy import Found
+from fxdistill.runtime import finding
 from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.finding import Found
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def found_together(
             how |= {"data": shared, "task": task, "trust_code": trust_code}
         else:
             how |= {"data": data}
-        found.append(deploy.find(**how, input_shape=input_shape, class_map=class_map, allow=allow))
+        found.append(finding.find(**how, input_shape=input_shape, class_map=class_map, allow=allow))
     for model, one in zip((side.model for side in sides), found, strict=True):
-        deploy.data_of(one, where=model)
+        finding.data_of(one, where=model)
         if one.task is not found[0].task:
             raise InputError(
                 f"it is for {one.task.summary}, the first for {found[0].task.summary}", where=model,
@@ -95,7 +95,7 @@ def comparison(found: Sequence[Found], names: Sequence[str], *, most: int = 10) 
         InputError: They cannot be compared.
     """
     first, second = (
-        Looking(one.module, deploy.data_of(one, where=name), one.view, one.entry)
+        Looking(one.module, finding.data_of(one, where=name), one.view, one.entry)
         for one, name in zip(found, names, strict=True)
     )
     return compared(first, second, found[0].task, most=most)

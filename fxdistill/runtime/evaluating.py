@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from fxdistill.measure import by_image
 from fxdistill.measure.by_image import OfClass, Tallying
 from fxdistill.measure.model import evaluating
-from fxdistill.runtime import deploy
-from fxdistill.runtime.deploy import Found
+from fxdistill.runtime import deploy, finding
+from fxdistill.runtime.finding import Found
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def evaluated(
     if not per_class:
         return Evaluated(*deploy.measured(found, where=where, at=at, top=top))
     by_image.check_classes(found.task)
-    dataset = deploy.data_of(found, where=where)
+    dataset = finding.data_of(found, where=where)
     kept = Tallying(found.task, len(dataset.classes))
     reached, images = deploy.measured(found, where=where, at=at, top=top, also=kept.add)
     with evaluating(found.module):

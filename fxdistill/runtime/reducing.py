@@ -31,7 +31,7 @@ from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_model import OnnxModel, as_pixels
 from fxdistill.measure.onnx_reduced import Calibration, Precision
 from fxdistill.preprocessing import View
-from fxdistill.runtime.deploy import Found
+from fxdistill.runtime.finding import Found
 from fxdistill.tasks import Task
 
 _BATCH = 32

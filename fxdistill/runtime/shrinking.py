@@ -13,8 +13,8 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.contract import PassManager
 from fxdistill.modelfiles import bundle
 from fxdistill.passes.thin.search import Ranking
-from fxdistill.runtime.deploy import as_loaded
 from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.finding import as_loaded
 from fxdistill.runtime.shrunken import Reading, shrunk, timed, wished, write
 from fxdistill.runtime.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps
 from fxdistill.runtime.teaching import RATE, Teaching

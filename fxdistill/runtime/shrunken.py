@@ -22,7 +22,7 @@ from fxdistill.passes.thin.search import Ranking
 from fxdistill.passes.trace import Trace
 from fxdistill.preprocessing import Preprocessing, Wishes
 from fxdistill.runtime import fitting, preprocess
-from fxdistill.runtime.deploy import MODEL
+from fxdistill.runtime.finding import MODEL
 from fxdistill.runtime.latency_search import Clock, Wanted, clock_of
 from fxdistill.tasks import TASKS
 

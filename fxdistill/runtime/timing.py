@@ -22,7 +22,7 @@ from fxdistill.measure.latency import Latency
 from fxdistill.measure.model import evaluating
 from fxdistill.measure.onnx_model import OnnxModel
 from fxdistill.runtime import memory
-from fxdistill.runtime.deploy import Found
+from fxdistill.runtime.finding import Found
 
 TORCH = "torch"
 """What runs a model as it is."""

@@ -18,7 +18,7 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
-from fxdistill.runtime import deploy, planning, shrinking
+from fxdistill.runtime import deploy, finding, planning, shrinking
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
 from tests import runs
@@ -38,7 +38,7 @@ def test_a_run_is_exported_with_its_provenance(tmp_path: Path) -> None:
 
 def test_a_file_is_compared_on_noise_without_data(tmp_path: Path) -> None:
     runs.plan_file()
-    found = deploy.find(str(runs.workshop() / "teacher.pt"))
+    found = finding.find(str(runs.workshop() / "teacher.pt"))
     assert found.dataset is None
     assert found.input_shape == (1, 1, 8, 8)
     _, parity = deploy.export(runs.workshop() / "teacher.pt", tmp_path / "t.onnx")
@@ -46,7 +46,7 @@ def test_a_file_is_compared_on_noise_without_data(tmp_path: Path) -> None:
 
 
 def test_the_trained_weights_are_found() -> None:
-    found = deploy.find(str(runs.finished()), allow=runs.ALLOW)
+    found = finding.find(str(runs.finished()), allow=runs.ALLOW)
     state = torch.load(runs.finished() / "student_state_dict.pt", weights_only=True)
     assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
 
@@ -76,7 +76,7 @@ def shrunken_student(tmp_path: Path) -> Path:
 
 
 def test_a_student_that_was_shrunken_is_found(shrunken_student: Path) -> None:
-    found = deploy.find(str(shrunken_student / "run"))
+    found = finding.find(str(shrunken_student / "run"))
     assert found.module.get_parameter("block1.conv.weight").shape[0] == 4
     assert torch.equal(found.module.get_parameter("classifier.bias"), torch.full((10,), 3.0))
     assert not found.module.training
@@ -84,7 +84,7 @@ def test_a_student_that_was_shrunken_is_found(shrunken_student: Path) -> None:
 
 def test_a_run_needs_no_file_that_was_planned(shrunken_student: Path) -> None:
     (shrunken_student / "small.pt").unlink()
-    assert deploy.find(str(shrunken_student / "run")).module.get_parameter("block1.conv.weight").shape[0] == 4
+    assert finding.find(str(shrunken_student / "run")).module.get_parameter("block1.conv.weight").shape[0] == 4
 
 
 def test_prune_distil_prune_again(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_folder_with_a_plan_and_a_model_of_that_name_is_no_run(shrunken_studen
 
 def test_data_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match="7 classes"):
-        deploy.find("fxdistill.models:convnet?widths=[4,8]&classes=7", data="digits")
+        finding.find("fxdistill.models:convnet?widths=[4,8]&classes=7", data="digits")
 
 
 def test_a_made_member_is_found_and_exported(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_made_member_is_found_and_exported(tmp_path: Path) -> None:
     plan = runs.workshop() / "export-auxiliary.json"
     plan.write_text(json.dumps(content))
     runs.execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW))
-    found = deploy.find(str(tmp_path / "run"), allow=runs.ALLOW)
+    found = finding.find(str(tmp_path / "run"), allow=runs.ALLOW)
     state = torch.load(tmp_path / "run" / "auxiliary_state_dict.pt", weights_only=True)
     assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
     _, parity = deploy.export(tmp_path / "run", tmp_path / "a.onnx", allow=runs.ALLOW)

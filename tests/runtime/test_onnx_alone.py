@@ -22,7 +22,7 @@ from fxdistill.measure import onnx_file
 from fxdistill.measure.onnx_model import as_pixels
 from fxdistill.modelfiles.bundle import save
 from fxdistill.preprocessing import Preprocessing, Wishes
-from fxdistill.runtime import deploy
+from fxdistill.runtime import deploy, finding
 
 ROOT = Path(__file__).parents[2]
 OWN = Preprocessing(
@@ -123,8 +123,8 @@ def test_what_every_file_says(place: Path) -> None:
     assert said.changed(source=OWN.source) == OWN
     assert (found["fxdistill.task"], json.loads(found["fxdistill.classes"])) == ("classification", [])
     assert "torch" in json.loads(found["fxdistill.versions"])
-    assert deploy.unsaid(deploy.find(place / "model.pt", allow=ALLOW), where="x") == ()
-    (remark,) = deploy.unsaid(deploy.find("fxdistill.models:convnet", input_shape=(1, 1, 8, 8)), where="x")
+    assert deploy.unsaid(finding.find(place / "model.pt", allow=ALLOW), where="x") == ()
+    (remark,) = deploy.unsaid(finding.find("fxdistill.models:convnet", input_shape=(1, 1, 8, 8)), where="x")
     assert remark.code == "no-normalisation"
     with pytest.raises(InputError, match="an ONNX file already"):
         deploy.export(place / "bare.onnx", place / "again.onnx")
@@ -146,7 +146,7 @@ def test_the_normalisation_can_be_inside(
     x = pixels.numpy().astype(np.float32).transpose(0, 3, 1, 2) / 255
     x = x[:, ::-1] if channels == "bgr" else x
     x = (x - np.array(own.mean, np.float32).reshape(3, 1, 1)) / np.array(own.std, np.float32).reshape(3, 1, 1)
-    module = deploy.find(place / "model.pt", allow=ALLOW).module
+    module = finding.find(place / "model.pt", allow=ALLOW).module
     with torch.no_grad():
         expected = module(torch.from_numpy(np.ascontiguousarray(x)))
     (answer,) = onnxruntime.InferenceSession(path).run(None, {"input": pixels.numpy()})

@@ -18,7 +18,7 @@ from fxdistill.measure import onnx_file, onnx_reduced
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.onnx_model import OnnxModel
 from fxdistill.measure.onnx_reduced import Calibration, Precision
-from fxdistill.runtime import deploy, reducing
+from fxdistill.runtime import deploy, finding, reducing
 from fxdistill.runtime.reducing import Reduced, Reducing
 from tests import runs
 
@@ -30,9 +30,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
 
 
-def teacher(**options: Any) -> deploy.Found:
+def teacher(**options: Any) -> finding.Found:
     runs.plan_file()
-    return deploy.find(str(runs.workshop() / "teacher.pt"), data="digits", **options)
+    return finding.find(str(runs.workshop() / "teacher.pt"), data="digits", **options)
 
 
 def made(folder: Path, precision: Precision, how: Reducing | None = None, *, embed: bool = False) -> Reduced:
@@ -146,7 +146,7 @@ def test_it_is_calibrated_on_training_images_evenly_spaced() -> None:
 
 def test_what_is_missing_is_known_before_anything_is_written(tmp_path: Path) -> None:
     runs.plan_file()
-    blank = deploy.find(str(runs.workshop() / "teacher.pt"))
+    blank = finding.find(str(runs.workshop() / "teacher.pt"))
     with pytest.raises(InputError, match="there are none"):
         reducing.ready(blank, tmp_path / "t.onnx", ["fp16"], Reducing())
     found = teacher()
@@ -246,7 +246,7 @@ def test_folded_convolutions_that_share_their_input_keep_weights_of_their_own(
     for norm in (model.one, model.two):
         nn.init.uniform_(norm.weight, 0.5, 2)
         nn.init.normal_(norm.bias)
-    found = deploy.find(model, data="digits")
+    found = finding.find(model, data="digits")
     deploy.exported(found, tmp_path / "t.onnx")
     made = reducing.reduced(found, tmp_path / "t.onnx", "int8", ANY)
     file = onnx.load(made.path)

@@ -12,7 +12,7 @@ from fxdistill.cli.commands import app
 from fxdistill.errors import InputError
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.latency import Latency
-from fxdistill.runtime import deploy, timing
+from fxdistill.runtime import deploy, finding, timing
 from fxdistill.runtime.timing import Timed
 from tests import runs
 
@@ -39,9 +39,9 @@ class Counting(nn.Module):
 
 def test_models_take_turns_at_every_batch_size(tmp_path: Path) -> None:
     model, before = Counting().train(), torch.get_num_threads()
-    found = deploy.find(model, input_shape=(1, 1, 8, 8))
+    found = finding.find(model, input_shape=(1, 1, 8, 8))
     deploy.exported(found, tmp_path / "file.onnx")
-    models = {"module": found, "file": deploy.find(str(tmp_path / "file.onnx"))}
+    models = {"module": found, "file": finding.find(str(tmp_path / "file.onnx"))}
     model.given.clear()
     made = timing.timed(models, batches=[1, 4], repeats=3, eager=True)
     assert [(one.model, one.batch, one.latency.provider) for one in made] == [
@@ -68,9 +68,9 @@ def test_calls_are_made_in_turn() -> None:
 
 def test_a_file_that_normalises_itself_gets_pixels(tmp_path: Path) -> None:
     runs.plan_file()
-    found = deploy.find(str(runs.workshop() / "teacher.pt"), data="digits")
+    found = finding.find(str(runs.workshop() / "teacher.pt"), data="digits")
     deploy.exported(found, tmp_path / "pixels.onnx", embed=True)
-    (made,) = timing.timed({"it": deploy.find(str(tmp_path / "pixels.onnx"))}, batches=[2], repeats=1)
+    (made,) = timing.timed({"it": finding.find(str(tmp_path / "pixels.onnx"))}, batches=[2], repeats=1)
     assert made.latency.median_ms > 0
 
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
     nowhere = CliRunner().invoke(app, ["bench", teacher, "--provider", "Nowhere"])
     assert (nowhere.exit_code, "no working Nowhere" in nowhere.output) == (2, True)
     with pytest.raises(InputError, match=r"take .* GB of memory"):
-        timing.timed({"it": deploy.find(teacher)}, batches=[1 << 50])
+        timing.timed({"it": finding.find(teacher)}, batches=[1 << 50])
     for words in (["--batch", "2000000"], ["--threads", "100000"]):
         assert CliRunner().invoke(app, ["bench", teacher, *words]).exit_code == 2
     with pytest.raises(InputError, match="nothing to time"):
