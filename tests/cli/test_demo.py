@@ -1,15 +1,33 @@
-"""The demo calls the commands as a user would; here with fewer epochs."""
+"""The demo calls the commands as a user would; here with fewer epochs, a smaller teacher, and in this process."""
 
+import contextlib
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from fxdistill.cli import demo
+from fxdistill.cli.commands import app
 from fxdistill.errors import FxdistillError, RunDirError
+from fxdistill.measure import onnx_file
+
+
+def in_here(command: list[str], *, cwd: Path, check: bool) -> "subprocess.CompletedProcess[Any]":
+    """What a process of the command would do."""
+    python, option, program, *arguments = command
+    assert (python, option, program, check) == (sys.executable, "-m", "fxdistill", False)
+    with contextlib.chdir(cwd):
+        return subprocess.CompletedProcess(command, CliRunner().invoke(app, arguments).exit_code)
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo.subprocess, "run", in_here)
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))  # the quicker of the two; the other one has tests
+    monkeypatch.setattr(demo, "TEACHER", (demo.TEACHER[0], demo.TEACHER[1] | {"widths": [8, 16]}))
     monkeypatch.setattr(demo, "_EPOCHS", 1)
     monkeypatch.setattr(demo, "_OPTIONS", "--data digits --epochs 1 --batch-size 256 --no-control")
 
