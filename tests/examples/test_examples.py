@@ -1,8 +1,8 @@
-"""The examples, run as a reader would."""
+"""The examples, run as a reader would, in the process of the tests."""
 
-import os
-import subprocess
-import sys
+import contextlib
+import io
+import runpy
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,10 @@ SAID = {
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_an_example(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, check=True, cwd=EXAMPLES.parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])},
-    )  # fmt: skip
+def test_an_example(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    monkeypatch.setattr("sys.argv", [name])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     for words in SAID[name]:
-        assert words in done.stdout
+        assert words in said.getvalue()
