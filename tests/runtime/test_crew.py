@@ -287,9 +287,12 @@ def test_the_same_step_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
 # From outside
 
 
+def commanded(code: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, signal, sys, time\n{code}"]
+
+
 def launched(code: str, *, nodes: int = 1) -> int:
-    command = [sys.executable, "-c", f"import os, signal, sys, time\n{code}"]
-    return launch.launch(command, devices=2, nodes=nodes)
+    return launch.launch(commanded(code), devices=2, nodes=nodes)
 
 
 @pytest.fixture(autouse=True)
@@ -362,7 +365,8 @@ def test_machines_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(FxdistillError, match="do not find each other"):
             launched(told, nodes=2)
     assert not [*tmp_path.iterdir()]
-    second = "from tests.runtime import test_crew; raise SystemExit(test_crew.launched(" + repr(told) + ", nodes=2))"
+    second = f"raise SystemExit(launch.launch({commanded(told)!r}, devices=2, nodes=2))"
+    second = f"from fxdistill.runtime import launch; launch._GRACE = 0.3; {second}"
     with subprocess.Popen([sys.executable, "-c", second], env={**os.environ, "NODE_RANK": "1"}) as other:
         assert launched(told, nodes=2) == 0
         assert other.wait(60) == 0
