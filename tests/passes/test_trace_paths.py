@@ -21,9 +21,9 @@ from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, Classifier
 
 NORM_ACT = (
-    "mobilenetv3_small_050", "mobilenetv2_100", "efficientnet_b0", "efficientnet_lite0", "mnasnet_100", "lcnet_050",
-    "tinynet_e", "spnasnet_100", "fbnetc_100", "semnasnet_075", "fbnetv3_b",
+    "mobilenetv3_small_050", "mobilenetv2_100", "mnasnet_100", "lcnet_050", "tinynet_e", "semnasnet_075",
 )  # fmt: skip
+"""Others of the family repeat the blocks of these."""
 
 
 def both(module: nn.Module, shape: tuple[int, ...] = SHAPE, **options: Any) -> tuple[Traced, Traced]:
@@ -89,11 +89,10 @@ def test_norms_that_count_their_batches_trace_alike_in_both_modes() -> None:
     assert module.get_buffer("blocks.0.0.bn1.num_batches_tracked") == 1
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "mobilenetv2_100"])
-def test_they_can_be_students(name: str) -> None:
+def test_they_can_be_students() -> None:
     torch.manual_seed(0)
     teacher = torchvision.models.resnet18(weights=None, num_classes=5)
-    student = timm.create_model(name, num_classes=5)
+    student = timm.create_model("mobilenetv3_small_050", num_classes=5)
     plan = fxdistill.compile(teacher, student, fxdistill.Options(input_shape=(1, 3, 64, 64)))
     program = fxdistill.build(plan, teacher, student)
     images, labels = torch.randn(2, 3, 64, 64), torch.tensor([1, 4])
