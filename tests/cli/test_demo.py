@@ -25,7 +25,7 @@ def in_here(command: list[str], *, cwd: Path, check: bool) -> "subprocess.Comple
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo.subprocess, "run", in_here)
+    monkeypatch.setattr(subprocess, "run", in_here)
     monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))  # the quicker of the two; the other one has tests
     monkeypatch.setattr(demo, "TEACHER", (demo.TEACHER[0], demo.TEACHER[1] | {"widths": [8, 16]}))
     monkeypatch.setattr(demo, "_EPOCHS", 1)
