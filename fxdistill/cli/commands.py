@@ -21,6 +21,7 @@ from fxdistill.cli import (
     evaluating,
     exporting,
     lists,
+    members,
     parameters,
     reporting,
     shrinking,
@@ -126,7 +127,7 @@ def plan(
             "student": values.Named(student, student_factory, student_arg, student_entry, "--student-factory"),
         }
         names = tuple(name for name, one in given.items() if one.text is not None)
-        wishes = values.wishes(names, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        wishes = members.wishes(names, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
         cascade = teaching.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
@@ -164,7 +165,7 @@ def plan(
         seen = planning.look(
             data, output, wanted, models, task=task, wishes=wishes, measure=measure,
             force=force, probe=probe is not None, batch_size=batch_size, allow=allow_factory, val=val, seed=seed,
-            class_map=class_map, augment=augment, embedding=values.by_member(names, embedding, "--embedding", str),
+            class_map=class_map, augment=augment, embedding=members.by_member(names, embedding, "--embedding", str),
             entries={"teacher": teacher_output, "student": student_output},
             criterion=criterion or composed(method).criterion,
         )  # fmt: skip

@@ -5,7 +5,7 @@ import json
 import typer
 from rich.console import Console
 
-from fxdistill.cli import parameters, values
+from fxdistill.cli import members, model_parameters, parameters, values
 from fxdistill.cli.exits import reported, say
 
 BOTH = ("a", "b")
@@ -13,8 +13,8 @@ BOTH = ("a", "b")
 
 
 def compare(
-    first: parameters.First,
-    second: parameters.Second,
+    first: model_parameters.First,
+    second: model_parameters.Second,
     data: parameters.Data = None,
     class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
@@ -28,18 +28,18 @@ def compare(
     arg: parameters.Arguments = [],
     entry: parameters.Entries = [],
     embedding: parameters.Embeddings = [],
-    output_entry: parameters.OutputEntries = [],
-    images: parameters.Widest = 10,
-    as_json: parameters.AsJson = False,
+    output_entry: model_parameters.OutputEntries = [],
+    images: model_parameters.Widest = 10,
+    as_json: model_parameters.AsJson = False,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:
     """Compare two models on test images: metric, agreement, classes, and where they differ most."""
     with reported():
         wanted, names = values.shape(input_shape), [first, second]
-        wishes = values.wishes(BOTH, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        wishes = members.wishes(BOTH, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         made_by, args, weights, answers, embeds = (
-            values.of_each(BOTH, texts) for texts in (factory, arg, entry, output_entry, embedding)
+            members.of_each(BOTH, texts) for texts in (factory, arg, entry, output_entry, embedding)
         )
 
         from fxdistill.report import compared
@@ -47,8 +47,8 @@ def compare(
 
         sides = [
             comparing.Side(
-                model, wishes[one], values.last(made_by[one]), tuple(args[one]), values.last(weights[one]),
-                values.last(answers[one]), values.last(embeds[one]),
+                model, wishes[one], members.last(made_by[one]), tuple(args[one]), members.last(weights[one]),
+                members.last(answers[one]), members.last(embeds[one]),
             )
             for one, model in zip(BOTH, names, strict=True)
         ]  # fmt: skip

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fxdistill.cli import again, parameters, values
+from fxdistill.cli import again, budgets, members, model_parameters, parameters, values
 from fxdistill.cli.exits import reported
 
 
@@ -15,22 +15,22 @@ def compress(
     context: typer.Context,
     model: parameters.Model,
     data: parameters.TrainData,
-    output: parameters.CompressOutput = Path("compressed"),
-    keep: parameters.Keep = None,
-    macs: parameters.Macs = None,
-    params: parameters.Params = None,
-    latency: parameters.Latency = None,
-    on: parameters.On = None,
-    latency_table: parameters.LatencyTable = None,
-    ranking: parameters.HowRanked = None,
-    floor: parameters.Floor = None,
-    scope: parameters.Scopes = [],
-    by: parameters.By = "l1",
-    round_to: parameters.RoundTo = None,
-    protect: parameters.Protect = [],
-    only: parameters.Only = [],
-    steps: parameters.StepCount = 1,
-    recover: parameters.BetweenSteps = None,
+    output: model_parameters.CompressOutput = Path("compressed"),
+    keep: model_parameters.Keep = None,
+    macs: model_parameters.Macs = None,
+    params: model_parameters.Params = None,
+    latency: model_parameters.Latency = None,
+    on: model_parameters.On = None,
+    latency_table: model_parameters.LatencyTable = None,
+    ranking: model_parameters.HowRanked = None,
+    floor: model_parameters.Floor = None,
+    scope: model_parameters.Scopes = [],
+    by: model_parameters.By = "l1",
+    round_to: model_parameters.RoundTo = None,
+    protect: model_parameters.Protect = [],
+    only: model_parameters.Only = [],
+    steps: model_parameters.StepCount = 1,
+    recover: model_parameters.BetweenSteps = None,
     class_map: parameters.ClassMap = None,
     val: parameters.Validation = 0.0,
     input_shape: parameters.Input = "",
@@ -43,7 +43,7 @@ def compress(
     task: parameters.TaskName = "classification",
     epochs: parameters.Epochs = 30,
     batch_size: parameters.BatchSize = 128,
-    lr: parameters.RecoveringRate = 3e-3,
+    lr: model_parameters.RecoveringRate = 3e-3,
     optimizer: parameters.Optimizer = None,
     weight_decay: parameters.WeightDecay = None,
     momentum: parameters.Momentum = None,
@@ -75,10 +75,10 @@ def compress(
         wanted = values.shape(input_shape)
         values.names(method=method, task=task, criterion=None, passes=())
         values.known_criterion(by, "--by")
-        wishes = values.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
-        most, scopes = (values.budget(macs, "--macs"), values.budget(params, "--params")), values.scopes(scope)
-        time = values.latency(latency, on and on.value, latency_table)
-        values.between(steps, {"recover": recover})
+        wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        most, scopes = (budgets.budget(macs, "--macs"), budgets.budget(params, "--params")), budgets.scopes(scope)
+        time = budgets.latency(latency, on and on.value, latency_table)
+        budgets.between(steps, {"recover": recover})
         recalibrate = values.recalibration(recalibrate_bn)
         named = values.Named(model, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory")
         found = values.model(named, seed=seed, allow=allow_factory, trust_code=trust_code)

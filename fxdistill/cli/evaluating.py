@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fxdistill.cli import parameters, values
+from fxdistill.cli import members, model_parameters, parameters, values
 from fxdistill.cli.exits import reported, say
 
 
@@ -25,18 +25,18 @@ def evaluate(
     arg: parameters.Argument = [],
     entry: parameters.Entry = None,
     embedding: parameters.Embedding = None,
-    output_entry: parameters.OutputEntry = None,
-    at: parameters.At = [],
-    top: parameters.Top = [],
-    per_class: parameters.PerClass = False,
-    as_json: parameters.AsJson = False,
+    output_entry: model_parameters.OutputEntry = None,
+    at: model_parameters.At = [],
+    top: model_parameters.Top = [],
+    per_class: model_parameters.PerClass = False,
+    as_json: model_parameters.AsJson = False,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:
     """Measure a model, or an ONNX file, on test images."""
     with reported():
         wanted = values.shape(input_shape)
-        wishes = values.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
 
         from fxdistill.report import evaluated
         from fxdistill.runtime import evaluating, finding

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import parameters, values
+from fxdistill.cli import members, model_parameters, parameters, values
 from fxdistill.cli.exits import failed, reported, say
 from fxdistill.errors import FxdistillError
 
@@ -20,7 +20,7 @@ out = Console(highlight=False)
 
 def export(
     model: parameters.RunOrModel,
-    output: parameters.OnnxOutput = Path("student.onnx"),
+    output: model_parameters.OnnxOutput = Path("student.onnx"),
     data: parameters.GateData = None,
     class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
@@ -34,19 +34,19 @@ def export(
     arg: parameters.Argument = [],
     entry: parameters.Entry = None,
     embedding: parameters.Embedding = None,
-    output_entry: parameters.OutputEntry = None,
-    only_output: parameters.OnlyOutput = [],
-    embed_preprocessing: parameters.Embed = False,
-    opset: parameters.Opset = 18,
-    tolerance: parameters.Tolerance = 1e-4,
-    optimize: parameters.Optimize = False,
-    int8: parameters.Int8 = False,
-    fp16: parameters.Fp16 = False,
-    calibrate: parameters.Calibrate = None,
-    calibration: parameters.CalibrationWay = None,
-    calibration_images: parameters.CalibrationImages = None,
-    tolerance_accuracy: parameters.ToleranceAccuracy = None,
-    tolerance_agreement: parameters.ToleranceAgreement = None,
+    output_entry: model_parameters.OutputEntry = None,
+    only_output: model_parameters.OnlyOutput = [],
+    embed_preprocessing: model_parameters.Embed = False,
+    opset: model_parameters.Opset = 18,
+    tolerance: model_parameters.Tolerance = 1e-4,
+    optimize: model_parameters.Optimize = False,
+    int8: model_parameters.Int8 = False,
+    fp16: model_parameters.Fp16 = False,
+    calibrate: model_parameters.Calibrate = None,
+    calibration: model_parameters.CalibrationWay = None,
+    calibration_images: model_parameters.CalibrationImages = None,
+    tolerance_accuracy: model_parameters.ToleranceAccuracy = None,
+    tolerance_agreement: model_parameters.ToleranceAgreement = None,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:
@@ -59,7 +59,7 @@ def export(
             of_int8={"calibrate": calibrate, "calibration": calibration, "calibration-images": calibration_images},
         )  # fmt: skip
         wanted = values.shape(input_shape)
-        wishes = values.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
+        wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         values.writable(output)
         files.check_onnx_name(output)
 

@@ -12,12 +12,12 @@ import typer
 from fxdistill.cli.help import names, version
 
 _MODEL = "A .pt file, or a factory such as torchvision.models:resnet18?num_classes=10."
-_RUN_OR_MODEL = f"A run directory. {_MODEL}"
+RUN_OR_MODEL = f"A run directory. {_MODEL}"
 _DATA = "{sources}, or my.module:factory."
 _SHAPE = "Shape of one batch, e.g. 1x3x224x224. Default: from the data, the file, else that."
 _EACH = "With two models also teacher=…, student=…; of compare a=…, b=…."
 _ONE = f"{_EACH} Default: from file, library, data."
-_OUTPUT = "Which entry of the {}'s output is the prediction: NAME or INDEX. Default: the one that fits."
+OUTPUT_OF = "Which entry of the {}'s output is the prediction: NAME or INDEX. Default: the one that fits."
 _ALIGN = "slice: prune the teacher's taps; shrink: make a smaller teacher first; project: a learned encoder."
 _FACTORY = "Factory for a {}file that is a state dict."
 _ARGUMENT = "KEY=VALUE for that factory; repeatable."
@@ -27,7 +27,6 @@ Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
 Choosing = StrEnum("Choosing", {"off": "off", "on": "on", "auto": "auto"})
 Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
-Calibration = StrEnum("Calibration", {"minmax": "minmax", "entropy": "entropy", "percentile": "percentile"})
 Spacing = StrEnum("Spacing", {"paper": "paper", "even": "even"})
 
 Version = Annotated[
@@ -40,7 +39,7 @@ Version = Annotated[
 # models
 Model = Annotated[str, typer.Argument(help=_MODEL)]
 Student = Annotated[str | None, typer.Argument(metavar="[STUDENT]", help=f"{_MODEL} None for --method cascade.")]
-RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=_RUN_OR_MODEL)]
+RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=RUN_OR_MODEL)]
 Factory = Annotated[str | None, typer.Option("--factory", help=_FACTORY.format(""))]
 Argument = Annotated[list[str], typer.Option("--arg", help=_ARGUMENT)]
 Entry = Annotated[str | None, typer.Option("--entry", help=_ENTRY.format(""))]
@@ -50,10 +49,10 @@ TeacherFactory = Annotated[str | None, typer.Option("--teacher-factory", help=_F
 TeacherArgument = Annotated[list[str], typer.Option("--teacher-arg", help=_ARGUMENT)]
 StudentFactory = Annotated[str | None, typer.Option("--student-factory", help=_FACTORY.format("student "))]
 StudentArgument = Annotated[list[str], typer.Option("--student-arg", help=_ARGUMENT)]
-_EACH_OF = "Of one: a=… or b=…."
-Factories = Annotated[list[str], typer.Option("--factory", help=f"{_FACTORY.format('')} {_EACH_OF}")]
-Arguments = Annotated[list[str], typer.Option("--arg", help=f"{_ARGUMENT} {_EACH_OF}")]
-Entries = Annotated[list[str], typer.Option("--entry", help=f"{_ENTRY.format('')} {_EACH_OF}")]
+EACH_OF = "Of one: a=… or b=…."
+Factories = Annotated[list[str], typer.Option("--factory", help=f"{_FACTORY.format('')} {EACH_OF}")]
+Arguments = Annotated[list[str], typer.Option("--arg", help=f"{_ARGUMENT} {EACH_OF}")]
+Entries = Annotated[list[str], typer.Option("--entry", help=f"{_ENTRY.format('')} {EACH_OF}")]
 Allow = Annotated[
     list[str], typer.Option("--allow-factory", help="A module of your own whose factories may be called; repeatable.")
 ]
@@ -111,8 +110,8 @@ HowTaught = Annotated[
     ),
 ]
 TaskName = Annotated[str, typer.Option("--task", autocompletion=names("task"), help="What is predicted: {tasks}.")]
-TeacherOutput = Annotated[str | None, typer.Option("--teacher-output", help=_OUTPUT.format("teacher"))]
-StudentOutput = Annotated[str | None, typer.Option("--student-output", help=_OUTPUT.format("student"))]
+TeacherOutput = Annotated[str | None, typer.Option("--teacher-output", help=OUTPUT_OF.format("teacher"))]
+StudentOutput = Annotated[str | None, typer.Option("--student-output", help=OUTPUT_OF.format("student"))]
 PrintAfter = Annotated[
     list[str], typer.Option("--print-after", metavar="PASS", help="Show what a pass made; repeatable.")
 ]
@@ -339,134 +338,3 @@ EvaluateEvery = Annotated[
 SAVE_EVERY = 30.0
 SaveEvery = Annotated[float, typer.Option("--save-every", min=0, help="Seconds between checkpoints.")]
 DemoOutput = Annotated[Path, typer.Option("--out", "-o", help="Where to work.")]
-
-# export and shrink
-OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file.")]
-OutputEntry = Annotated[str | None, typer.Option("--output-entry", metavar="NAME", help=_OUTPUT.format("model"))]
-OutputEntries = Annotated[
-    list[str], typer.Option("--output-entry", metavar="NAME", help=f"{_OUTPUT.format('model')} {_EACH_OF}")
-]
-OnlyOutput = Annotated[
-    list[str], typer.Option("--only-output", metavar="NAME", help="Write this output, not all; repeatable.")
-]
-At = Annotated[
-    list[int], typer.Option("--at", min=1, metavar="K", help="In retrieval: precision of the K nearest; repeatable.")
-]
-Top = Annotated[
-    list[int],
-    typer.Option("--top", min=1, metavar="K", help="In classification: right among K first answers; repeatable."),
-]
-PerClass = Annotated[bool, typer.Option("--per-class", help="Measure each class by itself as well.")]
-_SIDE = f"{_RUN_OR_MODEL} Or an ONNX file."
-First = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Another one, held against the first.")]
-Widest = Annotated[
-    int, typer.Option("--images", min=0, metavar="N", help="How many images to name on which they differ most.")
-]
-Embed = Annotated[
-    bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
-]
-Models = Annotated[list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{_RUN_OR_MODEL} Or an ONNX file.")]
-Batches = Annotated[
-    list[int], typer.Option("--batch", min=1, max=1 << 20, metavar="N", help="Images a run; repeatable.")
-]
-TimedRuns = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads within an operator.")]
-Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's execution provider: CPU, CUDA, ….")]
-InTorch = Annotated[bool, typer.Option("--torch", help="Time models that are no ONNX files in torch as well.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Optimize = Annotated[
-    bool, typer.Option("--optimize", help="Simplify the file's graph, if that passes the gate as well.")
-]
-Int8 = Annotated[
-    bool, typer.Option("--int8", help="Write NAME-int8.onnx as well: quantized, if it passes a gate of its own.")
-]
-Fp16 = Annotated[
-    bool, typer.Option("--fp16", help="Write NAME-fp16.onnx as well, in half precision, behind that gate.")
-]
-Calibrate = Annotated[
-    str | None,
-    typer.Option("--calibrate", metavar="SPEC", help="Calibrate INT8 on the training images of other data."),
-]
-CalibrationWay = Annotated[
-    Calibration | None,
-    typer.Option("--calibration", help="How the ranges of INT8 follow from the calibration images. Default: minmax."),
-]
-CalibrationImages = Annotated[
-    int | None, typer.Option("--calibration-images", min=1, help="How many of them there are. Default: 512.")
-]
-ToleranceAccuracy = Annotated[
-    float | None,
-    typer.Option(
-        "--tolerance-accuracy", min=0, metavar="POINTS", help="What less precision may cost on test images. Default: 1."
-    ),
-]
-ToleranceAgreement = Annotated[
-    float | None,
-    typer.Option(
-        "--tolerance-agreement", min=0, max=100, metavar="POINTS",
-        help="How often it may answer otherwise on them. Default: 5.",
-    ),
-]  # fmt: skip
-Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
-Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
-Keep = Annotated[float | None, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
-_BUDGET = "it may have instead, met within 2 %: 0.5 of its own, or {}."
-Macs = Annotated[
-    str | None, typer.Option("--macs", metavar="SHARE|N", help=f"Multiply-accumulates {_BUDGET.format('900M')}")
-]
-Params = Annotated[str | None, typer.Option("--params", metavar="SHARE|N", help=f"Parameters {_BUDGET.format('1M')}")]
-Latency = Annotated[
-    str | None,
-    typer.Option("--latency", metavar="SHARE|TIME", help=f"Time in ONNX Runtime {_BUDGET.format('3ms')}"),
-]
-RunsOn = StrEnum("RunsOn", {"cpu": "cpu", "cuda": "cuda"})
-On = Annotated[RunsOn | None, typer.Option("--on", help="What that time is measured on. Default: cpu.")]
-LatencyTable = Annotated[
-    Path | None,
-    typer.Option("--latency-table", metavar="FILE", help="Times of layers on this machine, to use and to add to."),
-]
-Ranking = StrEnum("Ranking", {"global": "global", "isomorphic": "isomorphic", "uniform": "uniform"})
-HowRanked = Annotated[
-    Ranking | None,
-    typer.Option(
-        "--ranking",
-        help="What competes: all channels; those of layers alike; those of one layer. Default: uniform with --keep, "
-        "global with a budget.",
-    ),
-]
-Floor = Annotated[
-    float | None,
-    typer.Option("--floor", help="Least share of its channels that a layer keeps. Default: 0.1 with a budget."),
-]
-Scopes = Annotated[
-    list[str],
-    typer.Option("--scope", metavar="PATH=SHARE", help="A part keeps a share of its own: layer4=0.3; repeatable."),
-]
-StepCount = Annotated[
-    int, typer.Option("--steps", min=1, help="Steps towards the budget, with training between them: on --data.")
-]
-BetweenSteps = Annotated[
-    int | None,
-    typer.Option("--recover", min=1, max=1_000_000, help="Epochs of training between steps. Default: 1."),
-]
-RecoveringRate = Annotated[
-    float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate of what is left of the original.")
-]
-BetweenRate = Annotated[
-    float | None, typer.Option("--lr", min=1e-9, max=100, help="Learning rate between steps. Default: 0.003.")
-]
-CompressOutput = Annotated[
-    Path, typer.Option("--output", "-o", help="Where everything is written: new, or one to go on in.")
-]
-SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
-By = Annotated[
-    str, typer.Option("--by", autocompletion=names("criterion"), help="Importance of a channel: {criteria}.")
-]
-RoundTo = Annotated[
-    int | None,
-    typer.Option("--round-to", min=1, help="Widths become multiples of this. Default: 1, with --latency 8."),
-]
-Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
-Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]
-RandomSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For --by random.")]

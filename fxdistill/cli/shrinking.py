@@ -7,30 +7,30 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fxdistill.cli import again, parameters, values
+from fxdistill.cli import again, budgets, model_parameters, parameters, values
 from fxdistill.cli.exits import reported
 
 
 def shrink(
     context: typer.Context,
     model: parameters.Model,
-    keep: parameters.Keep = None,
-    macs: parameters.Macs = None,
-    params: parameters.Params = None,
-    latency: parameters.Latency = None,
-    on: parameters.On = None,
-    latency_table: parameters.LatencyTable = None,
-    ranking: parameters.HowRanked = None,
-    floor: parameters.Floor = None,
-    scope: parameters.Scopes = [],
-    output: parameters.SmallerOutput = Path("aux.pt"),
-    by: parameters.By = "l1",
-    round_to: parameters.RoundTo = None,
-    protect: parameters.Protect = [],
-    only: parameters.Only = [],
-    steps: parameters.StepCount = 1,
-    recover: parameters.BetweenSteps = None,
-    lr: parameters.BetweenRate = None,
+    keep: model_parameters.Keep = None,
+    macs: model_parameters.Macs = None,
+    params: model_parameters.Params = None,
+    latency: model_parameters.Latency = None,
+    on: model_parameters.On = None,
+    latency_table: model_parameters.LatencyTable = None,
+    ranking: model_parameters.HowRanked = None,
+    floor: model_parameters.Floor = None,
+    scope: model_parameters.Scopes = [],
+    output: model_parameters.SmallerOutput = Path("aux.pt"),
+    by: model_parameters.By = "l1",
+    round_to: model_parameters.RoundTo = None,
+    protect: model_parameters.Protect = [],
+    only: model_parameters.Only = [],
+    steps: model_parameters.StepCount = 1,
+    recover: model_parameters.BetweenSteps = None,
+    lr: model_parameters.BetweenRate = None,
     device: parameters.Where = parameters.Device.auto,
     data: parameters.TaylorData = None,
     class_map: parameters.ClassMap = None,
@@ -39,7 +39,7 @@ def shrink(
     factory: parameters.Factory = None,
     arg: parameters.Argument = [],
     entry: parameters.Entry = None,
-    seed: parameters.RandomSeed = 0,
+    seed: model_parameters.RandomSeed = 0,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:
@@ -50,9 +50,9 @@ def shrink(
         wanted = values.shape(input_shape)
         values.known_criterion(by, "--by")
         values.writable(output)
-        most = values.budget(macs, "--macs"), values.budget(params, "--params")
-        time, scopes = values.latency(latency, on and on.value, latency_table), values.scopes(scope)
-        values.between(steps, {"recover": recover, "lr": lr})
+        most = budgets.budget(macs, "--macs"), budgets.budget(params, "--params")
+        time, scopes = budgets.latency(latency, on and on.value, latency_table), budgets.scopes(scope)
+        budgets.between(steps, {"recover": recover, "lr": lr})
 
         from fxdistill.cli import running
         from fxdistill.ir import contract

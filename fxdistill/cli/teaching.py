@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fxdistill.cli import values
+from fxdistill.cli import budgets
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def cascade(
         raise InputError(
             "--levels says which levels there are", where="--levels", hint="leave out --assistants and --spacing"
         )
-    shares = tuple(values.number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
+    shares = (
+        tuple(budgets.number(text, "--levels", "0.2,0.47,0.68,1.0") for text in levels.split(",")) if levels else ()
+    )
     return Cascade(
         keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
         spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints, hints_alone=hints_alone,
@@ -134,7 +136,7 @@ def _budget(text: str) -> tuple[str, int] | None:
     names = {"macs": "macs", "params": "parameters", "parameters": "parameters"}
     if what.lower() not in names or not number:
         raise InputError(f"'{text}' is no budget", where="--budget", hint="write it as macs=52M or params=1M")
-    found = round(values.number(number, "--budget", "macs=52M"))
+    found = round(budgets.number(number, "--budget", "macs=52M"))
     if found < 1:
         raise InputError(f"'{text}' is no budget: it is below 1", where="--budget", hint="write it as macs=52M")
     return names[what.lower()], found

@@ -6,19 +6,19 @@ import json
 import typer
 from rich.console import Console
 
-from fxdistill.cli import parameters, values
+from fxdistill.cli import model_parameters, parameters, values
 from fxdistill.cli.exits import reported
 
 
 def bench(
-    models: parameters.Models,
+    models: model_parameters.Models,
     input_shape: parameters.Input = "",
-    batch: parameters.Batches = [1],
-    repeats: parameters.TimedRuns = 50,
-    threads: parameters.Threads = 1,
-    provider: parameters.Provider = "CPU",
-    torch: parameters.InTorch = False,
-    as_json: parameters.AsJson = False,
+    batch: model_parameters.Batches = [1],
+    repeats: model_parameters.TimedRuns = 50,
+    threads: model_parameters.Threads = 1,
+    provider: model_parameters.Provider = "CPU",
+    torch: model_parameters.InTorch = False,
+    as_json: model_parameters.AsJson = False,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
 ) -> None:

@@ -1,11 +1,9 @@
 """What the command line's arguments stand for: shapes, pairs, models, places to write to."""
 
-import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from fxdistill.errors import InputError
 
@@ -13,9 +11,7 @@ if TYPE_CHECKING:
     from fxdistill.measure.onnx_reduced import Precision
     from fxdistill.modelfiles.load import LoadedModel
     from fxdistill.plan.schema import Recalibration
-    from fxdistill.preprocessing import Wishes
 
-Value = TypeVar("Value")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -85,91 +81,6 @@ def byte_count(text: str, option: str) -> int:
     return found
 
 
-_FACTORS = {"K": 10**3, "M": 10**6, "G": 10**9}
-
-
-def number(text: str, option: str, form: str) -> float:
-    """A number, from ``0.5``, ``52M``, ``1.5G`` or digits alone; with a unit a whole one.
-
-    Raises:
-        InputError: It is no such text.
-    """
-    factor = _FACTORS.get(text[-1:].upper(), 1)
-    try:
-        found = float(text[:-1] if factor > 1 else text) * factor
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise InputError(f"'{text}' is no number", where=option, hint=f"write {option} {form}")
-    return float(round(found)) if factor > 1 else found
-
-
-def budget(text: str | None, option: str) -> float | None:
-    """What a model may cost, from a share of its own or a number; None where nothing is said.
-
-    Raises:
-        InputError: It is no such text.
-    """
-    if text is None:
-        return None
-    found = number(text, option, "0.5 or 900M")
-    if found <= 0 or (found >= 1 and found != int(found)):
-        raise InputError(
-            f"'{text}' is no budget", where=option,
-            hint="give a share of the model's own above 0 and below 1, as 0.5, or a whole number, as 900M",
-        )  # fmt: skip
-    return found
-
-
-_SECONDS = {"ms": 1.0, "us": 1e-3, "s": 1e3}
-
-
-def latency(text: str | None, on: str | None, table: Path | None = None) -> dict[str, Any]:
-    """What a model may take, from a share of its own time or ``3ms``, as arguments; none where nothing is said.
-
-    Raises:
-        InputError: It is no such text, or something is said of a time that is not asked for.
-    """
-    if text is None:
-        for option in (option for option, value in (("--on", on), ("--latency-table", table)) if value is not None):
-            raise InputError("no latency is asked for", where=option, hint="add --latency 0.6, or leave it out")
-        return {}
-    unit = next((unit for unit in _SECONDS if text.lower().endswith(unit)), "")
-    found = number(text[: len(text) - len(unit)], "--latency", "0.6 or 3ms") * _SECONDS.get(unit, 1.0)
-    return {"latency": f"{found:.6g}ms" if unit else found, "on": on or "cpu"}
-
-
-def scopes(texts: Sequence[str]) -> dict[str, float]:
-    """Parts of a model with the share that they keep, from ``PATH=SHARE`` each.
-
-    Raises:
-        InputError: One is no such text, or two are about the same part.
-    """
-    found: dict[str, float] = {}
-    for text in texts:
-        path, equals, share = text.rpartition("=")
-        if not (path and equals):
-            raise InputError(f"'{text}' is no part with its share", where="--scope", hint="write it as layer4=0.3")
-        if path in found:
-            raise InputError(f"two shares are given for '{path}'", where="--scope", hint="give one of them")
-        found[path] = number(share, "--scope", "layer4=0.3")
-    return found
-
-
-def between(steps: int, of_steps: Mapping[str, object]) -> None:
-    """Check that there are steps to say anything of.
-
-    Args:
-        steps: How many there are.
-        of_steps: What is said of the training between them, by option; None where nothing is.
-
-    Raises:
-        InputError: There is one alone.
-    """
-    for option in (name for name, value in of_steps.items() if value is not None and steps == 1):
-        raise InputError("there is one step alone, and no training", where=f"--{option}", hint="add --steps 5")
-
-
 def recalibration(text: str) -> "Recalibration | None":
     """What ``auto``, ``off`` or a number of images says of BatchNorm statistics.
 
@@ -206,94 +117,6 @@ def names(*, method: str, task: str, criterion: str | None, passes: Sequence[str
                 f"the method '{method}' has no pass named '{name}'", where="--print-after",
                 hint=suggestion(name, expanded.passes, "its passes are"),
             )  # fmt: skip
-
-
-def by_member(
-    members: Sequence[str], texts: Sequence[str], option: str, read: Callable[[str], Value]
-) -> dict[str, Value]:  # fmt: skip
-    """What an option says of each member: ``VALUE`` for all, ``MEMBER=VALUE`` for one.
-
-    Args:
-        members: The members' names.
-        texts: What is said.
-        option: The option.
-        read: What a value stands for.
-
-    Raises:
-        InputError: A text names no member.
-    """
-    found: dict[str, Value] = {}
-    for text in sorted(texts, key=lambda one: "=" in one):  # what is said of one holds against what is said of all
-        member, equals, value = text.rpartition("=")
-        if equals and member not in members:
-            known = " or ".join(f"{one}=" for one in members) if len(members) > 1 else "no name"
-            raise InputError(f"'{member}' is no model here", where=option, hint=f"write {known} before the value")
-        found |= dict.fromkeys((member,) if equals else members, read(value))
-    return found
-
-
-def of_each(members: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
-    """What an option says of each member, whose values may hold a = of their own: ``VALUE``, or ``MEMBER=VALUE``."""
-    found: dict[str, list[str]] = {member: [] for member in members}
-    for text in sorted(texts, key=lambda one: one.partition("=")[0] in members):
-        head, _, value = text.partition("=")
-        for member in (head,) if head in members else members:
-            found[member].append(value if head in members else text)
-    return found
-
-
-def last(texts: Sequence[str]) -> str | None:
-    """What an option says that takes one value: the last one; None where nothing is said."""
-    return texts[-1] if texts else None
-
-
-def wishes(
-    members: Sequence[str], *, size: Sequence[str] = (), crop: Sequence[str] = (), interpolation: Sequence[str] = (),
-    mean: Sequence[str] = (), std: Sequence[str] = (),
-) -> "dict[str, Wishes]":  # fmt: skip
-    """What the options say of each member's preprocessing: ``VALUE`` for all, ``MEMBER=VALUE`` for one.
-
-    Raises:
-        InputError: One is no such value, or names no member.
-    """
-    from fxdistill.preprocessing import Wishes
-
-    given = {"size": size, "crop": crop, "interpolation": interpolation, "mean": mean, "std": std}
-    found: dict[str, dict[str, Any]] = {member: {} for member in members}
-    for name, texts in given.items():
-        for member, value in by_member(members, texts, f"--{name}", functools.partial(_wish, name)).items():
-            found[member][name] = value
-    return {member: Wishes(**said) for member, said in found.items()}
-
-
-def own_wishes(**texts: Sequence[str]) -> "Wishes":
-    """The same where there is one model, which needs no name."""
-    return wishes(("model",), **texts)["model"]
-
-
-def _wish(name: str, text: str) -> Any:
-    from fxdistill.preprocessing import Interpolation
-
-    try:
-        if name == "interpolation" and text in get_args(Interpolation):
-            return text
-        if name == "size" and all(int(part) > 0 for part in text.lower().split("x")):
-            sides = [int(part) for part in text.lower().split("x")]
-            height, width = sides * 2 if len(sides) == 1 else sides
-            return height, width
-        if name == "crop" and 0 < float(text) <= 1:
-            return float(text)
-        numbers = tuple(float(part) for part in text.split(",")) if name in ("mean", "std") else ()
-        if numbers and all(math.isfinite(n) and (name == "mean" or n > 0) for n in numbers):
-            return numbers
-    except ValueError:
-        pass
-    forms = {
-        "size": "224 or 224x192", "crop": "a share above 0 and up to 1, as 0.875",
-        "interpolation": ", ".join(get_args(Interpolation)), "mean": "a number a channel, as 0.485,0.456,0.406",
-        "std": "a number above 0 a channel, as 0.229,0.224,0.225",
-    }  # fmt: skip
-    raise InputError(f"'{text}' is no {name}", where=f"--{name}", hint=f"write {forms[name]}")
 
 
 def known_criterion(name: str, option: str) -> None:

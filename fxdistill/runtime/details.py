@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
@@ -43,6 +44,7 @@ from fxdistill.plan.schema import Pair, Tap
 from fxdistill.runtime import forms
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Execution
+from fxdistill.runtime.log import write_event
 from fxdistill.runtime.trials import Trial
 
 Value = TypeVar("Value")
@@ -146,6 +148,23 @@ def write(run: Execution, module: nn.Module, *, seed: int) -> None:
     found = Details(run.plan.sha256, layers, similarity, on, beside, prints)
     text = json.dumps(_FORM.dump_python(found, mode="json")) + "\n"
     _part(run, lambda: write_text(run.rundir.details_path, text), None)
+    _part(run, lambda: _on_board(run, found), None)
+
+
+def _on_board(run: Execution, found: Details) -> None:
+    """The same for TensorBoard: similarity before and after so many epochs, and the images that differ."""
+    folder, apart = run.rundir.tensorboard_path / "details", [] if found.beside is None else found.beside.apart
+    epochs = sum(stage.epochs for stage in run.plan.arm(run.plan.export.arm).stages)
+    for step, when in ((0, "before"), (epochs, "after")):
+        alike = {f"similarity/{one.pair}": getattr(one, when) for one in found.similarity}
+        known = {tag: value for tag, value in alike.items() if value is not None}
+        pictures = {f"apart/{_caption(n, one)}": base64.b64decode(one.png) for n, one in enumerate(apart, 1) if one.png}
+        write_event(folder, step=step, seconds=time.time(), values=known, pictures=pictures if step else {})
+
+
+def _caption(number: int, shown: Shown) -> str:
+    says = "" if shown.says is None else f", teacher {shown.says[0]}, student {shown.says[1]}"
+    return f"{number:02} image {shown.index}{f' of {shown.label}' if shown.label else ''}{says}"
 
 
 def _part(run: Execution, make: Callable[[], Value], without: Value) -> Value:

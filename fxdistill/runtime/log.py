@@ -6,8 +6,11 @@ are made anew from what is left: neither ever shows an epoch twice.
 
 import json
 import shutil
+import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
@@ -18,6 +21,8 @@ from fxdistill import files
 from fxdistill.plan.document import Plan
 from fxdistill.runtime import records
 from fxdistill.runtime.directory import RunDir
+
+_NONE: Mapping[str, bytes] = MappingProxyType({})
 
 
 class Metrics:
@@ -88,15 +93,19 @@ class Untold(Metrics):
         """Another process logs it."""
 
 
-def write_event(folder: Path, *, step: int, seconds: float, values: dict[str, float]) -> None:
-    """Append scalars to TensorBoard's event file of a folder.
+def write_event(
+    folder: Path, *, step: int, seconds: float, values: Mapping[str, float], pictures: Mapping[str, bytes] = _NONE
+) -> None:
+    """Append scalars, and pictures as PNG, to TensorBoard's event file of a folder.
 
     TensorBoard's event writers start a thread and a new file each time; its record writer appends to any file.
 
     Raises:
         OSError: It cannot be written.
     """
-    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+    shown = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    shown += [Summary.Value(tag=tag, image=_picture(png)) for tag, png in pictures.items()]
+    summary = Summary(value=shown)
     path = folder / "events.out.tfevents.fxdistill"
     events = [Event(wall_time=seconds, step=step, summary=summary)]
     if not path.exists():
@@ -106,3 +115,8 @@ def write_event(folder: Path, *, step: int, seconds: float, values: dict[str, fl
         writer = RecordWriter(file)
         for event in events:
             writer.write(event.SerializeToString())
+
+
+def _picture(png: bytes) -> Any:
+    width, height, _depth, kind = struct.unpack(">IIBB", png[16:26])  # of its header
+    return Summary.Image(width=width, height=height, colorspace=3 if kind else 1, encoded_image_string=png)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import pytest
+import typer
 
 import fxdistill
 from fxdistill.cli import compressing, evaluating, exporting, shrinking
@@ -30,6 +31,8 @@ def of_command(command: Callable[..., Any]) -> dict[str, str]:
     """The defaults of a command's options, of which some are in the help alone."""
     hints, found = get_type_hints(command, include_extras=True), {}
     for name, parameter in inspect.signature(command).parameters.items():
+        if hints[name] is typer.Context:
+            continue
         told = re.search(r"Default: (\S+)\.$", hints[name].__metadata__[0].help)
         if parameter.default not in UNSAID:
             found[name] = text(parameter.default)

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from fxdistill.compiler.outline import Outline
 from fxdistill.data.load import load as load_data
@@ -68,6 +71,22 @@ def test_pictures_are_the_images() -> None:
     pixels = np.asarray(Image.open(BytesIO(base64.b64decode(first.png))))
     image = next(iter(load_data("digits").test.read([torch.tensor([first.index])])))
     assert np.abs(pixels / 255 - image[0, 0].numpy()).max() < 1 / 255
+
+
+def test_tensorboard_has_the_similarities_and_the_images_that_differ() -> None:
+    made, board = found(), EventAccumulator(str(runs.detailed() / "tensorboard" / "details"), {"images": 0})
+    board.Reload()
+    for one in made.similarity:
+        events = board.Scalars(f"similarity/{one.pair}")
+        assert [event.step for event in events] == [0, 4]
+        assert [event.value for event in events] == pytest.approx([one.before, one.after], rel=1e-6)
+    assert made.beside is not None
+    tags = board.Tags()["images"]
+    assert len(tags) == len(made.beside.apart)
+    first, (event,) = made.beside.apart[0], board.Images(tags[0])
+    assert first.says is not None
+    assert tags[0] == f"apart/01 image {first.index} of {first.label}, teacher {first.says[0]}, student {first.says[1]}"
+    assert (event.width, event.height, event.encoded_image_string) == (8, 8, base64.b64decode(first.png))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 from typer.testing import CliRunner
 
-from fxdistill.cli import values
+from fxdistill.cli import budgets
 from fxdistill.cli.commands import app
 from fxdistill.compiler.shrink_model import Confirmed, ShrunkResult, shrink_model
 from fxdistill.errors import InputError
@@ -202,11 +202,11 @@ def test_wrong_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options
 
 
 def test_times_are_read() -> None:
-    assert values.latency("0.6", None) == {"latency": 0.6, "on": "cpu"}
-    assert [values.latency(text, "cuda")["latency"] for text in ("3ms", "500us", "0.25s", "3MS")] == [
+    assert budgets.latency("0.6", None) == {"latency": 0.6, "on": "cpu"}
+    assert [budgets.latency(text, "cuda")["latency"] for text in ("3ms", "500us", "0.25s", "3MS")] == [
         "3ms", "0.5ms", "250ms", "3ms",
     ]  # fmt: skip
-    assert values.latency(None, None) == {}
+    assert budgets.latency(None, None) == {}
     assert (Wanted.of("3ms"), Wanted.of(0.5, "cuda")) == (Wanted(3.0, absolute=True), Wanted(0.5, on="cuda"))
     for wrong in (0, 1, 1.5, -0.5, "ms", "0ms", "nanms", "infms", float("nan")):
         with pytest.raises(InputError, match="is no latency"):

@@ -1,0 +1,142 @@
+"""Arguments and options about a model by itself: exporting, measuring, timing, comparing it, and making it smaller."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxdistill.cli.help import names
+from fxdistill.cli.parameters import EACH_OF, OUTPUT_OF, RUN_OR_MODEL
+
+Calibration = StrEnum("Calibration", {"minmax": "minmax", "entropy": "entropy", "percentile": "percentile"})
+
+OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file.")]
+OutputEntry = Annotated[str | None, typer.Option("--output-entry", metavar="NAME", help=OUTPUT_OF.format("model"))]
+OutputEntries = Annotated[
+    list[str], typer.Option("--output-entry", metavar="NAME", help=f"{OUTPUT_OF.format('model')} {EACH_OF}")
+]
+OnlyOutput = Annotated[
+    list[str], typer.Option("--only-output", metavar="NAME", help="Write this output, not all; repeatable.")
+]
+At = Annotated[
+    list[int], typer.Option("--at", min=1, metavar="K", help="In retrieval: precision of the K nearest; repeatable.")
+]
+Top = Annotated[
+    list[int],
+    typer.Option("--top", min=1, metavar="K", help="In classification: right among K first answers; repeatable."),
+]
+PerClass = Annotated[bool, typer.Option("--per-class", help="Measure each class by itself as well.")]
+_SIDE = f"{RUN_OR_MODEL} Or an ONNX file."
+First = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
+Second = Annotated[str, typer.Argument(metavar="B", help="Another one, held against the first.")]
+Widest = Annotated[
+    int, typer.Option("--images", min=0, metavar="N", help="How many images to name on which they differ most.")
+]
+Embed = Annotated[
+    bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
+]
+Models = Annotated[list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{RUN_OR_MODEL} Or an ONNX file.")]
+Batches = Annotated[
+    list[int], typer.Option("--batch", min=1, max=1 << 20, metavar="N", help="Images a run; repeatable.")
+]
+TimedRuns = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads within an operator.")]
+Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's execution provider: CPU, CUDA, ….")]
+InTorch = Annotated[bool, typer.Option("--torch", help="Time models that are no ONNX files in torch as well.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Optimize = Annotated[
+    bool, typer.Option("--optimize", help="Simplify the file's graph, if that passes the gate as well.")
+]
+Int8 = Annotated[
+    bool, typer.Option("--int8", help="Write NAME-int8.onnx as well: quantized, if it passes a gate of its own.")
+]
+Fp16 = Annotated[
+    bool, typer.Option("--fp16", help="Write NAME-fp16.onnx as well, in half precision, behind that gate.")
+]
+Calibrate = Annotated[
+    str | None,
+    typer.Option("--calibrate", metavar="SPEC", help="Calibrate INT8 on the training images of other data."),
+]
+CalibrationWay = Annotated[
+    Calibration | None,
+    typer.Option("--calibration", help="How the ranges of INT8 follow from the calibration images. Default: minmax."),
+]
+CalibrationImages = Annotated[
+    int | None, typer.Option("--calibration-images", min=1, help="How many of them there are. Default: 512.")
+]
+ToleranceAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance-accuracy", min=0, metavar="POINTS", help="What less precision may cost on test images. Default: 1."
+    ),
+]
+ToleranceAgreement = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance-agreement", min=0, max=100, metavar="POINTS",
+        help="How often it may answer otherwise on them. Default: 5.",
+    ),
+]  # fmt: skip
+Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
+Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
+Keep = Annotated[float | None, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
+_BUDGET = "it may have instead, met within 2 %: 0.5 of its own, or {}."
+Macs = Annotated[
+    str | None, typer.Option("--macs", metavar="SHARE|N", help=f"Multiply-accumulates {_BUDGET.format('900M')}")
+]
+Params = Annotated[str | None, typer.Option("--params", metavar="SHARE|N", help=f"Parameters {_BUDGET.format('1M')}")]
+Latency = Annotated[
+    str | None,
+    typer.Option("--latency", metavar="SHARE|TIME", help=f"Time in ONNX Runtime {_BUDGET.format('3ms')}"),
+]
+RunsOn = StrEnum("RunsOn", {"cpu": "cpu", "cuda": "cuda"})
+On = Annotated[RunsOn | None, typer.Option("--on", help="What that time is measured on. Default: cpu.")]
+LatencyTable = Annotated[
+    Path | None,
+    typer.Option("--latency-table", metavar="FILE", help="Times of layers on this machine, to use and to add to."),
+]
+Ranking = StrEnum("Ranking", {"global": "global", "isomorphic": "isomorphic", "uniform": "uniform"})
+HowRanked = Annotated[
+    Ranking | None,
+    typer.Option(
+        "--ranking",
+        help="What competes: all channels; those of layers alike; those of one layer. Default: uniform with --keep, "
+        "global with a budget.",
+    ),
+]
+Floor = Annotated[
+    float | None,
+    typer.Option("--floor", help="Least share of its channels that a layer keeps. Default: 0.1 with a budget."),
+]
+Scopes = Annotated[
+    list[str],
+    typer.Option("--scope", metavar="PATH=SHARE", help="A part keeps a share of its own: layer4=0.3; repeatable."),
+]
+StepCount = Annotated[
+    int, typer.Option("--steps", min=1, help="Steps towards the budget, with training between them: on --data.")
+]
+BetweenSteps = Annotated[
+    int | None,
+    typer.Option("--recover", min=1, max=1_000_000, help="Epochs of training between steps. Default: 1."),
+]
+RecoveringRate = Annotated[
+    float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate of what is left of the original.")
+]
+BetweenRate = Annotated[
+    float | None, typer.Option("--lr", min=1e-9, max=100, help="Learning rate between steps. Default: 0.003.")
+]
+CompressOutput = Annotated[
+    Path, typer.Option("--output", "-o", help="Where everything is written: new, or one to go on in.")
+]
+SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
+By = Annotated[
+    str, typer.Option("--by", autocompletion=names("criterion"), help="Importance of a channel: {criteria}.")
+]
+RoundTo = Annotated[
+    int | None,
+    typer.Option("--round-to", min=1, help="Widths become multiples of this. Default: 1, with --latency 8."),
+]
+Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
+Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]
+RandomSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For --by random.")]
