@@ -72,7 +72,8 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             run.fabric, program, run.dataset, run.plan.data, run.task, seed=trial.seed, augment_seed=run.plan.seed,
             compiled=run.choice(trial), on_progress=watch.progress, on_save=watch.save,
             before={stage: found for (name, stage), found in run.before.items() if name == trial.name},
-            course=replace(at.course), on_teacher=watch.succession.is_due, on_made=run.aside.let_go,
+            course=replace(at.course), on_teacher=watch.succession.is_due, on_made=run.put_aside,
+            on_read=run.aside.let_go,
             halves=functools.partial(run.reuse.of, trial), clock=run.clock(trial), crew=run.crew,
         )  # fmt: skip
         run.reuse.reports = dict(at.reuse)

@@ -73,7 +73,6 @@ class Aside:
             for tensor in own:
                 form = tensor.storage_offset(), tensor.size(), tensor.stride()
                 tensor.data = torch.empty(0, dtype=tensor.dtype).set_(alone.untyped_storage(), *form)
-        self.let_go()
 
     def let_go(self) -> None:
         """Let go of what was read of them, until it is read again."""

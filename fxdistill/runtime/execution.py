@@ -134,6 +134,7 @@ class Execution(Bench):
         still = teaching(self.plan)
         trained = (module for name, module in self.modules.items() if name not in still)
         self.aside.put(tensors, written=(parameter for module in trained for parameter in module.parameters()))
+        self.aside.let_go()
 
     def save(self, state: Checkpoint) -> None:
         """Write a checkpoint in place of the last one; of several processes the first one does."""

@@ -127,6 +127,7 @@ class Halves:
         half: Whether what is float32 is kept as float16.
         report: What comes of it.
         say: Called with what went wrong.
+        on_read: Called when the frozen half was read, and is not for a while.
     """
 
     divided: Divided
@@ -138,6 +139,7 @@ class Halves:
     half: bool = False
     report: Report = field(default_factory=Report)
     say: Callable[[str], None] = lambda _why: None
+    on_read: Callable[[], None] = lambda: None
     _blocks: list[Rows] | None = None
     _view: int = -1
     _steps: int = 0
@@ -206,6 +208,7 @@ class Halves:
                 self._stop(why)
                 return
             found[block] = self.shelf.get(Place(self.key, view, block)) or rows
+        self.on_read()
         self.report.saved -= time.perf_counter() - start
         self._blocks = [rows for rows in found if rows is not None]
 
@@ -329,6 +332,7 @@ class Halves:
             if not error <= tolerance:
                 return f"rows that were kept differ from what the frozen half computes, by {error:.1e} of its largest"
             self.report.exact, self.report.error = False, max(self.report.error, error)
+        self.on_read()
         return ""
 
 

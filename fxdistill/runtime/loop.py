@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,9 @@ class Loop:
         course: How the arm has gone so far; the loop keeps it up to date.
         on_teacher: Asked after every epoch of a stage that has a successor left, with the stage and how many have
             taught: whether it takes the teacher's place.
-        on_made: Called when what a stage runs is made: what it was made of is not read any more.
+        on_made: Called when what a stage runs is made, with what of it steps seldom read: what it was made of is not
+            read any more.
+        on_read: Called when that was read, and is not for a while.
         halves: The halves of a stage's program, where what its frozen one computes is kept; else None.
         clock: Told of the parts of a step.
         crew: The processes that take each step together.
@@ -82,7 +84,8 @@ class Loop:
     before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     course: Course = field(default_factory=Course)
     on_teacher: Callable[[Stage, int], bool] = lambda _stage, _taught: False
-    on_made: Callable[[], None] = lambda: None
+    on_made: Callable[[Iterable[Tensor]], None] = lambda _seldom: None
+    on_read: Callable[[], None] = lambda: None
     halves: Callable[[Stage, Program], "Halves | None"] = lambda _stage, _program: None
     clock: Clock = field(default_factory=Clock)
     crew: Crew = field(default_factory=Crew)
@@ -131,7 +134,7 @@ class Loop:
         forward = self._forward(trained, stage, halves, steps=left - position.step)
         wrapped, optimizer = self.fabric.setup(forward, optimizer, _reapply_compile=False)
         optimizer.zero_grad()
-        self.on_made()
+        self._settled(halves)
         mean = Average(program, stage.optimizer.ema, average)
         for epoch in range(position.epoch, stage.epochs):
             first = epoch == position.epoch
@@ -149,6 +152,13 @@ class Loop:
                 wrapped = self.fabric.setup_module(forward, _reapply_compile=False)
         self.clock.end()
         mean.settle()
+
+    def _settled(self, halves: "Halves | None") -> None:
+        """Let go of what no step reads."""
+        frozen = halves.divided.frozen if halves is not None else None
+        self.on_made(frozen.parameters() if frozen is not None else ())
+        if halves is not None:
+            halves.on_read = self.on_read
 
     def _forward(self, program: Program, stage: Stage, halves: "Halves | None", *, steps: int) -> nn.Module:
         """What is called in a step: the program, compiled or with marks for the clock."""

@@ -8,16 +8,18 @@ import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fxdistill.passes.instrument.builder import frozen
-from fxdistill.runtime import aside
+from fxdistill.runtime import aside, reuse
 from fxdistill.runtime.aside import Aside
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.halves import Halves
 from fxdistill.runtime.trials import Trial
 from tests import runs
 
@@ -116,8 +118,21 @@ def living() -> Counter[tuple[int, ...]]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux alone says what is mapped")
-def test_a_step_holds_the_teacher_once_and_of_the_student_weights_and_moments(tmp_path: Path) -> None:
-    """Neither what the teacher's folded copy was made of, nor where the student began, nor gradients of the past."""
+@pytest.mark.parametrize(("cache", "copies"), [("off", 1), ("auto", 0)])
+def test_a_step_holds_the_teacher_once_and_of_the_student_weights_and_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Literal["off", "auto"], copies: int
+) -> None:
+    """Neither what the teacher's folded copy was made of, nor where the student began, nor gradients of the past.
+
+    Where steps read what is kept of the teacher, it is not in memory at all; the warm-ups, of one epoch, keep nothing.
+    """
+    monkeypatch.setattr(reuse, "_LEAST", 0.0)
+
+    def gains(self: reuse.Reuse, halves: Halves, uses: Counter[int]) -> dict[int, float]:
+        halves.tried(next(self.looks.batches(0))["images"])
+        return dict.fromkeys(uses, 1.0)
+
+    monkeypatch.setattr(reuse.Reuse, "_gains", gains)
     teacher, student = (16, 8, 3, 3), (8, 4, 3, 3)
     gc.collect()
     before, found = living(), dict[tuple[str, int], tuple[int, int]]()
@@ -127,6 +142,8 @@ def test_a_step_holds_the_teacher_once_and_of_the_student_weights_and_moments(tm
             now = living() - before
             found[progress.stage.name, progress.position.epoch] = now[teacher], now[student]
 
-    settings = replace(runs.CPU, channels_last=True, cache="off", trials=1)
+    settings = replace(runs.CPU, channels_last=True, cache=cache, trials=1)
     runs.execute(runs.plan_file(), tmp_path / "run", settings, Observer(on_progress=look))
-    assert found == {("warm-up-1", 0): (0, 1), ("warm-up-2", 0): (1, 3), ("main", 0): (1, 3), ("main", 1): (1, 3)}
+    assert found == {
+        ("warm-up-1", 0): (0, 1), ("warm-up-2", 0): (1, 3), ("main", 0): (copies, 3), ("main", 1): (copies, 3),
+    }  # fmt: skip
