@@ -23,7 +23,7 @@ def test_every_process_gets_the_whole_command(tmp_path: Path, monkeypatch: pytes
         return 2
 
     monkeypatch.setattr(launch, "launch", launched)
-    options = ["--device", "cpu", "--save-every", "7", "--force", "--devices", "2", "--nodes", "3"]
+    options = ["--device", "cpu", "--devices", "2", "--nodes", "3", "--save-every", "7", "--force"]
     done = CliRunner().invoke(app, ["run", str(runs.plan_file()), "-o", str(tmp_path / "run"), *options, "--resume"])
     assert done.exit_code == 2
     assert not done.output

@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 
+import fxdistill
+from fxdistill import models
+from fxdistill.compiler.outline import outline
 from fxdistill.errors import InputError
+from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.instrument.builder import distinct
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Masked
-from fxdistill.report.page import chart, courses, document, told
+from fxdistill.report.page import chart, courses, document, parts, told
 from fxdistill.runtime.directory import RunDir
 from fxdistill.tasks import TASKS
 from tests import jobs, runs
@@ -327,3 +331,23 @@ def test_a_label_at_the_end_of_an_axis_stays_inside() -> None:
     places = {label: float(x) for x, label in re.findall(r'x="([\d.]+)"[^>]*text-anchor="middle">([\d.]+)<', text)}
     assert places["0.01"] == 100
     assert 330 < places["0.0175"] <= chart.WIDTH - 3.1 * len("0.0175")  # half of it, in a font of 11 pixels
+
+
+def test_pairs_of_levels_are_drawn_at_the_layers_that_their_gates_stand_behind() -> None:
+    """Hints of each level, and those of a warm-up, of which some are of the same two layers."""
+    teacher = models.resnet(widths=[4, 8, 16], blocks=1, classes=10, in_channels=1).eval()
+    how = Cascade(keep=0.5, assistants=1, hints=1e-3)
+    options = fxdistill.Options(input_shape=(1, 1, 16, 16), method="indistill+cascade", cascade=how)
+    plan = fxdistill.compile(teacher, None, options)
+    made = parts.page_of(told.of_plan(plan, "cascade", outline(plan, {"teacher": teacher}))).networks
+    assert {(one.teacher, one.student) for one in made} >= {("level-1", "level-0"), ("teacher", "level-1")}
+    for drawing in made:
+        places = [link.y for link in drawing.links]
+        assert len(set(places)) == len(places), (drawing.teacher, drawing.student)
+        tapped = [box.label for box in drawing.boxes if box.tapped]
+        assert len(tapped) == 2 * sum(link.pair for link in drawing.links)
+        between = (drawing.teacher, drawing.student)
+        pairs = {pair.name for pair in plan.pairs if (pair.teacher.member, pair.student.member) == between}
+        said = [text.partition(": ")[0] for link in drawing.links if link.pair for text in link.told.split("; ")]
+        assert sorted(pairs) == sorted(said)
+        assert not any("gate" in label for label in tapped)

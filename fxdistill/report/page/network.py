@@ -104,11 +104,11 @@ def drawings(
         runs: What runs in which stage.
         slots: The colours of members.
     """
-    made = []
+    made, placed = [], _placed(plan)
     for names, losses in teaching(plan).items():
         if _are_one(plan, names, layers):
             continue
-        pairs = [pair for pair in plan.pairs if (pair.teacher.member, pair.student.member) == names]
+        pairs = [pair for pair in placed if (pair.teacher.member, pair.student.member) == names]
         drawn = [_drawn_as(plan, name, layers) for name in names]
         taps = [[pair.teacher for pair in pairs], [pair.student for pair in pairs]]
         sides = [_side(*one, layers, slots) for one in zip(names, drawn, taps, strict=True)]
@@ -117,6 +117,18 @@ def drawings(
         whole = all(name in layers for name in drawn)
         made.append(_drawing(plan, sides, pairs, runs, whole=whole, losses=" + ".join(losses)))
     return tuple(made)
+
+
+def _placed(plan: Plan) -> list[Pair]:
+    """The pairs, those of masked members at the layers whose channels their gates pass: its teacher has these taps."""
+    masked = {name for name, member in plan.members.items() if isinstance(member, Masked)}
+    own = [pair for pair in plan.pairs if pair.student.member in masked and pair.teacher.member not in masked]
+    layers = {pair.student.path: pair.teacher.path for pair in own}
+
+    def at(tap: Tap) -> Tap:
+        return tap.changed(path=layers.get(tap.path, tap.path)) if tap.member in masked else tap
+
+    return [pair.changed(teacher=at(pair.teacher), student=at(pair.student)) for pair in plan.pairs]
 
 
 def teaching(plan: Plan) -> dict[tuple[str, str], list[str]]:
@@ -159,11 +171,11 @@ def _drawing(
     if losses and all(boxes):
         links.append(_link(boxes[0][-1], boxes[1][-1], losses, f"{losses} of what both answer", pair=False))
     told = "; ".join(f"{pair.name}, {pair.teacher.path} teaches {pair.student.path}" for pair in pairs) or "none"
+    stages = tuple(f"{one.arm} · {one.stage}" for one in both)
     return Drawing(
         teacher.member, student.member, (teacher.slot, student.slot),
         f"{teacher.member} and {student.member} side by side; pairs: {told}",
-        (*boxes[0], *boxes[1]), tuple(links), tuple(f"{one.arm} · {one.stage}" for one in both), tall + 2 * _EDGE,
-        whole,
+        (*boxes[0], *boxes[1]), tuple(_joined(links)), stages, tall + 2 * _EDGE, whole,
     )  # fmt: skip
 
 
@@ -280,6 +292,14 @@ def widths(plan: Plan, pair: Pair) -> str:
     if pair.align == "project":
         return f"{pair.student.width} → {pair.teacher.width}"
     return f"{pair.teacher.width} kept" if pair.align == "kept" else str(pair.teacher.width)
+
+
+def _joined(links: Sequence[Link]) -> Iterator[Link]:
+    """Links of the same two boxes as one, which says what all of them say."""
+    for path in dict.fromkeys(link.path for link in links):
+        same = [link for link in links if link.path == path]
+        labels, told = (list(dict.fromkeys(getattr(one, name) for one in same)) for name in ("label", "told"))
+        yield replace(same[0], label=", ".join(labels), told="; ".join(told), pair=any(one.pair for one in same))
 
 
 def _link(one: Box, other: Box, label: str, told: str, *, pair: bool) -> Link:
