@@ -1,6 +1,7 @@
 """The order of the tests, and what they share."""
 
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -24,6 +25,12 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First those that fork: once anything has started autograd's threads, a forked child can no longer train."""
     items.sort(key=lambda item: item.path.parts[-2:] not in _FORKING)
+
+
+def pytest_collection_finish() -> None:
+    """What is here now stays until the end: nobody looks again and again whether it is garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
