@@ -37,7 +37,7 @@ from fxdistill.plan.schema import LossTerm, Optimizer, Stage
 from fxdistill.runtime.execute import execute
 from fxdistill.runtime.execution import Settings
 
-TEACHER_EPOCHS, RESNET_EPOCHS, TAUGHT_EPOCHS, RATE = 40, 15, 20, 1e-3
+TEACHER_EPOCHS, RESNET_EPOCHS, TAUGHT_EPOCHS, RATE = 40, 15, 12, 1e-3
 EPOCHS = {"retrieval": 70, "classification": 60}
 PRIMARY = {"retrieval": "mAP", "classification": "accuracy"}
 Edit = Callable[[Plan], Plan]
