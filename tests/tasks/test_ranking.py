@@ -105,6 +105,17 @@ def test_a_large_database_is_ranked_for_fewer_queries_at_once(monkeypatch: pytes
         assert astuple(found)[:3] == pytest.approx(astuple(whole)[:3], abs=1e-12)
 
 
+def test_integers_are_sorted_as_the_distances_are() -> None:
+    few = torch.tensor([0.0, -0.0, 1.5, -1.5, 1e-45, -1e-45, 3e38, -3e38, torch.inf, -torch.inf])
+    generator = torch.Generator().manual_seed(1)
+    ties = few[torch.randint(len(few), (40, 300), generator=generator)]
+    for distance in (ties, torch.randn(40, 300, generator=generator)):
+        order = _ranking._ordered(distance).sort(dim=1).values % (1 << 32) // 2
+        assert torch.equal(order, distance.argsort(dim=1, stable=True))
+    lost = torch.tensor([[-torch.nan, 2.0, torch.nan, -torch.inf, 1.0]])  # the last ones, whatever their sign
+    assert (_ranking._ordered(lost).sort(dim=1).values % (1 << 32) // 2).tolist() == [[3, 4, 1, 0, 2]]
+
+
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_precision_at_k_is_that_of_torchmetrics(metric: Measure) -> None:
     generator = torch.Generator().manual_seed(7)
