@@ -31,7 +31,7 @@ def given(parameter: Any, kind: Any) -> list[str]:
     return [name, value, name, value] if parameter.multiple else [name, value]
 
 
-@pytest.mark.parametrize("name", ["run", "compress", "shrink"])
+@pytest.mark.parametrize("name", ["run", "compress", "shrink", "plan"])
 def test_every_option_comes_back(name: str) -> None:
     arguments = [one for one in _PROGRAM.commands[name].params if one.param_type_name == "argument"]
     options = [one for one in _PROGRAM.commands[name].params if one not in arguments and one.name != "help"]

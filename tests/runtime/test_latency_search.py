@@ -74,6 +74,24 @@ def test_what_the_whole_takes_corrects_what_its_layers_say(wanted: Wanted, power
     assert abs(whole(made.module, power).share / 0.5 - 1) <= 0.02
 
 
+def test_what_is_smaller_already_has_that_much_less_of_the_way_to_go() -> None:
+    asked: list[tuple[Limit, float]] = []
+
+    def noted(limit: Limit, timing: Timing) -> ShrunkResult:
+        asked.append((limit, timing.whole))
+        return make(limit, timing)
+
+    def compare(*_: object) -> Confirmed:  # beside the original, which takes a quarter more
+        return Confirmed(OWN, 4.0, 0.4, 0.39, 0.41, "Fake")
+
+    made = within(Wanted(0.4), noted, own_ms=OWN, compare=compare, times=by_macs, at=0.8)
+    ((limit, seconds),) = asked
+    assert (limit, seconds) == (Limit("latency", 0.5, "--latency"), 0.8 * OWN / 1000)
+    assert made.confirmed == compare()
+    with pytest.raises(InputError, match="the model takes 8 ms as it is, and 9 ms are allowed"):
+        within(Wanted(9.0, absolute=True), noted, own_ms=OWN, compare=compare, times=by_macs, at=0.8)
+
+
 def test_what_cannot_be_had_is_refused_with_what_can() -> None:
     with pytest.raises(
         InputError, match=r"0.0001 ms by the times of its layers cannot be met.*there are 0\.\d+ ms left"
