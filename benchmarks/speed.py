@@ -1,4 +1,4 @@
-"""Speed of training beside a hand-written loop, interleaved in one process: each stage's step, and a whole recipe.
+"""Speed and memory of training beside a hand-written loop: each stage's step, interleaved in one process, and a recipe.
 
 The hand-written loop is what one writes with care for one's own models: forward hooks on the tapped modules, the
 teacher in eval mode without gradients, both models run in full, the same losses, optimiser and batch. The floor is the
@@ -6,13 +6,21 @@ student trained alone.
 
     by hand          as above, with torch's default Adam
     by hand, fused   the same with fused=True, for who knows of it
+    as released      a warm-up as InDistill's released code goes about it: both models in full, the pruned layer once
+                     more from the teacher's whole maps, by the batch's statistics, raw values, Adam as it comes
+    torchdistill     the main stage by torchdistill's DistillationBox, where that is installed
     program          the stage's program, nothing kept
     kept             its rest, which reads what the frozen half has computed (hashes of pixels compared, as in a run)
     kept, nhwc       the same in channels-last memory
     alone            the student's own cross-entropy: no distillation
     alone, nhwc      the same in channels-last memory
 
+In tables of their own: the hand-written loop and the program through torch.compile beside both as they are, and
+**memory**: the most that a process of its own held (VmHWM), imports included, over three steps of the main stage.
+
     python -m benchmarks.speed                    # what is not in speed.json yet; then writes speed.md
+    python -m benchmarks.speed --compiled --no-recipe --only small
+    python -m benchmarks.speed --memory --no-recipe --only resnet34
     python -m benchmarks.speed --only resnet34 --again
 
 Numbers are seconds of processor time on one thread, so that a machine that others use as well can be measured on:
@@ -23,14 +31,19 @@ a whole; ours lies in memory as a run would choose.
 
 import argparse
 import copy
+import gc
+import importlib.util
 import json
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -59,8 +72,12 @@ PAIRS: dict[str, tuple[str, str, int, int, int]] = {
     "resnet34 to resnet18": ("resnet34", "resnet18", 96, 16, 256),
     "resnet50 to mobilenet_v2": ("resnet50", "mobilenet_v2", 128, 16, 128),
     "small CIFAR networks": ("small", "small", 32, 128, 1024),
+    "ViT-tiny to resnet18": ("vit_tiny_patch16_224", "resnet18", 96, 16, 256),
 }
 """Teacher and student, pixels, images a batch, images of a recipe."""
+GOALS = {"resnet34 to resnet18": 1.6, "resnet50 to mobilenet_v2": 3.0}
+"""How many times as quick as by hand the main stage was to be, read from what was kept, at its best setting."""
+NEAR = 1.1  # of the student alone
 AUGMENT, SEEDS = ["flip", "crop:4"], (0, 1, 2)
 Step = Callable[[Tensor, Tensor], None]
 
@@ -69,6 +86,10 @@ def made(pair: str) -> tuple[nn.Module, nn.Module]:
     """Teacher and student with the same random weights each time."""
     teacher, student, *_ = PAIRS[pair]
     torch.manual_seed(0)
+    if teacher.startswith("vit"):
+        import timm  # noqa: PLC0415  # for this pair alone
+
+        return timm.create_model(teacher, img_size=PAIRS[pair][2]), models.get_model(student, weights=None)
     if teacher == "small":
         return resnet(blocks=3, in_channels=3), convnet(in_channels=3, image_size=32)
     return models.get_model(teacher, weights=None), models.get_model(student, weights=None)
@@ -122,6 +143,65 @@ class HandWritten:
         self.optimizer.step()
 
 
+class AsReleased(HandWritten):
+    """A warm-up on residual blocks, by what is known of the released code; see the module docstring."""
+
+    def __init__(self, plan: fxdistill.Plan, stage: Stage, teacher: nn.Module, student: nn.Module) -> None:
+        super().__init__(plan, stage, teacher, student, fused=False)
+        self.blocks: list[tuple[Pair, nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
+        for pair, kept in self.pairs:
+            block = teacher.get_submodule(pair.teacher.path.rpartition(".")[0])
+            block = block[-1] if isinstance(block, nn.Sequential) else block
+            number = "3" if hasattr(block, "conv3") else "2"
+            conv, norm = block.get_submodule(f"conv{number}"), block.get_submodule(f"bn{number}")
+            block.register_forward_pre_hook(lambda _block, given, name=pair.name: self._read(f"i {name}", given))
+            conv.register_forward_pre_hook(lambda _conv, given, name=pair.name: self._read(f"c {name}", given))
+            self.blocks.append((pair, conv, norm, torch.tensor(kept)))  # type: ignore[arg-type]
+
+    def _read(self, name: str, given: tuple[Tensor, ...]) -> None:
+        self.seen[name] = given[0]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Forward, the side branch, loss, backward, step."""
+        del labels
+        with torch.no_grad():
+            self.teacher(images)
+        self.student(images)
+        total = torch.zeros(())
+        for pair, conv, norm, kept in self.blocks:
+            with torch.no_grad():
+                maps = F.conv2d(self.seen[f"c {pair.name}"], conv.weight[kept], None, conv.stride, conv.padding)
+                maps = F.batch_norm(maps, None, None, norm.weight[kept], training=True)
+                target = F.relu(maps + self.seen[f"i {pair.name}"][:, kept])
+            total = total + F.mse_loss(self.seen[f"s {pair.name}"], target)
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+
+def by_torchdistill(teacher: nn.Module, student: nn.Module) -> Step:
+    """A step of torchdistill's own box: hooks, forward of both, loss, backward, step."""
+    from torchdistill.core.distillation import DistillationBox  # noqa: PLC0415  # for this column alone
+
+    paths = {f"{role}_module_{what}": value for role in ("teacher", "student")
+             for what, value in (("path", "."), ("io", "output"))}  # fmt: skip
+    kd = {"criterion": {"key": "KDLoss", "kwargs": {**paths, "temperature": 4.0, "alpha": 0.1}}, "weight": 1.0}
+    config = {
+        "num_epochs": 1, "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only"},
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": kd}}},
+        "optimizer": {"key": "Adam", "kwargs": {"lr": 1e-3}},
+    }  # fmt: skip
+    box = DistillationBox(teacher, student, {}, config, torch.device("cpu"), None, distributed=False, lr_factor=1)
+    box.teacher_model.eval()
+    box.student_model.train()
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        box.post_forward_process(box.forward_process(images, labels))
+
+    return step
+
+
 def alone(student: nn.Module, *, nhwc: bool = False) -> Step:
     """A step of the student without a teacher."""
     student.train().to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
@@ -135,7 +215,9 @@ def alone(student: nn.Module, *, nhwc: bool = False) -> Step:
     return step
 
 
-def ours(plan: fxdistill.Plan, stage: Stage, pair: str, *, kept: bool, nhwc: bool = False) -> Step:
+def ours(
+    plan: fxdistill.Plan, stage: Stage, pair: str, *, kept: bool, nhwc: bool = False, compiled: bool = False
+) -> Step:
     """A step of the stage's program, or of its rest."""
     program = fxdistill.build(plan, *made(pair))
     if nhwc:
@@ -144,7 +226,8 @@ def ours(plan: fxdistill.Plan, stage: Stage, pair: str, *, kept: bool, nhwc: boo
     optimizer = torch.optim.Adam([p for p in part.parameters() if p.requires_grad], lr=1e-3, fused=True)
     chosen = torch.arange(PAIRS[pair][3])
     halves = _filled(part, pair) if kept else None
-    forward = part if halves is None else halves.divided.rest.train()
+    forward: nn.Module = part if halves is None else halves.divided.rest.train()
+    forward = cast("nn.Module", torch.compile(forward)) if compiled else forward
 
     def step(images: Tensor, labels: Tensor) -> None:
         batch = {"images": images, "labels": labels, "index": chosen}
@@ -201,23 +284,87 @@ def measured(contestants: dict[str, Step], batch: dict[str, Tensor], turns: int)
     return times
 
 
-def steps(pair: str, turns: int, stages: str = "") -> Iterator[tuple[str, dict[str, list[float]]]]:
+Makers = dict[str, Callable[[], Step]]
+
+
+def makers(plan: fxdistill.Plan, stage: Stage, pair: str) -> Makers:
+    """What makes the contestants of a stage, by name."""
+    found: Makers = {
+        "by hand": lambda: HandWritten(plan, stage, *made(pair), fused=False),
+        "by hand, fused": lambda: HandWritten(plan, stage, *made(pair), fused=True),
+        "program": lambda: ours(plan, stage, pair, kept=False),
+        "kept": lambda: ours(plan, stage, pair, kept=True),
+        "kept, nhwc": lambda: ours(plan, stage, pair, kept=True, nhwc=True),
+    }
+    if any(term.pair is not None for term in stage.losses):
+        return found | (
+            {"as released": lambda: AsReleased(plan, stage, *made(pair))} if PAIRS[pair][0].startswith("resnet") else {}
+        )
+    if importlib.util.find_spec("torchdistill") is not None:
+        found["torchdistill"] = lambda: by_torchdistill(*made(pair))
+    return found | {"alone": lambda: alone(made(pair)[1]), "alone, nhwc": lambda: alone(made(pair)[1], nhwc=True)}
+
+
+def compiled_makers(plan: fxdistill.Plan, stage: Stage, pair: str) -> Makers:
+    """The two of a stage that are compared in both modes."""
+
+    def by_hand() -> Step:
+        hand = HandWritten(plan, stage, *made(pair), fused=True)
+        hand.teacher, hand.student = (cast("nn.Module", torch.compile(one)) for one in (hand.teacher, hand.student))
+        return hand
+
+    return {
+        "by hand": lambda: HandWritten(plan, stage, *made(pair), fused=False), "by hand, compiled": by_hand,
+        "program": lambda: ours(plan, stage, pair, kept=False),
+        "program, compiled": lambda: ours(plan, stage, pair, kept=False, compiled=True),
+        "kept, compiled": lambda: ours(plan, stage, pair, kept=True, compiled=True),
+    }  # fmt: skip
+
+
+def steps(
+    pair: str, turns: int, stages: str = "", make: Callable[[fxdistill.Plan, Stage, str], Makers] = makers
+) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """The times of every stage, or of those with a part of the name."""
     plan = planned(pair)
     batch = next(batches(data(pair).train, PAIRS[pair][3]))
     for stage in (one for one in plan.arm("distilled").stages if stages in one.name):
-        contestants: dict[str, Step] = {
-            "by hand": HandWritten(plan, stage, *made(pair), fused=False),
-            "by hand, fused": HandWritten(plan, stage, *made(pair), fused=True),
-            "program": ours(plan, stage, pair, kept=False),
-            "kept": ours(plan, stage, pair, kept=True),
-            "kept, nhwc": ours(plan, stage, pair, kept=True, nhwc=True),
-        }
-        if all(term.pair is None for term in stage.losses):
-            contestants |= {"alone": alone(made(pair)[1]), "alone, nhwc": alone(made(pair)[1], nhwc=True)}
+        contestants = {name: maker() for name, maker in make(plan, stage, pair).items()}
         times = measured(contestants, batch, turns)
         contestants.clear()  # each holds both models
+        gc.collect()
         yield stage.name, times
+
+
+def memory(pair: str, repeats: int = 3) -> dict[str, list[float]]:
+    """The most that a process of its own holds in three steps of the main stage, MB: the contestants take turns."""
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        path.write_text(planned(pair).to_json())
+        plan = fxdistill.load_plan(path)
+        names = [name for name in makers(plan, _main(plan), pair) if "fused" not in name]
+        for _ in range(repeats):
+            for name in names:
+                command = [sys.executable, "-m", "benchmarks.speed", "--held", str(path), name, "--only", pair]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                found.setdefault(name, []).append(float(done.stdout.split()[-1]))
+    return found
+
+
+def held(path: Path, name: str, pair: str) -> float:
+    """What this process has held at most after three steps, MB; the plan comes from a file, as a run's does."""
+    plan = fxdistill.load_plan(path)
+    batch = next(batches(data(pair).train, PAIRS[pair][3]))
+    step = makers(plan, _main(plan), pair)[name]()
+    gc.collect()  # as a run does where a stage begins
+    for _ in range(3):
+        step(batch["images"], batch["labels"])
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _main(plan: fxdistill.Plan) -> Stage:
+    return plan.arm("distilled").stages[-1]
 
 
 def recipe(pair: str) -> dict[str, Any]:
@@ -270,23 +417,58 @@ def table(results: dict[str, Any]) -> str:
         told = found["how"]
         lines += [f"## {pair}", ""]
         where = f"{told['threads']} thread of a shared {told['machine']} machine, torch {told['torch']}"
-        lines += [
-            f"{PAIRS[pair][2]} px, batch {PAIRS[pair][3]}, {where}; seconds a step, and the ratio to by hand.",
-            "",
-        ]
-        names = list(found["steps"]["main"])
-        lines += [f"| stage | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
-        for stage, times in found["steps"].items():
-            hand = times["by hand"]
-            cells = [_cell(times[name], hand) if name in times else "" for name in names]
-            lines.append(f"| {stage} | {' | '.join(cells)} |")
+        lines += [f"{PAIRS[pair][2]} px, batch {PAIRS[pair][3]}, {where}; seconds a step, and the ratio to by hand."]
+        for part in ("steps", "compiled"):
+            lines += _steps(found[part]) if part in found else []
+        if "memory" in found:
+            most = {name: f"{statistics.median(own):.0f}" for name, own in found["memory"].items()}
+            count = len(found["memory"]["by hand"])
+            lines += [
+                "",
+                f"MB held at most in three steps of the main stage, imports included; medians of {count}:",
+                "",
+            ]
+            lines += [f"| {' | '.join(most)} |", f"|{' ---: |' * len(most)}", f"| {' | '.join(most.values())} |"]
         if "recipe" in found:
             one, other = (sum(found["recipe"][name]) for name in ("by hand", "ours"))
             each = [f"{a / b:.2f}" for a, b in zip(found["recipe"]["by hand"], found["recipe"]["ours"], strict=True)]
             said = f"Whole recipe, 3 seeds: by hand {one:.0f} s, ours {other:.0f} s, **{one / other:.2f}x**"
             lines += ["", f"{said} (seed by seed {', '.join(each)})."]
-        lines.append("")
+        lines += ["", *bounds(pair, found), ""]
     return "\n".join(lines)
+
+
+def bounds(pair: str, found: dict[str, Any]) -> list[str]:
+    """Each bound beside what was reached."""
+    middle = {
+        stage: {name: statistics.median(own) for name, own in times.items()} for stage, times in found["steps"].items()
+    }
+    said = []
+    slowest = min((times["by hand"] / times["program"], stage) for stage, times in middle.items())
+    said.append(f"no stage slower than by hand: the program's worst is {slowest[0]:.2f}x ({slowest[1]})")
+    if "compiled" in found:
+        one = {name: statistics.median(own) for name, own in found["compiled"]["main"].items()}
+        said.append(f"nor compiled: {one['by hand, compiled'] / one['program, compiled']:.2f}x in the main stage")
+    main = middle["main"]
+    best, floor = (min(main[name], main[f"{name}, nhwc"]) for name in ("kept", "alone"))
+    said.append(f"kept at most {NEAR:.2f} of the student alone, both at their best: {best / floor:.2f}")
+    if pair in GOALS:
+        said.append(f"kept at its best at least {GOALS[pair]:.1f}x by hand: {main['by hand'] / best:.2f}x")
+    if "memory" in found:
+        most = {name: statistics.median(own) for name, own in found["memory"].items()}
+        over = ", ".join(f"{name} {most[name] - most['by hand']:+.0f} MB" for name in ("program", "kept", "kept, nhwc"))
+        said.append(f"never more memory than by hand: {over}")
+    return [f"- {line}" for line in said]
+
+
+def _steps(found: dict[str, dict[str, list[float]]]) -> list[str]:
+    """Times of stages, a line each; the most columns are those of the last."""
+    names = list(dict.fromkeys(name for times in found.values() for name in times))
+    lines = ["", f"| stage | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}"]
+    for stage, times in found.items():
+        cells = [_cell(times[name], times["by hand"]) if name in times else "" for name in names]
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    return lines
 
 
 def _cell(own: list[float], hand: list[float]) -> str:
@@ -303,23 +485,38 @@ def main() -> None:
     parser.add_argument("--no-recipe", action="store_true", help="measure steps alone")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--again", action="store_true", help="measure what is there as well")
+    parser.add_argument("--compiled", action="store_true", help="measure what is compiled as well, of the main stage")
+    parser.add_argument("--memory", action="store_true", help="measure memory as well")
+    parser.add_argument("--held", nargs=2, metavar=("PLAN", "NAME"), help="say what one contestant holds, and no more")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if given.held:
+        print(held(Path(given.held[0]), given.held[1], given.only))
+        return
     for pair in PAIRS:
-        if given.only not in pair:
-            continue
-        found = {} if given.again else results.get(pair, {})
-        if "steps" not in found:
-            found["steps"] = dict(steps(pair, given.turns, given.stages))
-            found["how"] = machine()
-            results[pair] = found
+        if given.only in pair:
+            measure(pair, given)
+    TABLE.write_text(table(json.loads(RESULTS.read_text())))
+
+
+def measure(pair: str, given: argparse.Namespace) -> None:
+    """Measure what is missing of a pair."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = {} if given.again else results.get(pair, {})
+    wanted: dict[str, Callable[[], Any]] = {"steps": lambda: dict(steps(pair, given.turns, given.stages))}
+    if given.compiled:
+        wanted["compiled"] = lambda: dict(steps(pair, given.turns, "main", compiled_makers))
+    if given.memory:
+        wanted["memory"] = lambda: memory(pair)
+    if not given.no_recipe:
+        wanted["recipe"] = lambda: recipe(pair)
+    for part, make in wanted.items():
+        if part not in found:
+            found[part] = make()
+            results[pair] = found | ({"how": machine()} if part == "steps" else {})
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        if "recipe" not in found and not given.no_recipe:
-            found["recipe"] = recipe(pair)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        print(table({pair: found}))
-    TABLE.write_text(table(results))
+            found = results[pair]
+    print(table({pair: found}))
 
 
 if __name__ == "__main__":

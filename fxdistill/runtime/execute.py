@@ -202,6 +202,7 @@ def _load(begun: beginning.Begun, settings: Settings, device: str, crew: Crew) -
     modules |= derived(plan, modules)
     if not begun.goes_on:
         crew.first(lambda: preflight.exports(plan, modules[plan.export.member]))
+        collect(modules[plan.export.member])
 
     @functools.cache
     def start(name: str, seed: int) -> State:
@@ -250,6 +251,7 @@ def _programs(
         found = crew.first(lambda: chosen(named, dataset, batch_size=plan.data.batch_size, device=device))
         layout = found if last in (None, found.last) else Layout(bool(last), "as the run was begun")
     for trial, program in programs.items():
+        collect(program)
         if layout.last:
             laid_out(program)
         if not settings.force:
