@@ -313,7 +313,7 @@ def _parts(setting: str) -> tuple[str, str, str]:
 SETTINGS = (
     "cifar-retrieval", "cifar-classification", "fashion-retrieval", "fashion-classification",
     "cifar-classification-resnet", "cifar-classification-cross", "cifar-retrieval-resnet", "cifar-retrieval-cross",
-    "cifar-retrieval-taught", "cifar-classification-taught",
+    "cifar-retrieval-taught",
 )  # fmt: skip
 
 
