@@ -103,10 +103,10 @@ class Bench:
             (self.case / file).parent.mkdir(parents=True, exist_ok=True)
             (self.case / file).write_bytes(content)
         size = sum(map(len, files.values()))
-        before = _peak(again=True)
+        before, mapped = _peak(again=True), _status("RssFile")
         with self.watch.watching(os.path.realpath(self.case) if kind.writes else "") as events:
             outcome, said, use = _read(kind, self.case)
-        grown = _peak() - before
+        grown = _peak() - before - max(0, _status("RssFile") - mapped)  # a fork meets libraries' pages on its way
         if outcome == "read" and use is not None:
             with self.watch.watching(os.path.realpath(self.case)) as more:
                 outcome, said = _used(use)
@@ -175,5 +175,9 @@ def _peak(*, again: bool = False) -> int:
     """The largest memory of this process in bytes, since the last time that it was asked for again."""
     if again:
         Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """One of the sizes that the system keeps of this process, in bytes."""
+    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) << 10
