@@ -9,6 +9,7 @@ from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, PairingError
 from fxdistill.ir.contract import PassManager
+from fxdistill.methods import Recipe
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.prune import Prune, PruneSource
@@ -36,7 +37,8 @@ def _matched(c: Compilation, passes: PassManager, align: Align) -> Compilation:
             pairs = passes.run(Match(pins=options.pins, forbid=options.forbid, align=align), source)
         except PairingError as refusal:
             # a method that compares predictions alone can do without, unless the user asks for some
-            if c.method.needs_pairs or options.pins or options.forbid or align == "shrink":
+            needed = c.method.lacks_pairs(Recipe((), embeds=c.task.embeds))
+            if needed or options.pins or options.forbid or align == "shrink":
                 raise
             note = Diagnostic(code="no-pairs", severity="note", where=refusal.where, why=refusal.what)
             return replace(c, remarks=(*c.remarks, note))

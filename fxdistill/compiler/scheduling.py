@@ -86,7 +86,7 @@ def _scheduled(c: Compilation, passes: PassManager, curriculum: Curriculum, *, a
 
 
 def _without_pairs(method: Composed, recipe: Recipe) -> str:
-    """How the auxiliary learns: as the main stage does, or by KD where that compares pairs."""
+    """How the auxiliary learns: as the main stage does, or by KD, or PKT of embeddings, where that compares pairs."""
     name, main = method.parts[-1]
-    terms = list(main.main(recipe)) if main.main is not None and not main.needs_pairs else []
-    return name if any(term.teacher is not None for term in terms) else "kd"
+    terms = list(main.main(recipe)) if main.main is not None and not main.lacks_pairs(recipe) else []
+    return name if any(term.teacher is not None for term in terms) else "pkt" if recipe.embeds else "kd"

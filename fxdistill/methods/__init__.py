@@ -55,6 +55,7 @@ class Method:
         warm_up: The stages before the main one; None for none.
         main: The terms of the main stage; None where it is a warm-up only, for ``default_main`` to follow.
         needs_pairs: Whether there must be pairs.
+        takes_embeddings: Whether it compares predictions instead of a pair where these are embeddings.
         default_main: The method whose main stage follows where the name names none.
         criterion: The criterion that chooses the channels to keep, where the user names none; None for ``l1``.
         passes: The passes that make its plan, by name, in order.
@@ -67,12 +68,17 @@ class Method:
     warm_up: "Callable[[Recipe], Sequence[Stage]] | None" = None
     main: "Callable[[Recipe], Sequence[LossTerm]] | None" = None
     needs_pairs: bool = False
+    takes_embeddings: bool = False
     default_main: str = "kd"
     criterion: str | None = None
     passes: tuple[str, ...] = DISTIL
     source: str = ""
     alone: bool = False
     lr: float = 1e-3
+
+    def lacks_pairs(self, recipe: Recipe) -> bool:
+        """Whether it needs pairs of a recipe that has none."""
+        return self.needs_pairs and not recipe.pairs and not (self.takes_embeddings and recipe.embeds)
 
 
 METHODS: Registry[Method] = Registry("method", __name__, "METHOD", Method)
@@ -92,10 +98,9 @@ class Composed:
     parts: tuple[tuple[str, Method], ...]
     assumed: bool = False
 
-    @property
-    def needs_pairs(self) -> bool:
-        """Whether any part does."""
-        return any(method.needs_pairs for _, method in self.parts)
+    def lacks_pairs(self, recipe: Recipe) -> bool:
+        """Whether any part needs pairs of a recipe that has none."""
+        return any(method.lacks_pairs(recipe) for _, method in self.parts)
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -177,7 +182,7 @@ def composed(name: str, *, where: str = "--method", default_main: str | None = N
 def with_terms(recipe: Recipe) -> list[str]:
     """The methods that have a main stage for what they are to expand."""
     methods = {name: METHODS.get(name) for name in METHODS.names()}
-    able = {name: method for name, method in methods.items() if recipe.pairs or not method.needs_pairs}
+    able = {name: method for name, method in methods.items() if not method.lacks_pairs(recipe)}
     return [name for name, method in able.items() if method.main is not None and method.main(recipe)]
 
 

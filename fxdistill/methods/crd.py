@@ -16,5 +16,5 @@ def main(recipe: Recipe) -> list[LossTerm]:
 
 METHOD = Method(
     summary="each image's embedding knows the teacher's among those of others", main=main, needs_pairs=True,
-    source="arXiv 1910.10699, ICLR 2020",
+    takes_embeddings=True, source="arXiv 1910.10699, ICLR 2020",
 )  # fmt: skip

@@ -15,4 +15,6 @@ def main(recipe: Recipe) -> list[LossTerm]:
     return at_deepest(recipe, "pkt", weight=30_000.0)
 
 
-METHOD = Method(summary="how samples lie to each other", main=main, needs_pairs=True, source="CVPR 2020")
+METHOD = Method(
+    summary="how samples lie to each other", main=main, needs_pairs=True, takes_embeddings=True, source="CVPR 2020"
+)  # fmt: skip

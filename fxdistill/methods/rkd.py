@@ -15,5 +15,6 @@ def main(recipe: Recipe) -> list[LossTerm]:
 
 
 METHOD = Method(
-    summary="distances and angles between images", main=main, needs_pairs=True, source="arXiv 1904.05068, CVPR 2019"
-)
+    summary="distances and angles between images", main=main, needs_pairs=True, takes_embeddings=True,
+    source="arXiv 1904.05068, CVPR 2019",
+)  # fmt: skip

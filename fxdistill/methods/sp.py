@@ -15,6 +15,6 @@ def main(recipe: Recipe) -> list[LossTerm]:
 
 
 METHOD = Method(
-    summary="which images of a batch are alike", main=main, needs_pairs=True,
+    summary="which images of a batch are alike", main=main, needs_pairs=True, takes_embeddings=True,
     source="arXiv 1907.09682, ICCV 2019",
 )  # fmt: skip

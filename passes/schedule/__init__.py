@@ -44,7 +44,7 @@ class Schedule(Pass[Recipe, tuple[Stage, ...]]):
         for name, value in (("epochs", source.epochs), ("lr", source.lr)):
             if not 0 < value < math.inf:
                 raise PlanError(f"{name} is {value}", where=name, hint="give a number above 0")
-        if composed(self.method).needs_pairs and not source.pairs:
+        if composed(self.method).lacks_pairs(source):
             raise PairingError(
                 f"the method '{self.method}' needs at least one pair", where="pairs",
                 hint="use --method kd, or pin pairs",

@@ -119,6 +119,20 @@ def test_it_learns_as_the_main_stage_does_where_that_needs_no_pairs(method: str,
     assert [term.loss for term in plan.arms[0].stages[0].losses] == losses
 
 
+@pytest.mark.parametrize(("method", "own", "last"), [
+    ("indistill+pkt", "pkt", "pkt"), ("rkd", "rkd", "rkd"), ("indistill+sp", "sp", "sp"),
+])  # fmt: skip
+def test_embeddings_are_learnt_by_the_assistant_as_by_the_student(method: str, own: str, last: str) -> None:
+    assistant = convnet(widths=[12, 24], hidden=8)
+    plan, teacher, student = planned([64, 128], assistant, method=method, task="retrieval", via_epochs=4)
+    first, distilled = plan.arms
+    assert [term.loss for term in first.stages[0].losses] == [own]
+    assert (first.members, distilled.members) == (("auxiliary", "teacher"), ("student", "auxiliary"))
+    assert [term.loss for term in distilled.stages[-1].losses] == [last]
+    models = {"teacher": teacher, "auxiliary": assistant, "student": student}
+    assert all(bool(loss.isfinite()) for loss in build_arm(plan, "auxiliary", models)(BATCH).values())
+
+
 def test_two_assistants_are_one_too_many() -> None:
     for more in ({"via": "auto"}, {"align": "shrink"}):
         with pytest.raises(InputError, match="others would be made"):

@@ -154,10 +154,12 @@ def test_parts_of_a_name() -> None:
     indistill = composed("indistill")
     assert [name for name, _ in indistill.parts] == ["indistill", "kd"]
     assert indistill.name == "indistill"
-    assert (indistill.needs_pairs, indistill.criterion) == (True, "l1")
+    assert (indistill.lacks_pairs(Recipe(())), indistill.criterion) == (True, "l1")
     assert set(indistill.passes) | set(composed("cascade").passes) == set(PIPELINE)
     assert [name for name, _ in composed("indistill+pkt").parts] == ["indistill", "pkt"]
-    assert not composed("kd").needs_pairs
+    assert not composed("kd").lacks_pairs(Recipe(()))
+    embeds = Recipe((), embeds=True)
+    assert [composed(name).lacks_pairs(embeds) for name in ("pkt", "indistill+pkt", "vid")] == [False, True, True]
     assert composed("kd").parts == composed("indistill+kd").parts[1:]
 
 
@@ -316,6 +318,8 @@ def test_a_method_that_needs_pairs_says_so() -> None:
     plan = compile_plan(convnet(), Flat(), Options(input_shape=(2, 1, 8, 8), method="kd"))
     assert plan.pairs == []
     assert "no-pairs" in [remark.code for remark in plan.diagnostics]
+    embeds = compile_plan(convnet(), Flat(), Options(input_shape=(2, 1, 8, 8), method="pkt", task="retrieval"))
+    assert (embeds.pairs, [term.loss for term in embeds.arms[0].stages[0].losses]) == ([], ["pkt"])
 
 
 def test_warm_ups_of_two_methods_have_names_of_their_own() -> None:
