@@ -86,7 +86,18 @@ def _scheduled(c: Compilation, passes: PassManager, curriculum: Curriculum, *, a
 
 
 def _without_pairs(method: Composed, recipe: Recipe) -> str:
-    """How the auxiliary learns: as the main stage does, or by KD, or PKT of embeddings, where that compares pairs."""
+    """How the auxiliary learns: as the main stage does, or by KD, or PKT of embeddings, where that compares pairs.
+
+    Raises:
+        InputError: It can learn nothing: the task has no loss for predictions.
+    """
     name, main = method.parts[-1]
     terms = list(main.main(recipe)) if main.main is not None and not main.lacks_pairs(recipe) else []
-    return name if any(term.teacher is not None for term in terms) else "pkt" if recipe.embeds else "kd"
+    if any(term.teacher is not None for term in terms):
+        return name
+    if recipe.imitation is None and not recipe.embeds:
+        raise InputError(
+            "the assistant cannot learn first: the task has no loss for predictions", where="--via",
+            hint="give one that is trained, with --via-epochs 0",
+        )  # fmt: skip
+    return "pkt" if recipe.embeds else "kd"

@@ -133,6 +133,15 @@ def test_embeddings_are_learnt_by_the_assistant_as_by_the_student(method: str, o
     assert all(bool(loss.isfinite()) for loss in build_arm(plan, "auxiliary", models)(BATCH).values())
 
 
+def test_where_predictions_are_not_compared_an_assistant_has_to_be_trained() -> None:
+    given = convnet(widths=[12, 24], hidden=8)
+    with pytest.raises(InputError, match="the task has no loss for predictions") as caught:
+        planned([64, 128], given, method="features", task="features", via_epochs=3)
+    assert "--via-epochs 0" in caught.value.hint
+    plan, *_ = planned([64, 128], given, method="features", task="features", via_epochs=0)
+    assert [arm.name for arm in plan.arms] == ["distilled"]
+
+
 def test_two_assistants_are_one_too_many() -> None:
     for more in ({"via": "auto"}, {"align": "shrink"}):
         with pytest.raises(InputError, match="others would be made"):
