@@ -98,9 +98,12 @@ def _start(tensors: dict[str, Tensor], text: str) -> bytes:
 
 
 @functools.cache
-def _named(dtype: torch.dtype) -> str:
-    """What safetensors calls a type."""
-    whole = safetensors.torch.save({"a": torch.empty(0, dtype=dtype)})
+def _named(dtype: torch.dtype) -> str | None:
+    """What safetensors calls a type; None for one that it has no name for."""
+    try:
+        whole = safetensors.torch.save({"a": torch.empty(0, dtype=dtype)})
+    except KeyError:
+        return None
     return str(json.loads(whole[_LENGTH:])["a"]["dtype"])
 
 
@@ -262,6 +265,8 @@ class _Packed:
     def _name(self, tensor: Tensor) -> str:
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise self._refused(f"a {tensor.layout} or quantised tensor")
+        if _named(tensor.dtype) is None:
+            raise self._refused(f"a tensor of {tensor.dtype}")
         place = (
             tensor.untyped_storage().data_ptr(),
             tensor.storage_offset(),

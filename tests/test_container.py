@@ -204,7 +204,13 @@ def test_what_is_too_deep_or_too_much_is_not_written():
 
 
 def test_what_is_neither_tensor_nor_plain_is_refused_by_its_kind():
-    for value, kind in ((object(), "object"), (b"x", "bytes"), ({1, 2}, "set"), (torch.eye(2).to_sparse(), "sparse")):
+    for value, kind in (
+        (object(), "object"),
+        (b"x", "bytes"),
+        ({1, 2}, "set"),
+        (torch.eye(2).to_sparse(), "sparse"),
+        (torch.zeros(2, dtype=torch.complex128), "complex128"),
+    ):
         with pytest.raises(ModelError, match=kind):
             container.to_bytes("kind", {"a": value}, where="here")
     with pytest.raises(ModelError, match="tensor as a key"):

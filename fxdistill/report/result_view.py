@@ -149,7 +149,7 @@ def _no_quicker(plan: Plan, result: dict[str, Any]) -> Iterator[str]:
     own, times = plan.export.member, result["latency"]
     if isinstance(plan.members[own], Masked | Hardened):
         return
-    for name in result["members"].keys() & times.keys():
+    for name in filter(times.__contains__, result["members"]):
         share = plan.members[name].macs and plan.members[own].macs / plan.members[name].macs
         if 0 < share < 1 and times[own]["median_ms"] >= times[name]["median_ms"]:
             told = f"{own} is no quicker than {name} here, with {share:.0%} of its MACs"

@@ -8,7 +8,7 @@ import pytest
 
 from fxdistill import registry
 from fxdistill.measure import onnx_file
-from tests.docs.blocks import PageError, Reader, difference
+from tests.docs.blocks import PageError, Reader, blocks, difference
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [path.name for path in sorted(DOCS.glob("*.md"))]
@@ -80,4 +80,5 @@ def test_what_may_differ() -> None:
 def test_a_page_without_a_block_is_read(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A page\n\n```{include} other.md\n```\n")
+    assert list(blocks(page)) == []
     Reader().read(page)
