@@ -80,7 +80,9 @@ def gate(value: Tensor, factors: Tensor, index: Tensor, dim: int) -> Tensor:
         index: For each channel the position of its factor, -1 for one that cannot be masked.
         dim: The dimension of the channels.
     """
-    whole = torch.cat([factors, factors.new_ones(1)])[index].to(value.dtype)
+    whole = torch.cat([factors, factors.new_ones(1)])
+    # an index in brackets is sorted on the way back: a dozen kernels of a GPU for every gate, where two are enough
+    whole = whole.index_select(0, index.remainder(len(whole))).to(value.dtype)
     return value * whole.view(-1, *(1,) * (value.dim() - dim % value.dim() - 1))
 
 

@@ -47,6 +47,13 @@ def seeded(device: torch.device, seed: int = 0) -> Iterator[None]:
 
 
 @contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Convolutions in full float32, whatever autocast and TF32 are set to: for a proof these differ by too much."""
+    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Whatever runs inside leaves the module's buffers (running statistics) as they were; gives what they were.
 

@@ -202,8 +202,9 @@ def _start(run: Execution, index: int, trial: Trial) -> Checkpoint:
 def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
     """The trial's program on the device, with the weights of the checkpoint, or those of the start."""
     initial = run.initial(trial)
+    for module in run.modules.values():
+        module.cpu()  # a program is put together on one device, whatever an arm before has trained on another one
     for member in arm.trains:
-        run.modules[member].cpu()
         if member in initial:
             load_whole_state(run.modules[member], initial[member])
     program = run.programs.pop(trial, None) or build_program(run.plan, trial, run.modules)

@@ -15,7 +15,7 @@ from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import InvariantError, ParityError
 from fxdistill.ir.outputs import prediction
-from fxdistill.ir.running import in_mode
+from fxdistill.ir.running import full_precision, in_mode
 from fxdistill.ir.views import seen
 from fxdistill.measure.model import device_of
 from fxdistill.plan.document import Plan
@@ -101,7 +101,7 @@ def compare(plan: Plan, name: str, small: nn.Module, masked: nn.Module, *, datas
     entry, worst, agreeing, total = plan.entry_of(name), 0.0, 0, 0
     test = dataset.test.at(torch.arange(min(_IMAGES, len(dataset.test))))
     small.to(device)
-    with in_mode(small, training=False), in_mode(masked, training=False), torch.no_grad():
+    with in_mode(small, training=False), in_mode(masked, training=False), torch.no_grad(), full_precision(device):
         for batch in batches(test, plan.data.batch_size, device=device):
             images = seen(batch["images"], view)
             one, other = (prediction(model(images.clone()), entry).float() for model in (masked, small))

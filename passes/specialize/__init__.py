@@ -17,7 +17,6 @@ what the stage's losses read from frozen members is what they read from them bef
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +28,7 @@ from fxdistill.ir.adapters import SCALES, FixedScale
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import memory, scope_of, submodule, written
 from fxdistill.ir.program import Program, Term
-from fxdistill.ir.running import example
+from fxdistill.ir.running import example, full_precision
 from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_frozen, is_plain
 from fxdistill.plan.schema import Stage
 
@@ -202,7 +201,7 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
     remove_dead(graph, program)
     module = fx.GraphModule(program, graph)
     images = example(program, program.meta["input_shape"]) if images is None else images
-    with torch.no_grad(), _full_precision(images.device):
+    with torch.no_grad(), full_precision(images.device):
         values: dict[str, Tensor] = module({"images": images})
     return values
 
@@ -210,13 +209,6 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
 def _scale(program: Program, node: fx.Node) -> str | None:
     """The name of a scale that a loss compares by; None for another node."""
     return str(node.target) if isinstance(submodule(program, node), FixedScale) else _SCALED.get(node.target)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Convolutions in full float32, whatever autocast and TF32 are set to: they differ by more than folding does."""
-    with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
 
 
 def _relative_error(first: Tensor, second: Tensor) -> float:

@@ -84,6 +84,18 @@ def test_riding_scores_change_no_bit_of_the_answer() -> None:
     assert torch.equal(made.module(images), unmasked(made.module)(images))
 
 
+def test_a_gate_sorts_nothing_on_the_way_back() -> None:
+    """On a GPU the gradient of an index in brackets is a dozen kernels, as many gates as there are layers and levels."""
+    value, factors = torch.randn(2, 3, 4, 4), torch.tensor([0.5, 2.0], requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        masks.gate(value, factors, torch.tensor([1, -1, 0]), 1).sum().backward()
+    sums = value.sum((0, 2, 3))
+    torch.testing.assert_close(factors.grad, torch.stack([sums[2], sums[0]]))
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::index_add_" in names
+    assert not names & {"aten::index_put_", "aten::_index_put_impl_", "aten::sort"}
+
+
 def test_as_many_as_asked_are_kept_over_all_layers_and_of_each_one() -> None:
     layers = torch.tensor([[0, 1, 2], [3, 4, 3]])
     scores = torch.tensor([0.9, 0.8, 0.7, 0.1, 0.2])
