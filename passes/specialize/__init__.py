@@ -16,7 +16,6 @@ what the stage's losses read from frozen members is what they read from them bef
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
