@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import fxdistill
-from benchmarks import series
+from benchmarks import materials, series
 from benchmarks.cascade_ways import (
     SCRATCH_RATE,
     Run,
@@ -45,7 +45,8 @@ from benchmarks.cascade_ways import (
     student,
     without_kd,
 )  # fmt: skip
-from benchmarks.series import Row, Series, Work
+from benchmarks.materials import Work
+from benchmarks.series import Row, Series
 
 EPOCHS, TEACHER_EPOCHS = 8, 20
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -117,8 +118,8 @@ def _teacher(work: Work, data: str, network: str) -> Path:
     arrays = np.load(work.part(data))
     arguments = {**kwargs, "in_channels": arrays["train_images"].shape[1]}
     arguments |= {"image_size": arrays["train_images"].shape[2]} if name == "vgg" else {}
-    return series.teacher(
-        work.root / f"{data}-{network}-part.pt", name, arguments, arrays, lambda made: sgd(made, SCRATCH_RATE),
+    return materials.teacher(
+        work.root / f"{data}-{network}-part.pt", name, arguments, lambda: arrays, lambda made: sgd(made, SCRATCH_RATE),
         epochs=TEACHER_EPOCHS,
     )  # fmt: skip
 
@@ -131,27 +132,23 @@ def _student(work: Work, setting: str, seed: int) -> Path:
 def measure(setting: str, name: str, seed: int, work: Work, *, epochs: int = EPOCHS) -> Row:
     """One run: planned, trained, measured."""
     data, network, keep = setting.split("-")
-    folder = work.root / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    teacher, spec = _teacher(work, data, network), f"npz:{work.part(data)}"
+    folder, teacher, spec = work.folder, _teacher(work, data, network), f"npz:{work.part(data)}"
     reference = _student(work, setting, seed) if ARMS[name].refers else None
-    result = ARMS[name].train(Run(folder, teacher, spec, float(keep), seed, epochs, reference))
+    result = ARMS[name].train(Run(folder, teacher, spec, float(keep), seed, epochs, reference, work.device))
     made, shape = module_of(folder / "run" / "student.pt"), shape_of(teacher)
     if name == FIRST:
-        shutil.copy(folder / "run" / "student.pt", _student(work, setting, seed))
+        shutil.copy(folder / "run" / "student.pt", folder / "kept.pt")
+        (folder / "kept.pt").replace(_student(work, setting, seed))  # never there in part
     whole = module_of(teacher)
-    row = {
+    return {
         "setting": setting, "arm": name, "seed": seed, "student": round(result["arms"][-1]["accuracy"], 5),
         "teacher": round(fxdistill.evaluate(teacher, spec)["accuracy"], 5),
         "parameters": sum(p.numel() for p in made.parameters()), "macs": macs_of(made, shape),
         "whole": [sum(p.numel() for p in whole.parameters()), macs_of(whole, shape)],
         "latency": {one: round(found["median_ms"], 4) for one, found in result["latency"].items()},
         "joint": next((round(arm["accuracy"], 5) for arm in result["arms"] if arm["name"] == "joint"), None),
-        "epochs": epochs, "seconds": round(result["took"]), **series.provenance(),
+        "epochs": epochs, "seconds": round(result["took"]), **series.provenance(work.device),
     }  # fmt: skip
-    shutil.rmtree(folder)
-    return row
 
 
 _COLUMNS = (
@@ -214,7 +211,16 @@ def _ready(run: series.Run, work: Work) -> bool:
     return not ARMS[arm].refers or _student(work, setting, seed).is_file()
 
 
-SERIES = Series("cascade", str(__doc__), SETTINGS, lambda _setting: ARMS, measure, table, seeds=3, ready=_ready)
+def _needs(run: series.Run) -> series.Run | None:
+    """The run whose student another one is given."""
+    setting, arm, seed = run
+    return (setting, FIRST, seed) if ARMS[arm].refers else None
+
+
+SERIES = Series(
+    "cascade", str(__doc__), SETTINGS, lambda _setting: ARMS, measure, table, seeds=3, ready=_ready, needs=_needs,
+    devices=("cpu", "cuda"),
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(SERIES.main())

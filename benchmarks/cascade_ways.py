@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fxdistill
-from benchmarks import series
+from benchmarks import materials, series
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
@@ -36,13 +36,14 @@ class Run:
     epochs: int
     reference: Path | None
     """The student of the cascade with three assistants under this seed; None for the cascades."""
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def common(self) -> list[str]:
         """What all plans of a setting are told."""
         return [
             "-o", str(self.folder / "plan.json"), "--data", self.data, "--val", "0.1", "--seed", str(self.seed),
-            "--batch-size", str(series.BATCH), "--no-measure", "--augment", "flip,crop:4",
+            "--batch-size", str(materials.BATCH), "--no-measure", "--augment", "flip,crop:4",
         ]  # fmt: skip
 
 
@@ -189,7 +190,7 @@ def _sparse(model: nn.Module, pruner: Any, run: Run) -> None:
     kept = np.random.default_rng(run.seed).permutation(len(arrays["train_labels"]))[
         : len(arrays["train_labels"]) * 9 // 10
     ]
-    series.fit(
+    materials.fit(
         model, torch.from_numpy(arrays["train_images"][kept]), torch.from_numpy(arrays["train_labels"][kept]).long(),
         _pixels(run.teacher), sgd(model, RATE), epochs=run.epochs, seed=run.seed, before=pruner.update_regularizer,
         regularise=pruner.regularize,
@@ -203,7 +204,7 @@ def sgd(model: nn.Module, rate: float) -> torch.optim.Optimizer:
 def _executed(run: Run, edit: Callable[[Plan], Plan] = lambda plan: plan, *, seconds: float = 0.0) -> dict[str, Any]:
     path, began = run.folder / "plan.json", time.monotonic()
     path.write_text(edit(load_plan(path)).to_json())
-    result = execute(path, run.folder / "run", Settings(evaluate_every=10_000))
+    result = execute(path, run.folder / "run", Settings(device=run.device, evaluate_every=10_000))
     return {**result, "took": seconds + time.monotonic() - began}
 
 

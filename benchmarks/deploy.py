@@ -30,8 +30,9 @@ import torch
 from torch import Tensor, nn
 
 import fxdistill
-from benchmarks import series
-from benchmarks.series import Row, Series, Work
+from benchmarks import materials, series
+from benchmarks.materials import Work
+from benchmarks.series import Row, Series
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import InputError
 from fxdistill.ir.cost import limits_of
@@ -147,8 +148,8 @@ def _whole(work: Work, setting: str) -> tuple[Path, dict[str, np.ndarray[Any, An
             arrays[part] = np.pad(arrays[part].repeat(3, axis=1), ((0, 0), (0, 0), (2, 2), (2, 2)))
     factory, kwargs = NETWORKS[network]
     path = work.root / f"{setting}-whole.pt"
-    return series.teacher(
-        path, factory, kwargs, arrays, lambda made: _sgd(made, WHOLE_RATE), epochs=WHOLE_EPOCHS
+    return materials.teacher(
+        path, factory, kwargs, lambda: arrays, lambda made: _sgd(made, WHOLE_RATE), epochs=WHOLE_EPOCHS
     ), arrays
 
 
@@ -163,11 +164,11 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     assert loaded.preprocessing is not None
     shape = (1, *arrays["test_images"].shape[1:])
     began = time.monotonic()
-    made = ARMS[name](path, shape, work.root)
+    made = ARMS[name](path, shape, work.folder)
     cut = time.monotonic() - began
     before = _accuracy(made, arrays, loaded.preprocessing)
     images, labels = (torch.from_numpy(arrays[f"train_{kind}"]) for kind in ("images", "labels"))
-    series.fit(
+    materials.fit(
         made, images, labels.long(), loaded.preprocessing, _sgd(made, RATE), epochs=EPOCHS, seed=seed
     )  # fmt: skip
     return {
@@ -175,7 +176,7 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
         "untrained": before, "teacher": _accuracy(whole, arrays, loaded.preprocessing),
         "parameters": sum(p.numel() for p in made.parameters()), "macs": _macs(made, shape),
         "whole": [sum(p.numel() for p in whole.parameters()), _macs(whole, shape)],
-        "latency": _latency({"student": made, "whole": whole}, shape, work.root), "epochs": EPOCHS,
+        "latency": _latency({"student": made, "whole": whole}, shape, work.folder), "epochs": EPOCHS,
         "cut_seconds": round(cut, 1), "seconds": round(time.monotonic() - began), **series.provenance(),
     }  # fmt: skip
 
@@ -184,9 +185,9 @@ def _accuracy(model: nn.Module, arrays: dict[str, np.ndarray[Any, Any]], pixels:
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pixels.mean, pixels.std))
     right = 0
     with torch.no_grad():
-        for start in range(0, len(arrays["test_labels"]), series.BATCH):
-            images = torch.from_numpy(arrays["test_images"][start : start + series.BATCH]).float() / 255
-            labels = torch.from_numpy(arrays["test_labels"][start : start + series.BATCH])
+        for start in range(0, len(arrays["test_labels"]), materials.BATCH):
+            images = torch.from_numpy(arrays["test_images"][start : start + materials.BATCH]).float() / 255
+            labels = torch.from_numpy(arrays["test_labels"][start : start + materials.BATCH])
             found: Tensor = model.eval()((images - mean) / std).argmax(1)
             right += int((found == labels).sum())
     return round(right / len(arrays["test_labels"]), 5)

@@ -29,8 +29,9 @@ import torchvision
 from torch import nn
 
 import fxdistill
-from benchmarks import series
-from benchmarks.series import Row, Series, Work
+from benchmarks import materials, series
+from benchmarks.materials import Work
+from benchmarks.series import Row, Series
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import LossTerm, Optimizer, Stage
@@ -234,8 +235,8 @@ def _teacher(work: Work, data: str, model: Model) -> Path:
         first, above = _teacher(work, data, replace(model, taught_by=None)), _teacher(work, data, model.taught_by)
         return _taught(work, data, (above, first), path)
     residual = model.factory == "resnet"
-    return series.teacher(
-        path, model.factory, model.arguments(data), work.whole(data),
+    return materials.teacher(
+        path, model.factory, model.arguments(data), lambda: work.whole(data),
         _sgd if residual else lambda made: torch.optim.Adam(made.parameters(), lr=RATE),
         epochs=RESNET_EPOCHS if residual else TEACHER_EPOCHS,
     )  # fmt: skip
@@ -247,21 +248,28 @@ def _sgd(made: nn.Module) -> torch.optim.Optimizer:
 
 def _taught(work: Work, data: str, models: tuple[Path, Path], path: Path) -> Path:
     """The second model's file after PKT from the first one, on all images."""
-    folder, images = work.root / "taught", work.root / f"{data}-whole.npz"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    if not images.is_file():
+
+    def all_images(unfinished: Path) -> None:
         arrays: dict[str, Any] = work.whole(data)
-        np.savez(images, **arrays, classes=np.array([str(n) for n in range(10)]))
-    series.plan(
-        *map(str, models), "-o", str(folder / "plan.json"), "--data", f"npz:{images}", "--task", "retrieval",
-        "--method", "pkt", "--epochs", str(TAUGHT_EPOCHS), "--lr", str(RATE), "--no-control", "--no-measure",
-        "--augment", "flip,crop:4",
-    )  # fmt: skip
-    execute(folder / "plan.json", folder / "run", Settings(evaluate_every=10_000, channels_last=True))
-    shutil.move(folder / "run" / "student.pt", path)
-    shutil.rmtree(folder)
-    return path
+        np.savez(unfinished, **arrays, classes=np.array([str(n) for n in range(10)]))
+
+    def make(unfinished: Path) -> None:
+        images = materials.once(work.root / f"{data}-whole.npz", all_images)
+        folder = work.folder / "taught"
+        folder.mkdir()
+        series.plan(
+            *map(str, models), "-o", str(folder / "plan.json"), "--data", f"npz:{images}", "--task", "retrieval",
+            "--method", "pkt", "--epochs", str(TAUGHT_EPOCHS), "--lr", str(RATE), "--no-control", "--no-measure",
+            "--augment", "flip,crop:4",
+        )  # fmt: skip
+        execute(folder / "plan.json", folder / "run", _settings(work))
+        shutil.move(folder / "run" / "student.pt", unfinished)
+
+    return materials.once(path, make)
+
+
+def _settings(work: Work) -> Settings:
+    return Settings(device=work.device, evaluate_every=10_000, channels_last=True)
 
 
 def measure(setting: str, name: str, seed: int, work: Work) -> Row:
@@ -270,10 +278,7 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     arm = ARMS[task][name]
     trained_for = arm.task or task
     student = PAIRS[pair][1]
-    folder = work.root / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    teacher, spec = _teacher(work, data, PAIRS[pair][0]), f"npz:{work.part(data)}"
+    folder, teacher, spec = work.folder, _teacher(work, data, PAIRS[pair][0]), f"npz:{work.part(data)}"
     query = "&".join(f"{k}={json.dumps(v).replace(' ', '')}" for k, v in student.arguments(data).items())
     words = [
         str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
@@ -284,16 +289,15 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     plan = arm.edit(_in_all(load_plan(folder / "plan.json"), EPOCHS[task]))
     (folder / "plan.json").write_text(plan.to_json())
     started = time.monotonic()
-    result = execute(folder / "plan.json", folder / "run", Settings(evaluate_every=10_000, channels_last=True))
+    result = execute(folder / "plan.json", folder / "run", _settings(work))
     seconds = time.monotonic() - started
     found = {k: v for k, v in result["arms"][0].items() if isinstance(v, float) and k != "seconds"}
     if trained_for != task:
         found = fxdistill.evaluate(folder / "run" / "student.pt", spec, task=task)  # the classifier's embedding
-    shutil.rmtree(folder)
     return {
         "setting": setting, "arm": name, "seed": seed, "metrics": {k: round(v, 5) for k, v in found.items()},
-        "epochs": [s.epochs for s in plan.arms[0].stages], "seconds": round(seconds), **series.provenance(),
-        "torchvision": torchvision.__version__,
+        "epochs": [s.epochs for s in plan.arms[0].stages], "seconds": round(seconds),
+        **series.provenance(work.device), "torchvision": torchvision.__version__,
     }  # fmt: skip
 
 
@@ -373,7 +377,7 @@ def _row(name: str, beside: str, found: dict[int, float], values: dict[str, dict
     return f"| {name} | {mean:.2f} | {deviation} | {each} | {beside if said else ''} | {said} |"
 
 
-SERIES = Series("indistill", str(__doc__), SETTINGS, _arms, measure, table, seeds=5)
+SERIES = Series("indistill", str(__doc__), SETTINGS, _arms, measure, table, seeds=5, devices=("cpu", "cuda"))
 
 if __name__ == "__main__":
     sys.exit(SERIES.main())

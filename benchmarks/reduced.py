@@ -26,8 +26,9 @@ import torch
 from torch import nn
 
 import fxdistill
-from benchmarks import series
-from benchmarks.series import Row, Series, Work
+from benchmarks import materials, series
+from benchmarks.materials import Work
+from benchmarks.series import Row, Series
 from fxdistill.measure.comparison import Comparison
 from fxdistill.measure.onnx_reduced import Calibration, Precision
 from fxdistill.modelfiles.factories import build
@@ -69,15 +70,13 @@ COLUMNS = (
 
 def measure(setting: str, arm: str, seed: int, work: Work) -> Row:
     """One run: trained if that was not done yet, exported, reduced, compared."""
-    began = time.monotonic()
     data, network = setting.split("-")
     path = _trained(work, data, network, seed)
-    spec, folder = f"npz:{work.part(data)}", work.root / "files"
-    folder.mkdir(exist_ok=True)
+    began = time.monotonic()
+    spec = f"npz:{work.part(data)}"
     found = finding.find(str(path), data=spec)
-    float_file = folder / f"{path.stem}.onnx"
-    if not float_file.is_file():
-        deploy.exported(found, float_file)
+    float_file = work.folder / f"{path.stem}.onnx"
+    deploy.exported(found, float_file)
     precision, calibration = ARMS[arm]
     made = reducing.reduced(
         found, float_file, precision, Reducing(calibration=calibration, tolerance=1e9, disagreement=100)
@@ -95,8 +94,9 @@ def measure(setting: str, arm: str, seed: int, work: Work) -> Row:
 
 def _trained(work: Work, data: str, network: str, seed: int) -> Path:
     """The network's file, trained under a seed unless it is there."""
-    path, (factory, kwargs) = work.root / f"{data}-{network}-{seed}.pt", NETWORKS[network]
-    if not path.is_file():
+    factory, kwargs = NETWORKS[network]
+
+    def make(unfinished: Path) -> None:
         arrays = np.load(work.part(data))
         images, labels = (torch.from_numpy(arrays[f"train_{kind}"]) for kind in ("images", "labels"))
         values = images.float().transpose(0, 1).flatten(1) / 255
@@ -104,11 +104,13 @@ def _trained(work: Work, data: str, network: str, seed: int) -> Path:
         pixels = Preprocessing(size=list(images.shape[2:]), mean=mean, std=std, channels="rgb")
         made: nn.Module = build(factory, dict(kwargs), seed=seed)
         optimizer = torch.optim.SGD(made.parameters(), RATE, momentum=0.9, nesterov=True, weight_decay=4e-4)
-        series.fit(made, images, labels.long(), pixels, optimizer, epochs=EPOCHS, seed=seed)
+        materials.fit(made, images, labels.long(), pixels, optimizer, epochs=EPOCHS, seed=seed)
         fxdistill.save(
-            made, path, factory=factory, kwargs=dict(kwargs), input_shape=(1, *images.shape[1:]), preprocessing=pixels
-        )
-    return path
+            made, unfinished, factory=factory, kwargs=dict(kwargs), input_shape=(1, *images.shape[1:]),
+            preprocessing=pixels,
+        )  # fmt: skip
+
+    return materials.once(work.root / f"{data}-{network}-{seed}.pt", make)
 
 
 def _apart(found: Comparison) -> Row:
@@ -167,5 +169,4 @@ SERIES = Series(
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     sys.exit(SERIES.main())
