@@ -45,10 +45,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 import fxdistill
+from benchmarks import speed_ways
 from benchmarks.speed_ways import (
     AUGMENT,
     PAIRS,
@@ -67,28 +67,39 @@ from fxdistill.plan.schema import Stage
 from fxdistill.runtime.course import Position
 from fxdistill.runtime.layouts import chosen, laid_out
 from fxdistill.runtime.loop import Loop
+from fxdistill.runtime.recording import Recorder
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.shelf import Memory
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS
 
 HERE = Path(__file__).parent
-RESULTS, TABLE = HERE / "speed.json", HERE / "speed.md"
 GOALS = {"resnet34 to resnet18": 1.6, "resnet50 to mobilenet_v2": 3.0}
 """How many times as quick as by hand the main stage was to be, read from what was kept, at its best setting."""
 NEAR = 1.1  # of the student alone
+_AT_ONCE = 10  # steps on a GPU between two looks at the clock
 
 
 def measured(contestants: dict[str, Step], batch: dict[str, Tensor], turns: int) -> dict[str, list[float]]:
     """Seconds of each step, the contestants taking turns; the first two turns do not count."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    at_once = 1 if speed_ways.place.device == "cpu" else _AT_ONCE
     for turn in range(turns + 2):
         for name, step in contestants.items():
-            start = time.process_time()
-            step(batch["images"], batch["labels"])
+            start = now()
+            for _ in range(at_once):
+                step(batch["images"], batch["labels"])
             if turn >= 2:
-                times[name].append(time.process_time() - start)
+                times[name].append((now() - start) / at_once)
     return times
+
+
+def now() -> float:
+    """Seconds of processor time; on a GPU of the clock on the wall, once it has done what it was given."""
+    if speed_ways.place.device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def steps(
@@ -96,7 +107,7 @@ def steps(
 ) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """The times of every stage, or of those with a part of the name."""
     plan = planned(pair)
-    batch = next(batches(data(pair).train, PAIRS[pair][3]))
+    batch = next(batches(data(pair).train, speed_ways.place.batch_of(pair), device=speed_ways.place.device))
     for stage in (one for one in plan.arm("distilled").stages if stages in one.name):
         contestants = {name: maker() for name, maker in make(plan, stage, pair).items()}
         times = measured(contestants, batch, turns)
@@ -116,6 +127,7 @@ def memory(pair: str, repeats: int = 3) -> dict[str, list[float]]:
         for _ in range(repeats):
             for name in names:
                 command = [sys.executable, "-m", "benchmarks.speed", "--held", str(path), name, "--only", pair]
+                command += ["--device", speed_ways.place.device, "--precision", speed_ways.place.precision]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 found.setdefault(name, []).append(float(done.stdout.split()[-1]))
     return found
@@ -124,11 +136,13 @@ def memory(pair: str, repeats: int = 3) -> dict[str, list[float]]:
 def held(path: Path, name: str, pair: str) -> float:
     """What this process has held at most after three steps, MB; the plan comes from a file, as a run's does."""
     plan = fxdistill.load_plan(path)
-    batch = next(batches(data(pair).train, PAIRS[pair][3]))
+    batch = next(batches(data(pair).train, speed_ways.place.batch_of(pair), device=speed_ways.place.device))
     step = makers(plan, _main(plan), pair)[name]()
     gc.collect()  # as a run does where a stage begins
     for _ in range(3):
         step(batch["images"], batch["labels"])
+    if speed_ways.place.device == "cuda":
+        return torch.cuda.max_memory_allocated() / (1 << 20)
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -139,45 +153,53 @@ def _main(plan: fxdistill.Plan) -> Stage:
 
 def recipe(pair: str) -> dict[str, Any]:
     """Seconds of the whole recipe under three seeds, by hand and by us, trial by trial."""
+    place = speed_ways.place
     plan, found = planned(pair), data(pair)
-    fabric, task = Fabric(accelerator="cpu", devices=1), TASKS.get("classification")
+    fabric, task = place.fabric, TASKS.get("classification")
     reuse = Reuse(plan, task, found.train, fabric, Memory(1 << 32), {})
     taken: dict[str, list[float]] = {"by hand": [], "ours": []}
     said: list[Any] = []
+    notes: list[str] = []
     for seed in SEEDS:
-        start = time.process_time()
+        start = now()
         teacher, student = made(pair)
         epoch = 0
         for stage in plan.arm("distilled").stages:
             hand = HandWritten(plan, stage, copy.deepcopy(teacher), student, fused=False)
             for _ in range(stage.epochs):
                 for batch in batches(
-                    found.train, PAIRS[pair][3], seed=seed, epoch=epoch, shuffle=True, augment=AUGMENT
-                ):
+                    found.train, place.batch_of(pair), seed=seed, epoch=epoch, shuffle=True, augment=AUGMENT,
+                    device=place.device,
+                ):  # fmt: skip
                     hand(batch["images"], batch["labels"])
                 epoch += 1
-        taken["by hand"].append(time.process_time() - start)
-        start = time.process_time()
+        taken["by hand"].append(now() - start)
+        start = now()
         program, trial = fxdistill.build(plan, *made(pair)), Trial(seed, "distilled")
         if seed == SEEDS[0]:
-            layout = chosen({"distilled": program}, found, batch_size=plan.data.batch_size, device="cpu")
+            layout = chosen({"distilled": program}, found, batch_size=plan.data.batch_size, device=place.device)
         if layout.last:
             laid_out(program)
+        recorder = Recorder("distilled", lambda _where, why: notes.append(why), fabric)
         Loop(
-            fabric, program, found, plan.data, task, seed, plan.seed, compiled=False, on_progress=lambda _: None,
-            on_save=lambda _: None, halves=partial(reuse.of, trial),
+            fabric, program.to(fabric.device), found, plan.data, task, seed, plan.seed, compiled=False,
+            on_progress=lambda _: None, on_save=lambda _: None, halves=partial(reuse.of, trial),
+            recorder=recorder if place.device == "cuda" else None,
         ).run(Position())  # fmt: skip
-        taken["ours"].append(time.process_time() - start)
+        taken["ours"].append(now() - start)
         said.append(reuse.ended())
-    return {**taken, "reuse": said}
+    return {**taken, "reuse": said, "recorded": notes}
 
 
 def machine() -> dict[str, Any]:
     """What the numbers were made with."""
-    return {
+    found = {
         "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine(),
         "threads": torch.get_num_threads(), "shared": True,
     }  # fmt: skip
+    if speed_ways.place.device == "cuda":
+        found |= {"device": torch.cuda.get_device_name(), "precision": speed_ways.place.precision}
+    return found
 
 
 def table(results: dict[str, Any]) -> str:
@@ -186,8 +208,7 @@ def table(results: dict[str, Any]) -> str:
     for pair, found in results.items():
         told = found["how"]
         lines += [f"## {pair}", ""]
-        where = f"{told['threads']} thread of a shared {told['machine']} machine, torch {told['torch']}"
-        lines += [f"{PAIRS[pair][2]} px, batch {PAIRS[pair][3]}, {where}; seconds a step, and the ratio to by hand."]
+        lines += [f"{_where(told, pair)}, torch {told['torch']}; seconds a step, and the ratio to by hand."]
         for part in ("steps", "compiled"):
             lines += _steps(found[part]) if part in found else []
         if "memory" in found:
@@ -206,6 +227,14 @@ def table(results: dict[str, Any]) -> str:
             lines += ["", f"{said} (seed by seed {', '.join(each)})."]
         lines += ["", *bounds(pair, found), ""]
     return "\n".join(lines)
+
+
+def _where(told: dict[str, Any], pair: str) -> str:
+    pair = pair.partition(",")[0]
+    if "device" in told:
+        return f"{PAIRS[pair][2]} px, batch {speed_ways.GPU_BATCH}, {told['device']}, {told['precision']}"
+    machine = f"{told['threads']} thread of a shared {told['machine']} machine"
+    return f"{PAIRS[pair][2]} px, batch {PAIRS[pair][3]}, {machine}"
 
 
 def bounds(pair: str, found: dict[str, Any]) -> list[str]:
@@ -258,7 +287,10 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="measure what is compiled as well, of the main stage")
     parser.add_argument("--memory", action="store_true", help="measure memory as well")
     parser.add_argument("--held", nargs=2, metavar=("PLAN", "NAME"), help="say what one contestant holds, and no more")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="on a GPU")
     given = parser.parse_args()
+    speed_ways.place = speed_ways.Place(given.device, given.precision)
     torch.set_num_threads(1)
     if given.held:
         print(held(Path(given.held[0]), given.held[1], given.only))
@@ -266,12 +298,20 @@ def main() -> None:
     for pair in PAIRS:
         if given.only in pair:
             measure(pair, given)
-    TABLE.write_text(table(json.loads(RESULTS.read_text())))
+    results, page = _files()
+    page.write_text(table(json.loads(results.read_text())))
+
+
+def _files() -> tuple[Path, Path]:
+    """Results and table: of a CPU, or of a GPU in a precision."""
+    name = "speed" if speed_ways.place.device == "cpu" else f"speed-cuda-{speed_ways.place.precision.partition('-')[0]}"
+    return HERE / f"{name}.json", HERE / f"{name}.md"
 
 
 def measure(pair: str, given: argparse.Namespace) -> None:
     """Measure what is missing of a pair."""
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    path, _ = _files()
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     found = {} if given.again else results.get(pair, {})
     wanted: dict[str, Callable[[], Any]] = {"steps": lambda: dict(steps(pair, given.turns, given.stages))}
     if given.compiled:
@@ -284,7 +324,7 @@ def measure(pair: str, given: argparse.Namespace) -> None:
         if part not in found:
             found[part] = make()
             results[pair] = found | ({"how": machine()} if part == "steps" else {})
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            path.write_text(json.dumps(results, indent=1) + "\n")
             found = results[pair]
     print(table({pair: found}))
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,11 +12,14 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision import models
 
 import fxdistill
+from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset, Split
+from fxdistill.ir.running import copied
 from fxdistill.models import convnet, resnet
 from fxdistill.passes.divide import Divide
-from fxdistill.plan.schema import DataPlan, Pair, Stage
+from fxdistill.plan.schema import DataPlan, Pair, Precision, Stage
 from fxdistill.runtime.halves import Halves, Looks
+from fxdistill.runtime.recording import Recorded
 from fxdistill.runtime.shelf import Memory
 
 PAIRS: dict[str, tuple[str, str, int, int, int]] = {
@@ -25,12 +29,44 @@ PAIRS: dict[str, tuple[str, str, int, int, int]] = {
     "ViT-tiny to resnet18": ("vit_tiny_patch16_224", "resnet18", 96, 16, 256),
 }
 """Teacher and student, pixels, images a batch, images of a recipe."""
+GPU_BATCH, GPU_IMAGES = 128, 10_000
+"""Images a batch of all pairs on a GPU, and of a recipe."""
 AUGMENT, SEEDS = ["flip", "crop:4"], (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where steps are taken, and in which precision: ``cpu`` or ``cuda``, ``32-true`` or ``bf16-mixed``."""
+
+    device: str = "cpu"
+    precision: Precision = "32-true"
+
+    @property
+    def fabric(self) -> Fabric:
+        """As a run has it."""
+        return Fabric(accelerator=self.device, devices=1, precision=self.precision)
+
+    def autocast(self) -> torch.autocast:
+        """As one writes it by hand."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision != "32-true")
+
+    def batch_of(self, pair: str) -> int:
+        """Images a batch."""
+        return PAIRS[pair][3] if self.device == "cpu" else GPU_BATCH
+
+
+place = Place()
+"""That of this process."""
 Step = Callable[[Tensor, Tensor], None]
 
 
 def made(pair: str) -> tuple[nn.Module, nn.Module]:
-    """Teacher and student with the same random weights each time."""
+    """Teacher and student with the same random weights each time, on the device."""
+    teacher, student = _made(pair)
+    return teacher.to(place.device), student.to(place.device)
+
+
+def _made(pair: str) -> tuple[nn.Module, nn.Module]:
     teacher, student, *_ = PAIRS[pair]
     torch.manual_seed(0)
     if teacher.startswith("vit"):
@@ -69,10 +105,18 @@ class HandWritten:
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Forward, loss, backward, step."""
+        with place.autocast():
+            total = self.loss(images, labels)
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Both models in full, and what the stage compares."""
         with torch.no_grad():
             target = self.teacher(images)
         logits = self.student(images)
-        total = torch.zeros(())
+        total = torch.zeros((), device=images.device)
         for pair, kept in self.pairs:
             one, other = self.seen[f"s {pair.name}"], self.seen[f"t {pair.name}"][:, kept]
             if one.shape[2:] != other.shape[2:]:
@@ -85,9 +129,7 @@ class HandWritten:
                 F.log_softmax(logits / 4, 1), F.log_softmax(target / 4, 1), reduction="batchmean", log_target=True
             )
             total = 0.1 * F.cross_entropy(logits, labels) + 0.9 * 16 * soft
-        self.optimizer.zero_grad()
-        total.backward()
-        self.optimizer.step()
+        return total
 
 
 class AsReleased(HandWritten):
@@ -108,22 +150,20 @@ class AsReleased(HandWritten):
     def _read(self, name: str, given: tuple[Tensor, ...]) -> None:
         self.seen[name] = given[0]
 
-    def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Forward, the side branch, loss, backward, step."""
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Both models in full, and the side branch."""
         del labels
         with torch.no_grad():
             self.teacher(images)
         self.student(images)
-        total = torch.zeros(())
+        total = torch.zeros((), device=images.device)
         for pair, conv, norm, kept in self.blocks:
             with torch.no_grad():
                 maps = F.conv2d(self.seen[f"c {pair.name}"], conv.weight[kept], None, conv.stride, conv.padding)
                 maps = F.batch_norm(maps, None, None, norm.weight[kept], training=True)
                 target = F.relu(maps + self.seen[f"i {pair.name}"][:, kept])
             total = total + F.mse_loss(self.seen[f"s {pair.name}"], target)
-        self.optimizer.zero_grad()
-        total.backward()
-        self.optimizer.step()
+        return total
 
 
 def by_torchdistill(teacher: nn.Module, student: nn.Module) -> Step:
@@ -139,12 +179,16 @@ def by_torchdistill(teacher: nn.Module, student: nn.Module) -> Step:
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": kd}}},
         "optimizer": {"key": "Adam", "kwargs": {"lr": 1e-3}},
     }  # fmt: skip
-    box = DistillationBox(teacher, student, {}, config, torch.device("cpu"), None, distributed=False, lr_factor=1)
+    box = DistillationBox(
+        teacher, student, {}, config, torch.device(place.device), None, distributed=False, lr_factor=1
+    )
     box.teacher_model.eval()
     box.student_model.train()
 
     def step(images: Tensor, labels: Tensor) -> None:
-        box.post_forward_process(box.forward_process(images, labels))
+        with place.autocast():
+            found = box.forward_process(images, labels)
+        box.post_forward_process(found)
 
     return step
 
@@ -155,32 +199,55 @@ def alone(student: nn.Module, *, nhwc: bool = False) -> Step:
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-3, fused=True)
 
     def step(images: Tensor, labels: Tensor) -> None:
+        with place.autocast():
+            found = F.cross_entropy(student(images), labels)
         optimizer.zero_grad()
-        F.cross_entropy(student(images), labels).backward()
+        found.backward()
         optimizer.step()
 
     return step
 
 
+def built(plan: fxdistill.Plan, pair: str) -> fxdistill.Program:
+    """The pair's program; on a GPU, whose time is dear, a copy of the first one: its memory is not the host's."""
+    if place.device == "cpu":
+        return fxdistill.build(plan, *made(pair))
+    key = pair, place
+    if key not in _BUILT:
+        _BUILT[key] = fxdistill.build(plan, *_made(pair))
+    return copied(_BUILT[key]).to(place.device)
+
+
+_BUILT: dict[tuple[str, Place], fxdistill.Program] = {}
+
+
 def ours(
-    plan: fxdistill.Plan, stage: Stage, pair: str, *, kept: bool, nhwc: bool = False, compiled: bool = False
-) -> Step:
+    plan: fxdistill.Plan, stage: Stage, pair: str, *, kept: bool, nhwc: bool = False, compiled: bool = False,
+    recorded: bool = False,
+) -> Step:  # fmt: skip
     """A step of the stage's program, or of its rest."""
-    program = fxdistill.build(plan, *made(pair))
+    program = built(plan, pair)
     if nhwc:
         program.to(memory_format=torch.channels_last)
     part = fxdistill.specialize(program, stage.name).train()
     optimizer = torch.optim.Adam([p for p in part.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    chosen = torch.arange(PAIRS[pair][3])
+    chosen = torch.arange(place.batch_of(pair))
     halves = _filled(part, pair) if kept else None
     forward: nn.Module = part if halves is None else halves.divided.rest.train()
     forward = cast("nn.Module", torch.compile(forward)) if compiled else forward
+    index = chosen.to(place.device)
+    if recorded:
+        batch = next(batches(data(pair).train, place.batch_of(pair), device=place.device))
+        batch = batch if halves is None else halves.complete(batch, chosen)
+        forward = Recorded(cast("fxdistill.Program", forward), batch, place.fabric)
 
     def step(images: Tensor, labels: Tensor) -> None:
-        batch = {"images": images, "labels": labels, "index": chosen}
+        batch = {"images": images, "labels": labels, "index": index}
         batch = batch if halves is None else halves.complete(batch, chosen)
+        with place.autocast():
+            losses = forward(batch)
         optimizer.zero_grad()
-        part.total(forward(batch)).backward()
+        part.total(losses).backward()
         optimizer.step()
 
     return step
@@ -188,11 +255,11 @@ def ours(
 
 def _filled(part: fxdistill.Program, pair: str) -> Halves:
     """The halves of a stage, all rows computed."""
-    looks = Looks(data(pair).train, PAIRS[pair][3], (), None, 0, moves_targets=False, classes=10,
-                  device=torch.device("cpu"))  # fmt: skip
+    looks = Looks(data(pair).train, place.batch_of(pair), (), None, 0, moves_targets=False, classes=10,
+                  device=torch.device(place.device))  # fmt: skip
     batch = next(looks.batches(0))
     divided = Divide({name: value[:8] for name, value in batch.items()})(part).value
-    halves = Halves(divided, looks, Memory(1 << 32), "", frozenset((0,)), Fabric(accelerator="cpu", devices=1))
+    halves = Halves(divided, looks, Memory(1 << 32), "", frozenset((0,)), place.fabric)
     halves.tried(batch["images"])
     halves.begin(0, lambda: None)
     return halves
@@ -201,17 +268,17 @@ def _filled(part: fxdistill.Program, pair: str) -> Halves:
 def data(pair: str) -> Dataset:
     """Noise of the pair's size."""
     size, classes = PAIRS[pair][2], 10 if pair.startswith("small") else 1000
-    count = PAIRS[pair][4]
+    count = PAIRS[pair][4] if place.device == "cpu" else GPU_IMAGES if size == 32 else 4 * GPU_BATCH
     images = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     split = Split(images, torch.arange(count) % classes)
-    return Dataset(split, split, tuple(map(str, range(classes))), (0.5,) * 3, (0.25,) * 3)
+    return Dataset(split, split, tuple(map(str, range(classes))), (0.5,) * 3, (0.25,) * 3).to(place.device)
 
 
 def planned(pair: str) -> fxdistill.Plan:
     """The default plan of a pair for its data, with fewer epochs: one for each warm-up, 8 for the main stage."""
-    _, _, size, batch, _ = PAIRS[pair]
+    size, batch = PAIRS[pair][2], place.batch_of(pair)
     found = data(pair)
-    plan = fxdistill.compile(*made(pair), fxdistill.Options(input_shape=(1, 3, size, size)))
+    plan = fxdistill.compile(*_made(pair), fxdistill.Options(input_shape=(1, 3, size, size)))
     (arm,) = plan.arms
     stages = [*(stage.changed(epochs=1) for stage in arm.stages[:-1]), arm.stages[-1].changed(epochs=8)]
     told = DataPlan(spec=None, batch_size=batch, augmentation=AUGMENT, classes=list(found.classes),
@@ -231,6 +298,10 @@ def makers(plan: fxdistill.Plan, stage: Stage, pair: str) -> Makers:
         "kept": lambda: ours(plan, stage, pair, kept=True),
         "kept, nhwc": lambda: ours(plan, stage, pair, kept=True, nhwc=True),
     }
+    if place.device == "cuda":
+        found["program, nhwc"] = lambda: ours(plan, stage, pair, kept=False, nhwc=True)
+        found["program, recorded"] = lambda: ours(plan, stage, pair, kept=False, recorded=True)
+        found["kept, recorded"] = lambda: ours(plan, stage, pair, kept=True, recorded=True)
     if any(term.pair is not None for term in stage.losses):
         return found | (
             {"as released": lambda: AsReleased(plan, stage, *made(pair))} if PAIRS[pair][0].startswith("resnet") else {}

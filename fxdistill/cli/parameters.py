@@ -298,6 +298,10 @@ MoreEpochs = Annotated[
 Compile = Annotated[
     Choosing, typer.Option("--compile", help="Train through torch.compile; auto tries it in each stage.")
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU, record steps and replay them, where that pays."),
+]
 Arms = Annotated[
     str,
     typer.Option(

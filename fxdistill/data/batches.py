@@ -17,6 +17,7 @@ of a batch grows as the batch shrinks (PKT's rows of probabilities sum to 1, so 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -25,11 +26,13 @@ from torch import Tensor
 from fxdistill.data import augmentations
 from fxdistill.data.augmentations._apply import augmented
 from fxdistill.data.augmentations._draws import Draws
-from fxdistill.data.dataset import Dataset, Device, Images
+from fxdistill.data.dataset import Dataset, Device, Images, Split
 from fxdistill.errors import DataError
 from fxdistill.tasks import NO_LABEL
 
 Batch = dict[str, Tensor]
+_VALUES = 1 << 23
+"""Of pixels that are augmented at once on a GPU."""
 
 
 def steps_per_epoch(split: Images, batch_size: int) -> int:
@@ -94,9 +97,13 @@ def batches(
     if part is not None and not mixes:
         indices = [chosen[part(len(chosen))] for chosen in indices]
 
+    count = 1 if mixes else _at_once(split, batch_size, device)
+    groups = [indices[first : first + count] for first in range(0, len(indices), count)]
+
     def produce() -> Iterator[Batch]:
         fill = torch.nan if split.labels.is_floating_point() else float(NO_LABEL)
-        for chosen, images in zip(indices, split.read(indices), strict=True):
+        places = list(map(torch.cat, groups)) if count > 1 else indices
+        for chosen, images, group in zip(places, split.read(places), groups, strict=True):
             x = images.to(device, non_blocking=True)
             labels = split.labels[chosen.to(split.labels.device)].to(device, non_blocking=True)
             x, labels = augmented(
@@ -111,10 +118,24 @@ def batches(
             )
             x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
             index = chosen.to(device, non_blocking=True)
-            rows = part(len(index)) if part is not None and mixes else slice(None)
-            yield {"images": x[rows], "labels": labels[rows], "index": index[rows]}
+            found = {"images": x, "labels": labels, "index": index}
+            first = 0
+            for size in map(len, group):
+                rows = part(size) if part is not None and mixes else slice(first, first + size)
+                yield {name: value[rows] for name, value in found.items()}
+                first += size
 
     return produce()
+
+
+def _at_once(split: Images, batch_size: int, device: Device) -> int:
+    """How many batches are made together, which changes nothing in them: on a GPU launching kernels is what takes time.
+
+    What is read from files comes batch by batch.
+    """
+    if torch.device(device).type == "cpu" or not isinstance(split, Split):
+        return 1
+    return max(1, _VALUES // (batch_size * math.prod(split.image_shape)))
 
 
 def order(split: Images, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[Tensor]:

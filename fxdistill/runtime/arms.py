@@ -75,6 +75,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
             course=replace(at.course), on_teacher=watch.succession.is_due, on_made=run.put_aside,
             on_read=run.aside.let_go,
             halves=functools.partial(run.reuse.of, trial), clock=run.clock(trial), crew=run.crew,
+            recorder=run.recorder(trial),
         )  # fmt: skip
         run.reuse.reports = dict(at.reuse)
         loop.run(at.position, at.optimizer, at.means, at.average)

@@ -93,7 +93,7 @@ def execute(
         at = crew.first(lambda: beginning.taken_up(rundir, begun, dataset))
         run = Execution(
             plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir, parts.initial.__getitem__,
-            observer, compiled=settings.compile, save_seconds=settings.save_seconds,
+            observer, compiled=settings.compile, cuda_graphs=settings.cuda_graphs, save_seconds=settings.save_seconds,
             metrics=Metrics(rundir, size=at.metrics_size, plan=plan) if crew.is_first else Untold(), checkpoint=at,
             reuse=reusing(plan, dataset, fabric, settings, observer, how=how), aside=Aside(rundir.path),
             programs=parts.programs,

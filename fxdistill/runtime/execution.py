@@ -21,6 +21,7 @@ from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.layouts import Layout
 from fxdistill.runtime.log import Metrics
 from fxdistill.runtime.profiling import Clock, StageTimes, Stopwatch
+from fxdistill.runtime.recording import Recorder
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.trials import Trial, teaching
 
@@ -38,6 +39,7 @@ class Settings:
         precision: Overrides the plan's training precision.
         resume: Whether to take up the run that the directory holds.
         compile: Whether to train through ``torch.compile``; ``auto`` tries it in each stage.
+        cuda_graphs: Whether to record steps as CUDA graphs where that pays, see :mod:`fxdistill.runtime.recording`.
         channels_last: Whether to train with weights and feature maps in channels-last memory; ``auto`` where that pays
             and the models stand it, see :mod:`fxdistill.runtime.layouts`.
         allow: Modules whose factories may be called.
@@ -61,6 +63,7 @@ class Settings:
     precision: Precision | None = None
     resume: bool = False
     compile: Literal["auto"] | bool = False
+    cuda_graphs: bool = True
     channels_last: Literal["auto"] | bool = "auto"
     allow: tuple[str, ...] = ()
     trust_code: bool = False
@@ -98,6 +101,7 @@ class Execution(Bench):
         initial: For each trial the state dict that each trained member starts from.
         observer: Who watches.
         compiled: Whether to train through ``torch.compile``; ``auto`` tries it, stage by stage.
+        cuda_graphs: Whether steps may be recorded.
         save_seconds: Seconds between two checkpoints.
         metrics: Where epochs are logged.
         checkpoint: Where to go on from.
@@ -128,6 +132,7 @@ class Execution(Bench):
     profile: bool = False
     chosen: dict[str, bool] = field(default_factory=dict)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+    cuda_graphs: bool = True
 
     def put_aside(self, tensors: Iterable[Tensor]) -> None:
         """Put aside what no step reads; what shares memory with a member that is trained stays."""
@@ -150,6 +155,16 @@ class Execution(Bench):
             self.observer.on_diagnostic(Diagnostic(code="compile", severity="note", where=where, why=why))
 
         return Choice(trial.name, self.chosen, say, self.fabric.device)
+
+    def recorder(self, trial: Trial) -> Recorder | None:
+        """Who records a trial's steps; nobody on a CPU, among several processes, or where they are profiled."""
+        if not self.cuda_graphs or self.fabric.device.type != "cuda" or self.crew.is_several or self.profile:
+            return None
+
+        def say(where: str, why: str) -> None:
+            self.observer.on_diagnostic(Diagnostic(code="cuda-graph", severity="note", where=where, why=why))
+
+        return Recorder(trial.name, say, self.fabric)
 
     def clock(self, trial: Trial) -> Clock:
         """What is told of the parts of a trial's steps."""

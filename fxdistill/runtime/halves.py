@@ -38,6 +38,7 @@ _TRIED = 32  # images that the frozen half is timed on, on a CPU
 _EVERY = 200  # batches between two that are compared with a fresh computation
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _AT_ONCE = 1 << 21  # pixels that are hashed at once
+_NEAR = 0.25  # of a GPU's free memory
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Halves:
     say: Callable[[str], None] = lambda _why: None
     on_read: Callable[[], None] = lambda: None
     _blocks: list[Rows] | None = None
+    _near: Rows = field(default_factory=dict)
     _view: int = -1
     _steps: int = 0
     _anew: bool = False
@@ -197,7 +199,7 @@ class Halves:
             view: The view.
             pulse: Called now and then: a checkpoint may be taken.
         """
-        self._view, self._blocks = view, None
+        self._view, self._blocks, self._near = view, None, {}
         if view not in self.views:
             return
         found = self._held(view)
@@ -211,6 +213,18 @@ class Halves:
         self.on_read()
         self.report.saved -= time.perf_counter() - start
         self._blocks = [rows for rows in found if rows is not None]
+        if self.looks.device.type == "cuda":
+            self._near = self._brought(self._blocks)
+
+    def _brought(self, blocks: list[Rows]) -> Rows:
+        """The rows of a view on the GPU, where they take little of its memory; else nothing: they come batch by batch."""
+        free, _ = torch.cuda.mem_get_info(self.looks.device)
+        if self.report.row_bytes * len(self.looks.split) > free * _NEAR:
+            return {}
+        return {
+            name: torch.cat([rows[name] for rows in blocks]).to(self.looks.device, self._live.get(name))
+            for name in blocks[0]
+        }
 
     def holds(self, view: int) -> bool:
         """Whether all rows of a view are there."""
@@ -304,6 +318,9 @@ class Halves:
 
     def _gathered(self, blocks: list[Rows], chosen: Tensor) -> Rows:
         """The rows of some images, on the device."""
+        if self._near:
+            places = chosen.to(self.looks.device, non_blocking=True)
+            return {name: rows[places] for name, rows in self._near.items()}
         count = self.looks.size * self.block_steps
         block, inside = chosen // count, chosen % count
         found: Rows = {}

@@ -31,6 +31,7 @@ from fxdistill.runtime.course import Course, Means, Moment, Position, Progress
 from fxdistill.runtime.crew import Crew
 from fxdistill.runtime.optimizers import make_optimizer, set_rate, take_up
 from fxdistill.runtime.profiling import Clock
+from fxdistill.runtime.recording import Recorder
 from fxdistill.runtime.spread import spread
 from fxdistill.tasks import Task
 
@@ -68,6 +69,7 @@ class Loop:
         on_read: Called when that was read, and is not for a while.
         halves: The halves of a stage's program, where what its frozen one computes is kept; else None.
         clock: Told of the parts of a step.
+        recorder: Records the steps of stages as CUDA graphs, where that pays; None to record none.
         crew: The processes that take each step together.
     """
 
@@ -89,6 +91,7 @@ class Loop:
     halves: Callable[[Stage, Program], "Halves | None"] = lambda _stage, _program: None
     clock: Clock = field(default_factory=Clock)
     crew: Crew = field(default_factory=Crew)
+    recorder: Recorder | None = None
 
     def run(
         self, position: Position, optimizer_state: dict[str, object] | None = None, means: Means | None = None,
@@ -161,19 +164,24 @@ class Loop:
             halves.on_read = self.on_read
 
     def _forward(self, program: Program, stage: Stage, halves: "Halves | None", *, steps: int) -> nn.Module:
-        """What is called in a step: the program, compiled or with marks for the clock."""
+        """What is called in a step: the program, compiled, recorded, or with marks for the clock."""
         if self.crew.is_several:
             return spread(program, self.crew)
-        made = compiled(program) if self.compiled is True else program
+        made: nn.Module = compiled(program) if self.compiled is True else program
+
+        @functools.cache
+        def fields() -> Batch:
+            batch = next(self._batches(0))
+            return batch | ({} if halves is None else halves.fresh(batch["images"]))
+
+        def step(module: nn.Module) -> None:
+            with step_seeded(self.seed, 0, 0, device=self.fabric.device), self.fabric.autocast():
+                program.total(module(fields())).backward()
+
         if isinstance(self.compiled, Choice):
-            batch = functools.cache(lambda: next(self._batches(0)))
-
-            def step(module: nn.Module) -> None:
-                fields = batch() | ({} if halves is None else halves.fresh(batch()["images"]))
-                with step_seeded(self.seed, 0, 0, device=self.fabric.device), self.fabric.autocast():
-                    program.total(module(fields)).backward()
-
             made = self.compiled.made(stage.name, program, step, steps=steps)
+        if made is program and self.recorder is not None:
+            made = self.recorder.made(stage.name, program, fields(), step)
         return self.clock.marked(program) if made is program else made
 
     def _batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:

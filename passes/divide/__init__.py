@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from fxdistill.errors import InvariantError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.program import Batch, Program
-from fxdistill.ir.running import buffers_kept, same, seeded
+from fxdistill.ir.running import buffers_kept, full_precision, same, seeded
 from fxdistill.passes.divide.cut import smallest
 from fxdistill.passes.divide.fixed import fixed_nodes
 from fxdistill.passes.specialize import remove_dead
@@ -92,7 +92,7 @@ class Divide(Pass[Program, Divided]):
         if {id(parameter) for parameter in value.rest.parameters() if parameter.requires_grad} != trained:
             raise InvariantError("the rest does not train what the stage trains")
         wanted = _losses(source, self.batch)
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self.batch["images"].device):
             crossed = value.frozen({"images": self.batch["images"]})
         if set(crossed) != set(value.fields):
             raise InvariantError("what the frozen half gives is not what the rest reads")
@@ -138,7 +138,7 @@ def _frozen(source: Program, names: Mapping[fx.Node, str]) -> fx.GraphModule:
 def _losses(program: Program, batch: Batch) -> dict[str, Tensor]:
     """The losses of a batch, which leave nothing behind."""
     device = batch["images"].device
-    with torch.no_grad(), buffers_kept(program), seeded(device):
+    with torch.no_grad(), full_precision(device), buffers_kept(program), seeded(device):
         found: dict[str, Tensor] = program({name: value.clone() for name, value in batch.items()})
     return found
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxdistill.ir.adapters import batch_normalized, standardized
 from fxdistill.ir.graph import memory, submodule, written
 from fxdistill.ir.program import Program
-from fxdistill.ir.running import attributes_kept, buffers_kept, same
+from fxdistill.ir.running import attributes_kept, buffers_kept, full_precision, same
 
 _OF_BATCHES = (batch_normalized, standardized)
 _ROUNDING = 1e-3  # of the largest value: kernels differ with the size of a batch
@@ -115,7 +115,7 @@ def _observed(program: Program, known: set[fx.Node], images: Tensor) -> tuple[di
     module = fx.GraphModule(program, graph)
     few = max(1, len(images) // 2 - 1)
     found: dict[fx.Node, int] = {}
-    with torch.no_grad(), attributes_kept(module), buffers_kept(module) as before:
+    with torch.no_grad(), full_precision(images.device), attributes_kept(module), buffers_kept(module) as before:
         for node, agrees, size in _side_by_side(module, copies, images, few):
             if agrees and all(source in found for source in node.all_input_nodes):
                 found[node] = size
