@@ -118,6 +118,8 @@ def steps(
 
 def memory(pair: str, repeats: int = 3) -> dict[str, list[float]]:
     """The most that a process of its own holds in three steps of the main stage, MB: the contestants take turns."""
+    if speed_ways.place.device == "cuda":
+        return _held_by_gpu(pair)
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
@@ -127,22 +129,36 @@ def memory(pair: str, repeats: int = 3) -> dict[str, list[float]]:
         for _ in range(repeats):
             for name in names:
                 command = [sys.executable, "-m", "benchmarks.speed", "--held", str(path), name, "--only", pair]
-                command += ["--device", speed_ways.place.device, "--precision", speed_ways.place.precision]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 found.setdefault(name, []).append(float(done.stdout.split()[-1]))
+    return found
+
+
+def _held_by_gpu(pair: str) -> dict[str, list[float]]:
+    """The most of a GPU's memory that each contestant has allocated in three steps of the main stage, MB."""
+    plan, found = planned(pair), dict[str, list[float]]()
+    batch = next(batches(data(pair).train, speed_ways.place.batch_of(pair), device=speed_ways.place.device))
+    for name, maker in makers(plan, _main(plan), pair).items():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step = maker()
+        for _ in range(3):
+            step(batch["images"], batch["labels"])
+        found[name] = [(torch.cuda.max_memory_allocated() - before) / (1 << 20)]
+        del step
     return found
 
 
 def held(path: Path, name: str, pair: str) -> float:
     """What this process has held at most after three steps, MB; the plan comes from a file, as a run's does."""
     plan = fxdistill.load_plan(path)
-    batch = next(batches(data(pair).train, speed_ways.place.batch_of(pair), device=speed_ways.place.device))
+    batch = next(batches(data(pair).train, PAIRS[pair][3]))
     step = makers(plan, _main(plan), pair)[name]()
     gc.collect()  # as a run does where a stage begins
     for _ in range(3):
         step(batch["images"], batch["labels"])
-    if speed_ways.place.device == "cuda":
-        return torch.cuda.max_memory_allocated() / (1 << 20)
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -214,9 +230,10 @@ def table(results: dict[str, Any]) -> str:
         if "memory" in found:
             most = {name: f"{statistics.median(own):.0f}" for name, own in found["memory"].items()}
             count = len(found["memory"]["by hand"])
+            what = "allocated on the GPU" if "device" in told else "held, imports included,"
             lines += [
                 "",
-                f"MB held at most in three steps of the main stage, imports included; medians of {count}:",
+                f"MB {what} at most in three steps of the main stage; medians of {count}:",
                 "",
             ]
             lines += [f"| {' | '.join(most)} |", f"|{' ---: |' * len(most)}", f"| {' | '.join(most.values())} |"]

@@ -217,7 +217,7 @@ class Halves:
             self._near = self._brought(self._blocks)
 
     def _brought(self, blocks: list[Rows]) -> Rows:
-        """The rows of a view on the GPU, where they take little of its memory; else nothing: they come batch by batch."""
+        """The rows of a view on the GPU, where they take little of its memory; else none: they come batch by batch."""
         free, _ = torch.cuda.mem_get_info(self.looks.device)
         if self.report.row_bytes * len(self.looks.split) > free * _NEAR:
             return {}

@@ -179,6 +179,16 @@ def test_maps_of_labels_are_not_left_behind(augment: list[str]) -> None:
     assert len(list(batches(maps(), 4))) == 4
 
 
+@pytest.mark.parametrize("at_once", [2, 5, 100])
+@pytest.mark.parametrize("options", [{}, {"start": 3}, {"shuffle": False}, {"augment": ["flip", "mixup:1"]}])
+def test_batches_that_are_made_together_are_those_that_are_made_alone(
+    at_once: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = epoch(split(), classes=5, **options)
+    monkeypatch.setattr("fxdistill.data.batches._at_once", lambda *_: at_once)
+    assert equal(epoch(split(), classes=5, **options), alone)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_on_the_device_equal_those_on_the_cpu() -> None:

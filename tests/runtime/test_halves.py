@@ -95,6 +95,21 @@ def test_computing_is_the_same_wherever_it_was_stopped() -> None:
         assert all(torch.equal(value, stopped._rows[place][name]) for name, value in rows.items())
 
 
+def test_rows_that_lie_on_the_gpu_are_those_that_come_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = halves_over(Memory(1 << 20))
+    found.begin(0, lambda: None)
+    assert found._blocks is not None
+    chosen = torch.tensor([44, 0, 17, 3])
+    wanted = found._gathered(found._blocks, chosen)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100, 100))
+    assert not found._brought(found._blocks)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (1 << 20, 1 << 20))
+    found._near = found._brought(found._blocks)
+    assert all(len(rows) == COUNT for rows in found._near.values())
+    monkeypatch.setattr(found, "_blocks", [])
+    assert all(torch.equal(rows, wanted[name]) for name, rows in found._gathered([], chosen).items())
+
+
 def test_what_an_arm_has_read_it_may_write_to() -> None:
     found = halves_over(Memory(1 << 20))
     found.begin(0, lambda: None)
