@@ -2,6 +2,7 @@
 
     python -m benchmarks.cascade --cifar cifar10_jpeg.npz --fashion ROOT --work WORK
     python -m benchmarks.cascade … --only cifar-vgg-0.2 --only cifar-vgg-0.4/kd --seeds 3 --hours 2
+    python -m benchmarks.cascade --cifar … --only cifar50k-vgg16-0.2 --device cuda --precision bf16-mixed --epochs 12
     python -m benchmarks.cascade --table
 
 A setting is data, a network and the share of channels that a cascade's student keeps; what an arm does stands in
@@ -12,15 +13,20 @@ seconds. All arms train on the same 10,000 random images, of which a tenth is se
 those of the last epoch on 2,000 random test images, and nothing is chosen by them. The teacher is trained on the same
 10,000 images. Rows under "uneven batches" are of before the batches of an epoch had one size.
 
+The paper's scale is the setting ``cifar50k-vgg16-0.2``, which is run where it is named: VGG16 (15.0 M parameters, 313 M
+multiply-accumulates), all 50,000 training and 10,000 test images; 80 epochs of either phase, or as many as ``--epochs``
+says, which is then a part of the setting's name. Runs on an accelerator have no latency: they stand beside others.
+
 A finished run is one line of ``cascade.jsonl``, with its seed, versions and machine, so that an interrupted series goes
 on where it stopped; ``--table`` writes ``cascade.md``.
 """
 
+import argparse
 import shutil
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +41,7 @@ from benchmarks.cascade_ways import (
     from_scratch,
     macs_of,
     module_of,
+    pixels_of,
     pruned,
     scored,
     sgd,
@@ -49,13 +56,20 @@ from benchmarks.materials import Work
 from benchmarks.series import Row, Series
 
 EPOCHS, TEACHER_EPOCHS = 8, 20
+PAPER, PAPER_EPOCHS, PAPER_TEACHER_EPOCHS = "cifar50k-vgg16-0.2", 80, 30
+"""The setting at the paper's scale, and its own numbers of epochs."""
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "vgg": ("vgg", {"widths": [8, "M", 16, "M", 32, 32, "M", 64, 64], "hidden": 64}),
     "resnet": ("resnet", {"widths": [8, 16, 32], "blocks": 2}),
+    "vgg16": ("vgg", {}),
 }
-"""A narrow VGG of eight layers with weights, and a narrow ResNet-14: what one CPU core can train some dozen times."""
+"""A narrow VGG of eight layers with weights, and a narrow ResNet-14: what one CPU core can train some dozen times. And
+VGG16, as the literature has it on CIFAR-10."""
 SETTINGS = tuple(
-    f"{data}-{network}-{keep}" for keep in (0.2, 0.4, 0.7) for data in ("cifar", "fashion") for network in NETWORKS
+    f"{data}-{network}-{keep}"
+    for keep in (0.2, 0.4, 0.7)
+    for data in ("cifar", "fashion")
+    for network in ("vgg", "resnet")
 )
 
 
@@ -110,6 +124,10 @@ ARMS: dict[str, Arm] = {
     "same widths from scratch, kd": Arm(student(from_scratch, "kd", rate=SCRATCH_RATE)),
 }
 FIRST = "cascade, 3 assistants"
+PAPER_ARMS = (
+    FIRST, "cascade, 1 assistant", "cascade, 0 assistants", "shrink + kd", "torch-pruning, magnitude",
+    "cascade, 1 assistant, budget", "cascade, 0 assistants, budget", "cascade, 3 assistants, budget",
+)  # fmt: skip
 
 
 def _teacher(work: Work, data: str, network: str) -> Path:
@@ -118,37 +136,75 @@ def _teacher(work: Work, data: str, network: str) -> Path:
     arrays = np.load(work.part(data))
     arguments = {**kwargs, "in_channels": arrays["train_images"].shape[1]}
     arguments |= {"image_size": arrays["train_images"].shape[2]} if name == "vgg" else {}
+    epochs = _teacher_epochs(data, work)
+    told = f"-{epochs}epochs" if epochs != _teacher_epochs(data, replace(work, options={})) else ""
     return materials.teacher(
-        work.root / f"{data}-{network}-part.pt", name, arguments, lambda: arrays, lambda made: sgd(made, SCRATCH_RATE),
-        epochs=TEACHER_EPOCHS,
+        work.root / f"{data}-{network}-part{told}.pt", name, arguments, lambda: arrays,
+        lambda made: sgd(made, SCRATCH_RATE), epochs=epochs, device=work.device, precision=_precision(work),
     )  # fmt: skip
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epochs", type=int, help=f"of either phase; {EPOCHS}, in {PAPER} {PAPER_EPOCHS}")
+    parser.add_argument("--teacher-epochs", type=int, help=f"{TEACHER_EPOCHS}, in {PAPER} {PAPER_TEACHER_EPOCHS}")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+
+
+def _precision(work: Work) -> materials.Precision:
+    found: materials.Precision = work.options.get("precision", "32-true")
+    return found
+
+
+def _teacher_epochs(data: str, work: Work) -> int:
+    usual = PAPER_TEACHER_EPOCHS if data in materials.WHOLE else TEACHER_EPOCHS
+    return work.options.get("teacher_epochs") or usual
+
+
+def _epochs(setting: str, work: Work) -> int:
+    return work.options.get("epochs") or (PAPER_EPOCHS if setting == PAPER else EPOCHS)
+
+
+def _named(setting: str, work: Work) -> str:
+    """A setting with what the command line makes other than usual in it."""
+    epochs, precision = _epochs(setting, work), _precision(work)
+    said = [] if epochs == _epochs(setting, replace(work, options={})) else [f"{epochs} + {epochs} epochs"]
+    said += [] if precision == "32-true" else [precision]
+    return ", ".join([setting, *said])
 
 
 def _student(work: Work, setting: str, seed: int) -> Path:
     """Where the student of the cascade with three assistants is kept, for the other arms."""
-    return work.root / f"{setting}-seed{seed}.pt"
+    return work.root / f"{_named(setting, work).replace(', ', '-').replace(' ', '')}-seed{seed}.pt"
 
 
-def measure(setting: str, name: str, seed: int, work: Work, *, epochs: int = EPOCHS) -> Row:
+def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     """One run: planned, trained, measured."""
     data, network, keep = setting.split("-")
+    epochs, precision = _epochs(setting, work), _precision(work)
     folder, teacher, spec = work.folder, _teacher(work, data, network), f"npz:{work.part(data)}"
     reference = _student(work, setting, seed) if ARMS[name].refers else None
-    result = ARMS[name].train(Run(folder, teacher, spec, float(keep), seed, epochs, reference, work.device))
+    run = Run(folder, teacher, spec, float(keep), seed, epochs, reference, work.device, precision)
+    result = ARMS[name].train(run)
     made, shape = module_of(folder / "run" / "student.pt"), shape_of(teacher)
     if name == FIRST:
         shutil.copy(folder / "run" / "student.pt", folder / "kept.pt")
         (folder / "kept.pt").replace(_student(work, setting, seed))  # never there in part
     whole = module_of(teacher)
-    return {
-        "setting": setting, "arm": name, "seed": seed, "student": round(result["arms"][-1]["accuracy"], 5),
-        "teacher": round(fxdistill.evaluate(teacher, spec)["accuracy"], 5),
+    told = fxdistill.evaluate(whole.to(work.device), spec, input_shape=shape, preprocessing=pixels_of(teacher))
+    whole.cpu()
+    row = {
+        "setting": _named(setting, work), "arm": name, "seed": seed,
+        "student": round(result["arms"][-1]["accuracy"], 5),
+        "teacher": round(told["accuracy"], 5),
         "parameters": sum(p.numel() for p in made.parameters()), "macs": macs_of(made, shape),
         "whole": [sum(p.numel() for p in whole.parameters()), macs_of(whole, shape)],
-        "latency": {one: round(found["median_ms"], 4) for one, found in result["latency"].items()},
         "joint": next((round(arm["accuracy"], 5) for arm in result["arms"] if arm["name"] == "joint"), None),
-        "epochs": epochs, "seconds": round(result["took"]), **series.provenance(work.device),
+        "epochs": epochs, "teacher_epochs": _teacher_epochs(data, work), "precision": precision,
+        "seconds": round(result["took"]), **series.provenance(work.device),
     }  # fmt: skip
+    if work.device == "cpu":
+        row["latency"] = {one: round(found["median_ms"], 4) for one, found in result["latency"].items()}
+    return row
 
 
 _COLUMNS = (
@@ -160,7 +216,8 @@ _COLUMNS = (
 def table(rows: list[Row]) -> str:
     """For each setting its arms: the change against the teacher, sizes, latency; and the difference, paired."""
     lines = [f"# The cascade beside other ways to a network of its size\n\n{_about()}", ""]
-    for setting in series.told(SETTINGS):
+    longer = sorted({row["setting"] for row in rows if row["setting"].startswith(PAPER)})
+    for setting in (*series.told(SETTINGS), *longer):
         mine = [row for row in rows if row["setting"] == setting]
         if mine:
             teacher = 100 * mine[0]["teacher"]
@@ -189,7 +246,8 @@ def _row(name: str, rows: list[dict[str, Any]]) -> str:
     spread = f" ± {statistics.stdev(found.values()):.2f}" if len(found) > 1 else ""
     mean, teacher = statistics.fmean(found.values()), 100 * statistics.fmean(row["teacher"] for row in mine)
     sizes = [f"{statistics.fmean(row[key] for row in mine):,.0f}" for key in ("parameters", "macs")]
-    timed = f"{statistics.fmean(row['latency']['student'] for row in mine):.3f}"
+    times = [row["latency"]["student"] for row in mine if "latency" in row]
+    timed = f"{statistics.fmean(times):.3f}" if times else "not measured"
     seconds = f"{statistics.fmean(row['seconds'] for row in mine):,.0f}"
     cells = (
         name,
@@ -218,8 +276,8 @@ def _needs(run: series.Run) -> series.Run | None:
 
 
 SERIES = Series(
-    "cascade", str(__doc__), SETTINGS, lambda _setting: ARMS, measure, table, seeds=3, ready=_ready, needs=_needs,
-    devices=("cpu", "cuda"),
+    "cascade", str(__doc__), SETTINGS, lambda setting: PAPER_ARMS if setting == PAPER else ARMS, measure, table,
+    seeds=3, ready=_ready, needs=_needs, devices=("cpu", "cuda"), asked=(PAPER,), options=_options, named=_named,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Run:
     reference: Path | None
     """The student of the cascade with three assistants under this seed; None for the cascades."""
     device: Literal["cpu", "cuda"] = "cpu"
+    precision: materials.Precision = "32-true"
 
     @property
     def common(self) -> list[str]:
@@ -192,7 +193,7 @@ def _sparse(model: nn.Module, pruner: Any, run: Run) -> None:
     ]
     materials.fit(
         model, torch.from_numpy(arrays["train_images"][kept]), torch.from_numpy(arrays["train_labels"][kept]).long(),
-        _pixels(run.teacher), sgd(model, RATE), epochs=run.epochs, seed=run.seed, before=pruner.update_regularizer,
+        pixels_of(run.teacher), sgd(model, RATE), epochs=run.epochs, seed=run.seed, before=pruner.update_regularizer,
         regularise=pruner.regularize,
     )  # fmt: skip
 
@@ -204,7 +205,11 @@ def sgd(model: nn.Module, rate: float) -> torch.optim.Optimizer:
 def _executed(run: Run, edit: Callable[[Plan], Plan] = lambda plan: plan, *, seconds: float = 0.0) -> dict[str, Any]:
     path, began = run.folder / "plan.json", time.monotonic()
     path.write_text(edit(load_plan(path)).to_json())
-    result = execute(path, run.folder / "run", Settings(device=run.device, evaluate_every=10_000))
+    settings = Settings(
+        device=run.device, evaluate_every=10_000, precision=run.precision,
+        channels_last=True if run.device == "cuda" else "auto",
+    )  # fmt: skip
+    result = execute(path, run.folder / "run", settings)
     return {**result, "took": seconds + time.monotonic() - began}
 
 
@@ -230,7 +235,7 @@ def shape_of(path: Path) -> tuple[int, ...]:
     return (1, *(found or (1,))[1:])
 
 
-def _pixels(path: Path) -> Preprocessing:
+def pixels_of(path: Path) -> Preprocessing:
     found = fxdistill.load(fxdistill.parse_source(str(path))).preprocessing
     assert found is not None
     return found

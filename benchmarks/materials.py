@@ -5,7 +5,7 @@ import io
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,9 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.preprocessing import Preprocessing
 
 TRAIN, TEST, BATCH = 10_000, 2_000, 128
+WHOLE = {"cifar50k": "cifar"}
+"""Data of which runs take all images, by the name that it has in settings, and where these come from."""
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,14 @@ class Work:
         sources: Where the images come from: ``cifar``, JPEG files in an npz; ``fashion``, a folder.
         place: Which of the runs that are made at once this one is.
         device: What plans are run on.
+        options: What the command line says, by name.
     """
 
     root: Path
     sources: Mapping[str, Path]
     place: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -46,7 +51,7 @@ class Work:
 
     def has(self, data: str) -> bool:
         """Whether there are images to make runs with: the file with a part of them, or where that is made of."""
-        return data in self.sources or (self.root / f"{data}.npz").is_file()
+        return WHOLE.get(data, data) in self.sources or (self.root / f"{data}.npz").is_file()
 
     def whole(self, data: str) -> dict[str, np.ndarray[Any, Any]]:
         """All images (N, C, H, W), uint8, and labels (N,).
@@ -54,18 +59,20 @@ class Work:
         Raises:
             FileNotFoundError: It was not said where they are.
         """
+        data = WHOLE.get(data, data)
         if data not in self.sources:
             raise FileNotFoundError(f"all images of {data} are needed: say with --{data} where they are")
         return _cifar(self.sources[data]) if data == "cifar" else _fashion(self.sources[data])
 
     def part(self, data: str) -> Path:
-        """The file with a random part of the data."""
+        """The file with the images that runs take: a random part of the data, or all of it."""
 
         def make(path: Path) -> None:
             whole, chance = self.whole(data), np.random.default_rng(0)
+            counts = {"train": None, "test": None} if data in WHOLE else {"train": TRAIN, "test": TEST}
             picked = {
                 name: np.sort(chance.permutation(len(whole[f"{name}_labels"]))[:count])
-                for name, count in (("train", TRAIN), ("test", TEST))
+                for name, count in counts.items()
             }
             arrays: dict[str, Any] = {
                 f"{name}_{kind}": whole[f"{name}_{kind}"][which]
@@ -112,7 +119,8 @@ def _fashion(root: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 def teacher(
     path: Path, factory: str, kwargs: Mapping[str, Any], arrays: Callable[[], Mapping[str, np.ndarray[Any, Any]]],
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer], *, epochs: int,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer], *, epochs: int, device: str = "cpu",
+    precision: Precision = "32-true",
 ) -> Path:  # fmt: skip
     """Train a teacher on images (N, C, H, W) and save it, unless its file is there.
 
@@ -123,6 +131,8 @@ def teacher(
         arrays: Gives ``train_images`` and ``train_labels``.
         optimizer: Makes the optimiser of a model.
         epochs: How many.
+        device: What it is trained on.
+        precision: In which precision.
     """
     factory = factory if ":" in factory else f"fxdistill.models:{factory}"
 
@@ -135,7 +145,9 @@ def teacher(
         pixels = Preprocessing(size=list(images.shape[2:]), mean=mean, std=std, channels=channels)
         made = build(factory, dict(kwargs), seed=0)
         print(f"  training the teacher {path.name}", file=sys.stderr, flush=True)
-        fit(made, images, labels.long(), pixels, optimizer(made), epochs=epochs)
+        fit(
+            made, images, labels.long(), pixels, optimizer(made), epochs=epochs, device=device, precision=precision
+        )  # fmt: skip
         fxdistill.save(
             made, unfinished, factory=factory, kwargs=dict(kwargs),
             input_shape=(1, *images.shape[1:]), preprocessing=pixels,
@@ -147,12 +159,13 @@ def teacher(
 def fit(
     model: nn.Module, images: Tensor, labels: Tensor, pixels: Preprocessing, optimizer: torch.optim.Optimizer, *,
     epochs: int, seed: int = 0, before: Callable[[], object] = lambda: None,
-    regularise: Callable[[nn.Module], object] = lambda _model: None,
+    regularise: Callable[[nn.Module], object] = lambda _model: None, device: str = "cpu",
+    precision: Precision = "32-true",
 ) -> None:  # fmt: skip
     """Train by cross-entropy and half a cosine; random crops and flips.
 
     Args:
-        model: From images (N, C, H, W) to logits; it ends in eval mode.
+        model: From images (N, C, H, W) to logits; it ends in eval mode, on the CPU.
         images: (N, C, H, W), uint8.
         labels: (N,), int64.
         pixels: How they are normalised.
@@ -161,22 +174,28 @@ def fit(
         seed: Of order, crops and flips.
         before: Called before every epoch.
         regularise: Called with the model after every backward pass.
+        device: What it is trained on; order, crops and flips are the same on all.
+        precision: ``bf16-mixed`` for a forward pass in bfloat16 where torch's autocast sees fit.
     """
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pixels.mean, pixels.std))
-    model.train().to(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (pixels.mean, pixels.std))
+    images, labels, mixed = images.to(device), labels.to(device), precision == "bf16-mixed"
+    model.train().to(device).to(memory_format=torch.channels_last)
     schedule = CosineAnnealingLR(optimizer, epochs * math.ceil(len(images) / BATCH))
     chance, (height, width) = torch.Generator().manual_seed(seed), images.shape[2:]
     for _ in range(epochs):
         before()
-        for picked in torch.randperm(len(images), generator=chance).split(BATCH):
+        for chosen in torch.randperm(len(images), generator=chance).split(BATCH):
+            picked = chosen.to(device, non_blocking=True)
             batch = nn.functional.pad((images[picked].float() / 255 - mean) / std, (4, 4, 4, 4))
             top, left = torch.randint(0, 9, (2,), generator=chance).tolist()
             batch = batch[..., top : top + height, left : left + width]
-            mirrored = (torch.rand(len(batch), generator=chance) < 0.5).view(-1, 1, 1, 1)
-            loss = nn.functional.cross_entropy(model(torch.where(mirrored, batch.flip(3), batch)), labels[picked])
+            coins = torch.rand(len(batch), generator=chance).to(device, non_blocking=True)
+            batch = torch.where((coins < 0.5).view(-1, 1, 1, 1), batch.flip(3), batch)
+            with torch.autocast(device, torch.bfloat16, enabled=mixed):
+                loss = nn.functional.cross_entropy(model(batch), labels[picked])
             optimizer.zero_grad()
             loss.backward()
             regularise(model)
             optimizer.step()
             schedule.step()
-    model.eval()
+    model.eval().cpu()

@@ -117,6 +117,9 @@ class Series:
         ready: Whether a run has what it needs of runs before it.
         needs: The run that makes what a run needs; None for none.
         devices: What its runs can be made on.
+        asked: Settings that are run only where they are named.
+        options: Adds options of its own to the command line.
+        named: What a setting is called in rows, where options change what it is.
     """
 
     name: str
@@ -129,6 +132,9 @@ class Series:
     ready: Callable[[Run, Work], bool] = lambda _run, _work: True
     needs: Callable[[Run], Run | None] = lambda _run: None
     devices: tuple[str, ...] = ("cpu",)
+    asked: tuple[str, ...] = ()
+    options: Callable[[argparse.ArgumentParser], object] = lambda _parser: None
+    named: Callable[[str, Work], str] = lambda setting, _work: setting
 
     def rows(self) -> list[Row]:
         """The finished runs."""
@@ -140,9 +146,9 @@ class Series:
         return [
             (setting, arm, seed)
             for seed in range(seeds)
-            for setting in self.settings
+            for setting in (*self.settings, *self.asked)
             for arm in self.arms(setting)
-            if not only or setting in only or f"{setting}/{arm}" in only
+            if setting in only or f"{setting}/{arm}" in only or not (only or setting in self.asked)
         ]
 
     def longest_first(self, runs: list[Run]) -> list[Run]:
@@ -183,13 +189,14 @@ class Series:
         )  # fmt: skip
         parser.add_argument("--device", choices=self.devices, default="cpu", help="what plans are run on")
         parser.add_argument("--table", action="store_true", help="write the table of what there is, and run nothing")
+        self.options(parser)
         options, failed = parser.parse_args(), 0
         if options.jobs < 1:
             parser.error("--jobs: at least one")
         if not options.table:
             options.work.mkdir(parents=True, exist_ok=True)
             sources = {name: getattr(options, name) for name in ("cifar", "fashion") if getattr(options, name)}
-            failed = self._run(options, Work(options.work, sources, device=options.device))
+            failed = self._run(options, Work(options.work, sources, device=options.device, options=vars(options)))
         (HERE / f"{self.name}.md").write_text(self.table(self.rows()))
         return int(failed > 0)
 
@@ -197,7 +204,8 @@ class Series:
         """Make the runs that are missing; how many failed."""
         until, failed = time.monotonic() + 3600 * options.hours, 0
         done = {(row["setting"], row["arm"], row["seed"]) for row in self.rows()}
-        wanted = [run for run in self.wanted(options.only, options.seeds) if run not in done]
+        wanted = self.wanted(options.only, options.seeds)
+        wanted = [run for run in wanted if (self.named(run[0], work), *run[1:]) not in done]
         missing = {data for run in wanted if not work.has(data := _data(run))}
         waiting = [run for run in wanted if _data(run) not in missing]
         if missing:
@@ -230,7 +238,7 @@ class Series:
 
 def _made(measure: Callable[[str, str, int, Work], Row], run: Run, work: Work) -> Row:
     """A run, in its own process and folder."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if work.device == "cpu" else 4)  # planning and exporting are no accelerator's work
     shutil.rmtree(work.folder, ignore_errors=True)
     work.folder.mkdir()
     try:

@@ -14,7 +14,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError, InputError, ModelError
 from fxdistill.ir import outputs
 from fxdistill.losses import LOSSES
-from fxdistill.measure.model import evaluating
+from fxdistill.measure.model import device_of, evaluating
 from fxdistill.plan.document import Plan
 from fxdistill.tasks import TASKS, Task
 
@@ -81,7 +81,7 @@ def fits(
     """
     try:
         with evaluating(module):
-            output = module(torch.zeros(tuple(input_shape)))
+            output = module(torch.zeros(tuple(input_shape), device=device_of(module)))
     except InputError:
         raise
     except Exception as cause:
@@ -127,7 +127,7 @@ def mapped(
     names = classmap.read(class_map)
     try:
         with evaluating(module):
-            output = outputs.prediction(module(torch.zeros(tuple(input_shape))), entry or "")
+            output = outputs.prediction(module(torch.zeros(tuple(input_shape), device=device_of(module))), entry or "")
     except Exception:  # noqa: BLE001  # whether the model takes the data is said by what checks that
         return classmap.mapped(dataset, names, task=task, where=spec)
     count = output.shape[1] if output.ndim > 1 else 0
