@@ -147,6 +147,7 @@ def _teacher(work: Work, data: str, network: str) -> Path:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"of either phase; {EPOCHS}, in {PAPER} {PAPER_EPOCHS}")
     parser.add_argument("--teacher-epochs", type=int, help=f"{TEACHER_EPOCHS}, in {PAPER} {PAPER_TEACHER_EPOCHS}")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="record no steps on a GPU")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
 
 
@@ -180,10 +181,10 @@ def _student(work: Work, setting: str, seed: int) -> Path:
 def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     """One run: planned, trained, measured."""
     data, network, keep = setting.split("-")
-    epochs, precision = _epochs(setting, work), _precision(work)
+    epochs, precision, graphs = _epochs(setting, work), _precision(work), not work.options.get("no_cuda_graphs")
     folder, teacher, spec = work.folder, _teacher(work, data, network), f"npz:{work.part(data)}"
     reference = _student(work, setting, seed) if ARMS[name].refers else None
-    run = Run(folder, teacher, spec, float(keep), seed, epochs, reference, work.device, precision)
+    run = Run(folder, teacher, spec, float(keep), seed, epochs, reference, work.device, precision, graphs)
     result = ARMS[name].train(run)
     made, shape = module_of(folder / "run" / "student.pt"), shape_of(teacher)
     if name == FIRST:

@@ -38,6 +38,7 @@ class Run:
     """The student of the cascade with three assistants under this seed; None for the cascades."""
     device: Literal["cpu", "cuda"] = "cpu"
     precision: materials.Precision = "32-true"
+    cuda_graphs: bool = True
 
     @property
     def common(self) -> list[str]:
@@ -206,7 +207,7 @@ def _executed(run: Run, edit: Callable[[Plan], Plan] = lambda plan: plan, *, sec
     path, began = run.folder / "plan.json", time.monotonic()
     path.write_text(edit(load_plan(path)).to_json())
     settings = Settings(
-        device=run.device, evaluate_every=10_000, precision=run.precision,
+        device=run.device, evaluate_every=10_000, precision=run.precision, cuda_graphs=run.cuda_graphs,
         channels_last=True if run.device == "cuda" else "auto",
     )  # fmt: skip
     result = execute(path, run.folder / "run", settings)
