@@ -28,7 +28,8 @@ def measure(setting: str, arm: str, seed: int, work: Work) -> Row:
         os._exit(7)
     if arm == "needed":
         (work.root / "student").touch()
-        time.sleep(0.3)
+        awaited(work.root / "one.ended")
+        time.sleep(0.5)
     if arm == "long":
         awaited(work.root / "go on", seconds=60)
     (work.root / f"{arm}.ended").touch()
