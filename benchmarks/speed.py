@@ -265,10 +265,13 @@ def bounds(pair: str, found: dict[str, Any]) -> list[str]:
     if "compiled" in found:
         one = {name: statistics.median(own) for name, own in found["compiled"]["main"].items()}
         said.append(f"nor compiled: {one['by hand, compiled'] / one['program, compiled']:.2f}x in the main stage")
-    main = middle["main"]
-    best, floor = (min(main[name], main[f"{name}, nhwc"]) for name in ("kept", "alone"))
+    main, on_cpu = middle["main"], "device" not in found["how"]
+    best, floor = (min(own for name, own in main.items() if name.startswith(kind)) for kind in ("kept", "alone"))
     said.append(f"kept at most {NEAR:.2f} of the student alone, both at their best: {best / floor:.2f}")
-    if pair in GOALS:
+    if "recipe" in found:
+        one, other = (sum(found["recipe"][name]) for name in ("by hand", "ours"))
+        said.append(f"a whole recipe at least {2 if on_cpu else 3}x by hand: {one / other:.2f}x")
+    if pair in GOALS and on_cpu:
         said.append(f"kept at its best at least {GOALS[pair]:.1f}x by hand: {main['by hand'] / best:.2f}x")
     if "memory" in found:
         most = {name: statistics.median(own) for name, own in found["memory"].items()}
@@ -290,7 +293,9 @@ def _steps(found: dict[str, dict[str, list[float]]]) -> list[str]:
 def _cell(own: list[float], hand: list[float]) -> str:
     ratios = [a / b for a, b in zip(hand, own, strict=True)]
     ratio = statistics.median(hand) / statistics.median(own)
-    return f"{statistics.median(own):.3f}, {ratio:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+    median = statistics.median(own)
+    told = f"{median:.3f}" if median >= 0.1 else f"{median:.4f}"
+    return f"{told}, {ratio:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def main() -> None:

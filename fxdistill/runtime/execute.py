@@ -93,7 +93,7 @@ def execute(
         at = crew.first(lambda: beginning.taken_up(rundir, begun, dataset))
         run = Execution(
             plan, task, dataset, parts.modules, fabric, parts.strangers, own, rundir, parts.initial.__getitem__,
-            observer, compiled=settings.compile, cuda_graphs=settings.cuda_graphs, save_seconds=settings.save_seconds,
+            observer, compiled=settings.compile, records=settings.records(fabric), save_seconds=settings.save_seconds,
             metrics=Metrics(rundir, size=at.metrics_size, plan=plan) if crew.is_first else Untold(), checkpoint=at,
             reuse=reusing(plan, dataset, fabric, settings, observer, how=how), aside=Aside(rundir.path),
             programs=parts.programs,
@@ -136,7 +136,10 @@ def reusing(
     elif settings.cache == "auto":
         shelf = Memory(min(settings.cache_size, (memory.available("cpu") or settings.cache_size) // 4))
     how = {**how, "device": fabric.device.type}
-    return Reuse(plan, TASKS.get(plan.task), dataset.train, fabric, shelf, how, half=settings.cache_half, say=say)
+    return Reuse(
+        plan, TASKS.get(plan.task), dataset.train, fabric, shelf, how, half=settings.cache_half, say=say,
+        recorded=settings.records(fabric) and settings.compile is not True,
+    )  # fmt: skip
 
 
 def _unread(run: Execution, parts: _Parts) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -24,6 +24,9 @@ from fxdistill.runtime.profiling import Clock, StageTimes, Stopwatch
 from fxdistill.runtime.recording import Recorder
 from fxdistill.runtime.reuse import Reuse
 from fxdistill.runtime.trials import Trial, teaching
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # slow to import
 
 State = dict[str, Tensor]
 Losses = dict[tuple[str, str], dict[str, float]]
@@ -80,6 +83,10 @@ class Settings:
     devices: int | None = None
     trials: int | None = None
 
+    def records(self, fabric: "Fabric") -> bool:
+        """Whether steps are recorded: on a GPU, by one process, where they are not profiled part by part."""
+        return self.cuda_graphs and fabric.device.type == "cuda" and fabric.world_size == 1 and not self.profile
+
 
 @dataclass
 class Observer:
@@ -101,7 +108,7 @@ class Execution(Bench):
         initial: For each trial the state dict that each trained member starts from.
         observer: Who watches.
         compiled: Whether to train through ``torch.compile``; ``auto`` tries it, stage by stage.
-        cuda_graphs: Whether steps may be recorded.
+        records: Whether steps are recorded as CUDA graphs, where that pays.
         save_seconds: Seconds between two checkpoints.
         metrics: Where epochs are logged.
         checkpoint: Where to go on from.
@@ -132,7 +139,7 @@ class Execution(Bench):
     profile: bool = False
     chosen: dict[str, bool] = field(default_factory=dict)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
-    cuda_graphs: bool = True
+    records: bool = False
 
     def put_aside(self, tensors: Iterable[Tensor]) -> None:
         """Put aside what no step reads; what shares memory with a member that is trained stays."""
@@ -157,8 +164,8 @@ class Execution(Bench):
         return Choice(trial.name, self.chosen, say, self.fabric.device)
 
     def recorder(self, trial: Trial) -> Recorder | None:
-        """Who records a trial's steps; nobody on a CPU, among several processes, or where they are profiled."""
-        if not self.cuda_graphs or self.fabric.device.type != "cuda" or self.crew.is_several or self.profile:
+        """Who records a trial's steps; None for nobody."""
+        if not self.records:
             return None
 
         def say(where: str, why: str) -> None:

@@ -177,6 +177,11 @@ class Halves:
             raise ValueError("nothing was divided")
         return self.divided.frozen
 
+    @property
+    def kernels(self) -> int:
+        """How many operations the frozen half has, roughly a kernel each."""
+        return sum(node.op in ("call_module", "call_function", "call_method") for node in self._frozen.graph.nodes)
+
     def fed(
         self, found: Iterator[Batch], chosen: Sequence[Tensor], *, epoch: int, pulse: Callable[[], None]
     ) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from fxdistill.data.batches import Batch, batches, order, steps_per_epoch
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import TrainingError
 from fxdistill.ir.program import Program
+from fxdistill.ir.running import seeded
 from fxdistill.plan.schema import DataPlan, Stage, lengths
 from fxdistill.runtime.aside import collect
 from fxdistill.runtime.average import Average
@@ -342,10 +343,7 @@ class _Running:
         )
 
 
-@contextmanager
-def step_seeded(seed: int, epoch: int, step: int, *, device: torch.device) -> Iterator[None]:
+def step_seeded(seed: int, epoch: int, step: int, *, device: torch.device) -> AbstractContextManager[None]:
     """Torch's global generators as a function of a place in the run; afterwards they are as before."""
     place = hashlib.sha256(f"step {seed},{epoch},{step}".encode()).digest()
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type="cuda"):
-        torch.manual_seed(int.from_bytes(place[:8], "little") >> 1)
-        yield
+    return seeded(device, int.from_bytes(place[:8], "little") >> 1)

@@ -14,6 +14,7 @@ wants.
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -141,8 +142,10 @@ class Recorder:
 def _waits(step: Callable[[], None]) -> str:
     """What in a step waits for the device, in words; '' for nothing."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the watch is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         step()
     except RuntimeError as cause:
         return _first(cause)

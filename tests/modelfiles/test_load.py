@@ -314,7 +314,7 @@ def test_a_trusted_pickle_of_an_unknown_class_is_explained(tmp_path: Path) -> No
 def archive_with_a_name_that_is_no_text() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("é/data.pkl", b"")
+        archive.writestr(zipfile.ZipInfo("é/data.pkl"), b"")  # of no date: it names a test
     return file.getvalue().replace("é".encode(), b"\xc3\xc3")
 
 

@@ -26,6 +26,7 @@ from tests.by_hand import digits
 from tests.runs import ALLOW, CPU, STUDENT, TEACHER, edited, execute, metrics
 from tests.runtime import test_cascade
 
+_GAINS = reuse.Reuse._gains
 OFF = dataclasses.replace(CPU, cache="off")
 TRAIN, BATCH = 1260, 256  # five batches of 252
 
@@ -152,6 +153,36 @@ def decided(path: Path, size: int = 1 << 30) -> dict[str, halves.Report]:
     for stage in program.stages:
         found.of(trial, stage, specialize(program, stage.name).train())
     return found.reports
+
+
+def test_where_steps_are_recorded_a_frozen_half_takes_no_time_to_launch_its_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, trial = load(planned()), Trial(0, "distilled")
+    found, _ = keeping(plan)
+    halved = found.of(trial, plan.arm("distilled").stages[-1], specialize(program_of(plan, trial), "main").train())
+    assert halved is not None
+    monkeypatch.setattr(reuse, "time", _Still())
+    monkeypatch.setattr(halves.Halves, "tried", lambda _self, _images: 0.01)
+    frozen = halved.divided.frozen
+    assert frozen is not None
+    assert halved.kernels == sum(node.op not in ("placeholder", "get_attr", "output") for node in frozen.graph.nodes)
+    reading = halved.report.row_bytes * halved.looks.size / 1e9
+    for recorded, launching in ((False, 0.0), (True, 2e-5 * halved.kernels)):
+        gain = _GAINS(dataclasses.replace(found, recorded=recorded), halved, Counter({0: 1, 1: 5}))
+        wanted = {view: u * (0.01 - launching) - 0.01 - reading - u * reading for view, u in ((0, 1), (1, 5))}
+        assert gain == pytest.approx(wanted)
+    assert launching < 0.01
+    monkeypatch.setattr(halves.Halves, "tried", lambda _self, _images: launching / 2)
+    gain = _GAINS(dataclasses.replace(found, recorded=True), halved, Counter({0: 1, 1: 100}))
+    assert max(gain.values()) < 0
+
+
+class _Still:
+    """A clock that stands still."""
+
+    def perf_counter(self) -> float:
+        return 0.0
 
 
 def test_images_that_are_mixed_are_not_kept() -> None:
