@@ -104,6 +104,18 @@ ARMS: dict[str, Arm] = {
     "cascade, 3 assistants, budget, masks stay": Arm(
         cascade("--assistants", "3", budget=True, edit=standing), beside="cascade, 3 assistants, budget"
     ),
+    "cascade, 3 assistants, budget, threshold a layer": Arm(
+        cascade("--assistants", "3", "--threshold", "layer", budget=True), beside="cascade, 3 assistants, budget"
+    ),
+    "cascade, 3 assistants, budget, centred": Arm(
+        cascade("--assistants", "3", "--centred", budget=True), beside="cascade, 3 assistants, budget"
+    ),
+    "cascade, 1 assistant, budget, threshold a layer": Arm(
+        cascade("--assistants", "1", "--threshold", "layer", budget=True), beside="cascade, 1 assistant, budget"
+    ),
+    "cascade, 1 assistant, budget, centred": Arm(
+        cascade("--assistants", "1", "--centred", budget=True), beside="cascade, 1 assistant, budget"
+    ),
     "cascade, 3 assistants, budget, masks rest": Arm(
         cascade("--assistants", "3", budget=True, edit=scored("rmsprop", 0.001, until=0.5)),
         beside="cascade, 3 assistants, budget",

@@ -74,6 +74,8 @@ def plan(
     spacing: parameters.Spaced = None,
     budget: parameters.BudgetOf = "",
     nested: parameters.Nested = False,
+    threshold: parameters.MaskedBy = None,
+    centred: parameters.Centred = False,
     hints: parameters.Hints = 0.0,
     hints_alone: parameters.HintsAlone = 0.0,
     export_levels: parameters.WhichLevels = parameters.ExportLevels.student,
@@ -132,7 +134,8 @@ def plan(
         cascade = teaching.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
             hints_alone=hints_alone, export_all=export_levels is parameters.ExportLevels.all,
-            spacing=None if spacing is None else spacing.value, student=student,
+            spacing=None if spacing is None else spacing.value, student=student, centred=centred,
+            threshold=None if threshold is None else threshold.value,
             others={
                 "pair": pair, "forbid": forbid, "align": align is not parameters.Align.slice,
                 "student-factory": student_factory, "student-arg": student_arg, "student-entry": student_entry,

@@ -28,6 +28,7 @@ Choosing = StrEnum("Choosing", {"off": "off", "on": "on", "auto": "auto"})
 Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
 Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
 Spacing = StrEnum("Spacing", {"paper": "paper", "even": "even"})
+Threshold = StrEnum("Threshold", {"global": "global", "layer": "layer"})
 
 Version = Annotated[
     bool,
@@ -145,6 +146,16 @@ BudgetOf = Annotated[
 ]
 Nested = Annotated[
     bool, typer.Option("--nested", help="With cascade: a level keeps only what the level above it keeps.")
+]
+MaskedBy = Annotated[
+    Threshold | None,
+    typer.Option(
+        "--threshold",
+        help="With cascade: all layers' channels compete, or each layer keeps the same share. Default: global.",
+    ),
+]
+Centred = Annotated[
+    bool, typer.Option("--centred", help="With cascade: what moves scores is less its mean over their layer.")
 ]
 ExportLevels = StrEnum("ExportLevels", {"student": "student", "all": "all"})
 WhichLevels = Annotated[

@@ -68,7 +68,8 @@ def check_assistant(via: str | None, others: Mapping[str, object], *, is_cascade
 
 def cascade(
     method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: str | None,
-    nested: bool, hints: float, hints_alone: float, export_all: bool, student: str | None, others: Mapping[str, object],
+    nested: bool, threshold: str | None, centred: bool, hints: float, hints_alone: float, export_all: bool,
+    student: str | None, others: Mapping[str, object],
 ) -> "Cascade | None":  # fmt: skip
     """What the options say of a cascade; None for another method.
 
@@ -80,6 +81,8 @@ def cascade(
         assistants: How many levels there are beside the student.
         spacing: How their shares lie.
         nested: Whether levels lie inside of each other.
+        threshold: Among which channels the best are kept.
+        centred: Whether the gradients of scores are centred within each layer.
         hints: The weight of hints in the joint phase.
         hints_alone: The weight of hints while the student is alone.
         export_all: Whether the assistants are exported as well.
@@ -101,7 +104,8 @@ def cascade(
             )
         said = {
             "levels": levels, "budget": budget, "assistants": assistants, "spacing": spacing, "nested": nested,
-            "hints": hints or None, "hints-alone": hints_alone or None, "export-levels": export_all,
+            "threshold": threshold, "centred": centred, "hints": hints or None, "hints-alone": hints_alone or None,
+            "export-levels": export_all,
         }  # fmt: skip
         if odd := [name for name, value in said.items() if value not in (None, "", False)]:
             raise InputError(
@@ -123,7 +127,8 @@ def cascade(
     )
     return Cascade(
         keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
-        spacing="even" if spacing == "even" else "paper", nested=nested, hints=hints, hints_alone=hints_alone,
+        spacing="even" if spacing == "even" else "paper", nested=nested,
+        threshold="layer" if threshold == "layer" else "global", centred=centred, hints=hints, hints_alone=hints_alone,
         export_all=export_all,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, ladder, op_name, weights_of
 from fxdistill.ir.masks import ranked
 from fxdistill.ir.running import copied
-from fxdistill.methods.cascade import Cascade, level
+from fxdistill.methods.cascade import Cascade, Threshold, level
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.mask import MASKS, Mask, MaskSource, check_maskable, kept_of, unmasked
 from fxdistill.passes.mask.maskable import CONVOLUTIONS, Maskable, first_convolution, maskable
@@ -81,18 +81,19 @@ class Base:
         parts = [found[list(layer.classes)] for layer in self.found.layers]
         return scale * torch.cat([part / part.mean().clamp(min=torch.finfo(torch.float32).tiny) for part in parts])
 
-    def mask(self, scores: Tensor, count: int) -> Tensor:
+    def mask(self, scores: Tensor, count: int, threshold: Threshold) -> Tensor:
         """The mask that keeps so many of them."""
-        return torch.zeros(len(scores)).index_fill(0, ranked(scores, self.found.positions)[:count], 1.0)
+        order = ranked(scores, self.found.positions, by_layer=threshold == "layer")
+        return torch.zeros(len(scores)).index_fill(0, order[:count], 1.0)
 
-    def within(self, scores: Tensor, budget: Budget) -> int:
+    def within(self, scores: Tensor, budget: Budget, threshold: Threshold) -> int:
         """How many channels a budget allows.
 
         Raises:
             InputError: It cannot be met, or the whole network costs no more.
         """
         what, most = priced(budget)
-        parameters, macs = self.cost.of_first(ranked(scores, self.found.positions))
+        parameters, macs = self.cost.of_first(ranked(scores, self.found.positions, by_layer=threshold == "layer"))
         paid = (macs if what == "macs" else parameters)[len(self.found.layers) - 1 :]
         least, whole = (Size(int(parameters[at]), int(macs[at])) for at in (len(self.found.layers) - 1, -1))
         check_limit(what, most, least=least, whole=whole, where="--budget", floor="with one channel a layer")
@@ -163,7 +164,7 @@ def propose(
         base = Base.of(traced, coupling, tuple(barriers))
         made = _planned(base, options, of=of, criterion=criterion, barriers=list(barriers))
         first = made[level(0)]
-        mask = base.mask(base.scores(criterion), sum(one.kept for one in first.layers))
+        mask = base.mask(base.scores(criterion), sum(one.kept for one in first.layers), options.threshold)
         if not (gone := base.gone(mask)):
             break
         try:
@@ -188,7 +189,7 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
     """The levels of a cascade, from the student's up."""
     scores = base.scores(criterion)
     budget = None if options.budget is None else Budget.model_validate(dict([options.budget]))
-    shares = options.shares(None if budget is None else base.within(scores, budget) / len(scores))
+    shares = options.shares(None if budget is None else base.within(scores, budget, options.threshold) / len(scores))
     own = own_tensors(base.traced)
     made: dict[str, Masked] = {}
     for number, share in enumerate(shares):
@@ -200,13 +201,14 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
                 "which none may lose all", where="--levels" if options.levels else "--keep",
                 hint=f"keep {least:.3g} or more",
             )  # fmt: skip
-        mask = base.mask(scores, count) if share < 1 else torch.ones(len(scores))
+        mask = base.mask(scores, count, options.threshold) if share < 1 else torch.ones(len(scores))
         parameters, macs = base.cost.of(mask)
         guide = level(min(number + 1, len(shares) - 1)) if share < 1 else None
         made[level(number)] = Masked(
             of=of, keep=share, budget=budget if number == 0 else None, guide=guide, criterion=criterion, own=own,
-            barriers=barriers, nested=options.nested and number + 2 < len(shares), layers=_layers(base, mask),
-            parameters=parameters, macs=macs,
+            barriers=barriers, nested=options.nested and number + 2 < len(shares),
+            threshold=options.threshold if share < 1 else "global", centred=options.centred and share < 1,
+            layers=_layers(base, mask), parameters=parameters, macs=macs,
         )  # fmt: skip
     return made
 
@@ -274,10 +276,11 @@ def _level(base: Base, plan: Plan, name: str, member: Masked, passes: PassManage
     shared = {id(tensor): tensor for tensor in known.values() if id(tensor) not in own}
     module = copy.deepcopy(base.traced.module, dict(shared))
     traced = replace(base.traced, module=module)
-    rides = any(isinstance(one, Masked) and one.guide == name for one in plan.members.values())
+    riding = [one for one in plan.members.values() if isinstance(one, Masked) and one.guide == name]
     around = [plan.members[one] for one in _around(plan, member)]
     mask = Mask(
-        count=base.count(member.keep) if member.is_masked and member.budget is None else None, rides=rides,
+        count=base.count(member.keep) if member.is_masked and member.budget is None else None,
+        rides=bool(riding), centred=any(one.centred for one in riding), by_layer=member.threshold == "layer",
         limit=None if member.budget is None else priced(member.budget),
         nested=tuple(base.count(one.keep) for one in around if isinstance(one, Masked)),
     )  # fmt: skip

@@ -43,6 +43,7 @@ CASCADE = ("trace", "couple", "mask", "schedule")
 TEMPERATURE, LAMBDA, RATE = 15.0, 0.4, 0.008
 _SCORES = ScoreOptimizer(name="rmsprop", lr=0.001)
 Spacing = Literal["paper", "even"]
+Threshold = Literal["global", "layer"]
 _MOST = 99
 """As many assistants are taken for meant: each is a network of its own in memory."""
 
@@ -102,6 +103,9 @@ class Cascade:
         assistants: How many levels there are beside the student.
         spacing: How their shares lie.
         nested: Whether a level keeps only what the level above it keeps.
+        threshold: Whether the channels of all layers compete (``global``), or each layer keeps about the same share
+            (``layer``).
+        centred: Whether the gradients of scores are centred within each layer.
         hints: The weight of hints in the joint phase: what the last three masked layers hand on, reconstructed from
             that of the level below; 0 for none.
         hints_alone: The weight of hints while the student is alone: what is left of the last three masked layers
@@ -118,6 +122,8 @@ class Cascade:
     assistants: int = 3
     spacing: Spacing = "paper"
     nested: bool = False
+    threshold: Threshold = "global"
+    centred: bool = False
     hints: float = 0.0
     hints_alone: float = 0.0
     export_all: bool = False
@@ -134,6 +140,11 @@ class Cascade:
         for option, weight in (("--hints", self.hints), ("--hints-alone", self.hints_alone)):
             if not 0 <= weight < math.inf:
                 raise InputError(f"{weight} is no weight of hints", where=option, hint="give a number from 0: 0.001")
+        if self.centred and self.threshold == "layer":
+            raise InputError(
+                "with a threshold a layer no layer competes with another one, and there is nothing to centre",
+                where="--centred", hint="give --threshold layer or --centred",
+            )  # fmt: skip
         if not self.budget:
             self.shares()
 

@@ -53,6 +53,9 @@ class Masked(Part):
         budget: What it may cost instead: it keeps as many of the best channels as that allows.
         guide: The member whose gradient moves its scores; None without a mask.
         nested: Whether it keeps only what its guide keeps as well.
+        threshold: Whether all layers' channels compete by their scores (``global``), or each layer keeps about the same
+            share (``layer``).
+        centred: Whether the gradients that move its scores are centred: less their mean over the channels of the layer.
         criterion: The measure of importance that its scores start with, over the mean of their layer.
         scale: What that is multiplied by.
         barriers: Nodes whose channels are not masked, because they cannot be cut.
@@ -68,6 +71,8 @@ class Masked(Part):
     budget: Budget | None = None
     guide: MemberName | None = None
     nested: bool = False
+    threshold: Literal["global", "layer"] = "global"
+    centred: bool = False
     criterion: str = "l1"
     scale: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     barriers: list[str] = []

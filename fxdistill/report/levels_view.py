@@ -43,10 +43,12 @@ def _rows(levels: dict[str, Masked]) -> Iterator[tuple[str, ...]]:
                 ("MACs", member.budget.macs) if member.budget.macs else ("parameters", member.budget.parameters)
             )
             keeps += f", up to {count(most or 0)} {what}"
+        keeps += " of each layer" if member.threshold == "layer" and member.is_masked else ""
         keeps += f", inside of {member.guide}" if member.nested else ""
         moved = (
             "-" if member.guide is None else f"the gradient of {'its own' if member.guide == name else member.guide}"
         )
+        moved += ", centred" if member.centred else ""
         yield name, keeps, moved, count(member.parameters), count(member.macs)
 
 

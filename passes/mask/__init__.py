@@ -1,4 +1,4 @@
-"""Mask: a model whose channels compete, all layers together, for the few that are kept.
+"""Mask: a model whose channels compete, all layers together or within each, for the few that are kept.
 
 Cascaded channel pruning (Miles and Mikolajczyk, BMVC 2020, arXiv 2008.06814) prunes a student out of its own teacher:
 levels of one network share their convolutions, each with a mask of its own, and the scores s_i behind the mask of level
@@ -70,12 +70,16 @@ class Mask(Pass[MaskSource, Traced]):
         rides: Whether scores ride on it.
         nested: How many channels the levels keep that its mask lies inside of, the outermost first; their scores are
             ``around_0``, ``around_1`` … then.
+        by_layer: Whether each layer keeps about the same share, here and around, instead of all layers competing.
+        centred: Whether the gradients of what rides are centred within each layer.
     """
 
     count: int | None = None
     limit: tuple[str, int] | None = None
     rides: bool = False
     nested: tuple[int, ...] = ()
+    by_layer: bool = False
+    centred: bool = False
 
     def requires(self, source: MaskSource) -> None:
         """Something can be masked, each layer keeps a channel, and not all are kept."""
@@ -137,21 +141,24 @@ class Mask(Pass[MaskSource, Traced]):
         held = module.get_submodule(MASKS)
         first, mask = next(node for node in graph.nodes if node.op != "placeholder"), None
         with graph.inserting_before(first):
-            if self._masks:
+            if self._masks or self.centred:
                 held.register_buffer("layers", found.positions)
                 layers = _read(graph, "layers")
+            if self._masks:
+                how = {"by_layer": True} if self.by_layer else {}
                 for number, count in enumerate(self.nested):
                     scores = _scores(held, graph, f"around_{number}", found)
-                    mask = _call(graph, masks.threshold, (scores, layers, count, mask), f"kept.{number}")
+                    mask = _call(graph, masks.threshold, (scores, layers, count, mask), f"kept.{number}", how)
                 scores = _scores(held, graph, "scores", found)
                 if self.limit is None:
-                    mask = _call(graph, masks.threshold, (scores, layers, self.count, mask), "kept")
+                    mask = _call(graph, masks.threshold, (scores, layers, self.count, mask), "kept", how)
                 else:
                     arguments = (scores, layers, *_priced(held, graph, source, found, self.limit), mask)
-                    mask = _call(graph, masks.affordable, arguments, "kept")
+                    mask = _call(graph, masks.affordable, arguments, "kept", how)
             if not self.rides:
                 return mask
-            return _call(graph, masks.ride, (mask, _scores(held, graph, "riding", found)), "factors")
+            riding = _scores(held, graph, "riding", found)
+            return _call(graph, masks.ride, (mask, riding, *((layers,) if self.centred else ())), "factors")
 
 
 def _scores(held: nn.Module, graph: fx.Graph, name: str, found: Maskable) -> fx.Node:
@@ -201,7 +208,7 @@ def kept_of(module: nn.Module) -> Tensor:
     for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
         if node.op == "call_function" and node.target in masks.MASKS:
             read: Any = fx.node.map_arg(node.args, lambda one: values[one] if one in values else _value(module, one))
-            found: Any = node.target(*read)
+            found: Any = node.target(*read, **node.kwargs)
             last = values[node] = found
     if last is None:
         raise InvariantError("the model has no mask of its own")
@@ -257,8 +264,10 @@ def _read(graph: fx.Graph, name: str) -> fx.Node:
     return node
 
 
-def _call(graph: fx.Graph, function: object, arguments: tuple[object, ...], path: str) -> fx.Node:
-    node = graph.create_node("call_function", function, arguments)  # type: ignore[arg-type]
+def _call(
+    graph: fx.Graph, function: object, arguments: tuple[object, ...], path: str, named: dict[str, bool] | None = None
+) -> fx.Node:  # fmt: skip
+    node = graph.create_node("call_function", function, arguments, named or {})  # type: ignore[arg-type]
     node.meta = {"path": path, "scope": MASKS, "shape": None, "macs": 0}
     return node
 

@@ -130,6 +130,8 @@ CASCADE = ("--method", "cascade", "--input", "1x1x8x8")
         (("--levels", "0.5,1", "--assistants", "2"), "leave out --assistants and --spacing"),
         (("--keep", "0.5", "--assistants", "-1"), "-1 assistants cannot be"),
         (("--keep", "0.5", "--assistants", "1000000"), "1000000 assistants cannot be"),
+        (("--keep", "0.5", "--threshold", "layer", "--centred"), "there is nothing to centre\n  where: --centred\n"),
+        (("--budget", "macs=1", "--threshold", "layer"), "1 MACs cannot be met: with one channel a layer there are "),
         (("--keep", "0.5", "--hints", "inf"), "inf is no weight of hints\n  where: --hints\n"),
         (("--keep", "0.5", "--hints-alone", "inf"), "inf is no weight of hints\n  where: --hints-alone\n"),
         (("--levels", "0.01,1"), "of which none may lose all\n  where: --levels\n"),
@@ -159,6 +161,9 @@ def test_a_cascade_has_no_student_and_only_it_has_levels(folder: Path) -> None:
         ("--assistants", "2"),
         ("--budget", "macs=1M"),
         ("--nested",),
+        ("--threshold", "layer"),
+        ("--threshold", "global"),
+        ("--centred",),
         ("--hints", "1"),
         ("--hints-alone", "1"),
     ):

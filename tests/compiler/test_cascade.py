@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fxdistill.compiler import cascade
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
+from fxdistill.ir import masks
 from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.mask import kept_of
 from fxdistill.plan.document import Plan, stale_costs
@@ -42,9 +43,10 @@ def test_what_the_passes_remark_stands_in_the_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "stale"), [("keep", 0.6, True), ("macs", 5, False), ("parameters", 5, False)]
+    ("field", "value", "stale"),
+    [("keep", 0.6, True), ("threshold", "layer", True), ("macs", 5, False), ("parameters", 5, False)],
 )
-def test_costs_go_stale_with_what_a_level_keeps(field: str, value: float, stale: bool) -> None:
+def test_costs_go_stale_with_what_a_level_keeps(field: str, value: Any, stale: bool) -> None:
     plan = planned(residual(), keep=0.5, assistants=1)
     assert list(stale_costs(plan)) == []
     members = {**plan.members, "level-0": plan.members["level-0"].changed(**{field: value})}
@@ -74,6 +76,46 @@ def test_a_nested_mask_under_a_budget_lies_inside_of_the_level_above_whatever_it
     member = plan.members["level-1"]
     assert isinstance(member, Masked)
     assert int(below.sum()) == int(above.sum()) == sum(cascade.kept_counts(levels["level-1"], member).values())
+
+
+def test_with_a_threshold_a_layer_a_budget_is_the_same_share_of_all_layers() -> None:
+    body = nn.Sequential(conv_norm(3, 8), conv_norm(8, 16), conv_norm(16, 32))
+    whole = planned(Classifier(body, 32), keep=0.5, assistants=0)
+    most = next(one.macs for one in whole.members.values() if isinstance(one, Masked))
+    plan = planned(Classifier(body, 32), budget=("macs", most), assistants=2, threshold="layer")
+    first, second, last = (plan.members[f"level-{number}"] for number in range(3))
+    for member in (first, second):
+        assert isinstance(member, Masked)
+        assert member.threshold == "layer"
+        shares = [one.kept / one.channels for one in member.layers]
+        assert abs(shares[0] - shares[1]) <= 1 / 2 / 16 + 1 / 2 / 32
+    assert isinstance(last, Masked)
+    assert last.threshold == "global"
+    assert isinstance(first, Masked)
+    assert first.macs <= most
+    levels = cascade.levels(plan, Classifier(body, 32).eval())
+    scores = levels["level-0"].get_parameter("masks.scores")
+    scores.data = torch.linspace(2.0, 0.0, 48)  # one layer is better than the other, throughout
+    assert cascade.kept_counts(levels["level-0"], first) == {one.name: one.kept for one in first.layers}
+
+
+@pytest.mark.parametrize("assistants", [0, 2])
+def test_centred_gradients_are_those_of_the_level_above(assistants: int) -> None:
+    plan = planned(residual(), keep=0.5, assistants=assistants, centred=True)
+    masked = [member for member in plan.members.values() if isinstance(member, Masked)]
+    assert [member.centred for member in masked] == [True] * max(assistants, 1) + [False] * bool(assistants)
+    levels = cascade.levels(plan, residual())
+    riding = {name: [n for n in level.graph.nodes if n.target is masks.ride] for name, level in levels.items()}
+    assert {name: [len(node.args) for node in nodes] for name, nodes in riding.items()} == (
+        {"level-0": [], "level-1": [3], "level-2": [3]} if assistants else {"level-0": [3]}
+    )
+
+
+def test_a_level_does_not_lie_inside_of_one_with_another_threshold() -> None:
+    plan = planned(residual(), keep=0.5, assistants=2, nested=True)
+    members = {**plan.members, "level-0": plan.members["level-0"].changed(threshold="layer")}
+    with pytest.raises(ValueError, match="cannot lie inside of 'level-1', whose threshold is another one"):
+        plan.changed(members=members)
 
 
 @pytest.mark.parametrize("last", ["dense", "convolution"])

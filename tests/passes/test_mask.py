@@ -106,17 +106,64 @@ def test_as_many_as_asked_are_kept_over_all_layers_and_of_each_one() -> None:
     assert masks.threshold(scores, layers, 3, above).tolist() == [0, 1, 1, 1, 0]
 
 
-def test_a_budget_is_spent_and_never_exceeded() -> None:
+def test_by_layer_each_layer_keeps_the_same_share_of_its_own_best() -> None:
+    """Of three, the second and the third best stand at 3/6 and 5/6; of two, the second at 3/4."""
+    layers = torch.tensor([[0, 1, 2], [3, 4, 3]])
+    scores = torch.tensor([0.9, 0.7, 0.8, 0.1, 0.2])
+    assert masks.ranked(scores, layers, by_layer=True).tolist() == [0, 4, 2, 3, 1]
+    assert masks.threshold(scores, layers, 4, by_layer=True).tolist() == [1, 0, 1, 1, 1]
+    assert masks.threshold(scores, layers, 4).tolist() == [1, 1, 1, 0, 1]
+    moved = scores + torch.tensor([5.0, 5.0, 5.0, 0.0, 0.0])  # a layer as a whole
+    assert masks.threshold(moved, layers, 4, by_layer=True).tolist() == [1, 0, 1, 1, 1]
+    assert masks.threshold(torch.zeros(5), layers, 3, by_layer=True).tolist() == [1, 1, 0, 1, 0]
+    above = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
+    assert masks.threshold(scores, layers, 3, above, by_layer=True).tolist() == [0, 1, 1, 1, 0]
+    single = torch.tensor([[0, 0, 0, 0], [1, 2, 3, 4]])  # the only one at 1/2, and two at 1/8 and 3/8
+    assert masks.threshold(scores, single, 2, by_layer=True).tolist() == [1, 0, 1, 0, 0]
+    wide = torch.tensor([[0, 1, 2, 3, 4], [5, 6, 5, 5, 5]])  # the fourth at 7/10 goes before the second of two at 3/4
+    assert masks.threshold(-torch.arange(7.0), wide, 5, by_layer=True).tolist() == [1, 1, 1, 1, 0, 1, 0]
+    mixed = torch.tensor([[0, 2, 4], [1, 3, 1]])  # layers need not lie one behind the other
+    assert masks.ranked(scores, mixed, by_layer=True).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_centred_gradients_are_less_their_mean_over_the_layer_and_the_value_is_the_mask() -> None:
+    layers = torch.tensor([[0, 1, 2], [3, 4, 3]])
+    mask, values = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0]), torch.tensor([2.0, 5.0, -1.0, 4.0, 6.0])
+    for own, sums in ((mask, 7.0), (None, 16.0)):
+        scores = torch.tensor([0.3, 1e6, -0.9, 0.1, 7.0], requires_grad=True)
+        answer = (masks.ride(own, scores, layers) * values).sum()
+        assert answer.item() == sums
+        answer.backward()
+        torch.testing.assert_close(scores.grad, torch.tensor([0.0, 3.0, -3.0, -1.0, 1.0]))
+
+
+@pytest.mark.parametrize("count", [None, 1])
+def test_equation_5_centred_by_hand(count: int | None) -> None:
+    """The sums of :func:`test_equation_5_by_hand` less their mean, through the gates of a level."""
+    made = Mask(count=count, rides=True, centred=True)(source(by_hand(), (2, 1, 1, 2))).value
+    if count is not None:
+        made.module.get_parameter("masks.scores").data = torch.tensor([1.0, 0.5])
+    answer = made.module(IMAGES)  # 10 x; where nothing is masked 5 * 2x + 7 * 3x
+    assert torch.equal(answer, (10 if count else 31) * IMAGES)
+    (answer.square().sum() / 2).backward()
+    moved = made.module.get_parameter("masks.riding").grad
+    assert moved is not None
+    slopes = [answer.flatten()[0].item() * one * 30 for one in (10.0, 21.0)]
+    assert moved.tolist() == [(slopes[0] - slopes[1]) / 2, (slopes[1] - slopes[0]) / 2]
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_a_budget_is_spent_and_never_exceeded(by_layer: bool) -> None:
     given = source(tiny_models.residual())
     found = maskable(given.traced, given.coupling)
     cost = cost_of(given.traced, given.coupling, found.classes)
     least, most = cost.of(one_each(found.positions))[1], cost.of(torch.ones(len(found.classes)))[1]
     for limit in (least, (least + most) // 2, most - 1):
-        made = Mask(limit=("macs", limit))(given).value
+        made = Mask(limit=("macs", limit), by_layer=by_layer)(given).value
         made.module.get_parameter("masks.scores").data = torch.rand(len(found.classes))
         kept = kept_of(made.module)
         assert cost.of(kept)[1] <= limit
-        order = masks.ranked(made.module.get_parameter("masks.scores"), found.positions)
+        order = masks.ranked(made.module.get_parameter("masks.scores"), found.positions, by_layer=by_layer)
         more = kept.index_fill(0, order[int(kept.sum()) : int(kept.sum()) + 1], 1)
         assert cost.of(more)[1] > limit
 

@@ -20,7 +20,7 @@ from fxdistill.errors import ParityError, TrainingError
 from fxdistill.files import write_text
 from fxdistill.ir import masks
 from fxdistill.ir.program import Program
-from fxdistill.methods.cascade import Cascade
+from fxdistill.methods.cascade import Cascade, Threshold
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.passes.mask import kept_of
@@ -56,6 +56,7 @@ def teacher() -> nn.Module:
 def planned(
     assistants: int = 2, repeats: int = 1, *, val: float = 0.2, nested: bool = False, hints: float = 0.0,
     hints_alone: float = 0.0, method: str = "cascade", curriculum: Curriculum | None = None,
+    threshold: Threshold = "global", centred: bool = False,
 ) -> Plan:  # fmt: skip
     folder, digits = runs.workshop(), load("digits")
     if not (folder / "vgg.pt").exists():
@@ -65,7 +66,10 @@ def planned(
     )
     options = Options(
         input_shape=(1, 1, 8, 8), method=method, epochs=2, lr=0.05, repeats=repeats, recalibrate=None,
-        cascade=Cascade(keep=0.4, assistants=assistants, nested=nested, hints=hints, hints_alone=hints_alone),
+        cascade=Cascade(
+            keep=0.4, assistants=assistants, nested=nested, threshold=threshold, centred=centred, hints=hints,
+            hints_alone=hints_alone,
+        ),
         curriculum=curriculum or Curriculum(),
         preprocessing={"teacher": digits.preprocessing},
         data=defaults("digits", dataset=digits, batch_size=runs.BATCH, val=val),
@@ -196,6 +200,20 @@ def test_nested_masks_lie_inside_of_each_other() -> None:
         modules[name].get_parameter("masks.scores").data.uniform_()
     kept = [kept_of(modules[f"level-{number}"]) for number in range(3)]
     assert [int(one.sum()) for one in kept] == [7, 11, 14]
+    assert bool((kept[0] <= kept[1]).all())
+    assert bool((kept[1] <= kept[2]).all())
+
+
+def test_with_a_threshold_a_layer_nested_masks_lie_inside_of_each_other_and_layers_keep_their_shares() -> None:
+    plan = planned(assistants=3, nested=True, threshold="layer")
+    modules = made(plan)
+    torch.manual_seed(3)
+    for name in ("level-0", "level-1", "level-2"):
+        scores = modules[name].get_parameter("masks.scores")
+        scores.data.uniform_()
+        scores.data[:8] += 1.0  # all of the first layer's are better than any of the second's
+    kept = [kept_of(modules[f"level-{number}"]) for number in range(3)]
+    assert [[int(part.sum()) for part in one.split([8, 10])] for one in kept] == [[3, 4], [5, 6], [6, 8]]
     assert bool((kept[0] <= kept[1]).all())
     assert bool((kept[1] <= kept[2]).all())
 
