@@ -1,81 +1,133 @@
-"""The report in a browser: nothing on its console, nothing wider than the screen. Needs Chromium."""
+"""The pages that people open, in a browser: as they are read from disk, on a screen and on a telephone, light and dark.
 
-import html
+Needs Chromium; without one the tests are skipped.
+"""
+
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from fxdistill.report.page import document
-from tests import runs
+import fxdistill
+from fxdistill import models
+from fxdistill.compiler.outline import outline
+from fxdistill.methods.cascade import Cascade
+from fxdistill.report.page import document, told
+from tests import jobs, runs
+from tests.report.browser import SCHEMES, WIDTHS, Looked, Shown, chromium, look
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
-_PROBE = """<script>
-addEventListener("load", () => setTimeout(() => {
-  const frame = document.querySelector("iframe"), page = frame.contentDocument;
-  const late = [...page.querySelectorAll("svg text")].filter(t => {
-    const own = t.getBoundingClientRect(), svg = t.ownerSVGElement.getBoundingClientRect();
-    return own.right > svg.right + 1 || own.left < svg.left - 1;
-  }).map(t => t.textContent);
-  document.title = JSON.stringify({
-    wide: page.documentElement.scrollWidth, sections: page.querySelectorAll("section").length,
-    broken: [...page.images].filter(i => !i.complete || !i.naturalWidth).length, cut: late,
-  });
-  document.body.dataset.said = document.title;
-}, 50));
-</script>"""
+PROGRAM, _WHY = chromium()
+pytestmark = pytest.mark.skipif(not PROGRAM, reason=_WHY)
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium (Debian: apt-get install chromium)")
+PAGES = {"run.html": 5, "compared.html": 11, "plan.html": 2, "cascade.html": 3}
+"""Pages with how many sections they have."""
 
 
-def opened(page: Path, profile: Path) -> tuple[str, str]:
-    """What Chromium has of a page when it is loaded, and what it logged."""
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--allow-file-access-from-files", f"--user-data-dir={profile}",
-        "--enable-logging=stderr", "--hide-scrollbars", "--virtual-time-budget=2000", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+def write_pages(folder: Path) -> list[Path]:
+    """The report of a run, of two runs, of a plan, and of a cascade with pairs between its levels."""
+    run, other = runs.detailed(), folder / "other"
+    shutil.copytree(run, other)
+    result = json.loads((other / "result.json").read_text())
+    for arm in result["arms"]:
+        arm["accuracy"] += 0.1
+    (other / "result.json").write_text(json.dumps(result))
+    jobs.done("report", run, "-o", folder / "run.html")
+    jobs.done("report", run, other, "-o", folder / "compared.html")
+    jobs.done(
+        "show", runs.plan_file("detailed", repeats=2), "--html", folder / "plan.html", "--allow-factory", *runs.ALLOW
+    )
+    (folder / "cascade.html").write_text(cascade())
+    return [folder / name for name in PAGES]
 
 
-def framed(page: Path, width: int) -> Path:
-    """A page that looks at another one at a width: headless windows are not narrower than 500 pixels."""
-    holder = page.with_name(f"frame-{width}.html")
-    style = f"width:{width}px;height:900px;border:0"
-    holder.write_text(f"<!DOCTYPE html><body><iframe src='{page.name}' style='{style}'></iframe>{_PROBE}")
-    return holder
+def cascade() -> str:
+    teacher = models.resnet(widths=[4, 8, 16], blocks=1, classes=10, in_channels=1).eval()
+    how = Cascade(keep=0.5, assistants=1, hints=1e-3)
+    options = fxdistill.Options(input_shape=(1, 1, 16, 16), method="cascade", cascade=how)
+    plan = fxdistill.compile(teacher, None, options)
+    return document.document([told.of_plan(plan, "cascade", outline(plan, {"teacher": teacher}))])
 
 
-def said(dom: str) -> dict[str, object]:
-    (found,) = re.findall(r'data-said="(.*?)"', dom)
-    told: dict[str, object] = json.loads(html.unescape(found))
-    return told
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> Looked:
+    folder = tmp_path_factory.mktemp("pages")
+    return look(PROGRAM, write_pages(folder), folder)
 
 
-@pytest.mark.parametrize("width", [420, 1280])
-def test_a_report_fits_its_screen_and_the_console_stays_empty(tmp_path: Path, width: int) -> None:
-    page = tmp_path / "report.html"
-    document.write_report([runs.detailed()], page)
-    dom, console = opened(framed(page, width), tmp_path / "profile")
-    assert console == ""
-    found = said(dom)
+def test_the_consoles_stay_empty(looked: Looked) -> None:
+    assert len(looked.frames) == len(PAGES) * len(WIDTHS) * len(SCHEMES)
+    assert looked.console == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_fits_its_screen_and_is_there_whole(looked: Looked, page: str, width: int, scheme: str) -> None:
+    found = looked.frames[Shown(page, width, scheme)]
     assert found["wide"] == width
-    assert found["broken"] == 0
-    assert found["cut"] == []
-    assert found["sections"] == 5
+    assert found["is_dark"] == (scheme == "dark")
+    assert found["sections"] == PAGES[page]
+    assert found["figures"] > 0
+    nothing = {"blank": [], "cut": [], "broken": 0, "fetched": [], "faint": []}
+    assert {name: found[name] for name in nothing} == nothing
 
 
-def test_what_a_page_must_not_do_would_be_seen(tmp_path: Path) -> None:
-    page = tmp_path / "bad.html"
-    document.write_report([runs.detailed()], page)
-    text = page.read_text().replace("<main>", "<main><script>x</script><div style='width:900px'>wide</div>", 1)
-    page.write_text(text)
-    dom, console = opened(framed(page, 420), tmp_path / "profile")
-    assert "Content Security Policy" in console
-    assert said(dom)["wide"] == 920
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy".*?>')
+_SCRIPT = "<script>{}</script>"
+
+
+def planted(text: str, kind: str) -> str:
+    """The report of a run with one thing wrong."""
+    free = _POLICY.sub("", text)
+    changed = {
+        "wide": text.replace("<main>", "<main><div style='width:900px'>wide</div>", 1),
+        "script": text.replace("<main>", "<main><script>x</script>", 1),
+        "error": free.replace("<main>", "<main>" + _SCRIPT.format("console.error('it broke')"), 1),
+        "warning": free.replace("<main>", "<main>" + _SCRIPT.format("console.warn('it may break')"), 1),
+        "loads": free.replace("<main>", "<main><img src='http://example.org/x.png'>", 1),
+        "empty": re.sub(r'<circle class="dot.*?/>', "", text),
+        "line": re.sub(r'<path class="line control.*?</path>', "", text, count=1, flags=re.DOTALL),
+        "unseen": text.replace("figure svg .dot { fill: var(--slot);", "figure svg .dot { fill: var(--card);"),
+        "picture": re.sub(r"base64,.{40}", "base64,", text, count=1),
+        "cut": text.replace('x="2" y="11">', 'x="-40" y="11">'),
+        "night": text.replace("(prefers-color-scheme: dark)", "(prefers-color-scheme: no-preference)"),
+        "faint": text.replace("--soft: #5d6771;", "--soft: #9aa5af;"),
+    }[kind]
+    assert changed != text, kind
+    return changed
+
+
+KINDS = {
+    "wide": "wide", "script": "console", "error": "console", "warning": "console", "loads": "fetched", "empty": "blank",
+    "line": "blank", "unseen": "blank", "picture": "broken", "cut": "cut", "night": "is_dark", "faint": "faint",
+}  # fmt: skip
+"""What is planted, and by what it is found."""
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Looked:
+    folder = tmp_path_factory.mktemp("wrong")
+    text = document.document([told.of_run(runs.detailed(), "run")])
+    pages = [folder / f"{kind}.html" for kind in KINDS]
+    for page in pages:
+        page.write_text(planted(text, page.stem))
+    return look(PROGRAM, pages, folder, widths=WIDTHS[:1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_wrong_in_a_page_is_found(wrong: Looked, kind: str) -> None:
+    page, by = f"{kind}.html", KINDS[kind]
+    light, dark = (wrong.frames[Shown(page, 420, scheme)] for scheme in SCHEMES)
+    said = [line for line in wrong.console if line.startswith(page)]
+    match by:
+        case "console":
+            assert said
+            assert any(word in said[0] for word in ("it broke", "it may break", "Content Security Policy"))
+        case "wide":
+            assert light[by] > 900
+        case "is_dark":
+            assert not dark[by]
+        case _:
+            assert light[by]

@@ -297,6 +297,7 @@ def test_bands_are_the_range_over_seeds_and_lines_the_mean() -> None:
         ([5.0, 5.0], False),
         ([1.121, 1.129], False),
         ([42_816, 42_830], False),
+        ([2.028770, 2.028801], False),
         ([-3.0], False),
     ],
 )
@@ -322,6 +323,21 @@ def test_labels_of_models_do_not_lie_on_each_other() -> None:
     ys = sorted(dot.label_y for dot in made.dots if dot.slot == "student")
     assert all(b - a >= 13.9 for a, b in itertools.pairwise(ys))
     assert all(0 <= dot.label_x <= chart.WIDTH for dot in made.dots)
+
+
+def test_points_that_lie_on_each_other_are_all_seen() -> None:
+    task = TASKS.get("classification")
+    models = [
+        told.Model(name, slot, value, 0.0, (value,), 1000, macs, 0.1)
+        for name, slot, value, macs in (
+            ("teacher", "teacher", 0.9, 10**6), ("student", "student", 0.5, 5000), ("control", "control", 0.501, 5000),
+            ("third", "other-1", 0.5, 5000),
+        )
+    ]  # fmt: skip
+    made = chart.scatter(models, task, "macs")
+    assert made is not None
+    drawn = [(dot.label, dot.radius) for dot in made.dots]  # in the order in which they are painted
+    assert drawn == [("third", 11.0), ("control", 8.0), ("student", 5.0), ("teacher", 5.0)]
 
 
 def test_a_label_at_the_end_of_an_axis_stays_inside() -> None:

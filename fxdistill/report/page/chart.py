@@ -6,7 +6,7 @@ nothing scrolls. Where a scale spans more than a factor of 40, it is logarithmic
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fxdistill.report.layout import count
 from fxdistill.report.page.courses import Course, Series
@@ -19,6 +19,8 @@ _LOGARITHMIC = 40.0
 _EARLY = 0.25  # of the epochs: what is reached in these does not decide how high a chart of the metric is
 _LETTER, _LINE = 5.9, 14.0
 """Width of a letter of a label, and the least distance of two lines of text."""
+_RADIUS, _RING = 5.0, 3.0
+"""Of a point, and how much larger it is for each that lies on it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Dot:
     label_y: float
     anchor: str
     moved: bool
+    radius: float = _RADIUS
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,9 @@ class Scale:
         found = _decades(self.low, self.high, most) if self.log else _steps(self.low, self.high, most)
         told = [say(value) for value in found]
         if len(set(told)) < len(told):  # so close to each other that they take more digits
-            told = [f"{value:.6g}" for value in found]
+            told = next(
+                told for n in range(4, 17) if len(set(told := [f"{value:.{n}g}" for value in found])) == len(found)
+            )
         return tuple(Tick(self(value), label) for value, label in zip(found, told, strict=True))
 
 
@@ -270,11 +275,20 @@ def scatter(models: Sequence[Model], task: Task, what: str) -> Chart | None:
         f"{one.name}: {task.shown(_middle(one))} at {say(cost)}" for one, cost in zip(shown, costs, strict=True)
     )
     placed = _Placed([(x(c) - 5, x(c) + 5, y(_middle(one))) for c, one in zip(costs, shown, strict=True)])
-    dots = tuple(_dot(one, x(cost), y, placed) for one, cost in zip(shown, costs, strict=True))
+    dots = _apart([_dot(one, x(cost), y, placed) for one, cost in zip(shown, costs, strict=True)])
     return Chart(
         f"{task.primary} against {what if what != 'macs' else 'MACs'}", f"{label}: {said}",
         label + (", logarithmic" if x.log else ""), "", x.ticks(say, 4), y.ticks(metric_text(task)), dots=dots,
     )  # fmt: skip
+
+
+def _apart(dots: Sequence[Dot]) -> tuple[Dot, ...]:
+    """The points as they are drawn: the first ones on top, and what lies below others as a ring around them."""
+    drawn: list[Dot] = []
+    for dot in dots:
+        on = [one.radius for one in drawn if math.dist((one.x, one.y), (dot.x, dot.y)) < _RADIUS]
+        drawn.append(replace(dot, radius=max(on) + _RING if on else _RADIUS))
+    return tuple(reversed(drawn))
 
 
 def _middle(model: Model) -> float:
@@ -284,7 +298,7 @@ def _middle(model: Model) -> float:
 def _dot(model: Model, at: float, y: Scale, placed: _Placed) -> Dot:
     """A point; its label right or left of it, as near as nothing else stands."""
     middle, wide = y(_middle(model)), len(model.name) * _LETTER
-    sides = [(at + 8, at + 8 + wide, "start"), (at - 8 - wide, at - 8, "end")]
+    sides = [(at + 10, at + 10 + wide, "start"), (at - 10 - wide, at - 10, "end")]
     sides = [one for one in sides if one[0] >= _LEFT and one[1] <= WIDTH] or [(WIDTH - wide - 2, WIDTH - 2, "fixed")]
     shifts = sorted((k * 7.0 * sign for k in range(14) for sign in (1, -1)), key=abs)
     best = next(
