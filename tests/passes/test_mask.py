@@ -154,7 +154,7 @@ def test_equation_5_centred_by_hand(count: int | None) -> None:
 
 @pytest.mark.parametrize("by_layer", [False, True])
 def test_a_budget_is_spent_and_never_exceeded(by_layer: bool) -> None:
-    given = source(tiny_models.residual())
+    given = source(bottleneck() if by_layer else tiny_models.residual())
     found = maskable(given.traced, given.coupling)
     cost = cost_of(given.traced, given.coupling, found.classes)
     least, most = cost.of(one_each(found.positions))[1], cost.of(torch.ones(len(found.classes)))[1]
