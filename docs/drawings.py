@@ -3,6 +3,7 @@
 import fxdistill
 from fxdistill import models
 from fxdistill.compiler.outline import outline
+from fxdistill.methods.cascade import Cascade
 from fxdistill.report.page.document import networks
 from fxdistill.report.page.told import of_plan
 
@@ -20,3 +21,12 @@ def indistill() -> str:
     plan = fxdistill.compile(teacher, student, options)
     (figure,) = networks(of_plan(plan, "indistill", outline(plan, {"teacher": teacher, "student": student})))
     return f'```{{raw}} html\n<div class="drawing">\n{_LEGEND}\n{figure}\n</div>\n```'
+
+
+def cascade() -> str:
+    """A convolutional teacher and the levels between it and its student: what each keeps of every layer."""
+    teacher = models.convnet(widths=[16, 32, 64, 64], classes=10, in_channels=3, image_size=32).eval()
+    options = fxdistill.Options(input_shape=(1, 3, 32, 32), method="cascade", cascade=Cascade(keep=0.2, assistants=3))
+    plan = fxdistill.compile(teacher, None, options)
+    (figure,) = networks(of_plan(plan, "cascade"))
+    return f'```{{raw}} html\n<div class="drawing">\n{figure}\n</div>\n```'

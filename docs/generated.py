@@ -162,5 +162,5 @@ def _escaped(text: str | None) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "cli": cli, "methods": methods, "losses": losses, "criteria": criteria, "diagnostics": diagnostics,
-    "python": python, "drawing of indistill": drawings.indistill,
+    "python": python, "drawing of indistill": drawings.indistill, "drawing of cascade": drawings.cascade,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from fxdistill.cli.commands import app
 from fxdistill.criteria import CRITERIA
 from fxdistill.losses import LOSSES
 from fxdistill.methods import METHODS
+from fxdistill.methods.cascade import spaced
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -120,6 +121,27 @@ def test_a_drawing_shows_what_runs_in_which_stage() -> None:
     assert re.findall(r">(\d+ of \d+|kd)<title", text) == ["8 of 16", "16 of 32", "32 of 64", "kd"]
     box = text.partition("layers.layer2.0.relu_1</text>")[2].partition("</g>")[0]
     assert re.findall(r'class="sq-(\w+)"', box) == ["dead", "narrowed", "runs", "runs"]
+    all_are_styled(text)
+
+
+def test_a_drawing_shows_what_the_levels_of_a_cascade_keep() -> None:
+    text = drawings.cascade()
+    boxes = dict(re.findall(r'<text class="strong"[^>]*>([\w-]+)</text>(.*?)</g>', text, re.DOTALL))
+    assert list(boxes) == ["teacher", "level-3", "level-2", "level-1", "level-0", "student"]
+    kept = {name: [tuple(map(int, of)) for of in re.findall(r"(\d+) of (\d+)<", box)] for name, box in boxes.items()}
+    whole = sum(channels for _, channels in kept["teacher"])
+    for name, share in zip(boxes, (1, 1, *spaced(0.2, 3)[::-1][1:]), strict=False):
+        assert abs(sum(one for one, _ in kept[name]) / whole - share) <= 0.01, name
+    assert kept["student"] == kept["level-0"]
+    for name, box in boxes.items():
+        heights = [float(one) for one in re.findall(r'class="bar"[^>]*height="([\d.]+)"', box)]
+        assert heights == pytest.approx([15 * one / channels for one, channels in kept[name]], abs=0.01)
+    labels = re.findall(r"<text[^>]*>([^<]*(?:kd|cut out when)[^<]*)</text></g>", text)
+    assert sorted(labels) == ["cut out when that is trained", "kd", "kd", *["kd, moves its scores"] * 3]
+    all_are_styled(text)
+
+
+def all_are_styled(text: str) -> None:
     styles = (ROOT / "fxdistill" / "report" / "page" / "drawing.css").read_text()
     for name in {one for found in re.findall(r'class="([^"]+)"', text) for one in found.split()} - {
         "drawing",
@@ -142,6 +164,7 @@ def test_pages_are_built_with_every_link_checked(tmp_path: Path) -> None:
     pages = {path.relative_to(made).as_posix(): path.read_text() for path in made.rglob("*.html")}
     assert "<math" in pages["indistill.html"]
     assert pages["indistill.html"].count('<path class="link') == 4  # three pairs and the predictions
+    assert pages["cascade.html"].count('<rect class="box') == 6  # the teacher, four levels, the student
     assert all((made / "_static" / name).is_file() for name in ("drawing.css", "fxdistill.css"))
     assert 'id="trace-rung"' in pages["reference/diagnostics.html"]
     for name, page in pages.items():  # from disk, without a network: nothing of another place is loaded

@@ -20,7 +20,7 @@ SCHEMES = ("light", "dark")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 _PROBE = r"""
-const MARKS = ".dot, .hollow, .line, .box, .level";
+const MARKS = ".dot, .hollow, .line, .level, .box, .bar";
 const seen = one => { const at = one.getBoundingClientRect(); return at.width + at.height > 0; };
 const channels = text => (text.match(/[\d.]+/g) || []).map(Number);
 const clear = text => { const c = channels(text); return text === "none" || c[3] === 0; };

@@ -71,9 +71,11 @@ def document(told: Sequence[Told]) -> str:
 
 
 def networks(told: Told) -> tuple[str, ...]:
-    """The drawings of a run or a plan alone, for a page that has the style of ``drawing.css``."""
+    """The drawings of a run or a plan: networks, then a cascade's levels, for a page that has ``drawing.css``."""
     drawn: Any = _environment().get_template("charts.jinja").module
-    return tuple(str(drawn.network(one, f"{told.name}-{number}")) for number, one in enumerate(page_of(told).networks))
+    page = page_of(told)
+    found = [drawn.network(one, f"{told.name}-{number}") for number, one in enumerate(page.networks)]
+    return (*map(str, found), *([str(drawn.cascade(page.cascade, f"{told.name}-levels"))] if page.cascade else []))
 
 
 def _environment() -> jinja2.Environment:

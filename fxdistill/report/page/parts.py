@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxdistill.plan.document import Plan
-from fxdistill.plan.members import Hardened, Masked, Member
+from fxdistill.plan.members import Hardened, Member
 from fxdistill.plan.schema import ModelRef, Pair
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import size
 from fxdistill.report.levels_view import stage_words
-from fxdistill.report.page import chart
+from fxdistill.report.page import chart, levels
 from fxdistill.report.page.chart import Chart
+from fxdistill.report.page.levels import Levels
 from fxdistill.report.page.measured import Measured, measured
 from fxdistill.report.page.network import Drawing, drawings, teaching, widths
 from fxdistill.report.page.told import Told, role_of
@@ -36,6 +37,7 @@ class Page:
     pairs: tuple[tuple[dict[str, Any], ...], ...]
     levels: dict[str, Any] | None
     levels_told: str
+    cascade: Levels | None
     courses: tuple[Chart, ...]
     bands: str
     stages: tuple[dict[str, str], ...]
@@ -55,12 +57,13 @@ def page_of(told: Told, prefix: str = "") -> Page:
     costs = (chart.scatter(told.models, task, what) for what in ("macs", "parameters", "latency"))
     courses = [chart.metric_chart(told.metric, task, teachers)] if told.metric else []
     rates = [chart.rate_chart(told.rates)] if told.rates else []
-    levels = _levels(told)
+    kept = levels.table(told)
     return Page(
         told, prefix, shlex.quote(told.name), _seeds(told), tuple(one for one in costs if one is not None), networks,
         any(box.squares for drawing in networks for box in drawing.boxes),
         _undrawn(told) if any(not one.whole for one in networks) else "",
-        tuple(tuple(_pairs(plan, one)) for one in networks), levels, _levels_told(told) if levels else "",
+        tuple(tuple(_pairs(plan, one)) for one in networks), kept, levels.told_of(told) if kept else "",
+        levels.drawing(told),
         (*courses, *map(chart.loss_chart, told.losses), *rates), _bands(plan), tuple(_stages(plan)), bool(plan.costed),
         tuple(_facts(told)), measured(told), tuple(_chain(told, networks)),
     )  # fmt: skip
@@ -99,31 +102,6 @@ def _kept(plan: Plan, pair: Pair) -> str:
         return ""
     shown = ", ".join(map(str, kept.channels[:32])) + (" …" if len(kept.channels) > 32 else "")
     return f"keeps {len(kept.channels)} of {kept.width} channels by {kept.criterion}: {shown}"
-
-
-def _levels(told: Told) -> dict[str, Any] | None:
-    """What the levels of a cascade keep of each layer, by the scores that training starts with and as it ended."""
-    masked = {name: one for name, one in told.plan.members.items() if isinstance(one, Masked)}
-    levels = {name: one for name, one in masked.items() if one.is_masked and one.layers}
-    if not levels:
-        return None
-    rows = []
-    for number, layer in enumerate(next(iter(levels.values())).layers):
-        cells = []
-        for name, one in levels.items():
-            first = one.layers[number].kept if number < len(one.layers) else 0
-            last = told.kept.get(name, {}).get(layer.name, first)
-            share = min(1.0, max(0.0, last / layer.channels))
-            cells.append({"share": round(share, 3), "text": f"{first} → {last}" if name in told.kept else str(first)})
-        rows.append({"layer": layer.name, "channels": layer.channels, "cells": cells})
-    return {"names": list(levels), "rows": rows}
-
-
-def _levels_told(told: Told) -> str:
-    cut = [name for name, one in told.plan.members.items() if isinstance(one, Hardened)]
-    ended = "before training, and as it ended under the seed that is exported."
-    said = ended if told.kept else "by the scores that training starts with."
-    return said + (f" {', '.join(cut)} is cut out when that is trained." if cut else "")
 
 
 def _chain(told: Told, drawn: tuple[Drawing, ...]) -> Iterator[tuple[str, str, str, str, str]]:
