@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from torch import nn
 from typer.testing import CliRunner
 
@@ -217,6 +218,39 @@ def test_wrong_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options
     assert done.exit_code == 2, (done.output, done.exception)
     assert needle in " ".join(done.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_provider_that_is_built_in_and_does_not_come_up_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime for GPUs on a machine without one: it names the provider, and its sessions run without it."""
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda _self: names[1:])
+    model = str(runs.workshop() / "teacher.pt")
+    done = CliRunner().invoke(
+        app, ["shrink", model, "--latency", "0.5", "--on", "cuda", "-o", str(tmp_path / "aux.pt")]
+    )
+    assert done.exit_code == 2, (done.output, done.exception)
+    said = " ".join(done.stderr.split())
+    assert said.count("error:") == 1
+    assert "no working CUDAExecutionProvider here" in said
+    assert "choose one of: CPUExecutionProvider" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore")
+def test_a_time_on_cuda_is_met(tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime is built without CUDA")
+    model = build("fxdistill.models:resnet", {"widths": [128, 256], "blocks": 2, "in_channels": 3}, seed=0).eval()
+    made = shrinking.shrink(model, latency=0.7, on="cuda", input_shape=(8, 3, 64, 64))
+    assert made.confirmed is not None
+    assert made.confirmed.provider == "CUDAExecutionProvider"
+    assert abs(made.confirmed.share / 0.7 - 1) <= 0.02
+    assert made.after.macs < made.before.macs
 
 
 def test_times_are_read() -> None:
