@@ -159,7 +159,7 @@ def _teacher(work: Work, data: str, network: str) -> Path:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"of either phase; {EPOCHS}, in {PAPER} {PAPER_EPOCHS}")
     parser.add_argument("--teacher-epochs", type=int, help=f"{TEACHER_EPOCHS}, in {PAPER} {PAPER_TEACHER_EPOCHS}")
-    parser.add_argument("--no-cuda-graphs", action="store_true", help="record no steps on a GPU")
+    parser.add_argument("--cuda-graphs", choices=("auto", "off"), default="auto", help="whether steps are recorded")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
 
 
@@ -193,7 +193,7 @@ def _student(work: Work, setting: str, seed: int) -> Path:
 def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     """One run: planned, trained, measured."""
     data, network, keep = setting.split("-")
-    epochs, precision, graphs = _epochs(setting, work), _precision(work), not work.options.get("no_cuda_graphs")
+    epochs, precision, graphs = _epochs(setting, work), _precision(work), work.options.get("cuda_graphs") != "off"
     folder, teacher, spec = work.folder, _teacher(work, data, network), f"npz:{work.part(data)}"
     reference = _student(work, setting, seed) if ARMS[name].refers else None
     run = Run(folder, teacher, spec, float(keep), seed, epochs, reference, work.device, precision, graphs)

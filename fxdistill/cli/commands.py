@@ -227,7 +227,7 @@ def run(
     arms: parameters.Arms = "",
     seeds: parameters.SeedCount = None,
     compile_programs: parameters.Compile = parameters.Choosing.off,
-    cuda_graphs: parameters.CudaGraphs = True,
+    cuda_graphs: parameters.CudaGraphs = parameters.Recording.auto,
     channels_last: parameters.ChannelsLast = parameters.Choosing.auto,
     cache: parameters.Cache = "auto",
     cache_size: parameters.CacheSize = "4G",
@@ -269,7 +269,8 @@ def run(
             evaluate_every=evaluate_every, seeds=seeds, cache=kept, cache_size=room,
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs, cache_half=cache_half,
-            force=force, profile=profile, devices=devices, trials=trials, cuda_graphs=cuda_graphs,
+            force=force, profile=profile, devices=devices, trials=trials,
+            cuda_graphs=cuda_graphs is parameters.Recording.auto,
         )  # fmt: skip
         if not together.is_first():
             execute.execute(plan_file, output, settings)

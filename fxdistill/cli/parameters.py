@@ -309,9 +309,9 @@ MoreEpochs = Annotated[
 Compile = Annotated[
     Choosing, typer.Option("--compile", help="Train through torch.compile; auto tries it in each stage.")
 ]
+Recording = StrEnum("Recording", {"auto": "auto", "off": "off"})
 CudaGraphs = Annotated[
-    bool,
-    typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU, record steps and replay them, where that pays."),
+    Recording, typer.Option("--cuda-graphs", help="On a GPU record steps and replay them: auto where that is faster.")
 ]
 Arms = Annotated[
     str,

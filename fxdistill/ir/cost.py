@@ -17,7 +17,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, fx
 
 from fxdistill.errors import InputError
@@ -136,7 +138,7 @@ class Cost:
     """
 
     classes: tuple[int, ...]
-    counts: Tensor
+    counts: csr_array
     fixed: Tensor
     rows: Tensor
     parameters: Tensor
@@ -152,7 +154,7 @@ class Cost:
 
     def spent(self, mask: Tensor) -> Spent:
         """The same, with the time."""
-        alive = self.fixed + torch.mv(self.counts, mask.double().cpu())
+        alive = self._alive(mask)
         parameters, macs = self._of(alive)
         if self.timing is None or not self.layers:
             return Spent(int(parameters), int(macs), 0)
@@ -161,8 +163,12 @@ class Cost:
 
     @functools.cached_property
     def _own_sum(self) -> float:
-        whole = self.fixed + torch.mv(self.counts, torch.ones(len(self.classes), dtype=torch.float64))
+        whole = self._alive(torch.ones(len(self.classes)))
         return self._sum(self.timing, whole) if self.timing is not None else 1.0
+
+    def _alive(self, mask: Tensor) -> Tensor:
+        """How many channels are alive along each dimension, (D,)."""
+        return self.fixed + torch.from_numpy(self.counts @ mask.double().cpu().numpy())
 
     def _sum(self, timing: Timing, widths: Tensor) -> float:
         """The sum over the layers where so many channels are alive along each dimension."""
@@ -181,7 +187,8 @@ class Cost:
 
     def of_first(self, order: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters and multiply-accumulates for the first one, first two … of an order of the classes: (K,) each."""
-        return self._of(self.fixed[:, None] + self.counts.to_dense()[:, order.cpu()].cumsum(1))
+        counts = torch.from_numpy(self.counts.toarray())
+        return self._of(self.fixed[:, None] + counts[:, order.cpu()].cumsum(1))
 
     def _of(self, alive: Tensor) -> tuple[Tensor, Tensor]:
         product = alive[self.rows[:, 0]] * alive[self.rows[:, 1]]
@@ -312,14 +319,12 @@ class _Rows:
         """All that was counted."""
         where = [(row, i) for along, row in self.dims.items() for i in along if i >= 0]
         fixed = [float(sum(i < 0 for i in along)) for along in self.dims]
-        counts = torch.sparse_coo_tensor(
-            torch.tensor(where, dtype=torch.long).view(-1, 2).T, torch.ones(len(where), dtype=torch.float64),
-            (len(self.dims) + 1, len(classes)), check_invariants=True,
-        ).coalesce()  # fmt: skip
-        rows = torch.tensor(list(self.found), dtype=torch.long).view(-1, 2) % (len(self.dims) + 1)
+        rows, columns = np.array(where, dtype=np.int64).reshape(-1, 2).T
+        counts = csr_array((np.ones(len(where)), (rows, columns)), shape=(len(self.dims) + 1, len(classes)))
+        products = torch.tensor(list(self.found), dtype=torch.long).view(-1, 2) % (len(self.dims) + 1)
         sums = torch.tensor(list(self.found.values()), dtype=torch.float64).view(-1, 2)
         return Cost(
-            classes, counts, torch.tensor([*fixed, 1.0], dtype=torch.float64), rows, sums[:, 0], sums[:, 1], base
+            classes, counts, torch.tensor([*fixed, 1.0], dtype=torch.float64), products, sums[:, 0], sums[:, 1], base
         )
 
     def _distinct(self, layers: Layers) -> list[Tensor]:

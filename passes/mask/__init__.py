@@ -173,7 +173,7 @@ def _priced(
     cost, (what, most) = cost_of(source.traced, source.coupling, found.classes), limit
     weights = cost.macs if what == "macs" else cost.parameters
     for name, tensor in (
-        ("counts", cost.counts.to_dense()),
+        ("counts", torch.from_numpy(cost.counts.toarray())),
         ("fixed", cost.fixed),
         ("rows", cost.rows),
         ("weights", weights),

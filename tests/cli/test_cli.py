@@ -285,6 +285,7 @@ def test_ctrl_c_before_there_is_a_run_does_not_say_resume(tmp_path: Path, monkey
 
 OPTIONS = [
     "--device", "cpu", "--devices", "1", "--precision", "bf16-mixed", "--compile", "auto", "--channels-last", "on",
+    "--cuda-graphs", "off",
     "--profile", "--save-every", "7", "--cache", "off", "--cache-size", "2G", "--cache-half",
     "--evaluate-every", "3", "--arms", "kd,indistill+dkd", "--seeds", "2", "--trust-code",
     "--force", "--allow-factory", "a.b", "--allow-factory", "c",
