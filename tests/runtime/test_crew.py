@@ -385,6 +385,7 @@ def test_processes_wait_for_what_the_first_one_does_alone() -> None:
     def work(_rank: int) -> Any:
         devices.started("cpu", "32-true", 2)
         group: Any = distributed.group.WORLD
+        distributed.barrier()  # nobody ends while another one is yet to connect
         return group._get_backend(torch.device("cpu")).options._timeout
 
     assert min(together(work)) >= timedelta(days=1)  # torch's own half hour is less than an export may measure
