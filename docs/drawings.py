@@ -1,5 +1,7 @@
 """Plans of small networks, drawn while the documentation is built, as a report draws them: what runs in which stage."""
 
+import torch
+
 import fxdistill
 from fxdistill import models
 from fxdistill.compiler.outline import outline
@@ -25,6 +27,7 @@ def indistill() -> str:
 
 def cascade() -> str:
     """A convolutional teacher and the levels between it and its student: what each keeps of every layer."""
+    torch.manual_seed(0)  # what a level keeps to begin with hangs on its weights
     teacher = models.convnet(widths=[16, 32, 64, 64], classes=10, in_channels=3, image_size=32).eval()
     options = fxdistill.Options(input_shape=(1, 3, 32, 32), method="cascade", cascade=Cascade(keep=0.2, assistants=3))
     plan = fxdistill.compile(teacher, None, options)
