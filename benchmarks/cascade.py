@@ -193,7 +193,7 @@ def _student(work: Work, setting: str, seed: int) -> Path:
 def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     """One run: planned, trained, measured."""
     data, network, keep = setting.split("-")
-    epochs, precision, graphs = _epochs(setting, work), _precision(work), work.options.get("cuda_graphs") != "off"
+    epochs, precision, graphs = _epochs(setting, work), _precision(work), work.options.get("cuda_graphs", "auto")
     folder, teacher, spec = work.folder, _teacher(work, data, network), f"npz:{work.part(data)}"
     reference = _student(work, setting, seed) if ARMS[name].refers else None
     run = Run(folder, teacher, spec, float(keep), seed, epochs, reference, work.device, precision, graphs)

@@ -38,7 +38,7 @@ class Run:
     """The student of the cascade with three assistants under this seed; None for the cascades."""
     device: Literal["cpu", "cuda"] = "cpu"
     precision: materials.Precision = "32-true"
-    cuda_graphs: bool = True
+    cuda_graphs: Literal["auto", "off"] = "auto"
 
     @property
     def common(self) -> list[str]:

@@ -270,7 +270,7 @@ def run(
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs, cache_half=cache_half,
             force=force, profile=profile, devices=devices, trials=trials,
-            cuda_graphs=cuda_graphs is parameters.Recording.auto,
+            cuda_graphs=cuda_graphs.value,
         )  # fmt: skip
         if not together.is_first():
             execute.execute(plan_file, output, settings)

@@ -42,7 +42,8 @@ class Settings:
         precision: Overrides the plan's training precision.
         resume: Whether to take up the run that the directory holds.
         compile: Whether to train through ``torch.compile``; ``auto`` tries it in each stage.
-        cuda_graphs: Whether to record steps as CUDA graphs where that pays, see :mod:`fxdistill.runtime.recording`.
+        cuda_graphs: Whether steps are recorded as CUDA graphs: ``auto`` where that pays, see
+            :mod:`fxdistill.runtime.recording`.
         channels_last: Whether to train with weights and feature maps in channels-last memory; ``auto`` where that pays
             and the models stand it, see :mod:`fxdistill.runtime.layouts`.
         allow: Modules whose factories may be called.
@@ -66,7 +67,7 @@ class Settings:
     precision: Precision | None = None
     resume: bool = False
     compile: Literal["auto"] | bool = False
-    cuda_graphs: bool = True
+    cuda_graphs: Literal["auto", "off"] = "auto"
     channels_last: Literal["auto"] | bool = "auto"
     allow: tuple[str, ...] = ()
     trust_code: bool = False
@@ -85,7 +86,8 @@ class Settings:
 
     def records(self, fabric: "Fabric") -> bool:
         """Whether steps are recorded: on a GPU, by one process, where they are not profiled part by part."""
-        return self.cuda_graphs and fabric.device.type == "cuda" and fabric.world_size == 1 and not self.profile
+        wanted = self.cuda_graphs == "auto" and not self.profile
+        return wanted and fabric.device.type == "cuda" and fabric.world_size == 1
 
 
 @dataclass

@@ -101,7 +101,7 @@ def test_a_graph_inside_of_a_graph_is_computed_in_double_precision_as_well() -> 
     assert sum(isinstance(part, fx.GraphModule) for part in traced.module.modules()) == 2
     coupling = Couple()(traced).value
     lost = [i for i in coupling.parameter_labels("head.weight")[1][0, :, 0, 0].tolist() if i not in coupling.locks]
-    survivors = Survivors(coupling, frozenset(lost[:32]))
+    survivors = Survivors(coupling, frozenset(lost[::2]))  # the sums of what is left come in another order
     proof = prove(traced, survivors, shrink(traced, survivors))
     assert proof.precision == "float64"
     assert proof.error < 1e-8

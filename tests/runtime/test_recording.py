@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -97,15 +97,15 @@ def test_nothing_is_recorded_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_recorded_run_has_the_losses_of_one_that_is_not(tmp_path: Path) -> None:
     """With dropout and running statistics, stage by stage; sums on a GPU come in any order."""
-    losses: dict[bool, list[dict[str, float]]] = {}
-    for cuda_graphs in (True, False):
+    losses: dict[str, list[dict[str, float]]] = {}
+    for cuda_graphs in get_args(get_type_hints(Settings)["cuda_graphs"]):
         said: list[Diagnostic] = []
         out = tmp_path / f"run-{cuda_graphs}"
         settings = Settings(device="cuda", allow=runs.ALLOW, cuda_graphs=cuda_graphs)
         execute(runs.plan_file(), out, settings, Observer(on_diagnostic=said.append))
         recorded = [one.why for one in said if one.code == "cuda-graph"]
-        assert bool(recorded) == cuda_graphs
+        assert bool(recorded) == (cuda_graphs == "auto")
         assert all(why.startswith("recorded: ") for why in recorded), recorded
         losses[cuda_graphs] = [line["losses"] for line in runs.metrics(out)]
-    for one, other in zip(losses[True], losses[False], strict=True):
+    for one, other in zip(losses["auto"], losses["off"], strict=True):
         assert one == pytest.approx(other, rel=0.02)
