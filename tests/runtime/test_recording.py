@@ -1,6 +1,7 @@
 """Steps that are recorded: where that pays, what is said of it, and that training does not notice."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -87,10 +88,20 @@ def test_recorded_where_it_is_quicker_and_can_be(
     assert "\n" not in said
 
 
-def test_nothing_is_recorded_on_a_cpu(tmp_path: Path) -> None:
-    said: list[Diagnostic] = []
-    execute(runs.plan_file(), tmp_path / "run", runs.CPU, Observer(on_diagnostic=said.append))
-    assert "cuda-graph" not in [one.code for one in said]
+@dataclass(frozen=True)
+class _Fabric:
+    """As much of one as says where a run is."""
+
+    device: torch.device
+    world_size: int = 1
+
+
+def test_steps_are_recorded_by_one_process_on_a_gpu_and_not_where_they_are_profiled() -> None:
+    cpu, gpu = (_Fabric(torch.device(name)) for name in ("cpu", "cuda"))
+    several = _Fabric(gpu.device, world_size=2)
+    assert Settings().records(gpu)  # type: ignore[arg-type]
+    assert not any(Settings().records(one) for one in (cpu, several))  # type: ignore[arg-type]
+    assert not any(one.records(gpu) for one in (Settings(cuda_graphs="off"), Settings(profile=True)))  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
