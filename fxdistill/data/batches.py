@@ -102,7 +102,7 @@ def batches(
 
     def produce() -> Iterator[Batch]:
         fill = torch.nan if split.labels.is_floating_point() else float(NO_LABEL)
-        places = list(map(torch.cat, groups)) if count > 1 else indices
+        places = list(map(torch.cat, groups))
         for chosen, images, group in zip(places, split.read(places), groups, strict=True):
             x = images.to(device, non_blocking=True)
             labels = split.labels[chosen.to(split.labels.device)].to(device, non_blocking=True)

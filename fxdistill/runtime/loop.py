@@ -344,6 +344,6 @@ class _Running:
 
 
 def step_seeded(seed: int, epoch: int, step: int, *, device: torch.device) -> AbstractContextManager[None]:
-    """Torch's global generators as a function of a place in the run; afterwards they are as before."""
+    """The global generators of the CPU and of a device as a function of a place in the run; afterwards as before."""
     place = hashlib.sha256(f"step {seed},{epoch},{step}".encode()).digest()
     return seeded(device, int.from_bytes(place[:8], "little") >> 1)

@@ -44,7 +44,7 @@ from fxdistill.tasks import Task
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
 
-_LAUNCH = 2e-5  # seconds of a node, replayed or not: 4.3 ms of a step of 200 kernels beside an H100
+_LAUNCH = 3e-5  # seconds of an operation of a frozen half that a recording saves (``benchmarks/README.md``)
 _FEW = 8  # images that a program is divided with
 _LEAST = 1.0  # seconds that a run has to save
 _MACS = 2e10  # a second, of a fast core: what takes less than the least at this speed is left alone
