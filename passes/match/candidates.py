@@ -109,7 +109,12 @@ class Survey:
 
     @property
     def _last_layer(self) -> int:
-        return max((c.layers for c in self.candidates), default=self._layers[self.traced.output])
+        return max((c.layers for c in self.candidates), default=self._prediction)
+
+    @cached_property
+    def _prediction(self) -> int:
+        """The layers up to the prediction."""
+        return self._layers[self.traced.output]
 
     @cached_property
     def candidates(self) -> list[Candidate]:
@@ -152,7 +157,7 @@ class Survey:
         for node in reversed(self._data):
             if any(user in reaches for user in node.users):
                 reaches.add(node)
-        return {n for n in reaches if n in self._data and self._layers[n] < self._layers[self.traced.output]}
+        return {n for n in reaches if n in self._data and self._layers[n] < self._prediction}
 
     @cached_property
     def _prefixes(self) -> dict[int, tuple[Shape, int]]:
@@ -173,7 +178,7 @@ class Survey:
     def _trunk(self) -> Iterator[fx.Node]:
         """The dominators that have a layer ahead of them, up to the global pooling."""
         for node in self._dominators():
-            predicts = self._layers[node] == self._layers[self.traced.output] and not self.headless
+            predicts = self._layers[node] == self._prediction and not self.headless
             if predicts or _pools_globally(node, self.traced):
                 return
             if not _is_idle_pooling(node, self.traced):
@@ -209,7 +214,6 @@ class Survey:
         if layout == "tokens" and grid is None:
             grid, prefix = self._prefixes.get(shape[1], (None, 0))
         side = math.sqrt(math.prod(grid or shape[1:2] * (layout == "tokens")))
-        depth = self._layers[self.traced.output]
         tap = Tap(
             member=self.member, path=path_of(node), shape=list(shape), channel_dim=dim, width=shape[dim],
             layout=layout, class_token=prefix > 0, registers=max(0, prefix - 1),
@@ -217,7 +221,7 @@ class Survey:
         return Candidate(
             index=self._index[node], tap=tap, grid=_square(grid, layout),
             side=side, stride=math.sqrt(math.prod(image)) / side,
-            layers=self._layers[node], depth=self._layers[node] / max(1, depth),
+            layers=self._layers[node], depth=self._layers[node] / max(1, self._prediction),
             cost=self._spent[node] / self._whole, kind=_kind(node, self.traced),
         )  # fmt: skip
 
