@@ -1,7 +1,7 @@
 """The pages that are made out of the code while the documentation is built: nothing of them is committed.
 
 A page that holds ``<!-- generated: NAME -->`` gets there what the function of that name below says, as Markdown. What a
-remark means is the README's table; what it says, and what to do, the sources.
+remark means is the table of its page; what it says, and what to do, the sources.
 """
 
 import importlib
@@ -98,7 +98,7 @@ def _entries(registry: Registry[Any], said: Callable[[Any], list[str]]) -> str:
 
 
 def diagnostics() -> str:
-    """Every code: what it means, by the README; what is said then, and what can be done, by the sources."""
+    """Every code: what is said then, and what can be done, by the sources; what it means is the table above."""
     meaning = meanings()
     made = []
     for code, places in groupby(remarks.remarks(), key=lambda remark: remark.code):
@@ -114,10 +114,9 @@ def _said(place: remarks.Remark) -> str:
 
 
 def meanings() -> dict[str, str]:
-    """What each code means: the README's table of remarks."""
-    readme = (remarks.ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("## Remarks")[2].partition("## Limits")[0]
-    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", table, re.MULTILINE)
+    """What each code means: the table of the page of remarks."""
+    page = (remarks.ROOT / "docs" / "reference" / "diagnostics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", page, re.MULTILINE)
     return {code: meaning for codes, meaning in rows for code in re.findall("`(.+?)`", codes)}
 
 

@@ -13,7 +13,7 @@ class Diagnostic(BaseModel):
     """One remark about a model or a plan.
 
     Attributes:
-        code: A stable kebab-case name, e.g. ``opaque-node``; search the README for it.
+        code: A stable kebab-case name, e.g. ``opaque-node``; they stand in ``docs/reference/diagnostics.md``.
         severity: ``note`` (good to know), ``warning`` (the result may not be what you want), ``error``.
         where: The node path, file or plan field that it is about.
         why: What was found.

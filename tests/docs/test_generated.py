@@ -19,6 +19,7 @@ from fxdistill.criteria import CRITERIA
 from fxdistill.losses import LOSSES
 from fxdistill.methods import METHODS
 from fxdistill.methods.cascade import spaced
+from tests import runs
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -148,6 +149,13 @@ def all_are_styled(text: str) -> None:
         "legend",
     }:
         assert re.search(rf"\.{name}\b", styles), name
+
+
+def test_every_file_of_a_run_directory_is_named() -> None:
+    page = (DOCS / "files.md").read_text()
+    for run in (runs.finished(), runs.finished("auxiliary", align="shrink")):
+        for entry in run.iterdir():
+            assert f"`{entry.name}{'/' if entry.is_dir() else ''}`" in page
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""An ONNX file by itself: what it says is all that is needed, for the README's script and for ``fxdistill eval``."""
+"""An ONNX file by itself: what it says is all that is needed, for the script of the documentation and for ``eval``."""
 
 import json
 import re
@@ -89,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def script() -> str:
     (found,) = re.findall(
-        r"```python\n(.*?onnxruntime\.InferenceSession.*?)```", (ROOT / "README.md").read_text(), re.S
+        r"^:caption: answer.py\n\n(.*?)```", (ROOT / "docs" / "deploying.md").read_text(), re.S | re.M
     )
     return str(found)
 
@@ -101,7 +101,7 @@ def by_script(model: Path, files: list[Path]) -> list[str]:
     return [line.rpartition(" ")[2] for line in done.stdout.splitlines()]
 
 
-def test_the_script_of_the_readme_needs_the_file_alone(place: Path) -> None:
+def test_the_script_needs_the_file_alone(place: Path) -> None:
     """Its answers are those of the model's own pipeline, and their share of right ones is what eval says."""
     data = f"imagefolder:{place / 'own'}"
     deploy.export(place / "model.pt", place / "model.onnx", data=data, allow=ALLOW)
