@@ -81,22 +81,30 @@ def seeds_at_once(
             return result
         rundir.jobs_path.mkdir()
         again = True
-    jobs = min(jobs, len(plan.seeds))
     with RunDir.opened(out, plan, origin=origin_of(plan_path), resume=again):
         at = checkpoint.load(rundir)
-        parts = {seed: RunDir(rundir.jobs_path / f"seed-{seed}") for seed in plan.seeds}
-        commands = dict[int, list[str]]()
-        for seed, part in parts.items():
-            own = plan.changed(seeds=[seed])
-            _prepare(part, own, rundir, at)
-            if checkpoint.load(part).arm < (count := len(trials_of(own))):
-                command = ["fxdistill", "run", str(part.path), "--resume", *words, "--trials", str(count)]
-                commands[seed] = [sys.executable, "-m", *command]
-        observer.on_phase(f"training {len(plan.seeds)} seeds, {jobs} at once")
-        _carry_out(commands, jobs, settings, say)
-        _put_together(rundir, plan, at, parts)
+        if at.arm < len(trials_of(plan)):  # else they are put together, and folders of seeds may be gone
+            _train(rundir, plan, at, settings, observer, jobs=jobs, words=words, say=say)
     shutil.rmtree(rundir.jobs_path)
     return execute(rundir.plan_path, out, replace(settings, resume=True, arms=(), seeds=None), observer)
+
+
+def _train(
+    rundir: RunDir, plan: Plan, at: Checkpoint, settings: Settings, observer: Observer, *, jobs: int,
+    words: Sequence[str], say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Carry out the runs of all seeds, as far as they are not done, and put together what they leave."""
+    parts = {seed: RunDir(rundir.jobs_path / f"seed-{seed}") for seed in plan.seeds}
+    commands, jobs = dict[int, list[str]](), min(jobs, len(plan.seeds))
+    for seed, part in parts.items():
+        own = plan.changed(seeds=[seed])
+        _prepare(part, own, rundir, at)
+        if checkpoint.load(part).arm < (count := len(trials_of(own))):
+            command = ["fxdistill", "run", str(part.path), "--resume", *words, "--trials", str(count)]
+            commands[seed] = [sys.executable, "-m", *command]
+    observer.on_phase(f"training {len(plan.seeds)} seeds, {jobs} at once")
+    _carry_out(commands, jobs, settings, say)
+    _put_together(rundir, plan, at, parts)
 
 
 def _check(plan: Plan, rundir: RunDir, settings: Settings, first: int) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -164,6 +166,26 @@ def test_killed_while_what_was_trained_is_put_together(
 
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            at_once(out)
+    at_once(out, replace(runs.CPU, resume=True))
+    assert sorted(in_here.seeds) == ["seed-0", "seed-1"]
+    same(out, in_one_process())
+
+
+@pytest.mark.parametrize("gone", ["seed-0", "seed-0/plan.json", "seed-0/checkpoint.pt"])
+def test_killed_while_the_folders_of_seeds_are_removed(
+    tmp_path: Path, in_here: type[InHere], monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    out = tmp_path / "run"
+
+    def killed(path: Path) -> None:
+        part = path / gone
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "shutil", SimpleNamespace(rmtree=killed))
         with pytest.raises(KeyboardInterrupt):
             at_once(out)
     at_once(out, replace(runs.CPU, resume=True))
