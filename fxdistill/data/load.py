@@ -74,7 +74,7 @@ def load(
         )  # fmt: skip
     if whole:
         return found
-    found = divided(found, data)
+    found = _divided(found, data, wanted)
     if data.labelled and not found.has_labels("train"):
         raise DataError(
             "the plan was made for images with labels, the data has none",
@@ -143,7 +143,25 @@ def defaults(
         spec=spec, batch_size=batch_size, augmentation=list(usual), classes=list(found.classes),
         labelled=found.has_labels("train"), test=test, val=watched,
     )  # fmt: skip
-    return made.changed(train_size=len(divided(found, made).train))
+    wanted = TASKS.get(task) if isinstance(task, str) else task
+    return made.changed(train_size=len(_divided(found, made, wanted).train))
+
+
+def _divided(whole: Dataset, data: DataPlan, task: Task) -> Dataset:
+    """The data as a plan divides it, each part with what the task wants, as the whole of it.
+
+    Raises:
+        DataError: As for :func:`fxdistill.data.division.divided`; or too little is left in a part to measure by.
+    """
+    found = divided(whole, data)
+    for name in ("train", "val", "test") if data.test or (data.val and data.val.share) else ():
+        labels = found.split(name).labels
+        if found.has_labels(name) and (wrong := task.wrong_targets(labels, found.image_shape, len(found.classes))):
+            raise DataError(
+                f"a part that the plan sets aside, or what it leaves, is not usable: {wrong}",
+                where=f"data.{name} and {data.spec}", hint="give another share, or more images",
+            )  # fmt: skip
+    return found
 
 
 def check_input(dataset: Dataset, input_shape: Sequence[int]) -> None:

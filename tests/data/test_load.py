@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fxdistill.data.dataset import Dataset, Split
 from fxdistill.data.load import check_input, defaults, load
 from fxdistill.errors import DataError, InputError
-from fxdistill.plan.schema import DataPlan
+from fxdistill.plan.schema import DataPlan, Division
 
 
 def split(count: int = 23, *, channels: int = 1, size: int = 6) -> Split:
@@ -135,3 +136,25 @@ def test_the_users_own_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, message in wrong.items():
         with pytest.raises(DataError, match=message):
             load(f"own_data_for_test:{name}", allow=allow)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "wrong"),
+    [
+        ("regression", np.linspace(0, 1, 10, dtype="float32"), "there is one image; give two at least"),
+        ("multilabel", (np.arange(20).reshape(10, 2) % 5 == 0).astype("int64"), "no image has any class"),
+    ],
+)
+def test_a_part_that_is_set_aside_has_what_the_task_measures(
+    tmp_path: Path, task: str, labels: "np.ndarray[Any, Any]", wrong: str
+) -> None:
+    images = np.zeros((10, 1, 4, 4), dtype="float32")
+    spec = f"npz:{tmp_path / 'a.npz'}"
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    plan = defaults(spec, task=task, val=0.4)
+    assert len(load(plan, task=task).split("val")) == 4
+    with pytest.raises(DataError, match=wrong) as caught:
+        defaults(spec, task=task, val=0.1)
+    assert caught.value.where == f"data.val and {spec}"
+    with pytest.raises(DataError, match=wrong):
+        load(plan.changed(val=Division(share=0.1, seed=0), train_size=9), task=task)
