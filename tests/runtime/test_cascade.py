@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,38 @@ def test_the_student_answers_as_the_masked_level_and_what_does_not_is_refused() 
     small.get_parameter("classifier.2.bias").data[0] += 0.01
     with pytest.raises(ParityError, match="does not answer as the masked"):
         hardening.compare(plan, "student", small, modules["level-0"], dataset=digits, task=task)
+
+
+class _Always(nn.Module):
+    """Answers every image alike."""
+
+    def __init__(self, row: list[float]) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.tensor(row))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.row.expand(len(images), -1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "wrong"),
+    [
+        ([0.5, 0.5 + 1e-7], [0.5 + 1e-7, 0.5], ""),  # a tie to rounding, as a few of millions of pixels are
+        ([0.5, 0.502], [0.502, 0.5], "2.0e-03 of the largest entry, 537 of 537 disagree"),
+        ([0.5, 0.6], [0.5, math.nan], "predictions differ by nan"),
+        ([0.5, math.nan], [0.5, math.nan], "predictions differ by nan"),
+    ],
+)
+def test_answers_that_tie_are_the_same_and_what_is_no_number_never_is(
+    one: list[float], other: list[float], wrong: str
+) -> None:
+    masked, small = (_Always(row) for row in (one, other))
+    compare = functools.partial(hardening.compare, planned(), "student", small, masked, dataset=load("digits"))
+    if not wrong:
+        assert 0 < compare(task=TASKS.get("classification")) < 1e-6
+        return
+    with pytest.raises(ParityError, match=wrong):
+        compare(task=TASKS.get("classification"))
 
 
 def test_training_the_small_student_is_training_the_masked_one() -> None:
