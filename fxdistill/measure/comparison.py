@@ -1,8 +1,9 @@
 """Two models on the same images: how far apart their metrics are, how often they agree, where they differ most."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -164,9 +165,11 @@ def _unmeasured(dataset: Dataset, task: Task) -> str:
 
 def _same_images(first: Dataset, second: Dataset) -> None:
     one, other = first.test.labels, second.test.labels
-    if one.shape != other.shape or not torch.equal(one.nan_to_num(nan=-1), other.nan_to_num(nan=-1)):
+    files = [[Path(file).name for file in getattr(data.test, "files", ())] for data in (first, second)]
+    alike = first.has_labels("test") or files[0] == files[1]  # nothing else tells images without labels
+    if not alike or one.shape != other.shape or not torch.equal(one.nan_to_num(nan=-1), other.nan_to_num(nan=-1)):
         raise DataError(
-            f"they would be compared on other images: {len(one):,} and {len(other):,}, or with other labels",
+            f"they would be compared on other images: {len(one):,} and {len(other):,}, or with other labels or files",
             where="the test split", hint="name the same data for both: --data SPEC",
         )  # fmt: skip
     if first.classes != second.classes:
@@ -196,7 +199,8 @@ def _changed(first: Tally, second: Tally, task: Task, names: tuple[str, ...]) ->
 
 
 def _widest(apart: Tensor, says: Tensor | None, dataset: Dataset, task: Task, most: int) -> list[Apart]:
-    names, files, labels = dataset.classes, getattr(dataset.test, "files", ()), dataset.test.labels
+    files, labels = getattr(dataset.test, "files", ()), dataset.test.labels
+    names = dict(enumerate(dataset.classes))  # none of images without labels
     found, ranks = [], apart if says is None else apart + (says[0] != says[1]) * (1 + apart.max())
     for index in ranks.argsort(descending=True, stable=True)[:most].tolist():
         if not float(apart[index]):
@@ -205,8 +209,12 @@ def _widest(apart: Tensor, says: Tensor | None, dataset: Dataset, task: Task, mo
         found.append(
             Apart(
                 index, files[index] if files else "", "" if number == NO_LABEL else names[number],
-                None if says is None else (names[int(says[0, index])], names[int(says[1, index])]),
+                None if says is None else (_named(names, says[0, index]), _named(names, says[1, index])),
                 float(apart[index]),
             )
         )  # fmt: skip
     return found
+
+
+def _named(names: Mapping[int, str], said: Tensor) -> str:
+    return names.get(int(said), str(int(said)))

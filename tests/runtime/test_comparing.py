@@ -136,6 +136,25 @@ def test_images_without_labels_are_compared_all_the_same() -> None:
     assert [each.index for each in found.widest] == [0, 1]
 
 
+def test_images_without_labels_from_files_have_no_names_of_classes(tmp_path: Path) -> None:
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        for number in range(3):
+            pixels = np.full((32, 32, 3), 80 * number, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / place / f"{place if number else 'a'}{number}.png")
+    models = [net(tmp_path / f"{size}.pt", size) for size in (16, 24)]
+    found = told(*models, "--data", f"images:{tmp_path / 'one'}")
+    assert (found["images"], found["labelled"], found["classes"]) == (3, 0, [])
+    assert {said for each in found["widest"] for said in each["says"]} <= {"0", "1"}
+    assert [Path(each["file"]).name for each in sorted(found["widest"], key=lambda one: one["index"])] == [
+        "a0.png", "one1.png", "one2.png"
+    ]  # fmt: skip
+    data = [deploy.find(models[0], data=f"images:{tmp_path / place}").dataset for place in ("one", "other")]
+    first, second = (Looking(deploy.find(models[0]).module, one) for one in data if one is not None)
+    with pytest.raises(DataError, match="on other images"):  # they have as many, and no labels either
+        compared(first, second, TASKS.get("classification"))
+
+
 def test_other_images_are_refused() -> None:
     one = Fixed(torch.eye(4))
     for labels in ((0, 1, 2), (0, 1, 2, 0)):
