@@ -151,7 +151,7 @@ def plan(
         recalibrate = values.recalibration(recalibrate_bn)
         curriculum = teaching.curriculum(warm_up_share, keep_earlier, plateau, probe)
         if not dry:
-            values.writable(output)
+            values.writable(output, teacher, student, via, class_map)
         elif data is None:
             raise InputError("there are no images to take a step on", where="--dry", hint="give --data")
         models = {

@@ -60,7 +60,7 @@ def export(
         )  # fmt: skip
         wanted = values.shape(input_shape)
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
-        values.writable(output)
+        values.writable(output, model)
         files.check_onnx_name(output)
 
         from fxdistill.preprocessing import NOTHING

@@ -49,7 +49,7 @@ def show(
 
             _out.print(view(path))
             return
-        values.writable(html)
+        values.writable(html, path)
 
         from fxdistill.report.page import document
 

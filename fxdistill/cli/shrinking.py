@@ -49,7 +49,7 @@ def shrink(
     ):
         wanted = values.shape(input_shape)
         values.known_criterion(by, "--by")
-        values.writable(output)
+        values.writable(output, model, class_map, latency_table)
         most = budgets.budget(macs, "--macs"), budgets.budget(params, "--params")
         time, scopes = budgets.latency(latency, on and on.value, latency_table), budgets.scopes(scope)
         budgets.between(steps, {"recover": recover, "lr": lr})

@@ -176,6 +176,23 @@ def test_a_cascade_has_no_student_and_only_it_has_levels(folder: Path) -> None:
     assert "'kd' has no warm-up" in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("shrink", "aux.pt", "--keep", "0.5"),  # aux.pt is what shrink writes unless another name is given
+        ("plan", "teacher.pt", "aux.pt", "-o", "./aux.pt"),
+        ("plan", "aux.pt", "student.pt", "-o", "aux.pt"),
+        ("plan", "teacher.pt", "student.pt", "--via", "aux.pt", "-o", "aux.pt"),
+        ("show", "aux.pt", "--html", "aux.pt"),
+        ("export", "aux.pt", "-o", "aux.pt"),
+    ],
+)
+def test_what_is_read_is_not_written_over(folder: Path, words: tuple[str, ...]) -> None:
+    (folder / "aux.pt").write_bytes(b"a model")
+    assert "the output is a file that is read here" in refused(folder, *words)
+    assert (folder / "aux.pt").read_bytes() == b"a model"
+
+
 def test_factories(folder: Path) -> None:
     assert "torchvision.models:resnet18" in refused(folder, "plan", "teacher.pt", "resnet18")
     assert "--allow-factory" in refused(folder, "plan", "teacher.pt", "os:getcwd")
