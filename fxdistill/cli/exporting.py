@@ -79,7 +79,7 @@ def export(
                 tolerance=tolerance_accuracy, disagreement=tolerance_agreement,
             ))  # fmt: skip
             images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)
-            as_run = data is None and class_map is None and wishes == NOTHING  # measured as the run measures
+            as_run = not any((data, class_map, wanted)) and wishes == NOTHING  # measured as the run measures
             noted = _noting(Path(model)) if as_run and values.is_run(model) else None
         written, parity = deploy.exported(
             found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing

@@ -42,10 +42,13 @@ def test_what_export_measures_of_a_run_is_in_its_report(tmp_path: Path) -> None:
     assert [one.precision for one in exports.read(run, run.plan())] == ["int8", "fp16"]
 
 
-def test_what_was_measured_on_other_data_is_not_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [("--data", "digits"), ("--size", "12"), ("--input", "1x1x12x12")])
+def test_what_was_measured_on_other_data_or_at_another_size_is_not_noted(
+    tmp_path: Path, other: tuple[str, str]
+) -> None:
     run = copied(tmp_path)
     allowed = [part for module in runs.ALLOW for part in ("--allow-factory", module)]
-    jobs.done("export", run.path, *allowed, "--fp16", "-o", tmp_path / "s.onnx", "--data", "digits")
+    jobs.done("export", run.path, *allowed, "--fp16", "-o", tmp_path / "s.onnx", *other)
     assert exports.read(run, run.plan()) == []
 
 
