@@ -52,7 +52,8 @@ def shrink(
         values.writable(output, model, class_map, latency_table)
         most = budgets.budget(macs, "--macs"), budgets.budget(params, "--params")
         time, scopes = budgets.latency(latency, on and on.value, latency_table), budgets.scopes(scope)
-        budgets.between(steps, {"recover": recover, "lr": lr})
+        of_steps = {"recover": recover, "lr": lr, "device": None if device is parameters.Device.auto else device}
+        budgets.between(steps, of_steps)
 
         from fxdistill.cli import running
         from fxdistill.ir import contract

@@ -145,6 +145,14 @@ class Cascade:
                 "with a threshold a layer no layer competes with another one, and there is nothing to centre",
                 where="--centred", hint="give --threshold layer or --centred",
             )  # fmt: skip
+        between = len(self.levels) - 2 if self.levels else self.assistants - 1
+        of_these = {"--nested": self.nested, "--export-levels": self.export_all, "--spacing": self.spacing == "even"}
+        for option, is_given in of_these.items():
+            if is_given and between < 1:
+                raise InputError(
+                    "there is no masked level beside the student's", where=option,
+                    hint="leave it out, or give --assistants 2 or more",
+                )  # fmt: skip
         if not self.budget:
             self.shares()
 

@@ -146,6 +146,12 @@ CASCADE = ("--method", "cascade", "--input", "1x1x8x8")
         (("--keep", "0.5", "--plateau", "0.1"), "the method has no warm-up"),
         (("--keep", "0.5", "--probe", "order"), "a cascade has no use for --probe"),
         (("--keep", "0.5", "--size", "student=16"), "'student' is no model here"),
+        (("--levels", "0.5,1", "--nested"), "no masked level beside the student's\n  where: --nested\n"),
+        (("--keep", "0.5", "--assistants", "1", "--spacing", "even"), "beside the student's\n  where: --spacing\n"),
+        (
+            ("--budget", "macs=20K", "--assistants", "0", "--export-levels", "all"),
+            "beside the student's\n  where: --export-levels\n",
+        ),
     ],
 )
 def test_cascades_that_cannot_be(folder: Path, words: tuple[str, ...], needle: str) -> None:

@@ -124,6 +124,7 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         (["plan", "a.pt", "b.pt", "--print-after", "train"], "has no pass named 'train'"),
         (["compress", "a.pt", "--data", "d", "--method", "magic"], "there is no method named 'magic'"),
         (["shrink", "a.pt", "--keep", "0.5", "--by", "l7"], "there is no criterion named 'l7'"),
+        (["shrink", "a.pt", "--macs", "0.5", "--device", "cuda"], "there is one step alone, and no training"),
     ],
 )
 def test_mistakes_are_answered_without_anything_heavy(args: list[str], said: str) -> None:

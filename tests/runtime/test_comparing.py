@@ -18,7 +18,7 @@ from fxdistill.measure.comparison import Looking, compared
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import comparing, deploy
+from fxdistill.runtime import comparing, deploy, finding
 from fxdistill.tasks import NO_LABEL, TASKS, Task
 from tests import runs
 from tests.measure.test_model import dataset
@@ -149,8 +149,8 @@ def test_images_without_labels_from_files_have_no_names_of_classes(tmp_path: Pat
     assert [Path(each["file"]).name for each in sorted(found["widest"], key=lambda one: one["index"])] == [
         "a0.png", "one1.png", "one2.png"
     ]  # fmt: skip
-    data = [deploy.find(models[0], data=f"images:{tmp_path / place}").dataset for place in ("one", "other")]
-    first, second = (Looking(deploy.find(models[0]).module, one) for one in data if one is not None)
+    data = [finding.find(models[0], data=f"images:{tmp_path / place}").dataset for place in ("one", "other")]
+    first, second = (Looking(finding.find(models[0]).module, one) for one in data if one is not None)
     with pytest.raises(DataError, match="on other images"):  # they have as many, and no labels either
         compared(first, second, TASKS.get("classification"))
 
