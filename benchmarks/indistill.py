@@ -145,6 +145,11 @@ def _all(*edits: Edit) -> Edit:
     return edit
 
 
+def _views(count: int) -> Edit:
+    """Each image has so many views, which come again in turn; every epoch has one of its own otherwise."""
+    return lambda plan: plan.changed(data=plan.data.changed(views=count) if plan.data else None)
+
+
 def _same(plan: Plan) -> Plan:
     return plan
 
@@ -221,6 +226,7 @@ ARMS: dict[str, dict[str, Arm]] = {
         "kd, rate 0.01": Arm("kd", _FAST),
         "indistill+kd, rate 0.01": Arm("indistill+kd", _FAST, beside="kd, rate 0.01"),
         "indistill+supervised": Arm("indistill+supervised", beside="plain"),
+        **{f"kd, {n} views": Arm("kd", edit=_views(n), beside="kd") for n in (2, 4, 8, 16)},
         **_ablations("indistill+kd"),
     },
 }
