@@ -1,8 +1,4 @@
-"""Shrinking a whole model: trace, couple, decide, carry out, prove.
-
-What was decided can be carried out again: :func:`replay` on a fresh original, with for each weight the output indices
-that it keeps, gives the architecture of the smaller model. Files of shrunken models rest on that.
-"""
+"""Shrinking a whole model: trace, couple, decide, carry out, prove."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,16 +17,15 @@ from fxdistill.ir.cost import Limit, Size
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
 from fxdistill.ir.graph import Shape, Traced, path_of, scope_of, shape_of, within
 from fxdistill.ir.layers import Timing
-from fxdistill.ir.survivors import Survivors
 from fxdistill.losses import LOSSES
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.shrink import Shrink, ShrinkSource, shrink
+from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.shrink.arguments import Obstacle
 from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.shrink.unused import keep as keep_unused
 from fxdistill.passes.shrink.unused import remarks as unused_remarks
 from fxdistill.passes.shrink.unused import unused as unused_tensors
-from fxdistill.passes.thin import KeptIndices, Removal, Thin, ThinSource, removed_of
+from fxdistill.passes.thin import KeptIndices, Removal, Thin, ThinSource
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.passes.trace import Trace
 from fxdistill.passes.trace.restore import switched_off
@@ -288,42 +283,3 @@ def _sources(node: fx.Node) -> Iterator[fx.Node]:
         yield source
         if shape_of(source) is None:
             yield from _sources(source)
-
-
-def replay(
-    module: nn.Module, *, input_shape: Shape, rung: Rung, barriers: Sequence[str], kept: KeptIndices
-) -> fx.GraphModule:
-    """Shrink a model as another of its architecture was shrunk; neither weights nor a proof are asked for.
-
-    Args:
-        module: The original, in eval mode, on any weights; it is not changed.
-        input_shape: Shape of one batch.
-        rung: How the original was traced.
-        barriers: What cannot be shrunk.
-        kept: For each weight that gets smaller the output indices that it keeps.
-
-    Returns:
-        The smaller model, on those of the weights that are left.
-
-    Raises:
-        InputError: The indices do not fit the model.
-    """
-    traced = Trace(input_shape, rungs=(rung,))(module).value
-    coupling = with_barriers(traced, Couple()(traced).value, barriers)
-    removed = removed_of(coupling, kept)
-    for class_id in sorted(removed):
-        reason = coupling.locked(class_id)
-        if reason is not None:
-            raise ModelError(
-                f"the kept indices remove a channel that {reason}", where="kept", hint="shrink the model again"
-            )
-    try:
-        smaller = shrink(traced, Survivors(coupling, removed))
-    except (InvariantError, Obstacle) as cause:
-        raise ModelError(
-            f"the kept indices do not fit the model: {next(iter(str(cause).splitlines()), '')}",
-            where="kept",
-            hint="shrink the model again",
-        ) from cause
-    keep_unused(smaller, unused_tensors(module, traced))
-    return smaller

@@ -195,10 +195,6 @@ class Coupling:
             return ()
         return self._search(nodes[path], class_id, lock.where) or (path, lock.where)
 
-    def carries(self, path: str, class_id: int) -> bool:
-        """Whether any element of a node's value belongs to the class."""
-        return class_id in self._carried(path)
-
     def carried(self, path: str) -> frozenset[int]:
         """The classes that elements of a node's value belong to."""
         return self._carried(path)

@@ -73,16 +73,6 @@ def _first_line(cause: Exception) -> str:
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
-def onnx_latency(
-    path: Path, input_shape: tuple[int, ...], *, provider: str = "CPUExecutionProvider",
-    repeats: int = 50, warmup: int = 5, threads: int | None = 1,
-) -> Latency:  # fmt: skip
-    """Latency of one ONNX file; see :func:`interleaved_latency`."""
-    return interleaved_latency(
-        {"model": path}, {"model": input_shape}, provider=provider, repeats=repeats, warmup=warmup, threads=threads
-    )["model"]
-
-
 def interleaved_latency(
     paths: Mapping[str, Path], input_shapes: Mapping[str, tuple[int, ...]], *, provider: str = "CPUExecutionProvider",
     repeats: int = 50, warmup: int = 5, threads: int | None = 1,

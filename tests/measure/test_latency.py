@@ -31,7 +31,6 @@ def test_latencies_are_measured_side_by_side(tmp_path: Path) -> None:
     for latency in found.values():
         assert 0 < latency.p10 <= latency.median_ms <= latency.p90 < 1000
         assert latency.provider == "CPUExecutionProvider"
-    assert latency_of.onnx_latency(paths["small"], (1, 8), repeats=3).median_ms > 0
 
 
 def test_more_work_takes_longer(tmp_path: Path) -> None:
@@ -61,8 +60,9 @@ def test_latency_errors(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     call = {"path": linear_onnx(tmp_path / "x.onnx"), "input_shape": (1, 8), **change}
+    path, shape = call.pop("path"), call.pop("input_shape")
     with pytest.raises(error, match=message):
-        latency_of.onnx_latency(**call)
+        latency_of.interleaved_latency({"model": path}, {"model": shape}, **call)
     assert capfd.readouterr() == ("", "")
 
 

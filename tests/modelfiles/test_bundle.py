@@ -186,7 +186,7 @@ def test_a_bundle_of_an_older_version_is_called_so(tmp_path: Path) -> None:
         ({"factory": "os:system"}, "--allow-factory os"),
         ({"factory": "os"}, "is not a factory"),
         ({"factory": f"{FACTORY}?hidden=3"}, "is not a factory"),
-        ({"factory": "fxdistill.compiler.shrink_model:replay"}, "not called unasked"),
+        ({"factory": "fxdistill.compiler.shrink_model:shrink_model"}, "not called unasked"),
         ({"kwargs": {"width": 3}}, "unexpected keyword argument 'width'"),
         ({"factory": None, "graph": {"nodes": []}}, "graph in the file"),
         ({"factory": None, "graph": None}, "weights alone"),

@@ -118,7 +118,7 @@ WAYS = pytest.mark.parametrize("way", [by_argument, by_bundle, by_plan])
         ("fxdistill.Models:convnet", {}),
         ("fxdistill.models.convnet:convnet", {}),
         ("fxdistill.files:write_text", {"path": "notes", "text": ""}),
-        ("fxdistill.compiler.shrink_model:replay", {}),
+        ("fxdistill.compiler.shrink_model:shrink_model", {}),
         ("fxdistill.compiler.shrink_model:torch", {}),
         ("fxdistill.modelfiles.bundle:save", {"path": "notes", "factory": "a:b"}),
         ("evil_to_import:open", {}),
