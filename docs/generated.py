@@ -19,6 +19,7 @@ import fxdistill
 from docs import drawings, remarks
 from docs.docstrings import markdown, words
 from fxdistill.cli.commands import app
+from fxdistill.cli.groups import divided
 from fxdistill.criteria import CRITERIA
 from fxdistill.losses import LOSSES
 from fxdistill.methods import METHODS
@@ -48,9 +49,11 @@ def _command(command: Any, name: str) -> str:
     context = typer.Context(command, info_name=f"fxdistill {name}")
     command.get_help(context)  # fills in the names that can be given
     made = [f"## {name}", words(" ".join(command.help.split())), f"```none\n{_usage(command, context)}\n```"]
-    for parameter in command.params:
-        record = parameter.get_help_record(context)
-        if record is not None and "--help" not in parameter.opts:
+    shown = [one for one in command.params if one.get_help_record(context) and "--help" not in one.opts]
+    options = [one for one in shown if one.param_type_name == "option"]
+    for heading, found in [("", [one for one in shown if one not in options]), *divided(options)]:
+        made += [f"**{heading}**"] if heading not in ("", "Options") else []
+        for record in (one.get_help_record(context) for one in found):
             made.append(f"`{record[0]}`\n: {_escaped(record[1]) or '…'}")
     return "\n\n".join(made)
 

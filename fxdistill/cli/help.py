@@ -6,6 +6,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from fxdistill.cli.groups import divided
+
 _LISTS = {
     "{methods}": "method", "{tasks}": "task", "{criteria}": "criterion", "{sources}": "data source",
     "{augmentations}": "augmentation",
@@ -13,7 +15,7 @@ _LISTS = {
 
 
 class Command(TyperCommand):
-    """A command whose help lists names, those of installed plug-ins too."""
+    """A command whose help lists names, those of installed plug-ins too, and options that belong together."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fill the lists in, then format."""
@@ -26,6 +28,16 @@ class Command(TyperCommand):
                     text = text.replace(place, ", ".join(names(GROUPS[kind])))
                     parameter.help = text  # type: ignore[attr-defined]  # of an option, which has one
         super().format_help(ctx, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, then options under their headings."""
+        shown = [one for one in self.get_params(ctx) if one.get_help_record(ctx) is not None]
+        arguments = [one for one in shown if one.param_type_name == "argument"]
+        options = divided([one for one in shown if one.param_type_name == "option"])
+        for heading, found in [("Arguments", arguments), *options]:
+            if found:
+                with formatter.section(heading):
+                    formatter.write_dl([one.get_help_record(ctx) for one in found])
 
 
 def names(kind: str) -> Callable[[str], list[str]]:

@@ -132,38 +132,28 @@ KeepElsewhere = Annotated[
         help="With --align shrink: share of channels to keep where no tap decides. With cascade: the student's.",
     ),
 ]
-Assistants = Annotated[
-    int | None, typer.Option("--assistants", help="With cascade: levels beside the student. Default: 3.")
-]
-Levels = Annotated[
-    str, typer.Option("--levels", metavar="SHARES", help="With cascade: what all levels keep: 0.2,0.47,0.68,1.0.")
-]
-Spaced = Annotated[
-    Spacing | None, typer.Option("--spacing", help="With cascade: how levels lie. Default: as in its paper.")
-]
+Assistants = Annotated[int | None, typer.Option("--assistants", help="Levels beside the student. Default: 3.")]
+Levels = Annotated[str, typer.Option("--levels", metavar="SHARES", help="What all levels keep: 0.2,0.47,0.68,1.0.")]
+Spaced = Annotated[Spacing | None, typer.Option("--spacing", help="How levels lie. Default: as in the paper.")]
 BudgetOf = Annotated[
-    str, typer.Option("--budget", metavar="macs=N|params=N", help="With cascade: what the student may cost: macs=52M.")
+    str, typer.Option("--budget", metavar="macs=N|params=N", help="What the student may cost: macs=52M.")
 ]
-Nested = Annotated[
-    bool, typer.Option("--nested", help="With cascade: a level keeps only what the level above it keeps.")
-]
+Nested = Annotated[bool, typer.Option("--nested", help="A level keeps only what the level above it keeps.")]
 MaskedBy = Annotated[
     Threshold | None,
     typer.Option(
         "--threshold",
-        help="With cascade: all layers' channels compete, or each layer keeps the same share. Default: global.",
+        help="All layers' channels compete, or each layer keeps the same share. Default: global.",
     ),
 ]
-Centred = Annotated[
-    bool, typer.Option("--centred", help="With cascade: what moves scores is less its mean over their layer.")
-]
+Centred = Annotated[bool, typer.Option("--centred", help="What moves scores is less its mean over their layer.")]
 ExportLevels = StrEnum("ExportLevels", {"student": "student", "all": "all"})
 WhichLevels = Annotated[
-    ExportLevels, typer.Option("--export-levels", help="With cascade: export the student alone, or all assistants too.")
+    ExportLevels, typer.Option("--export-levels", help="Export the student alone, or all assistants too.")
 ]
 Hints = Annotated[
     float,
-    typer.Option("--hints", min=0, help="With cascade: weight of hints at the last layers: 0.001. Default: none."),
+    typer.Option("--hints", min=0, help="Weight of hints at the last layers: 0.001. Default: none."),
 ]
 HintsAlone = Annotated[
     float, typer.Option("--hints-alone", min=0, help="The same while the student trains alone. Default: none.")

@@ -2,13 +2,17 @@
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fxdistill.cli.commands import app
+from fxdistill.cli.groups import GROUPS
 from fxdistill.criteria import CRITERIA
 from fxdistill.methods import METHODS
 
@@ -18,6 +22,25 @@ def test_the_version_is_that_of_the_installation_and_needs_no_command() -> None:
     assert done.exit_code == 0
     assert done.output.startswith(f"fxdistill {importlib.metadata.version('fxdistill')} (torch ")
     assert len(done.output.splitlines()) == 1
+
+
+def test_options_that_belong_together_stand_together_and_each_stands_once() -> None:
+    program: Any = get_command(app)
+    context = program.make_context("fxdistill", [], resilient_parsing=True)
+    commands = {name: program.get_command(context, name) for name in program.list_commands(context)}
+    known = {one.opts[0].lstrip("-") for command in commands.values() for one in command.params}
+    for group in GROUPS:
+        assert group.names <= known, group.heading
+        assert group.beside in {"", *known}
+    for name, command in commands.items():
+        said = CliRunner().invoke(app, [name, "--help"]).output
+        options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
+        shown = [next(spelled for spelled in one.opts if spelled.startswith("--")) for one in options]
+        listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", said, re.MULTILINE)
+        assert sorted(listed) == sorted([*shown, "--help"]), name
+        headings = re.findall(r"^(\w.*):$", said, re.MULTILINE)
+        assert len(headings) == len(set(headings))
+        assert ("Model files" in headings) == (len(command.params) > 16 and "--allow-factory" in listed), name
 
 
 def completed(**state: str) -> str:
