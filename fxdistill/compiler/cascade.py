@@ -35,7 +35,7 @@ from fxdistill.passes.shrink.arguments import Obstacle
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Budget, Hardened, Masked, MaskedLayer
-from fxdistill.plan.schema import Division, Kept, Pair
+from fxdistill.plan.schema import DataPlan, Kept, Pair
 
 _NORMS = frozenset(("batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm"))
 _DENSE = frozenset(("linear", "addmm"))
@@ -228,13 +228,16 @@ def kept_by_layer(found: Maskable, mask: Tensor) -> dict[str, int]:
     }  # fmt: skip
 
 
-def watched(val: Division | None) -> Iterator[Diagnostic]:
+def watched(data: DataPlan) -> Iterator[Diagnostic]:
     """A note where there is nothing to tell by that a student is better than its teacher."""
-    if val is None:
+    if data.val is None or not data.labelled:
+        lacks, hint = (
+            ("validation images", "plan with --val 0.1") if data.labelled else ("labels", "give data with any")
+        )
         yield Diagnostic(
             code="no-validation", severity="note", where="stage 'main', successors",
-            why="without validation images nobody can say when the student is better than its teacher, so the first "
-            "one stays", hint="plan with --val 0.1",
+            why=f"without {lacks} nobody can say when the student is better than its teacher, so the first one stays",
+            hint=hint,
         )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
     arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]
     c = replace(c, arms=tuple(arms), options=replace(c.options, control=False))
     plan = drafted(c)
-    said = [*passes.diagnostics, *c.remarks, *cascade.watched(plan.data.val)]
+    said = [*passes.diagnostics, *c.remarks, *cascade.watched(plan.data)]
     every = c.options.cascade is not None and c.options.cascade.export_all
     plan = plan.changed(diagnostics=list(dict.fromkeys(said)), export=plan.export.changed(levels=every))
     return replace(c, plan=plan.changed(costed=plan.cost_basis))

@@ -15,6 +15,7 @@ from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.mask import kept_of
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.members import Masked
+from fxdistill.plan.schema import DataPlan, Division
 from tests import tiny_models
 from tests.tiny_models import SHAPE, Body, Classifier, conv_norm
 
@@ -40,6 +41,21 @@ def test_what_the_passes_remark_stands_in_the_plan() -> None:
     said = planned(Classifier(Body(layers, forward), 8), keep=0.7).diagnostics
     assert any(d.code == "opaque-node" and "'fft_fft2'" in d.why for d in said), said
     assert any(d.code == "not-masked" and d.where == "body.one.0" for d in said)
+
+
+@pytest.mark.parametrize(
+    ("share", "labelled", "told"),
+    [(0.1, True, ""), (None, True, "without validation images nobody"), (0.1, False, "without labels nobody")],
+)
+def test_where_nobody_can_say_that_the_student_is_better_that_is_said(
+    share: float | None, labelled: bool, told: str
+) -> None:
+    val = None if share is None else Division(share=share, seed=0)
+    data = DataPlan(spec="x", labelled=labelled, val=val, classes=list("abcde") if labelled else [])
+    options = Options(input_shape=SHAPE, method="cascade", cascade=Cascade(keep=0.5, assistants=1), data=data)
+    said = [d.why for d in compile_plan(residual().eval(), None, options).diagnostics if d.code == "no-validation"]
+    assert len(said) == bool(told)
+    assert all(one.startswith(told) for one in said)
 
 
 @pytest.mark.parametrize(
