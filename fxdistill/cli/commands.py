@@ -147,6 +147,7 @@ def plan(
         )
         if keep is not None and align is not parameters.Align.shrink and cascade is None:
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
+        values.about_data(data, {"val": val, "class-map": class_map, "augment": augment})
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
         recalibrate = values.recalibration(recalibrate_bn)
         curriculum = teaching.curriculum(warm_up_share, keep_earlier, plateau, probe)

@@ -50,6 +50,7 @@ def shrink(
         wanted = values.shape(input_shape)
         values.known_criterion(by, "--by")
         values.writable(output, model, class_map, latency_table)
+        values.about_data(data, {"class-map": class_map})
         most = budgets.budget(macs, "--macs"), budgets.budget(params, "--params")
         time, scopes = budgets.latency(latency, on and on.value, latency_table), budgets.scopes(scope)
         of_steps = {"recover": recover, "lr": lr, "device": None if device is parameters.Device.auto else device}

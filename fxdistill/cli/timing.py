@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fxdistill.cli import model_parameters, parameters, values
 from fxdistill.cli.exits import reported
+from fxdistill.errors import InputError
 
 
 def bench(
@@ -26,6 +27,8 @@ def bench(
     with reported():
         wanted = values.shape(input_shape)
         values.distinct(models)
+        if wanted is not None and all(map(values.is_run, models)):
+            raise InputError("runs say themselves what they read", where="--input", hint="leave it out, or give a file")
 
         from fxdistill.report.timing_view import timing_view
         from fxdistill.runtime import finding, timing

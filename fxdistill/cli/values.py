@@ -159,6 +159,22 @@ def distinct(models: Sequence[str]) -> None:
             raise InputError("it is named twice", where=model, hint="name each model once")
 
 
+def about_data(data: str | None, of_data: Mapping[str, object]) -> None:
+    """Check that there is data to say anything of.
+
+    Args:
+        data: The data spec; None for none.
+        of_data: What is said of it, by option; false where nothing is.
+
+    Raises:
+        InputError: There is none.
+    """
+    for option in (name for name, value in of_data.items() if value and data is None):
+        raise InputError(
+            "there is no data to say anything of", where=f"--{option}", hint="give --data, or leave it out"
+        )
+
+
 def is_run(model: str) -> bool:
     """Whether a model is named by its run directory, which says itself what it reads."""
     return Path(model).is_dir()

@@ -185,6 +185,21 @@ def test_a_cascade_has_no_student_and_only_it_has_levels(folder: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        ("plan", "teacher.pt", "student.pt", *ALLOW, "--val", "0.1"),
+        ("plan", "teacher.pt", "student.pt", *ALLOW, "--augment", "flip"),
+        ("plan", "teacher.pt", "student.pt", *ALLOW, "--class-map", "plan.json"),
+        ("shrink", "teacher.pt", "--keep", "0.5", "--class-map", "plan.json"),
+        ("export", "teacher.pt", "--class-map", "plan.json"),
+    ],
+)
+def test_what_is_said_of_data_needs_data(folder: Path, words: tuple[str, ...]) -> None:
+    said = refused(folder, *words)
+    assert f"there is no data to say anything of\n  where: {words[-2]}\n" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         ("shrink", "aux.pt", "--keep", "0.5"),  # aux.pt is what shrink writes unless another name is given
         ("plan", "teacher.pt", "aux.pt", "-o", "./aux.pt"),
         ("plan", "aux.pt", "student.pt", "-o", "aux.pt"),

@@ -106,6 +106,8 @@ def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
     assert (missing.exit_code, "no such file" in missing.output) == (2, True)
     nowhere = CliRunner().invoke(app, ["bench", teacher, "--provider", "Nowhere"])
     assert (nowhere.exit_code, "no working Nowhere" in nowhere.output) == (2, True)
+    sized = CliRunner().invoke(app, ["bench", str(runs.finished()), "--input", "1x1x16x16"])
+    assert (sized.exit_code, "runs say themselves what they read" in sized.output) == (2, True)
     with pytest.raises(InputError, match=r"take .* GB of memory"):
         timing.timed({"it": finding.find(teacher)}, batches=[1 << 50])
     for words in (["--batch", "2000000"], ["--threads", "100000"]):
