@@ -44,6 +44,11 @@ class Dumbbell:
     right: float = WIDTH - _RIGHT
     top: float = _TOP
 
+    @property
+    def bottom(self) -> float:
+        """Where the rows end."""
+        return self.height - _BOTTOM
+
 
 Values = tuple[str, float | None, float | None]
 
