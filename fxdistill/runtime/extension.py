@@ -4,8 +4,9 @@ The exported arm gets one stage more, a copy of its main stage: the same losses,
 from its beginning, over the epochs that are added. The control arm gets one of as many epochs. The plan in the run
 directory is changed accordingly, and stays the whole truth: run from the start, it gives the same bits.
 
-Every trial goes on from the state that it ended in, which the run directory keeps (``trained_ARM-seedN.pt``). Until the
-extension is complete, what the run had come to (result, model, ONNX file) stays where it is.
+Every trial goes on from the state that it ended in, which the run directory keeps (``trained_ARM-seedN.pt``). The
+result stays where it is until the extension is complete, and the ONNX file until it is exported anew; the model is the
+one that was trained for longer as soon as that is.
 """
 
 import shlex

@@ -110,6 +110,8 @@ def _train(
 def _check(plan: Plan, rundir: RunDir, settings: Settings, first: int) -> None:
     """Refuse what cannot be divided: a run of one seed, or one that is past its ``first`` trainings, which are shared.
 
+    A run that is past its last one has nothing left to divide, and is completed.
+
     Raises:
         InputError: It cannot; nothing was written.
     """
@@ -122,7 +124,7 @@ def _check(plan: Plan, rundir: RunDir, settings: Settings, first: int) -> None:
         raise InputError("each process would choose by itself", where="--compile auto", hint="use --compile on or off")
     if settings.resume and rundir.checkpoint_path.exists():
         at = checkpoint.load(rundir)
-        if at.arm > first or (at.arm == first and at.state is not None):
+        if first < at.arm < len(trials_of(plan)) or (at.arm == first and at.state is not None):
             raise InputError(
                 "the run was begun in one process, and is past the beginning of its first seed",
                 where=f"--jobs, {rundir.path}", hint="leave --jobs out to go on as it was begun",

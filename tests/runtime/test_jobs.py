@@ -193,6 +193,25 @@ def test_killed_while_the_folders_of_seeds_are_removed(
     same(out, in_one_process())
 
 
+def test_killed_while_the_whole_is_exported(
+    tmp_path: Path, in_here: type[InHere], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def killed(plan: Path, out: Path, settings: Settings, observer: Observer) -> dict[str, Any]:
+        if in_here.seeds:
+            raise KeyboardInterrupt
+        return runs.execute(plan, out, settings, observer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "execute", killed)
+        with pytest.raises(KeyboardInterrupt):
+            at_once(out)
+    at_once(out, replace(runs.CPU, resume=True))  # the command that is said to go on with
+    assert sorted(in_here.seeds) == ["seed-0", "seed-1"]
+    same(out, in_one_process())
+
+
 def test_the_seed_that_is_exported_is_the_best_one(tmp_path: Path, in_here: type[InHere]) -> None:
     one, two, name = tmp_path / "one", tmp_path / "two", "best"
     apart = runs.execute(two_seeds(name), one, runs.CPU)
