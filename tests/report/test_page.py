@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from fxdistill.passes.instrument.builder import distinct
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Masked
-from fxdistill.report.page import chart, courses, document, parts, told
+from fxdistill.report.page import chart, compared, courses, document, parts, told
+from fxdistill.runtime.details import Details
 from fxdistill.runtime.directory import RunDir
 from fxdistill.tasks import TASKS
 from tests import jobs, runs
@@ -178,6 +180,17 @@ def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert page.text.count("What it reaches, and what it costs") == 2
     assert is_offline(page)
+
+
+def test_runs_are_held_against_each_other_where_they_measured_on_the_same_images() -> None:
+    run = replace(told.of_run(runs.finished(), "a"), details=None)
+    one, same, other = (replace(run, name="b", details=Details("", fingerprint=said)) for said in ("x", "x", "y"))
+    both = compared.compared([one, same])
+    assert (both.sides[1].difference, both.remark) == ("+0.00 points", "")
+    for pair, said in (([run, run], "Nothing says"), ([run, one], "Nothing says"), ([one, other], "These runs were")):
+        found = compared.compared(pair)
+        assert found.sides[1].difference == ""
+        assert found.remark.startswith(said)
 
 
 def test_runs_of_two_tasks_are_not_compared(tmp_path: Path) -> None:

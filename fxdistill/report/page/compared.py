@@ -90,7 +90,7 @@ def _difference(first: Told, other: Told) -> str:
     """How far the exported arm is from the first run's, seed by seed."""
     both = [_by_seed(one) for one in (other, first)]
     prints = [one.details.fingerprint if one.details else None for one in (first, other)]
-    found = paired(*both, beside=first.name) if prints[0] == prints[1] else None
+    found = paired(*both, beside=first.name) if prints[0] and prints[0] == prints[1] else None
     if found is None:
         return ""
     said = points(found.mean, first.task)
