@@ -65,7 +65,10 @@ def _arm(name: str, plan: Plan, own: Arm) -> Arm:
             hint="plan with it, and compare two runs",
         )  # fmt: skip
     main, total = own.stages[-1], sum(stage.epochs for stage in own.stages)
-    made: tuple[Stage, ...] = Schedule(name)(_recipe(plan, own)).value
+    try:
+        made: tuple[Stage, ...] = Schedule(name)(_recipe(plan, own)).value
+    except InputError as cause:  # which speaks of a plan that is yet to be written
+        raise InputError(cause.what, where=f"--arms {name}", hint="leave it out") from cause
     known = {(term.loss, term.pair is None): term.args for stage in own.stages for term in stage.losses}
     names = [stage.name for stage in own.stages]
     if MAIN in names and len(made) > 1 and method.parts[:-1] == composed(plan.method).parts[:-1]:

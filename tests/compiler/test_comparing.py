@@ -99,6 +99,14 @@ def test_what_cannot_be_compared(methods: tuple[str, ...], error: type[Fxdistill
         compared(planned(method="kd", epochs=5), methods)
 
 
+def test_a_method_that_needs_what_the_plan_has_not_is_named() -> None:
+    plan = planned(method="kd", epochs=5).changed(pairs=[], kept=[])
+    for name in ("crd", "indistill+kd"):
+        with pytest.raises(InputError, match="needs at least one pair") as caught:
+            compared(plan, ["kd", name])
+        assert caught.value.where == f"--arms {name}"
+
+
 def test_the_best_seed_needs_validation_images() -> None:
     plan = planned()
     with pytest.raises(ValueError, match="the best seed is to be exported, and there are no validation images"):
