@@ -22,7 +22,7 @@ from fxdistill.cli.commands import app
 from fxdistill.cli.groups import divided
 from fxdistill.criteria import CRITERIA
 from fxdistill.losses import LOSSES
-from fxdistill.methods import METHODS
+from fxdistill.methods import METHODS, RATE
 from fxdistill.registry import Registry
 
 _WIDE = 84
@@ -64,7 +64,9 @@ def _usage(command: Any, context: Any) -> str:
 
 def methods() -> str:
     """Every method: what it does, where it is from, and what its file says."""
-    return _entries(METHODS, lambda method: [method.summary, f"Learning rate unless one is given: {method.lr:g}."])
+    return _entries(
+        METHODS, lambda method: [method.summary, f"Learning rate unless one is given: {method.lr or RATE:g}."]
+    )
 
 
 def losses() -> str:

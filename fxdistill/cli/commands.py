@@ -176,7 +176,7 @@ def plan(
         decisions = Options(
             input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
             keep=keep if cascade is None else None, criterion=criterion, epochs=epochs, seed=seed, repeats=repeats,
-            lr=composed(method).lr if lr is None else lr, control=control, cascade=cascade, curriculum=curriculum,
+            lr=lr, control=control, cascade=cascade, curriculum=curriculum,
             via="auto" if via == "auto" else None, via_epochs=via_epochs,
             data=seen.data, precision=precision.value, recalibrate=recalibrate, preprocessing=seen.preprocessing,
         )  # fmt: skip

@@ -28,7 +28,7 @@ from fxdistill.tasks import TASKS
 TEACHER = ("fxdistill.models:resnet", {"widths": [32, 64, 128], "blocks": 1})
 STUDENT = ("fxdistill.models:convnet", {"widths": [8, 16, 32], "hidden": 32})
 _EPOCHS, _SEED = 20, 0
-_OPTIONS = "--data digits --epochs 48 --lr 3e-3 --batch-size 64"
+_OPTIONS = "--data digits --epochs 48 --batch-size 64"
 
 
 def run(folder: Path, *, repeats: int, say: Callable[[str], None]) -> None:

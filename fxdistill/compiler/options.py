@@ -32,7 +32,7 @@ class Options:
             :mod:`fxdistill.compiler.gap`; None for none, or one that is given.
         via_epochs: For how many epochs an assistant learns from the teacher before it teaches; None for ``epochs``.
         epochs: Epochs of the main stage.
-        lr: Learning rate.
+        lr: Learning rate; None for the method's own.
         curriculum: What is said of the method's warm-ups.
         seed: Everything random in a run comes from it.
         repeats: How many seeds to run, from ``seed`` on.
@@ -59,7 +59,7 @@ class Options:
     via: Literal["auto"] | None = None
     via_epochs: int | None = None
     epochs: int = 60
-    lr: float = 1e-3
+    lr: float | None = None
     curriculum: Curriculum = field(default_factory=Curriculum)
     seed: int = 0
     repeats: int = 1

@@ -48,7 +48,7 @@ def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
     masked = [name for name, member in c.made.items() if isinstance(member, Masked)]
     recipe = Recipe(
         pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=TEACHER, student=STUDENT,
-        epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
+        epochs=c.options.epochs, lr=_rate(c), embeds=c.task.embeds,
     )  # fmt: skip
     before = c.options.curriculum.of(warm_ups(c.method, recipe, len(masked)), c.pairs, main=recipe.epochs)
     joint, alone = cascade_arms(recipe, len(masked), options=c.options.cascade, before=before)
@@ -63,10 +63,14 @@ def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
     return replace(c, plan=plan.changed(costed=plan.cost_basis))
 
 
+def _rate(c: Compilation) -> float:
+    return c.method.lr if c.options.lr is None else c.options.lr
+
+
 def _scheduled(c: Compilation, passes: PassManager, curriculum: Curriculum, *, alike: bool) -> Compilation:
     recipe = Recipe(
         pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=c.teaches, student=STUDENT,
-        epochs=c.options.epochs, lr=c.options.lr, embeds=c.task.embeds,
+        epochs=c.options.epochs, lr=_rate(c), embeds=c.task.embeds,
     )  # fmt: skip
     stages: tuple[Stage, ...] = passes.run(Schedule(c.method.name, curriculum), recipe)
     arms = [Arm(name=DISTILLED, trains=[STUDENT], stages=list(stages))]

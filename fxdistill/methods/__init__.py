@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DISTIL = ("trace", "couple", "match", "prune", "shrink", "schedule", "instrument", "specialize")
 """The passes of a method that compares two members, by name, in order."""
 DEFAULT_CRITERION = "l1"
+RATE = 3e-3
+"""The learning rate of a method that has none of its own, chosen on images set aside from training
+(``benchmarks/README.md``)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Recipe:
     teacher: str = "teacher"
     student: str = "student"
     epochs: int = 60
-    lr: float = 1e-3
+    lr: float = RATE
     embeds: bool = False
 
 
@@ -61,7 +64,7 @@ class Method:
         passes: The passes that make its plan, by name, in order.
         source: Where it was published: an arXiv number, a venue.
         alone: Whether its student is made out of the teacher, so that none is given.
-        lr: The learning rate where the user names none.
+        lr: The learning rate where the user names none; None for :data:`RATE`.
     """
 
     summary: str
@@ -74,7 +77,7 @@ class Method:
     passes: tuple[str, ...] = DISTIL
     source: str = ""
     alone: bool = False
-    lr: float = 1e-3
+    lr: float | None = None
 
     def lacks_pairs(self, recipe: Recipe) -> bool:
         """Whether it needs pairs of a recipe that has none."""
@@ -114,8 +117,8 @@ class Composed:
 
     @property
     def lr(self) -> float:
-        """The learning rate where the user names none."""
-        return self.parts[-1][1].lr
+        """The learning rate where the user names none: that of the last part which has one of its own."""
+        return next((method.lr for _, method in reversed(self.parts) if method.lr is not None), RATE)
 
     @property
     def criterion(self) -> str:

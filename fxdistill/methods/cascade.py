@@ -40,7 +40,7 @@ JOINT, DISTILLED = "joint", "distilled"
 """The names of the two arms."""
 CASCADE = ("trace", "couple", "mask", "schedule")
 """The passes of the method."""
-TEMPERATURE, LAMBDA, RATE = 15.0, 0.4, 0.008
+TEMPERATURE, LAMBDA, RATE, WARM_UP_RATE = 15.0, 0.4, 0.008, 0.001
 _SCORES = ScoreOptimizer(name="rmsprop", lr=0.001)
 Spacing = Literal["paper", "even"]
 Threshold = Literal["global", "layer"]
@@ -218,7 +218,9 @@ def warm_ups(method: Composed, recipe: Recipe, levels: int) -> list[Stage]:
     found = list[tuple[str, list[Stage]]]()
     for name, part in method.parts[:-1]:
         warm_up = part.warm_up
-        of_levels = [warm_up(replace(recipe, pairs=pairs, lr=part.lr)) for pairs in own if warm_up is not None]
+        of_levels = [
+            warm_up(replace(recipe, pairs=pairs, lr=part.lr or WARM_UP_RATE)) for pairs in own if warm_up is not None
+        ]
         together = [
             stages[0].changed(losses=[term for stage in stages for term in stage.losses])
             for stages in zip(*of_levels, strict=True)

@@ -20,5 +20,5 @@ def warm_up(recipe: Recipe) -> list[Stage]:
 
 METHOD = Method(
     summary="InDistill's warm-up as its released code runs it", source="arXiv 2205.10003, WACV 2025", warm_up=warm_up,
-    needs_pairs=True, default_main="pkt",
+    needs_pairs=True, default_main="pkt", lr=1e-3,
 )  # fmt: skip

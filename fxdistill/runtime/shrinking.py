@@ -11,13 +11,14 @@ from torch import nn
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.contract import PassManager
+from fxdistill.methods import RATE
 from fxdistill.modelfiles import bundle
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.finding import as_loaded
 from fxdistill.runtime.shrunken import Reading, shrunk, timed, wished, write
 from fxdistill.runtime.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps
-from fxdistill.runtime.teaching import RATE, Teaching
+from fxdistill.runtime.teaching import Teaching
 
 
 def shrink(

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 import fxdistill
 from fxdistill.cli.commands import app
 from fxdistill.measure import onnx_file
+from fxdistill.methods import RATE
 from fxdistill.modelfiles.load import load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.runtime import checkpoint, details, shrunken
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.teaching import RATE
 from tests import runs
 
 FEW = ("--macs", "0.5", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--device", "cpu")

@@ -45,7 +45,7 @@ def test_options_say_the_recipe_of_main_stage_and_control_and_set_has_the_last_w
         assert [term.args["label_smoothing"] for term in stage.losses if term.loss == "cross-entropy"] == [0.1]
     assert plan.data.augmentation == ["crop:1", "erase"]
     recipe = "weight decay 0.0005, momentum 0.9, nesterov, warm up 2, clip 1, ema 0.99, label smoothing 0.1"
-    assert f"sgd 0.001, cosine, {recipe}" in told
+    assert f"sgd 0.003, cosine, {recipe}" in told
 
 
 def test_without_them_the_plan_is_as_it_was(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_without_them_the_plan_is_as_it_was(tmp_path: Path) -> None:
         0,
     )
     assert plan.data.augmentation == []
-    assert "adam 0.001, cosine, 100.0% of the cost" in told
+    assert "adam 0.003, cosine, 100.0% of the cost" in told
 
 
 @pytest.mark.parametrize(
