@@ -21,7 +21,7 @@ from fxdistill.passes.instrument.builder import distinct
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Masked
-from fxdistill.report.page import chart, compared, courses, document, parts, told
+from fxdistill.report.page import chart, compared, courses, document, parts, told, words
 from fxdistill.runtime.details import Details
 from fxdistill.runtime.directory import RunDir
 from fxdistill.tasks import TASKS
@@ -218,6 +218,19 @@ def test_the_command_that_repeats_a_run_is_one_that_a_shell_reads(tmp_path: Path
     page = written(tmp_path, run.rename(tmp_path / "my $(run)'s"))
     (said,) = re.findall(r"\bRun it again(cd .+)", page.text)
     assert shlex.split(said) == ["cd", str(tmp_path / "my $(run)'s")]
+
+
+def test_the_command_that_repeats_a_run_permits_what_it_needs() -> None:
+    plan = load_plan(runs.plan_file("seeds-fresh", from_file=False, repeats=2, align="slice"))
+    asks = shlex.split(words.again(plan, None))
+    assert asks[asks.index("--allow-factory") :] == ["--allow-factory", "fxdistill_test_models"]
+    teacher = plan.members["teacher"].changed(trusted=True)
+    own = plan.changed(members={**plan.members, "teacher": teacher}, data=plan.data.changed(spec="mydata:splits"))
+    asks = shlex.split(words.again(own, None))
+    assert asks[-5:] == ["--allow-factory", "fxdistill_test_models", "--allow-factory", "mydata", "--trust-code"]
+    registered = plan.members["student"].changed(factory="torchvision.models:resnet18", kwargs={})
+    usual = plan.changed(members={"teacher": plan.members["teacher"], "student": registered})
+    assert "--allow-factory" not in words.again(usual, None)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

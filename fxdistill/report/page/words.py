@@ -5,9 +5,12 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fxdistill.data.sources import SOURCES
 from fxdistill.measure.parity import Parity
+from fxdistill.modelfiles import registered
 from fxdistill.plan.document import CONTROL, Plan
 from fxdistill.plan.members import Hardened
+from fxdistill.plan.schema import ModelRef
 from fxdistill.report.layout import points, spread
 from fxdistill.tasks import Task
 
@@ -78,4 +81,17 @@ def again(plan: Plan, result: Mapping[str, Any] | None) -> str:
         parts += ["--channels-last", "on" if how["channels_last"] else "off"]
     parts += ["--cache-half"] if how.get("cache_half") else []
     parts += ["--devices", str(how["processes"])] if how.get("processes") else []
-    return shlex.join(parts)
+    return shlex.join([*parts, *_permitted(plan)])
+
+
+def _permitted(plan: Plan) -> Iterator[str]:
+    """The options that let code run which is not called unasked: factories of the user's own, files that hold code."""
+    given = [ref for ref in plan.members.values() if isinstance(ref, ModelRef)]
+    modules = [ref.factory.partition(":")[0] for ref in given if ref.factory]
+    own = [module for module in modules if not registered.claims(module)]
+    source = plan.data.spec.partition(":")[0] if plan.data and plan.data.spec else ""
+    own += [source] if source and source not in SOURCES.names() else []
+    for module in dict.fromkeys(own):
+        yield from ("--allow-factory", module)
+    if any(ref.trusted for ref in given):
+        yield "--trust-code"
