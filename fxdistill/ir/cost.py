@@ -13,6 +13,7 @@ holds as well: what is left of a tensor is a rectangle, so each group keeps as m
 """
 
 import functools
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -38,6 +39,8 @@ _NAMES = (
 """What operands are called where they are given by name, in their order."""
 _LETTERS = "ABCDEFGH"
 _ATTENTION = "scaled_dot_product_attention"
+_WEIGHED = _CONVOLUTIONS | _PRODUCTS | {_ATTENTION, "linear", "einsum"}
+"""What multiplies its operands; a function is given its weight, which may be computed, second, and maybe a bias."""
 
 
 class Size(NamedTuple):
@@ -238,8 +241,8 @@ def _spaces(node: fx.Node, traced: Traced, coupling: Coupling, named: dict[str, 
     sources: list[fx.Node] = []
     called = [node.kwargs[one] for one in _NAMES if one in node.kwargs]
     fx.node.map_arg((*node.args, *called), sources.append)  # one that is read twice is there twice
-    values = [_operand(source, coupling) for source in sources if shape_of(source)]
-    own = [named[one] for one in weights_of(node, traced)] if name not in _PRODUCTS else []
+    values = [_operand(source, coupling, named) for source in sources if shape_of(source)]
+    own = [named[one] for one in weights_of(node, traced)] if node.op == "call_module" or name not in _WEIGHED else []
     weight = max(own, key=lambda one: traced.module.get_parameter(one).numel(), default=None)
     if weight is not None:
         shape = tuple(traced.module.get_parameter(weight).shape)
@@ -258,17 +261,24 @@ def _spaces(node: fx.Node, traced: Traced, coupling: Coupling, named: dict[str, 
         yield _product(node, values[-2:], f"{batches[0]}YX", f"{batches[1]}XZ")
 
 
-def _operand(value: fx.Node, coupling: Coupling) -> _Operand:
-    labels = coupling.parameter_labels(str(value.target)) if value.op == "get_attr" else {}
+def _operand(value: fx.Node, coupling: Coupling, named: dict[str, str]) -> _Operand:
+    name = str(value.target)
+    labels = coupling.parameter_labels(named.get(name, name)) if value.op == "get_attr" else {}
     return tuple(labels.values()) or coupling.layers(path_of(value)), shape_of(value) or ()
 
 
 def _attention(node: fx.Node, values: Sequence[_Operand]) -> Iterator[_Space]:
-    """Each query is multiplied with each key, and each weight with a value: tokens times channels of either."""
-    (asked, one), (_, other), (held, last) = values[:3]
-    share = macs_of(node) / (_points(one) * other[-2] + _points(last) * one[-2])
-    yield asked, one, share * other[-2]
-    yield held, last, share * one[-2]
+    """Each query is multiplied with each key, and each weight with a value; heads of queries may share one of these."""
+    (asked, one), (told_by, other), (held, last) = values[:3]
+    leading = ((1,) * (len(one) - len(shape)) + shape[:-2] for shape in (one, other, last))
+    rows = math.prod(max(sizes) for sizes in zip(*leading, strict=True)) * one[-2] * other[-2]
+    share = macs_of(node) / (rows * (one[-1] + last[-1]))
+    yield (*asked, *_tokens(told_by)), (rows * one[-1],), share
+    yield (*held, *_tokens(asked)), (rows * last[-1],), share
+
+
+def _tokens(layers: Layers) -> Iterator[Tensor]:
+    return (layer for layer in layers if varying(layer) == (layer.dim() - 2,))
 
 
 def _product(node: fx.Node, values: Sequence[_Operand], *terms: str) -> _Space:

@@ -104,6 +104,34 @@ def called_by_name() -> nn.Module:
     return Classifier(Body(layers, forward), 8)
 
 
+def computed_weights() -> nn.Module:
+    """Weights that are computed, with biases that are parameters."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.conv2d(m.stem(x), m.one.weight - m.one.weight.mean((1, 2, 3), keepdim=True), m.one.bias).relu()
+        x = F.conv2d(x, m.two.weight[:, :, None, None], m.two.bias).relu()
+        return F.linear(x.permute(0, 2, 3, 1), m.three.weight * 2, m.three.bias).permute(0, 3, 1, 2)
+
+    layers = {"stem": conv_norm(3, 8), "one": nn.Conv2d(8, 6, 3), "two": nn.Linear(6, 10), "three": nn.Linear(10, 8)}
+    return Classifier(Body(layers, forward), 8)
+
+
+def shared_keys(m: Any, x: Tensor) -> Tensor:
+    """Four heads of queries to one of keys and values."""
+    batch, count, _ = x.shape
+    q, k, v = m.mixed(x).split([16, 4, 4], 2)
+    q, k = q.reshape(batch, count, 4, 4).transpose(1, 2), k.reshape(batch, count, 1, 4).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k, v.unsqueeze(1), enable_gqa=True)
+    return m.out(torch.cat([mixed.mean(1), mixed.sum(1)], 2))  # type: ignore[no-any-return]
+
+
+def learnt_queries(m: Any, x: Tensor) -> Tensor:
+    """Queries that are weights, for all images: what of them is left multiplies values as well."""
+    q = m.over[0].weight[:, :8].expand(x.shape[0], -1, -1)
+    mixed = F.scaled_dot_product_attention(q.unsqueeze(1), x.unsqueeze(1), m.inside(x)[..., :8].unsqueeze(1))
+    return x + m.out(mixed.squeeze(1).sum(1, keepdim=True))  # type: ignore[no-any-return]
+
+
 def tied() -> nn.Module:
     """Two layers of one weight: its entries count once, its products twice."""
     made = Classifier(nn.Sequential(conv_norm(3, 8), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)), 8)
@@ -118,6 +146,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "flattened": flattened, "attention": lambda: tokens(fused),
     "matmul": lambda: tokens(multiplied), "cross-covariance": lambda: tokens(over_channels),
     "einsum": lambda: tokens(summed), "by name": lambda: tokens(by_name), "layers by name": called_by_name,
+    "computed weights": computed_weights, "shared keys": lambda: tokens(shared_keys),
+    "learnt queries": lambda: tokens(learnt_queries),
 }  # fmt: skip
 
 
