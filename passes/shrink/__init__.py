@@ -18,7 +18,9 @@ holds, which :mod:`fxdistill.passes.shrink.prove` checks.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -167,8 +169,25 @@ class _Rewriter(fx.Interpreter):
         self.survivors, self.full = survivors, traced
         self.shapes = {path_of(node): node.meta.get("shape") for node in traced.graph.nodes}
         self.layouts: dict[fx.Node, Tensor] = {}
+        self.images = images
         self.scalars = _scalars(traced, images)
         self.args_iter = iter((images,))
+
+    def varies(self, path: str, index: int | None = None) -> bool:
+        """Whether a number of the full model, or one of several, goes by how many images there are and how large."""
+        found = [numbers[path] for numbers in (self.scalars, *self._others) if path in numbers]
+        chosen = found if index is None else [value[index] for value in found]
+        return any(one != chosen[0] for one in chosen)
+
+    @cached_property
+    def _others(self) -> list[dict[str, Any]]:
+        """The numbers of the full graph for one image more, and for images twice as large, where it takes such."""
+        batch, channels, *sides = self.images.shape
+        found = []
+        for shape in ((batch + 1, channels, *sides), (batch, channels, *(2 * side for side in sides))):
+            with suppress(Exception):  # an exported graph, say, takes one size alone
+                found.append(_scalars(self.full, example(self.full.module, shape)))
+        return found
 
     def run_all(self) -> None:
         """Correct and run every node."""

@@ -40,8 +40,7 @@ def unflatten(node: fx.Node, run: Rewriting, masks: Masks) -> None:
     if isinstance(masks, Mask) and masks.sizes is not None:
         count = len(meant(argument(node, 2, "sizes"), run))
         dim = int(meant(argument(node, 1, "dim"), run)) % (len(masks.sizes) - count + 1)
-        right = masks.sizes[dim : dim + count]
-        correct(node, run, 2, entries(argument(node, 2, "sizes"), right, node, run, inferred=True), "sizes")
+        correct(node, run, 2, masks.sizes[dim : dim + count], "sizes", inferred=True)
 
 
 def layer_norm(node: fx.Node, run: Rewriting, _: Masks) -> None:

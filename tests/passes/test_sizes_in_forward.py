@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
-from tests.user_models import IMAGE, Net, check, conv, pooled, randomized
+from tests.user_models import IMAGE, Net, check, conv, pooled, randomized, zeroed
 
 Step = Callable[[Any, Tensor], Tensor]
 
@@ -203,6 +203,43 @@ MORE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_relatives_are_followed(name: str) -> None:
     result = shrink_model(randomized(between(MORE[name])), input_shape=IMAGE, keep=0.5)
     assert (result.widths["b"], result.barriers) == ((12, 6), ())
+
+
+def in_one_batch(x: Tensor, y: Tensor) -> Tensor:
+    n, _, h, w = y.shape
+    return F.avg_pool2d(y.reshape(n * 12, 1, h, w), 3, 1, 1).reshape(n, 12, h, w)
+
+
+def of_sizes_that_are_worked_out(x: Tensor, y: Tensor) -> Tensor:
+    n, h, w = y.size(0), y.size(2), y.size(3)
+    z = y.new_zeros(n * 12, h * w) + y.reshape(n * 12, h * w)
+    return (z + z.mean(1, keepdim=True).expand(n * 12, h * w)).unflatten(0, (n, 12)).unflatten(2, (h, w))  # type: ignore[no-any-return]
+
+
+def through_a_size(x: Tensor, y: Tensor) -> Tensor:
+    return (y.flatten(0, 1).view(y.flatten(0, 1).shape) / y.flatten(0, 1).size(0)).view_as(y)
+
+
+VARYING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "maps in one batch": in_one_batch,
+    "sizes that are worked out": of_sizes_that_are_worked_out,
+    "the number of maps": through_a_size,
+    "all elements": lambda x, y: y / y.numel() * y.size(0),
+    "all elements of an image": lambda x, y: y / (y.size(1) * y.size(2) * y.size(3)) ** 0.5,
+    "pixels and channels": lambda x, y: y / (y.flatten(1).size(1) // 4),
+}
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_numbers_that_go_by_the_images_do_so_in_the_smaller_model(name: str) -> None:
+    """They are not what they were for the images that it was shrunk with."""
+    net = randomized(between(VARYING[name]))
+    result = shrink_model(net, input_shape=IMAGE, keep=0.5)
+    assert (result.widths["b"], result.barriers) == ((12, 6), ())
+    masked = zeroed(net, result)
+    for shape in ((2, 3, 16, 16), (1, 3, 16, 16), (5, 3, 16, 16), (3, 3, 24, 40)):
+        images = torch.randn(shape)
+        torch.testing.assert_close(result.module(images), masked(images), rtol=1e-4, atol=1e-5)
 
 
 NUMBERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
