@@ -197,7 +197,8 @@ def from_splits(
 ) -> Dataset:  # fmt: skip
     """A data set of the splits that somebody has, by their names ``train``, ``val`` and ``test``.
 
-    Where there is train and val, val is the test split, and that is said. Train alone, or none, makes one split.
+    Where there is train and val, val is the test split, and that is said. Train alone, or none, makes one split; of
+    val and test without train, that is test, and that is said as well.
 
     Raises:
         DataError: As for :func:`checked`.
@@ -215,6 +216,14 @@ def from_splits(
                 code="val-is-test", severity="note", where=where,
                 why="there is train and val and no test: val is the test split, and nothing is chosen by it",
                 hint="--val 0.1 sets images of train aside to watch the training by",
+            )
+        )  # fmt: skip
+    if set(parts) == {"val", "test"}:
+        said.append(
+            Diagnostic(
+                code="val-unread", severity="note", where=where,
+                why="there is val and test and no train: test is read as one split, and val is not",
+                hint="give the images of val alone to read those",
             )
         )  # fmt: skip
     val = parts.get("val") if {"train", "val", "test"} <= set(parts) else None

@@ -266,7 +266,8 @@ class Items:
                 raise self._wrong(index, f"its image has the shape {shapes}", "give 1 or 3 channels, or that shape")
             values = image if image.dtype == torch.uint8 else image.mul(255).round().clamp(0, 255).byte()
             whole = Image.fromarray(values.squeeze(0).numpy() if len(values) == 1 else values.movedim(0, 2).numpy())
-            image = pixels(fitted(whole, self.reading))
+            fits = image.shape[1:] == self.image_shape[1:]  # in size, and so does its map: only colours are to change
+            image = pixels(whole.convert(COLOURS[self.image_shape[0]]) if fits else fitted(whole, self.reading))
         if self.whole and image.dtype != torch.uint8:
             return image.mul(255).round().clamp(0, 255).byte()
         return image.float().div(255) if not self.whole and image.dtype == torch.uint8 else image

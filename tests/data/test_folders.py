@@ -102,6 +102,7 @@ def test_which_split_is_which(
     assert (None if found.val is None else values(found, "val")) == (None if val is None else [val])
     assert found.is_one is (train == test)
     assert ("val-is-test" in codes(found)) is said
+    assert ("val-unread" in codes(found)) is (parts == ("val", "test"))
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "images"])

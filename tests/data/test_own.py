@@ -189,6 +189,19 @@ def test_maps_are_brought_to_the_size_of_their_images(kind: str) -> None:
     assert torch.equal(same.test.labels[0] * 40, images(same)[0, 0].long())
 
 
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_colours_alone_leave_an_image_where_its_map_is(wanted: int) -> None:
+    """An image of the size that is read is not resized and cut because it is gray, or not: its map is not either."""
+    spot = torch.zeros(8, 8, dtype=torch.int64)
+    spot[1:4, 2:5] = 1
+    image = (spot * 255).to(torch.uint8).expand(4 - wanted, 8, 8)
+    items = [(image, spot)] * 3
+    reading = Reading((8, 8), (10, 10), channels=wanted)
+    made = own.read(items, where="my.module:data", task=TASKS.get("segmentation"), reading=reading)
+    assert made.image_shape == (wanted, 8, 8)
+    assert torch.equal(images(made) // 255, made.test.labels[:, None].expand(3, wanted, 8, 8))
+
+
 class Named(Mapped):
     classes: tuple[str, ...] = ("cat", "dog", "eel")
 

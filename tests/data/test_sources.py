@@ -311,8 +311,12 @@ def test_image_folders_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 or 3 channels"):
         load(f"imagefolder:{root}", reading=Reading((8, 8), (8, 8), channels=4))
     (root / "val" / "dog").rename(root / "val" / "wolf")
-    with pytest.raises(DataError, match="different classes: dog, wolf"):
+    with pytest.raises(DataError, match="train and val have different classes: dog, wolf"):
         load(f"imagefolder:{root}")
+    (root / "train").rename(root / "test")
+    with pytest.raises(DataError, match="test and val have different classes"):
+        load(f"imagefolder:{root}")
+    (root / "test").rename(root / "train")
     (root / "val").rename(root / "elsewhere")
     with pytest.raises(DataError, match="neither val nor test"):
         load(f"imagefolder:{root}")

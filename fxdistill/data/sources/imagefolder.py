@@ -51,11 +51,12 @@ def read(request: Request) -> Dataset:
 def _same_classes(
     parts: dict[str, dict[str, list[Path]]], names: list[str], found: dict[str, Path], where: str
 ) -> None:
+    first = found["train" if "train" in parts else next(iter(parts))].name
     for name, part in parts.items():
         if set(part) - set(names):
             odd = sorted(set(part) ^ set(names))
             raise DataError(
-                f"train and {found[name].name} have different classes: {', '.join(odd[:3])}",
+                f"{first} and {found[name].name} have different classes: {', '.join(odd[:3])}",
                 where=where, hint="give both the same folders",
             )  # fmt: skip
 
