@@ -33,6 +33,16 @@ _END = 22  # bytes of an archive's last record, behind its table of contents
 _LEFT = 3600.0  # seconds after which a temporary file is one that its writer left
 
 
+def is_there(place: str | Path) -> bool:
+    """Whether something lies at a place; nothing does at one that is too long for a name, as a factory may be."""
+    return os.path.exists(place)  # noqa: PTH110  # pathlib raises there
+
+
+def is_folder(place: str | Path) -> bool:
+    """Whether a folder lies at a place; see :func:`is_there`."""
+    return os.path.isdir(place)  # noqa: PTH112
+
+
 def read_text(path: Path, *, encoding: str = "utf-8") -> str:
     """The text of a file that is read as a whole, as JSON is, which may take 25 times as much memory.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fxdistill import files
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def about_data(data: str | None, of_data: Mapping[str, object]) -> None:
 
 def is_run(model: str) -> bool:
     """Whether a model is named by its run directory, which says itself what it reads."""
-    return Path(model).is_dir()
+    return files.is_folder(model)
 
 
 def precisions(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fxdistill import files
 from fxdistill.data import augmentations, classmap, own, sources
 from fxdistill.data.batches import drawable
 from fxdistill.data.dataset import Dataset, checked
@@ -91,7 +92,7 @@ def load(
 def _sized(size: int | tuple[int, int], reading: Reading | None) -> Reading:
     if reading is not None:
         raise InputError("the reading says a size as well", where="size", hint="give one of the two")
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise InputError(f"{size!r} is no size", where="size", hint="write it as 224, or (224, 192)")
     if sides[0] * sides[1] > MOST_PIXELS:
@@ -204,7 +205,7 @@ def _from_source(name: str, place: str, request: Request) -> Dataset:
         raise DataError(f"'{name}' needs a place", where=request.spec, hint=f"write {name}:{source.place}")
     if not source.place and place:
         raise DataError(f"'{name}' has no place", where=request.spec, hint=f"write {name}")
-    if source.place and not request.place.exists():
+    if source.place and not files.is_there(request.place):
         raise DataError(f"there is no '{place}'", where=request.spec, hint="check the path, relative to where you are")
     try:
         return source.read(request)

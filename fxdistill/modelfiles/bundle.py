@@ -111,11 +111,11 @@ def save(
         kwargs: The factory's keyword arguments, JSON values.
         input_shape: Shape of one input batch; without a factory it is needed.
         preprocessing: What the model does to an image before it looks at it.
-        metadata: Anything else that is JSON.
+        metadata: Anything else, by name, that is JSON.
 
     Raises:
-        ModelError: The factory is no factory, the arguments or metadata are not JSON, or the model cannot be written
-            down as a graph.
+        ModelError: The factory is no factory, the arguments or metadata are not JSON, the shape is none of a batch, or
+            the model cannot be written down as a graph.
         PlanError: The file cannot be written there.
         StorageError: The disk is full.
     """
@@ -168,11 +168,18 @@ def _write(
     input_shape: Sequence[int] | None, preprocessing: Preprocessing | None, metadata: dict[str, Any],
 ) -> None:  # fmt: skip
     try:
-        plain = _json({"kwargs": kwargs, "metadata": metadata, "input_shape": input_shape and list(input_shape)})
+        plain = _json(
+            {"kwargs": kwargs, "metadata": metadata, "input_shape": None if input_shape is None else list(input_shape)}
+        )
     except (TypeError, ValueError) as cause:
         raise ModelError(
             f"the bundle's arguments or metadata are not JSON: {cause}", where=str(path), hint="use plain values"
         ) from cause
+    if wrong := _wrong(plain):
+        raise ModelError(
+            f"what is to be saved beside the model cannot be read again: {', '.join(wrong)}", where=str(path),
+            hint="input_shape is the shape of one batch in whole numbers, kwargs and metadata are mappings",
+        )  # fmt: skip
     said = None if preprocessing is None else preprocessing.model_dump(mode="json")
     content = {"factory": factory, **plain, PREPROCESSING: said, "graph": graph, "state": whole_state(model)}
     container.write(path, KIND, content)
@@ -190,12 +197,11 @@ def read(path: Path) -> Bundle:
     kwargs, metadata, state = (content.get(name) for name in ("kwargs", "metadata", "state"))
     right = {
         "factory": factory is None or isinstance(factory, str), "graph": graph is None or isinstance(graph, dict),
-        "kwargs": _is_plain(kwargs), "metadata": _is_plain(metadata), "state": _is_state(state),
-        "input_shape": _is_shape(shape),
+        "state": _is_state(state),
     }  # fmt: skip
-    if not all(right.values()):
+    if wrong := [*(name for name in right if not right[name]), *_wrong(content)]:
         raise ModelError(
-            f"the bundle lacks a part, or has a wrong one: {', '.join(name for name in right if not right[name])}",
+            f"the bundle lacks a part, or has a wrong one: {', '.join(wrong)}",
             where=where, hint="write it with fxdistill.save",
         )  # fmt: skip
     seen = preprocessing_in(content, where=where)
@@ -228,6 +234,12 @@ def preprocessing_in(content: Mapping[str, Any], *, where: str) -> Preprocessing
             where=f"{where}, {'.'.join(map(str, (PREPROCESSING, *first['loc'])))}", hint="save the model anew",
         ) from cause  # fmt: skip
     return found.changed(source=Source(geometry="the file", normalisation="the file" if found.mean else ""))
+
+
+def _wrong(content: Mapping[str, Any]) -> list[str]:
+    """Which of a bundle's plain parts are none."""
+    wrong = [name for name in ("kwargs", "metadata") if not _is_plain(content.get(name))]
+    return wrong if _is_shape(content.get("input_shape")) else [*wrong, "input_shape"]
 
 
 def _json(value: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _load(source: ModelSource, seed: int) -> LoadedModel:
     path = source.path
     if path is None:
         return _from_factory(source, seed)
-    if path.is_dir():
+    if files.is_folder(path):
         path = _in_run(path)
     kind = kinds.kind_of(path, option=source.option)
     sha256 = files.file_sha256(path)

@@ -1,12 +1,14 @@
 """Where a model is to come from: a file, or a factory with its arguments, as the command line writes them."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fxdistill import files
 from fxdistill.errors import InputError, ModelError
 
 EXAMPLE = "torchvision.models:resnet18?num_classes=10"
@@ -60,10 +62,10 @@ def parse_source(
         entry: As in :class:`ModelSource`.
 
     Raises:
-        ModelError: A factory or an argument is malformed, or given twice.
+        ModelError: A factory or an argument is malformed, is no finite number, or is given twice.
     """
     path: Path | None = Path(text)
-    if _FACTORY.fullmatch(text) and not Path(text).exists():
+    if _FACTORY.fullmatch(text) and not files.is_there(text):
         if factory is not None:
             raise ModelError(
                 "two factories are given for one model",
@@ -122,6 +124,13 @@ def _argument(text: str) -> tuple[str, Any]:
             f"'{text}' is not a factory argument", where=text, hint="write KEY=VALUE, such as num_classes=10"
         )
     try:
-        return key, json.loads(value)
-    except (json.JSONDecodeError, RecursionError):
+        return key, json.loads(value, parse_constant=_number, parse_float=_number)
+    except (ValueError, RecursionError):  # also a whole number of thousands of digits
         return key, value
+
+
+def _number(text: str) -> float:
+    found = float(text)
+    if not math.isfinite(found):
+        raise ModelError(f"{text} is no number of JSON", where="a factory's argument", hint="give a finite number")
+    return found

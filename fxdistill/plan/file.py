@@ -32,18 +32,19 @@ def load(path: Path) -> Plan:
         ) from cause
     try:
         data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_distinct_fields)
-        _check_text(data)
     except json.JSONDecodeError as cause:
         raise PlanError(
             f"the plan is not JSON: {cause.msg}", where=f"{path}, line {cause.lineno}, column {cause.colno}",
             hint="correct that line, or write the plan anew with `fxdistill plan`",
         ) from cause  # fmt: skip
     except (ValueError, RecursionError) as cause:
-        reason = "it is nested too deeply" if isinstance(cause, RecursionError) else str(cause)
-        raise PlanError(
-            f"the plan is not valid: {reason}", where=str(path), hint="write the plan anew with `fxdistill plan`"
-        ) from cause
+        raise _invalid_text(cause, str(path)) from cause
     return parse(data, where=str(path))
+
+
+def _invalid_text(cause: Exception, where: str) -> PlanError:
+    reason = "it is nested too deeply" if isinstance(cause, RecursionError) else str(cause)
+    return PlanError(f"the plan is not valid: {reason}", where=where, hint="write the plan anew with `fxdistill plan`")
 
 
 def _check_text(data: object) -> None:
@@ -88,6 +89,10 @@ def parse(data: object, *, where: str) -> Plan:
     """
     if not isinstance(data, dict):
         raise PlanError("the plan is not a JSON object", where=where, hint="write one with `fxdistill plan`")
+    try:
+        _check_text(data)
+    except (ValueError, RecursionError) as cause:
+        raise _invalid_text(cause, where) from cause
     version = data.get("version")
     if type(version) is not int and version is not None:
         raise PlanError(

@@ -52,7 +52,7 @@ def value_of(text: str, where: str) -> Any:
 
     try:
         return json.loads(text, parse_constant=refuse)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also a whole number of thousands of digits
         return text
 
 

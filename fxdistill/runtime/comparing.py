@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from fxdistill import files
 from fxdistill.data import places
 from fxdistill.errors import InputError
 from fxdistill.measure.comparison import Comparison, Looking, compared
@@ -57,7 +58,7 @@ def found_together(
         InputError: One cannot be found or loaded, there is no data, or they have different tasks.
     """
     sides = [one if isinstance(one, Side) else Side(one) for one in models]
-    runs = [one.model for one in sides if Path(one.model).is_dir()]
+    runs = [one.model for one in sides if files.is_folder(one.model)]
     shared: DataPlan | str | None = data
     for model in runs[:1]:
         held = RunDir.existing(Path(model))

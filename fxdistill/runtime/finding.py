@@ -11,7 +11,7 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, RunDirError
-from fxdistill.files import file_sha256
+from fxdistill.files import file_sha256, is_folder
 from fxdistill.measure import onnx_file
 from fxdistill.measure.onnx_model import OnnxModel, described
 from fxdistill.modelfiles import heads
@@ -97,7 +97,7 @@ def find(
         InputError: It cannot be found or loaded, or does not fit the data.
     """
     names = None if class_map is None else Path(class_map)
-    if not isinstance(model, nn.Module) and Path(model).is_dir():
+    if not isinstance(model, nn.Module) and is_folder(model):
         if any((task, factory, args, trust_code, embedding, entry is not None, checkpoint_entry is not None)):
             raise InputError(
                 "a run says itself what its models are", where=str(model),

@@ -18,6 +18,8 @@ def test_factories_with_arguments_are_parsed(tmp_path: Path, monkeypatch: pytest
         "num_classes": 10, "norm": "x", "name": "a=b", "flag": True, "widths": [1, 2], "more": 0.001,
     }  # fmt: skip
     assert found.allow == ("mine",)
+    long = parse_source(f"a:b?widths={[4] * 200}&digits={'9' * 5000}")
+    assert long.kwargs == {"widths": [4] * 200, "digits": "9" * 5000}
     assert parse_source("dir/model.pt").path == Path("dir/model.pt")
     assert parse_source("C:/model.pt").path == Path("C:/model.pt")
     assert parse_source("m.pt", factory="a.b:c?x=1", args=["y=2"]).kwargs == {"x": 1, "y": 2}
@@ -35,6 +37,8 @@ def test_factories_with_arguments_are_parsed(tmp_path: Path, monkeypatch: pytest
         ("a:b?x", {}, "KEY=VALUE"),
         ("a:b", {"args": ["=1"]}, "KEY=VALUE"),
         ("m.pt", {"factory": "resnet18"}, "not a factory"),
+        ("a:b?x=NaN", {}, "NaN is no number of JSON"),
+        ("a:b", {"args": ["x=[1, -1e999]"]}, "-1e999 is no number of JSON"),
     ],
 )
 def test_malformed_factories(text: str, options: dict[str, Any], message: str) -> None:

@@ -99,6 +99,9 @@ def test_what_is_not_there_is_refused_with_what_is(text: str, message: str) -> N
         ('data.augmentation=["flap"]', "did you mean 'flip'?"),
         ("main.losses.kd.args.temperature=0", "temperature"),
         ("main.epochs=2.5", "epochs"),
+        (f"main.epochs={'9' * 5000}", "epochs"),
+        ('data.spec="\\ud800"', "half a character"),
+        ('data.spec="a\\u001b"', "controls a terminal"),
     ],
 )
 def test_a_value_is_validated_as_the_plan_is(text: str, field: str) -> None:
