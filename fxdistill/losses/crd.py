@@ -16,6 +16,7 @@ Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2
 17; numbers, momentum and Z are those of its code.
 """
 
+import math
 from typing import Annotated
 
 import torch
@@ -36,7 +37,7 @@ class CRDArguments(Arguments):
 
     dim: Annotated[int, Field(ge=1, le=1 << 16)] = 128
     negatives: Annotated[int, Field(ge=1, le=1 << 20)] = 16384
-    temperature: Annotated[float, Field(ge=0.01, le=1000)] = 0.07
+    temperature: Annotated[float, Field(ge=0.02, le=1000)] = 0.07
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
@@ -68,23 +69,23 @@ class CRD(nn.Module):
         similar = torch.stack([product(both[0], banks[0]), product(both[1], banks[1])])
         scores = torch.cat([(both * own).sum(2, keepdim=True), similar], 2) / self.arguments.temperature
         self._remember(index, both.detach())
-        return self._contrast(scores.exp(), index.unsqueeze(1) != others)
+        return self._contrast(scores, index.unsqueeze(1) != others)
 
     def drawn(self, device: torch.device) -> Tensor:
         """Positions (K,) of the images that a step's are told from."""
         return torch.randint(self.memory.shape[1], (self.arguments.negatives,), device=device)
 
-    def _contrast(self, values: Tensor, others: Tensor) -> Tensor:
-        """The loss of values (2, B, 1 + K), the image's own first; ``others`` (B, K): which are of another image."""
+    def _contrast(self, scores: Tensor, others: Tensor) -> Tensor:
+        """The loss of a·b / T (2, B, 1 + K), the image's own first; ``others`` (B, K): which are of another image."""
         images, negatives = self.memory.shape[1], others.shape[1]
-        first = values.detach().mean((1, 2)) * images
+        first = (scores.detach().flatten(1).logsumexp(1) - math.log(scores[0].numel() / images)).exp()
         scale = torch.where(self.scale > 0, self.scale, first)
         if self.training:
             self.scale.copy_(scale)
-        p = values / scale[:, None, None]
         chance = negatives / images
-        knows = (p[:, :, 0] / (p[:, :, 0] + chance + _EPS)).log()
-        told = (chance / (p[:, :, 1:] + chance + _EPS)).log() * others
+        odds = scores - (scale * (chance + _EPS)).log()[:, None, None]  # log p / (K / N): p itself may leave float32
+        knows = F.logsigmoid(odds[:, :, 0])
+        told = (F.logsigmoid(-odds[:, :, 1:]) - math.log1p(_EPS / chance)) * others
         return -(knows.sum() + told.sum()) / len(others)
 
     def _remember(self, index: Tensor, both: Tensor) -> None:

@@ -19,6 +19,8 @@ from fxdistill.arguments import Arguments
 from fxdistill.losses import Loss
 from fxdistill.losses._rows import rows
 
+_ROUNDING = 1e-6
+
 
 class DISTArguments(Arguments):
     """``beta`` weighs rows, ``gamma`` classes; ``temperature``: what logits are divided by."""
@@ -52,7 +54,13 @@ def dist(
 
 
 def _correlation(one: Tensor, other: Tensor, dim: int) -> Tensor:
-    return F.cosine_similarity(one - one.mean(dim, keepdim=True), other - other.mean(dim, keepdim=True), dim=dim)
+    own, its = (x - x.mean(dim, keepdim=True) for x in (one, other))
+    return F.cosine_similarity(own, its, dim=dim) * _varies(own, one, dim) * _varies(its, other, dim)
+
+
+def _varies(centred: Tensor, values: Tensor, dim: int) -> Tensor:
+    """Whether more than rounding is left of values less their mean: its direction is none, and its slope 1e8."""
+    return centred.detach().norm(dim=dim) > _ROUNDING * values.detach().norm(dim=dim)
 
 
 LOSS = Loss(

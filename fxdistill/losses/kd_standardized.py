@@ -21,6 +21,7 @@ from fxdistill.losses import Loss
 from fxdistill.losses._rows import rows
 
 _EPS = 1e-7
+_ROUNDING = 1e-6
 
 
 class StandardizedKDArguments(Arguments):
@@ -39,6 +40,7 @@ def kd_standardized(student_logits: Tensor, teacher_logits: Tensor, *, temperatu
 
     Returns:
         A float32 scalar, in nats times T²; 0 where the logits of each row are equal up to a shift and a factor above 0.
+        A row whose logits are all the same, as those of a classifier that starts from 0, teaches nothing.
     """
     student = F.log_softmax(_standardized(student_logits) / temperature, dim=1)
     teacher = F.log_softmax(_standardized(teacher_logits) / temperature, dim=1)
@@ -47,10 +49,12 @@ def kd_standardized(student_logits: Tensor, teacher_logits: Tensor, *, temperatu
 
 def _standardized(logits: Tensor) -> Tensor:
     x = rows(logits)
+    size = x.detach().abs().amax(1, keepdim=True)
     x = x - x.mean(1, keepdim=True)
     freedom = x.shape[1] - 1 + (x.shape[1] == 1)  # one class has no deviation, and no difference either
     deviation: Tensor = x.norm(dim=1, keepdim=True) / freedom**0.5
-    return x / (deviation + _EPS)
+    varies = deviation.detach() > _ROUNDING * size  # else the slope would be 1 / _EPS, of nothing but rounding
+    return x / (deviation + _EPS) * varies
 
 
 LOSS = Loss(

@@ -168,9 +168,8 @@ def _write(
     input_shape: Sequence[int] | None, preprocessing: Preprocessing | None, metadata: dict[str, Any],
 ) -> None:  # fmt: skip
     try:
-        plain = _json(
-            {"kwargs": kwargs, "metadata": metadata, "input_shape": None if input_shape is None else list(input_shape)}
-        )
+        shape = None if input_shape is None else list(input_shape)
+        plain = _json({"kwargs": kwargs, "metadata": metadata, "input_shape": shape})
     except (TypeError, ValueError) as cause:
         raise ModelError(
             f"the bundle's arguments or metadata are not JSON: {cause}", where=str(path), hint="use plain values"

@@ -195,6 +195,24 @@ def test_an_image_is_not_told_from_itself() -> None:
     assert loss(student, teacher, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_lowest_temperature_stays_finite() -> None:
+    """Probabilities of e^50 and e^-50 over Z leave float32, their logarithms do not."""
+    loss = CRD((4, 4), 16, CRDArguments(temperature=0.02, negatives=8, dim=4))
+    with torch.no_grad():
+        loss.memory.copy_(torch.tensor([1.0, 0, 0, 0]).expand(2, 16, 4))
+        for layer in (loss.student, loss.teacher):
+            layer.weight.copy_(torch.eye(4))
+            layer.bias.zero_()
+    same = torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]])
+    tap = same.requires_grad_()
+    loss.scale.fill_(1e24)
+    value = loss(tap, same.detach(), torch.tensor([0, 1]))
+    value.backward()
+    assert value.isfinite()
+    assert tap.grad is not None
+    assert tap.grad.isfinite().all()
+
+
 def test_what_is_drawn_comes_from_torchs_generator() -> None:
     loss = CRD(WIDTHS, 1000, CRDArguments(negatives=64))
     found = []
@@ -271,6 +289,25 @@ def test_dist_weighs_images_and_classes() -> None:
     assert dist(student, teacher, beta=1.0, gamma=0.0).item() == pytest.approx(rows, rel=1e-4)
     assert dist(student, teacher, beta=0.0, gamma=3.0).item() == pytest.approx(3 * classes, rel=1e-4)
     assert dist(teacher, teacher).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [dist, kd_standardized])
+@pytest.mark.parametrize("student", [torch.zeros(4, 5), torch.full((4, 5), 0.3), torch.full((1, 5), 70.1)])
+def test_constant_predictions_teach_nothing(loss: Callable[[Tensor, Tensor], Tensor], student: Tensor) -> None:
+    """Those of a classifier that starts from 0: a slope of 1e7 would throw it away."""
+    teacher, leaf = randn(len(student), 5, seed=1), student.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf, teacher), leaf)
+    assert not gradient.any()
+    (gradient,) = torch.autograd.grad(loss(leaf := teacher.requires_grad_(), student), leaf)
+    assert gradient.abs().max() < 10
+
+
+def test_equal_rows_correlate_with_nothing_within_classes() -> None:
+    student, teacher = randn(1, 5, seed=0).repeat(6, 1), randn(6, 5, seed=1)
+    assert dist(student, teacher, beta=0.0).item() == pytest.approx(1, abs=1e-6)
+    leaf = student.requires_grad_()
+    (gradient,) = torch.autograd.grad(dist(leaf, teacher, beta=0.0), leaf)
+    assert not gradient.any()
 
 
 def test_sp_by_hand() -> None:
