@@ -7,7 +7,6 @@ The geometry is how image files are read (:class:`Reading`). What is left for a 
 model's size and normalising it, is the model's :class:`View` of that batch: it becomes nodes of a program.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
@@ -78,16 +77,10 @@ class Preprocessing(_Part):
                 raise ValueError(f"{height} x {width} are more pixels than {MOST_PIXELS:,}")
         return self
 
-    @property
-    def share(self) -> float:
-        """The share of the resized side that the model reads."""
-        return self.size[0] / self.resize[0] if self.resize is not None else 1.0
-
     def sized(self, size: Sequence[int], source: str) -> Self:
         """The same for images of another size, with the same share cut out."""
         said = self.source.changed(geometry=source)
-        share = self.share
-        resize = None if self.resize is None else [math.floor(side / share) for side in size]
+        resize = None if self.resize is None else [side * self.resize[0] // self.size[0] for side in size]
         return self.changed(size=list(size), resize=resize, source=said)
 
     def reading(self, channels: int) -> "Reading":

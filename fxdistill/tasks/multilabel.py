@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_average_precision, binary_f1_score
+from torchmetrics.functional.classification import binary_f1_score
 
 from fxdistill.tasks import NO_LABEL, Agreement, Task, no_images, no_labels
 from fxdistill.tasks._tallies import Rankings
@@ -72,9 +72,12 @@ class Multilabel(Task):
     def evaluate(
         self, predict: Callable[[str], Iterable[tuple[Tensor, Tensor]]], classes: int, device: torch.device | str
     ) -> dict[str, float]:
-        """Mean average precision and F1 over the classes that some image has; a share is a yes from a half on."""
+        """Mean average precision and F1 over the classes that some image has; a share is a yes from a half on.
+
+        Images are ranked by logits: probabilities near 1 are one number in float32.
+        """
         del classes
-        pairs = [(output.float().sigmoid(), targets) for output, targets in predict("test")]
+        pairs = [(output.float(), targets) for output, targets in predict("test")]
         if not pairs:
             raise no_images("test")
         scores, targets = (torch.cat(parts).to(device) for parts in zip(*pairs, strict=True))
@@ -82,15 +85,14 @@ class Multilabel(Task):
         present = (known == 1).any(0).nonzero().flatten().tolist()
         if not present:
             raise no_labels("test")
-        columns = [(scores[:, k], known[:, k]) for k in present]
-        precisions = [float(binary_average_precision(*one, ignore_index=_UNKNOWN)) for one in columns]
-        f1 = [float(binary_f1_score(*one, ignore_index=_UNKNOWN)) for one in columns]
-        return {"mAP": statistics.fmean(precisions), "F1": statistics.fmean(f1)}
+        precisions, _ = Rankings(scores[:, present].cpu(), known[:, present].cpu()).by_class(len(present))
+        f1 = [float(binary_f1_score(scores[:, k].sigmoid(), known[:, k], ignore_index=_UNKNOWN)) for k in present]
+        return {"mAP": float(precisions.mean()), "F1": statistics.fmean(f1)}
 
     def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
-        """The probabilities, and what is known of them."""
+        """The logits, and what is known of them."""
         del classes
-        return output.float().sigmoid(), _known(targets)
+        return output.float(), _known(targets)
 
     def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Rankings:
         """The images ranked for every class."""

@@ -112,3 +112,11 @@ def test_a_folder_is_read_for_the_model_and_not_as_its_first_file(tmp_path: Path
     assert found.image_shape == (3, 48, 48)
     (images,) = found.test.read([torch.tensor([1])])
     assert torch.equal(images[0], pixels(fitted(picture(*SIZES[1]), reading)))
+
+
+@pytest.mark.parametrize(("size", "resize"), [(46, 60), (320, 424), (384, 450)])
+def test_the_same_size_is_resized_as_before(size: int, resize: int) -> None:
+    """A share of two whole numbers is none that a float holds: its inverse may be a pixel short."""
+    known = Preprocessing(size=[size, size], resize=[resize, resize])
+    assert known.sized([size, size], "--size").resize == [resize, resize]
+    assert known.sized([2 * size, size], "--size").resize == [2 * resize, resize]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from fxdistill.errors import DataError
@@ -148,6 +149,28 @@ def test_mean_average_precision_and_f1_by_hand() -> None:
     for size in (1, 3):
         found = TASKS.get("multilabel").evaluate(predicting(outputs, targets, size), 3, "cpu")
         assert found == {"mAP": pytest.approx((5 / 6 + 1 / 2) / 2), "F1": pytest.approx((4 / 5 + 0) / 2)}
+
+
+def test_mean_average_precision_is_that_of_scikit_learn() -> None:
+    """With ties, entries that are not known, and a class that nobody has."""
+    chance = torch.Generator().manual_seed(3)
+    outputs = torch.randn(60, 4, generator=chance).round(decimals=1)
+    targets = (torch.rand(60, 4, generator=chance) < 0.3).float().masked_fill(outputs > 1.5, torch.nan)
+    targets[:, 3] = 0
+    known = [~targets[:, k].isnan() for k in range(3)]
+    expected = [average_precision_score(targets[where, k], outputs[where, k]) for k, where in enumerate(known)]
+    found = TASKS.get("multilabel").evaluate(predicting(outputs, targets), 4, "cpu")
+    assert found["mAP"] == pytest.approx(sum(expected) / 3, abs=1e-9)
+
+
+def test_logits_of_sure_predictions_are_ranked_too() -> None:
+    """Their probabilities are all 1 in float32, one rank with AP = 1/3. A fourth image ties with the first."""
+    outputs, targets = torch.tensor([[40.0], [30.0], [20.0]]), torch.tensor([[1.0], [0.0], [0.0]])
+    task = TASKS.get("multilabel")
+    assert task.evaluate(predicting(outputs, targets), 1, "cpu")["mAP"] == 1.0
+    assert float(task.tally(task.kept(outputs, targets, 1), list).metric(torch.ones(1, 3))) == 1.0
+    outputs, targets = torch.cat([outputs, outputs[:1]]), torch.cat([targets, targets[1:2]])
+    assert task.evaluate(predicting(outputs, targets), 1, "cpu")["mAP"] == 0.5
 
 
 def test_small_logits_are_logits_too() -> None:
