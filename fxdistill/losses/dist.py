@@ -11,6 +11,7 @@ equations 6 to 9.
 
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F  # noqa: N812  # its name everywhere
 from pydantic import Field
 from torch import Tensor
@@ -60,7 +61,9 @@ def _correlation(one: Tensor, other: Tensor, dim: int) -> Tensor:
 
 def _varies(centred: Tensor, values: Tensor, dim: int) -> Tensor:
     """Whether more than rounding is left of values less their mean: its direction is none, and its slope 1e8."""
-    return centred.detach().norm(dim=dim) > _ROUNDING * values.detach().norm(dim=dim)
+    left: Tensor = torch.linalg.vector_norm(centred.detach(), dim=dim)
+    varies: Tensor = left > _ROUNDING * torch.linalg.vector_norm(values.detach(), dim=dim)
+    return varies
 
 
 LOSS = Loss(
