@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from fxdistill.compiler.training_mode import otherwise_in_training
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, InvariantError, ModelError, PassError
 from fxdistill.ir.channels import Examples
@@ -158,7 +159,7 @@ def shrink_model(
         rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
         diagnostics=(
             *coupling.diagnostics, *passes.records[-2].diagnostics, *barrier_remarks(barriers),
-            *unused_remarks(unused), *_frozen(traced),
+            *unused_remarks(unused), *(tuple(_frozen(traced)) or otherwise_in_training(module, traced)),
         ),
     )  # fmt: skip
 
