@@ -17,14 +17,14 @@ from fxdistill.registry import GROUPS, names
 _TOLD = 5  # faults that are named at once
 
 
-def load(path: Path) -> Plan:
+def load(path: str | Path) -> Plan:
     """Read and validate a plan.
 
     Raises:
         PlanError: Missing, not JSON, of a newer version, or not a valid plan; names the field.
     """
     try:
-        text = files.read_text(path)
+        text = files.read_text(Path(path))
     except (OSError, UnicodeDecodeError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) else "it is not a text file"
         raise PlanError(

@@ -331,6 +331,8 @@ class LossTerm(Part):
         paired = data.get("pair") is not None
         if loss.reads_taps != paired and not loss.of_images:
             raise ValueError(f"the loss '{data['loss']}' needs {'a pair' if loss.reads_taps else 'no pair'}")
+        if not paired and len(set(roles.values())) < len(roles):
+            raise ValueError(f"the loss '{data['loss']}' compares '{roles['student']}' with itself")
         if not paired and data.get("compare", "raw") != "raw":
             raise ValueError(f"the loss '{data['loss']}' reads no pair, of which it could compare something else")
         return {**data, **roles, "args": _full_arguments(data["loss"], loss, data.get("args") or {})}

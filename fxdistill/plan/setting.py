@@ -1,9 +1,10 @@
 """Numbers of a plan by their paths: ``main.optimizer.weight_decay=5e-4``, as ``fxdistill plan --set`` takes them.
 
 A path goes down the plan's fields. Of a list an entry is named as it is: an arm, a stage, a loss by its name, others by
-their place. The stages of the exported arm need no arm in front of them, ``control`` is the control arm. What can be
-set are decisions; what the compiler found out (members, pairs, kept channels) is made anew by ``plan``. A value is
-JSON, or else a text, and the whole plan is validated with it.
+their place; of several losses of one name in a stage, as a cascade's levels have, each by its number: ``kd#2``. The
+stages of the exported arm need no arm in front of them, ``control`` is the control arm. What can be set are decisions;
+what the compiler found out (members, pairs, kept channels) is made anew by ``plan``. A value is JSON, or else a text,
+and the whole plan is validated with it.
 """
 
 import json
@@ -95,8 +96,16 @@ def _inside(value: Any) -> dict[str, tuple[Any, Any]]:
         own = {key: (value, key) for key in value if key != "name" or "lr" in value}
         return {**own, **_inside(value["stages"])} if "stages" in value else own
     if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
-        return {_name(entry, place): (value, place) for place, entry in enumerate(value)}
+        return {name: (value, place) for place, name in enumerate(_names(value))}
     return {}
+
+
+def _names(entries: list[dict[str, Any]]) -> list[str]:
+    names = [_name(entry, place) for place, entry in enumerate(entries)]
+    return [
+        f"{name}#{names[: place + 1].count(name)}" if names.count(name) > 1 else name
+        for place, name in enumerate(names)
+    ]
 
 
 def _name(entry: dict[str, Any], place: int) -> str:

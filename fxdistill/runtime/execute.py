@@ -59,7 +59,7 @@ class _Parts:
 
 
 def execute(
-    plan_path: Path, out: Path, settings: Settings | None = None, observer: Observer | None = None
+    plan_path: str | Path, out: str | Path, settings: Settings | None = None, observer: Observer | None = None
 ) -> dict[str, Any]:
     """Run a plan and return what came out, as ``result.json`` has it; nothing where it stops before the end.
 
@@ -74,6 +74,7 @@ def execute(
         TrainingError: A loss is not a number; the last checkpoint stays.
         ParityError: The exported student is not the trained one.
     """
+    plan_path, out = Path(plan_path), Path(out)
     settings, observer = settings or Settings(), observer or Observer()
     planned = load_plan(plan_path)
     fabric, crew = _started(planned, settings)

@@ -39,6 +39,7 @@ def test_round_trip_is_byte_identical(tmp_path: Path) -> None:
     files.write_text(tmp_path / "plan.json", text)
     again = file.load(tmp_path / "plan.json")
     assert (again, again.to_json(), again.sha256) == (PLAN, text, PLAN.sha256)
+    assert file.load(str(tmp_path / "plan.json")) == PLAN
     assert list(tmp_path.iterdir()) == [tmp_path / "plan.json"]
 
 

@@ -53,6 +53,19 @@ def test_a_value_is_set_and_nothing_else(text: str, path: tuple[Any, ...], value
     assert whole == holder
 
 
+def test_losses_of_one_name_are_told_by_their_numbers() -> None:
+    """A path that meant one of several would leave the others as they are, without a word."""
+    plan = by_hand.plan()
+    stage = plan.arms[0].stages[2]
+    twice = plan.changed(
+        arms=[plan.arms[0].changed(stages=[stage.changed(losses=[*stage.losses, stage.losses[1]])])], control=None
+    )
+    made = changed(twice, ["main.losses.kd#2.weight=0.25", "main.losses.kd#1.weight=0.5"])
+    assert [term.weight for term in made.arms[0].stages[0].losses if term.loss == "kd"] == [0.5, 0.25]
+    with pytest.raises(InputError, match="did you mean 'kd#"):
+        changed(twice, ["main.losses.kd.weight=0.25"])
+
+
 def test_several_are_validated_together_and_the_last_one_holds() -> None:
     made = changed(by_hand.plan(), ["main.optimizer.momentum=0.9", "main.optimizer.name=sgd", "main.optimizer.lr=1",
                                     "main.optimizer.lr=0.1"])  # fmt: skip
@@ -99,6 +112,7 @@ def test_what_is_not_there_is_refused_with_what_is(text: str, message: str) -> N
         ('data.augmentation=["flap"]', "did you mean 'flip'?"),
         ("main.losses.kd.args.temperature=0", "temperature"),
         ("main.epochs=2.5", "epochs"),
+        ("main.losses.kd.teacher=student", "the loss 'kd' compares 'student' with itself"),
         (f"main.epochs={'9' * 5000}", "epochs"),
         ('data.spec="\\ud800"', "half a character"),
         ('data.spec="a\\u001b"', "controls a terminal"),
