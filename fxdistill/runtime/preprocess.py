@@ -82,6 +82,8 @@ def look(
                 f"the {name} takes batches of {sides}, which are no images", where=str(loaded.path or name),
                 hint="give a model that takes batches of channels, height and width",
             )  # fmt: skip
+    if shape is not None:
+        _check_shape(shape)
     channels = shape[1] if shape is not None else _channels(list(models.values()))
     drafts = {name: _made(one, None, channels) for name, one in _known(models, wishes, channels, shape).items()}
     if data is None:
@@ -123,10 +125,23 @@ def read_for(seen: Seen, member: str, *, dataset: Dataset, data: DataPlan, task:
 
 
 def at_size(wishes: Wish, shape: Sequence[int] | None) -> Wish:
-    """What the user wishes, with the size of the shape that was asked for where he says no size apart."""
+    """What the user wishes, with the size of the shape that was asked for where he says no size apart.
+
+    Raises:
+        InputError: It is no shape of a batch of images.
+    """
     if shape is None or isinstance(wishes, Preprocessing) or wishes.size is not None:
         return wishes
+    _check_shape(shape)
     return replace(wishes, size=(shape[2], shape[3]), where="--input")
+
+
+def _check_shape(shape: Sequence[int]) -> None:
+    if len(shape) != 4:
+        raise InputError(
+            f"{tuple(shape)} is no shape of a batch of images", where="input_shape",
+            hint="write it with its batch: (1, 3, 224, 224)",
+        )  # fmt: skip
 
 
 def overridden(found: Preprocessing, wishes: Wish) -> Preprocessing:

@@ -182,3 +182,11 @@ def test_members_of_two_sizes_are_planned_and_trained(tmp_path: Path) -> None:
     other = load_plan(tmp_path / "b.json")
     stds = [other.given(name).preprocessing for name in ("teacher", "student")]
     assert [one.std for one in stds if one is not None] == [[0.2], [0.1]]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (8,), (1, 1, 1, 8, 8)])
+def test_a_shape_without_a_batch_is_said_to_be_one(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="no shape of a batch of images"):
+        deploy.evaluate(sized(), "digits", input_shape=shape)
+    with pytest.raises(InputError, match="no shape of a batch of images"):
+        shrinking.shrink(sized(), keep=0.5, input_shape=shape)
