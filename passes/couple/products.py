@@ -132,7 +132,6 @@ def transposed_convolution(ledger: Ledger, func: Function, args: Sequence[Any], 
         raise Opaque("its input has no batch dimension")
     like = func(*to_meta(args), **to_meta(kwargs))
     _only_leading(ledger, weight)
-    _only_leading(ledger, weight)
     inputs, rows = _channels(ledger, source), _vector(ledger, weight, 0, "in")
     _consume(ledger, inputs, rows)
     if groups == 1:
