@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[str, ...]:
             raise DataError("the class map has an empty line where a name should be", where=where, hint=_HINT)
         return _checked(lines, path)
     try:
-        numbers = _numbers(json.loads(text))
+        numbers = _numbers(json.loads(text, object_pairs_hook=_distinct))
     except (ValueError, TypeError, RecursionError) as cause:
         raise DataError(f"the class map is no such JSON: {cause}", where=str(path), hint=_HINT) from cause
     by_number = {number: name for name, number in numbers.items()}
@@ -57,6 +57,12 @@ def _checked(names: Sequence[str], path: Path) -> tuple[str, ...]:
     if wrong := classnames.wrong(names):
         raise DataError(f"the class map is none: {wrong}", where=str(path), hint="give every class a name of its own")
     return tuple(names)
+
+
+def _distinct(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := [key for key, count in Counter(key for key, _ in entries).items() if count > 1]:
+        raise ValueError(f"'{twice[0]}' stands twice")
+    return dict(entries)
 
 
 def _numbers(found: Any) -> dict[str, int]:

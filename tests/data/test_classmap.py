@@ -57,6 +57,7 @@ def test_every_form_of_a_map(tmp_path: Path, name: str, text: str, expected: tup
         ("a.json", b'{"cat": true}', "the number of 'cat' is True"),
         ("a.json", b'{"cat": 1e9}', "the number of 'cat' is"),
         ("a.json", b'{"cat": 0, "dog": 0}', "the number 0 stands twice"),
+        ("a.json", b'{"cat": 0, "dog": 1, "cat": 2}', "'cat' stands twice"),
         ("a.json", b'["cat", "cat"]', "the name 'cat' stands twice"),
         ("a.json", b'{"0": []}', "a class is called []"),
         ("none.txt", None, "cannot be read: No such file"),

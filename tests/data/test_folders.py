@@ -214,6 +214,14 @@ def test_masks_that_are_wrong(tmp_path: Path, mask: Any, message: str) -> None:
     assert caught.value.hint
 
 
+def test_what_pads_a_map_is_not_taken_for_white(tmp_path: Path) -> None:
+    """One class all over, padded from 6x8 to 8x8: where nothing is, nothing has a label."""
+    found = load(
+        masked(tmp_path, np.zeros((6, 8), np.uint8)), reading=Reading((8, 8), (8, 8), "pad"), task="segmentation"
+    )
+    assert found.test.labels[0, :, 0].tolist() == [-100, *[0] * 6, -100]
+
+
 def test_images_and_masks_that_are_alone(tmp_path: Path) -> None:
     spec = masked(tmp_path, NUMBERS)
     write(tmp_path / "images" / "y.png")

@@ -39,6 +39,7 @@ def read(request: Request) -> Dataset:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             maps = torch.stack(list(pool.map(lambda pair: _map(*pair, how=how), part)))
         _check(maps, found[name], where)
+        maps = maps.masked_fill(maps == _IGNORED, NO_LABEL)
         made[name] = Folder(tuple(str(file) for file, _ in part), maps, how).in_memory()
     return dataset(made, None, request)
 
@@ -63,7 +64,7 @@ def _pairs(folder: Path, where: str) -> list[tuple[Path, Path]]:
 
 
 def _map(file: Path, mask: Path, *, how: Reading) -> Tensor:
-    """A map of class numbers (H, W), int64."""
+    """A map of class numbers (H, W), int64, as the file has them; -100 around it where it is padded."""
     try:
         with looked_at(str(mask)) as image:
             values, mode = np.asarray(image), image.mode
@@ -82,13 +83,12 @@ def _map(file: Path, mask: Path, *, how: Reading) -> Tensor:
     if numbers.size != image_size:
         sizes = " and ".join(f"{width}x{height}" for width, height in (image_size, numbers.size))
         raise DataError(f"image and mask have the sizes {sizes}", where=str(mask), hint="make them the same")
-    found = torch.from_numpy(np.array(fitted(numbers, how, nearest=True))).long()
-    return found.masked_fill(found == _IGNORED, NO_LABEL)
+    return torch.from_numpy(np.array(fitted(numbers, how, nearest=True))).long()
 
 
 def _check(maps: Tensor, folder: Path, where: str) -> None:
     """Refuse masks of 0 and 255 alone: black and white ones, of which white would say that there is no label."""
-    if set(maps.unique().tolist()) == {0, NO_LABEL}:
+    if set(maps.unique().tolist()) - {NO_LABEL} == {0, _IGNORED}:
         raise DataError(
             f"the masks in '{folder}' hold 0 and {_IGNORED} alone, and {_IGNORED} says that a pixel has no label",
             where=where, hint="if they are black and white, write the second class as 1",
