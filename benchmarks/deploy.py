@@ -5,8 +5,9 @@
     python -m benchmarks.deploy --table
 
 A setting is data and a network; an arm is a way to a network of half its multiply-accumulates, by the magnitudes of the
-weights: ``fxdistill shrink --macs 0.5`` with each ranking, ``--keep`` with the largest share that costs no more, and
-Torch-Pruning's magnitude pruner over all layers together and isomorphic, its ratio chosen in the same way and no layer
+weights: ``fxdistill shrink --macs 0.5`` with each ranking, and by Torch-Pruning's measure of a channel instead of the
+L1 norm of its filters; ``--keep`` with the largest share that costs no more; and Torch-Pruning's magnitude pruner over
+all layers together and isomorphic, its ratio chosen in the same way and no layer
 below a tenth. All arms are then trained alike: 3 epochs on the same 10,000 random images, SGD with Nesterov's momentum,
 half a cosine from 0.02, random crops and flips. The figures are those of the last epoch on 2,000 random test images,
 and nothing is chosen by them. The network they are cut out of is trained for 12 epochs on the same images; a seed is
@@ -53,8 +54,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 SETTINGS = tuple(f"{data}-{network}" for data in ("cifar", "fashion") for network in NETWORKS)
 
 
-def budget(ranking: Ranking, round_to: int = 1) -> Callable[[Path, tuple[int, ...], Path], nn.Module]:
-    """``fxdistill shrink --macs 0.5 --ranking …``."""
+def budget(ranking: Ranking, round_to: int = 1, by: str = "l1") -> Callable[[Path, tuple[int, ...], Path], nn.Module]:
+    """``fxdistill shrink --macs 0.5 --ranking … --by …``."""
 
     def make(whole: Path, shape: tuple[int, ...], _folder: Path) -> nn.Module:
         return shrink_model(
@@ -64,6 +65,7 @@ def budget(ranking: Ranking, round_to: int = 1) -> Callable[[Path, tuple[int, ..
             ranking=ranking,
             floor=FLOOR,
             round_to=round_to,
+            criterion=by,
         ).module
 
     return make
@@ -117,6 +119,7 @@ ARMS: dict[str, Make] = {
     "budget, isomorphic": budget("isomorphic"),
     "budget, uniform": budget("uniform"),
     "budget, global, multiples of 8": budget("global", 8),
+    "budget, global, by tp.magnitude": budget("global", by="tp.magnitude"),
     "uniform ratio": ratio,
     "torch-pruning, global": torch_pruning(isomorphic=False),
     "torch-pruning, isomorphic": torch_pruning(isomorphic=True),
