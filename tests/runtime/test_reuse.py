@@ -249,7 +249,7 @@ def test_what_is_trained_under_every_seed_is_another_member_under_each() -> None
     stage = plan.arm("distilled").stages[-1]
     one, other = (reuse.reads(plan, Trial(seed, "distilled"), stage) for seed in (0, 1))
     assert one == other
-    terms = [term if term.teacher is None else term.changed(teacher="student") for term in stage.losses]
+    terms = [t.changed(student="other", teacher="student" if t.teacher else None) for t in stage.losses]
     arms = [*plan.arms, plan.arms[0].changed(name="second", trains=["other"])]
     members = {**plan.members, "other": plan.members["student"]}
     later = plan.model_copy(update={"arms": arms, "members": members})
