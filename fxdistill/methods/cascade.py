@@ -40,7 +40,9 @@ JOINT, DISTILLED = "joint", "distilled"
 """The names of the two arms."""
 CASCADE = ("trace", "couple", "mask", "schedule")
 """The passes of the method."""
-TEMPERATURE, LAMBDA, RATE, WARM_UP_RATE = 15.0, 0.4, 0.008, 0.001
+TEMPERATURE, LAMBDA, RATE = 15.0, 0.4, 0.008
+WARM_UP_RATE = 0.001
+"""Of a warm-up before it, whose levels start as the trained teacher, where its method has no rate of its own."""
 _SCORES = ScoreOptimizer(name="rmsprop", lr=0.001)
 Spacing = Literal["paper", "even"]
 Threshold = Literal["global", "layer"]

@@ -8,7 +8,7 @@ from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import PIPELINE
 from fxdistill.compiler.pipeline import compile as compile_plan
 from fxdistill.errors import InputError, PairingError, PlanError
-from fxdistill.methods import METHODS, Recipe, composed
+from fxdistill.methods import METHODS, RATE, Recipe, composed
 from fxdistill.models import convnet
 from fxdistill.passes.schedule import Schedule
 from fxdistill.plan.document import Plan
@@ -329,3 +329,12 @@ def test_warm_ups_of_two_methods_have_names_of_their_own() -> None:
         ("warm-up-1", "standardized"), ("warm-up-2", "standardized"),
         ("indistill-released-warm-up-1", "released"), ("indistill-released-warm-up-2", "released"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("kd", RATE), ("indistill", RATE), ("indistill-released", 1e-3), ("indistill-released+kd", 1e-3),
+     ("cascade", 0.008), ("indistill+cascade", 0.008), ("indistill-released+cascade", 0.008)],
+)  # fmt: skip
+def test_the_rate_is_that_of_the_last_part_that_has_one(name: str, rate: float) -> None:
+    assert composed(name).lr == rate
