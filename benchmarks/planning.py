@@ -8,37 +8,49 @@ with this one, the plans are compared byte by byte, and the ratio of the medians
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
-CHILD = """
-import contextlib, io, json, os, resource, sys, tempfile, time
-import torchvision.models
-from fxdistill.cli import commands, planning, recipe
-from fxdistill.report import plan_view
-from fxdistill.tasks import TASKS
-TASKS.get("classification")
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-os.chdir(tempfile.mkdtemp())
-imported, wall, cpu = peak(), time.perf_counter(), time.process_time()
-sys.argv = ["fxdistill", "plan", *sys.argv[1:]]
-with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-    commands.main()
-found = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "imported": imported, "peak": peak()}
-print(json.dumps(found | {"plan": open("plan.json").read()}))
-"""
+
+
+def planned(models: list[str]) -> dict[str, Any]:
+    """Seconds, memory in MB and the plan, of this process; what it imports is not counted."""
+    import torchvision.models  # noqa: F401, PLC0415
+
+    from fxdistill.cli import commands  # noqa: PLC0415
+    from fxdistill.report import plan_view  # noqa: F401, PLC0415
+    from fxdistill.runtime import planning  # noqa: F401, PLC0415
+    from fxdistill.tasks import TASKS  # noqa: PLC0415
+
+    TASKS.get("classification")
+    imported, wall, cpu = _peak(), time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        sys.argv = ["fxdistill", "plan", *models, "-o", f"{folder}/plan.json"]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            commands.main()
+        found = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "imported": imported}
+        return found | {"peak": _peak(), "plan": Path(folder, "plan.json").read_text(encoding="utf-8")}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measured(checkout: Path, models: list[str]) -> dict[str, Any]:
-    """Seconds, memory in MB and the plan, of one process."""
+    """The same of a process of its own, with the package of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, *models]
+    command = [sys.executable, __file__, *models, "--here"]
     done = subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -49,7 +61,11 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["torchvision.models:resnet50", "torchvision.models:resnet18"])
     parser.add_argument("--against", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--here", action="store_true", help="in this process, once; prints JSON")
     options = parser.parse_args()
+    if options.here:
+        print(json.dumps(planned(options.models)))
+        return
     checkouts = [HERE] if options.against is None else [options.against, HERE]
     found: dict[Path, list[dict[str, Any]]] = {checkout: [] for checkout in checkouts}
     for _ in range(options.repeats):

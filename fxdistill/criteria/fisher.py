@@ -14,7 +14,7 @@ from fxdistill.ir.channels import Channels
 def fisher(channels: Channels) -> Tensor:
     """On a batch."""
     scores = [
-        channels.sum_over_filters(lambda entries: entries.sum(1).square(), factors=gradients)
+        channels.sum_over_filters(lambda entries: entries.sum(1).square(), factors=gradients, apart=True)
         for gradients in channels.gradients_by_image("fisher")
     ]
     return torch.stack(scores).mean(0)

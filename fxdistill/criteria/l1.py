@@ -4,5 +4,5 @@ from fxdistill.criteria import Criterion
 
 CRITERION = Criterion(
     summary="L1 norm of the filters",
-    score=lambda channels: channels.sum_over_filters(lambda filters: filters.abs().sum(1)),
+    score=lambda channels: channels.sum_over_filters(lambda filters: filters.abs().sum(1), apart=True),
 )

@@ -6,5 +6,7 @@ from fxdistill.criteria import Criterion
 
 CRITERION = Criterion(
     summary="L2 norm of the filters",
-    score=lambda channels: channels.sum_over_filters(lambda filters: torch.linalg.vector_norm(filters, dim=1)),
+    score=lambda channels: channels.sum_over_filters(
+        lambda filters: torch.linalg.vector_norm(filters, dim=1), apart=True
+    ),
 )

@@ -24,6 +24,7 @@ from fxdistill.ir.running import buffers_kept
 from fxdistill.tasks import labelled
 
 _PIECE = 64  # words of eight bytes
+_ENTRIES = 2**16  # entries of filters that are read at a time: half a megabyte in float64
 Examples = tuple[Tensor, Tensor]
 """Images and targets."""
 
@@ -51,7 +52,7 @@ class Channels:
         return torch.zeros(self.coupling.class_count + 1, dtype=torch.float64)
 
     def sum_over_filters(
-        self, norm: Callable[[Tensor], Tensor], *, factors: Mapping[str, Tensor] | None = None
+        self, norm: Callable[[Tensor], Tensor], *, factors: Mapping[str, Tensor] | None = None, apart: bool = False
     ) -> Tensor:
         """The importance of every class as a sum over the filters that produce it, of all weights that do.
 
@@ -59,6 +60,8 @@ class Channels:
             norm: Takes the filters of one weight, float64 of shape (filters, entries); returns (filters,).
             factors: For each weight a tensor of its shape that it is multiplied with before (gradients, say); weights
                 that have none do not count.
+            apart: What ``norm`` says of a filter does not depend on the others, so that it is asked about a few of
+                them at a time: no second copy of a large weight.
         """
         scores = self.zeros()
         tensors = dict(self.traced.module.named_parameters(remove_duplicate=False))
@@ -66,9 +69,13 @@ class Channels:
             weight, labels = tensors.get(name), self.coupling.parameter_labels(name).get(dim)
             if role != "out" or weight is None or labels is None or (factors is not None and name not in factors):
                 continue
-            value = weight.detach().cpu().to(torch.float64)
-            entries = value if factors is None else value * factors[name].cpu()
-            _add(scores, labels, entries, dim, norm)
+            rows, classes = _filters(weight.detach().cpu(), labels, dim)
+            by = None if factors is None else _filters(factors[name].cpu(), labels, dim)[0]
+            step = max(1, _ENTRIES // max(1, rows.shape[1])) if apart else max(1, len(rows))
+            for first in range(0, len(rows), step):
+                part = slice(first, first + step)
+                entries = rows[part].to(torch.float64)
+                scores.index_add_(0, classes[part], norm(entries if by is None else entries * by[part]))
         return scores
 
     def batch_norms(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -172,14 +179,12 @@ class Channels:
         return {name: found[first[id(p)]] for name, p in own.items() if first[id(p)] in found}
 
 
-def _add(scores: Tensor, labels: Tensor, entries: Tensor, dim: int, norm: Callable[[Tensor], Tensor]) -> None:
-    """Add the norms of one weight's filters to the scores of their classes."""
+def _filters(weight: Tensor, labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The filters of a weight as rows, and the class of each."""
     if varying(labels) in ((), (dim,)):
-        filters = entries.movedim(dim, 0).flatten(1)
-        scores.index_add_(0, labels.movedim(dim, 0).flatten(1)[:, 0], norm(filters))
-    else:  # outputs numbered within groups (grouped transposed convolution): the filters are the lines of both
-        rows = entries.flatten(2).reshape(-1, entries[0, 0].numel())
-        scores.index_add_(0, labels.flatten(2)[:, :, 0].reshape(-1), norm(rows))
+        return weight.movedim(dim, 0).flatten(1), labels.movedim(dim, 0).flatten(1)[:, 0]
+    # outputs numbered within groups (grouped transposed convolution): the filters are the lines of both
+    return weight.flatten(2).reshape(-1, weight[0, 0].numel()), labels.flatten(2)[:, :, 0].reshape(-1)
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -264,3 +264,11 @@ def test_measures_on_data_want_data_and_rank_a_budget(name: str) -> None:
     removal = Thin(limits=limits_of(macs=0.51), criterion=name)(source).value
     scores = of_stem(importance(name, channels_of(Net().eval(), batch=BATCH)), channels)
     assert removal.kept["stem.weight"] == sorted(scores.topk(4).indices.tolist())
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "taylor", "fisher"])
+def test_filters_read_a_few_at_a_time_score_as_all_at_once(criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    channels = channels_of(Net(), batch=BATCH)
+    whole = importance(criterion, channels)
+    monkeypatch.setattr("fxdistill.ir.channels._ENTRIES", 7)  # two filters of the stem, none of the head's
+    assert torch.equal(importance(criterion, channels), whole)
