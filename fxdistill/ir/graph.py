@@ -225,7 +225,11 @@ def op_name(node: fx.Node, root: nn.Module) -> str:
 
 def module_op_name(module: nn.Module) -> str:
     """The operation of a leaf module: its class name in snake case without the dimension of norms and dropouts."""
-    name = type(module).__name__
+    return _operation(type(module).__name__)
+
+
+@functools.cache
+def _operation(name: str) -> str:
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
     snake = {"re_lu": "relu", "re_lu6": "relu6", "si_lu": "silu", "gelu": "gelu", "p_re_lu": "prelu",
              "leaky_re_lu": "leaky_relu", "se_lu": "selu", "ce_lu": "celu"}.get(snake, snake)  # fmt: skip

@@ -89,6 +89,16 @@ class Outputs:
     taps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
+def of_role(graph: fx.Graph, role: Role) -> list[fx.Node]:
+    """The nodes of one role in a program's graph, in order."""
+    return [node for node in graph.nodes if node.meta.get("role") == role]
+
+
+def fields(graph: fx.Graph) -> tuple[str, ...]:
+    """The fields of a batch that a program's graph reads."""
+    return tuple(str(node.args[1]) for node in of_role(graph, "input") if node.target is operator.getitem)
+
+
 class Program(fx.GraphModule):
     """See the module docstring. Made by the passes ``instrument`` and ``specialize``."""
 
@@ -126,7 +136,7 @@ class Program(fx.GraphModule):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The fields of a batch that it reads."""
-        return tuple(str(node.args[1]) for node in self.nodes("input") if node.target is operator.getitem)
+        return fields(self.graph)
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # the signature of nn.Module
         """Set the mode of trained members, adapters and losses; a frozen member stays in its own."""
@@ -262,7 +272,7 @@ class Program(fx.GraphModule):
 
     def nodes(self, role: Role) -> list[fx.Node]:
         """The nodes of one role, in order."""
-        return [node for node in self.graph.nodes if node.meta.get("role") == role]
+        return of_role(self.graph, role)
 
     @property
     def macs(self) -> int:

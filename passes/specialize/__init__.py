@@ -26,7 +26,7 @@ from fxdistill.errors import InvariantError
 from fxdistill.ir.adapters import SCALES, FixedScale
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import memory, scope_of, submodule, written
-from fxdistill.ir.program import Program, Term
+from fxdistill.ir.program import Program, Term, fields, of_role
 from fxdistill.ir.running import example, full_precision
 from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_frozen, is_plain
 from fxdistill.plan.schema import Stage
@@ -60,7 +60,8 @@ class Specialize(Pass[Program, Program]):
 
     def ensures(self, source: Program, value: Program) -> None:
         """The losses are those of the stage and read what they read before."""
-        _same_losses(restricted(source, source.find_stage(self.stage).under(self.taught)), value, self.stage)
+        graph, terms = _cut(source, source.find_stage(self.stage).under(self.taught))
+        _same_losses(graph, terms, value, self.stage)
 
     def proves(self, source: Program, value: Program) -> None:
         """From frozen members losses read the values that they read before."""
@@ -79,6 +80,12 @@ class Specialize(Pass[Program, Program]):
 
 def restricted(source: Program, stage: Stage) -> Program:
     """The program with only a stage's losses and what they need; nothing is rewritten yet."""
+    graph, terms = _cut(source, stage)
+    return source.with_graph(graph, stages=(stage,), terms=terms)
+
+
+def _cut(source: Program, stage: Stage) -> tuple[fx.Graph, tuple[Term, ...]]:
+    """The graph of a stage's losses and of what they need, and its terms."""
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     for node in source.graph.nodes:
@@ -88,13 +95,13 @@ def restricted(source: Program, stage: Stage) -> Program:
     terms = tuple(Term(_key(source, wanted.name, wanted.plain), wanted) for wanted in stage.losses)
     graph.output({term.key: by_key[term.key] for term in terms})
     remove_dead(graph, source)
-    return source.with_graph(graph, stages=(stage,), terms=terms)
+    return graph, terms
 
 
-def _same_losses(before: Program, after: Program, stage: str) -> None:
+def _same_losses(before: fx.Graph, terms: tuple[Term, ...], after: Program, stage: str) -> None:
     """The losses are the same calls, and read the same but for slices that sank and frozen members made cheaper."""
-    losses = [{str(node.meta["key"]): node for node in program.nodes("loss")} for program in (before, after)]
-    if losses[0].keys() != losses[1].keys() or after.terms != before.terms or list(after.inputs) != list(before.inputs):
+    losses = [{str(node.meta["key"]): node for node in of_role(graph, "loss")} for graph in (before, after.graph)]
+    if losses[0].keys() != losses[1].keys() or after.terms != terms or after.inputs != fields(before):
         raise InvariantError("specializing changed which losses there are, or their inputs", where=f"stage {stage}")
     for key, node in losses[0].items():
         other = losses[1][key]
