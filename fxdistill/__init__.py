@@ -41,23 +41,25 @@ if TYPE_CHECKING:
     from fxdistill.runtime.deploy import export as export
     from fxdistill.runtime.execute import execute as run
     from fxdistill.runtime.execution import Settings as Settings
+    from fxdistill.runtime.make_plan import make_plan as make_plan
     from fxdistill.runtime.shrinking import shrink as shrink
 
 _HOMES = {
     "compile": "compiler.pipeline", "build": "compiler.build", "build_arm": "compiler.build",
     "specialize": "compiler.build", "measure_taps": "compiler.tap_statistics",
-    "run": "runtime.execute:execute", "shrink": "runtime.shrinking", "compress": "runtime.compress",
+    "make_plan": "runtime.make_plan", "run": "runtime.execute:execute",
+    "shrink": "runtime.shrinking", "compress": "runtime.compress",
     "evaluate": "runtime.deploy", "export": "runtime.deploy", "show": "report.show",
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
     "Options": "compiler.options", "Settings": "runtime.execution", "Plan": "plan.document", "Program": "ir.program",
     "Outputs": "ir.program", "LoadedModel": "modelfiles.load", "ShrunkResult": "compiler.shrink_model",
     "Dataset": "data.dataset", "Split": "data.dataset", "Diagnostic": "diagnostics",
-    "Preprocessing": "preprocessing",     "FxdistillError": "errors", "InputError": "errors",
+    "Preprocessing": "preprocessing", "FxdistillError": "errors", "InputError": "errors",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
-    "compile", "build", "build_arm", "specialize", "measure_taps", "run",
+    "make_plan", "run", "compile", "build", "build_arm", "specialize", "measure_taps",
     "shrink", "compress", "evaluate", "export", "show",
     "load", "save", "parse_source", "load_plan", "load_data", "batches",
     "Options", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult", "Dataset", "Split",

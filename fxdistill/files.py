@@ -55,6 +55,23 @@ def read_text(path: Path, *, encoding: str = "utf-8") -> str:
     return path.read_text(encoding=encoding)
 
 
+def writable(path: Path, *read: str | Path | None) -> None:
+    """Check that a file may be written under this name.
+
+    Args:
+        path: Its name.
+        read: What is read before, and is not to be lost.
+
+    Raises:
+        InputError: It is a folder, lies in none, or is one of the files that are read.
+    """
+    if path.is_file() and any(Path(one).is_file() and path.samefile(one) for one in read if one is not None):
+        raise InputError("the output is a file that is read here", where=str(path), hint="give it another name")
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise InputError(f"the output {what}", where=str(path), hint="give the name of a file")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from fxdistill import files
 from fxdistill.cli import (
     again,
     comparing,
@@ -152,54 +153,46 @@ def plan(
         recalibrate = values.recalibration(recalibrate_bn)
         curriculum = teaching.curriculum(warm_up_share, keep_earlier, plateau, probe)
         if not dry:
-            values.writable(output, teacher, student, via, class_map)
+            files.writable(output, teacher, student, via, class_map)
         elif data is None:
             raise InputError("there are no images to take a step on", where="--dry", hint="give --data")
         models = {
             name: values.model(given[name], seed=seed, allow=allow_factory, trust_code=trust_code) for name in names
         }
-        if "auxiliary" in models:
-            via_epochs = teaching.via_epochs(via_epochs, models["auxiliary"], epochs=epochs)
         from fxdistill.cli import recipe  # after the models: mistakes are answered sooner
-        from fxdistill.compiler.options import Options
-        from fxdistill.methods import composed
+        from fxdistill.files import write_text
         from fxdistill.report.plan_view import plan_view
         from fxdistill.runtime import planning
-
-        seen = planning.look(
-            data, output, wanted, models, task=task, wishes=wishes, measure=measure,
-            force=force, probe=probe is not None, batch_size=batch_size, allow=allow_factory, val=val, seed=seed,
-            class_map=class_map, augment=augment, embedding=members.by_member(names, embedding, "--embedding", str),
-            entries={"teacher": teacher_output, "student": student_output},
-            criterion=criterion or composed(method).criterion,
-        )  # fmt: skip
-        decisions = Options(
-            input_shape=seen.shape, method=method, task=task, align=align.value, pins=pins, forbid=forbidden,
-            keep=keep if cascade is None else None, criterion=criterion, epochs=epochs, seed=seed, repeats=repeats,
-            lr=lr, control=control, cascade=cascade, curriculum=curriculum,
-            via="auto" if via == "auto" else None, via_epochs=via_epochs,
-            data=seen.data, precision=precision.value, recalibrate=recalibrate, preprocessing=seen.preprocessing,
-        )  # fmt: skip
 
         edit = functools.partial(
             recipe.changed, name=optimizer and optimizer.value, weight_decay=weight_decay, momentum=momentum,
             warm_up=warm_up, clip=clip, ema=ema, smoothing=label_smoothing, settings=set_, weights=weight,
             arguments=arg,
         )  # fmt: skip
-        write = planning.made if dry else planning.write
-        made, passes = write(output, models, decisions, seen, after=_after(print_after), edit=edit)
-        out.print(plan_view(made))
-        if seen.reached:
-            out.print(Text(f"\nthe teacher reaches {seen.reached}"), soft_wrap=True)
+        made = planning.planned(
+            output, models, data=data, input_shape=wanted, wishes=wishes, measure=measure, force=force,
+            batch_size=batch_size, allow=allow_factory, val=val, class_map=class_map, augment=augment,
+            embedding=members.by_member(names, embedding, "--embedding", str),
+            entries={"teacher": teacher_output, "student": student_output}, after=_after(print_after), edit=edit,
+            method=method, task=task, align=align.value, pins=pins, forbid=forbidden, criterion=criterion,
+            keep=keep if cascade is None else None, epochs=epochs, seed=seed, repeats=repeats, lr=lr, control=control,
+            cascade=cascade, curriculum=curriculum, via="auto" if via == "auto" else None, via_epochs=via_epochs,
+            precision=precision.value, recalibrate=recalibrate,
+        )  # fmt: skip
+        if not dry:
+            write_text(output, made.plan.to_json())
+        out.print(plan_view(made.plan))
+        if made.reached:
+            out.print(Text(f"\nthe teacher reaches {made.reached}"), soft_wrap=True)
         if dry:
             from fxdistill.report.estimate_view import estimate_view
             from fxdistill.runtime import estimating
 
             own = {name: loaded.module for name, loaded in models.items()}
-            found = estimating.estimated(made, own, output.resolve().parent, allow=allow_factory)
+            found = estimating.estimated(made.plan, own, output.resolve().parent, allow=allow_factory)
             out.print(Text(), estimate_view(found), Text("\nnothing was written"), sep="\n")
             return
-        out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
+        out.print(Text(f"\nwrote {output} ({made.passes.timing()})"), soft_wrap=True)
 
 
 def _after(steps: Sequence[str]) -> Callable[[str, Callable[[], str]], None]:

@@ -60,7 +60,7 @@ def export(
         )  # fmt: skip
         wanted = values.shape(input_shape)
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
-        values.writable(output, model)
+        files.writable(output, model)
         files.check_onnx_name(output)
         values.about_data(data, {"class-map": class_map and not values.is_run(model)})  # of a run it is said elsewhere
 

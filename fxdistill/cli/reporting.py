@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from fxdistill import files
 from fxdistill.cli import parameters, values
 from fxdistill.cli.exits import err, reported
 
@@ -27,7 +28,7 @@ def report(runs: Runs, output: Output = None) -> None:
     with reported():
         values.distinct([str(run) for run in runs])
         if output is not None:
-            values.writable(output)
+            files.writable(output)
 
         from fxdistill.report.page.document import write_report
 
@@ -49,7 +50,7 @@ def show(
 
             _out.print(view(path))
             return
-        values.writable(html, path)
+        files.writable(html, path)
 
         from fxdistill.report.page import document
 

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from fxdistill import files
 from fxdistill.cli import again, budgets, model_parameters, parameters, values
 from fxdistill.cli.exits import reported
 
@@ -49,7 +50,7 @@ def shrink(
     ):
         wanted = values.shape(input_shape)
         values.known_criterion(by, "--by")
-        values.writable(output, model, class_map, latency_table)
+        files.writable(output, model, class_map, latency_table)
         values.about_data(data, {"class-map": class_map})
         most = budgets.budget(macs, "--macs"), budgets.budget(params, "--params")
         time, scopes = budgets.latency(latency, on and on.value, latency_table), budgets.scopes(scope)

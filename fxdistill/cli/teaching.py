@@ -8,7 +8,6 @@ from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
     from fxdistill.methods.cascade import Cascade
-    from fxdistill.modelfiles.load import LoadedModel
     from fxdistill.passes.schedule.curriculum import Curriculum
 
 
@@ -32,21 +31,6 @@ def curriculum(share: float | None, keep: float | None, plateau: str | None, pro
                 hint="give SHARE:EPOCHS: 0.01:2 ends a warm-up that falls by less than 1 % of its loss in 2 epochs",
             ) from cause  # fmt: skip
     return Curriculum(share, keep, found, probe)  # type: ignore[arg-type]  # what it is, is checked there
-
-
-def via_epochs(said: int | None, assistant: "LoadedModel", *, epochs: int) -> int:
-    """For how many epochs an assistant learns from the teacher before it teaches: one that is trained for none.
-
-    Raises:
-        InputError: It has random weights, and is to teach as it is.
-    """
-    found = (epochs if assistant.random_weights else 0) if said is None else said
-    if not found and assistant.random_weights:
-        raise InputError(
-            "the assistant has random weights, so it has nothing to teach yet", where="--via-epochs",
-            hint="let it learn from the teacher first, or give a file that holds a trained one",
-        )  # fmt: skip
-    return found
 
 
 def check_assistant(via: str | None, others: Mapping[str, object], *, is_cascade: bool) -> None:

@@ -132,23 +132,6 @@ def known_criterion(name: str, option: str) -> None:
         CRITERIA.get(name, where=option)
 
 
-def writable(path: Path, *read: str | Path | None) -> None:
-    """Check that a file may get this name.
-
-    Args:
-        path: The file.
-        read: What the command reads, which is not to be lost.
-
-    Raises:
-        InputError: It is a folder, lies in none, or is one of the files that are read.
-    """
-    if path.is_file() and any(Path(one).is_file() and path.samefile(one) for one in read if one is not None):
-        raise InputError("the output is a file that is read here", where=str(path), hint="give it another name")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise InputError(f"the output {what}", where=str(path), hint="give the name of a file with -o")
-
-
 def distinct(models: Sequence[str]) -> None:
     """Check that each model is named once.
 

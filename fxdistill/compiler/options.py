@@ -13,6 +13,7 @@ from fxdistill.plan.schema import Align, DataPlan, Precision, Recalibration
 from fxdistill.preprocessing import Preprocessing
 
 _ALIGN, _PRECISION = get_args(Align), get_args(Precision)
+EPOCHS = 60
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Options:
     criterion: str | None = None
     via: Literal["auto"] | None = None
     via_epochs: int | None = None
-    epochs: int = 60
+    epochs: int = EPOCHS
     lr: float | None = None
     curriculum: Curriculum = field(default_factory=Curriculum)
     seed: int = 0
@@ -74,6 +75,10 @@ class Options:
         for name, value, known in (("align", self.align, _ALIGN), ("precision", self.precision, _PRECISION)):
             if value not in known:
                 raise InputError(f"'{value}' is no {name}", where=f"--{name}", hint=f"known: {', '.join(known)}")
+        if not isinstance(self.data, DataPlan):
+            raise InputError(
+                f"'{self.data}' is no part of a plan", where="data", hint="use fxdistill.make_plan, which takes a spec"
+            )
         if self.keep is not None and self.align != "shrink":
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         if self.keep is not None and not 0 < self.keep < 1:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor
 
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.compilation import AUXILIARY, STUDENT, TEACHER
-from fxdistill.compiler.options import Options
+from fxdistill.compiler.options import EPOCHS, Options
 from fxdistill.compiler.probe import AT_ONCE, IMAGES
 from fxdistill.criteria import CRITERIA
 from fxdistill.data import division, places
@@ -18,12 +19,14 @@ from fxdistill.data.batches import batches, drawable, first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import defaults
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.files import write_text
+from fxdistill.errors import InputError
 from fxdistill.ir import views
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.program import Batch
+from fxdistill.methods import composed
 from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel
+from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import DataPlan, ModelRef
 from fxdistill.preprocessing import Preprocessing
@@ -161,16 +164,75 @@ def _embedding(
     }  # fmt: skip
 
 
-def made(
-    output: Path, models: Mapping[str, LoadedModel], options: Options, seen: Seen, *,
+@dataclass(frozen=True)
+class Planned:
+    """A plan as it was made.
+
+    Attributes:
+        plan: The plan.
+        passes: What made it.
+        reached: What the teacher reaches on the data, in words; '' where it was not measured.
+    """
+
+    plan: Plan
+    passes: PassManager
+    reached: str
+
+
+def planned(
+    output: Path, models: Mapping[str, LoadedModel], *, data: str | None, method: str, task: str,
+    input_shape: tuple[int, ...] | None, wishes: Mapping[str, Wish], entries: Mapping[str, str | None],
+    criterion: str | None = None, curriculum: Curriculum | None = None, seed: int = 0, epochs: int = EPOCHS,
+    via_epochs: int | None = None, batch_size: int = 128, val: float = 0.0, augment: str | None = None,
+    class_map: Path | None = None, measure: bool = False, force: bool = False, allow: Sequence[str] = (),
+    embedding: Mapping[str, str] = MappingProxyType({}),
     after: Callable[[str, Callable[[], str]], None] = lambda _step, _text: None,
-    edit: Callable[[Plan], Plan] = lambda made: made,
-) -> tuple[Plan, PassManager]:  # fmt: skip
-    """The plan for a file, which is not written; also the passes that made it.
+    edit: Callable[[Plan], Plan] = lambda made: made, **decisions: Any,
+) -> Planned:  # fmt: skip
+    """The plan for a file, which is not written: of :class:`Options`, with what models and data say.
+
+    Args:
+        output: The file.
+        models: Teacher, what stands between, and student, by name, as far as there are.
+        data: As for :func:`look`.
+        method: A method's name.
+        task: The task's name.
+        input_shape: The shape that was asked for, where one was.
+        wishes: As for :func:`look`.
+        entries: As for :func:`look`.
+        criterion: A criterion's name; None for the method's own.
+        curriculum: What is said of the method's warm-ups.
+        seed: Everything random comes from it, what is set aside of the data as well.
+        epochs: Epochs of the main stage.
+        via_epochs: For how many an assistant that is given learns from the teacher; None for none where it is trained,
+            and for as many as the main stage has otherwise.
+        batch_size: As for :func:`look`.
+        val: As for :func:`look`.
+        augment: As for :func:`look`.
+        class_map: As for :func:`look`.
+        measure: As for :func:`look`.
+        force: As for :func:`look`.
+        allow: As for :func:`look`.
+        embedding: As for :func:`look`.
+        after: Is told of each step of the pipeline, with its result as text.
+        edit: What is changed of the plan in the end.
+        decisions: The other fields of :class:`Options`.
 
     Raises:
-        InputError: The models, or the options, do not fit each other.
+        InputError: Models, data and options do not fit each other.
     """
+    curriculum = curriculum or Curriculum()
+    if AUXILIARY in models:
+        via_epochs = _via_epochs(via_epochs, models[AUXILIARY], epochs=epochs)
+    seen = look(
+        data, output, input_shape, models, task=task, wishes=wishes, measure=measure, force=force, allow=allow,
+        probe=curriculum.probe is not None, batch_size=batch_size, val=val, seed=seed, class_map=class_map,
+        augment=augment, embedding=embedding, entries=entries, criterion=criterion or composed(method).criterion,
+    )  # fmt: skip
+    options = Options(
+        input_shape=seen.shape, method=method, task=task, criterion=criterion, curriculum=curriculum, seed=seed,
+        epochs=epochs, via_epochs=via_epochs, data=seen.data, preprocessing=seen.preprocessing, **decisions,
+    )  # fmt: skip
     passes = PassManager(prove=False)  # `run` proves what it runs
     student, via = models.get(STUDENT), models.get(AUXILIARY)
     refs = {
@@ -183,21 +245,23 @@ def made(
         student_ref=refs.get(STUDENT), via=None if via is None else via.module,
         via_ref=refs.get(AUXILIARY),
     )  # fmt: skip
-    return edit(found.changed(diagnostics=[*remarks(models), *seen.remarks, *found.diagnostics])), passes
+    plan = edit(found.changed(diagnostics=[*remarks(models), *seen.remarks, *found.diagnostics]))
+    return Planned(plan, passes, seen.reached)
 
 
-def write(
-    output: Path, models: Mapping[str, LoadedModel], options: Options, seen: Seen, *,
-    after: Callable[[str, Callable[[], str]], None], edit: Callable[[Plan], Plan] = lambda made: made,
-) -> tuple[Plan, PassManager]:  # fmt: skip
-    """Plan and write the file; also the passes that did it.
+def _via_epochs(said: int | None, assistant: LoadedModel, *, epochs: int) -> int:
+    """For how many epochs an assistant learns from the teacher before it teaches: one that is trained for none.
 
     Raises:
-        InputError: The models, or the options, do not fit each other; the file cannot be written.
+        InputError: It has random weights, and is to teach as it is.
     """
-    plan, passes = made(output, models, options, seen, after=after, edit=edit)
-    write_text(output, plan.to_json())
-    return plan, passes
+    found = (epochs if assistant.random_weights else 0) if said is None else said
+    if not found and assistant.random_weights:
+        raise InputError(
+            "the assistant has random weights, so it has nothing to teach yet", where="--via-epochs",
+            hint="let it learn from the teacher first, or give a file that holds a trained one",
+        )  # fmt: skip
+    return found
 
 
 def reference(found: LoadedModel, plan: Path) -> ModelRef:

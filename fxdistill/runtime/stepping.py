@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from fxdistill.compiler.compilation import STUDENT, TEACHER
-from fxdistill.compiler.options import Options
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size
-from fxdistill.methods import composed
 from fxdistill.modelfiles import bundle
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.passes.thin.search import TOLERANCE
@@ -260,17 +258,12 @@ def foresee(
 
 def plan_for(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: Teaching) -> Plan:
     """The plan for a file in which one model teaches another; it is not written."""
-    models, method = {TEACHER: teacher, STUDENT: student}, composed(teaching.method)
-    seen = planning.look(
-        teaching.data, path, teaching.input_shape, models, task=teaching.task, batch_size=teaching.batch_size,
-        allow=teaching.allow, entries=dict.fromkeys(models, teaching.entry), criterion=method.criterion,
+    models = {TEACHER: teacher, STUDENT: student}
+    return planning.planned(
+        path, models, data=teaching.data, input_shape=teaching.input_shape, task=teaching.task, method=teaching.method,
+        batch_size=teaching.batch_size, allow=teaching.allow, entries=dict.fromkeys(models, teaching.entry),
         wishes=dict.fromkeys(models, teaching.wishes), val=teaching.val, seed=teaching.seed,
-        class_map=teaching.class_map, augment=teaching.augment,
-    )  # fmt: skip
-    options = Options(
-        input_shape=seen.shape, method=teaching.method, task=teaching.task, epochs=teaching.epochs,
-        lr=teaching.lr, seed=teaching.seed, repeats=teaching.repeats,
-        control=teaching.control, data=seen.data, precision=teaching.precision, recalibrate=teaching.recalibrate,
-        preprocessing=seen.preprocessing,
-    )  # fmt: skip
-    return planning.made(path, models, options, seen, edit=teaching.edit)[0]
+        class_map=teaching.class_map, augment=teaching.augment, epochs=teaching.epochs, lr=teaching.lr,
+        repeats=teaching.repeats, control=teaching.control, precision=teaching.precision,
+        recalibrate=teaching.recalibrate, edit=teaching.edit,
+    ).plan  # fmt: skip

@@ -9,18 +9,16 @@ import torch
 from typer.testing import CliRunner
 
 from fxdistill.cli.commands import app
-from fxdistill.compiler.options import Options
 from fxdistill.compiler.shrink_model import shrink_model
-from fxdistill.data.load import defaults
-from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
-from fxdistill.runtime import deploy, finding, planning, shrinking
+from fxdistill.runtime import deploy, finding, shrinking
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.make_plan import make_plan
 from tests import runs
 
 
@@ -60,14 +58,8 @@ def shrunken_student(tmp_path: Path) -> Path:
     """A run directory whose student came out of a bundle of a shrunken model."""
     small = shrink_model(build(*STUDENT), input_shape=(1, 1, 8, 8), keep=0.5)
     save(small.module, tmp_path / "small.pt", input_shape=(1, 1, 8, 8))
-    teacher, found = load(runs.workshop() / "teacher.pt"), load(tmp_path / "small.pt")
-    digits = load_data("digits")
-    data, both = defaults("digits", dataset=digits, batch_size=runs.BATCH), dict.fromkeys(NAMES, digits.preprocessing)
-    options = Options(input_shape=(1, 1, 8, 8), epochs=2, data=data, preprocessing=both)
-    seen = planning.Seen(data, (1, 1, 8, 8), both, dict.fromkeys(NAMES, ""))
-    plan, _ = planning.write(
-        tmp_path / "plan.json", dict(zip(NAMES, (teacher, found), strict=True)), options, seen, after=lambda *_: None
-    )
+    found, teacher = load(tmp_path / "small.pt"), runs.workshop() / "teacher.pt"
+    plan = make_plan(teacher, tmp_path / "small.pt", tmp_path / "plan.json", data="digits", epochs=2)
     with RunDir.opened(tmp_path / "run", plan, origin=tmp_path / "plan.json", resume=False) as run:
         with torch.no_grad():
             found.module.get_parameter("classifier.bias").fill_(3)

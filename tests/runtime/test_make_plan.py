@@ -1,0 +1,72 @@
+"""``make_plan``: the plan of the command line from Python, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from typer.testing import CliRunner
+
+import fxdistill
+from fxdistill.cli.commands import app
+from fxdistill.methods.cascade import Cascade
+from tests import runs
+
+STUDENT = "fxdistill.models:convnet?widths=[4,8]&hidden=8"
+
+
+def by_command(folder: Path, *words: str) -> str:
+    done = CliRunner().invoke(app, ["plan", *words, "-o", str(folder / "by-command.json")])
+    assert done.exit_code == 0, done.output
+    return (folder / "by-command.json").read_text()
+
+
+def test_it_is_the_plan_of_the_command_line(tmp_path: Path) -> None:
+    teacher = str(runs.workshop() / "teacher.pt")
+    words = ("--data", "digits", "--method", "indistill+kd", "--epochs", "7", "--seed", "3", "--val", "0.1")
+    told = by_command(tmp_path, teacher, STUDENT, *words, "--batch-size", "64", "--student-output", "")
+    said: dict[str, Any] = {"data": "digits", "method": "indistill+kd", "epochs": 7, "seed": 3, "val": 0.1}
+    path = tmp_path / "plan.json"
+    plan = fxdistill.make_plan(teacher, STUDENT, path, batch_size=64, entries={"student": ""}, **said)
+    assert path.read_text() == told
+    assert fxdistill.load_plan(path) == plan
+
+
+def test_a_cascade_and_an_assistant_are_planned_as_well(tmp_path: Path) -> None:
+    teacher = runs.workshop() / "teacher.pt"
+    told = by_command(tmp_path, str(teacher), "--method", "cascade", "--keep", "0.5", "--assistants", "1")
+    cascade = Cascade(keep=0.5, assistants=1)
+    fxdistill.make_plan(fxdistill.load(teacher), path=tmp_path / "plan.json", method="cascade", cascade=cascade)
+    assert (tmp_path / "plan.json").read_text() == told
+    told = by_command(tmp_path, str(teacher), STUDENT, "--via", "auto", "--no-control")
+    fxdistill.make_plan(teacher, STUDENT, tmp_path / "plan.json", via="auto", control=False)
+    assert (tmp_path / "plan.json").read_text() == told
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"student": nn.Linear(2, 2)}, "a plan names files, and this is a Linear"),
+        ({"student": None}, "the method 'indistill' needs a student"),
+        ({"method": "cascade"}, "the method 'cascade' makes its student out of the teacher"),
+        ({"data": "digit"}, "the data spec 'digit' is unknown"),
+        ({"path": "teacher.pt"}, "the output is a file that is read here"),
+        ({"via": STUDENT, "via_epochs": 0}, "the assistant has random weights"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_and_nothing_written(
+    changed: dict[str, Any], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = (runs.workshop() / "teacher.pt").read_bytes()
+    Path("teacher.pt").write_bytes(held)
+    with pytest.raises(fxdistill.InputError) as refused:
+        fxdistill.make_plan(**{"teacher": "teacher.pt", "student": STUDENT, **changed})
+    assert refused.value.what.startswith(what), refused.value.what
+    assert [entry.name for entry in tmp_path.iterdir()] == ["teacher.pt"]
+    assert Path("teacher.pt").read_bytes() == held
+
+
+def test_a_data_spec_is_no_part_of_a_plan() -> None:
+    with pytest.raises(fxdistill.InputError, match="'digits' is no part of a plan"):
+        fxdistill.Options(input_shape=(1, 1, 8, 8), data="digits")  # type: ignore[arg-type]
