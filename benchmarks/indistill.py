@@ -166,6 +166,8 @@ class Arm:
     """The settings in which it is run; empty for all of the task."""
     beside: str = ""
     """The arm that it is compared with, seed by seed."""
+    times: int = 1
+    """How many times the setting's epochs it trains, warm-ups as they are."""
 
 
 _ABLATIONS = ("cifar-retrieval", "cifar-classification")
@@ -210,6 +212,8 @@ ARMS: dict[str, dict[str, Arm]] = {
         "indistill+pkt, rate 0.003": Arm("indistill+pkt", _FASTER, beside="pkt, rate 0.003"),
         "pkt, rate 0.01": Arm("pkt", _FAST),
         "indistill+pkt, rate 0.01": Arm("indistill+pkt", _FAST, beside="pkt, rate 0.01"),
+        "pkt, three times the epochs": Arm("pkt", times=3),
+        "indistill+pkt, three times the epochs": Arm("indistill+pkt", beside="pkt, three times the epochs", times=3),
         "predecessor": Arm("pkt", edit=_predecessor, beside="pkt"),
         "cross-entropy": Arm("supervised", task="classification", beside="pkt"),
         **_ablations("indistill+pkt"),
@@ -225,6 +229,8 @@ ARMS: dict[str, dict[str, Arm]] = {
         "indistill+kd, raw": Arm("indistill+kd", edit=_comparing("raw"), beside="kd"),
         "kd, rate 0.01": Arm("kd", _FAST),
         "indistill+kd, rate 0.01": Arm("indistill+kd", _FAST, beside="kd, rate 0.01"),
+        "kd, three times the epochs": Arm("kd", times=3),
+        "indistill+kd, three times the epochs": Arm("indistill+kd", beside="kd, three times the epochs", times=3),
         "indistill+supervised": Arm("indistill+supervised", beside="plain"),
         **{f"kd, {n} views": Arm("kd", edit=_views(n), beside="kd") for n in (2, 4, 8, 16)},
         **_ablations("indistill+kd"),
@@ -282,17 +288,17 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     """One run: planned, trained, measured."""
     data, task, pair = _parts(setting)
     arm = ARMS[task][name]
-    trained_for = arm.task or task
+    trained_for, epochs = arm.task or task, arm.times * EPOCHS[task]
     student = PAIRS[pair][1]
     folder, teacher, spec = work.folder, _teacher(work, data, PAIRS[pair][0]), f"npz:{work.part(data)}"
     query = "&".join(f"{k}={json.dumps(v).replace(' ', '')}" for k, v in student.arguments(data).items())
     words = [
         str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
-        spec, "--task", trained_for, "--method", arm.method, "--epochs", str(EPOCHS[task]), "--lr", str(RATE),
+        spec, "--task", trained_for, "--method", arm.method, "--epochs", str(epochs), "--lr", str(RATE),
         "--seed", str(seed), "--no-control", "--no-measure", "--augment", "flip,crop:4", *arm.options,
     ]  # fmt: skip
     series.plan(*words)
-    plan = arm.edit(_in_all(load_plan(folder / "plan.json"), EPOCHS[task]))
+    plan = arm.edit(_in_all(load_plan(folder / "plan.json"), epochs))
     (folder / "plan.json").write_text(plan.to_json())
     started = time.monotonic()
     result = execute(folder / "plan.json", folder / "run", _settings(work))
@@ -336,9 +342,10 @@ def _arms(setting: str) -> list[str]:
 _ABOUT = """# InDistill: what the warm-up is worth
 
 Made by `python -m benchmarks.indistill`: all arms of a setting train equally many epochs (70 for retrieval, 60 for
-classification, warm-ups included) on 10,000 random training images, with the same initial weights and batches under a
-seed; measured on 2,000 random test images after the last epoch. Teachers saw all training images. The difference is
-that of the seeds that both arms have, with its 95 % interval by Student's t: over two or three seeds it says little.
+classification, warm-ups included; three times as many where the arm says so) on 10,000 random training images, with
+the same initial weights and batches under a seed; measured on 2,000 random test images after the last epoch. Teachers
+saw all training images. The difference is that of the seeds that both arms have, with its 95 % interval by Student's
+t: over two or three seeds it says little.
 Each run, with its versions and machine, is a line of `indistill.jsonl`.
 
 **Taught**: the teacher, a small network, learnt the embedding of a ResNet-20 by PKT after it was trained by labels, as

@@ -2,12 +2,13 @@
 
 First by what is known: of a node, its inputs have to be fixed, it belongs to a frozen member (a view, a tap or an
 adapter of its values among them), it runs in eval mode, reads no memory that training writes to, and is none of the
-scales that look at a whole batch. Then by what it does: the nodes run side by side on some images and on the first few
-of these alone, and a value has to be the same of both.
+scales that look at a whole batch. Then by what it does: the nodes run side by side on some images and on a few of these
+alone, the last ones backwards, and a value has to be the same of both.
 
-    f(x)[: n]  =  f(x[: n])          along whichever dimension grows with the batch
+    f(x)[i]  =  f(x[i]),  i = N - 1, N - 2, …          along whichever dimension grows with the batch
 
-A value that another image changes fails that, as one does that is drawn anew.
+A value that another image changes fails that, be it the one before (a sum along the batch) or the first one, as one
+does that is drawn anew.
 """
 
 import itertools
@@ -113,7 +114,7 @@ def _observed(program: Program, known: set[fx.Node], images: Tensor) -> tuple[di
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(())
     module = fx.GraphModule(program, graph)
-    few = max(1, len(images) // 2 - 1)
+    few = torch.arange(len(images)).flip(0)[: max(1, len(images) // 2 - 1)]
     found: dict[fx.Node, int] = {}
     with torch.no_grad(), full_precision(images.device), attributes_kept(module), buffers_kept(module) as before:
         for node, agrees, size in _side_by_side(module, copies, images, few):
@@ -125,14 +126,14 @@ def _observed(program: Program, known: set[fx.Node], images: Tensor) -> tuple[di
 
 
 def _side_by_side(
-    module: fx.GraphModule, copies: dict[fx.Node, fx.Node], images: Tensor, few: int
+    module: fx.GraphModule, copies: dict[fx.Node, fx.Node], images: Tensor, few: Tensor
 ) -> Iterator[tuple[fx.Node, bool, int]]:
-    """Each node, whether its value for all images agrees with that for the first few, and its bytes an image."""
+    """Each node, whether its value for all images agrees with that for a few, and its bytes an image."""
     runs = fx.Interpreter(module), fx.Interpreter(module)
     left = {copy: len(copy.users) for copy in copies.values()}
     for node, copy in copies.items():
         drawn = torch.random.get_rng_state()
-        for run, shown in zip(runs, (images, images[:few]), strict=True):
+        for run, shown in zip(runs, (images, images[few]), strict=True):
             run.env[copy] = {"images": shown.clone()} if copy.op == "placeholder" else run.run_node(copy)
         one, other = (run.env[copy] for run in runs)
         agrees = copy.op == "placeholder" or _agree(one, other, len(images), few)
@@ -149,8 +150,8 @@ def _row_bytes(value: object, count: int) -> int:
     return value.numel() * value.element_size() // count if isinstance(value, Tensor) and has_rows else 0
 
 
-def _agree(one: object, other: object, whole: int, few: int) -> bool:
-    """Whether a value for all images says of the first few what the value for these alone says."""
+def _agree(one: object, other: object, whole: int, few: Tensor) -> bool:
+    """Whether a value for all images says of a few what the value for these alone says."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return _rows_agree(one, other, whole, few)
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):
@@ -158,18 +159,19 @@ def _agree(one: object, other: object, whole: int, few: int) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_agree(one[key], other[key], whole, few) for key in one)
     if isinstance(one, int) and isinstance(other, int) and not isinstance(one, bool):
-        return one * few == other * whole or one == other  # a size
+        return one * len(few) == other * whole or one == other  # a size
     return type(one) is type(other) and bool(one == other)
 
 
-def _rows_agree(one: Tensor, other: Tensor, whole: int, few: int) -> bool:
+def _rows_agree(one: Tensor, other: Tensor, whole: int, few: Tensor) -> bool:
     if one.dim() != other.dim() or one.dtype != other.dtype:
         return False
     grown = [dim for dim in range(one.dim()) if one.shape[dim] != other.shape[dim]]
-    if len(grown) > 1 or any(one.shape[dim] * few != other.shape[dim] * whole for dim in grown):
+    each = {dim: one.shape[dim] // whole for dim in grown}  # rows of an image, which may be several
+    if len(grown) > 1 or any((whole * n, len(few) * n) != (one.shape[d], other.shape[d]) for d, n in each.items()):
         return False
-    for dim in grown:
-        one = one.narrow(dim, 0, other.shape[dim])
+    for dim, rows in each.items():
+        one = one.unflatten(dim, (whole, rows)).index_select(dim, few.to(one.device)).flatten(dim, dim + 1)
     if same(one, other):
         return True
     if not one.is_floating_point():

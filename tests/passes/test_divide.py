@@ -137,6 +137,10 @@ class Odd(nn.Module):
             return x - x.mean(0, keepdim=True)
         if self.how == "neighbour":
             return x + x.roll(1, 0)
+        if self.how == "first":
+            return x - x[:1]
+        if self.how == "before":
+            return x.cumsum(0)
         if self.how == "noise":
             return x + torch.rand_like(x)
         if self.how == "dropout":
@@ -147,7 +151,7 @@ class Odd(nn.Module):
         return x - x.flatten(1).mean(1)[:, None, None, None]
 
 
-@pytest.mark.parametrize("how", ["mean", "neighbour", "noise", "dropout"])
+@pytest.mark.parametrize("how", ["mean", "neighbour", "first", "before", "noise", "dropout"])
 def test_layers_that_are_no_function_of_one_image_end_the_frozen_half(how: str) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.last(self.odd(self.first(x)))  # type: ignore[no-any-return]
