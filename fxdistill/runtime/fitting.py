@@ -85,10 +85,12 @@ def fits(
     except InputError:
         raise
     except Exception as cause:
-        shape = "x".join(map(str, input_shape))
+        shape, hint = "x".join(map(str, input_shape)), "use data of the size and channels that the model was made for"
+        if others := {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}:
+            named = " and ".join(sorted(str(one).removeprefix("torch.") for one in others))
+            hint = f"images are float32 and weights of it {named}: write it anew, fxdistill.save(model.float(), …)"
         raise ModelError(
-            f"the model cannot take a batch of {shape}: {cause}", where=f"data {spec}",
-            hint="use data of the size and channels that the model was made for",
+            f"the model cannot take a batch of {shape}: {cause}", where=f"data {spec}", hint=hint
         ) from cause  # fmt: skip
 
     outputs.refuse_lists(output, where=f"{type(module).__name__}, data {spec}")

@@ -39,6 +39,11 @@ def test_a_model_is_tried_on_its_own_device(tmp_path: Path) -> None:
     assert model.devices == ["meta", "meta"]
 
 
+def test_a_model_in_another_precision_than_images_is_told_so() -> None:
+    with pytest.raises(fxdistill.InputError, match="float32 and weights of it bfloat16: write it anew"):
+        fxdistill.evaluate(net().bfloat16(), "digits", input_shape=(1, 1, 8, 8))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_module_on_cuda_is_evaluated_there() -> None:
