@@ -5,9 +5,9 @@
     python -m benchmarks.deploy --table
 
 A setting is data and a network; an arm is a way to a network of half its multiply-accumulates, by the magnitudes of the
-weights: ``fxdistill shrink --macs 0.5`` with each ranking, and by Torch-Pruning's measure of a channel instead of the
-L1 norm of its filters; ``--keep`` with the largest share that costs no more; and Torch-Pruning's magnitude pruner over
-all layers together and isomorphic, its ratio chosen in the same way and no layer
+weights: ``fxdistill shrink --macs 0.5 --round-to 1`` with each ranking, in multiples of 8, and by Torch-Pruning's
+measure of a channel instead of the L1 norm of its filters; ``--keep`` with the largest share that costs no more; and
+Torch-Pruning's magnitude pruner over all layers together and isomorphic, its ratio chosen in the same way and no layer
 below a tenth. All arms are then trained alike: 3 epochs on the same 10,000 random images, SGD with Nesterov's momentum,
 half a cosine from 0.02, random crops and flips. The figures are those of the last epoch on 2,000 random test images,
 and nothing is chosen by them. The network they are cut out of is trained for 12 epochs on the same images; a seed is

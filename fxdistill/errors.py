@@ -76,6 +76,10 @@ class PairingError(InputError):
     """A pin, a forbidden pair or a width that cannot be had."""
 
 
+class BudgetError(InputError):
+    """A budget that no widths meet, of those that may be had."""
+
+
 class RunDirError(InputError):
     """A run directory holds another run, or not what it should."""
 

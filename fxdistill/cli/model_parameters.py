@@ -135,7 +135,11 @@ By = Annotated[
 ]
 RoundTo = Annotated[
     int | None,
-    typer.Option("--round-to", min=1, help="Widths become multiples of this. Default: 1, with --latency 8."),
+    typer.Option(
+        "--round-to",
+        min=1,
+        help="Widths become multiples of this. Default: 8 with a budget, or 4, 2, 1 where that is too coarse; else 1.",
+    ),
 ]
 Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
 Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]

@@ -88,8 +88,8 @@ class ShrunkResult:
 def shrink_model(
     module: nn.Module, *, input_shape: Shape, keep: float | None = None, limits: Sequence[Limit] = (),
     ranking: Ranking | None = None, floor: float | None = None, scopes: Sequence[tuple[str, float]] = (),
-    widths: Sequence[tuple[str, int]] = (), criterion: str = "l1", round_to: int = 1, protect: Sequence[str] = (),
-    only: Sequence[str] = (),
+    widths: Sequence[tuple[str, int]] = (), criterion: str = "l1", round_to: int | None = 1,
+    protect: Sequence[str] = (), only: Sequence[str] = (),
     batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy, seed: int = 0,
     before: Sequence[tuple[str, int]] = (), timing: Timing | None = None,
     entry: str = "", passes: PassManager | None = None,
@@ -107,7 +107,7 @@ def shrink_model(
         scopes: Parts with a share of their own, (module or node path, share to keep); 1 keeps all of it.
         widths: Wanted widths of taps, (node path, channels); without ``keep`` nothing else is removed.
         criterion: The name of one of :mod:`fxdistill.criteria`.
-        round_to: Widths become multiples of this.
+        round_to: Widths become multiples of this; None for what :class:`Thin` chooses.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune; empty for the whole model.
         batch: Images and targets for criteria that read data.

@@ -23,7 +23,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, fx
 
-from fxdistill.errors import InputError
+from fxdistill.errors import BudgetError
 from fxdistill.ir.coupling import Coupling, Layers, core, varying
 from fxdistill.ir.graph import Shape, Traced, macs_of, op_name, path_of, shape_of, weights_of
 from fxdistill.ir.layers import Layer, Timing, layers_of
@@ -98,7 +98,7 @@ def check_limit(what: What, most: int, *, least: Size | Spent, whole: Size | Spe
         floor: When it is that least, in words.
 
     Raises:
-        InputError: It is below the least, or not below the whole.
+        BudgetError: It is below the least, or not below the whole.
     """
     least_, whole_ = getattr(least, what), getattr(whole, what)
     if least_ <= most < whole_:
@@ -113,7 +113,7 @@ def check_limit(what: What, most: int, *, least: Size | Spent, whole: Size | Spe
         if least_ < whole_
         else "nothing of it can be removed"
     )
-    raise InputError(why, where=where, hint=hint)
+    raise BudgetError(why, where=where, hint=hint)
 
 
 def told(what: What, amount: int, *, unit: bool = True) -> str:

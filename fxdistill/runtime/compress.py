@@ -54,7 +54,8 @@ def compress(
         floor: The least share of a layer.
         scopes: Parts with a share of their own.
         by: Importance of a channel, by name.
-        round_to: Widths become multiples of this; None for 1, and with a latency for 8.
+        round_to: Widths become multiples of this; None for 1 with ``keep``, 8 with a latency, and with a budget 8, or
+            4, 2 or 1 where layers are narrow or no such widths meet it.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune.
         factory: The factory of a file that is a state dict.

@@ -51,7 +51,8 @@ def shrink(
         floor: The least share of its channels that a layer keeps; None for 0 with ``keep``, 0.1 with a budget.
         scopes: Parts with a share of their own, by module or node path; 1 keeps all of it.
         by: Importance of a channel, by name.
-        round_to: Widths become multiples of this; None for 1, and with a latency for 8.
+        round_to: Widths become multiples of this; None for 1 with ``keep``, 8 with a latency, and with a budget 8, or
+            4, 2 or 1 where layers are narrow or no such widths meet it.
         protect: Module or node paths whose channels stay.
         only: Paths of the modules to prune; empty for the whole model.
         data: A data spec, for criteria that read data.

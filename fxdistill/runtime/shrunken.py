@@ -38,7 +38,7 @@ class Wish:
         floor: The least share of its channels that a layer keeps.
         scopes: Parts with a share of their own.
         by: Importance of a channel, by name.
-        round_to: Widths become multiples of this.
+        round_to: Widths become multiples of this; None for what :class:`Thin` chooses.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune.
         seed: Seed of criteria that draw, and of the proof.
@@ -52,7 +52,7 @@ class Wish:
     floor: float | None = None
     scopes: tuple[tuple[str, float], ...] = ()
     by: str = "l1"
-    round_to: int = 1
+    round_to: int | None = None
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     seed: int = 0
@@ -66,7 +66,7 @@ def wished(
     scopes: Mapping[str, float] = MappingProxyType({}), protect: Sequence[str] = (), only: Sequence[str] = (),
     **others: Any,
 ) -> Wish:  # fmt: skip
-    """A wish, from the arguments of :func:`fxdistill.shrink`; with a latency widths are multiples of 8 unless said.
+    """A wish, from the arguments of :func:`fxdistill.shrink`.
 
     Raises:
         InputError: The latency is none, or both it and ``keep`` are given.
@@ -76,7 +76,7 @@ def wished(
         raise InputError("both --latency and --keep say how much to keep", where="--keep", hint="give one of them")
     return Wish(
         keep=keep, limits=limits_of(macs=macs, parameters=params), latency=time,
-        round_to=round_to or (1 if time is None else UNIT), scopes=tuple(scopes.items()), protect=tuple(protect),
+        round_to=round_to or (None if time is None else UNIT), scopes=tuple(scopes.items()), protect=tuple(protect),
         only=tuple(only), **others,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ sort.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxdistill.criteria import CRITERIA, importance
-from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
+from fxdistill.errors import BudgetError, InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.channels import Channels, Examples
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.cost import Cost, Limit, Size, cost_of
@@ -85,7 +86,8 @@ class Thin(Pass[ThinSource, Removal]):
             name belongs to the innermost one, and what is coupled with channels of a part to that part.
         widths: Wanted widths of taps: (node path, channels).
         criterion: The name of one of :mod:`fxdistill.criteria`.
-        round_to: The widths of the producers become multiples of this.
+        round_to: The widths of the producers become multiples of this; None for the first of 8, 4, 2 and 1 that is no
+            more than an eighth of the layers' mean width and by which a budget is met.
         protect: Module or node paths whose channels stay.
         only: Module paths; channels that are produced anywhere else stay. Empty: everywhere.
         seed: Seed of what is random in the criterion.
@@ -99,7 +101,7 @@ class Thin(Pass[ThinSource, Removal]):
     scopes: tuple[tuple[str, float], ...] = ()
     widths: tuple[tuple[str, int], ...] = ()
     criterion: str = "l1"
-    round_to: int = 1
+    round_to: int | None = 1
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     seed: int = 0
@@ -120,7 +122,7 @@ class Thin(Pass[ThinSource, Removal]):
                 f"both {self.limits[0].option} and {other} say how much to keep", where=other, hint="give one of them"
             )
         self._check_ranking()
-        if self.round_to < 1:
+        if self.round_to is not None and self.round_to < 1:
             raise InputError(f"widths cannot be multiples of {self.round_to}", where="round_to", hint="give 1 or more")
         for path in (*self.protect, *self.only, *(path for path, _ in self.scopes)):
             find(source.traced, path)
@@ -157,11 +159,10 @@ class Thin(Pass[ThinSource, Removal]):
         stays = Stays(source.traced, source.coupling, self.protect, self.only)
         wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
         channels = Channels(source.traced, coupling, batch=source.batch, seed=self.seed, loss=source.loss)
-        blocks = self._blocks(stays, {class_id for width in wanted for class_id in width.classes})
-        if not blocks:
+        if not blocks_of(stays):
             raise nothing(stays)
         scores = importance(self.criterion, channels)
-        selection, size = self._selected(source, blocks, wanted, scores, stays)
+        selection, size = self._chosen(source, wanted, scores, stays)
         removed = selection.removed
         if not removed:
             raise nothing(stays)
@@ -206,14 +207,14 @@ class Thin(Pass[ThinSource, Removal]):
     def _cost(self, source: ThinSource, free: Sequence[int]) -> Cost:
         return cost_of(source.traced, source.coupling, free, unread=source.unread, timing=source.timing)
 
-    def _blocks(self, stays: Stays, named: set[int]) -> list[Block]:
+    def _blocks(self, stays: Stays, named: set[int], multiple: int) -> list[Block]:
         """The blocks; with a target where the share of a part, or that nothing asks for them, decides on it."""
         found, unused, before = [], dict(self.scopes), dict(self.before)
         scopes = sorted(self.scopes, key=lambda one: (-one[0].count("."), -one[1]))  # the innermost first
         for key, members in blocks_of(stays).items():
             times = max(count for _, count in key)
             grown = max(before.get(layer_of(name), 0) / len(stays.producers[name]) for name, _ in key)
-            step = self.round_to // math.gcd(self.round_to, times)
+            step = multiple // math.gcd(multiple, times)
             block = Block(tuple(members), step, None, round(max(1.0, grown) * len(members)))
             reached = [path for path, _ in scopes if any(within(name, path) for name, _ in key)]
             for path in reached:
@@ -228,6 +229,23 @@ class Thin(Pass[ThinSource, Removal]):
             hint = "name a module that makes channels which can be removed"
             raise InputError(f"nothing that can be removed is made by '{idle}'", where="--scope", hint=hint)
         return found
+
+    def _chosen(
+        self, source: ThinSource, wanted: Sequence[Width], scores: Tensor, stays: Stays
+    ) -> tuple[Selection, Size | None]:
+        """What goes, by the largest multiple of widths that meets the budget."""
+        named = {class_id for width in wanted for class_id in width.classes}
+        multiples = [self.round_to] if self.round_to else [1]
+        if not self.round_to and self.limits:
+            mean = statistics.fmean(map(len, blocks_of(stays).values()))
+            multiples = [m for m in _MULTIPLES if m <= max(1.0, mean * _MOVED)]
+        while True:
+            blocks = self._blocks(stays, named, multiples.pop(0))
+            try:
+                return self._selected(source, blocks, wanted, scores, stays)
+            except BudgetError:
+                if not multiples:
+                    raise
 
     def _selected(
         self, source: ThinSource, blocks: Sequence[Block], wanted: Sequence[Width], scores: Tensor, stays: Stays
@@ -246,6 +264,10 @@ class Thin(Pass[ThinSource, Removal]):
         return search.selected(search.targets(self.keep or 0.0), wanted), None
 
 
+_MULTIPLES = (8, 4, 2, 1)
+"""Kernels are made for widths that are multiples of 8."""
+_MOVED = 1 / 8
+"""The largest multiple as a share of a layer's mean width: rounding moves that by a sixteenth at most."""
 _FLOOR = 0.1
 """The least share of its channels that a layer keeps under a budget."""
 

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from fxdistill.errors import InputError
+from fxdistill.errors import BudgetError
 from fxdistill.ir.cost import Cost, Limit, Spent, check_limit, told
 from fxdistill.ir.coupling import Coupling
 from fxdistill.passes.thin.selection import Block, Memory, Selection, Width, select
@@ -112,13 +112,13 @@ class Search:
         """The selection that costs as much as it may, within :data:`TOLERANCE` of the budget that is met first.
 
         Raises:
-            InputError: A budget is below the least or above the most that can be had, or nothing comes near to it.
+            BudgetError: A budget is below the least or above the most that can be had, or nothing comes near to it.
         """
         own, least = cost.spent_without(()), self._costs(self.targets(0.0), cost)
         if least == own:
-            raise InputError(
+            raise BudgetError(
                 "no channel would be removed: no layer may have fewer than it has", where=limits[0].option,
-                hint="lower --round-to or --floor, or give parts a smaller --scope",
+                hint=f"{self._or_multiples('lower --floor')}, or give parts a smaller --scope",
             )  # fmt: skip
         caps = (min((n.most(own) for n in limits if n.what == what), default=math.inf) for what in Spent._fields)
         most = Spent(*caps)  # type: ignore[arg-type]
@@ -126,9 +126,11 @@ class Search:
             floor = "with the fewest channels that a layer may have"
             check_limit(limit.what, limit.most(own), least=least, whole=own, where=limit.option, floor=floor)
         if _share(self._costs(self.targets(1.0), cost), most) <= 1:
-            raise InputError(
-                "what is said of single parts leaves less than the budget already", where=limits[0].option,
-                hint="leave the budget out, or give those parts more",
+            parts = "what is said of single parts"
+            raise BudgetError(
+                f"{f'the largest multiples, or {parts}, leave' if self._coarse else f'{parts} leaves'} less than the "
+                "budget already", where=limits[0].option,
+                hint=f"{self._or_multiples('give those parts more')}, or leave the budget out",
             )  # fmt: skip
         met = self._near(self._filled(self._bisected(most, cost), most, cost), most, cost)
         if cost.timing is not None:
@@ -136,11 +138,18 @@ class Search:
         if _share(self._costs(met, cost), most) < 1 - (TOLERANCE if cost.timing is None else _LOOSE):
             found = self._costs(met, cost)
             near = " and ".join(told(limit.what, getattr(found, limit.what)) for limit in limits)
-            raise InputError(
+            raise BudgetError(
                 f"no widths come within {TOLERANCE:.0%} of the budget: the nearest below it have {near}",
-                where=limits[0].option, hint="give that, a smaller --round-to, or another --floor",
+                where=limits[0].option, hint=f"give that, or {self._or_multiples('another --floor')}",
             )  # fmt: skip
         return self.selected(met), self._costs(met, cost)
+
+    @property
+    def _coarse(self) -> bool:
+        return any(block.step > 1 for block in self.blocks)
+
+    def _or_multiples(self, hint: str) -> str:
+        return f"lower --round-to, {hint}" if self._coarse else hint
 
     def _costs(self, targets: Targets, cost: Cost) -> Spent:
         if targets not in self._sizes:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.shrink_model import shrink_model
-from fxdistill.errors import InputError, InvariantError
+from fxdistill.errors import BudgetError, InputError, InvariantError
 from fxdistill.ir.cost import Limit, Size, limits_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Removal, Thin, ThinSource
@@ -205,6 +205,22 @@ def test_widths_are_multiples_under_a_budget() -> None:
         thin(model, limits=limits_of(macs=0.6), round_to=32, floor=0.0)
 
 
+@pytest.mark.parametrize(
+    ("width", "share", "multiple", "refused"),
+    [(64, 0.5, 8, ()), (24, 0.7, 4, ()), (24, 0.9, 2, (4,)), (12, 0.9, 1, (2,))],
+)
+def test_without_a_word_widths_are_the_largest_multiples_that_meet_a_budget(
+    width: int, share: float, multiple: int, refused: tuple[int, ...]
+) -> None:
+    """Of those up to an eighth of the mean width, which is one and a half times the stem's."""
+    model, limits = Basic(width).eval(), limits_of(macs=share)
+    assert thin(model, limits=limits, round_to=None) == thin(model, limits=limits, round_to=multiple)
+    for coarser in refused:
+        with pytest.raises(BudgetError):
+            thin(model, limits=limits, round_to=coarser)
+    assert thin(model, keep=0.7, round_to=None) == thin(model, keep=0.7)
+
+
 def test_a_part_has_a_share_of_its_own() -> None:
     model = made()
     widths = thin(model, limits=limits_of(macs=0.6), scopes=(("inner", 0.25), ("stem", 1.0))).widths
@@ -233,7 +249,7 @@ def test_a_part_has_a_share_of_its_own() -> None:
         ({"limits": limits_of(macs=0.5), "keep": 0.5}, "both --macs and --keep say how much to keep"),
         ({"limits": limits_of(macs=0.5), "widths": (("stem", 4),)}, "both --macs and widths"),
         ({"limits": limits_of(macs=0.5), "round_to": 64}, "no layer may have fewer than it has"),
-        ({"limits": limits_of(parameters=0.5), "floor": 0.99}, "to do: lower --round-to or --floor"),
+        ({"limits": limits_of(parameters=0.5), "floor": 0.99}, "to do: lower --floor, or"),
         ({"limits": limits_of(macs=0.9), "scopes": (("deep", 0.1), ("inner", 0.1))}, "leaves less than the budget"),
         ({"scopes": (("head", 0.5),)}, "nothing that can be removed is made by 'head'"),
         ({"scopes": (("inner", 1.5),)}, "the share of 'inner' to keep is 1.5"),

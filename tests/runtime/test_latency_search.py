@@ -164,7 +164,7 @@ def test_shrink_and_compress_take_a_latency(tmp_path: Path, monkeypatch: pytest.
     assert made.confirmed is not None
     assert abs(made.confirmed.share / 0.6 - 1) <= 0.02
     assert shrunken.wished(latency=0.6).round_to == 8
-    assert shrunken.wished().round_to == 1
+    assert shrunken.wished().round_to is None
 
 
 def test_steps_meet_a_time_of_the_original_and_measure_each_layer_once(
