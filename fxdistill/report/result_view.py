@@ -2,12 +2,11 @@
 
 import statistics
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import CONTROL, Plan
@@ -15,12 +14,15 @@ from fxdistill.plan.members import Hardened, Masked
 from fxdistill.report.layout import Line, Table, count, diagnostics_view, points, spread
 from fxdistill.tasks import TASKS, Task
 
+if TYPE_CHECKING:
+    from fxdistill.compiler.shrink_model import ShrunkResult
+
 Row = tuple[str, ...]
 _NOTHING = "-"
 """The value of a metric where the test images have no labels to measure it by."""
 
 
-def shrunk_view(shrunk: ShrunkResult) -> RenderableType:
+def shrunk_view(shrunk: "ShrunkResult") -> RenderableType:
     """What shrinking did: widths, sizes, the proof, and what stayed."""
     changed = {path: widths for path, widths in shrunk.widths.items() if widths[0] != widths[1]}
     longest = max(map(len, changed), default=0)
@@ -30,7 +32,7 @@ def shrunk_view(shrunk: ShrunkResult) -> RenderableType:
     return Group(*layers, Text(), *sizes_lines(shrunk), *diagnostics_view(shrunk.diagnostics))
 
 
-def sizes_lines(shrunk: ShrunkResult) -> tuple[Line, ...]:
+def sizes_lines(shrunk: "ShrunkResult") -> tuple[Line, ...]:
     """What shrinking left of the size, and the proof."""
     before, after, proof = shrunk.before, shrunk.after, shrunk.proof
     pairs = {"parameters": (before.parameters, after.parameters), "MACs": (before.macs, after.macs)}

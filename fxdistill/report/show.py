@@ -1,6 +1,7 @@
 """A plan or a run again, as people read it."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -10,8 +11,6 @@ from fxdistill.plan.file import load
 from fxdistill.report.kept_view import kept_lines
 from fxdistill.report.plan_view import plan_view
 from fxdistill.report.result_view import result_view
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.inspection import inspect
 
 
 def view(path: Path) -> RenderableType:
@@ -22,7 +21,7 @@ def view(path: Path) -> RenderableType:
     """
     if not path.is_dir():
         return plan_view(load(path))
-    plan, result, records, _ = inspect(RunDir.existing(path))
+    plan, result, records = _run(path)
     incomplete = "this run is not complete: continue it with --resume"
     reached = result_view(plan, result) if result else Text(incomplete)
     return Group(plan_view(plan), Text(), reached, *kept_lines(plan, records))
@@ -30,8 +29,16 @@ def view(path: Path) -> RenderableType:
 
 def moved(run: Path) -> RenderableType:
     """What the masks of a run kept while they moved; nothing of a run without masks."""
-    plan, _, records, _ = inspect(RunDir.existing(run))
+    plan, _, records = _run(run)
     return Group(*kept_lines(plan, records))
+
+
+def _run(path: Path) -> tuple[Plan, dict[str, Any] | None, list[dict[str, Any]]]:
+    from fxdistill.runtime.directory import RunDir  # noqa: PLC0415  # slow to import, and a plan's file needs neither
+    from fxdistill.runtime.inspection import inspect  # noqa: PLC0415
+
+    plan, result, records, _ = inspect(RunDir.existing(path))
+    return plan, result, records
 
 
 def show(what: str | Path | Plan, *, width: int = 100) -> str:
