@@ -69,6 +69,8 @@ def _parsed() -> Iterator[None]:
         what = error.format_message().rstrip(".")
         known = InputError(what[:1].lower() + what[1:], where=command, hint=f"see `{command} --help`")
         raise failed(str(known), known.exit_code) from None
+    except FxdistillError as error:  # of what a parameter stands for
+        raise failed(str(error), error.exit_code) from None
 
 
 class _Asked(KeyboardInterrupt):

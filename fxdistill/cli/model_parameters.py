@@ -8,6 +8,7 @@ import typer
 
 from fxdistill.cli.help import names
 from fxdistill.cli.parameters import EACH_OF, OUTPUT_OF, RUN_OR_MODEL
+from fxdistill.cli.values import there
 
 Calibration = StrEnum("Calibration", {"minmax": "minmax", "entropy": "entropy", "percentile": "percentile"})
 
@@ -28,15 +29,18 @@ Top = Annotated[
 ]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Measure each class by itself as well.")]
 _SIDE = f"{RUN_OR_MODEL} Or an ONNX file."
-First = Annotated[str, typer.Argument(metavar="A", help=_SIDE)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Another one, held against the first.")]
+First = Annotated[str, typer.Argument(metavar="A", help=_SIDE, callback=there)]
+Second = Annotated[str, typer.Argument(metavar="B", help="Another one, held against the first.", callback=there)]
 Widest = Annotated[
     int, typer.Option("--images", min=0, metavar="N", help="How many images to name on which they differ most.")
 ]
 Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
 ]
-Models = Annotated[list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{RUN_OR_MODEL} Or an ONNX file.")]
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{RUN_OR_MODEL} Or an ONNX file.", callback=there),
+]
 Batches = Annotated[
     list[int], typer.Option("--batch", min=1, max=1 << 20, metavar="N", help="Images a run; repeatable.")
 ]

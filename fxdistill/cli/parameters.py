@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fxdistill.cli.help import names, version
+from fxdistill.cli.values import there
 
 _MODEL = "A .pt file, or a factory such as torchvision.models:resnet18?num_classes=10."
 RUN_OR_MODEL = f"A run directory. {_MODEL}"
@@ -38,9 +39,12 @@ Version = Annotated[
 ]
 
 # models
-Model = Annotated[str, typer.Argument(help=_MODEL)]
-Student = Annotated[str | None, typer.Argument(metavar="[STUDENT]", help=f"{_MODEL} None for --method cascade.")]
-RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=RUN_OR_MODEL)]
+Model = Annotated[str, typer.Argument(help=_MODEL, callback=there)]
+Student = Annotated[
+    str | None,
+    typer.Argument(metavar="[STUDENT]", help=f"{_MODEL} None for --method cascade.", callback=there),
+]
+RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=RUN_OR_MODEL, callback=there)]
 Factory = Annotated[str | None, typer.Option("--factory", help=_FACTORY.format(""))]
 Argument = Annotated[list[str], typer.Option("--arg", help=_ARGUMENT)]
 Entry = Annotated[str | None, typer.Option("--entry", help=_ENTRY.format(""))]
@@ -161,7 +165,10 @@ HintsAlone = Annotated[
 Via = Annotated[
     str | None,
     typer.Option(
-        "--via", metavar="auto|MODEL", help="An assistant between the two: one for the gap, if that is large; or yours."
+        "--via",
+        metavar="auto|MODEL",
+        callback=there,
+        help="An assistant between the two: one for the gap, if that is large; or yours.",
     ),
 ]
 ViaEpochs = Annotated[

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import typer
+
 from fxdistill import files
 from fxdistill.errors import InputError
+from fxdistill.modelfiles import source
 
 if TYPE_CHECKING:
     from fxdistill.measure.onnx_reduced import Precision
@@ -228,6 +231,18 @@ def run_directory(plan: Path, output: Path | None) -> tuple[Path, Path]:
     return plan, output or (plan.parent if held else Path("run"))
 
 
+def there(context: typer.Context, value: Any) -> Any:
+    """The value of a parameter that names models or runs, which have to be there: told before anything is imported.
+
+    Raises:
+        ModelError: One is not.
+    """
+    for text in (value or ()) if isinstance(value, list | tuple) else (value,):
+        if isinstance(text, str) and text != "auto" and not context.resilient_parsing:
+            source.check_there(text)
+    return value
+
+
 @dataclass(frozen=True)
 class Named:
     """A model as the command line names it.
@@ -260,10 +275,9 @@ def model(named: Named, *, seed: int, allow: Sequence[str], trust_code: bool) ->
         ModelError: Whatever is wrong with it.
     """
     from fxdistill.modelfiles.load import load  # slow to import
-    from fxdistill.modelfiles.source import parse_source  # slow to import
 
-    source = parse_source(
+    found = source.parse_source(
         named.text or "", factory=named.factory, args=named.args, trust_code=trust_code, allow=allow,
         option=named.option, entry=named.entry,
     )  # fmt: skip
-    return load(source, seed=seed)
+    return load(found, seed=seed)

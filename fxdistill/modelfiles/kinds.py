@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from fxdistill import container, files
 from fxdistill.errors import ModelError
-from fxdistill.modelfiles import inert, registered
+from fxdistill.modelfiles import inert
 from fxdistill.modelfiles.factories import working_directory_importable
+from fxdistill.modelfiles.source import missing
 
 Kind = Literal["bundle", "torch", "export", "safetensors"]
 _LARGEST_EXPANSION = 2  # times the size of the file: what torch writes is not compressed
@@ -93,24 +94,13 @@ def kind_of(path: Path, *, option: str = "") -> Kind:
     raise ModelError(what, where=str(path), hint=hint)
 
 
-def _registers(module: str, name: str) -> bool:
-    try:
-        return name.isidentifier() and registered.find(module, name) is not None
-    except ModelError:  # the library is not there
-        return False
-
-
 def _head(path: Path) -> bytes:
     where = str(path)
     try:
         with path.open("rb") as file:
             return file.read(512)
     except FileNotFoundError as cause:
-        named = [f"{module}:{where}" for module in ("torchvision.models", "timm") if _registers(module, where)]
-        hint = f"for the model of that name give {' or '.join(named)}" if named else (
-            "check the path; a factory is written MODULE:FUNCTION, such as torchvision.models:resnet18"
-        )  # fmt: skip
-        raise ModelError("there is no such file", where=where, hint=hint) from cause
+        raise missing(where) from cause
     except IsADirectoryError as cause:
         raise ModelError("this is a folder, not a model", where=where, hint="name the file in it") from cause
     except OSError as cause:

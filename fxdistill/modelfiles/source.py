@@ -91,6 +91,36 @@ def parse_source(
     )  # fmt: skip
 
 
+def check_there(text: str) -> None:
+    """Refuse a model argument that is no factory and names nothing that is there; nothing is imported to say so.
+
+    Raises:
+        ModelError: It is so.
+    """
+    if not _FACTORY.fullmatch(text) and not files.is_there(text):
+        raise missing(text)
+
+
+def missing(where: str) -> ModelError:
+    """What to say of a file that is not there: it may be the bare name of a registered model."""
+    named = [f"{module}:{where}" for module in ("torchvision.models", "timm") if _registers(module, where)]
+    hint = f"for the model of that name give {' or '.join(named)}" if named else (
+        "check the path; a factory is written MODULE:FUNCTION, such as torchvision.models:resnet18"
+    )  # fmt: skip
+    return ModelError("there is no such file", where=where, hint=hint)
+
+
+def _registers(module: str, name: str) -> bool:
+    if not name.isidentifier():
+        return False
+    from fxdistill.modelfiles import registered  # noqa: PLC0415  # imports the library
+
+    try:
+        return registered.find(module, name) is not None
+    except ModelError:  # the library is not there
+        return False
+
+
 def module_and_function(factory: str, *, error: type[InputError] = ModelError) -> tuple[str, str]:
     """The two parts of a plain factory.
 
