@@ -144,7 +144,7 @@ class Coupling:
         if found is None:
             return ()
         dim, labels = found
-        return tuple(core(labels).movedim(dim, 0).flatten().tolist())
+        return tuple(core(labels).movedim(dim, 0).flatten(1)[:, 0].tolist())  # the same wherever it is
 
     def parameter_labels(self, name: str) -> dict[int, Tensor]:
         """For each coupled dimension of a parameter or buffer: class ids, in the parameter's shape (compact).

@@ -2,6 +2,7 @@
 
 import shlex
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -32,7 +33,10 @@ def given(parameter: Any, kind: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["run", "compress", "shrink", "plan"])
-def test_every_option_comes_back(name: str) -> None:
+def test_every_option_comes_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for named in ("a b.pt", "it's; $HOME"):  # models have to be there
+        Path(named).touch()
     arguments = [one for one in _PROGRAM.commands[name].params if one.param_type_name == "argument"]
     options = [one for one in _PROGRAM.commands[name].params if one not in arguments and one.name != "help"]
     kinds = get_type_hints(_PROGRAM.commands[name].callback)
@@ -46,7 +50,9 @@ def test_every_option_comes_back(name: str) -> None:
     assert not {*left_out.opts} & {*again.options(context, without={left_out.name})}
 
 
-def test_what_was_not_given_is_not_told() -> None:
+def test_what_was_not_given_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.pt").touch()
     told = again.whole(context_of("compress", ["m.pt", "--data", "digits", "--seed", "0"]))
     assert told == "fxdistill compress m.pt --data digits --seed 0"
     assert again.options(context_of("run", ["plan.json", "--save-every", "30"])) == ["--save-every", "30"]

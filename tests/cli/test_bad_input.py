@@ -423,7 +423,7 @@ def test_eval_and_export(folder: Path) -> None:
     assert "10" in refused(folder, "eval", f"{CONVNET}&classes=7", "--data", "digits")
     assert "opset" in refused(folder, "export", "teacher.pt", "--opset", "3")
     for name in ("x.pt", "teacher.pt", "plan.json", "x"):
-        assert "is not the name of an ONNX file" in refused(folder, "export", "not-there.pt", "-o", name)
+        assert "is not the name of an ONNX file" in refused(folder, "export", "student.pt", "-o", name)
     assert "(1, 3, 8, 8)" in refused(folder, "export", "teacher.pt", "--input", "1x3x8x8")
 
 

@@ -187,6 +187,8 @@ def test_pixel_shuffle_and_unshuffle(rung):
     c = couple(forward, rung=rung, a=conv(3, 8), b=conv(2, 3), c=conv(12, 2))
     a, b = ids(c, "a.weight"), ids(c, "b.weight")
     assert a == [a[0]] * 4 + [a[4]] * 4
+    shuffled = next(path for path in c.values if "shuffle" in path and c.channel_dim(path) is not None)
+    assert c.classes(shuffled) == (a[0], a[4])  # one for each channel, wherever
     assert ids(c, "b.weight", 1) == [a[0], a[4]]
     assert ids(c, "c.weight", 1) == [i for i in b for _ in range(4)]
     assert free(c, a + b)
