@@ -118,13 +118,14 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     ("args", "said"),
     [
         (["run", "none.json"], "the plan cannot be read"),
-        (["plan", "a.pt", "b.pt", "--method", "magic"], "there is no method named 'magic'"),
-        (["plan", "a.pt", "b.pt", "--task", "tracking"], "there is no task named 'tracking'"),
-        (["plan", "a.pt", "b.pt", "--criterion", "l7"], "there is no criterion named 'l7'"),
-        (["plan", "a.pt", "b.pt", "--print-after", "train"], "has no pass named 'train'"),
-        (["compress", "a.pt", "--data", "d", "--method", "magic"], "there is no method named 'magic'"),
-        (["shrink", "a.pt", "--keep", "0.5", "--by", "l7"], "there is no criterion named 'l7'"),
-        (["shrink", "a.pt", "--macs", "0.5", "--device", "cuda"], "there is one step alone, and no training"),
+        (["plan", "m:a", "b.pt"], "there is no such file\n  where: b.pt"),
+        (["plan", "m:a", "m:b", "--method", "magic"], "there is no method named 'magic'"),
+        (["plan", "m:a", "m:b", "--task", "tracking"], "there is no task named 'tracking'"),
+        (["plan", "m:a", "m:b", "--criterion", "l7"], "there is no criterion named 'l7'"),
+        (["plan", "m:a", "m:b", "--print-after", "train"], "has no pass named 'train'"),
+        (["compress", "m:a", "--data", "d", "--method", "magic"], "there is no method named 'magic'"),
+        (["shrink", "m:a", "--keep", "0.5", "--by", "l7"], "there is no criterion named 'l7'"),
+        (["shrink", "m:a", "--macs", "0.5", "--device", "cuda"], "there is one step alone, and no training"),
     ],
 )
 def test_mistakes_are_answered_without_anything_heavy(args: list[str], said: str) -> None:

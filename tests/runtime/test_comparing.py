@@ -270,7 +270,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     for words, what in (
         ((teacher, teacher, "--data", "digits"), "named twice"),
         ((teacher, teacher, "--data", "digits", "--size", "8"), "named twice"),
-        ((teacher, "x.pt", "--data", "digits", "--size", "c=8"), "write a= or b= before the value"),
+        ((teacher, "m:x", "--data", "digits", "--size", "c=8"), "write a= or b= before the value"),
         (
             (teacher, str(runs.finished()), "--factory", "b=fxdistill.models:resnet"),
             "a run says itself what its models are",
