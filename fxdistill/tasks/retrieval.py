@@ -35,6 +35,7 @@ class Retrieval(Task):
     primary = "mAP"
     of_class = "mAP"
     embeds = True
+    default_main = "pkt"
     ranks_train = True
     agreement_name = "agreement of nearest neighbours"
     collapsed = "the same embedding for every image"

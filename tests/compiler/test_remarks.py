@@ -138,6 +138,7 @@ def test_in_retrieval_the_embedding_is_compared_with_all_that_makes_it() -> None
     plan = planned(method="indistill+pkt", task="retrieval")
     assert said(plan, "not-taught") == []
     assert [term.pair for term in plan.arms[0].stages[-1].losses] == [None]
+    assert planned(method="indistill", task="retrieval").arms[0].stages == plan.arms[0].stages  # without a word
 
 
 def test_frozen_parameters_are_another_remark() -> None:
