@@ -349,6 +349,8 @@ class Halves:
                 return "rows that were kept have another shape than what the frozen half computes"
             if same(value, rows[name]):
                 continue
+            if not value.is_floating_point():
+                return "rows that were kept differ from what the frozen half computes"
             error = float((value.double() - rows[name].double()).abs().max() / value.double().abs().max().clamp(1e-30))
             tolerance = _TOLERANCE[torch.float16 if self.half and value.dtype == torch.float32 else value.dtype]
             if not error <= tolerance:

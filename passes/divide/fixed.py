@@ -2,13 +2,13 @@
 
 First by what is known: of a node, its inputs have to be fixed, it belongs to a frozen member (a view, a tap or an
 adapter of its values among them), it runs in eval mode, reads no memory that training writes to, and is none of the
-scales that look at a whole batch. Then by what it does: the nodes run side by side on some images and on a few of these
-alone, the last ones backwards, and a value has to be the same of both.
+scales that look at a whole batch. Then by what it does: the nodes run side by side on some images and on two times a
+few of these alone, the last ones backwards and the first ones, and a value has to be the same of all.
 
-    f(x)[i]  =  f(x[i]),  i = N - 1, N - 2, …          along whichever dimension grows with the batch
+    f(x)[i]  =  f(x[i]),  i = N - 1, N - 2, …  and  i = 0, 1, …          along whichever dimension grows with the batch
 
-A value that another image changes fails that, be it the one before (a sum along the batch) or the first one, as one
-does that is drawn anew.
+A value that another image changes fails that, be it the one before (a sum along the batch), the first one or the one
+with the largest value of all (which cannot be among both few), as one does that is drawn anew.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from fxdistill.ir.adapters import batch_normalized, standardized
 from fxdistill.ir.graph import memory, submodule, written
 from fxdistill.ir.program import Program
-from fxdistill.ir.running import attributes_kept, buffers_kept, full_precision, same
+from fxdistill.ir.running import attributes_kept, buffers_kept, full_precision, same, seeded
 
 _OF_BATCHES = (batch_normalized, standardized)
 _ROUNDING = 1e-3  # of the largest value: kernels differ with the size of a batch
@@ -114,9 +114,13 @@ def _observed(program: Program, known: set[fx.Node], images: Tensor) -> tuple[di
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(())
     module = fx.GraphModule(program, graph)
-    few = torch.arange(len(images)).flip(0)[: max(1, len(images) // 2 - 1)]
+    places, count = torch.arange(len(images)), max(1, len(images) // 2 - 1)
+    few = [places.flip(0)[:count], places[:count]]
     found: dict[fx.Node, int] = {}
-    with torch.no_grad(), full_precision(images.device), attributes_kept(module), buffers_kept(module) as before:
+    device = images.device
+    with (
+        torch.no_grad(), full_precision(device), seeded(device), attributes_kept(module), buffers_kept(module) as before
+    ):  # fmt: skip
         for node, agrees, size in _side_by_side(module, copies, images, few):
             if agrees and all(source in found for source in node.all_input_nodes):
                 found[node] = size
@@ -126,23 +130,33 @@ def _observed(program: Program, known: set[fx.Node], images: Tensor) -> tuple[di
 
 
 def _side_by_side(
-    module: fx.GraphModule, copies: dict[fx.Node, fx.Node], images: Tensor, few: Tensor
+    module: fx.GraphModule, copies: dict[fx.Node, fx.Node], images: Tensor, few: list[Tensor]
 ) -> Iterator[tuple[fx.Node, bool, int]]:
-    """Each node, whether its value for all images agrees with that for a few, and its bytes an image."""
-    runs = fx.Interpreter(module), fx.Interpreter(module)
+    """Each node, whether its value for all images agrees with those for a few, and its bytes an image."""
+    shown = [images, *(images[places] for places in few)]
+    runs = [fx.Interpreter(module) for _ in shown]
     left = {copy: len(copy.users) for copy in copies.values()}
     for node, copy in copies.items():
-        drawn = torch.random.get_rng_state()
-        for run, shown in zip(runs, (images, images[few]), strict=True):
-            run.env[copy] = {"images": shown.clone()} if copy.op == "placeholder" else run.run_node(copy)
-        one, other = (run.env[copy] for run in runs)
-        agrees = copy.op == "placeholder" or _agree(one, other, len(images), few)
-        yield node, agrees and torch.equal(drawn, torch.random.get_rng_state()), _row_bytes(one, len(images))
+        drawn = _generators(images.device)
+        for run, part in zip(runs, shown, strict=True):
+            run.env[copy] = {"images": part.clone()} if copy.op == "placeholder" else run.run_node(copy)
+        one, *others = (run.env[copy] for run in runs)
+        agrees = copy.op == "placeholder" or all(
+            _agree(one, other, len(images), places) for other, places in zip(others, few, strict=True)
+        )
+        drew = not all(map(torch.equal, drawn, _generators(images.device)))
+        yield node, agrees and not drew, _row_bytes(one, len(images))
         for source in copy.all_input_nodes:
             left[source] -= 1
             if not left[source]:
                 for run in runs:
                     del run.env[source]
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """The states of the generators that a program on a device draws from."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.random.get_rng_state(), *own]
 
 
 def _row_bytes(value: object, count: int) -> int:

@@ -16,6 +16,7 @@ what the stage's losses read from frozen members is what they read from them bef
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +26,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fxdistill.errors import InvariantError
 from fxdistill.ir.adapters import SCALES, FixedScale
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.graph import memory, scope_of, submodule, written
+from fxdistill.ir.graph import memory, op_name, scope_of, submodule, written
+from fxdistill.ir.operators import is_a
 from fxdistill.ir.program import Program, Term, fields, of_role
-from fxdistill.ir.running import example, full_precision
+from fxdistill.ir.running import buffers_kept, example, full_precision, seeded
+from fxdistill.operators import Trait
 from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_frozen, is_plain
 from fxdistill.plan.schema import Stage
 
@@ -128,24 +131,56 @@ def remove_dead(graph: fx.Graph, root: nn.Module) -> None:
     """Remove nodes that nothing needs; the inputs stay, so that every stage is called alike.
 
     A node is needed when its value is, or when it writes into memory that is read later: ``relu_(x)`` where ``x``
-    itself is used. Running statistics are a side effect only for what reads the normalised value: in a stage that
-    does not reach it, a BatchNorm would learn from features that are not trained yet.
+    itself is used, and a buffer that is needed at all, since the next call reads it. Running statistics are a side
+    effect only for what reads the normalised value: in a stage that does not reach it, a BatchNorm would learn from
+    features that are not trained yet.
     """
-    group = memory(graph, root)
+    group, buffers, again = memory(graph, root), _buffers(graph, root), set[int]()
+    while True:  # a buffer may be read in front of what writes into it
+        live = _live(graph, root, group, buffers, again)
+        read = {buffer for node in live for source in node.all_input_nodes for buffer in buffers[source]}
+        if read <= again:
+            break
+        again |= read
+    for node in reversed(list(graph.nodes)):
+        if node not in live:
+            graph.erase_node(node)
+
+
+def _live(
+    graph: fx.Graph, root: nn.Module, group: Mapping[fx.Node, int], buffers: Mapping[fx.Node, set[int]], again: set[int]
+) -> set[fx.Node]:
+    """The nodes that are needed where the next call reads some buffers; ``group``: memory that nodes share."""
     live: set[fx.Node] = set()
     read: set[int] = set()
     scopes: set[str] = set()
     for node in reversed(list(graph.nodes)):
         targets = written(node, root) if node.op not in ("placeholder", "output", "get_attr") else []
-        later = any(group[target] in read for target in targets)
+        later = any(group[target] in read or not again.isdisjoint(buffers[target]) for target in targets)
         counts = any(target.op == "get_attr" for target in targets) and scope_of(node) in scopes
         if node.op in ("placeholder", "output") or later or counts or any(user in live for user in node.users):
             live.add(node)
             read.update(group[source] for source in node.all_input_nodes)
             if any(target.op == "get_attr" for target in targets):
                 scopes.add(scope_of(node))
-        else:
-            graph.erase_node(node)
+    return live
+
+
+def _buffers(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, set[int]]:
+    """Of each node the tensors of the program, by identity, whose memory its value may be."""
+    found: dict[fx.Node, set[int]] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            owner, _, leaf = str(node.target).rpartition(".")
+            found[node] = {id(getattr(root.get_submodule(owner), leaf))}
+            continue
+        first = node.all_input_nodes[:1]
+        same = {node.all_input_nodes[position] for position in node.meta.get("shares", ())}
+        if node.op not in ("placeholder", "output"):
+            same |= set(first) & set(written(node, root))
+            same |= set(first) if is_a(op_name(node, root), Trait.VIEW) else set()
+        found[node] = {buffer for source in same for buffer in found[source]}
+    return found
 
 
 def _clean(program: Program) -> Program:
@@ -207,7 +242,8 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
     remove_dead(graph, program)
     module = fx.GraphModule(program, graph)
     images = example(program, program.meta["input_shape"]) if images is None else images
-    with torch.no_grad(), full_precision(images.device):
+    device = images.device  # a teacher may draw random numbers, and count its calls
+    with torch.no_grad(), full_precision(device), buffers_kept(program), seeded(device):
         values: dict[str, Tensor] = module({"images": images})
     return values
 

@@ -141,6 +141,8 @@ class Odd(nn.Module):
             return x - x[:1]
         if self.how == "before":
             return x.cumsum(0)
+        if self.how == "largest":
+            return x / x.amax()
         if self.how == "noise":
             return x + torch.rand_like(x)
         if self.how == "dropout":
@@ -162,6 +164,19 @@ def test_layers_that_are_no_function_of_one_image_end_the_frozen_half(how: str) 
     assert halves.frozen is not None
     assert not [node for node in halves.frozen.graph.nodes if "last" in node.name or "head" in node.name]
     torch.testing.assert_close(*(halves.frozen(BATCH)[halves.fields[0]] for _ in range(2)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("brightest", [0, 4, 7])
+def test_the_image_that_a_batch_is_scaled_by_may_be_any(brightest: int) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.odd(self.first(x))  # type: ignore[no-any-return]
+
+    images = IMAGES.clone()
+    images[brightest] *= 9
+    program = program_of(Classifier(Body({"first": conv_norm(3, 8), "odd": Odd("largest")}, forward), 8))
+    drawn = torch.random.get_rng_state()
+    assert "teacher_head" not in names(divided(program, "main", images=images))
+    assert torch.equal(torch.random.get_rng_state(), drawn)
 
 
 def test_a_layer_that_looks_at_one_image_is_divided() -> None:

@@ -240,6 +240,54 @@ def test_memory_that_others_look_at_is_not_sliced_away() -> None:
     assert torch.allclose(value, teacher.body(images)[:, [0, 5]], rtol=1e-12, atol=1e-12)
 
 
+class Centred(nn.Module):
+    """It takes away what a mean of earlier calls says, and learns that afterwards."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = x - self.mean
+        self.mean.mul_(0.9).add_(x.detach().mean((0, 2, 3), keepdim=True), alpha=0.1)
+        return value
+
+
+@pytest.mark.parametrize("centre", [0, 1])
+def test_a_buffer_that_is_read_in_front_of_what_writes_into_it_goes_on_learning(centre: int) -> None:
+    parts = [nn.Conv2d(3, 2, 3), nn.ReLU()]
+    parts.insert(1 + centre, Centred())
+    plan = planned("body", "body", (2, 8, 6, 6), (2, 2, 6, 6), kept=[0, 5])
+    made = build(plan, awake(Classifier(nn.Conv2d(3, 8, 3), 8).eval()), awake(Classifier(nn.Sequential(*parts), 2)))
+    program = specialize(made, "warm-up-1").train()
+    before = [buffer.clone() for name, buffer in program.named_buffers() if name.endswith("mean")]
+    program({"images": torch.rand(SHAPE)})
+    after = [buffer for name, buffer in program.named_buffers() if name.endswith("mean")]
+    assert [torch.equal(one, other) for one, other in zip(before, after, strict=True)] == [False]
+
+
+@pytest.mark.parametrize("how", ["dropout", "count"])
+def test_a_teacher_that_is_another_one_in_every_call_is_compared_with_itself(how: str) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.conv(x)
+        if how == "dropout":
+            return F.dropout(x, 0.5, training=True)
+        value = x * (m.calls + 1)
+        m.calls.add_(1)
+        return value
+
+    body = Body({"conv": nn.Conv2d(3, 8, 3)}, forward)
+    body.register_buffer("calls", torch.zeros(()))
+    plan = planned("body", "body", (2, 8, 6, 6), (2, 2, 6, 6), kept=[0, 5])
+    made = build(plan, awake(Classifier(body, 8).eval()), awake(Classifier(nn.Conv2d(3, 2, 3), 2)))
+    drawn, calls = torch.random.get_rng_state(), [buffer.clone() for buffer in made.buffers()]
+    specialize(made, "main")
+    assert all(map(torch.equal, calls, made.buffers()))
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> tuple[nn.Module, list[int]]:
     """A random network of 3 to 6 operations on 6 channels, some of them residual, and the channels to keep."""

@@ -249,6 +249,23 @@ def test_a_frozen_half_that_changed_is_found_out() -> None:
     assert "differ from what the frozen half computes" in said[0]
 
 
+def test_whole_numbers_that_differ_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, said = Memory(1 << 20), list[str]()
+    found = halves_over(shelf, say=said.append)
+    fresh = found.fresh
+
+    def whole(images: Tensor) -> dict[str, Tensor]:
+        return {name: value.argmax(-1) + found.report.read for name, value in fresh(images).items()}
+
+    monkeypatch.setattr(found, "fresh", whole)
+    found.tried(next(found.looks.batches(0))["images"])
+    epoch(found)
+    found.report.read = 1
+    monkeypatch.setattr(halves, "_EVERY", 1)
+    epoch(found)
+    assert "differ from what the frozen half computes" in said[0]
+
+
 def test_a_full_folder_is_no_failure(tmp_path: Path) -> None:
     said: list[str] = []
     found = halves_over(Folder(tmp_path, 1000), say=said.append)
