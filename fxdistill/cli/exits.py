@@ -108,9 +108,21 @@ def reported(*, interrupted: Callable[[], str] = lambda: "interrupted") -> Itera
             err.print(Text(interrupted()), soft_wrap=True)
         raise typer.Exit(code) from None
     except Exception as error:
-        if not (told := together.ended(error)):
+        if not (told := together.ended(error) or _without_worker(error)):
             raise
         raise failed(told, 1) from None
+
+
+def _without_worker(error: Exception) -> str:
+    """What an error says that comes of a process having ended that reads images; '' for any other error.
+
+    Torch raises it wherever the program is when that happens.
+    """
+    first = next(iter(str(error).splitlines()), "")
+    if not (isinstance(error, RuntimeError) and first.startswith("DataLoader worker")):
+        return ""
+    hint = "look whether memory, or shared memory (/dev/shm), is full; a run continues from there with --resume"
+    return str(FxdistillError(f"a process that reads images has ended: {first}", where="the data", hint=hint))
 
 
 def say(remarks: "Sequence[Diagnostic]") -> None:

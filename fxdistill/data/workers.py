@@ -2,6 +2,9 @@
 
 An error of ours passes from a worker as a value and is raised here, where it still says what, where and what to do.
 Raised in the worker, torch would make another one from the text of the worker's traceback alone.
+
+Whoever asks a whole group of processes to end (a terminal, ``timeout``) does not ask workers: the process that they
+read for finishes what it has in hand, needs them for that, and ends them.
 """
 
 import os
@@ -36,6 +39,12 @@ class _Guarded:
             return error
 
 
+def _grouped_apart(_worker: int) -> None:
+    """In a worker: be no part of the group of the process that it reads for."""
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
+
+
 def _collated(items: list[Tensor | FxdistillError]) -> Any:
     return next((item for item in items if isinstance(item, FxdistillError)), None) or default_collate(items)
 
@@ -50,6 +59,7 @@ def read_ahead(images: Readable, batches: Sequence[Tensor], *, workers: int | No
 
     Raises:
         FxdistillError: What reading an image raised.
+        RuntimeError: A worker was ended from outside. It can come up wherever the program is then.
     """
     # the loader draws from a generator even where it has nothing to draw: not from the global one
     loader: Any = DataLoader(
@@ -58,6 +68,7 @@ def read_ahead(images: Readable, batches: Sequence[Tensor], *, workers: int | No
         num_workers=min(_MOST_WORKERS, (os.cpu_count() or 1) - 1) if workers is None else workers,
         collate_fn=_collated,
         generator=torch.Generator(),
+        worker_init_fn=_grouped_apart,
     )
     for found in loader:
         if isinstance(found, FxdistillError):

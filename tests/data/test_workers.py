@@ -1,13 +1,16 @@
 """Reading ahead in processes: what was read is what is asked for, and errors arrive whole."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch import Tensor
 
+from fxdistill.cli.exits import reported
 from fxdistill.data.batches import batches
 from fxdistill.data.sources._images import Folder
 from fxdistill.data.workers import read_ahead
@@ -88,3 +91,26 @@ def test_images_that_pillow_refuses_in_other_ways(tmp_path: Path, monkeypatch: p
     with pytest.raises(DataError, match="the image cannot be read") as caught:
         list(read_ahead(images, [torch.tensor([0])], workers=1))
     assert caught.value.where == str(file)
+
+
+class Groups:
+    """Image i is the group of the process that reads it; image 1 ends that."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor([[[os.getpgrp()]]])
+
+
+def test_a_worker_is_not_asked_to_end_with_the_group() -> None:
+    (found,) = read_ahead(Groups(), [torch.tensor([0])], workers=1)
+    assert int(found) != os.getpgrp()
+
+
+def test_a_worker_that_was_ended_is_told_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, reported():
+        list(read_ahead(Groups(), [torch.tensor([1])], workers=1))
+    assert ended.value.exit_code == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("error: a process that reads images has ended: DataLoader worker")
+    assert "--resume" in said
