@@ -158,7 +158,7 @@ def _carry_out(commands: dict[int, list[str]], jobs: int, settings: Settings, sa
     with stopping.deferred() as request, _ended() as running:
 
         def told(line: str) -> None:
-            if not request.made:  # what each says of how to go on is not how to go on with all
+            if not (request.made or failed):  # what each says of how to go on is not how to go on with all
                 say(line)
 
         while True:

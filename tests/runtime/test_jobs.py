@@ -250,7 +250,7 @@ def test_options_that_do_not_go_with_it(tmp_path: Path, option: str) -> None:
 
 _CHILD = """
 import signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted"))
 signal.signal(signal.SIGINT, lambda *_: sys.exit(4))
 print(time.monotonic(), file=sys.stderr, flush=True)
 time.sleep({seconds})
@@ -280,11 +280,12 @@ def test_no_more_at_once_than_are_wanted(most: int) -> None:
     assert (said[1] - said[0] < 0.3) == (most > 1)  # the second line is another's beginning, or the first one's end
 
 
-def test_where_one_fails_the_others_end() -> None:
-    began = time.monotonic()
+def test_where_one_fails_the_others_end_without_a_word_of_their_own() -> None:
+    began, said = time.monotonic(), list[str]()
     with pytest.raises(InputError, match="has failed, as it says above"):
-        carried_out(_children((30, 0), (0.2, 2), (0, 0)), 2)
+        jobs._carry_out(_children((30, 0), (1, 2), (0, 0)), 2, Settings(), said.append)
     assert time.monotonic() - began < 20
+    assert "interrupted" not in said
 
 
 def test_one_that_is_killed_is_told_of() -> None:
