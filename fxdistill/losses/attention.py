@@ -20,13 +20,13 @@ def attention(student_tap: Tensor, teacher_tap: Tensor) -> Tensor:
         teacher_tap: (B, C', H, W) or (B, C', tokens).
 
     Returns:
-        A float32 scalar, at most 4 / (H W).
+        A float32 scalar, at most 4 / (H W); of one position nothing can be told.
     """
     return F.mse_loss(_attention_map(student_tap), _attention_map(teacher_tap))
 
 
 def _attention_map(tap: Tensor) -> Tensor:
-    return F.normalize(tap.float().square().mean(1).flatten(1), dim=1)
+    return F.normalize(tap.float().unsqueeze(-1).square().mean(1).flatten(1), dim=1)
 
 
 LOSS = Loss(

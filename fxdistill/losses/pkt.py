@@ -44,7 +44,8 @@ def pkt(student: Tensor, teacher: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 
 def _cosine_kernel(features: Tensor, eps: float) -> Tensor:
-    unit = features / (features.norm(dim=1, keepdim=True) + eps)
+    norm = features.norm(dim=1, keepdim=True)
+    unit = features / (norm + eps) * (norm.detach() > 0)  # a zero row has no direction: its slope would be 1 / eps
     kernel: Tensor = (unit @ unit.t() + 1) / 2
     return kernel.clamp_min(eps)  # opposite samples have kernel 0, whose logarithm is not finite
 

@@ -24,7 +24,8 @@ def sp(student_tap: Tensor, teacher_tap: Tensor) -> Tensor:
         teacher_tap: (B, ...); its further shape may differ.
 
     Returns:
-        A float32 scalar, at most 4 / B; 0 for B = 1 where neither is zero.
+        A float32 scalar, at most 4 / B; 0 for B = 1 where neither is zero. An image whose tap is zero teaches
+        nothing by its own row.
     """
     return F.mse_loss(_similarities(student_tap), _similarities(teacher_tap))
 
@@ -32,7 +33,8 @@ def sp(student_tap: Tensor, teacher_tap: Tensor) -> Tensor:
 def _similarities(tap: Tensor) -> Tensor:
     rows = tap.float().flatten(1)
     size = rows.detach().abs().amax().clamp_min(_LEAST)  # G does not depend on it, its squares may leave float32
-    return F.normalize(gram(rows / size), dim=1)
+    products = gram(rows / size)
+    return F.normalize(products, dim=1) * products.detach().any(1, keepdim=True)  # else a zero row's slope is 1e12
 
 
 LOSS = Loss(

@@ -4,22 +4,14 @@ Shu et al., ICCV 2021, arXiv 2011.13256, with their weight of 50 for feature map
 side has one position is left out.
 """
 
-import math
-from dataclasses import replace
-
 from fxdistill.methods import Method, Recipe
-from fxdistill.methods._taps import at_every
-from fxdistill.plan.schema import LossTerm, Tap
+from fxdistill.methods._taps import at_maps
+from fxdistill.plan.schema import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:
     """The terms of the main stage; none where no pair has maps."""
-    maps = [pair for pair in recipe.pairs if min(_positions(pair.student), _positions(pair.teacher)) > 1]
-    return at_every(replace(recipe, pairs=maps), "cwd", weight=50.0) if maps else []
-
-
-def _positions(tap: Tap) -> int:
-    return math.prod(tap.shape[1:]) // tap.width - tap.prefix
+    return at_maps(recipe, "cwd", weight=50.0)
 
 
 METHOD = Method(

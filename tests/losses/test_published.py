@@ -346,3 +346,20 @@ def test_sp_has_no_size_and_no_width(scale: float) -> None:
     torch.testing.assert_close(sp(scale * rotated, teacher / scale), value)
     assert value > 1e-3
     assert sp(scale * teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["pkt", "sp"])
+def test_an_image_whose_tap_is_zero_is_not_thrown_far(name: str) -> None:
+    """It has no direction, so that the slope of one would be 1 over what keeps the quotient finite."""
+    student, teacher = randn(6, 12, seed=4), randn(6, 20, seed=5)
+    student[1] = 0
+    function = LOSSES.get(name).function
+    assert function is not None
+    leaf = student.requires_grad_()
+    (gradient,) = torch.autograd.grad(function(leaf, teacher), leaf)
+    assert gradient.abs().max() < 1
+    assert gradient[0].any()
+
+
+def test_attention_of_one_position_tells_nothing() -> None:
+    assert attention(randn(4, 5, seed=0), randn(4, 7, seed=1)) == 0

@@ -121,12 +121,13 @@ def test_how_images_lie_to_each_other_is_asked_of_embeddings_where_there_are_som
     ]
 
 
-def test_channels_have_a_place_in_maps_alone() -> None:
+@pytest.mark.parametrize(("loss", "weight"), [("cwd", 50.0), ("attention", 1000.0)])
+def test_activity_has_a_place_in_maps_alone(loss: str, weight: float) -> None:
     flat = PAIR.student.changed(shape=[2, 4, 1, 1])
     pairs = (PAIRS[0], PAIRS[1].changed(student=flat))
-    assert told(expanded("cwd", Recipe(pairs, OWN)))[-1][2] == [("cross-entropy", 1.0), ("cwd[a]", 50.0)]
+    assert told(expanded(loss, Recipe(pairs, OWN)))[-1][2] == [("cross-entropy", 1.0), (f"{loss}[a]", weight)]
     with pytest.raises(PlanError, match="has no term for this task"):
-        expanded("cwd", Recipe(pairs[1:], OWN))
+        expanded(loss, Recipe(pairs[1:], OWN))
 
 
 def test_dkd_needs_labels() -> None:
