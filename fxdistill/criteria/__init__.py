@@ -62,7 +62,8 @@ def importance(name: str, channels: "Channels") -> "Tensor":
     if not bool(scores.isfinite().all()):
         raise InputError(
             f"the criterion '{name}' gives importances that are not numbers", where="criterion",
-            hint="the model's weights, or its loss on the given data, are not finite; choose another criterion",
+            hint="the model's weights, or its loss on the given data, are not finite, or too large; choose another "
+            "criterion",
         )  # fmt: skip
     if channels.coupling.class_count and not bool(scores.any()):
         raise InputError(

@@ -241,6 +241,21 @@ def test_where_all_are_alike_nothing_is_said() -> None:
         assert not importance(criterion, channels)[classes].any(), criterion
 
 
+@pytest.mark.parametrize(
+    ("criterion", "value"),
+    [
+        ("tp.fpgm", torch.nan), ("tp.magnitude", torch.nan), ("tp.taylor", torch.inf), ("tp.hessian", torch.inf),
+        ("tp.fpgm", 1e25),  # its square is infinite in float32
+    ],
+)  # fmt: skip
+def test_weights_that_are_no_numbers_are_refused_and_not_taken_for_zeros(criterion: str, value: float) -> None:
+    net = Odd().eval()
+    with torch.no_grad():
+        net.stem.weight[1] = value
+    with pytest.raises(InputError, match="gives importances that are not numbers"):
+        importance(criterion, channels_of(net, SMALL))
+
+
 def test_the_random_measure_is_seeded() -> None:
     net = Odd().eval()
     one, same, other = (importance("tp.random", channels_of(net, SMALL, seed)) for seed in (0, 0, 1))

@@ -14,6 +14,7 @@ has no type for, or no measure reads, does not count: bare parameters, functiona
 embeddings, depthwise convolutions. A class without any other member has 0.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -86,11 +87,18 @@ def measured(
                 continue
             if prepare is not None:
                 prepare(counted)
-            found = measure(_group(counted))
-            # a measure that normalises divides by 0 where all are 0, and then nothing tells the classes apart
-            if found is not None and not bool(found.isnan().all()):
+            group = _group(counted)
+            found = measure(group)
+            if found is not None and not (bool(found.isnan().all()) and _says_nothing(measure, group)):
                 scores[list(classes)] = found[: len(classes)].double()
     return scores
+
+
+def _says_nothing(measure: Measure, group: Group) -> bool:
+    """Whether a measure gives 0 to all, by which it divides as it normalises: then nothing tells the classes apart."""
+    plain = copy.copy(measure)
+    plain.normalizer = None
+    return not bool(plain(group).any())
 
 
 def _items(coupling: Coupling, sides: list[Side]) -> Iterator[tuple[tuple[int, ...], list[Item]]]:
