@@ -147,17 +147,15 @@ def find(traced: Traced, path: str) -> fx.Node:
         PairingError: There is none; the closest names are given.
     """
     ends = False
-    nodes: Iterable[fx.Node] = traced.graph.nodes
+    nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     for node in nodes:
-        if node.op in ("placeholder", "output", "get_attr"):
-            continue
         if path_of(node) == path:
             return node
         if _lies_in(node, path):
             ends = True
     if ends:
         return scope_end(traced, path)
-    known = [path_of(n) for n in traced.graph.nodes] + sorted({scope_of(n) for n in traced.graph.nodes} - {""})
+    known = [path_of(n) for n in nodes] + sorted({scope_of(n) for n in nodes} - {""})
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.3)
     mode = " in training mode" if traced.training else ""
     raise PairingError(

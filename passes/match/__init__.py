@@ -99,7 +99,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         pins = self._pinned(source, teacher, student, forbidden)
         rows, columns = self._sides(teacher, student, pins)
         nearest = _nearest(rows, columns, (teacher, student), self.limit)
-        chosen = _align(*nearest, lambda t, s: (t.path, s.path) not in forbidden and _fits(t, s, pins))
+        chosen = _align(*nearest, pins, forbidden)
         pairings = sorted([*pins, *chosen], key=lambda pair: pair[0].index)
         if not pairings:
             raise no_pair(teacher, student)
@@ -142,18 +142,18 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
     def _sides(self, teacher: Survey, student: Survey, pins: list[Pairing]) -> tuple[Stages, Stages]:
         """What is aligned: stages that no pin replaces, and the blocks of a model of one resolution to choose from."""
         rows, columns = teacher.stages, student.stages
-        if not teacher.single_resolution:
-            rows = _free(rows, [t for t, _ in pins])
-        elif student.single_resolution and self.limit < len(columns):
-            columns = [columns[math.ceil((k + 1) * len(columns) / self.limit) - 1] for k in range(self.limit)]
-        if teacher.single_resolution or not student.single_resolution:
-            columns = _free(columns, [s for _, s in pins])
-        return rows, columns
+        ends = [t for t, _ in pins], [s for _, s in pins]
+        if teacher.single_resolution:
+            if student.single_resolution and self.limit < len(columns):
+                columns = [columns[math.ceil((k + 1) * len(columns) / self.limit) - 1] for k in range(self.limit)]
+            return _unlike(rows, ends[0]), _free(columns, ends[1])
+        rows = _free(rows, ends[0])
+        return rows, _unlike(columns, ends[1]) if student.single_resolution else _free(columns, ends[1])
 
     def _pinned(
         self, source: MatchSource, teacher: Survey, student: Survey, forbidden: set[tuple[str, str]]
     ) -> list[Pairing]:
-        nodes = self._resolved(source, self.pins)
+        nodes = dict.fromkeys(self._resolved(source, self.pins))
         pins = [(teacher.describe(a), student.describe(b)) for a, b in nodes]
         for t, s in pins:
             if (t.path, s.path) in forbidden:
@@ -171,7 +171,8 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
             for u, v in pins[:number]:
                 if (t.index - u.index) * (s.index - v.index) <= 0:
                     raise PairingError(
-                        "two pinned pairs cross: what is deeper in the teacher must be deeper in the student",
+                        "two pinned pairs cross, or share a layer: what is deeper in the teacher must be deeper in the "
+                        "student",
                         where=f"{u.path}={v.path} and {t.path}={s.path}", hint="change or drop one of them",
                     )  # fmt: skip
         return pins
@@ -179,7 +180,11 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
     def _pair(
         self, teacher: Candidate, student: Candidate, runner_up: RunnerUp | None, source: MatchSource, *, pinned: bool
     ) -> Pair:
-        why = [*(["pinned by the user"] if pinned else []), *_reasons(teacher, student, runner_up)]
+        why = [*(["pinned by the user"] if pinned else []), *_reasons(teacher, student)]
+        if runner_up is not None and runner_up.score > _score(teacher, student) and not pinned:
+            why.append(
+                "the runner-up alone scores higher, but is not the end of its stage, or leaves another stage alone"
+            )
         least = len(locked(teacher.path, source.teacher_coupling)) if self.align == "shrink" else 0
         align: Align = self.align if least <= student.tap.width <= teacher.tap.width else "project"
         return Pair(
@@ -192,6 +197,11 @@ def _free(stages: Stages, pinned: list[Candidate]) -> Stages:
     """The stages that no pin replaces."""
     replaced = [_stage_around(pin, stages) for pin in pinned]
     return [stage for stage in stages if not any(stage is other for other in replaced)]
+
+
+def _unlike(stages: Stages, pinned: list[Candidate]) -> Stages:
+    """The stages between whose ends and every pin something is computed."""
+    return [stage for stage in stages if all(stage[0].layers != pin.layers for pin in pinned)]
 
 
 def _nearest(rows: Stages, columns: Stages, surveys: tuple[Survey, Survey], limit: int) -> tuple[Stages, Stages]:
@@ -219,11 +229,8 @@ def _stage_around(pin: Candidate, stages: Stages) -> list[Candidate] | None:
 
 
 def _fits(teacher: Candidate, student: Candidate, pins: list[Pairing]) -> bool:
-    """Whether a pair keeps the order of all pins, and says something that no pin says."""
-    return all(
-        (teacher.index - t.index) * (student.index - s.index) > 0 and not _same_layers((teacher, student), (t, s))
-        for t, s in pins
-    )
+    """Whether a pair keeps the order of all pins."""
+    return all((teacher.index - t.index) * (student.index - s.index) > 0 for t, s in pins)
 
 
 def _same_layers(one: Pairing, other: Pairing) -> bool:
@@ -231,13 +238,20 @@ def _same_layers(one: Pairing, other: Pairing) -> bool:
     return one[0].layers == other[0].layers and one[1].layers == other[1].layers
 
 
-def _align(rows: Stages, columns: Stages, allowed: Callable[[Candidate, Candidate], bool]) -> list[Pairing]:
-    """The monotone alignment of largest total score; the shallower one among equals."""
+def _align(rows: Stages, columns: Stages, pins: list[Pairing], forbidden: set[tuple[str, str]]) -> list[Pairing]:
+    """The monotone alignment of largest total score; the shallower one among equals.
+
+    Two stages whose ends say what a pin says are left to the pin.
+    """
+
+    def allowed(teacher: Candidate, student: Candidate) -> bool:
+        return (teacher.path, student.path) not in forbidden and _fits(teacher, student, pins)
+
     best: dict[tuple[int, int], tuple[float, list[Pairing]]] = {}
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             pairing = _representatives(row, column, allowed)
-            if pairing is None:
+            if pairing is None or any(_same_layers((row[0], column[0]), pin) for pin in pins):
                 continue
             before: tuple[float, list[Pairing]] = (0.0, [])
             for (k, m), way in best.items():
@@ -286,7 +300,7 @@ def _runner_up(
     return RunnerUp(teacher=best.path, score=_score(best, student)) if best is not None else None
 
 
-def _reasons(teacher: Candidate, student: Candidate, runner_up: RunnerUp | None) -> Iterator[str]:
+def _reasons(teacher: Candidate, student: Candidate) -> Iterator[str]:
     same_size = teacher.size == student.size
     size = teacher.size if same_size else f"{teacher.size} and {student.size}"
     if teacher.block and student.block:
@@ -303,8 +317,6 @@ def _reasons(teacher: Candidate, student: Candidate, runner_up: RunnerUp | None)
     yield f"share of cost {teacher.cost:.2f} and {student.cost:.2f}"
     same = teacher.kind == student.kind
     yield f"both after {teacher.kind}" if same else f"after {teacher.kind} and after {student.kind}"
-    if runner_up is not None and runner_up.score > _score(teacher, student):
-        yield "the runner-up alone scores higher, but is not the end of its stage, or leaves another stage alone"
 
 
 def _named(pairs: list[Pair], pairings: list[Pairing]) -> tuple[Pair, ...]:

@@ -21,6 +21,7 @@ Left out: stems, whatever follows the global pooling, and the logits. Vectors (B
 tokens on their own are candidates only where a model has nothing else.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -81,20 +82,27 @@ class Survey:
     def stages(self) -> list[list[Candidate]]:
         """Candidates by stage, shallow stages first, each in order of preference.
 
-        A model of one resolution has a stage for each of its repeated blocks.
+        A model of one resolution has a stage for each of its repeated blocks; nodes between which nothing is computed
+        are of one.
         """
         found = [sorted(run, key=lambda c: c.preference) for run in runs(self.candidates)]
         if len(found) == 1:
             best = found[0][0].preference[:2]
-            found = [[c] for c in reversed(found[0]) if c.preference[:2] == best]
+            ends = (c for c in found[0] if c.preference[:2] == best)
+            found = [list(same) for _, same in itertools.groupby(ends, key=lambda c: c.layers)][::-1]
         return [[replace(c, rank=rank) for rank, c in enumerate(run)] for run in found]
 
     def describe(self, node: fx.Node) -> Candidate:
         """Any node as a candidate.
 
         Raises:
-            PairingError: Its value has no channel dimension that could be compared.
+            PairingError: Its value is the same for all images, or has no channel dimension that could be compared.
         """
+        if node not in self._data:
+            raise PairingError(
+                "this node cannot be tapped: its value does not depend on the image",
+                where=path_of(node), hint="choose the output of a block",
+            )  # fmt: skip
         for candidate in (c for stage in self.stages for c in stage):
             if candidate.path == path_of(node):
                 return candidate

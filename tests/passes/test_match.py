@@ -289,12 +289,26 @@ def test_a_pin_replaces_its_stage_and_leaves_the_others() -> None:
     assert pinned.why[0] == "pinned by the user"
     assert 0 < pinned.score < result.value[0].score
     assert pinned.name == "block2.norm"
+    assert cifar(AUXILIARY(), STUDENT(), pins=(("block2.relu", "block2.norm"),) * 2) == result
 
 
 def test_a_pinned_vector_comes_on_top() -> None:
     result = cifar(AUXILIARY(), STUDENT(), pins=(("hidden", "hidden"),))
     assert paths(result) == [*BLOCKS, ("hidden.relu", "hidden.relu")]
     assert result.value[-1].student.layout == "features"
+
+
+def test_a_pin_behind_a_stage_with_nothing_in_between_stands_for_it() -> None:
+    teacher, student = models.resnet(widths=[8, 8, 8], blocks=[2, 2, 2]), models.resnet(widths=[4] * 3, blocks=[1] * 3)
+    pins = (("layers.layer1.0", "layers.layer1"), ("pool", "pool"))
+    result = small(teacher, student, (1, 1, 8, 8), pins=pins)
+    inner, stage = [f"layers.layer{i}.{b}.relu_1" for i, b in ((1, 0), (2, 1))], "layers.layer2.0.relu_1"
+    # no inner block of the teacher's layer3 is taken in place of its end
+    assert paths(result) == [(inner[0], inner[0]), (inner[1], stage), ("pool", "pool")]
+    pinned = result.value[0]
+    assert pinned.runner_up is not None
+    assert pinned.runner_up.score > pinned.score
+    assert "the runner-up" not in " ".join(pinned.why)  # the reason is that the user said so
 
 
 def test_a_pin_bounds_what_is_chosen_around_it() -> None:
@@ -337,6 +351,9 @@ def test_an_unknown_path_is_answered_with_near_names() -> None:
     with pytest.raises(PairingError) as caught:
         cifar(AUXILIARY(), STUDENT(), pins=(("block2.rellu", "block2"),))
     assert "block2.relu" in caught.value.hint
+    with pytest.raises(PairingError, match="no node or module has the path 'input'") as caught:
+        cifar(AUXILIARY(), STUDENT(), pins=(("input", "block2"),))
+    assert "input" not in caught.value.hint  # what was not found is not what was meant
 
 
 def test_models_of_different_inputs_are_refused() -> None:
@@ -397,6 +414,34 @@ def test_pairs_keep_the_order_of_both_models(teacher: list[int], student: list[i
         assert list(chosen) == order
     assert 1 < len(result.value) <= min(len(teacher), len(student))
     assert len({pair.name for pair in result.value}) == len(result.value)
+
+
+class Sealed(nn.Module):
+    """A vision transformer in torch's own encoder, whose layers are not to be seen."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(3, width, 8, 8), nn.Linear(width, 10)
+        self.mark, self.places = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.zeros(1, 17, width))
+        layer = nn.TransformerEncoderLayer(width, 2, width, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.mark.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        logits: torch.Tensor = self.head(self.encoder(tokens + self.places)[:, 0])
+        return logits
+
+
+def test_no_value_is_paired_twice_in_a_model_of_one_resolution() -> None:
+    sealed, stages = prepare(Sealed(8), (1, 3, 32, 32)), prepare(STUDENT(padding=1), (1, 3, 32, 32))
+    assert paths(match(sealed, sealed)) == [("add", "add"), ("encoder", "encoder")]  # not patches with their transpose
+    for pairs in (match(sealed, stages).value, match(stages, sealed).value):
+        assert len(pairs) == 2
+    pinned = match(sealed, stages, pins=(("transpose", "block3"),))
+    assert paths(pinned) == [("transpose", "block3.pool")]
+    with pytest.raises(PairingError, match="its value does not depend on the image"):
+        match(sealed, sealed, pins=(("expand", "expand"),))
 
 
 def registered(layers: int, width: int, extra: int = 4) -> nn.Module:
