@@ -147,7 +147,7 @@ def find(traced: Traced, path: str) -> fx.Node:
         PairingError: There is none; the closest names are given.
     """
     ends = False
-    nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
+    nodes: list[fx.Node] = [n for n in traced.graph.nodes if n.op not in ("placeholder", "output", "get_attr")]
     for node in nodes:
         if path_of(node) == path:
             return node
