@@ -241,7 +241,10 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
     graph.output({key: new[value] for key, value in read.items()})
     remove_dead(graph, program)
     module = fx.GraphModule(program, graph)
-    images = example(program, program.meta["input_shape"]) if images is None else images
+    if images is None:
+        images = example(program, program.meta["input_shape"])
+        if len({p.dtype for p in program.parameters() if p.is_floating_point()}) > 1:
+            images = images.float()  # as those of a run: members in another precision cast them
     device = images.device  # a teacher may draw random numbers, and count its calls
     with torch.no_grad(), full_precision(device), buffers_kept(program), seeded(device):
         values: dict[str, Tensor] = module({"images": images})

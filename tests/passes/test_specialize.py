@@ -288,6 +288,17 @@ def test_a_teacher_that_is_another_one_in_every_call_is_compared_with_itself(how
     assert torch.equal(torch.random.get_rng_state(), drawn)
 
 
+def test_a_member_that_casts_its_images_to_another_precision_stands_beside_one_that_does_not() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.conv(x.double()).float()
+
+    plan = planned("body", "body", (2, 8, 6, 6), (2, 2, 6, 6), kept=[0, 5])
+    student = Classifier(Body({"conv": nn.Conv2d(3, 2, 3).double()}, forward), 2)
+    made = build(plan, awake(Classifier(nn.Conv2d(3, 8, 3), 8).eval()), student)
+    program = specialize(made, "main").train()
+    assert program({"images": torch.rand(SHAPE), "labels": torch.arange(2)})["kd"].isfinite()
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> tuple[nn.Module, list[int]]:
     """A random network of 3 to 6 operations on 6 channels, some of them residual, and the channels to keep."""
