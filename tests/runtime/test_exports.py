@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fxdistill.errors import RunDirError
-from fxdistill.report.page import told
+from fxdistill.report.page import document, told
 from fxdistill.runtime import exports
 from fxdistill.runtime.directory import RunDir
 from tests import jobs, runs
@@ -33,6 +33,8 @@ def test_what_export_measures_of_a_run_is_in_its_report(tmp_path: Path) -> None:
         assert f"accuracy {one.value:.2%}" in said
         assert one.file == f"s-{one.precision}.onnx"
         assert one.bytes == (tmp_path / one.file).stat().st_size
+    page = document.document([told.of_run(run.path, "run")])
+    assert f"the int8 file was timed beside the float file, at {found[0].latency_of_float:.3f} ms then" in page
     rows = {model.name: model for model in told.of_run(run.path, "run").models}
     assert rows["student, int8 file"].value == found[0].value
     assert rows["student, int8 file"].latency == found[0].latency

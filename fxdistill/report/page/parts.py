@@ -76,7 +76,12 @@ def _undrawn(told: Told) -> str:
 def _seeds(told: Told) -> str:
     over = f"mean and standard deviation over {len(told.plan.seeds)} seeds" if len(told.plan.seeds) > 1 else "one seed"
     timed = told.result["latency"][told.plan.export.member] if told.result else None
-    return f"{over}; latency: one image, one thread, {timed['provider']}, median" if timed else over
+    told_of = [f"latency: one image, one thread, {timed['provider']}, median"] if timed else []
+    told_of += [
+        f"the {one.precision} file was timed beside the float file, at {one.latency_of_float:.3f} ms then"
+        for one in told.files
+    ]
+    return "; ".join([over, *told_of])
 
 
 def _bands(plan: Plan) -> str:

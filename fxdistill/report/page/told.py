@@ -72,6 +72,7 @@ class Told:
         kept: Of each level of a cascade, how many channels it kept of each layer in the end.
         outline: The members' layers, as far as they are known.
         details: What the run measured beside its result.
+        files: Its files in less precision.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Told:
     kept: dict[str, dict[str, int]] = field(default_factory=dict)
     outline: Outline = field(default_factory=Outline)
     details: Details | None = None
+    files: tuple[Export, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -116,7 +118,7 @@ def of_run(path: Path, name: str) -> Told:
         models=(*_models(plan, result, task), *_files(plan, files)) if result else (),
         metric=metric_of(plan, records, task, slots),
         rates=rates_of(plan, records, slots), losses=losses_of(plan, records), again=words.again(plan, result),
-        details=found,
+        details=found, files=tuple(files),
         kept=kept_of(records, (result or {}).get("exported_seed", plan.seeds[0])),
         outline=found.outline if found else Outline(), remarks=tuple(remarks),
     )  # fmt: skip
