@@ -7,6 +7,7 @@ What the plan says is made the same way whenever it is made: when it is planned,
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -194,6 +195,12 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
     made: dict[str, Masked] = {}
     for number, share in enumerate(shares):
         count = base.count(share)
+        if number == 0 and count == len(scores):
+            most = math.floor(1e3 * (count - 1) / count) / 1e3
+            raise InputError(
+                f"{share:g} of {count} channels is all of them", where="--levels" if options.levels else "--keep",
+                hint=f"keep {most:g} or less" if count > len(base.found.layers) else "nothing of it can be removed",
+            )  # fmt: skip
         if share < 1 and number == 0 and round(share * len(scores)) < len(base.found.layers):
             least = len(base.found.layers) / len(scores)
             raise InputError(
@@ -270,10 +277,10 @@ def levels(plan: Plan, original: nn.Module, *, passes: PassManager | None = None
 def _level(base: Base, plan: Plan, name: str, member: Masked, passes: PassManager) -> fx.GraphModule:
     """One level: a copy whose shared tensors are the base's own, with gates, and with the scores to start from."""
     known = dict(base.traced.module.named_parameters(remove_duplicate=False))
-    layers = {(one.name, one.channels) for one in member.layers}
+    layers = [(one.name, one.channels) for one in member.layers]
     if strange := [one for one in member.own if one not in known]:
         raise PlanError(f"the model has no tensor '{strange[0]}'", where=f"members.{name}.own", hint="plan anew")
-    if layers and layers != {(one.name, len(one.classes)) for one in base.found.layers}:
+    if layers != [(one.name, len(one.classes)) for one in base.found.layers]:
         raise PlanError("what can be masked is not what was planned", where=f"members.{name}.layers", hint="plan anew")
     own = {id(known[one]) for one in member.own}
     shared = {id(tensor): tensor for tensor in known.values() if id(tensor) not in own}

@@ -270,6 +270,9 @@ def _wrong_cascade(plan: Plan, name: str, member: Masked | Hardened) -> Iterator
         return
     if not isinstance(source, ModelRef):
         yield f"the member '{name}' is made of '{member.of}', which the plan does not have as a given member"
+    first, like = next((one, other) for one, other in plan.members.items() if isinstance(other, Masked))
+    if differ := [field for field, value in member.network.items() if like.network[field] != value]:
+        yield f"the members '{first}' and '{name}' are masked of one network, and differ in {' and '.join(differ)}"
     guide = plan.members.get(member.guide) if member.guide is not None else member
     if not isinstance(guide, Masked) or guide.of != member.of:
         yield f"the guide of the member '{name}' is '{member.guide}', which is not masked of '{member.of}'"

@@ -1,8 +1,8 @@
 """Members of a plan that are made by training: the levels of a cascade, and the student that is cut out of one.
 
-A **masked** member is its original's architecture with some channels masked. All masked members of one original share
-its tensors but for those that are their ``own``; which channels are kept follows from scores, which are trained. A
-**hardened** member is a masked one whose scores have become indices: it is really smaller, once that one is trained.
+A **masked** member is its original's architecture with some channels masked. All masked members have one original, and
+share its tensors but for those that are their ``own``; which channels are kept follows from scores, which are trained.
+A **hardened** member is a masked one whose scores have become indices: it is really smaller, once that one is trained.
 """
 
 from typing import Annotated, Literal, Self
@@ -31,12 +31,12 @@ class Budget(Part):
 
 
 class MaskedLayer(Part):
-    """Channels of a masked member that the same convolutions make, for the reader.
+    """Channels of a masked member that the same convolutions make.
 
     Attributes:
         name: The first of these convolutions.
         channels: How many of its channels can be masked.
-        kept: How many of them the scores keep that training starts with.
+        kept: How many of them the scores keep that training starts with, for the reader.
     """
 
     name: Name
@@ -60,7 +60,7 @@ class Masked(Part):
         scale: What that is multiplied by.
         barriers: Nodes whose channels are not masked, because they cannot be cut.
         own: The tensors that it does not share with the other masked members of the same original.
-        layers: What can be masked of it, for the reader.
+        layers: What can be masked of it, in the order of the model.
         parameters: What it would have if it were cut as the scores say that training starts with.
         macs: Likewise.
     """
@@ -91,6 +91,13 @@ class Masked(Part):
     def is_masked(self) -> bool:
         """Whether it has a mask of its own."""
         return self.keep < 1 or self.budget is not None
+
+    @property
+    def network(self) -> dict[str, object]:
+        """What all masked members of a plan have in common, by the name of its field: what is masked, and where."""
+        return {
+            "of": self.of, "barriers": self.barriers, "layers": [(layer.name, layer.channels) for layer in self.layers],
+        }  # fmt: skip
 
 
 class Hardened(Part):

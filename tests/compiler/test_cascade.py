@@ -1,6 +1,7 @@
 """A cascade's plan: what it says is what a run makes of it."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from fxdistill.compiler import cascade
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
+from fxdistill.errors import InputError, PlanError
 from fxdistill.ir import masks
 from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.mask import kept_of
@@ -132,6 +134,38 @@ def test_a_level_does_not_lie_inside_of_one_with_another_threshold() -> None:
     members = {**plan.members, "level-0": plan.members["level-0"].changed(threshold="layer")}
     with pytest.raises(ValueError, match="cannot lie inside of 'level-1', whose threshold is another one"):
         plan.changed(members=members)
+
+
+@pytest.mark.parametrize(("said", "option"), [({"keep": 0.999}, "--keep"), ({"levels": (0.999,)}, "--levels")])
+def test_a_share_that_prunes_nothing_is_refused(said: dict[str, Any], option: str) -> None:
+    with pytest.raises(InputError, match=r"0\.999 of \d+ channels is all of them") as caught:
+        planned(residual(), **said)
+    assert caught.value.where == option
+    most = float(str(caught.value.hint).split()[1])
+    planned(residual(), keep=most)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("layers", lambda member: []),
+        ("layers", lambda member: member.layers[::-1]),
+        ("barriers", lambda member: ["0"]),
+    ],
+)
+def test_levels_are_of_one_network_whose_layers_are_in_order(field: str, change: Callable[[Masked], Any]) -> None:
+    """Counts are read by the position of a layer: others would be told under a wrong name, or end a run."""
+    model = Classifier(nn.Sequential(conv_norm(3, 8), conv_norm(8, 6), conv_norm(6, 8)), 8).eval()
+    plan = planned(model, keep=0.5, assistants=2)
+    edited = {
+        name: member.changed(**{field: change(member)}) if isinstance(member, Masked) else member
+        for name, member in plan.members.items()
+    }
+    with pytest.raises(ValueError, match=f"'level-0' and 'level-1' are masked of one network, and differ in {field}"):
+        plan.changed(members={**plan.members, "level-1": edited["level-1"]})
+    if field == "layers":
+        with pytest.raises(PlanError, match="what can be masked is not what was planned"):
+            cascade.levels(plan.changed(members=edited), model)
 
 
 @pytest.mark.parametrize("last", ["dense", "convolution"])
