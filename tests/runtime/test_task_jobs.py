@@ -121,7 +121,7 @@ def test_retrieval_learns_from_the_teacher_alone(tmp_path: Path, method: str) ->
 def test_descriptors_are_not_softened_classes(tmp_path: Path) -> None:
     spec = jobs.arrays(tmp_path / "classes.npz", np.arange(96) % 4)
     teacher, student = {"widths": [8, 16], "outputs": 6}, {"outputs": 6}
-    for method in ("kd", "indistill"):
+    for method in ("kd", "indistill+kd"):
         files = [jobs.model(tmp_path / "teacher.pt", **teacher), jobs.model(tmp_path / "student.pt", **student)]
         done = jobs.call("plan", *files, *jobs.ALLOW, "--data", spec, "--task", "retrieval", "--method", method,
                          *jobs.NOISE, "-o", tmp_path / "plan.json")  # fmt: skip
