@@ -39,7 +39,7 @@ def compress(
     interpolation: parameters.Interpolation = [],
     mean: parameters.Mean = [],
     std: parameters.Std = [],
-    method: parameters.HowTaught = "kd",
+    method: parameters.HowTaughtAfter = None,
     task: parameters.TaskName = "classification",
     epochs: parameters.Epochs = 30,
     batch_size: parameters.BatchSize = 128,
@@ -73,7 +73,7 @@ def compress(
     """Shrink a model, distil it from the original, export it: by a plan that can be changed and run again."""
     with reported(interrupted=lambda: f"interrupted; continue with: {again.whole(context)}"):
         wanted = values.shape(input_shape)
-        values.names(method=method, task=task, criterion=None, passes=())
+        values.names(method=method or "kd", task=task, criterion=None, passes=())
         values.known_criterion(by, "--by")
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (budgets.budget(macs, "--macs"), budgets.budget(params, "--params")), budgets.scopes(scope)
@@ -99,7 +99,7 @@ def compress(
             arguments=arg,
         )  # fmt: skip
         teaching = Teaching(
-            data, method=method, task=task, epochs=epochs, lr=lr, batch_size=batch_size, val=val, augment=augment,
+            data, method=method or "", task=task, epochs=epochs, lr=lr, batch_size=batch_size, val=val, augment=augment,
             class_map=class_map, seed=seed, repeats=repeats, control=control, precision=precision.value,
             recalibrate=recalibrate, input_shape=wanted, wishes=wishes, entry=teacher_output, edit=edit,
             allow=tuple(allow_factory),
@@ -116,5 +116,5 @@ def compress(
         if shrunk is not None:
             out.print(shrunk_view(shrunk))
         smaller, plan = output / stepping.SMALLER, output / stepping.PLAN
-        out.print(Text(f"\n{smaller}  {plan}: {method}, {epochs} epochs\n"), soft_wrap=True)
+        out.print(Text(f"\n{smaller}  {plan}: {teaching.method}, {epochs} epochs\n"), soft_wrap=True)
         running.carried_out(plan, output / stepping.RUN, stepping.settings_for(output, settings), out)

@@ -114,6 +114,14 @@ HowTaught = Annotated[
         help="How the student is taught: {methods}. Names compose: indistill+kd.",
     ),
 ]
+HowTaughtAfter = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        autocompletion=names("method"),
+        help="How what is left is taught: {methods}. Names compose: indistill+kd. Default: kd; in retrieval pkt.",
+    ),
+]
 TaskName = Annotated[str, typer.Option("--task", autocompletion=names("task"), help="What is predicted: {tasks}.")]
 TeacherOutput = Annotated[str | None, typer.Option("--teacher-output", help=OUTPUT_OF.format("teacher"))]
 StudentOutput = Annotated[str | None, typer.Option("--student-output", help=OUTPUT_OF.format("student"))]

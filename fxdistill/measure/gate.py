@@ -128,7 +128,8 @@ def gate(measured: Parity, tolerance: float = 1e-4) -> None:
     raise ParityError(
         f"the ONNX model is not the trained one: {what}",
         where=f"{measured.images} images compared",
-        hint="export the weights that were evaluated; if it was those, the exporter errs: try another opset",
+        hint="export the weights that were evaluated; if it was those, the exporter errs: try another opset, or, where "
+        "values are large, a larger tolerance",
     )
 
 

@@ -12,6 +12,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import Precision, Recalibration
 from fxdistill.preprocessing import Wishes
 from fxdistill.runtime.shrunken import Reading
+from fxdistill.tasks import TASKS
 
 METHOD, EPOCHS = "kd", 30
 
@@ -22,7 +23,7 @@ class Teaching:
 
     Attributes:
         data: A data spec.
-        method: A method's name.
+        method: A method's name; '' for ``kd``, or what the task has in its place.
         task: What is predicted.
         epochs: Epochs of the main stage.
         lr: Learning rate.
@@ -43,7 +44,7 @@ class Teaching:
     """
 
     data: str
-    method: str = METHOD
+    method: str = ""
     task: str = "classification"
     epochs: int = EPOCHS
     lr: float = RATE
@@ -61,6 +62,10 @@ class Teaching:
     entry: str | None = None
     edit: Callable[[Plan], Plan] = lambda plan: plan
     allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.method:
+            object.__setattr__(self, "method", TASKS.get(self.task).default_main or METHOD)
 
     @classmethod
     def on(cls, data: str | None, **said: Any) -> "Teaching":

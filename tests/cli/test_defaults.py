@@ -44,7 +44,7 @@ def of_command(command: Callable[..., Any]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("command", "functions", "least", "apart"),
     [
-        (compressing.compress, (Settings, Teaching, fxdistill.compress), ("method", "epochs", "lr", "save_every"), ()),
+        (compressing.compress, (Settings, Teaching, fxdistill.compress), ("epochs", "lr", "save_every"), ()),
         (shrinking.shrink, (fxdistill.shrink,), ("by", "lr", "recover", "on", "steps"), ()),
         (evaluating.evaluate, (fxdistill.evaluate,), ("trust_code",), ()),
         (exporting.export, (fxdistill.export,), ("opset", "tolerance"), ("tolerance_accuracy",)),
@@ -61,3 +61,9 @@ def test_defaults_are_the_same_everywhere(
     both = {name: said for name, said in told.items() if NAMES.get(name, name) in own}
     assert set(least) <= set(both)
     assert both == {name: text(own[NAMES.get(name, name)]) for name in both}
+
+
+def test_what_is_left_of_a_model_is_taught_as_its_task_has_it() -> None:
+    told = {task: Teaching("digits", task=task).method for task in ("classification", "retrieval", "features")}
+    assert told == {"classification": "kd", "retrieval": "pkt", "features": "features"}
+    assert Teaching("digits", task="retrieval", method="rkd").method == "rkd"
