@@ -160,7 +160,6 @@ def plan(
             name: values.model(given[name], seed=seed, allow=allow_factory, trust_code=trust_code) for name in names
         }
         from fxdistill.cli import recipe  # after the models: mistakes are answered sooner
-        from fxdistill.files import write_text
         from fxdistill.report.plan_view import plan_view
         from fxdistill.runtime import planning
 
@@ -180,7 +179,7 @@ def plan(
             precision=precision.value, recalibrate=recalibrate,
         )  # fmt: skip
         if not dry:
-            write_text(output, made.plan.to_json())
+            files.write_text(output, made.plan.to_json())
         out.print(plan_view(made.plan))
         if made.reached:
             out.print(Text(f"\nthe teacher reaches {made.reached}"), soft_wrap=True)

@@ -68,6 +68,14 @@ def make_plan(
     if composed(method).alone != (student is None):
         what = "makes its student out of the teacher" if student is not None else "needs a student"
         raise InputError(f"the method '{method}' {what}", where="student", hint="see `fxdistill methods`")
+    of_data = {"class_map": class_map, **{name: decisions.get(name) for name in ("val", "augment")}}
+    idle = [name for name, said in of_data.items() if said and data is None]
+    idle += ["via_epochs"] if via is None and decisions.get("via_epochs") is not None else []
+    if idle:
+        raise InputError(
+            f"'{idle[0]}' would do nothing: what it is about is not given", where=idle[0],
+            hint="give data, or for via_epochs an assistant; or leave it out",
+        )  # fmt: skip
     named = {name: model for name, model in given.items() if model is not None}
     writable(Path(path), *(model for model in named.values() if isinstance(model, str | Path)), class_map)
     models = {name: _loaded(model, seed=seed, allow=allow, trust_code=trust_code) for name, model in named.items()}

@@ -52,6 +52,8 @@ def test_a_cascade_and_an_assistant_are_planned_as_well(tmp_path: Path) -> None:
         ({"data": "digit"}, "the data spec 'digit' is unknown"),
         ({"path": "teacher.pt"}, "the output is a file that is read here"),
         ({"via": STUDENT, "via_epochs": 0}, "the assistant has random weights"),
+        ({"via_epochs": 3}, "'via_epochs' would do nothing"),
+        ({"val": 0.1}, "'val' would do nothing"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_and_nothing_written(
