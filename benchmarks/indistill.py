@@ -71,11 +71,13 @@ _RELEASED_STUDENT = Model("convnet", {"widths": [8, 16, 32], "hidden": 64})
 PAIRS = {
     "released": (_AUXILIARY, _RELEASED_STUDENT),
     "taught": (replace(_AUXILIARY, taught_by=_RESNET), _RELEASED_STUDENT),
+    "direct": (_RESNET, _RELEASED_STUDENT),
     "resnet": (_RESNET, _SMALL),
     "cross": (_AUXILIARY, _SMALL),
 }
 """Teacher and student: InDistill's released experiment from its auxiliary on, which has seen labels alone, or has
-learnt from a larger network afterwards, as the released one has; ResNet-20 and a small one; across."""
+learnt from a larger network afterwards, as the released one has; that larger network itself, with no auxiliary
+between; ResNet-20 and a small one; across."""
 
 
 def _stages(plan: Plan, change: Callable[[list[Stage]], list[Stage]]) -> Plan:
@@ -250,7 +252,7 @@ def _teacher(work: Work, data: str, model: Model) -> Path:
     return materials.teacher(
         path, model.factory, model.arguments(data), lambda: work.whole(data),
         _sgd if residual else lambda made: torch.optim.Adam(made.parameters(), lr=RATE),
-        epochs=RESNET_EPOCHS if residual else TEACHER_EPOCHS,
+        epochs=RESNET_EPOCHS if residual else TEACHER_EPOCHS, device=work.device,
     )  # fmt: skip
 
 
@@ -307,7 +309,7 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     if trained_for != task:
         found = fxdistill.evaluate(folder / "run" / "student.pt", spec, task=task)  # the classifier's embedding
     return {
-        "setting": setting, "arm": name, "seed": seed, "metrics": {k: round(v, 5) for k, v in found.items()},
+        "setting": _named(setting, work), "arm": name, "seed": seed, "metrics": {k: round(v, 5) for k, v in found.items()},
         "epochs": [s.epochs for s in plan.arms[0].stages], "seconds": round(seconds),
         **series.provenance(work.device), "torchvision": torchvision.__version__,
     }  # fmt: skip
@@ -323,6 +325,11 @@ def _in_all(plan: Plan, total: int) -> Plan:
     return _stages(plan, change)
 
 
+def _named(setting: str, work: Work) -> str:
+    """What it is called in rows: rounding differs by the kind of machine, and starts of seeds are far apart soon."""
+    return setting + (series.ON_GPU if work.device == "cuda" else "")
+
+
 def _parts(setting: str) -> tuple[str, str, str]:
     data, task, pair = [*setting.split("-"), "released"][:3]
     return data, task, pair
@@ -331,6 +338,7 @@ def _parts(setting: str) -> tuple[str, str, str]:
 SETTINGS = (
     "cifar-retrieval-taught", "cifar-retrieval", "cifar-classification", "fashion-retrieval", "fashion-classification",
     "cifar-classification-resnet", "cifar-classification-cross", "cifar-retrieval-resnet", "cifar-retrieval-cross",
+    "cifar-retrieval-direct", "cifar-classification-direct", "fashion-retrieval-taught",
 )  # fmt: skip
 
 
@@ -363,7 +371,7 @@ def table(rows: list[Row]) -> str:
         mine = [row for row in rows if row["setting"] == setting]
         if not mine:
             continue
-        task = _parts(setting.removesuffix(series.UNEVEN))[1]
+        task = _parts(series.plain(setting))[1]
         metric = PRIMARY[task]
         lines += [
             f"## {setting}, {metric} in %",
@@ -390,7 +398,9 @@ def _row(name: str, beside: str, found: dict[int, float], values: dict[str, dict
     return f"| {name} | {mean:.2f} | {deviation} | {each} | {beside if said else ''} | {said} |"
 
 
-SERIES = Series("indistill", str(__doc__), SETTINGS, _arms, measure, table, seeds=5, devices=("cpu", "cuda"))
+SERIES = Series(
+    "indistill", str(__doc__), SETTINGS, _arms, measure, table, seeds=5, devices=("cpu", "cuda"), named=_named
+)
 
 if __name__ == "__main__":
     sys.exit(SERIES.main())

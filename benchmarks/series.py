@@ -38,9 +38,18 @@ UNEVEN = ", uneven batches"
 """Behind the settings of runs of before the batches of an epoch had one size: a small one was left over at its end."""
 
 
+ON_GPU = ", on a GPU"
+"""Behind the settings of runs whose figures come from another kind of machine: runs are compared with their like."""
+
+
 def told(settings: Iterable[str]) -> list[str]:
     """The settings in the order of a table."""
-    return [name for setting in settings for name in (setting, setting + UNEVEN)]
+    return [setting + kind for setting in settings for kind in ("", ON_GPU, UNEVEN)]
+
+
+def plain(setting: str) -> str:
+    """A setting of a table as it is asked for."""
+    return setting.removesuffix(UNEVEN).removesuffix(ON_GPU)
 
 
 def apart(function: Callable[..., object], *arguments: object, patience: float = 1800, gigabytes: float = 4) -> None:
@@ -238,7 +247,8 @@ class Series:
 
 def _made(measure: Callable[[str, str, int, Work], Row], run: Run, work: Work) -> Row:
     """A run, in its own process and folder."""
-    torch.set_num_threads(1 if work.device == "cpu" else 4)  # planning and exporting are no accelerator's work
+    alone = work.device != "cpu" and work.options.get("jobs", 1) == 1
+    torch.set_num_threads(4 if alone else 1)  # planning and exporting are no accelerator's work
     shutil.rmtree(work.folder, ignore_errors=True)
     work.folder.mkdir()
     try:
