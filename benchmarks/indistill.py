@@ -309,7 +309,8 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     if trained_for != task:
         found = fxdistill.evaluate(folder / "run" / "student.pt", spec, task=task)  # the classifier's embedding
     return {
-        "setting": _named(setting, work), "arm": name, "seed": seed, "metrics": {k: round(v, 5) for k, v in found.items()},
+        "setting": _named(setting, work), "arm": name, "seed": seed,
+        "metrics": {k: round(v, 5) for k, v in found.items()},
         "epochs": [s.epochs for s in plan.arms[0].stages], "seconds": round(seconds),
         **series.provenance(work.device), "torchvision": torchvision.__version__,
     }  # fmt: skip
@@ -358,6 +359,10 @@ Each run, with its versions and machine, is a line of `indistill.jsonl`.
 
 **Taught**: the teacher, a small network, learnt the embedding of a ResNet-20 by PKT after it was trained by labels, as
 the auxiliary of the released experiment has learnt from a ResNet-18; elsewhere labels alone have trained it.
+**Direct**: the ResNet-20 itself is the teacher, with no auxiliary between. **ResNet**: a ResNet-20 teaches a narrow
+ResNet with one block a stage. **Cross**: the small network teaches that ResNet.
+
+**On a GPU**: an H100; elsewhere one thread of an x86-64 processor. Runs are compared with their like.
 
 **Uneven batches**: runs of before the batches of an epoch had one size. Each epoch ended with a batch of 16 images
 after 78 of 128. For PKT that batch weighed eight times as much, which cost PKT about 3 points of mAP wherever Adam

@@ -108,7 +108,7 @@ def difference(found: Mapping[int, float], other: Mapping[int, float], *, beside
     between = paired(found, other, beside=beside)
     if between is None:
         return ""
-    return f"{between.mean:+.2f}" + (f" ± {between.high - between.mean:.2f}" if between.high is not None else "")
+    return f"{round(between.mean, 2) + 0.0:+.2f}" + (f" ± {between.high - between.mean:.2f}" if between.high is not None else "")
 
 
 @dataclass(frozen=True)
