@@ -108,7 +108,8 @@ def difference(found: Mapping[int, float], other: Mapping[int, float], *, beside
     between = paired(found, other, beside=beside)
     if between is None:
         return ""
-    return f"{round(between.mean, 2) + 0.0:+.2f}" + (f" ± {between.high - between.mean:.2f}" if between.high is not None else "")
+    mean = round(between.mean, 2) + 0.0  # not -0.00
+    return f"{mean:+.2f}" + (f" ± {between.high - between.mean:.2f}" if between.high is not None else "")
 
 
 @dataclass(frozen=True)
