@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fxdistill.ir.adapters import FixedScale
 from fxdistill.ir.graph import submodule
 from fxdistill.ir.program import Batch, Program
-from fxdistill.passes.specialize import remove_dead
+from fxdistill.passes.specialize import upto
 
 
 def measure_taps(program: Program, batches: Iterable[Batch]) -> Program:
@@ -50,11 +50,5 @@ def measure_taps(program: Program, batches: Iterable[Batch]) -> Program:
 
 def _upto(program: Program, scales: Mapping[str, fx.Node]) -> fx.GraphModule:
     """What goes into each scale, by the scale's name."""
-    graph = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    for node in program.graph.nodes:
-        if node.op != "output":
-            new[node] = graph.node_copy(node, new.__getitem__)
-    graph.output({name: new[scale.all_input_nodes[0]] for name, scale in scales.items()})
-    remove_dead(graph, program)
-    return fx.GraphModule(program, graph)
+    read = {name: scale.all_input_nodes[0] for name, scale in scales.items()}
+    return fx.GraphModule(program, upto(program.graph, program, read))

@@ -194,7 +194,10 @@ def within(scope: str, path: str) -> bool:
 
 def submodule(root: nn.Module, node: fx.Node) -> nn.Module | None:
     """The module that a ``call_module`` node calls, None for other nodes."""
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if node.op != "call_module":
+        return None
+    found: nn.Module = functools.reduce(getattr, str(node.target).split("."), root)  # get_submodule looks thrice
+    return found
 
 
 def weights_of(node: fx.Node, traced: Traced) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from fxdistill.ir.program import Batch, Program
 from fxdistill.ir.running import buffers_kept, full_precision, same, seeded
 from fxdistill.passes.divide.cut import smallest
 from fxdistill.passes.divide.fixed import fixed_nodes
-from fxdistill.passes.specialize import remove_dead
+from fxdistill.passes.specialize import remove_dead, upto
 
 PREFIX = "cached."
 """In front of the names of the fields that cross."""
@@ -125,13 +125,7 @@ def _rest(source: Program, names: Mapping[fx.Node, str]) -> Program:
 
 def _frozen(source: Program, names: Mapping[fx.Node, str]) -> fx.GraphModule:
     """From a batch to what crosses, by name."""
-    graph = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    for node in source.graph.nodes:
-        if node.op != "output":
-            new[node] = graph.node_copy(node, new.__getitem__)
-    graph.output({field: new[node] for node, field in names.items()})
-    remove_dead(graph, source)
+    graph = upto(source.graph, source, {field: node for node, field in names.items()})
     return fx.GraphModule(source, graph, "Frozen").eval()
 
 

@@ -16,7 +16,7 @@ what the stage's losses read from frozen members is what they read from them bef
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +68,9 @@ class Specialize(Pass[Program, Program]):
 
     def proves(self, source: Program, value: Program) -> None:
         """From frozen members losses read the values that they read before."""
-        before = restricted(source, source.find_stage(self.stage).under(self.taught))
-        one, other = frozen_values(before), frozen_values(value)
+        graph, _ = _cut(source, source.find_stage(self.stage).under(self.taught))
+        images = _noise(value)
+        one, other = _values(source, graph, images), _values(value, value.graph, images)
         if one.keys() != other.keys():
             raise InvariantError("specializing changed which losses read from frozen members", where=self.stage)
         for key, first in one.items():
@@ -89,16 +90,9 @@ def restricted(source: Program, stage: Stage) -> Program:
 
 def _cut(source: Program, stage: Stage) -> tuple[fx.Graph, tuple[Term, ...]]:
     """The graph of a stage's losses and of what they need, and its terms."""
-    graph = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    for node in source.graph.nodes:
-        if node.op != "output":
-            new[node] = graph.node_copy(node, new.__getitem__)
-    by_key = {node.meta["key"]: new[node] for node in source.nodes("loss") if "key" in node.meta}
+    by_key = {node.meta["key"]: node for node in source.nodes("loss") if "key" in node.meta}
     terms = tuple(Term(_key(source, wanted.name, wanted.plain), wanted) for wanted in stage.losses)
-    graph.output({term.key: by_key[term.key] for term in terms})
-    remove_dead(graph, source)
-    return graph, terms
+    return upto(source.graph, source, {term.key: by_key[term.key] for term in terms}), terms
 
 
 def _same_losses(before: fx.Graph, terms: tuple[Term, ...], after: Program, stage: str) -> None:
@@ -127,38 +121,66 @@ def _key(source: Program, name: str, wanted: object) -> str:
     raise InvariantError(f"the program lacks the loss '{name}'")
 
 
+def upto(graph: fx.Graph, root: nn.Module, values: Mapping[str, fx.Node]) -> fx.Graph:
+    """A copy of what some values of a graph need, which gives these by name; ``root`` owns the targets."""
+    live, new = _needed(graph, root, values.values()), dict[fx.Node, fx.Node]()
+    made = fx.Graph()
+    for node in graph.nodes:
+        if node in live:
+            new[node] = made.node_copy(node, new.__getitem__)
+    made.output({name: new[value] for name, value in values.items()})
+    return made
+
+
 def remove_dead(graph: fx.Graph, root: nn.Module) -> None:
-    """Remove nodes that nothing needs; the inputs stay, so that every stage is called alike.
+    """Remove nodes that the graph's output does not need."""
+    nodes = list(graph.nodes)
+    live = _needed(graph, root, nodes[-1].all_input_nodes)
+    for node in reversed(nodes):
+        if node not in live and node.op != "output":
+            graph.erase_node(node)
+
+
+def _needed(graph: fx.Graph, root: nn.Module, values: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that some values need; the inputs are among them, so that every stage is called alike.
 
     A node is needed when its value is, or when it writes into memory that is read later: ``relu_(x)`` where ``x``
     itself is used, and a buffer that is needed at all, since the next call reads it. Running statistics are a side
     effect only for what reads the normalised value: in a stage that does not reach it, a BatchNorm would learn from
     features that are not trained yet.
     """
+    wanted = set(values)
     group, buffers, again = memory(graph, root), _buffers(graph, root), set[int]()
+    writes = {n: written(n, root) for n in graph.nodes if n.op not in ("placeholder", "output", "get_attr")}
     while True:  # a buffer may be read in front of what writes into it
-        live = _live(graph, root, group, buffers, again)
-        read = {buffer for node in live for source in node.all_input_nodes for buffer in buffers[source]}
+        live = _live(graph, wanted, writes, group, buffers, again)
+        sources = wanted.union(*(node.all_input_nodes for node in live))
+        read = {buffer for source in sources for buffer in buffers[source]}
         if read <= again:
-            break
+            return live
         again |= read
-    for node in reversed(list(graph.nodes)):
-        if node not in live:
-            graph.erase_node(node)
 
 
 def _live(
-    graph: fx.Graph, root: nn.Module, group: Mapping[fx.Node, int], buffers: Mapping[fx.Node, set[int]], again: set[int]
+    graph: fx.Graph,
+    wanted: set[fx.Node],
+    writes: Mapping[fx.Node, list[fx.Node]],
+    group: Mapping[fx.Node, int],
+    buffers: Mapping[fx.Node, set[int]],
+    again: set[int],
 ) -> set[fx.Node]:
     """The nodes that are needed where the next call reads some buffers; ``group``: memory that nodes share."""
     live: set[fx.Node] = set()
-    read: set[int] = set()
+    read = {group[node] for node in wanted}
     scopes: set[str] = set()
     for node in reversed(list(graph.nodes)):
-        targets = written(node, root) if node.op not in ("placeholder", "output", "get_attr") else []
+        if node.op == "output":
+            continue
+        targets = writes.get(node, ())
         later = any(group[target] in read or not again.isdisjoint(buffers[target]) for target in targets)
         counts = any(target.op == "get_attr" for target in targets) and scope_of(node) in scopes
-        if node.op in ("placeholder", "output") or later or counts or any(user in live for user in node.users):
+        used = node in wanted or any(user in live for user in node.users)
+        if node.op == "placeholder" or later or counts or used:
             live.add(node)
             read.update(group[source] for source in node.all_input_nodes)
             if any(target.op == "get_attr" for target in targets):
@@ -223,8 +245,21 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
 
     Scales are named, and what is scaled is given: over the deviation of a channel that hardly varies rounding is large.
     """
+    return _values(program, program.graph, _noise(program) if images is None else images)
+
+
+def _noise(program: Program) -> Tensor:
+    """Images for a proof."""
+    images = example(program, program.meta["input_shape"])
+    if len({p.dtype for p in program.parameters() if p.is_floating_point()}) > 1:
+        images = images.float()  # as those of a run: members in another precision cast them
+    return images
+
+
+def _values(program: Program, whole: fx.Graph, images: Tensor) -> dict[str, Tensor]:
+    """What the losses of a graph read from frozen members; the program owns the targets."""
     read = dict[str, fx.Node]()
-    for node in program.nodes("loss"):
+    for node in of_role(whole, "loss"):
         for port, value in zip(node.meta["reads"], node.args, strict=False):
             if isinstance(value, fx.Node) and _is_frozen_alone(value):
                 name, source = f"{node.meta['key']} {port}", value
@@ -233,21 +268,10 @@ def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, T
                 read[name] = source
     if not read:
         return {}
-    graph = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    for node in program.graph.nodes:
-        if node.op != "output":
-            new[node] = graph.node_copy(node, new.__getitem__)
-    graph.output({key: new[value] for key, value in read.items()})
-    remove_dead(graph, program)
-    module = fx.GraphModule(program, graph)
-    if images is None:
-        images = example(program, program.meta["input_shape"])
-        if len({p.dtype for p in program.parameters() if p.is_floating_point()}) > 1:
-            images = images.float()  # as those of a run: members in another precision cast them
+    called = fx.Interpreter(program, graph=upto(whole, program, read))
     device = images.device  # a teacher may draw random numbers, and count its calls
     with torch.no_grad(), full_precision(device), buffers_kept(program), seeded(device):
-        values: dict[str, Tensor] = module({"images": images})
+        values: dict[str, Tensor] = called.run({"images": images.clone()})
     return values
 
 

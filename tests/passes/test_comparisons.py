@@ -127,7 +127,7 @@ def test_what_is_compared_by_hand(how: Comparison) -> None:
 
 
 def test_normalized_is_the_cosine() -> None:
-    one, other = torch.randn(5, 3, 4, 4), 7 * torch.randn(5, 3, 4, 4)
+    one, other = torch.randn(5, 3, 4, 4).double(), 7 * torch.randn(5, 3, 4, 4).double()
     cosine = nn.functional.cosine_similarity(one.flatten(1), other.flatten(1)).mean()
     torch.testing.assert_close((normalized(one) - normalized(other)).square().mean(), 2 - 2 * cosine)
 
