@@ -254,17 +254,17 @@ def written(node: fx.Node, root: nn.Module) -> list[fx.Node]:
 def memory(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, int]:
     """A number for each node; nodes with the same number may share memory: views of one another, in-place results."""
     group: dict[fx.Node, int] = {}
+    members: dict[int, list[fx.Node]] = {}
     for number, node in enumerate(graph.nodes):
-        group[node] = number
+        group[node], members[number] = number, [node]
         if node.op == "output":
             continue
         joined = {node.all_input_nodes[position] for position in node.meta.get("shares", ())} | set(written(node, root))
         if is_a(op_name(node, root), Trait.VIEW):
             joined |= set(node.all_input_nodes[:1])
-        old = {group[source] for source in joined}
-        for member in group if old else ():
-            if group[member] in old:
-                group[member] = number
+        for old in {group[source] for source in joined}:
+            members[number] += members[old]
+            group.update(dict.fromkeys(members.pop(old), number))
     return group
 
 

@@ -153,7 +153,7 @@ def _needed(graph: fx.Graph, root: nn.Module, values: Iterable[fx.Node]) -> set[
     group, buffers, again = memory(graph, root), _buffers(graph, root), set[int]()
     writes = {n: written(n, root) for n in graph.nodes if n.op not in ("placeholder", "output", "get_attr")}
     while True:  # a buffer may be read in front of what writes into it
-        live = _live(graph, wanted, writes, group, buffers, again)
+        live = _live(graph, wanted, again, writes=writes, group=group, buffers=buffers)
         sources = wanted.union(*(node.all_input_nodes for node in live))
         read = {buffer for source in sources for buffer in buffers[source]}
         if read <= again:
@@ -162,13 +162,9 @@ def _needed(graph: fx.Graph, root: nn.Module, values: Iterable[fx.Node]) -> set[
 
 
 def _live(
-    graph: fx.Graph,
-    wanted: set[fx.Node],
-    writes: Mapping[fx.Node, list[fx.Node]],
-    group: Mapping[fx.Node, int],
-    buffers: Mapping[fx.Node, set[int]],
-    again: set[int],
-) -> set[fx.Node]:
+    graph: fx.Graph, wanted: set[fx.Node], again: set[int], *, writes: Mapping[fx.Node, list[fx.Node]],
+    group: Mapping[fx.Node, int], buffers: Mapping[fx.Node, set[int]],
+) -> set[fx.Node]:  # fmt: skip
     """The nodes that are needed where the next call reads some buffers; ``group``: memory that nodes share."""
     live: set[fx.Node] = set()
     read = {group[node] for node in wanted}

@@ -5,7 +5,7 @@ device or, where something in it cannot, on images. What a node does to memory i
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,12 +14,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxdistill.ir.graph import Shape, module_op_name
-from fxdistill.ir.operators import is_a
+from fxdistill.ir.operators import bare_name, is_a, operator_of
 from fxdistill.ir.running import buffers_kept, example, same, seeded, tensors_in
 from fxdistill.operators import Trait
 from fxdistill.passes.trace.probe import Probe
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMING = (nn.functional.batch_norm, torch.batch_norm, torch.ops.aten.batch_norm.default)
+_FREE = frozenset((
+    "pointwise", "elementwise", "movement", "sizes", "select", "getitem", "pieces", "cat", "stack", "pad", "spatial",
+    "reduction", "channel-norm", "last-dims-norm", "group-norm", "metadata",
+))  # fmt: skip
+"""What :attr:`fxdistill.operators.Operator.labels` says of operations without a product."""
 _Measured = dict[fx.Node, tuple[Shape | None, int]]
 
 
@@ -83,13 +89,7 @@ class _Count(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, *, counting: bool = True) -> None:
         super().__init__(module)
         self.measured: _Measured = {}
-        self._flops = FlopCounterMode(display=False)
         self._counting = counting
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph under a counter, which takes time."""
-        with self._flops if self._counting else nullcontext():
-            return super().run(*args, **kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Read a parameter apart from autograd: the counter would hang hooks on it, which need a gradient."""
@@ -102,13 +102,30 @@ class _Count(fx.Interpreter):
             return args[0].clone()
         return super().call_module(target, args, kwargs)
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function; batch norm is left out like its layer."""
+        if target in _NORMING and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0].clone()
+        return super().call_function(target, args, kwargs)
+
     def run_node(self, n: fx.Node) -> object:
-        """Run one node and read the counter."""
-        before = self._flops.get_total_flops()
-        value = super().run_node(n)
-        macs = (self._flops.get_total_flops() - before) // 2
+        """Run one node, under a counter where it may cost something: counting takes long."""
+        if not self._counting or self._is_free(n):
+            value, macs = super().run_node(n), 0
+        else:
+            with FlopCounterMode(display=False) as counter:
+                value = super().run_node(n)
+            macs = counter.get_total_flops() // 2
         self.measured[n] = (tuple(value.shape) if isinstance(value, Tensor) else None, macs)
         return value
+
+    def _is_free(self, node: fx.Node) -> bool:
+        """Whether a node is known to have no product."""
+        if node.op == "call_module":
+            return _keeps(self.submodules[node.target])
+        if node.op == "call_function" and not _of_torch(node.target):
+            return False
+        return not node.op.startswith("call") or operator_of(bare_name(node.target)).labels in _FREE
 
 
 class _Watch(_Count):
@@ -142,6 +159,11 @@ def _keeps(module: nn.Module) -> bool:
     """Whether a layer of torch gives a value for each value, without a product."""
     plain = type(module).__module__.startswith("torch.nn.modules.")
     return plain and (type(module) in _NORMS or is_a(module_op_name(module), Trait.POINTWISE))
+
+
+def _of_torch(function: Any) -> bool:
+    """Whether a function is one of torch or of Python, and no other of such a name."""
+    return str(getattr(function, "__module__", None) or "torch").split(".")[0] in ("torch", "_operator", "builtins")
 
 
 def _version(tensor: Tensor) -> int:

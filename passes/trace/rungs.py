@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import ParameterProxy
 from torchvision.models import feature_extraction
 
 from fxdistill.ir.running import plainly
@@ -33,12 +34,12 @@ class _PathTracer(fx.Tracer):
     """
 
     def __init__(
-        self, updated: Mapping[str, Tensor], leaves: tuple[type[nn.Module], ...] = (),
+        self, followed: Mapping[str, Tensor], leaves: tuple[type[nn.Module], ...] = (),
         functions: tuple[Callable[..., Any], ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(autowrap_functions=functions, param_shapes_constant=True)
         self._leaves = leaves
-        self._updated = {id(buffer): name for name, buffer in updated.items()}
+        self._followed = {id(tensor): name for name, tensor in followed.items()}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module stays one node."""
@@ -71,11 +72,15 @@ class _PathTracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A stand-in for a parameter, and for a buffer that is updated; anything else as it is."""
-        name = self._updated.get(id(attr_val))
+        name = self._followed.get(id(attr_val))  # torch.fx itself looks through all parameters each time
         if name is None:
             return super().getattr(attr, attr_val, parameter_proxy_cache)
         if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+            constant = partial(ParameterProxy, self, name=name, param=attr_val)  # in its shape
+            parameter = isinstance(attr_val, nn.Parameter)
+            parameter_proxy_cache[name] = self.create_proxy(
+                "get_attr", name, (), {}, proxy_factory_fn=constant if parameter else None
+            )
         return parameter_proxy_cache[name]
 
 
@@ -83,7 +88,8 @@ def _symbolic(module: nn.Module, probe: Probe, **more: Any) -> fx.GraphModule:
     if isinstance(module, fx.GraphModule):  # a graph already; tracing it again would lose where its nodes come from
         return fx.GraphModule(module, _copied(module.graph), type(module).__name__)
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    tracer = _PathTracer({name: buffers[name] for name in probe.updates}, **more)
+    updated = {name: buffers[name] for name in probe.updates}
+    tracer = _PathTracer({**dict(module.named_parameters()), **updated}, **more)
     with torch.enable_grad(), own_gradients(partial(tracer.create_proxy, "call_function")):
         graph = tracer.trace(module)
     detach_marked(graph)
