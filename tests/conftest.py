@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests import children
 from tests.plugins import add
 
 __all__ = ["add"]
@@ -25,6 +26,18 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First those that fork: once anything has started autograd's threads, a forked child can no longer train."""
     items.sort(key=lambda item: item.path.parts[-2:] not in _FORKING)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Processes for the tests are to be had from here on."""
+    if session.items:
+        children.begin()
+
+
+def pytest_unconfigure() -> None:
+    """There is nothing more to do for them."""
+    children.end()
 
 
 def pytest_collection_finish() -> None:

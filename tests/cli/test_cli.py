@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import re
@@ -17,9 +18,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fxdistill.cli import commands, values
-from fxdistill.cli.commands import app
+from fxdistill.cli.commands import app, main
 from fxdistill.compiler import pipeline
 from fxdistill.errors import InputError
+from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
@@ -27,7 +29,7 @@ from fxdistill.runtime import checkpoint, preflight
 from fxdistill.runtime.course import Position
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Observer, Settings
-from tests import runs
+from tests import children, runs
 
 ALLOW = ("--allow-factory", runs.ALLOW[0])
 RESNET = "fxdistill.models:resnet?widths=[8,16]&blocks=1"
@@ -233,42 +235,32 @@ def test_eval_a_run_and_a_file() -> None:
     assert "on 537 test images" in call("eval", str(runs.workshop() / "teacher.pt"), "--data", "digits")
 
 
-INTERRUPTED = """
-import os, signal, sys
-from fxdistill.cli.commands import main
-from fxdistill.measure import onnx_file
-from fxdistill.runtime import checkpoint
+def interrupted(words: list[str], models: Path) -> None:
+    """A run that gets Ctrl-C, a real one, right after its seventh checkpoint."""
+    onnx_file._EXPORTERS = ("torchscript",)
+    save, count = checkpoint.save, itertools.count(1)
 
-onnx_file._EXPORTERS = ("torchscript",)
-save, left = checkpoint.save, 7
+    def saving(*args: Any) -> None:
+        save(*args)
+        if next(count) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
 
-def saving(*args):
-    global left
-    save(*args)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGINT)
-
-checkpoint.save = saving
-main()
-"""
-"""A run that gets Ctrl-C, a real one, right after its seventh checkpoint."""
+    checkpoint.save = saving
+    sys.path.insert(0, str(models))
+    sys.argv = ["fxdistill", *words]
+    main()
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     args = ["run", str(runs.plan_file()), "-o", str(out), *ALLOW, "--save-every", "0", "--device", "cpu"]
-    paths = os.pathsep.join([str(Path.cwd()), str(runs.workshop())])
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *args], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 130, done.stderr
-    assert done.stdout == ""
+    code, said, errors = children.done(tmp_path, interrupted, args, runs.workshop())
+    assert code == 130, errors
+    assert said == ""
     again = f"fxdistill run {runs.plan_file()} -o {out} --device cpu --save-every 0 {' '.join(ALLOW)} --resume"
-    assert done.stderr.splitlines()[-1] == f"interrupted; continue with: {again}"
-    assert "Traceback" not in done.stderr
-    assert "Warning" not in done.stderr
+    assert errors.splitlines()[-1] == f"interrupted; continue with: {again}"
+    assert "Traceback" not in errors
+    assert "Warning" not in errors
     assert checkpoint.load(RunDir(out)).position == Position(1, 0, 2)
     runs.execute(runs.plan_file(), out, Settings(device="cpu", allow=runs.ALLOW, resume=True))
     assert (out / "student.pt").read_bytes() == (runs.finished() / "student.pt").read_bytes()

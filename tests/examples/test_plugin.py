@@ -1,7 +1,6 @@
 """The plug-in of the examples, installed for real: its names work, plans record it, and without it a run says so."""
 
 import json
-import multiprocessing
 import os
 import runpy
 import shutil
@@ -12,14 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxdistill import registry
 from fxdistill.data.load import load as load_data
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
+from tests import children
 from tests.runs import taught_head
 
 ROOT = Path(__file__).parents[2]
-RESNETS = ("torchvision.models:resnet34", "torchvision.models:resnet18", "--input", "1x3x64x64")
+CONVNETS = ("fxdistill.models:convnet?widths=[8,16]", "fxdistill.models:convnet?widths=[4,8]", "--input", "1x1x8x8")
 
 
 @pytest.fixture(scope="module")
@@ -35,32 +36,23 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def _carried_out(folder: Path, args: tuple[str, ...], site: Path | None) -> None:
+def _carried_out(args: tuple[str, ...], site: Path | None) -> None:
     """The command line as ``python -m`` has it, in a process with the heavy imports and nothing of the plug-in."""
-    os.chdir(folder)
     os.environ["COLUMNS"] = "100"
     sys.path[:0] = [str(site)] if site else []
     sys.argv = ["fxdistill", *args]
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    registry._entry_points.cache_clear()
     onnx_file._EXPORTERS = ("torchscript",)  # the quicker one; the other has tests
     runpy.run_module("fxdistill", run_name="__main__")
 
 
 def fxdistill(folder: Path, *args: str, site: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command line in a folder, with or without the plug-in, in a process of its own."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["fxdistill.runtime.execute", "fxdistill.runtime.planning"])
-    process = server.Process(target=_carried_out, args=(folder, args, site))
-    process.start()
-    process.join()
-    said = [(folder / name).read_text() for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess(args, process.exitcode or 0, *said)
+    return subprocess.CompletedProcess(args, *children.done(folder, _carried_out, args, site))
 
 
 def test_a_plan_by_its_method_records_where_the_names_come_from(installed: Path, tmp_path: Path) -> None:
-    done = fxdistill(tmp_path, "plan", *RESNETS, "--method", "example", site=installed)
+    done = fxdistill(tmp_path, "plan", *CONVNETS, "--method", "example", site=installed)
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["method"] == "example"
@@ -74,7 +66,7 @@ def test_a_plan_by_its_method_records_where_the_names_come_from(installed: Path,
     assert without.returncode == 2
     assert "pip install fxdistill-example" in without.stderr
     assert fxdistill(tmp_path, "show", "plan.json").returncode == 2
-    assert "vid-linear[layer1]" in fxdistill(tmp_path, "show", "plan.json", site=installed).stdout
+    assert "vid-linear[block1]" in fxdistill(tmp_path, "show", "plan.json", site=installed).stdout
 
 
 def test_help_and_hints_know_its_names(installed: Path, tmp_path: Path) -> None:
@@ -82,11 +74,11 @@ def test_help_and_hints_know_its_names(installed: Path, tmp_path: Path) -> None:
     assert "example, " in words or ", example" in words
     assert "spread" in words
     assert "example" not in fxdistill(tmp_path, "plan", "--help").stdout
-    near = fxdistill(tmp_path, "plan", *RESNETS, "--method", "exampel", site=installed)
+    near = fxdistill(tmp_path, "plan", *CONVNETS, "--method", "exampel", site=installed)
     assert near.returncode == 2
     assert "did you mean 'example'?" in near.stderr
     assert "did you mean 'spread'?" in fxdistill(
-        tmp_path, "shrink", RESNETS[1], "--keep", "0.5", "--by", "spred", site=installed
+        tmp_path, "shrink", CONVNETS[1], "--keep", "0.5", "--by", "spred", site=installed
     ).stderr  # fmt: skip
 
 

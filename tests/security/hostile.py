@@ -1,8 +1,7 @@
 """A process that reads what a stranger made, under an audit hook, and says what happened besides.
 
-Run as ``python -m tests.security.hostile FOLDER``: every attack is made in the folder, then read. The report is the
-last line: for each attack the answer, the events that no reading of data has a reason for, the files that are there
-besides, and how far memory rose.
+Every attack is made in a folder, then read. The report is the last line that :func:`main` writes: for each attack the
+answer, the events that no reading of data has a reason for, the files that are there besides, and how far memory rose.
 """
 
 import base64
@@ -129,10 +128,9 @@ def size_of(path: Path) -> int:
     return sum(entry.stat().st_size for entry in held)
 
 
-def main() -> None:
-    """Make every attack, then read them all under the hook."""
+def main(root: Path) -> None:
+    """Make every attack in a folder, then read them all under the hook."""
     warnings.simplefilter("ignore")
-    root = Path(sys.argv[1])
     warm(root)
     ready = list(made(root, {**ATTACKS, PLANTED: Attack(file("a.pkl", EVIL), unsafe)}))
     for name in WARM:  # what libraries import on the way to an error
@@ -159,7 +157,3 @@ def main() -> None:
         watching = False
         report[name] = [said, list(events), sorted(entry.name for entry in home.iterdir()), size, peak() - before]
     sys.stdout.write("\n" + base64.b64encode(json.dumps(report).encode()).decode() + "\n")
-
-
-if __name__ == "__main__":
-    main()

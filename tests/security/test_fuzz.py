@@ -1,13 +1,14 @@
 """The fuzzer notices each kind of fault, and finds none in some mutants of every kind.
 
-It forks, which torch allows a process that has not trained yet: a process of its own makes one report for all tests.
+It forks, which torch allows a process that has not trained yet: one of :mod:`tests.children` makes a report for all
+tests.
 """
 
 import functools
 import json
-import os
-import subprocess
 import sys
+import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from benchmarks import fuzz, fuzz_kinds, fuzz_watch
+from tests import children
 
-ROOT = Path(__file__).parents[2]
 ALTERED = "a damaged file was read"
 
 
@@ -26,6 +27,7 @@ def altered(_folder: Path) -> None:
 
 def main() -> None:
     """Read two mutants with every planted fault, and a few of every kind without one."""
+    warnings.simplefilter("ignore")
     found: dict[str, Any] = {"planted": {}, "kinds": {}}
     with fuzz.workshop() as originals:
         kinds = fuzz_kinds.kinds(originals)
@@ -44,11 +46,10 @@ def main() -> None:
 
 @functools.cache
 def report() -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.security.test_fuzz"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        code, said, errors = children.done(Path(folder), main)
+    assert code == 0, errors[-2000:]
+    found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     return found
 
 
@@ -69,7 +70,3 @@ def test_a_few_mutants_are_read_or_refused(name: str) -> None:
     assert len(rows) == 9
     assert {row["outcome"] for row in rows} <= {"read", "refused"}
     assert not [row for row in rows if row["found"]]
-
-
-if __name__ == "__main__":
-    main()

@@ -3,19 +3,16 @@
 import base64
 import functools
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.security.hostile import ATTACKS, PLANTED
+from tests import children
+from tests.security.hostile import ATTACKS, PLANTED, main
 from tests.security.made import MARK
 
-ROOT = Path(__file__).parents[2]
 ROOM = 400 << 20
 """Bytes that reading takes at most beside three times the file."""
 
@@ -23,13 +20,11 @@ ROOM = 400 << 20
 @functools.cache
 def report() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "tests.security.hostile", folder], capture_output=True, text=True,
-            check=False, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        found: dict[str, Any] = json.loads(base64.b64decode(done.stdout.strip().splitlines()[-1]))
-        return found
+        (root := Path(folder) / "root").mkdir()
+        code, said, errors = children.done(Path(folder), main, root)
+    assert code == 0, errors[-2000:]
+    found: dict[str, Any] = json.loads(base64.b64decode(said.strip().splitlines()[-1]))
+    return found
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
