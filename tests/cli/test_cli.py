@@ -245,7 +245,7 @@ def interrupted(words: list[str], models: Path) -> None:
         if next(count) == 7:
             os.kill(os.getpid(), signal.SIGINT)
 
-    checkpoint.save = saving
+    checkpoint.save = saving  # type: ignore[assignment]
     sys.path.insert(0, str(models))
     sys.argv = ["fxdistill", *words]
     main()
