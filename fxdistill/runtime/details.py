@@ -133,7 +133,7 @@ _FORM = TypeAdapter(Details)
 
 
 def write(run: Execution, module: nn.Module, *, seed: int) -> None:
-    """Measure and write the details of a run that is complete; a part that fails is said and left out.
+    """Measure and write the details of a run that is about to be complete; a part that fails is said and left out.
 
     Args:
         run: The execution, everything trained.
@@ -171,7 +171,7 @@ def _part(run: Execution, make: Callable[[], Value], without: Value) -> Value:
     """A part of the details; where it fails, that is said, and the others are made."""
     try:
         return make()
-    except Exception as cause:  # noqa: BLE001  # whatever it is, the run is complete
+    except Exception as cause:  # noqa: BLE001  # whatever it is, the run is complete without it
         said = cause.what if isinstance(cause, FxdistillError) else f"{type(cause).__name__}: {cause}"
         run.observer.on_diagnostic(
             Diagnostic(

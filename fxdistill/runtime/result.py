@@ -65,10 +65,10 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
         "layout": run.layout.why,
         "device": str(run.fabric.device), **run.checkpoint.how, "versions": versions(),
     }  # fmt: skip
+    run.observer.on_phase("details for the report")
+    details.write(run, module, seed=result["exported_seed"])  # before the run is complete, and nobody goes on with it
     write_text(rundir.result_path, json.dumps(result, indent=2) + "\n")
     rundir.checkpoint_path.unlink(missing_ok=True)
-    run.observer.on_phase("details for the report")
-    details.write(run, module, seed=result["exported_seed"])
     return result
 
 

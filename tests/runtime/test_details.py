@@ -123,7 +123,7 @@ def test_what_is_of_another_plan_is_left_aside(tmp_path: Path) -> None:
 
 
 def test_parts_that_fail_are_said_and_the_others_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[Diagnostic] = []
+    said, whole = list[Diagnostic](), found()
 
     def fails(*_: object) -> None:
         raise RuntimeError("no such thing")
@@ -134,7 +134,8 @@ def test_parts_that_fail_are_said_and_the_others_are_there(tmp_path: Path, monke
     (first,) = (one for one in said if one.code == "no-details")
     assert "no such thing" in first.why
     run = RunDir.existing(tmp_path / "run")
-    made, whole = details.read(run, run.plan()), found()
+    assert run.result_path.exists()
+    made = details.read(run, run.plan())
     assert made is not None
     assert made.outline == Outline()
     assert made.beside is not None
@@ -146,15 +147,24 @@ def test_parts_that_fail_are_said_and_the_others_are_there(tmp_path: Path, monke
     assert "is not known: the task does not say what a model reaches image by image" in page
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_written_is_said_and_a_run_that_is_stopped_there_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[Diagnostic] = []
 
     def fails(*_: object) -> None:
         raise StorageError("the disk is full", where="details.json")
 
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
     for part in ("outline", "_similarities", "_beside", "write_text"):
         monkeypatch.setattr(details, part, fails)
-    runs.execute(runs.plan_file(), tmp_path / "run", runs.CPU, Observer(on_diagnostic=said.append), detailed=True)
+    monkeypatch.setattr(details, "_on_board", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        runs.execute(runs.plan_file(), tmp_path / "run", runs.CPU, Observer(on_diagnostic=said.append), detailed=True)
     assert sum("the disk is full" in one.why for one in said if one.code == "no-details") == 4
-    assert (tmp_path / "run" / "result.json").exists()
-    assert not (tmp_path / "run" / "details.json").exists()
+    run = RunDir.existing(tmp_path / "run")
+    assert run.checkpoint_path.exists()
+    assert not run.result_path.exists()
+    assert not run.details_path.exists()
