@@ -31,10 +31,12 @@ class Means:
     count: Count = 0
     values: dict[str, float] = field(default_factory=dict)
 
-    def add(self, key: str, value: float) -> None:
-        """Take in a loss of the step after those counted."""
-        mean = self.values.get(key, 0.0)
-        self.values[key] = mean + (value - mean) / (self.count + 1)
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Take in the losses of the step after those counted."""
+        self.count += 1
+        for key, value in losses.items():
+            mean = self.values.get(key, 0.0)
+            self.values[key] = mean + (value - mean) / self.count
 
 
 @dataclass

@@ -259,8 +259,9 @@ class _Running:
         halves: "Halves | None" = None,
     ) -> None:  # fmt: skip
         self.stage, self.program, self.means, self.average, self.every = stage, program, means, average, every
-        self.halves = halves
-        self._speed = 0.0
+        self.halves, self._speed = halves, 0.0
+        # losses of the fewest members first, which say best in which something is wrong
+        self._narrow = [one.key for one in sorted(program.terms, key=lambda term: len(term.loss.members))]
         self._pending: list[tuple[Position, Tensor]] = []
         self._images = 0
         self._waited, self._since = 0.0, time.perf_counter()
@@ -302,11 +303,11 @@ class _Running:
             return self.means
         values = torch.stack([value for _, value in self._pending]).cpu()
         for (position, _), row in zip(self._pending, values.tolist(), strict=True):
-            for term, value in zip(self.program.terms, row, strict=True):
-                if not math.isfinite(value):
-                    raise self._not_finite(term.key, position)
-                self.means.add(term.key, value)
-            self.means.count += 1
+            found = dict(zip((term.key for term in self.program.terms), row, strict=True))
+            for key in self._narrow:
+                if not math.isfinite(found[key]):
+                    raise self._not_finite(key, position)
+            self.means.add(found)
         self._speed = self._images / max(time.perf_counter() - self._since, 1e-9)
         self._pending = []
         return self.means
@@ -317,7 +318,7 @@ class _Running:
         Raises:
             TrainingError: It is.
         """
-        for key, value in self.means.values.items():
+        for key, value in sorted(self.means.values.items(), key=lambda one: self._narrow.index(one[0])):
             if key in before and abs(value) > _LOST * max(1.0, abs(before[key])):
                 raise TrainingError(
                     f"the training diverged: the loss '{key}'{self._whose(key)} is {value:.3g} over the epoch, and "

@@ -31,9 +31,12 @@ from fxdistill.plan.members import Masked
 from fxdistill.plan.schema import ModelRef, Plateau
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime import checkpoint, hardening
+from fxdistill.runtime.average import Average
+from fxdistill.runtime.course import Means, Position
 from fxdistill.runtime.directory import RunDir
 from fxdistill.runtime.execution import Execution, Settings
 from fxdistill.runtime.hardening import harden_all
+from fxdistill.runtime.loop import _Running
 from fxdistill.runtime.optimizers import make_optimizer
 from fxdistill.tasks import TASKS
 from tests import runs
@@ -305,14 +308,23 @@ def test_training_the_small_student_is_training_the_masked_one() -> None:
     torch.testing.assert_close(small(images), masked(images), rtol=1e-3, atol=1e-4)
 
 
-def test_a_loss_that_is_not_a_number_names_its_level(tmp_path: Path) -> None:
-    plan = planned(assistants=1)
-    arms = [
-        arm.changed(stages=[s.changed(optimizer=s.optimizer.changed(lr=100.0)) for s in arm.stages])
-        for arm in plan.arms
-    ]
-    with pytest.raises(TrainingError, match=r"cross-entropy'? of level-0"):
-        execute(written(plan.changed(arms=arms), "cascade-nan"), tmp_path / "run", CPU)
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(math.nan, "the logits of level-1"), (1e9, "'cross-entropy#2' of level-1")]
+)
+def test_a_loss_that_is_not_a_number_or_diverges_names_its_level_alone(wrong: float, said: str) -> None:
+    program = joint(planned(assistants=2), made(planned(assistants=2)))
+    running = _Running(program.stages[0], program, Means(), Average(program, 0.0), every=1)
+    losses = {one.key: torch.tensor(wrong if "level-1" in one.loss.members else 1.0) for one in program.terms}
+
+    def an_epoch() -> None:
+        running.add(losses, Position(0, 0, 1), 8)
+        running.check(dict.fromkeys(losses, 1.0), Position())
+
+    with pytest.raises(TrainingError) as caught:
+        an_epoch()
+    assert said in caught.value.what
+    assert "level-0" not in caught.value.what
+    assert "level-2" not in caught.value.what
 
 
 @pytest.mark.parametrize(("val", "better", "taught"), [(0.2, True, [0, 1]), (0.2, False, [0, 0]), (0.0, True, [0, 0])])

@@ -433,8 +433,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
 def test_means_carry_on() -> None:
     means = Means()
     for value in (1.0, 2.0, 6.0):
-        means.add("a", value)
-        means.count += 1
+        means.add({"a": value})
     assert means == Means(3, {"a": 3.0})
 
 
