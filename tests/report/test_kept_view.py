@@ -1,11 +1,13 @@
 """What masks kept while they moved, as a picture in the text of a run."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Group
 
 from fxdistill.report.kept_view import bars, kept_lines
+from fxdistill.report.page import levels, told
 from fxdistill.report.show import show
 from tests import runs
 from tests.report.drawing import drawn
@@ -64,3 +66,21 @@ def test_a_run_whose_masks_moved_shows_it_and_another_one_does_not() -> None:
     assert f" -> {kept[-1]['features.8']}" in shown.split("channels kept")[1]
     assert "channels kept" not in show(runs.finished())
     assert text([]) == ""
+
+
+def test_levels_that_have_trained_cost_what_was_cut_out_of_them() -> None:
+    found = told.of_run(finished(), "run")
+    assert found.result is not None
+    arms = [arm | {"macs": 4321} if "macs" in arm else arm for arm in found.result["arms"]]
+    found = replace(found, result={**found.result, "arms": arms})
+    assert costs(found)["student"] == costs(found)["level-0"] == "4.32 k MACs"
+    assert costs(found)["level-1"] == ""  # nobody has cut it out
+    assert found.result is not None
+    exported = replace(found, result={**found.result, "levels": {"level-1": {"macs": 1234.0}}})
+    assert costs(exported)["level-1"] == "1.23 k MACs"
+
+
+def costs(found: told.Told) -> dict[str, str]:
+    drawing = levels.drawing(found)
+    assert drawing is not None
+    return {box.label: box.cost for box in drawing.boxes}

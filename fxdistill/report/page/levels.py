@@ -141,8 +141,21 @@ def _note(told: Told, name: str) -> str:
 
 
 def _cost(told: Told, name: str) -> str:
-    macs = getattr(told.plan.members[name], "macs", 0)
+    """What a member costs; one whose mask has moved as it ended, where that was cut out."""
+    level, macs = _level(told, name), getattr(told.plan.members[name], "macs", 0)
+    if level is not None and level[0] in told.kept:
+        macs = _ended(told, level[0])
     return f"{count(macs)} MACs" if macs else ""
+
+
+def _ended(told: Told, level: str) -> int:
+    """The multiply-accumulates of what was cut out of a level under the seed that is exported; 0 for nothing."""
+    result, export = told.result or {}, told.plan.export
+    found, student = dict(result.get("levels", {})), told.plan.members[export.member]
+    if result and isinstance(student, Hardened):
+        own = (export.arm, result.get("exported_seed", told.plan.seeds[0]))
+        found[student.of] = next((arm for arm in result["arms"] if (arm["name"], arm["seed"]) == own), {})
+    return int(found.get(level, {}).get("macs", 0))
 
 
 def _bars(told: Told, name: str, y: float) -> Iterator[Bar]:

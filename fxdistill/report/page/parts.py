@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxdistill.plan.document import Plan
-from fxdistill.plan.members import Hardened, Member
+from fxdistill.plan.members import Hardened, Masked, Member
 from fxdistill.plan.schema import ModelRef, Pair
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import size
@@ -167,7 +167,9 @@ def _member(member: Member) -> Iterator[str]:
         yield from ([f"reads {in_words(member.preprocessing)}"] if member.preprocessing is not None else [])
         return
     yield f"made of {member.of}"
-    yield f"{member.parameters:,} parameters, {member.macs:,} MACs"
+    moves = isinstance(member, Hardened) or (isinstance(member, Masked) and member.is_masked)
+    sizes = f"{member.parameters:,} parameters, {member.macs:,} MACs"
+    yield f"{sizes} as scores are at the start" if moves else sizes
     yield from ([f"by {member.criterion}"] if not isinstance(member, Hardened) and member.criterion else [])
 
 
