@@ -1,13 +1,15 @@
 """Specialize: the program cut down to one stage.
 
 Only the stage's losses stay; whatever nothing needs any more goes, so that a warm-up stage on a shallow pair runs a
-fraction of both networks. Then the frozen members are made cheaper, in two rewrites:
+fraction of both networks. Then the frozen members are made cheaper:
 
     bn(conv(x))                → conv'(x)                       BatchNorm in eval mode is affine per channel
     slice(f(x))                → f(slice(x))                    f acts per channel: ReLU, pooling, BatchNorm …
     slice(a + b)               → slice(a) + slice(b)
     slice(cat(a, b))           → cat(slice(a), slice(b))        a part that nothing is kept of goes
     slice(conv(x))             → conv[keep](x)                  fewer filters are computed at all
+
+and sums of all members are written over an operand that nothing else reads: a + b → add_(a, b).
 
 A slice sinks as far as each value has no other user, and no further than what is known: plain layers of ``torch.nn``
 (no subclass, hook or parametrisation) and memory that nobody else looks at. That sinking *is* InDistill's pruning of
@@ -31,6 +33,7 @@ from fxdistill.ir.operators import is_a
 from fxdistill.ir.program import Program, Term, fields, of_role
 from fxdistill.ir.running import buffers_kept, example, full_precision, seeded
 from fxdistill.operators import Trait
+from fxdistill.passes.specialize.overwrite import overwrite
 from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_frozen, is_plain
 from fxdistill.plan.schema import Stage
 
@@ -52,14 +55,15 @@ class Specialize(Pass[Program, Program]):
     taught: int = 0
 
     def run(self, source: Program) -> PassResult[Program]:
-        """Restrict, fold, sink, remove what is dead."""
+        """Restrict, fold, sink, overwrite, remove what is dead."""
         stage = source.find_stage(self.stage).under(self.taught)
         program = restricted(source, stage)
         folded = _fold_batch_norms(program)
         sunk = Sinker(program).run()
+        written_over = overwrite(program)
         program = _clean(program)
         smaller = len(program.graph.nodes) < len(source.graph.nodes)
-        return PassResult(program, modified=bool(smaller or folded or sunk))
+        return PassResult(program, modified=bool(smaller or folded or sunk or written_over))
 
     def ensures(self, source: Program, value: Program) -> None:
         """The losses are those of the stage and read what they read before."""

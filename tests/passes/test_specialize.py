@@ -55,7 +55,7 @@ def test_graph_text_of_a_residual_network() -> None:
         "relu(teacher_body_first)",
         "teacher.body.second.0_folded_kept_3(teacher_relu)",
         "index_select(teacher_body_stem_2, adapters_keep_pair)",
-        "add(teacher_body_second_0, index_select_4)",
+        "add_(teacher_body_second_0, index_select_4)",
         "relu(teacher_add)",
         "tap(teacher_relu_1)",
     ]
