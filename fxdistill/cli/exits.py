@@ -34,6 +34,7 @@ _OTHERS = [number for number in stopping.SIGNALS if number != signal.SIGINT]
 """Signals that are made what Ctrl-C is."""
 _HEADS = ("where", "to do")
 """What stands before the further lines of a message, see :mod:`fxdistill.errors`."""
+_COMPLETION = ("--install-completion", "--show-completion")
 _UsageError: Any = typer.BadParameter.__base__  # of click, which typer depends on or brings along, by its version
 
 
@@ -51,6 +52,15 @@ class Commands(TyperGroup):
         """Parse what stands before the command."""
         with _parsed():
             return super().make_context(*args, **kwargs)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Refuse a shell that is named: completion is for the one that it is called in, whatever is named."""
+        if len(args) > 1 and args[0] in _COMPLETION:
+            raise InputError(
+                f"{args[0]} takes no shell: it is for the one that it is called in", where=f"fxdistill {args[1]}",
+                hint=f"call it there, or print what {args[1]} reads: _FXDISTILL_COMPLETE=source_{args[1]} fxdistill",
+            )  # fmt: skip
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Parse what stands after the command, and call it."""

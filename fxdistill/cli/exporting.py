@@ -1,5 +1,7 @@
 """``fxdistill export``: a model as an ONNX file, and the same in less precision, each behind a gate of its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +66,7 @@ def export(
         files.check_onnx_name(output)
         values.about_data(data, {"class-map": class_map and not values.is_run(model)})  # of a run it is said elsewhere
 
+        from fxdistill.measure.model import other_precisions
         from fxdistill.preprocessing import NOTHING
         from fxdistill.runtime import deploy, finding
 
@@ -82,13 +85,16 @@ def export(
             images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)
             as_run = not any((data, class_map, wanted)) and wishes == NOTHING  # measured as the run measures
             noted = _noting(Path(model)) if as_run and values.is_run(model) else None
-        written, parity = deploy.exported(
-            found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
-        )
+        with _refused(output):
+            written, parity = deploy.exported(
+                found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
+            )
         say((*found.remarks, *deploy.unsaid(found, where=model)))
         out.print(Text(f"reads {found.reads}"), soft_wrap=True)
         kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
         out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
+        if others := other_precisions(found.module):
+            out.print(Text(f"in float32, the model's weights are {others}"), soft_wrap=True)
         names = f"outputs {', '.join(written.outputs)}"
         left_out = f"; left out: {', '.join(written.left_out)}" if written.left_out else ""
         out.print(Text(names + left_out), soft_wrap=True)
@@ -97,7 +103,8 @@ def export(
         failures = []
         for precision in precisions:  # one that fails takes no other with it
             try:
-                made = reducing.reduced(found, output, precision, how, images=images)
+                with _refused(reducing.beside(output, precision)):
+                    made = reducing.reduced(found, output, precision, how, images=images)
             except FxdistillError as error:
                 failures.append(failed(str(error), error.exit_code))
             else:
@@ -106,6 +113,17 @@ def export(
                     exports.note(noted, made)
         if failures:
             raise min(failures, key=lambda one: one.exit_code)
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Say of a file that was not written that one of its name is there, which stays."""
+    try:
+        yield
+    except FxdistillError as error:
+        if path.is_file():
+            error.hint += f"; the {path.name} that is there is an earlier one"
+        raise
 
 
 def _noting(path: Path) -> "RunDir":

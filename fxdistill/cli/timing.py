@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from fxdistill.cli import model_parameters, parameters, values
-from fxdistill.cli.exits import reported
+from fxdistill.cli.exits import reported, say
 from fxdistill.errors import InputError
 
 
@@ -40,6 +40,7 @@ def bench(
                 model, input_shape=None if says_itself else wanted, allow=allow_factory,
                 trust_code=trust_code and not says_itself,
             )  # fmt: skip
+        say([remark for one in found.values() for remark in one.remarks])
         made = timing.timed(
             found, batches=batch, repeats=repeats, threads=threads, provider=f"{provider}ExecutionProvider", eager=torch
         )

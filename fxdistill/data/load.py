@@ -176,7 +176,7 @@ def check_input(dataset: Dataset, input_shape: Sequence[int]) -> None:
         have, want = ("x".join(map(str, shape)) for shape in (dataset.image_shape, expected))
         raise DataError(
             f"the images are {have} (channels x height x width), the models read {want}",
-            where="input.shape", hint=f"plan with --input 1x{have}, or use other data",
+            where="the data", hint="use data of the models' shape, or models of the data's",
         )  # fmt: skip
 
 

@@ -133,6 +133,12 @@ def device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
+def other_precisions(module: nn.Module) -> str:
+    """In which precisions beside float32 a model's weights are, in words; '' where they are in none."""
+    found = {one.dtype for one in module.parameters() if one.is_floating_point()} - {torch.float32}
+    return " and ".join(sorted(str(one).removeprefix("torch.") for one in found))
+
+
 def parameters(module: nn.Module) -> int:
     """The number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -43,25 +43,43 @@ _METHODS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Images(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
-    """Calibration images, batch after batch, as ONNX Runtime asks for them."""
+    """Calibration images as ONNX Runtime asks for them: batch after batch, each taken in before the next one.
+
+    Otherwise it would hold what all tensors are on all images, and join batches as if they were of one size.
+    """
 
     batches: Iterator[Tensor]
+    count: int
+    due: int = 0
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return self.count
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Give so many batches more."""
+        self.due = end_index - start_index
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        """The next batch by the name of the input; None after the last one."""
-        batch = next(self.batches, None)
-        return None if batch is None else {INPUT: batch.numpy()}
+        """The next batch by the name of the input; None after the last one that is due."""
+        if not self.due:
+            return None
+        self.due -= 1
+        return {INPUT: next(self.batches).numpy()}
 
 
-def int8(path: Path, draft: Path, images: Iterable[Tensor], *, calibration: Calibration = "minmax") -> None:
+def int8(
+    path: Path, draft: Path, images: Iterable[Tensor], *, count: int, calibration: Calibration = "minmax"
+) -> None:  # fmt: skip
     """Write a file in INT8.
 
     Args:
         path: The float32 file, with its weights inside.
         draft: The file to write.
         images: Batches of images (N, ...) as the file takes them; nothing is learnt, but the ranges.
+        count: The number of batches.
         calibration: How ranges follow from what tensors are on these images: their least and largest values; those that
             lose the least information (entropy); the 99.999th percentile.
 
@@ -72,8 +90,9 @@ def int8(path: Path, draft: Path, images: Iterable[Tensor], *, calibration: Cali
         folded = Path(folder) / "folded.onnx"
         quant_pre_process(str(path), str(folded), skip_symbolic_shape=True)
         quantize_static(
-            str(folded), str(draft), _Images(iter(images)), quant_format=QuantFormat.QDQ, per_channel=True,
+            str(folded), str(draft), _Images(iter(images), count), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=_METHODS[calibration],
+            extra_options={"CalibStridedMinMax": 1},
         )  # fmt: skip
     _noted(path, draft, "int8")
 

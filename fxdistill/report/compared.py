@@ -90,7 +90,8 @@ def as_json(made: Comparison, names: Sequence[str], found: Sequence[Found]) -> d
             for name, one, value in zip(names, found, values, strict=True)
         ],
         "difference": None if apart is None else {
-            "value": number(apart.value), "low": apart.low, "high": apart.high, "interval": apart.interval,
+            "value": number(apart.value), "low": number(apart.low), "high": number(apart.high),
+            "interval": apart.interval,
             "p": apart.p, "right_alone": None if apart.alone is None else list(apart.alone),
         },
         "agreement": {"name": task.agreement_name, "value": made.agreement, "mean_distance": number(made.distance)},

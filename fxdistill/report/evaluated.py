@@ -46,6 +46,6 @@ def as_json(made: Evaluated, found: Found, *, model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def number(value: float) -> float | None:
+def number(value: float | None) -> float | None:
     """A number; None for what is none, which JSON has not."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None

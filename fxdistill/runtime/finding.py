@@ -122,12 +122,12 @@ def find(
     if read.dataset is None:
         classes = given.metadata.get("classes", [])
         metadata = described(task=task, preprocessing=own, classes=classes if isinstance(classes, list) else [])
-        return Found(given.module, wanted, None, shape, own, entry or "", metadata)
+        return Found(given.module, wanted, None, shape, own, entry or "", metadata, remarks=given.diagnostics)
     spec = str(data.spec if isinstance(data, DataPlan) else data)
     dataset = fitting.mapped(read.dataset, names, given.module, wanted, spec=spec, entry=entry, input_shape=shape)
     fit = fitting.fits(given.module, dataset, wanted, input_shape=shape, spec=spec, entry=entry)
     remarks = fitting.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
-    said = (*dataset.remarks, *read.remarks, *remarks)
+    said = (*given.diagnostics, *dataset.remarks, *read.remarks, *remarks)
     metadata = described(task=task, preprocessing=own, classes=dataset.classes)
     return Found(given.module, wanted, dataset, shape, own, fit.entry, metadata, remarks=said)
 

@@ -14,7 +14,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError, InputError, ModelError
 from fxdistill.ir import outputs
 from fxdistill.losses import LOSSES
-from fxdistill.measure.model import device_of, evaluating
+from fxdistill.measure.model import device_of, evaluating, other_precisions
 from fxdistill.plan.document import Plan
 from fxdistill.tasks import TASKS, Task
 
@@ -86,9 +86,8 @@ def fits(
         raise
     except Exception as cause:
         shape, hint = "x".join(map(str, input_shape)), "use data of the size and channels that the model was made for"
-        if others := {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}:
-            named = " and ".join(sorted(str(one).removeprefix("torch.") for one in others))
-            hint = f"images are float32 and weights of it {named}: write it anew, fxdistill.save(model.float(), …)"
+        if others := other_precisions(module):
+            hint = f"images are float32 and weights of it {others}: write it anew, fxdistill.save(model.float(), …)"
         raise ModelError(
             f"the model cannot take a batch of {shape}: {cause}", where=f"data {spec}", hint=hint
         ) from cause  # fmt: skip

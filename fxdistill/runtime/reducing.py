@@ -165,7 +165,8 @@ def reduced(found: Found, path: Path, precision: Precision, how: Reducing, *, im
         if images is None or precision == "fp16":
             onnx_reduced.fp16(path, draft)
         else:
-            onnx_reduced.int8(path, draft, given(images), calibration=how.calibration)
+            count = -(-len(images) // _BATCH)
+            onnx_reduced.int8(path, draft, given(images), count=count, calibration=how.calibration)
         made = _measured(found, _data(found, precision), {"float": path, precision: draft}, target, precision)
         _gate(made, how, better=found.task.higher_is_better, share=found.task.is_share)
         files.put(draft, target)

@@ -107,10 +107,9 @@ def shrink(
     if path is not None:
         metadata = {bundle.RANDOM_WEIGHTS: True} if found.random_weights else {}
         write(made, Path(path), preprocessing=preprocessing, metadata=metadata)
-    if not found.random_weights:
-        return made
-    remark = Diagnostic(
+    random = Diagnostic(
         code="random-weights", severity="warning", where=str(model),
         why="these are random weights: as a teacher the file cannot be run", hint="shrink a file of a trained model",
     )  # fmt: skip
-    return replace(made, diagnostics=(*made.diagnostics, remark))
+    said = (*found.diagnostics, *made.diagnostics, *([random] if found.random_weights else ()))
+    return replace(made, diagnostics=said)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from fxdistill.errors import InputError
 from fxdistill.measure import latency, onnx_file
@@ -84,7 +85,7 @@ def timed(
                     files[name], _given(found, shape), provider=provider, threads=threads
                 )
                 if eager and name in modules:
-                    calls[name, TORCH] = functools.partial(modules[name], torch.randn(shape))
+                    calls[name, TORCH] = functools.partial(modules[name], _images(modules[name], shape))
             seconds = latency.interleaved(calls, repeats=repeats)
             made += [Timed(name, batch, latency.over(seconds[name, by], by)) for name, by in calls]
     return made
@@ -110,6 +111,12 @@ def _shape(found: Found, batch: int, *, where: str) -> tuple[int, ...]:
             where=where, hint="use a smaller --batch or --input",
         )  # fmt: skip
     return shape
+
+
+def _images(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Noise in the precision of the module's weights."""
+    weight = next((one for one in module.parameters() if one.is_floating_point()), torch.empty(0))
+    return torch.randn(shape, dtype=weight.dtype)
 
 
 def _given(found: Found, shape: tuple[int, ...]) -> tuple[int, ...]:

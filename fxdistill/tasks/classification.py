@@ -69,9 +69,10 @@ class Classification(Task):
         """With the share of images whose class is among the first so many answers."""
         for top in tops:
             if not 1 < top < classes:
+                hint = "leave it out" if classes < 3 else "take 2" + (f" to {classes - 1}" if classes > 3 else "")
                 raise InputError(
                     f"with {classes} classes, top-{top} says nothing" if top > 1 else "top-1 is the accuracy itself",
-                    where=f"--top {top}", hint=f"take 2 to {classes - 1}" if classes > 2 else "leave it out",
+                    where=f"--top {top}", hint=hint,
                 )  # fmt: skip
         return type(self)(tops)
 

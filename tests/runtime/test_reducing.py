@@ -43,7 +43,7 @@ def made(folder: Path, precision: Precision, how: Reducing | None = None, *, emb
 
 @pytest.mark.parametrize("calibration", ["minmax", "entropy", "percentile"])
 def test_int8_quantizes_folded_convolutions_channel_by_channel(tmp_path: Path, calibration: Calibration) -> None:
-    found = made(tmp_path, "int8", Reducing(calibration=calibration, images=64))
+    found = made(tmp_path, "int8", Reducing(calibration=calibration, images=70))
     assert found.path == tmp_path / "t-int8.onnx"
     file = onnx.load(found.path)
     constants = {one.name: onnx.numpy_helper.to_array(one) for one in file.graph.initializer}
@@ -100,8 +100,8 @@ def test_the_gate_notices_ranges_that_are_not_those_of_the_images(
 ) -> None:
     genuine = onnx_reduced.int8
 
-    def faint(path: Path, draft: Path, images: Iterator[Tensor], *, calibration: Calibration) -> None:
-        genuine(path, draft, (0.02 * batch for batch in images), calibration=calibration)
+    def faint(path: Path, draft: Path, images: Iterator[Tensor], **how: Any) -> None:
+        genuine(path, draft, (0.02 * batch for batch in images), **how)
 
     monkeypatch.setattr(onnx_reduced, "int8", faint)
     with pytest.raises(ParityError, match=r"points from the float file's .*--tolerance-accuracy"):
@@ -195,8 +195,8 @@ def test_a_target_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch:
     words = ["export", str(file), "-o", str(target), "--data", "digits", "--int8", "--fp16"]
     genuine = onnx_reduced.int8
 
-    def faint(path: Path, draft: Path, images: Iterator[Tensor], *, calibration: Calibration) -> None:
-        genuine(path, draft, (0.02 * batch for batch in images), calibration=calibration)
+    def faint(path: Path, draft: Path, images: Iterator[Tensor], **how: Any) -> None:
+        genuine(path, draft, (0.02 * batch for batch in images), **how)
 
     monkeypatch.setattr(onnx_reduced, "int8", faint)
     result = CliRunner().invoke(app, words)
