@@ -36,10 +36,11 @@ def bench(
         found = {}
         for model in models:
             says_itself = values.is_run(model)
-            found[model] = finding.find(
-                model, input_shape=None if says_itself else wanted, allow=allow_factory,
-                trust_code=trust_code and not says_itself,
-            )  # fmt: skip
+            with finding.told_of(model):
+                found[model] = finding.find(
+                    model, input_shape=None if says_itself else wanted, allow=allow_factory,
+                    trust_code=trust_code and not says_itself,
+                )  # fmt: skip
         say([remark for one in found.values() for remark in one.remarks])
         made = timing.timed(
             found, batches=batch, repeats=repeats, threads=threads, provider=f"{provider}ExecutionProvider", eager=torch

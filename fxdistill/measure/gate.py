@@ -21,9 +21,9 @@ import torch
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
-from fxdistill.errors import DataError, ModelError, ParityError
+from fxdistill.errors import DataError, ParityError
 from fxdistill.ir import outputs
-from fxdistill.measure.latency import open_session
+from fxdistill.measure.latency import open_session, run
 from fxdistill.measure.model import evaluating
 from fxdistill.measure.parity import Parity
 from fxdistill.tasks import Said, Task
@@ -144,12 +144,7 @@ def answers(session: InferenceSession, image: Tensor, *, where: str) -> dict[str
     Raises:
         ModelError: It does not run on it.
     """
-    try:
-        found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-    except Exception as cause:  # ONNX Runtime's errors share no base class
-        raise ModelError(
-            f"its file does not run on an input of shape {tuple(image.shape)}: {reason(cause)}", where=where
-        ) from cause
+    found = run(session, image.numpy(), where=where)
     names = [output.name for output in session.get_outputs()]
     return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(names, found, strict=True)}
 

@@ -16,6 +16,8 @@ import onnxruntime
 from fxdistill.errors import InputError, ModelError
 
 K = TypeVar("K")
+_TYPES = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+"""What a file may take beside float32."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ def open_session(
     options.log_severity_level = 4
     options.intra_op_num_threads = threads or 0
     providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-    if provider not in onnxruntime.get_available_providers():
-        raise _provider_error(provider, onnxruntime.get_available_providers())
+    check_provider(provider)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as cause:  # ONNX Runtime's errors share no base class
@@ -59,6 +60,16 @@ def open_session(
     if provider not in session.get_providers():  # it was built for it, but the device or a library is missing
         raise _provider_error(provider, session.get_providers())
     return session
+
+
+def check_provider(provider: str) -> None:
+    """Check that ONNX Runtime was built with a provider, which then may still lack its device.
+
+    Raises:
+        InputError: It was not.
+    """
+    if provider not in onnxruntime.get_available_providers():
+        raise _provider_error(provider, onnxruntime.get_available_providers())
 
 
 def _provider_error(provider: str, running: list[str]) -> InputError:
@@ -77,7 +88,7 @@ def interleaved_latency(
     paths: Mapping[str, Path], input_shapes: Mapping[str, tuple[int, ...]], *, provider: str = "CPUExecutionProvider",
     repeats: int = 50, warmup: int = 5, threads: int | None = 1,
 ) -> dict[str, Latency]:  # fmt: skip
-    """Latencies of several ONNX files with one input each, float32 or uint8, measured side by side.
+    """Latencies of several ONNX files with one input each, of numbers or uint8, measured side by side.
 
     Args:
         paths: Files by name.
@@ -103,7 +114,7 @@ def call(
     """What runs an ONNX file once on fixed noise; see :func:`interleaved_latency`."""
     session = open_session(path, provider=provider, threads=threads)
     image = _noise(session, input_shape)
-    return lambda: _run(session, image, where=str(path))
+    return lambda: run(session, image, where=str(path))
 
 
 def interleaved(calls: Mapping[K, Callable[[], object]], *, repeats: int = 50, warmup: int = 5) -> dict[K, list[float]]:
@@ -124,20 +135,34 @@ def interleaved(calls: Mapping[K, Callable[[], object]], *, repeats: int = 50, w
     return seconds
 
 
-def _noise(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    chance = np.random.default_rng(0)
-    if session.get_inputs()[0].type == "tensor(uint8)":
-        return chance.integers(256, size=shape, dtype=np.uint8)
-    return chance.standard_normal(shape, dtype=np.float32)
+def run(session: onnxruntime.InferenceSession, images: np.ndarray[Any, Any], *, where: str) -> list[Any]:
+    """What a file with one input answers to a batch, which it is given in its own type.
 
+    Args:
+        session: The file.
+        images: The batch.
+        where: The file, for messages.
 
-def _run(session: onnxruntime.InferenceSession, image: np.ndarray[Any, Any], *, where: str) -> None:
+    Raises:
+        ModelError: It does not run on it.
+    """
+    taken = session.get_inputs()[0]
     try:
-        session.run(None, {session.get_inputs()[0].name: image})
+        return list(session.run(None, {taken.name: images.astype(_TYPES.get(taken.type, images.dtype), copy=False)}))
     except Exception as cause:  # ONNX Runtime's errors share no base class
+        sides = zip(taken.shape, images.shape, strict=False)
+        is_other = len(taken.shape) != images.ndim or any(isinstance(own, int) and own != side for own, side in sides)
+        hint = f"it takes {'x'.join(map(str, taken.shape))} alone; export it anew for others" if is_other else ""
         raise ModelError(
-            f"the model does not run on an input of shape {image.shape}: {_first_line(cause)}", where=where
+            f"the file does not run on an input of shape {images.shape}: {_first_line(cause)}", where=where, hint=hint
         ) from cause
+
+
+def _noise(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    chance, kind = np.random.default_rng(0), _TYPES.get(session.get_inputs()[0].type, np.float32)
+    if kind is np.uint8:
+        return chance.integers(256, size=shape, dtype=np.uint8)
+    return chance.standard_normal(shape, dtype=np.float32).astype(kind)
 
 
 def over(seconds: Sequence[float], provider: str) -> Latency:

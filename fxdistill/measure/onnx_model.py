@@ -24,7 +24,7 @@ from fxdistill.compiler.versions import versions
 from fxdistill.errors import ModelError
 from fxdistill.ir.views import column, seen, steps
 from fxdistill.measure import onnx_refers
-from fxdistill.measure.latency import open_session
+from fxdistill.measure.latency import open_session, run
 from fxdistill.preprocessing import Preprocessing, Source, View
 
 _KEY = "fxdistill."
@@ -85,7 +85,11 @@ class OnnxModel(nn.Module):
         self.description = _read(self.session.get_modelmeta().custom_metadata_map, str(path))
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            raise ModelError("the file does not take one batch of images", where=str(path), hint="give another one")
+            taken = ", ".join(f"{one.name} ({' x '.join(map(str, one.shape))})" for one in inputs)
+            raise ModelError(
+                f"the file does not take one batch of images, but {taken or 'nothing'}", where=str(path),
+                hint="give another one",
+            )  # fmt: skip
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     @property
@@ -99,12 +103,8 @@ class OnnxModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Run the file."""
         given = as_pixels(images) if self.description.embedded else images.float()
-        name = self.session.get_inputs()[0].name
-        try:
-            found = self.session.run(None, {name: given.cpu().numpy()})
-        except Exception as cause:  # ONNX Runtime's errors share no base class
-            raise ModelError(f"the file does not run: {str(cause).splitlines()[0]}", where=str(self.path)) from cause
-        values = [torch.from_numpy(np.asarray(value)) for value in found]
+        found = [np.asarray(value) for value in run(self.session, given.cpu().numpy(), where=str(self.path))]
+        values = [torch.from_numpy(one.astype(np.float32) if one.dtype == np.float16 else one) for one in found]
         return values[0] if len(values) == 1 else dict(zip(self.outputs, values, strict=True))
 
 

@@ -27,8 +27,14 @@ def timing_view(made: Sequence[Timed], *, threads: int, repeats: int) -> Rendera
         )
         for one in made
     ]  # fmt: skip
+    of_size: dict[str, list[str]] = {}
+    for model, image in dict.fromkeys((one.model, one.image) for one in made):
+        of_size.setdefault("x".join(map(str, image)), []).append(model)
+    sizes = next(iter(of_size)) if len(of_size) == 1 else ", ".join(
+        f"{size} ({', '.join(models)})" for size, models in of_size.items()
+    )  # fmt: skip
     runs = "1 run" if repeats == 1 else f"{repeats} runs"
     return Group(
         Table(("model", "batch", "runs in", "median", "10th to 90th", "images/s", "speed"), tuple(rows)),
-        Line(Text(f"{runs} of each, in turn; threads within an operator: {threads}")),
+        Line(Text(f"{runs} of each, in turn; threads within an operator: {threads}; images of {sizes}")),
     )

@@ -73,11 +73,8 @@ def found_together(
             how |= {"data": shared, "task": task, "trust_code": trust_code}
         else:
             how |= {"data": data}
-        try:
+        with finding.told_of(side.model):
             found.append(finding.find(**how, input_shape=input_shape, class_map=class_map, allow=allow))
-        except InputError as error:  # of which of them it is
-            error.where = error.where if side.model in error.where else f"{side.model}, {error.where}"
-            raise
     for model, one in zip((side.model for side in sides), found, strict=True):
         finding.data_of(one, where=model)
         if one.task is not found[0].task:

@@ -1,6 +1,7 @@
 """A model by itself, found: a run's student, a file, a factory or an ONNX file, with the data to look at it with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,16 @@ def find(
     said = (*given.diagnostics, *dataset.remarks, *read.remarks, *remarks)
     metadata = described(task=task, preprocessing=own, classes=dataset.classes)
     return Found(given.module, wanted, dataset, shape, own, fit.entry, metadata, remarks=said)
+
+
+@contextmanager
+def told_of(model: str) -> Iterator[None]:
+    """Make an error say which of several models it is about."""
+    try:
+        yield
+    except InputError as error:
+        error.where = error.where if model in error.where else f"{model}, {error.where}"
+        raise
 
 
 def data_of(found: Found, *, where: str) -> Dataset:

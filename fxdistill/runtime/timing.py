@@ -37,11 +37,13 @@ class Timed:
         model: Its name.
         batch: Images a run.
         latency: Of a run; its provider is that of ONNX Runtime, or ``torch``.
+        image: Shape of an image, channels first.
     """
 
     model: str
     batch: int
     latency: Latency
+    image: tuple[int, ...]
 
     @property
     def images_per_second(self) -> float:
@@ -64,11 +66,12 @@ def timed(
         eager: Whether models that are no ONNX files are timed in torch, on the CPU, as well.
 
     Raises:
-        InputError: There is nothing to time, or a batch does not fit into memory.
+        InputError: There is nothing to time, no such provider, or a batch does not fit into memory.
         ModelError: A model does not run, or cannot be written as ONNX.
     """
     if not models or not batches or repeats < 1:
         raise InputError("there is nothing to time", where="bench", hint="give a model, a batch size and repeats")
+    latency.check_provider(provider)
     made: list[Timed] = []
     with tempfile.TemporaryDirectory() as folder, _threads(threads), contextlib.ExitStack() as modes:
         files = {
@@ -87,7 +90,10 @@ def timed(
                 if eager and name in modules:
                     calls[name, TORCH] = functools.partial(modules[name], _images(modules[name], shape))
             seconds = latency.interleaved(calls, repeats=repeats)
-            made += [Timed(name, batch, latency.over(seconds[name, by], by)) for name, by in calls]
+            made += [
+                Timed(name, batch, latency.over(seconds[name, by], by), tuple(models[name].input_shape[1:]))
+                for name, by in calls
+            ]
     return made
 
 

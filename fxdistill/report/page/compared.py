@@ -56,12 +56,13 @@ def compared(told: Sequence[Told]) -> Compared:
     models = [
         replace(model, name=names[n], slot=slots[n]) for n, model in enumerate(own) if model is not None
     ]  # fmt: skip
-    models += [one for one in first.models if one.slot == "teacher"]
+    teachers = _teachers(told, names)
+    models += teachers
     costs = [chart.scatter(models, first.task, what) for what in ("macs", "parameters", "latency")]
     course = _course(told, names, slots)
     drawn = [
         *costs,
-        chart.metric_chart(course, first.task, [one for one in models if one.slot == "teacher"]) if course else None,
+        chart.metric_chart(course, first.task, teachers) if course else None,
     ]
     same = {one.details.fingerprint if one.details else "" for one in told}
     remark = "" if len(same) == 1 and "" not in same else (
@@ -69,6 +70,21 @@ def compared(told: Sequence[Told]) -> Compared:
         else "These runs were measured on different images: their values are no measure of one another."
     )  # fmt: skip
     return Compared(sides, tuple(one for one in drawn if one is not None), remark)
+
+
+def _teachers(told: Sequence[Told], names: Sequence[str]) -> list[Model]:
+    """The teachers, each once; where they are not the same in all runs, with the run that has them first."""
+    found: dict[object, list[tuple[str, Model]]] = {}
+    for name, one in zip(names, told, strict=True):
+        for model in one.models:
+            if model.slot == "teacher":
+                key = model.name, model.value, model.parameters, model.macs
+                found.setdefault(key, []).append((name, model))
+    shared = all(len(of) == sum(bool(one.models) for one in told) for of in found.values())
+    return [
+        model if shared else replace(model, name=f"{model.name} of {', '.join(run for run, _ in of)}")
+        for of in found.values() for _, model in of[:1]
+    ]  # fmt: skip
 
 
 def _names(told: Sequence[Told]) -> list[str]:
