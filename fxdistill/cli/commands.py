@@ -38,8 +38,7 @@ from fxdistill.errors import InputError
 app = typer.Typer(
     cls=Commands, no_args_is_help=True,
     pretty_exceptions_enable=False, rich_markup_mode=None,
-    epilog="Completion for another shell than this one: _FXDISTILL_COMPLETE=source_zsh fxdistill prints it (source_bash, "
-    "source_fish).",
+    epilog="Completion for another shell: _FXDISTILL_COMPLETE=source_zsh fxdistill prints it (source_bash, …_fish).",
 )  # fmt: skip
 out = Console(highlight=False)
 

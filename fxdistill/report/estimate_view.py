@@ -41,8 +41,9 @@ def _said(made: Estimate) -> Iterator[str]:
         yield f"cache: up to {size(cache)} of what frozen members compute; the time that it saves is not counted"
     yield from map(_scaled, dict.fromkeys((one.measured, one.images) for one in made.stages))
     yield (
-        "counted: weights, gradients, what the optimiser keeps, what a step saves for the way back; left out: what "
-        "operators need for a moment, the measurements in the end, exports, checkpoints"
+        "counted: weights, gradients, what the optimiser keeps, what a step saves for the way back; left out: the "
+        "program itself (about a gigabyte), the images, what operators need for a moment, the measurements in the end, "
+        "exports, checkpoints"
     )
 
 

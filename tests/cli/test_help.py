@@ -58,6 +58,12 @@ def test_a_shell_gets_its_script(shell: str) -> None:
     assert f"complete_{shell}" in said
 
 
+@pytest.mark.parametrize("option", ["--show-completion", "--install-completion"])
+def test_a_shell_that_is_named_is_refused_with_the_way_to_its_script(option: str) -> None:
+    done = CliRunner().invoke(app, [option, "zsh"])
+    assert (done.exit_code, "_FXDISTILL_COMPLETE=source_zsh fxdistill" in done.stderr) == (2, True), done.output
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

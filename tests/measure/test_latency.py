@@ -11,13 +11,13 @@ from fxdistill.errors import InputError, ModelError
 from fxdistill.measure import latency as latency_of
 
 
-def linear_onnx(path: Path, *, size: int = 8) -> Path:
+def linear_onnx(path: Path, *, size: int = 8, batch: int | str = "batch", kind: type = np.float32) -> Path:
     """``logits = input @ W`` for any batch."""
-    weight = onnx.numpy_helper.from_array(np.eye(size, dtype=np.float32), "weight")
+    weight = onnx.numpy_helper.from_array(np.eye(size, dtype=kind), "weight")
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["input", "weight"], ["logits"])], "linear",
-        [onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["batch", size])],
-        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", size])], [weight],
+        [onnx.helper.make_tensor_value_info("input", weight.data_type, [batch, size])],
+        [onnx.helper.make_tensor_value_info("logits", weight.data_type, [batch, size])], [weight],
     )  # fmt: skip
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     onnx.save_model(model, path)
@@ -64,6 +64,24 @@ def test_latency_errors(
     with pytest.raises(error, match=message):
         latency_of.interleaved_latency({"model": path}, {"model": shape}, **call)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_gets_a_batch_in_its_own_type(tmp_path: Path) -> None:
+    images = np.linspace(0, 1, 16, dtype=np.float32).reshape(2, 8)
+    for kind in (np.float16, np.float64):
+        path = linear_onnx(tmp_path / "x.onnx", kind=kind)
+        (found,) = latency_of.run(latency_of.open_session(path), images, where="x")
+        assert found.dtype == kind
+        assert np.array_equal(found, images.astype(kind))
+        assert latency_of.interleaved_latency({"": path}, {"": (2, 8)}, repeats=1)[""].median_ms > 0
+
+
+def test_a_file_of_one_shape_says_which(tmp_path: Path) -> None:
+    fixed, free = (linear_onnx(tmp_path / f"{batch}.onnx", batch=batch) for batch in (3, "batch"))
+    for path, shape, hint in ((fixed, (2, 8), "it takes 3x8 alone"), (free, (2, 7), "it takes batchx8 alone")):
+        with pytest.raises(ModelError, match="does not run on an input of shape") as caught:
+            latency_of.interleaved_latency({"": path}, {"": shape}, repeats=1)
+        assert hint in caught.value.hint
 
 
 def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:

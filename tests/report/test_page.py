@@ -193,6 +193,18 @@ def test_runs_are_held_against_each_other_where_they_measured_on_the_same_images
         assert found.remark.startswith(said)
 
 
+def test_teachers_of_several_runs_are_told_apart() -> None:
+    run = told.of_run(runs.finished(), "a")
+    (own,) = (one for one in run.models if one.slot == "teacher")
+    weaker = tuple(replace(one, value=0.5) if one is own else one for one in run.models)
+    told_apart = ["teacher of a, c", "teacher of b"]
+    for reach, expected in ((run.models, ["teacher"]), (weaker, told_apart), ((), ["teacher"])):
+        runs_of = [run, replace(run, name="b", models=reach), replace(run, name="c")]
+        assert [one.name for one in compared._teachers(runs_of, "abc")] == expected
+        charts = compared.compared(runs_of).charts
+        assert all(name in str(charts[0]) for name in expected)
+
+
 def test_runs_of_two_tasks_are_not_compared(tmp_path: Path) -> None:
     other = told.of_run(runs.finished(), "other")
     plan = other.plan.changed(task="regression", data=other.plan.data.changed(classes=[]))

@@ -1,6 +1,7 @@
 """Two models on the same images: what is compared, and what is said of it to people and machines."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 from fxdistill.cli.commands import app
 from fxdistill.errors import DataError, InputError
 from fxdistill.measure import onnx_file
-from fxdistill.measure.comparison import Looking, compared
+from fxdistill.measure.comparison import Comparison, Looking, compared
+from fxdistill.measure.paired import Paired
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.preprocessing import Preprocessing
+from fxdistill.report.compared import as_json
 from fxdistill.runtime import comparing, deploy, finding
 from fxdistill.tasks import NO_LABEL, TASKS, Task
 from tests import runs
@@ -81,6 +84,14 @@ def test_a_file_and_its_export_are_the_same(tmp_path: Path) -> None:
     assert (found["difference"]["value"], found["agreement"]["value"]) == (0, 1)
     assert 0 < found["agreement"]["mean_distance"] < 1e-5
     assert len(found["widest"]) == 3
+
+
+def test_what_is_no_number_is_null_in_the_object() -> None:
+    runs.plan_file()
+    found = finding.find(str(runs.workshop() / "teacher.pt"), data="digits")
+    made = Comparison(2, 2, Paired((math.nan, 1.0), math.nan, math.inf, ""), 1.0, math.nan)
+    text = json.dumps(as_json(made, ["a", "b"], [found, found]), allow_nan=False)
+    assert [json.loads(text)["difference"][end] for end in ("value", "low", "high")] == [None, None, None]
 
 
 class Fixed(nn.Module):
@@ -277,7 +288,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         ),
         ((teacher, str(runs.workshop() / "student.pt"), "--allow-factory", runs.ALLOW[0]), "no data to evaluate on"),
         ((teacher, str(tmp_path / "none.onnx"), "--data", "digits"), "no such file"),
-        ((teacher, net(tmp_path / "a.pt", 8), "--data", "digits"), "channels"),
+        ((teacher, net(tmp_path / "a.pt", 8), "--data", "digits"), f"where: {tmp_path / 'a.pt'}, "),
     ):
         done = CliRunner().invoke(app, ["compare", *words])
         assert (done.exit_code, what in done.output) == (2, True), done.output

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fxdistill import models
 from fxdistill.cli.commands import app
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import InputError
@@ -120,6 +121,20 @@ def test_a_folder_with_a_plan_and_a_model_of_that_name_is_no_run(shrunken_studen
     with pytest.raises(InputError) as caught:
         load(apart)
     assert f"name the run {apart / 'run'}" in caught.value.hint
+
+
+def test_how_a_model_was_loaded_is_said(tmp_path: Path) -> None:
+    weights = models.convnet(widths=[4], hidden=4, image_size=8).state_dict()
+    torch.save({"state_dict": weights, "state_dict_ema": weights}, tmp_path / "x.pth")
+    factory: dict[str, Any] = {
+        "factory": "fxdistill.models:convnet", "args": ["widths=[4]", "hidden=4", "image_size=8"],
+        "input_shape": (1, 1, 8, 8),
+    }  # fmt: skip
+    for data in (None, "digits"):
+        found = finding.find(tmp_path / "x.pth", data=data, **factory)
+        assert "checkpoint-entry" in [remark.code for remark in found.remarks]
+    made = shrinking.shrink(tmp_path / "x.pth", keep=0.5, **factory)
+    assert "checkpoint-entry" in [remark.code for remark in made.diagnostics]
 
 
 def test_data_of_another_kind_is_refused() -> None:

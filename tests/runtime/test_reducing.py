@@ -199,10 +199,13 @@ def test_a_target_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch:
         genuine(path, draft, (0.02 * batch for batch in images), **how)
 
     monkeypatch.setattr(onnx_reduced, "int8", faint)
+    (tmp_path / "t-int8.onnx").write_bytes(b"of before")
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: in int8 the file loses too much")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t-fp16.onnx", "t.onnx"]
+    assert result.stderr.rstrip().endswith("the t-int8.onnx that is there is an earlier one")
+    assert (tmp_path / "t-int8.onnx").read_bytes() == b"of before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t-fp16.onnx", "t-int8.onnx", "t.onnx"]
     assert f"wrote {tmp_path / 't-fp16.onnx'}: accuracy" in result.stdout
 
     def broken(path: Path, draft: Path) -> None:

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+import fxdistill
 from fxdistill.cli.commands import app
 from fxdistill.errors import InputError
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.latency import Latency
+from fxdistill.report.timing_view import timing_view
 from fxdistill.runtime import deploy, finding, timing
 from fxdistill.runtime.timing import Timed
 from tests import runs
@@ -58,6 +61,25 @@ def test_models_take_turns_at_every_batch_size(tmp_path: Path) -> None:
         assert one.images_per_second == pytest.approx(1000 * one.batch / one.latency.median_ms)
 
 
+def test_a_model_of_another_precision_is_timed_as_it_is_and_exported_in_float32(tmp_path: Path) -> None:
+    layer = nn.Conv2d(1, 3, 3).half()
+    model = nn.Sequential(layer, nn.Flatten())
+    weight = layer.weight.detach().clone()
+    nn.init.constant_(layer.weight, torch.nan)
+    file, target = tmp_path / "half.pt", tmp_path / "half.onnx"
+    fxdistill.save(model, file, input_shape=(1, 1, 8, 8))
+    done = CliRunner().invoke(app, ["bench", str(file), "--torch", "--repeats", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [(one["latency"]["provider"], one["image"]) for one in json.loads(done.stdout)] == [
+        ("CPUExecutionProvider", [1, 8, 8]), ("torch", [1, 8, 8]),
+    ]  # fmt: skip
+    assert "weights-not-finite" in done.stderr
+    layer.weight.data = weight
+    fxdistill.save(model, file, input_shape=(1, 1, 8, 8))
+    done = CliRunner().invoke(app, ["export", str(file), "-o", str(target)])
+    assert (done.exit_code, "in float32, the model's weights are float16" in done.stdout) == (0, True), done.output
+
+
 def test_calls_are_made_in_turn() -> None:
     called: list[str] = []
     calls = {name: (lambda name=name: called.append(name)) for name in "ab"}
@@ -87,7 +109,7 @@ def test_the_command_says_it_in_a_table_and_as_json(tmp_path: Path) -> None:
         [str(name), batch, "CPU"] for batch in ("1", "2") for name in (teacher, other)
     ]
     assert [rows[place].split()[-1] for place in (0, 2)] == ["1.00x", "1.00x"]
-    assert note == "2 runs of each, in turn; threads within an operator: 1"
+    assert note == "2 runs of each, in turn; threads within an operator: 1; images of 1x8x8"
     told = json.loads(CliRunner().invoke(app, [*words, "--json", "--torch"]).output)
     assert [(one["model"], one["batch"], one["latency"]["provider"]) for one in told[:2]] == [
         (str(teacher), 1, "CPUExecutionProvider"), (str(teacher), 1, "torch"),
@@ -97,15 +119,13 @@ def test_the_command_says_it_in_a_table_and_as_json(tmp_path: Path) -> None:
     )
 
 
-def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_timed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.plan_file()
     teacher = str(runs.workshop() / "teacher.pt")
     twice = CliRunner().invoke(app, ["bench", teacher, teacher])
     assert (twice.exit_code, "named twice" in twice.output) == (2, True)
     missing = CliRunner().invoke(app, ["bench", str(tmp_path / "no.onnx")])
     assert (missing.exit_code, "no such file" in missing.output) == (2, True)
-    nowhere = CliRunner().invoke(app, ["bench", teacher, "--provider", "Nowhere"])
-    assert (nowhere.exit_code, "no working Nowhere" in nowhere.output) == (2, True)
     sized = CliRunner().invoke(app, ["bench", str(runs.finished()), "--input", "1x1x16x16"])
     assert (sized.exit_code, "runs say themselves what they read" in sized.output) == (2, True)
     with pytest.raises(InputError, match=r"take .* GB of memory"):
@@ -114,8 +134,20 @@ def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
         assert CliRunner().invoke(app, ["bench", teacher, *words]).exit_code == 2
     with pytest.raises(InputError, match="nothing to time"):
         timing.timed({})
+    monkeypatch.setattr(onnx_file, "_EXPORTERS", ())  # what is not there is told before anything is written
+    nowhere = CliRunner().invoke(app, ["bench", teacher, "--provider", "Nowhere"])
+    assert (nowhere.exit_code, "no working Nowhere" in nowhere.output) == (2, True)
 
 
 def test_throughput_is_that_of_the_median_run() -> None:
-    one = Timed("m", 32, Latency(median_ms=8.0, p10=7.0, p90=9.0, provider="torch"))
+    one = Timed("m", 32, Latency(median_ms=8.0, p10=7.0, p90=9.0, provider="torch"), (3, 8, 8))
     assert one.images_per_second == 4000
+
+
+def test_images_of_several_sizes_are_told_apart() -> None:
+    time = Latency(median_ms=8.0, p10=7.0, p90=9.0, provider="torch")
+    made = [Timed(name, batch, time, (3, side, side)) for batch in (1, 2) for name, side in (("a", 8), ("b", 4))]
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(timing_view(made, threads=1, repeats=2))
+    assert "images of 3x8x8 (a), 3x4x4 (b)" in shown.get()
