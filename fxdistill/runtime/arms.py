@@ -64,7 +64,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     """
     arm = run.plan.arm(trial.name)
     run.checkpoint = at = _start(run, index, trial)
-    _cut(run, arm)
+    cut(run, arm)
     program = _restored(run, trial, arm)
     with stopping.deferred() as request:
         watch = _Watch(run, program, index, trial, request)
@@ -133,7 +133,7 @@ def _settled(run: Execution, arm: Arm) -> list[Diagnostic]:
     return remarks
 
 
-def _cut(run: Execution, arm: Arm) -> None:
+def cut(run: Execution, arm: Arm) -> None:
     """Make the members that an arm trains and that are cut out of others, of these as they are now.
 
     Raises:
@@ -145,7 +145,7 @@ def _cut(run: Execution, arm: Arm) -> None:
         for name, of, _ in hardened_members(run.plan):
             compare(run.plan, name, cuts[name].module, run.modules[of], dataset=run.dataset, task=run.task)
             run.modules[name] = cuts[name].module
-        run.sizes |= {name: {"parameters": cut.parameters, "macs": cut.macs} for name, cut in cuts.items()}
+        run.sizes |= {name: {"parameters": one.parameters, "macs": one.macs} for name, one in cuts.items()}
 
 
 def knows_nothing(run: Execution, trial: Trial, member: str, found: Mapping[str, float]) -> list[Diagnostic]:

@@ -19,18 +19,16 @@ from fxdistill.data.batches import batches
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 from fxdistill.files import write_text
-from fxdistill.ir.running import load_whole_state
 from fxdistill.ir.views import seen
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.differences import paired
 from fxdistill.measure.onnx_model import described
 from fxdistill.measure.parity import Parity
-from fxdistill.modelfiles import bundle, graphs
 from fxdistill.plan.document import CONTROL, Plan
-from fxdistill.plan.members import Hardened, Masked
+from fxdistill.plan.members import Masked
 from fxdistill.runtime import details
 from fxdistill.runtime.execution import Execution
-from fxdistill.runtime.family import export_levels
+from fxdistill.runtime.family import export_levels, exported
 from fxdistill.runtime.kept import exported_seed
 
 
@@ -46,11 +44,7 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
     """
     run.observer.on_phase("export")
     rundir, export = run.rundir, run.plan.export
-    held = bundle.read(rundir.bundle_path(export.member))
-    if isinstance(run.plan.members[export.member], Hardened) and held.graph is not None:  # another seed, another shape
-        run.modules[export.member] = graphs.from_data(held.graph, where=str(rundir.bundle_path(export.member)))
-    module = run.modules[export.member].cpu()
-    load_whole_state(module, held.state)
+    module = exported(run)
     written, parity = _onnx(run, export.member, module)
     levels = export_levels(run, lambda name, module: _onnx(run, name, module)[1]) if export.levels else {}
     run.observer.on_phase("latency")
