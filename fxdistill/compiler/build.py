@@ -8,7 +8,7 @@ from fxdistill.compiler.compilation import DISTILLED, STUDENT, TEACHER
 from fxdistill.compiler.level_taps import fitted
 from fxdistill.errors import PlanError
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.graph import LADDER, ladder
+from fxdistill.ir.graph import LADDER, Traced, ladder
 from fxdistill.ir.program import Program
 from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.specialize import Specialize
@@ -38,7 +38,10 @@ def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassMan
     return build_arm(plan, arm.name, {(others or [TEACHER])[0]: teacher, STUDENT: student}, passes=passes)
 
 
-def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: PassManager | None = None) -> Program:
+def build_arm(
+    plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: PassManager | None = None,
+    traced: dict[tuple[str, bool], Traced] | None = None,
+) -> Program:  # fmt: skip
     """The program of any arm of a plan.
 
     Args:
@@ -47,6 +50,8 @@ def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: 
         models: The plan's members by name; those that have no part in the arm are left aside, but for masked ones that
             a member of the arm is cut out of.
         passes: A manager to run the passes in.
+        traced: The members that were traced for other arms of these models, by name and whether the arm trains them;
+            those that are new are added.
 
     Raises:
         PlanError: The plan does not fit the models, or has no such arm.
@@ -56,10 +61,12 @@ def build_arm(plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: 
     missing = [name for name in found.members if name not in models]
     if missing:
         raise PlanError(f"the arm '{arm}' needs the member '{missing[0]}'", where="members", hint="give its model")
-    traced = {
-        name: passes.run(tracing(plan, name, training=name in found.trains), models[name]) for name in found.members
-    }
-    return passes.run(Instrument(fitted(plan, models), arm), Joint(traced))
+    known = {} if traced is None else traced
+    wanted = {name: (name, name in found.trains) for name in found.members}
+    for name, how in wanted.items():
+        if how not in known:
+            known[how] = passes.run(tracing(plan, name, training=how[1]), models[name])
+    return passes.run(Instrument(fitted(plan, models), arm), Joint({name: known[how] for name, how in wanted.items()}))
 
 
 def specialize(program: Program, stage: str, *, taught: int = 0, passes: PassManager | None = None) -> Program:

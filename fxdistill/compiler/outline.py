@@ -87,12 +87,12 @@ def outline(plan: Plan, modules: Mapping[str, nn.Module]) -> Outline:
         except FxdistillError as cause:
             missing = f"{name}: {cause.what}"
     layers = {name: list(_layers(one)) for name, one in traced.items()}
-    runs: list[Runs] = []
+    runs, in_arms = list[Runs](), dict[tuple[str, bool], Traced]()
     for arm in plan.all_arms:
         if any(isinstance(plan.members[name], Hardened | Masked) for name in arm.members):
             continue
         try:
-            program = build_arm(plan, arm.name, modules, passes=passes)
+            program = build_arm(plan, arm.name, modules, passes=passes, traced=in_arms)
             stages = [(stage.name, specialize(program, stage.name, passes=passes)) for stage in arm.stages]
         except FxdistillError as cause:
             missing = missing or f"arm '{arm.name}': {cause.what}"

@@ -21,6 +21,7 @@ from fxdistill.compiler.tap_statistics import measure_taps
 from fxdistill.data.batches import batches
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import RunDirError, TrainingError
+from fxdistill.ir.graph import Traced
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import load_whole_state
 from fxdistill.modelfiles import bundle
@@ -42,7 +43,9 @@ _SHARE_OF_SAVING = 0.05  # of the time, at most
 _RIGHT = 0.99
 
 
-def build_program(plan: Plan, trial: Trial, modules: Mapping[str, nn.Module]) -> Program:
+def build_program(
+    plan: Plan, trial: Trial, modules: Mapping[str, nn.Module], traced: dict[tuple[str, bool], Traced] | None = None
+) -> Program:
     """The program of a trial; what is new in it (adapters, losses) is drawn under the trial's seed.
 
     Raises:
@@ -50,7 +53,7 @@ def build_program(plan: Plan, trial: Trial, modules: Mapping[str, nn.Module]) ->
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trial.seed)
-        return build_arm(plan, trial.name, modules)
+        return build_arm(plan, trial.name, modules, traced=traced)
 
 
 def train(run: Execution, index: int, trial: Trial) -> None:

@@ -29,6 +29,7 @@ from fxdistill.compiler.build import specialize
 from fxdistill.compiler.tap_statistics import measure_taps
 from fxdistill.data.batches import Batch, batches, size_in_training, steps_per_epoch
 from fxdistill.data.dataset import Dataset
+from fxdistill.ir.graph import Traced
 from fxdistill.ir.program import Program
 from fxdistill.measure.model import evaluating, predictions
 from fxdistill.plan.document import Plan
@@ -138,7 +139,8 @@ def estimated(plan: Plan, given: Mapping[str, nn.Module], base: Path, *, allow: 
     dataset, task = preflight.load_data(plan, base, allow=allow).to(fabric.device), TASKS.get(plan.task)
     modules = {**given, **derived(plan, given)}
     trials = list({trial.name: trial for trial in reversed(trials_of(plan))}.values())[::-1]  # the first of each arm
-    programs = {trial: build_program(plan, trial, modules) for trial in trials}
+    traced: dict[tuple[str, bool], Traced] = {}
+    programs = {trial: build_program(plan, trial, modules, traced) for trial in trials}
     for program in programs.values():
         measure_taps(program, itertools.islice(batches(dataset.train, 2), 1))
     named = {trial.name: program for trial, program in programs.items()}

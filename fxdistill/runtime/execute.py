@@ -21,6 +21,7 @@ from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
+from fxdistill.ir.graph import Traced
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import whole_state
 from fxdistill.plan.document import Plan, stale_costs
@@ -246,7 +247,8 @@ def _programs(
     """
     before: Losses = {}
     one_each = [one for one in trials_of(plan) if one.seed == plan.seeds[0] or plan.arm(one.name).once]
-    programs = {trial: build_program(plan, trial, modules) for trial in one_each}
+    traced: dict[tuple[str, bool], Traced] = {}
+    programs = {trial: build_program(plan, trial, modules, traced) for trial in one_each}
     for program in programs.values():
         measure_taps(program, itertools.islice(batches(dataset.train, 2), 1))  # for a try; a training measures many
     layout = Layout(bool(last), "as it was asked for")
