@@ -5,10 +5,9 @@ what the user speaks to. An exception has its reason beside it.
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
@@ -49,26 +48,36 @@ def imported(node: ast.AST) -> Iterator[str]:
         yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if p.name != "__init__.py" or p.parent.name != "fxdistill"], ids=place
-)
-def test_imports_go_down(path: Path) -> None:
-    own = LAYERS.index(layer_of(place(path).removesuffix(".py").replace("/", ".")))
-    for node in ast.walk(ast.parse(path.read_text())):
-        for module in imported(node):
-            if module.startswith("fxdistill."):
-                assert LAYERS.index(layer_of(module)) <= own, f"{place(path)}:{node.lineno} imports {module}"  # type: ignore[attr-defined]
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
 
 
-@pytest.mark.parametrize("path", FILES, ids=place)
-def test_imports_stand_at_the_top(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    for module in {name for function in functions for node in ast.walk(function) for name in imported(node)}:
-        if place(path).startswith("cli/") and module.startswith("fxdistill."):
-            continue  # a command imports what it needs, so that the others stay quick
-        slow = not SLOW.isdisjoint((module, module.rpartition(".")[0]))
-        assert slow or module.split(".")[0] in OPTIONAL, f"{place(path)} imports {module} in a function"
+def test_imports_go_down() -> None:
+    wrong = []
+    for path in FILES:
+        if path.name == "__init__.py" and path.parent.name == "fxdistill":
+            continue
+        own = LAYERS.index(layer_of(place(path).removesuffix(".py").replace("/", ".")))
+        wrong += [
+            f"{place(path)}:{node.lineno} imports {module}"  # type: ignore[attr-defined]
+            for node in nodes(path) for module in imported(node)
+            if module.startswith("fxdistill.") and LAYERS.index(layer_of(module)) > own
+        ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
+def test_imports_stand_at_the_top() -> None:
+    wrong = []
+    for path in FILES:
+        functions = [node for node in nodes(path) if isinstance(node, ast.FunctionDef)]
+        for module in {name for function in functions for node in ast.walk(function) for name in imported(node)}:
+            if place(path).startswith("cli/") and module.startswith("fxdistill."):
+                continue  # a command imports what it needs, so that the others stay quick
+            slow = not SLOW.isdisjoint((module, module.rpartition(".")[0]))
+            if not slow and module.split(".")[0] not in OPTIONAL:
+                wrong.append(f"{place(path)} imports {module} in a function")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_layer_is_there() -> None:

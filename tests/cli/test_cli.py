@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,65 +77,76 @@ HEAVY = (
     "sklearn",
     "jinja2",
 )
-PROBE = """
-import sys
-{statements}
-sys.stderr.write(" ".join(name for name in sys.argv.pop().split(",") if name in sys.modules))
-"""
 
 
-def imports(statements: str, *args: str, of: Sequence[str]) -> list[str]:
-    """Which of these packages a fresh process has imported after some statements."""
-    command = [sys.executable, "-c", PROBE.format(statements=statements), *args, ",".join(of)]
+def said_by(code: str, given: object = None) -> Any:
+    """What a fresh process writes as JSON on standard error."""
+    command = [sys.executable, "-c", code, json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stderr.split()
+    return json.loads(done.stderr)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    assert imports("import fxdistill; dir(fxdistill)", of=(*HEAVY, "pydantic", "typer", "rich")) == []
+    code = "import sys, json, fxdistill; dir(fxdistill); sys.stderr.write(json.dumps([*sys.modules]))"
+    assert not {*HEAVY, "pydantic", "typer", "rich"} & set(said_by(code))
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["--help"],
-        ["schema"],
-        *(
-            [name, "--help"]
-            for name in ("plan", "run", "show", "shrink", "compress", "export", "eval", "bench", "report")
-        ),
-        ["compare", "--help"],
-    ],
-    ids=" ".join,
-)
-def test_help_imports_nothing_heavy(args: list[str]) -> None:
-    call_app = "from fxdistill.cli.commands import app; app(sys.argv[1:-1], standalone_mode=False)"
-    # for the help of a command typer imports pydantic itself
-    heavy = (*HEAVY, "pydantic") if args == ["--help"] else HEAVY
-    assert imports(call_app, *args, of=heavy) == []
+HELPED = ("plan", "run", "show", "shrink", "compress", "export", "eval", "bench", "report", "compare")
+HELP = """
+import json, sys
+from fxdistill.cli.commands import app
+found = {}
+for words in json.loads(sys.argv[1]):
+    app(words, standalone_mode=False)
+    found[" ".join(words)] = [*sys.modules]
+sys.stderr.write(json.dumps(found))
+"""
 
 
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (["run", "none.json"], "the plan cannot be read"),
-        (["plan", "m:a", "b.pt"], "there is no such file\n  where: b.pt"),
-        (["plan", "m:a", "m:b", "--method", "magic"], "there is no method named 'magic'"),
-        (["plan", "m:a", "m:b", "--task", "tracking"], "there is no task named 'tracking'"),
-        (["plan", "m:a", "m:b", "--criterion", "l7"], "there is no criterion named 'l7'"),
-        (["plan", "m:a", "m:b", "--print-after", "train"], "has no pass named 'train'"),
-        (["compress", "m:a", "--data", "d", "--method", "magic"], "there is no method named 'magic'"),
-        (["shrink", "m:a", "--keep", "0.5", "--by", "l7"], "there is no criterion named 'l7'"),
-        (["shrink", "m:a", "--macs", "0.5", "--device", "cuda"], "there is one step alone, and no training"),
-    ],
-)
-def test_mistakes_are_answered_without_anything_heavy(args: list[str], said: str) -> None:
-    guard = "import sys; sys.modules['torch'] = None; from fxdistill.cli.commands import main; main()"
-    done = subprocess.run([sys.executable, "-c", guard, *args], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+def test_help_imports_nothing_heavy() -> None:
+    asked = [["--help"], ["schema"], *([name, "--help"] for name in HELPED)]
+    imported = said_by(HELP, asked)
+    assert [*imported] == [" ".join(words) for words in asked]
+    assert "pydantic" not in imported["--help"]  # for the help of a command typer imports it itself
+    for words, modules in imported.items():
+        assert not set(HEAVY) & set(modules), words
+
+
+MISTAKES = {
+    "run none.json": "the plan cannot be read",
+    "plan m:a b.pt": "there is no such file\n  where: b.pt",
+    "plan m:a m:b --method magic": "there is no method named 'magic'",
+    "plan m:a m:b --task tracking": "there is no task named 'tracking'",
+    "plan m:a m:b --criterion l7": "there is no criterion named 'l7'",
+    "plan m:a m:b --print-after train": "has no pass named 'train'",
+    "compress m:a --data d --method magic": "there is no method named 'magic'",
+    "shrink m:a --keep 0.5 --by l7": "there is no criterion named 'l7'",
+    "shrink m:a --macs 0.5 --device cuda": "there is one step alone, and no training",
+}
+GUARDED = """
+import contextlib, io, json, sys
+sys.modules["torch"] = None
+from fxdistill.cli.commands import main
+found = {}
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["fxdistill", *words.split()]
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            main()
+        except SystemExit as end:
+            found[words] = end.code, said.getvalue()
+sys.stderr.write(json.dumps(found))
+"""
+
+
+def test_mistakes_are_answered_without_anything_heavy() -> None:
+    found = said_by(GUARDED, [*MISTAKES])
+    assert found.keys() == MISTAKES.keys()
+    for words, (code, said) in found.items():
+        assert code == 2, said
+        assert said.startswith("error: "), said
+        assert MISTAKES[words] in said
 
 
 def test_schema_is_that_of_plans() -> None:

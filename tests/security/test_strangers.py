@@ -7,8 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests import children
 from tests.security.hostile import ATTACKS, PLANTED, main
 from tests.security.made import MARK
@@ -27,17 +25,28 @@ def report() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_comes_to_nothing(attack: str) -> None:
+def harm(attack: str) -> str:
+    """What came of an attack; '' where that is nothing."""
     said, events, left, size, memory = report()[attack]
-    assert not events, events
-    assert not left, "it wrote a file"
-    assert said.startswith(ATTACKS[attack].said), said
-    assert len(said) < 2000, "more than a sentence"
-    assert memory <= 3 * size + ROOM, f"{memory:,} bytes for a file of {size:,}"
+    if events:
+        return str(events)
+    if left:
+        return "it wrote a file"
+    if not said.startswith(ATTACKS[attack].said):
+        return str(said)
+    if len(said) >= 2000:
+        return "more than a sentence"
+    return f"{memory:,} bytes for a file of {size:,}" if memory > 3 * size + ROOM else ""
+
+
+def test_an_attack_comes_to_nothing() -> None:
+    assert report().keys() == {*ATTACKS, PLANTED}
+    found = {attack: harm(attack) for attack in ATTACKS}
+    assert not {attack: what for attack, what in found.items() if what}
 
 
 def test_the_hook_notices_a_reader_that_unpickles() -> None:
+    assert harm(PLANTED)
     said, events, left, _, _ = report()[PLANTED]
     assert said == "read"
     assert any("builtins" in event and "exec" in event for event in events), events
