@@ -233,7 +233,7 @@ def test_the_command_that_repeats_a_run_is_one_that_a_shell_reads(tmp_path: Path
 
 
 def test_the_command_that_repeats_a_run_permits_what_it_needs() -> None:
-    plan = load_plan(runs.plan_file("seeds-fresh", from_file=False, repeats=2, align="slice"))
+    plan = load_plan(runs.plan_file("seeds-fresh", from_file=False, repeats=2, align="project"))
     asks = shlex.split(words.again(plan, None))
     assert asks[asks.index("--allow-factory") :] == ["--allow-factory", "fxdistill_test_models"]
     teacher = plan.members["teacher"].changed(trusted=True)

@@ -1,6 +1,8 @@
 """More epochs for a complete run: the same bits as its longer plan run from the start, whatever interrupts it."""
 
 import dataclasses
+import functools
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -86,52 +88,65 @@ def test_an_extended_run_has_the_bits_of_its_longer_plan_and_trains_only_what_is
     same(out, fresh(out))
 
 
-@pytest.mark.parametrize("at", [0, 12, "plan", "origin", "result", "trained"])
-def test_an_extension_that_is_killed_anywhere_loses_nothing(at: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, reference = copied("killed"), runs.workshop() / "extended-reference"
-    if not reference.exists():
-        extend(copied("reference"))
-    before, count = (out / "result.json").read_bytes(), -1
-    with monkeypatch.context() as patch:
-        save = checkpoint.save
+def killed(out: Path, at: int | str, settings: Settings = MORE) -> None:
+    """An extension that ends in front of a checkpoint of this number, or of what is written or read at a place."""
+    count, save = itertools.count(), checkpoint.save
 
-        def dying(*given: Any) -> None:
-            nonlocal count
-            count += 1
-            if count == at:
-                raise KeyboardInterrupt
-            save(*given)
-
-        def stop(*_: Any) -> None:
+    def dying(*given: Any) -> None:
+        if next(count) == at:
             raise KeyboardInterrupt
+        save(*given)
 
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    places: dict[int | str, tuple[Any, str]] = {
+        "plan": (extension, "write_text"), "origin": (RunDir, "expect"), "result": (result, "write_text"),
+        "trained": (RunDir, "bundle_path"),
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
         if isinstance(at, int):
             patch.setattr(checkpoint, "save", dying)
         else:
-            places: dict[str, tuple[Any, str]] = {
-                "plan": (extension, "write_text"), "origin": (RunDir, "expect"), "result": (result, "write_text"),
-                "trained": (RunDir, "bundle_path"),
-            }  # fmt: skip
             patch.setattr(*places[at], stop)
         with pytest.raises(KeyboardInterrupt):
-            extend(out)
-    assert (out / "result.json").read_bytes() == before, "what the run had come to is gone"
-    begun = load(out / "plan.json") != load(runs.plan_file())
-    assert begun == (at not in (0, "plan", "origin"))
-    if begun:
+            extend(out, settings)
+
+
+@functools.cache
+def extended() -> Path:
+    out = copied("reference")
+    extend(out)
+    return out
+
+
+def test_an_extension_that_is_killed_before_it_trains_has_not_begun() -> None:
+    out = copied("begun")
+    before = (out / "result.json").read_bytes()
+    for at in ("plan", "origin", 0):
+        killed(out, at)
+        assert (out / "result.json").read_bytes() == before, "what the run had come to is gone"
+        assert RunDir(out).result() is not None
+    extend(out)
+    equal(out, extended())
+
+
+def test_an_extension_that_is_killed_while_it_trains_loses_nothing() -> None:
+    out = copied("killed")
+    before = (out / "result.json").read_bytes()
+    for at, settings in ((12, MORE), ("trained", AGAIN), ("result", AGAIN)):
+        killed(out, at, settings)
+        assert (out / "result.json").read_bytes() == before, "what the run had come to is gone"
         assert RunDir(out).result() is None
         with pytest.raises(RunDirError, match="no complete run") as caught:
             extend(out)
         assert "--resume" in caught.value.hint
-        extend(out, AGAIN)
-    else:
-        assert RunDir(out).result() is not None
-        extend(out)
-    equal(out, reference)
+    extend(out, AGAIN)
+    equal(out, extended())
 
 
 def test_with_several_seeds_from_a_factory() -> None:
-    out = copied("seeds", "seeds-fresh", from_file=False, repeats=2, align="slice")
+    out = copied("seeds", "seeds-fresh", from_file=False, repeats=2, align="project")
     extend(out)
     same(out, fresh(out))
 

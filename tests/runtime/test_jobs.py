@@ -115,8 +115,15 @@ onnx_file._EXPORTERS = ("torchscript",)  # in the other processes, too
 """
 
 
-def test_two_processes_leave_what_one_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = in_one_process()
+def test_a_process_of_each_seed_leaves_what_one_process_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the two is a process indeed: to begin one takes as long as all the rest."""
+    before, process = in_one_process(), jobs._Process
+
+    def begun(command: list[str], *more: Any) -> Any:
+        return (process if Path(command[4]).name == "seed-1" else InHere)(command, *more)
+
+    monkeypatch.setattr(jobs, "_Process", begun)
+    monkeypatch.setattr(InHere, "seeds", [])
     monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
     monkeypatch.setattr(details, "write", lambda *_, **__: None)
     (tmp_path / "sitecustomize.py").write_text(_QUICK)
@@ -126,8 +133,8 @@ def test_two_processes_leave_what_one_leaves(tmp_path: Path, monkeypatch: pytest
     done = CliRunner().invoke(app, [*command, "--jobs", "2", "--allow-factory", runs.ALLOW[0]])
     assert done.exit_code == 0, done.output
     same(tmp_path / "run", before)
-    for seed in (0, 1):  # each process said what it does, and none said what comes before
-        assert f"distilled, seed {seed}: main  cross-entropy" in done.stderr
+    assert InHere.seeds == ["seed-0"]
+    assert "distilled, seed 1: main  cross-entropy" in done.stderr  # it said what it does, and not what comes before
     assert done.stderr.count("teacher reads") == 1
     assert done.stderr.count("layout") == 1
 
@@ -151,11 +158,36 @@ def test_what_a_seed_has_trained_is_kept_when_another_fails(tmp_path: Path, in_h
     same(out, in_one_process())
 
 
+@functools.cache
+def _trained() -> Path:
+    """A run that was killed when all seeds were trained, and nothing was put together yet."""
+    out, write = two_seeds().parent / "run-trained-at-once", files.write_bytes
+
+    def killed(path: Path, content: bytes) -> None:
+        if path.parent == out:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InHere, "seeds", [])
+        patch.setattr(jobs, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            at_once(out)
+        assert sorted(InHere.seeds) == ["seed-0", "seed-1"]
+    return out
+
+
+def trained(label: str) -> Path:
+    """A copy of it, beside it."""
+    shutil.copytree(_trained(), out := _trained().with_name(f"run-at-once-{label.replace('/', '-')}"))
+    return out
+
+
 @pytest.mark.parametrize("after", [1, 4])
 def test_killed_while_what_was_trained_is_put_together(
-    tmp_path: Path, in_here: type[InHere], monkeypatch: pytest.MonkeyPatch, after: int
+    in_here: type[InHere], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    out, write = tmp_path / "run", files.write_bytes
+    out, write = trained(str(after)), files.write_bytes
     left = [after]
 
     def killed(path: Path, content: bytes) -> None:
@@ -167,17 +199,17 @@ def test_killed_while_what_was_trained_is_put_together(
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "write_bytes", killed)
         with pytest.raises(KeyboardInterrupt):
-            at_once(out)
+            at_once(out, replace(runs.CPU, resume=True))
     at_once(out, replace(runs.CPU, resume=True))
-    assert sorted(in_here.seeds) == ["seed-0", "seed-1"]
+    assert in_here.seeds == []
     same(out, in_one_process())
 
 
 @pytest.mark.parametrize("gone", ["seed-0", "seed-0/plan.json", "seed-0/checkpoint.pt"])
 def test_killed_while_the_folders_of_seeds_are_removed(
-    tmp_path: Path, in_here: type[InHere], monkeypatch: pytest.MonkeyPatch, gone: str
+    in_here: type[InHere], monkeypatch: pytest.MonkeyPatch, gone: str
 ) -> None:
-    out = tmp_path / "run"
+    out = trained(gone)
 
     def killed(path: Path) -> None:
         part = path / gone
@@ -187,9 +219,9 @@ def test_killed_while_the_folders_of_seeds_are_removed(
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "shutil", SimpleNamespace(rmtree=killed))
         with pytest.raises(KeyboardInterrupt):
-            at_once(out)
+            at_once(out, replace(runs.CPU, resume=True))
     at_once(out, replace(runs.CPU, resume=True))
-    assert sorted(in_here.seeds) == ["seed-0", "seed-1"]
+    assert in_here.seeds == []
     same(out, in_one_process())
 
 

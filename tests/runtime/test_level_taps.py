@@ -151,22 +151,21 @@ def test_whatever_can_be_masked_can_be_tapped(name: str) -> None:
             assert all(bool(loss.isfinite()) for loss in losses.values())
 
 
-@pytest.mark.parametrize("number", [2, 12])
-def test_a_run_with_both_goes_on_where_it_stopped(number: int, tmp_path: Path) -> None:
+def test_a_run_with_both_goes_on_where_it_stopped(tmp_path: Path) -> None:
     plan = warmed()
     short = [arm.changed(stages=[stage.changed(epochs=1) for stage in arm.stages]) for arm in plan.arms]
     path = written(plan.changed(arms=short), "taps")
     whole = path.parent / "run-taps"
-    if not whole.exists():
-        execute(path, whole, CPU)
-        lines = runs.metrics(whole)
-        kept = [line["kept"]["level-0"] for line in lines if line["name"] == "joint"]
-        layers = plan.members["level-0"].layers  # type: ignore[union-attr]
-        assert [line["stage"] for line in lines] == ["warm-up-1", "joint", "main"]
-        assert kept[0] == {layer.name: layer.kept for layer in layers}
-        assert set(lines[-1]["losses"]) == {"cross-entropy", "kd", "mse[student, features.7]", "mse[student, flatten]"}
+    execute(path, whole, CPU)
+    lines = runs.metrics(whole)
+    kept = [line["kept"]["level-0"] for line in lines if line["name"] == "joint"]
+    layers = plan.members["level-0"].layers  # type: ignore[union-attr]
+    assert [line["stage"] for line in lines] == ["warm-up-1", "joint", "main"]
+    assert kept[0] == {layer.name: layer.kept for layer in layers}
+    assert set(lines[-1]["losses"]) == {"cross-entropy", "kd", "mse[student, features.7]", "mse[student, flatten]"}
 
-    runs.interrupted(path, tmp_path / "run", EVERY_STEP, after=number)
+    for settings, number in ((EVERY_STEP, 2), (AGAIN, 10)):
+        runs.interrupted(path, tmp_path / "run", settings, after=number)
     execute(path, tmp_path / "run", AGAIN)
     assert (tmp_path / "run" / "student.pt").read_bytes() == (whole / "student.pt").read_bytes()
 

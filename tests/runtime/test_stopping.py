@@ -3,6 +3,7 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,20 @@ def asking(number: int, *, after: int) -> Observer:
     return Observer(on_progress=watch)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
-def test_the_step_in_hand_is_finished_and_kept(number: int, code: int, tmp_path: Path) -> None:
-    before = [signal.getsignal(one) for one in stopping.SIGNALS]
-    with pytest.raises(typer.Exit) as ended, reported():
-        execute(runs.plan_file(), tmp_path / "run", SELDOM, asking(number, after=8))
-    assert ended.value.exit_code == code
-    assert checkpoint.load(RunDir(tmp_path / "run")).position == Position(stage=1, epoch=0, step=3)
-    assert [signal.getsignal(one) for one in stopping.SIGNALS] == before
+def test_the_step_in_hand_is_finished_and_kept(tmp_path: Path) -> None:
+    """Thrice in one run: in a warm-up, in the main stage, in the control arm."""
+    before, settings = [signal.getsignal(one) for one in stopping.SIGNALS], SELDOM
+    for number, code, position in (
+        (signal.SIGTERM, 143, Position(stage=1, epoch=0, step=3)),
+        (signal.SIGHUP, 129, Position(stage=2, epoch=1, step=1)),
+        (signal.SIGINT, 130, Position(stage=0, epoch=0, step=4)),
+    ):
+        with pytest.raises(typer.Exit) as ended, reported():
+            execute(runs.plan_file(), tmp_path / "run", settings, asking(number, after=8))
+        assert ended.value.exit_code == code
+        assert checkpoint.load(RunDir(tmp_path / "run")).position == position
+        assert [signal.getsignal(one) for one in stopping.SIGNALS] == before
+        settings = replace(SELDOM, resume=True)
     execute(runs.plan_file(), tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, resume=True))
     equal(tmp_path / "run", runs.finished())
 
