@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -48,10 +49,15 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def quick() -> Iterator[None]:
-    """Digits are read once; nobody waits for a disk, or asks for a driver again and again where there is none."""
+    """What is read or made anew each time, and is the same, is so once; nobody waits for a disk.
+
+    Digits; how torch writes its operations in ONNX, which takes a quarter of an export; whether there is a driver.
+    """
     digits = importlib.import_module("fxdistill.data.sources.digits")
+    onnx: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "load_digits", functools.cache(digits.load_digits))
+        patch.setattr(onnx, "from_torchlib", staticmethod(functools.cache(onnx.from_torchlib)))
         patch.setattr(os, "fsync", lambda _: None)
         if not torch.cuda.is_available():
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
