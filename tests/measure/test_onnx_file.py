@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet18
 
+from fxdistill import models
 from fxdistill.errors import (
     DataError,
     FxdistillError,
@@ -154,7 +154,7 @@ def test_nothing_holds_the_weights_of_what_was_exported(tmp_path: Path) -> None:
 
 def test_parity_of_a_resnet(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    module = resnet18(num_classes=10)
+    module = models.resnet(widths=[8, 16], blocks=1, classes=10, in_channels=3)
     with torch.no_grad():
         module(torch.randn(8, 3, 32, 32))  # statistics of its own in every BatchNorm
     onnx_file.export_onnx(module, tmp_path / "resnet.onnx", input_shape=(8, 3, 32, 32))
