@@ -386,8 +386,8 @@ class Plateau(Part):
     stage's: the last one of the arm that extends nothing.
 
     Attributes:
-        share: The share of the lowest loss so far that it has to fall by.
-        epochs: The stage ends after so many epochs in a row in which it does not.
+        share: The share that it has to fall by, of what it was when it last fell by so much.
+        epochs: The stage ends where it has not in so many epochs, taken together.
     """
 
     share: Annotated[float, Field(gt=0, lt=1)]

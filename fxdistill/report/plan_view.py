@@ -8,7 +8,7 @@ from rich.text import Text
 
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.members import Masked
-from fxdistill.plan.schema import Arm, LossTerm, ModelRef, Optimizer, Pair, RunnerUp, Shrunken, Stage, Tap
+from fxdistill.plan.schema import Arm, LossTerm, ModelRef, Optimizer, Pair, Plateau, RunnerUp, Shrunken, Stage, Tap
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import Line, count, diagnostics_view, size
 from fxdistill.report.levels_view import levels_lines, stage_words
@@ -159,6 +159,12 @@ def term_words(term: LossTerm) -> str:
     return f"{weight}{fades}{term.name}{'' if term.compare == 'raw' else f' of {term.compare} taps'}"
 
 
+def plateau_words(plateau: Plateau) -> str:
+    """When a stage ends before its epochs are over."""
+    plural = "s" if plateau.epochs > 1 else ""
+    return f"until the loss has not fallen by {100 * plateau.share:g} % in {plateau.epochs} epoch{plural}"
+
+
 def _stage_line(stage: Stage, *, counted: bool) -> Line:
     several = len({term.student for term in stage.losses}) > 1
     losses = " + ".join(
@@ -166,7 +172,7 @@ def _stage_line(stage: Stage, *, counted: bool) -> Line:
     )
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
     if (plateau := stage.plateau) is not None:
-        epochs = f"up to {epochs}, until {plateau.epochs} in a row fall by less than {plateau.share:.2g} of the loss,"
+        epochs = f"up to {epochs}, {plateau_words(plateau)},"
     details = f"  {how_words(stage)}{stage_words(stage)}{f', {stage.cost:.1%} of the cost' if counted else ''}"
     text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))
     return Line(text, Text("    "), 6)

@@ -72,35 +72,29 @@ class Curriculum:
             raise InputError(
                 "the method has no warm-up", where=self.said[0], hint="give one that has: --method indistill+METHOD"
             )
-        made = self._probed(list(stages), {pair.name: pair.difficulty for pair in pairs})
-        made = self._divided(made, main)
-        made = self._kept(made)
+        difficulty = {pair.name: pair.difficulty for pair in pairs}
+        hard = None if self.probe is None else [_difficulty(stage, difficulty) for stage in stages]
+        made = self._kept(self._divided(self._ordered(list(stages), hard), hard, main))
         return [stage.changed(plateau=self.plateau) for stage in made] if self.plateau is not None else made
 
-    def _probed(self, stages: list[Stage], difficulty: Mapping[str, float | None]) -> list[Stage]:
-        if self.probe is None:
+    def _ordered(self, stages: list[Stage], hard: Sequence[float] | None) -> list[Stage]:
+        """The easy ones first, where difficulty decides that; names and epochs stay where they are."""
+        if self.probe != "order" or hard is None:
             return stages
-        hard = [_difficulty(stage, difficulty) for stage in stages]
-        names, epochs = [stage.name for stage in stages], [stage.epochs for stage in stages]
-        if self.probe == "order":
-            stages = [stages[place] for place in sorted(range(len(stages)), key=hard.__getitem__)]
-        else:
-            epochs = _apportioned(sum(epochs), hard)
-        return [
-            stage.changed(name=name, epochs=count) for stage, name, count in zip(stages, names, epochs, strict=True)
-        ]
+        found = [stages[place] for place in sorted(range(len(stages)), key=hard.__getitem__)]
+        return [one.changed(name=own.name, epochs=own.epochs) for one, own in zip(found, stages, strict=True)]
 
-    def _divided(self, stages: list[Stage], main: int) -> list[Stage]:
-        if self.share is None:
-            return stages
-        total = round(main * self.share / (1 - self.share))
+    def _divided(self, stages: list[Stage], hard: Sequence[float] | None, main: int) -> list[Stage]:
+        """Their epochs, or the share of all, divided as before or by difficulty."""
+        epochs = [stage.epochs for stage in stages]
+        total = sum(epochs) if self.share is None else round(main * self.share / (1 - self.share))
         if total < len(stages):
             raise InputError(
                 f"{self.share:g} of all epochs are {total} beside a main stage of {main}, and there are {len(stages)} "
                 "warm-ups", where=SHARE, hint="give a larger share, or more --epochs",
             )  # fmt: skip
-        epochs = _apportioned(total, [stage.epochs for stage in stages])
-        return [stage.changed(epochs=count) for stage, count in zip(stages, epochs, strict=True)]
+        weights = hard if self.probe == "lengths" and hard is not None else epochs
+        return [stage.changed(epochs=count) for stage, count in zip(stages, _apportioned(total, weights), strict=True)]
 
     def _kept(self, stages: list[Stage]) -> list[Stage]:
         if self.keep_earlier is None:

@@ -124,7 +124,7 @@ def test_options_say_how_the_warm_up_goes(tmp_path: Path) -> None:
     assert [(term.pair, term.weight, term.decay) for term in warm[1].losses] == [
         (plan.pairs[1].name, 1.0, 1.0), (plan.pairs[0].name, 0.7, 0.7),
     ]  # fmt: skip
-    assert f"up to {warm[0].epochs} epochs, until 3 in a row fall by less than 0.02 of the loss" in told
+    assert f"up to {warm[0].epochs} epochs, until the loss has not fallen by 2 % in 3 epochs" in told
     assert f"difficulty {hard[0]:.2f}" in told
 
 

@@ -73,6 +73,9 @@ def test_difficulty_decides_the_order_or_the_lengths() -> None:
     assert told(stages(probe="lengths")) == [("warm-up-1", 6, "a"), ("warm-up-2", 2, "b"), ("warm-up-3", 4, "c")]
     both = told(stages(probe="lengths", share=0.5))
     assert both == [("warm-up-1", 12, "a"), ("warm-up-2", 4, "b"), ("warm-up-3", 8, "c")]
+    hard = [PAIR.changed(name=name, difficulty=value) for name, value in zip("abc", (0.37, 0.85, 0.95), strict=True)]
+    once = stages(probe="lengths", share=0.5, epochs=6, pairs=hard)  # rounded once: 1.02, 2.35, 2.63
+    assert [stage.epochs for stage in once[:-1]] == [1, 2, 3]
     earlier = stages(probe="order", keep_earlier=0.5)[1]
     assert [term.name for term in earlier.losses] == ["mse[c]", "mse[b]"]
 

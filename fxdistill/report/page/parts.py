@@ -17,7 +17,7 @@ from fxdistill.report.page.levels import Levels
 from fxdistill.report.page.measured import Measured, measured
 from fxdistill.report.page.network import Drawing, drawings, teaching, widths
 from fxdistill.report.page.told import Told, role_of
-from fxdistill.report.plan_view import factory_words, how_words, term_words
+from fxdistill.report.plan_view import factory_words, how_words, plateau_words, term_words
 
 _UNDRAWN = "Only the taps are drawn: the layers between are not known here."
 
@@ -123,11 +123,7 @@ def _chain(told: Told, drawn: tuple[Drawing, ...]) -> Iterator[tuple[str, str, s
 def _stages(plan: Plan) -> Iterator[dict[str, str]]:
     for arm in plan.all_arms:
         for stage in arm.stages:
-            until = (
-                f", until {stage.plateau.epochs} in a row fall by less than {stage.plateau.share:.2g}"
-                if stage.plateau
-                else ""
-            )
+            until = f", {plateau_words(stage.plateau)}" if stage.plateau else ""
             yield {
                 "arm": arm.name, "stage": stage.name, "epochs": f"{'up to ' if stage.plateau else ''}{stage.epochs}",
                 "losses": " + ".join(term_words(term) for term in stage.losses) + until,
