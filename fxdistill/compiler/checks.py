@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from fxdistill.errors import ModelError
+from fxdistill.errors import ModelError, PairingError
 from fxdistill.ir import outputs
 from fxdistill.ir.graph import Traced, shape_of
+from fxdistill.losses import LOSSES
+from fxdistill.plan.schema import LossTerm
 from fxdistill.tasks import TASKS, Task
 
 
@@ -43,4 +45,19 @@ def has_entries(name: str, traced: Sequence[Traced]) -> None:
         raise ModelError(
             f"the {name} returns one tensor, and no entry '{entry}'", where=f"entry {entry}",
             hint=f"leave out --{name}-output",
+        )  # fmt: skip
+
+
+def answer_alike(teacher: Traced, auxiliary: Traced, losses: Sequence[LossTerm]) -> None:
+    """Refuse an auxiliary that is to learn predictions of another shape than its own.
+
+    Raises:
+        PairingError: It is.
+    """
+    one, other = ((shape_of(traced.output) or ())[1:] for traced in (teacher, auxiliary))
+    compared = any(term.teacher is not None and LOSSES.get(term.loss).same_shapes for term in losses)
+    if compared and one != other:
+        raise PairingError(
+            f"the teacher answers with shape {one} an image, the auxiliary with {other}", where="--via",
+            hint="give one with the teacher's classes, or a trained one that teaches as it is: --via-epochs 0",
         )  # fmt: skip

@@ -67,13 +67,13 @@ def _answer(traced: Traced) -> tuple[int, ...]:
     return (shape_of(traced.output) or ())[1:]
 
 
-def other_classes(teacher: Traced, student: Traced, method: Composed) -> Diagnostic:
+def other_classes(member: str, teacher: Traced, student: Traced, method: Composed) -> Diagnostic:
     """A word where predictions are not compared, because they are of other things."""
     left_out = "distillation of the predictions is left out, " if method.assumed else ""
     return Diagnostic(
-        code="other-classes", severity="warning" if method.assumed else "note", where="teacher",
+        code="other-classes", severity="warning" if method.assumed else "note", where=member,
         why=f"it answers with shape {_answer(teacher)} an image, the student with {_answer(student)}: {left_out}the "
-        f"method is {method.name}, and of the teacher only layers are learnt",
+        f"method is {method.name}, and of the {member} only layers are learnt",
         hint="if both should have the same classes, check num_classes of the factories",
     )  # fmt: skip
 

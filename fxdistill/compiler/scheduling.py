@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from fxdistill.compiler import cascade, remarks
+from fxdistill.compiler import cascade, checks, remarks
 from fxdistill.compiler.compilation import AUXILIARY, DISTILLED, STUDENT, TEACHER, Compilation
 from fxdistill.compiler.draft import drafted
 from fxdistill.compiler.probe import difficulties
@@ -30,7 +30,8 @@ def schedule(c: Compilation, passes: PassManager) -> Compilation:
         if c.method.assumed:
             rest = "supervised" if c.supervised is not None else "features"
             c = replace(c, method=composed(c.options.method, default_main=rest))
-        c = replace(c, remarks=(*c.remarks, remarks.other_classes(c.traced[c.teaches], c.traced[STUDENT], c.method)))
+        said = remarks.other_classes(c.teaches, c.traced[c.teaches], c.traced[STUDENT], c.method)
+        c = replace(c, remarks=(*c.remarks, said))
     curriculum = c.options.curriculum
     if curriculum.probe is None:
         return _scheduled(c, passes, curriculum, alike=alike)
@@ -81,6 +82,7 @@ def _scheduled(c: Compilation, passes: PassManager, curriculum: Curriculum, *, a
             imitation=recipe.imitation.changed(student=AUXILIARY, teacher=TEACHER) if recipe.imitation else None,
         )  # fmt: skip
         tuned: tuple[Stage, ...] = passes.run(Schedule(_without_pairs(c.method, own)), own)
+        checks.answer_alike(c.traced[TEACHER], c.traced[AUXILIARY], tuned[-1].losses)
         arms.insert(0, Arm(name=AUXILIARY, trains=[AUXILIARY], stages=[tuned[-1].changed(name="fine-tune")], once=True))
     c = replace(c, arms=tuple(arms))
     try:

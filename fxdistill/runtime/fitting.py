@@ -27,7 +27,7 @@ def fits_data(module: nn.Module, dataset: Dataset, *, plan: Plan, member: str) -
     """
     found = fits(
         module, dataset, TASKS.get(plan.task), input_shape=plan.shape_of(member), spec=str(plan.data.spec),
-        entry=plan.entry_of(member), must=member in answering(plan),
+        entry=plan.entry_of(member), must=member in answering(plan), member=member,
     )  # fmt: skip
     return not found.wrong
 
@@ -63,7 +63,7 @@ class Fit:
 
 def fits(
     module: nn.Module, dataset: Dataset, task: Task, *, input_shape: Sequence[int], spec: str, entry: str | None = None,
-    must: bool = True,
+    must: bool = True, member: str = "",
 ) -> Fit:  # fmt: skip
     """Check that a model takes an input, and that its prediction is one for the data; which entry that is.
 
@@ -75,10 +75,12 @@ def fits(
         spec: The data's name, for messages.
         entry: Which entry of a structured output is the prediction; None to find the one that fits.
         must: Whether the prediction has to be one for the data.
+        member: Which one it is, where there are several, for messages.
 
     Raises:
         ModelError: It does not take the input, or no prediction of it fits and one has to.
     """
+    where = f"{member}, data {spec}" if member else f"data {spec}"
     try:
         with evaluating(module):
             output = module(torch.zeros(tuple(input_shape), device=device_of(module)))
@@ -88,11 +90,9 @@ def fits(
         shape, hint = "x".join(map(str, input_shape)), "use data of the size and channels that the model was made for"
         if others := other_precisions(module):
             hint = f"images are float32 and weights of it {others}: write it anew, fxdistill.save(model.float(), …)"
-        raise ModelError(
-            f"the model cannot take a batch of {shape}: {cause}", where=f"data {spec}", hint=hint
-        ) from cause  # fmt: skip
+        raise ModelError(f"the model cannot take a batch of {shape}: {cause}", where=where, hint=hint) from cause
 
-    outputs.refuse_lists(output, where=f"{type(module).__name__}, data {spec}")
+    outputs.refuse_lists(output, where=f"{type(module).__name__}, {where}")
 
     def wrong(value: Tensor) -> str:
         shape = tuple(dataset.train.labels.shape[1:]) if dataset.has_labels("train") else None
@@ -107,7 +107,7 @@ def fits(
     reason = wrong(outputs.prediction(output, chosen))
     if reason and must:
         raise ModelError(
-            reason, where=f"data {spec}", hint="build teacher and student for the data, with its number of classes; "
+            reason, where=where, hint="build teacher and student for the data, with its number of classes; "
             "where it has some of the model's classes, say which: --class-map",
         )  # fmt: skip
     rivals = outputs.rivals(output, chosen, right) if entry is None else ()

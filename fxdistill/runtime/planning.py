@@ -116,7 +116,7 @@ def look(
     found = {  # of a teacher with other classes the compiler says whether its predictions are compared
         name: fitting.fits(
             loaded.module, dataset, TASKS.get(task), spec=spec, entry=entries.get(name),
-            input_shape=(*seen.shape[:2], *seen.preprocessing[name].size), must=name == last,
+            input_shape=(*seen.shape[:2], *seen.preprocessing[name].size), must=name == last, member=name,
         )
         for name, loaded in models.items()
     }  # fmt: skip
