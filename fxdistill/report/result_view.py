@@ -57,7 +57,7 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         f"{over}; latency: batch 1, one thread, {provider}, median",
         f"parity on {parity['images']} images: {Parity(**parity)}",
         *(() if result["summary"] else ("the test images have no labels: nothing was measured on them",)),
-        *((f"exported: seed {result['exported_seed']}",) if _is_chosen(plan, result) else ()),
+        *_exported(plan, result),
         *_taken(plan, result),
         *_unhelped(plan, result, task),
         *_no_quicker(plan, result),
@@ -108,9 +108,16 @@ def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str
     return label, value, *map(count, sizes), latency
 
 
-def _is_chosen(plan: Plan, result: dict[str, Any]) -> bool:
-    """Whether a seed was chosen among several, and is said."""
-    return plan.export.seed == "best" and "exported_seed" in result
+def _exported(plan: Plan, result: dict[str, Any]) -> Iterator[str]:
+    """Which training the exported member is of, where there were several."""
+    arms = [arm for arm in plan.arms if plan.export.member in arm.trains]
+    several = len(plan.seeds) > 1 and "exported_seed" in result
+    why = "the best on the validation images" if plan.export.seed == "best" else "the first one"
+    said = [plan.export.arm] if len(arms) > 1 else []
+    if several:
+        said += [f"seed {result['exported_seed']}", why]
+    if said:
+        yield f"exported: {', '.join(said)}"
 
 
 def _differences(result: dict[str, Any], task: Task) -> Iterator[str]:

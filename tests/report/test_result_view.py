@@ -62,11 +62,19 @@ def test_a_member_without_a_latency_has_a_dash() -> None:
 def test_several_seeds_have_a_spread_in_the_units_of_the_metric(task: str, metric: str, shown: str) -> None:
     found = result()
     found["summary"]["distilled"] = {"mean": 0.5, "deviation": 0.0125}
-    found["members"] = {"teacher": {metric: 0.9}}
-    text = said(load(runs.plan_file()).changed(task=task, seeds=[0, 1]), found)
+    found |= {"members": {"teacher": {metric: 0.9}}, "exported_seed": 1}
+    text = said(load(runs.plan_file()).changed(task=task, seeds=[1, 0]), found)
     assert f"student, distilled {shown} " in " ".join(text.split())
     assert text.split()[:2] == ["model", metric]
     assert "mean and standard deviation over 2 seeds" in text
+    assert "exported: seed 1, the first one" in text
+
+
+def test_of_several_arms_the_exported_one_is_said() -> None:
+    plan, found = load(runs.plan_file()), result()
+    assert "exported" not in said(plan, found)
+    kd = plan.arm("distilled").changed(name="kd")
+    assert "exported: distilled\n" in said(plan.changed(arms=[kd, *plan.arms]), found)
 
 
 @pytest.mark.parametrize(
