@@ -34,8 +34,11 @@ class Net(nn.Module):
         return self.fc(y.mean((2, 3)))
 
 
-def compiled(teacher: nn.Module, student: nn.Module | None = None, **options: Any) -> Plan:
-    return fxdistill.compile(teacher, student or Net(8, 10), fxdistill.Options(input_shape=(1, 1, 8, 8), **options))
+def compiled(
+    teacher: nn.Module, student: nn.Module | None = None, *, via: nn.Module | None = None, **options: Any
+) -> Plan:
+    given = fxdistill.Options(input_shape=(1, 1, 8, 8), **options)
+    return fxdistill.compile(teacher, student or Net(8, 10), given, via=via)
 
 
 def losses(plan: Plan, arm: str = "distilled") -> list[list[str]]:
@@ -103,7 +106,15 @@ def test_a_student_of_other_classes_is_refused_as_ever(tmp_path: Path) -> None:
     files = [jobs.model(tmp_path / "teacher.pt"), jobs.model(tmp_path / "student.pt", outputs=7)]
     done = jobs.call("plan", *files, *jobs.ALLOW, "--data", "digits", "-o", tmp_path / "plan.json")
     assert done.exit_code == 2
-    assert "7 classes, the data has 10 classes" in " ".join(done.stderr.split())
+    assert "7 classes, the data has 10 classes where: student, data digits" in " ".join(done.stderr.split())
+
+
+def test_an_assistant_cannot_learn_predictions_of_another_shape_than_its_own() -> None:
+    with pytest.raises(InputError, match=r"the teacher answers with shape \(10,\) an image, the auxiliary with \(7,\)"):
+        compiled(Net(16, 10), via=Net(12, 7))
+    plan = compiled(Net(16, 10), via=Net(12, 7), via_epochs=0)  # its layers teach
+    (remark,) = [one for one in plan.diagnostics if one.code == "other-classes"]
+    assert remark.where == "auxiliary"
 
 
 @pytest.mark.parametrize("labelled", [True, False])
