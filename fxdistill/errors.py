@@ -77,7 +77,18 @@ class PairingError(InputError):
 
 
 class BudgetError(InputError):
-    """A budget that no widths meet, of those that may be had."""
+    """A budget that no widths meet, of those that may be had.
+
+    Args:
+        what: What is wrong, one sentence.
+        where: The option.
+        hint: What to do about it.
+        least: The least that can be had of it, where it is below that; 0 elsewhere.
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", least: int = 0) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.least = least
 
 
 class RunDirError(InputError):

@@ -113,7 +113,7 @@ def check_limit(what: What, most: int, *, least: Size | Spent, whole: Size | Spe
         if least_ < whole_
         else "nothing of it can be removed"
     )
-    raise BudgetError(why, where=where, hint=hint)
+    raise BudgetError(why, where=where, hint=hint, least=least_ if most < least_ else 0)
 
 
 def told(what: What, amount: int, *, unit: bool = True) -> str:

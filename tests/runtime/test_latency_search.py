@@ -95,12 +95,22 @@ def test_what_is_smaller_already_has_that_much_less_of_the_way_to_go() -> None:
 
 
 def test_what_cannot_be_had_is_refused_with_what_can() -> None:
-    with pytest.raises(
-        InputError, match=r"0.0001 ms by the times of its layers cannot be met.*there are 0\.\d+ ms left"
-    ):
-        within(Wanted(0.0001, absolute=True), make, own_ms=OWN, compare=lambda *_: whole(net()), times=by_macs)
+    nearest = r"no widths were found that take 0.0001 ms within 2%: the nearest take 0\.\d+ ms"
+    with pytest.raises(InputError, match=nearest):
+        within(Wanted(0.0001, absolute=True), make, own_ms=OWN, compare=lambda module, _: whole(module), times=by_macs)
     with pytest.raises(InputError, match="the model takes 10 ms as it is, and 11 ms are allowed"):
         within(Wanted(11, absolute=True), make, own_ms=OWN, compare=lambda *_: whole(net()), times=by_macs)
+
+
+def test_what_single_layers_say_cannot_be_had_is_measured_as_a_whole() -> None:
+    def halves(limit: Limit, timing: Timing) -> ShrunkResult:
+        return make(limit, timing, floor=0.5)
+
+    with pytest.raises(InputError, match="by the times of its layers cannot be met"):
+        halves(Limit("latency", 0.1), Timing(by_macs, OWN / 1000))
+    made = within(Wanted(0.1), halves, own_ms=OWN, compare=lambda module, _: whole(module, 4.0), times=by_macs)
+    assert made.confirmed is not None
+    assert abs(made.confirmed.share / 0.1 - 1) <= 0.02
 
 
 @pytest.mark.parametrize("wanted", [0.5, 0.3, 0.1])  # of less than half there are soon no widths by their layers
@@ -111,9 +121,8 @@ def test_what_no_widths_take_is_refused_with_the_nearest_that_was_measured(wante
     nearest = rf"take {wanted} of its own time .* nearest take 0.8 of its own time \(95 % between 0.79 and 0.81"
     with pytest.raises(InputError, match=nearest):
         within(Wanted(wanted), make, own_ms=OWN, compare=stubborn, times=by_macs)
-    if wanted > 0.1:  # where there are widths, a part of the way is as near as they come
-        rough = within(Wanted(wanted, roughly=True), make, own_ms=OWN, compare=stubborn, times=by_macs)
-        assert rough.confirmed == stubborn()
+    rough = within(Wanted(wanted, roughly=True), make, own_ms=OWN, compare=stubborn, times=by_macs)
+    assert rough.confirmed == stubborn()  # a part of the way is as near as they come
 
 
 def test_the_share_of_runs_in_turn_has_an_interval() -> None:
