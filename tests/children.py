@@ -67,6 +67,9 @@ def _done(folder: Path, work: Callable[..., object], args: tuple[Any, ...]) -> i
         code = 0
     except SystemExit as end:
         code = end.code or 0
+        if not isinstance(code, int):  # what is wrong, in words
+            sys.stderr.write(f"{code}\n")
+            code = 1
     except BaseException:  # noqa: BLE001  # a forked child must not go on as its parent
         traceback.print_exc()
     finally:
