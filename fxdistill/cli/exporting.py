@@ -122,7 +122,7 @@ def _refused(path: Path) -> Iterator[None]:
         yield
     except FxdistillError as error:
         if path.is_file():
-            error.hint += f"; the {path.name} that is there is an earlier one"
+            error.hint = "; ".join(filter(None, (error.hint, f"the {path.name} that is there is an earlier one")))
         raise
 
 

@@ -139,7 +139,7 @@ def told_of(model: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        error.where = error.where if model in error.where else f"{model}, {error.where}"
+        error.where = error.where if model in error.where else ", ".join(filter(None, (model, error.where)))
         raise
 
 
