@@ -40,13 +40,15 @@ class Command(TyperCommand):
                     formatter.write_dl([one.get_help_record(ctx) for one in found])
 
 
-def names(kind: str) -> Callable[[str], list[str]]:
-    """Completes the names of a registry."""
+def names(kind: str, *, between: str = "") -> Callable[[str], list[str]]:
+    """Completes the names of a registry; behind each character of ``between`` another name begins."""
 
     def complete(incomplete: str) -> list[str]:
         from fxdistill import registry
 
-        return [name for name in registry.names(registry.GROUPS[kind]) if name.startswith(incomplete)]
+        at = 1 + max((incomplete.rfind(character) for character in between), default=-1)
+        before, begun = incomplete[:at], incomplete[at:]
+        return [before + name for name in registry.names(registry.GROUPS[kind]) if name.startswith(begun)]
 
     return complete
 

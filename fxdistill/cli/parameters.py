@@ -110,7 +110,7 @@ HowTaught = Annotated[
     str,
     typer.Option(
         "--method",
-        autocompletion=names("method"),
+        autocompletion=names("method", between="+"),
         help="How the student is taught: {methods}. Names compose: indistill+kd.",
     ),
 ]
@@ -118,7 +118,7 @@ HowTaughtAfter = Annotated[
     str | None,
     typer.Option(
         "--method",
-        autocompletion=names("method"),
+        autocompletion=names("method", between="+"),
         help="How what is left is taught: {methods}. Names compose: indistill+kd. Default: kd; in retrieval pkt.",
     ),
 ]
@@ -323,6 +323,7 @@ Arms = Annotated[
     typer.Option(
         "--arms",
         metavar="METHODS",
+        autocompletion=names("method", between="+,"),
         help="Methods to train instead, with commas; the first one is what others are held to.",
     ),
 ]

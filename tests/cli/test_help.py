@@ -71,6 +71,8 @@ def test_a_shell_that_is_named_is_refused_with_the_way_to_its_script(option: str
         ("fxdistill shrink --mac", {"--macs"}),
         ("fxdistill shrink --by ", set(CRITERIA.names())),
         ("fxdistill plan --method indis", {name for name in METHODS.names() if name.startswith("indis")}),
+        ("fxdistill plan --method indistill+cas", {"indistill+cascade"}),
+        ("fxdistill run plan.json --arms kd,indistill+dk", {"kd,indistill+dkd"}),
         ("fxdistill plan --align s", {"slice", "shrink"}),
     ],
 )
