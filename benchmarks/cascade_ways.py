@@ -16,7 +16,7 @@ from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
-from fxdistill.plan.schema import ScoreOptimizer, Stage
+from fxdistill.plan.training import ScoreOptimizer, Stage
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.execute import execute
 from fxdistill.runtime.execution import Settings

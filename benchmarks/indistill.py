@@ -34,7 +34,7 @@ from benchmarks.materials import Work
 from benchmarks.series import Row, Series
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
-from fxdistill.plan.schema import LossTerm, Optimizer, Stage
+from fxdistill.plan.training import LossTerm, Optimizer, Stage
 from fxdistill.runtime.execute import execute
 from fxdistill.runtime.execution import Settings
 

@@ -63,7 +63,7 @@ from benchmarks.speed_ways import (
     planned,
 )  # fmt: skip
 from fxdistill.data.batches import batches
-from fxdistill.plan.schema import Stage
+from fxdistill.plan.training import Stage
 from fxdistill.runtime.course import Position
 from fxdistill.runtime.layouts import chosen, laid_out
 from fxdistill.runtime.loop import Loop

@@ -17,7 +17,8 @@ from fxdistill.data.dataset import Dataset, Split
 from fxdistill.ir.running import copied
 from fxdistill.models import convnet, resnet
 from fxdistill.passes.divide import Divide
-from fxdistill.plan.schema import DataPlan, Pair, Precision, Stage
+from fxdistill.plan.schema import DataPlan, Pair, Precision
+from fxdistill.plan.training import Stage
 from fxdistill.runtime.halves import Halves, Looks
 from fxdistill.runtime.recording import Recorded
 from fxdistill.runtime.shelf import Memory

@@ -25,19 +25,8 @@ from fxdistill.files import file_sha256
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import VERSION, Plan
-from fxdistill.plan.schema import (
-    Arm,
-    Control,
-    ExportPlan,
-    InputSpec,
-    Kept,
-    LossTerm,
-    ModelRef,
-    Optimizer,
-    Pair,
-    Stage,
-    Tap,
-)  # fmt: skip
+from fxdistill.plan.schema import ExportPlan, InputSpec, Kept, ModelRef, Pair, Tap
+from fxdistill.plan.training import Arm, Control, LossTerm, Optimizer, Stage
 from fxdistill.runtime.course import Position
 from fxdistill.runtime.execution import Settings
 from fxdistill.runtime.loop import Loop

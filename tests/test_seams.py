@@ -81,7 +81,7 @@ CRITERION = Criterion(
 """
 METHOD = """
 from fxdistill.methods import Method
-from fxdistill.plan.schema import LossTerm, Optimizer, Stage
+from fxdistill.plan.training import LossTerm, Optimizer, Stage
 
 def warm_up(recipe):
     losses = [LossTerm(loss="encoder", pair=pair.name) for pair in recipe.pairs]

@@ -10,20 +10,8 @@ from torchvision.models.inception import InceptionOutputs
 from torchvision.ops import stochastic_depth
 
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import (
-    Align,
-    Arm,
-    Control,
-    DataPlan,
-    InputSpec,
-    Kept,
-    LossTerm,
-    ModelRef,
-    Optimizer,
-    Pair,
-    Stage,
-    Tap,
-)
+from fxdistill.plan.schema import Align, DataPlan, InputSpec, Kept, ModelRef, Pair, Tap
+from fxdistill.plan.training import Arm, Control, LossTerm, Optimizer, Stage
 
 SHAPE = (2, 3, 8, 8)
 CLASSES = 5

@@ -19,7 +19,8 @@ from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import VERSION, Plan
-from fxdistill.plan.schema import Arm, DataPlan, ExportPlan, InputSpec, LossTerm, ModelRef, Optimizer, Stage
+from fxdistill.plan.schema import DataPlan, ExportPlan, InputSpec, ModelRef
+from fxdistill.plan.training import Arm, LossTerm, Optimizer, Stage
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.course import Position
 from fxdistill.runtime.loop import Loop

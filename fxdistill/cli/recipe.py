@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from fxdistill.errors import InputError
 from fxdistill.plan import setting, terms
-from fxdistill.plan.document import CONTROL, Plan
-from fxdistill.plan.schema import Control, Stage
+from fxdistill.plan.document import Plan
+from fxdistill.plan.training import CONTROL, Control, Stage
 
 _SMOOTHED = "cross-entropy"
 

@@ -18,7 +18,7 @@ def curriculum(share: float | None, keep: float | None, plateau: str | None, pro
         InputError: One of them says nothing.
     """
     from fxdistill.passes.schedule.curriculum import PLATEAU, Curriculum
-    from fxdistill.plan.schema import Plateau
+    from fxdistill.plan.training import Plateau
 
     found = None
     if plateau is not None:

@@ -14,7 +14,7 @@ from fxdistill.modelfiles import source
 if TYPE_CHECKING:
     from fxdistill.measure.onnx_reduced import Precision
     from fxdistill.modelfiles.load import LoadedModel
-    from fxdistill.plan.schema import Recalibration
+    from fxdistill.plan.training import Recalibration
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -91,7 +91,7 @@ def recalibration(text: str) -> "Recalibration | None":
     Raises:
         InputError: It is none of them.
     """
-    from fxdistill.plan.schema import Recalibration
+    from fxdistill.plan.training import Recalibration
 
     if text in ("auto", "off"):
         return Recalibration() if text == "auto" else None

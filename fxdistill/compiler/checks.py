@@ -8,7 +8,7 @@ from fxdistill.errors import ModelError, PairingError
 from fxdistill.ir import outputs
 from fxdistill.ir.graph import Traced, shape_of
 from fxdistill.losses import LOSSES
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 from fxdistill.tasks import TASKS, Task
 
 

@@ -17,7 +17,7 @@ from fxdistill.methods import Recipe, composed
 from fxdistill.passes.schedule import MAIN, Schedule
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import invalid
-from fxdistill.plan.schema import Arm, LossTerm, Stage
+from fxdistill.plan.training import Arm, LossTerm, Stage
 from fxdistill.tasks import TASKS
 
 

@@ -17,7 +17,8 @@ from fxdistill.ir.program import Batch, Program
 from fxdistill.methods import Composed
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.plan.schema import Arm, Kept, LossTerm, ModelRef, Pair, Shrunken
+from fxdistill.plan.schema import Kept, ModelRef, Pair, Shrunken
+from fxdistill.plan.training import Arm, LossTerm
 from fxdistill.tasks import Task
 
 TEACHER, STUDENT, AUXILIARY, DISTILLED = "teacher", "student", "auxiliary", "distilled"

@@ -8,7 +8,8 @@ from fxdistill.ir import outputs
 from fxdistill.ir.graph import Traced
 from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.members import Hardened
-from fxdistill.plan.schema import Control, InputSpec, ModelRef, Plugin
+from fxdistill.plan.schema import InputSpec, ModelRef, Plugin
+from fxdistill.plan.training import Control
 from fxdistill.registry import GROUPS, origin
 
 

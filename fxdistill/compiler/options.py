@@ -9,7 +9,8 @@ from fxdistill.errors import InputError
 from fxdistill.ir.graph import Shape
 from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.schedule.curriculum import Curriculum
-from fxdistill.plan.schema import Align, DataPlan, Precision, Recalibration
+from fxdistill.plan.schema import Align, DataPlan, Precision
+from fxdistill.plan.training import Recalibration
 from fxdistill.preprocessing import Preprocessing
 
 _ALIGN, _PRECISION = get_args(Align), get_args(Precision)

@@ -13,7 +13,7 @@ from fxdistill.compiler.compilation import DISTILLED, STUDENT, Compilation
 from fxdistill.ir.contract import PassManager
 from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.specialize import Specialize
-from fxdistill.plan.schema import Arm, Stage
+from fxdistill.plan.training import Arm, Stage
 
 
 def instrument(c: Compilation, passes: PassManager) -> Compilation:

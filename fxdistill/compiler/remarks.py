@@ -11,7 +11,8 @@ from fxdistill.ir.program import Program
 from fxdistill.losses import LOSSES
 from fxdistill.methods import Composed
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import LossTerm, Shrunken
+from fxdistill.plan.schema import Shrunken
+from fxdistill.plan.training import LossTerm
 from fxdistill.tasks import Task
 
 _MOST = 6

@@ -18,7 +18,7 @@ from fxdistill.passes.schedule import Schedule
 from fxdistill.passes.schedule.curriculum import PROBE, Curriculum
 from fxdistill.plan.file import invalid
 from fxdistill.plan.members import Masked
-from fxdistill.plan.schema import Arm, Stage
+from fxdistill.plan.training import Arm, Stage
 
 
 def schedule(c: Compilation, passes: PassManager) -> Compilation:

@@ -6,7 +6,8 @@ from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, macs_of, path_of, shape_of
 from fxdistill.ir.program import Program
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.plan.schema import Arm, Kept, Pair, Shrunken
+from fxdistill.plan.schema import Kept, Pair, Shrunken
+from fxdistill.plan.training import Arm
 
 
 def traces(traced: Mapping[str, Traced]) -> str:

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch import Tensor, nn
 
-from fxdistill.plan.schema import Comparison, Tap
+from fxdistill.plan.schema import Tap
+from fxdistill.plan.training import Comparison
 
 
 class Projection(nn.Module):

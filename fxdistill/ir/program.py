@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from fxdistill.errors import InvariantError, PlanError
 from fxdistill.ir.graph import macs_of
 from fxdistill.ir.running import hold, whole_state
-from fxdistill.plan.schema import LossTerm, Stage
+from fxdistill.plan.training import LossTerm, Stage
 from fxdistill.preprocessing import PLAIN, View
 
 _FACTS = ("shape", "macs", "path", "scope", "writes", "shares")

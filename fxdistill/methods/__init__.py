@@ -13,7 +13,8 @@ from fxdistill.errors import InputError, PlanError
 from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
-    from fxdistill.plan.schema import LossTerm, Pair, Stage
+    from fxdistill.plan.schema import Pair
+    from fxdistill.plan.training import LossTerm, Stage
 
 DISTIL = ("trace", "couple", "match", "prune", "shrink", "schedule", "instrument", "specialize")
 """The passes of a method that compares two members, by name, in order."""

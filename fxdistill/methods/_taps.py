@@ -4,7 +4,8 @@ import math
 from dataclasses import replace
 
 from fxdistill.methods import Recipe
-from fxdistill.plan.schema import LossTerm, Pair, Tap
+from fxdistill.plan.schema import Pair, Tap
+from fxdistill.plan.training import LossTerm
 
 
 def at_every(recipe: Recipe, loss: str, *, weight: float = 1.0) -> list[LossTerm]:

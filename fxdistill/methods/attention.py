@@ -7,7 +7,7 @@ left out.
 
 from fxdistill.methods import Method, Recipe
 from fxdistill.methods._taps import at_maps
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

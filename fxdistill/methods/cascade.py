@@ -34,7 +34,8 @@ from typing import Literal
 
 from fxdistill.errors import InputError
 from fxdistill.methods import Composed, Method, Recipe, named
-from fxdistill.plan.schema import Arm, Comparison, LossTerm, Optimizer, Pair, ScoreOptimizer, Stage
+from fxdistill.plan.schema import Pair
+from fxdistill.plan.training import Arm, Comparison, LossTerm, Optimizer, ScoreOptimizer, Stage
 
 JOINT, DISTILLED = "joint", "distilled"
 """The names of the two arms."""

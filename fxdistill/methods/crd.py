@@ -6,7 +6,7 @@ remembers every training image; see :mod:`fxdistill.losses.crd` for what that co
 
 from fxdistill.methods import Method, Recipe
 from fxdistill.methods._taps import at_deepest
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

@@ -5,7 +5,7 @@ take temperature 4: ``--arg dist.temperature=4``). A task without a loss of its 
 """
 
 from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

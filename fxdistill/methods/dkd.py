@@ -6,7 +6,7 @@ default for CIFAR-100, which takes a beta of 1 to 8 for other pairs, less for te
 """
 
 from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

@@ -7,7 +7,7 @@ teacher's predictions, so that it may have other classes, or none.
 
 from fxdistill.methods import Method, Recipe
 from fxdistill.methods._taps import at_every
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

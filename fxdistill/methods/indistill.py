@@ -10,7 +10,7 @@ the largest activations. The main stage that follows is any distillation method'
 """
 
 from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import Comparison, LossTerm, Optimizer, Stage
+from fxdistill.plan.training import Comparison, LossTerm, Optimizer, Stage
 
 _FIRST_WARM_UP = 3
 

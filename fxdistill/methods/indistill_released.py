@@ -10,7 +10,7 @@ offset; Adam starts afresh with every epoch. Its experiment is for retrieval, an
 
 from fxdistill.methods import Method, Recipe
 from fxdistill.methods.indistill import stages
-from fxdistill.plan.schema import Optimizer, Stage
+from fxdistill.plan.training import Optimizer, Stage
 
 
 def warm_up(recipe: Recipe) -> list[Stage]:

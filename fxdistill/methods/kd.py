@@ -6,7 +6,7 @@ Representation Distillation", ICLR 2020, arXiv 1910.10699). A task says by which
 """
 
 from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

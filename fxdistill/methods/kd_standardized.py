@@ -6,7 +6,7 @@ the imitation alone.
 """
 
 from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

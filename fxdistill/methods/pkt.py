@@ -7,7 +7,7 @@ PKT of these alone, which is how InDistill's released student is trained for ret
 
 from fxdistill.methods import Method, Recipe
 from fxdistill.methods._taps import at_deepest
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

@@ -6,7 +6,7 @@ comparisons (Tian et al., ICLR 2020, arXiv 1910.10699); a task without one has i
 
 from fxdistill.methods import Method, Recipe
 from fxdistill.methods._taps import at_deepest
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

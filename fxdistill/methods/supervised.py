@@ -4,7 +4,7 @@ Of the teacher the student then learns the layers: ``indistill+supervised``.
 """
 
 from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

@@ -6,7 +6,7 @@ al., ICLR 2020, arXiv 1910.10699).
 
 from fxdistill.methods import Method, Recipe
 from fxdistill.methods._taps import at_every
-from fxdistill.plan.schema import LossTerm
+from fxdistill.plan.training import LossTerm
 
 
 def main(recipe: Recipe) -> list[LossTerm]:

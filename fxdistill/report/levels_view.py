@@ -7,7 +7,7 @@ from rich.text import Text
 
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.plan.schema import Stage
+from fxdistill.plan.training import Stage
 from fxdistill.report.layout import Line, Table, count
 
 

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.members import Masked
-from fxdistill.plan.schema import Arm, LossTerm, ModelRef, Optimizer, Pair, Plateau, RunnerUp, Shrunken, Stage, Tap
+from fxdistill.plan.schema import ModelRef, Pair, RunnerUp, Shrunken, Tap
+from fxdistill.plan.training import Arm, LossTerm, Optimizer, Plateau, Stage
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import Line, count, diagnostics_view, size
 from fxdistill.report.levels_view import levels_lines, stage_words

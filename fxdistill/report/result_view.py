@@ -9,8 +9,9 @@ from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure.parity import Parity
-from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
+from fxdistill.plan.training import CONTROL
 from fxdistill.report.layout import Line, Table, count, diagnostics_view, points, spread
 from fxdistill.tasks import TASKS, Task
 

@@ -28,7 +28,7 @@ from fxdistill.modelfiles import bundle
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.plan.schema import Arm
+from fxdistill.plan.training import Arm
 from fxdistill.runtime import checkpoint, inspection, kept, norms, preflight, stopping
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.course import Moment, Position, Progress

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fxdistill.plan.schema import Count, Plateau, Stage
+from fxdistill.plan.schema import Count
+from fxdistill.plan.training import Plateau, Stage
 
 
 @dataclass(frozen=True)

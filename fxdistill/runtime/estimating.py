@@ -33,7 +33,7 @@ from fxdistill.ir.graph import Traced
 from fxdistill.ir.program import Program
 from fxdistill.measure.model import evaluating, predictions
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Stage
+from fxdistill.plan.training import Stage
 from fxdistill.preprocessing import PLAIN
 from fxdistill.runtime import memory, preflight
 from fxdistill.runtime.arms import build_program

@@ -20,7 +20,7 @@ from fxdistill.errors import PlanError, RunDirError
 from fxdistill.files import write_text
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import invalid
-from fxdistill.plan.schema import Stage
+from fxdistill.plan.training import Stage
 from fxdistill.runtime import checkpoint, inspection
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.directory import RunDir

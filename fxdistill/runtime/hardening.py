@@ -21,7 +21,7 @@ from fxdistill.ir.views import seen
 from fxdistill.measure.model import device_of
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.plan.schema import Arm, Stage
+from fxdistill.plan.training import Arm, Stage
 from fxdistill.runtime.bench import Bench
 from fxdistill.tasks import Task
 

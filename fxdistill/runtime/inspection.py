@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import RunDirError
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Count, Stage, lengths
+from fxdistill.plan.schema import Count
+from fxdistill.plan.training import Stage, lengths
 from fxdistill.runtime import checkpoint, records
 from fxdistill.runtime.checkpoint import Checkpoint
 from fxdistill.runtime.course import Position

@@ -24,7 +24,8 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.errors import TrainingError
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import seeded
-from fxdistill.plan.schema import DataPlan, Stage, lengths
+from fxdistill.plan.schema import DataPlan
+from fxdistill.plan.training import Stage, lengths
 from fxdistill.runtime.aside import collect
 from fxdistill.runtime.average import Average
 from fxdistill.runtime.compiling import Choice, compiled, compiler_errors

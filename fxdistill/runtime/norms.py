@@ -23,7 +23,7 @@ from fxdistill.ir.running import buffers_kept, in_mode
 from fxdistill.ir.views import seen
 from fxdistill.measure.model import device_of
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Recalibration
+from fxdistill.plan.training import Recalibration
 from fxdistill.tasks import Task, labelled
 
 _POINTS, _FACTOR = 0.05, 1.2

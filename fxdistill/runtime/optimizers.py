@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fxdistill.errors import RunDirError, TrainingError
 from fxdistill.ir import masks
 from fxdistill.ir.program import Program
-from fxdistill.plan.schema import ScoreOptimizer, Stage
+from fxdistill.plan.training import ScoreOptimizer, Stage
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop,

@@ -9,7 +9,8 @@ from typing_extensions import TypedDict  # typing's own will do from Python 3.12
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure.differences import Difference
 from fxdistill.measure.parity import Parity
-from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.document import Plan
+from fxdistill.plan.training import CONTROL
 
 
 class _Latency(TypedDict):

@@ -11,7 +11,7 @@ from typing import Any
 
 from fxdistill.errors import RunDirError
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import longest
+from fxdistill.plan.training import longest
 
 Record = dict[str, Any]
 _LONGEST = 1 << 20

@@ -24,8 +24,9 @@ from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.differences import paired
 from fxdistill.measure.onnx_model import described
 from fxdistill.measure.parity import Parity
-from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Masked
+from fxdistill.plan.training import CONTROL
 from fxdistill.runtime import details
 from fxdistill.runtime.execution import Execution
 from fxdistill.runtime.family import export_levels, exported

@@ -35,7 +35,7 @@ from fxdistill.ir.program import Program
 from fxdistill.ir.running import digest
 from fxdistill.passes.divide import Divide, Divided
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Stage
+from fxdistill.plan.training import Stage
 from fxdistill.runtime.halves import Halves, Looks, Report, fingerprints
 from fxdistill.runtime.shelf import Shelf
 from fxdistill.runtime.trials import Trial, trials_of

@@ -9,7 +9,8 @@ from fxdistill.data import classmap
 from fxdistill.errors import InputError
 from fxdistill.methods import RATE, composed
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Precision, Recalibration
+from fxdistill.plan.schema import Precision
+from fxdistill.plan.training import Recalibration
 from fxdistill.preprocessing import Wishes
 from fxdistill.runtime.shrunken import Reading
 from fxdistill.tasks import TASKS

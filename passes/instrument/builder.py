@@ -20,7 +20,8 @@ from fxdistill.losses import LOSSES, Context, Loss
 from fxdistill.passes.instrument.branch import by_batch_statistics
 from fxdistill.passes.instrument.layouts import call, same_layout
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Arm, Comparison, LossTerm, Pair, Stage, Tap
+from fxdistill.plan.schema import Pair, Tap
+from fxdistill.plan.training import Arm, Comparison, LossTerm, Stage
 from fxdistill.preprocessing import View
 
 _Taps = Mapping[tuple[str, Comparison], Mapping[str, fx.Node]]

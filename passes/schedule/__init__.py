@@ -15,7 +15,7 @@ from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.methods import Recipe, composed, with_terms
 from fxdistill.passes.schedule.curriculum import Curriculum
-from fxdistill.plan.schema import Optimizer, Stage
+from fxdistill.plan.training import Optimizer, Stage
 
 MAIN = "main"
 """The name of the main stage."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fxdistill.errors import InputError
-from fxdistill.plan.schema import LossTerm, Pair, Plateau, Stage
+from fxdistill.plan.schema import Pair
+from fxdistill.plan.training import LossTerm, Plateau, Stage
 
 Probe = Literal["order", "lengths"]
 SHARE, KEEP, PLATEAU, PROBE = "--warm-up-share", "--keep-earlier", "--plateau", "--probe"

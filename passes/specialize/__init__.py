@@ -35,7 +35,7 @@ from fxdistill.ir.running import buffers_kept, example, full_precision, seeded
 from fxdistill.operators import Trait
 from fxdistill.passes.specialize.overwrite import overwrite
 from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_frozen, is_plain
-from fxdistill.plan.schema import Stage
+from fxdistill.plan.training import Stage
 
 _SCALED: dict[object, str] = {function: name for name, function in SCALES.items()}
 TOLERANCE = 1e-4

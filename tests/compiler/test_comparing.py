@@ -11,7 +11,7 @@ from fxdistill.errors import FxdistillError, InputError, PlanError
 from fxdistill.models import convnet
 from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Plateau
+from fxdistill.plan.training import Plateau
 
 METHODS = ("supervised", "kd", "indistill+kd", "indistill+attention")
 

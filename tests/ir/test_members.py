@@ -15,7 +15,7 @@ from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Arm, LossTerm
+from fxdistill.plan.training import Arm, LossTerm
 from tests import tiny_models
 from tests.tiny_models import CLASSES, SHAPE, awake, planned
 

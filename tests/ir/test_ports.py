@@ -14,7 +14,8 @@ from fxdistill.ir.program import Program
 from fxdistill.losses import LOSSES
 from fxdistill.passes.strip import Strip, Trained
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import DataPlan, LossTerm
+from fxdistill.plan.schema import DataPlan
+from fxdistill.plan.training import LossTerm
 from tests import tiny_models
 from tests.plugins import Add
 from tests.tiny_models import SHAPE, awake, planned, restaged, with_losses

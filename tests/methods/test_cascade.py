@@ -5,7 +5,7 @@ import pytest
 from benchmarks import cascade as benchmark
 from fxdistill.methods import Recipe
 from fxdistill.methods.cascade import arms, checked, spaced
-from fxdistill.plan.schema import LossTerm, Optimizer, ScoreOptimizer
+from fxdistill.plan.training import LossTerm, Optimizer, ScoreOptimizer
 
 RECIPE = Recipe(
     (), LossTerm(loss="cross-entropy"), LossTerm(loss="kd", student="student", teacher="teacher"), epochs=80, lr=0.008

@@ -12,7 +12,8 @@ from fxdistill.methods import METHODS, RATE, Recipe, composed
 from fxdistill.models import convnet
 from fxdistill.passes.schedule import Schedule
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import DataPlan, LossTerm, Pair, Stage
+from fxdistill.plan.schema import DataPlan, Pair
+from fxdistill.plan.training import LossTerm, Stage
 from tests.plugins import Add
 from tests.tiny_models import planned
 

@@ -17,7 +17,7 @@ from fxdistill.models import convnet, resnet
 from fxdistill.passes.specialize import frozen_values, restricted
 from fxdistill.passes.specialize.sink import Sinker
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Comparison, LossTerm
+from fxdistill.plan.training import Comparison, LossTerm
 
 SHAPE = (6, 1, 8, 8)
 IMAGES = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))

@@ -8,7 +8,7 @@ from fxdistill.errors import InputError
 from fxdistill.methods import Recipe
 from fxdistill.passes.schedule import Schedule
 from fxdistill.passes.schedule.curriculum import Curriculum
-from fxdistill.plan.schema import LossTerm, Plateau, Stage
+from fxdistill.plan.training import LossTerm, Plateau, Stage
 from tests.tiny_models import planned
 
 PAIR = planned("body", "body", (2, 8, 8, 8), (2, 4, 8, 8)).pairs[0]

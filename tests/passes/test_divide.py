@@ -15,7 +15,7 @@ from fxdistill.errors import InvariantError
 from fxdistill.ir.program import Program
 from fxdistill.passes.divide import Divide, Divided
 from fxdistill.passes.specialize import restricted
-from fxdistill.plan.schema import Comparison
+from fxdistill.plan.training import Comparison
 from tests import tiny_models
 from tests.tiny_models import SHAPE, Body, Classifier, awake, conv_norm, planned
 

@@ -18,7 +18,8 @@ from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.instrument.builder import frozen
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import LossTerm, Pair, Tap
+from fxdistill.plan.schema import Pair, Tap
+from fxdistill.plan.training import LossTerm
 from tests import tiny_models
 from tests.tiny_models import BODIES, SHAPE, Body, Classifier, awake, conv_norm, planned, with_losses
 

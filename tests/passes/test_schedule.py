@@ -8,7 +8,8 @@ from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import PassManager
 from fxdistill.methods import Recipe
 from fxdistill.passes.schedule import Schedule
-from fxdistill.plan.schema import LossTerm, Pair, Stage
+from fxdistill.plan.schema import Pair
+from fxdistill.plan.training import LossTerm, Stage
 from tests.tiny_models import planned
 
 PAIR = planned("body", "body", (2, 8, 8, 8), (2, 4, 8, 8)).pairs[0]

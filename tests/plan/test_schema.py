@@ -13,7 +13,7 @@ from fxdistill import files
 from fxdistill.errors import PlanError
 from fxdistill.plan import file
 from fxdistill.plan.document import stale_costs
-from fxdistill.plan.schema import Plateau
+from fxdistill.plan.training import Plateau
 from fxdistill.registry import GROUPS
 from tests.tiny_models import planned
 

@@ -7,8 +7,8 @@ import pytest
 
 from fxdistill.errors import InputError, PlanError
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import LossTerm
 from fxdistill.plan.terms import argued, weighed
+from fxdistill.plan.training import LossTerm
 from tests import by_hand
 
 

@@ -29,7 +29,8 @@ from fxdistill.passes.mask import kept_of
 from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Masked
-from fxdistill.plan.schema import ModelRef, Plateau, Stage
+from fxdistill.plan.schema import ModelRef
+from fxdistill.plan.training import Plateau, Stage
 from fxdistill.report.result_view import result_view
 from fxdistill.runtime import checkpoint, hardening
 from fxdistill.runtime.average import Average

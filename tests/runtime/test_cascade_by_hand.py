@@ -16,7 +16,7 @@ from fxdistill.data.batches import Batch, batches
 from fxdistill.data.load import load
 from fxdistill.methods.cascade import Threshold
 from fxdistill.passes.mask import kept_of
-from fxdistill.plan.schema import ScoreOptimizer
+from fxdistill.plan.training import ScoreOptimizer
 from fxdistill.runtime.optimizers import make_optimizer, set_rate
 from tests.runtime.test_cascade import planned, teacher
 

@@ -27,7 +27,7 @@ from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.plan.schema import Stage
+from fxdistill.plan.training import Stage
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import checkpoint, deploy, loop, optimizers, preflight
 from fxdistill.runtime.checkpoint import load as load_checkpoint

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from fxdistill.errors import InputError, PlanError, RunDirError
-from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
+from fxdistill.plan.training import CONTROL
 from fxdistill.runtime import checkpoint, extension, result
 from fxdistill.runtime.course import Progress
 from fxdistill.runtime.directory import RunDir

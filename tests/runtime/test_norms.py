@@ -17,7 +17,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Recalibration
+from fxdistill.plan.training import Recalibration
 from fxdistill.runtime import arms, norms
 from fxdistill.runtime.trials import Trial
 from fxdistill.tasks import TASKS

@@ -4,7 +4,7 @@ One warm-up stage over all pairs; the main stage is that of ``kd``, or of the me
 """
 
 from fxdistill.methods import Method, Recipe
-from fxdistill.plan.schema import LossTerm, Optimizer, Stage
+from fxdistill.plan.training import LossTerm, Optimizer, Stage
 
 _EPOCHS = 3
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fxdistill.passes.instrument.builder import distinct
-from fxdistill.plan.document import CONTROL, Plan
-from fxdistill.plan.schema import LossTerm, Stage
+from fxdistill.plan.document import Plan
+from fxdistill.plan.training import CONTROL, LossTerm, Stage
 from fxdistill.tasks import Task
 
 Record = Mapping[str, Any]

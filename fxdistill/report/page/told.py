@@ -13,8 +13,9 @@ from typing import Any
 
 from fxdistill.compiler.outline import Outline
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.plan.document import CONTROL, Plan, stale_costs
+from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.members import Hardened, Masked
+from fxdistill.plan.training import CONTROL
 from fxdistill.report.page import words
 from fxdistill.report.page.courses import Course, kept_of, losses_of, metric_of, rates_of
 from fxdistill.runtime import details, exports

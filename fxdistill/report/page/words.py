@@ -8,9 +8,10 @@ from typing import Any
 from fxdistill.data.sources import SOURCES
 from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import registered
-from fxdistill.plan.document import CONTROL, Plan
+from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened
 from fxdistill.plan.schema import ModelRef
+from fxdistill.plan.training import CONTROL
 from fxdistill.report.layout import points, spread
 from fxdistill.tasks import Task
 
