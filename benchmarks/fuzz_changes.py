@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from fxdistill.modelfiles import graphs
+from fxdistill.modelfiles.graphs import vocabulary
 
 MARK = "fxdistill_was_here"
 PAYLOAD = f"open({MARK!r}, 'w').close()"
@@ -56,8 +56,7 @@ _MARKED = ("tensor", "tuple", "items", "float", "node", "dict", "slice", "functi
 
 
 def _names() -> list[str]:
-    known = graphs._functions()  # noqa: SLF001
-    return [*known, *graphs._layers(), *graphs._CONSTANTS, *_METHODS]  # noqa: SLF001
+    return [*vocabulary.functions(), *vocabulary.layers(), *vocabulary.CONSTANTS, *_METHODS]
 
 
 NAMES = _names()

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from benchmarks.fuzz_changes import NAMES, damaged, edited, junk, slots, text_of, word
-from fxdistill.modelfiles import graphs
+from fxdistill.modelfiles.graphs import vocabulary
 
 
 def _parts(whole: bytes) -> tuple[dict[str, Any], bytes]:
@@ -129,7 +129,7 @@ def _graph(random: Random, graph: dict[str, Any]) -> None:
     elif kind == 5:
         holders = [holder for holder, key in slots(graph["modules"]) if key == "class" and holder["class"]]
         if holders:
-            random.choice(holders)["class"] = random.choice(list(graphs._layers()))  # noqa: SLF001
+            random.choice(holders)["class"] = random.choice(list(vocabulary.layers()))
     else:
         holders = [
             holder["attributes"]

@@ -13,6 +13,7 @@ from torch.nn import functional
 from fxdistill import container
 from fxdistill.errors import ModelError
 from fxdistill.modelfiles import graphs
+from fxdistill.modelfiles.graphs.vocabulary import functions
 from fxdistill.passes.trace import Trace
 
 SHAPE = (2, 3, 32, 32)
@@ -254,7 +255,7 @@ def test_a_made_layer_is_refused(data):
 
 
 def test_the_table_holds_nothing_that_reads_or_writes_files_or_calls_what_it_is_given():
-    names = {name.partition(".")[2] for name in graphs._functions()}
+    names = {name.partition(".")[2] for name in functions()}
     assert not names & {
         "load",
         "save",
