@@ -106,7 +106,7 @@ def plan(
     set_: parameters.Set = [],
     seed: parameters.Seed = 0,
     repeats: parameters.Repeats = 1,
-    control: parameters.Control = True,
+    control: parameters.ControlWherePossible = None,
     recalibrate_bn: parameters.Recalibrate = "auto",
     precision: parameters.TrainingPrecision = parameters.Precision["32-true"],
     teacher_factory: parameters.TeacherFactory = None,

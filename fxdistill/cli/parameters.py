@@ -275,9 +275,10 @@ Set = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Everything random comes from it.")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, max=1000, help="How many seeds to run.")]
-Control = Annotated[
-    bool,
-    typer.Option("--control/--no-control", help="Also train the student for as long without distillation."),
+_CONTROL = "Also train the student for as long without distillation."
+Control = Annotated[bool, typer.Option("--control/--no-control", help=_CONTROL)]
+ControlWherePossible = Annotated[
+    bool | None, typer.Option("--control/--no-control", help=f"{_CONTROL} Default: where labels alone can teach it.")
 ]
 Recalibrate = Annotated[
     str,

@@ -4,6 +4,7 @@ from torch import nn
 
 from fxdistill.compiler.compilation import DISTILLED, Compilation
 from fxdistill.compiler.versions import versions
+from fxdistill.errors import InputError
 from fxdistill.ir import outputs
 from fxdistill.ir.graph import Traced
 from fxdistill.plan.document import VERSION, Plan
@@ -20,17 +21,33 @@ def drafted(c: Compilation) -> Plan:
         name: _described(c.refs[name], module, c.traced[name]).changed(preprocessing=options.preprocessing.get(name))
         for name, module in c.models.items()
     }
-    main = c.arms[-1].stages[-1]
-    control = None
-    if options.control and c.supervised is not None:
-        control = Control(of=DISTILLED, losses=[c.supervised], optimizer=main.optimizer, schedule=main.schedule)
     plan = Plan(
         version=VERSION, method=c.method.name, task=options.task, seed=options.seed, members={**given, **c.made},
         input=InputSpec(shape=list(options.input_shape)), data=options.data, pairs=list(c.pairs), kept=list(c.kept),
-        arms=list(c.arms), control=control, seeds=[options.seed + repeat for repeat in range(options.repeats)],
+        arms=list(c.arms), control=_control(c), seeds=[options.seed + repeat for repeat in range(options.repeats)],
         precision=options.precision, recalibration=options.recalibrate, versions=versions(),
     )  # fmt: skip
     return plan.changed(plugins=_plugins(c, plan))
+
+
+def _control(c: Compilation) -> Control | None:
+    """The arm without a teacher; None where nothing but a teacher says what to learn, or nobody wants it.
+
+    Raises:
+        InputError: It is asked for, and there can be none.
+    """
+    missing = ""
+    if c.method.alone:
+        missing = f"the method '{c.method.name}' makes its student while it trains"
+    elif c.supervised is None:
+        here = "of images without labels" if c.task.supervised is not None else f"in the task '{c.options.task}'"
+        missing = f"nothing but a teacher says what to learn {here}"
+    if missing and c.options.control:
+        raise InputError(f"there is no control arm: {missing}", where="--control", hint="leave it out")
+    if missing or c.options.control is False or c.supervised is None:
+        return None
+    main = c.arms[-1].stages[-1]
+    return Control(of=DISTILLED, losses=[c.supervised], optimizer=main.optimizer, schedule=main.schedule)
 
 
 def _plugins(c: Compilation, plan: Plan) -> list[Plugin]:

@@ -38,7 +38,7 @@ class Options:
         curriculum: What is said of the method's warm-ups.
         seed: Everything random in a run comes from it.
         repeats: How many seeds to run, from ``seed`` on.
-        control: Whether to run the same budget without distillation as well.
+        control: Whether to run the same budget without distillation as well; None for where labels alone can teach.
         preprocessing: What members do to an image before they look at it, by name: their size, their normalisation.
             A member without takes batches of the input's shape as they are.
         data: Data and augmentation; without a spec the plan is structural and cannot be run.
@@ -65,7 +65,7 @@ class Options:
     curriculum: Curriculum = field(default_factory=Curriculum)
     seed: int = 0
     repeats: int = 1
-    control: bool = True
+    control: bool | None = None
     preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)
     data: DataPlan = field(default_factory=lambda: DataPlan(spec=None))
     recalibrate: Recalibration | None = field(default_factory=Recalibration)

@@ -56,7 +56,7 @@ def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
     student = c.made[STUDENT].macs / max(1, c.traced[TEACHER].macs)
     costs = {joint.name: len(masked) + 1.0, alone.name: round(1 + student, 4)}
     arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]
-    c = replace(c, arms=tuple(arms), options=replace(c.options, control=False))
+    c = replace(c, arms=tuple(arms))
     plan = drafted(c)
     said = [*passes.diagnostics, *c.remarks, *cascade.watched(plan.data)]
     every = c.options.cascade is not None and c.options.cascade.export_all

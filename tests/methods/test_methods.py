@@ -9,6 +9,7 @@ from fxdistill.compiler.pipeline import PIPELINE
 from fxdistill.compiler.pipeline import compile as compile_plan
 from fxdistill.errors import InputError, PairingError, PlanError
 from fxdistill.methods import METHODS, RATE, Recipe, composed
+from fxdistill.methods.cascade import Cascade
 from fxdistill.models import convnet
 from fxdistill.passes.schedule import Schedule
 from fxdistill.plan.document import Plan
@@ -267,6 +268,25 @@ def test_a_plan_for_retrieval_has_no_labels_and_no_control() -> None:
     assert plan.control is None
     assert {term.loss for arm in plan.all_arms for stage in arm.stages for term in stage.losses} == {"mse", "pkt"}
     assert [arm.name for arm in plan.all_arms] == ["distilled"]
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "labelled", "why"),
+    [
+        ("retrieval", "pkt", True, "nothing but a teacher says what to learn in the task 'retrieval'"),
+        ("classification", "pkt", False, "nothing but a teacher says what to learn of images without labels"),
+        ("classification", "cascade", True, "the method 'cascade' makes its student while it trains"),
+    ],
+)
+def test_a_control_that_cannot_be_is_refused_where_it_is_asked_for(
+    task: str, method: str, labelled: bool, why: str
+) -> None:
+    data, cascade = DataPlan(spec=None, labelled=labelled), Cascade(keep=0.5) if method == "cascade" else None
+    wanted = Options(input_shape=(2, 1, 8, 8), method=method, task=task, data=data, cascade=cascade, control=True)
+    student = None if cascade else convnet(widths=[4, 8])
+    with pytest.raises(InputError, match=f"no control arm: {why}") as refusal:
+        compile_plan(convnet(widths=[8, 16]), student, wanted)
+    assert refusal.value.where == "--control"
 
 
 def test_a_method_may_leave_passes_out(add: Add) -> None:
