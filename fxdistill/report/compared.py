@@ -8,7 +8,7 @@ from rich.text import Text
 
 from fxdistill.measure.comparison import Apart, Comparison
 from fxdistill.report.evaluated import number, shown
-from fxdistill.report.layout import Line, Table, points
+from fxdistill.report.layout import Line, Table, not_apart, points
 from fxdistill.runtime.finding import Found
 from fxdistill.tasks import Task
 
@@ -38,10 +38,11 @@ def _said(made: Comparison, task: Task) -> Iterator[str]:
     else:
         values = " and ".join(shown(value, task) for value in apart.values)
         yield f"{task.primary} {values}, on {made.labelled:,} images with a label"
-        said = f"B - A: {points(apart.value, task)}"
+        said, told = f"B - A: {points(apart.value, task)}", ""
         if apart.low is not None and apart.high is not None:
             said += f", {points(apart.low, task, unit=False)} to {points(apart.high, task, unit=False)} in 95 %"
-        yield f"{said} ({apart.interval})"
+            told = not_apart(apart.low, apart.high)
+        yield f"{said} ({apart.interval}){told}"
         if apart.alone is not None and apart.p is not None:
             one, other = apart.alone
             yield f"right in A alone {one:,} images, in B alone {other:,}; McNemar's exact test: p = {apart.p:.2g}"

@@ -95,6 +95,11 @@ def points(value: float, task: Task, *, unit: bool = True) -> str:
     return f"{value * 100:+.2f}{' points' if unit else ''}" if task.is_share else f"{value:+.3g}"
 
 
+def not_apart(low: float, high: float) -> str:
+    """What follows an interval of a difference that holds zero: nothing tells the two apart."""
+    return ": not told apart" if low <= 0 <= high else ""
+
+
 def spread(value: float, deviation: float, task: Task) -> str:
     """A mean of the primary metric with its standard deviation over seeds."""
     if not deviation:

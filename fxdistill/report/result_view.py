@@ -12,7 +12,7 @@ from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.training import CONTROL
-from fxdistill.report.layout import Line, Table, count, diagnostics_view, points, spread
+from fxdistill.report.layout import Line, Table, count, diagnostics_view, not_apart, points, spread
 from fxdistill.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _differences(result: dict[str, Any], task: Task) -> Iterator[str]:
         if found["low"] is not None:
             low, high = (points(found[end], task, unit=False) for end in ("low", "high"))
             said += f", {low} to {high} in 95 %, over {found['seeds']} seeds in pairs"
+            said += not_apart(found["low"], found["high"])
         yield said
 
 
@@ -146,11 +147,13 @@ def _taken(plan: Plan, result: dict[str, Any]) -> Iterator[str]:
 
 
 def _unhelped(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[str]:
-    """A word where the control arm is the better one."""
-    if plan.control is None or not result["summary"]:
+    """A word where the control arm is the better one, as far as the seeds tell."""
+    found = result.get("differences", {}).get(plan.control.of) if plan.control is not None else None
+    if found is None or not (found["mean"] < 0 if task.higher_is_better else found["mean"] > 0):
         return
-    own, alone = (result["summary"][name]["mean"] for name in (plan.control.of, CONTROL))
-    if alone > own if task.higher_is_better else alone < own:
+    if found["low"] is None:
+        yield "the student alone is better under this one seed, which may be chance: run with --seeds 5 to know"
+    elif not not_apart(found["low"], found["high"]):
         yield "distillation did not help here: the student alone is better for as many epochs"
 
 

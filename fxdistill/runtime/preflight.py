@@ -303,6 +303,6 @@ def knows(member: str, found: Mapping[str, float], task: Task, targets: Tensor, 
     if found and task.at_chance(found, classes, targets):
         poor = task.near_chance(found, classes, targets)
         raise ModelError(
-            f"the {member} has nothing to teach on this data: {poor}", where=member,
+            f"the {member} has hardly anything to teach on this data: {poor}", where=member,
             hint=f"check {_REASONS}; --force goes on all the same",
         )  # fmt: skip

@@ -231,7 +231,7 @@ class Task(ABC):
         chance, value = self.chance(classes, targets), found[self.primary]
         if chance is None or value >= 2 * chance or value > (1 + chance) / 2:
             return ""
-        return f"{self.primary} {self.shown(value)}, near chance ({self.shown(chance)})"
+        return f"{self.primary} {self.shown(value)}, where chance is {self.shown(chance)}"
 
     def at_chance(self, found: Mapping[str, float], classes: int, targets: "Tensor") -> bool:
         """Whether a model knows nothing, by its metrics: with few classes it takes less than to be near chance."""

@@ -83,11 +83,17 @@ def test_of_several_arms_the_exported_one_is_said() -> None:
 def test_a_control_arm_that_is_better_is_told_of_whichever_way_is_better(task: str, metric: str, better: float) -> None:
     plan, found = load(runs.plan_file()).changed(task=task), result()
     found["members"] = {"teacher": {metric: 0.9}}
-    for control, helped in ((better, False), (1 - better, True)):
-        found["summary"] = {
-            "distilled": {"mean": 0.5, "deviation": 0.0}, "control": {"mean": control, "deviation": 0.0}
-        }  # fmt: skip
-        assert ("distillation did not help here" not in said(plan, found)) == helped
+    worse = 0.5 - better
+    for mean, ends, told in (
+        (worse, (worse - 0.05, worse + 0.05), "distillation did not help"),
+        (worse, (worse - 0.2, worse + 0.2), "not told apart"), (-worse, (-worse - 0.2, -worse + 0.2), "not told apart"),
+        (worse, (None, None), "better under this one seed"), (-worse, (None, None), ""), (-worse, (0.01, 0.2), ""),
+    ):  # fmt: skip
+        ends = dict(zip(("low", "high"), ends, strict=True))
+        found["differences"] = {"distilled": {"beside": "control", "mean": mean, "seeds": 5, **ends}}
+        text = " ".join(said(plan, found).split())
+        words = ("distillation did not help", "not told apart", "better under this one seed")
+        assert [one for one in words if one in text] == ([told] if told else [])
 
 
 @pytest.mark.parametrize(("own", "theirs", "macs", "told"), [

@@ -195,7 +195,7 @@ def test_a_teacher_at_chance_is_refused_unless_forced(tmp_path: Path, monkeypatc
     observer = Observer(on_diagnostic=lambda remark: said.append(remark.code))
     monkeypatch.setattr("fxdistill.runtime.execute.train", _begin)
     plan = _untaught("at-chance")
-    with pytest.raises(ModelError, match=r"nothing to teach.*near chance") as refusal:
+    with pytest.raises(ModelError, match=r"hardly anything to teach.*where chance is") as refusal:
         execute(plan, tmp_path / "run", CPU, observer)
     assert all(reason in refusal.value.hint for reason in ("normalisation", "labels", "output", "--force"))
     assert not (tmp_path / "run").exists()
@@ -203,7 +203,7 @@ def test_a_teacher_at_chance_is_refused_unless_forced(tmp_path: Path, monkeypatc
     with pytest.raises(RuntimeError, match="it trains"):
         execute(plan, tmp_path / "run", replace(CPU, force=True), observer)
     assert said == ["teacher-near-chance", "layout"]
-    with pytest.raises(ModelError, match="nothing to teach"):  # whoever goes on has to say so again
+    with pytest.raises(ModelError, match="hardly anything to teach"):  # whoever goes on has to say so again
         execute(tmp_path / "run" / "plan.json", tmp_path / "run", replace(CPU, resume=True))
 
 

@@ -79,7 +79,7 @@ def test_regression(tmp_path: Path, numbers: int) -> None:
     assert "agreement 100.00% on 32 test images" in exported
     assert "outputs logits" in exported
     own, alone = (result["summary"][name]["mean"] for name in ("distilled", "control"))
-    assert ("distillation did not help" in said) == (own > alone)  # of an error, less is better
+    assert ("better under this one seed" in said) == (own > alone)  # of an error, less is better
 
 
 def test_a_regression_imitates_by_the_squared_error(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened
 from fxdistill.plan.schema import ModelRef
 from fxdistill.plan.training import CONTROL
-from fxdistill.report.layout import points, spread
+from fxdistill.report.layout import not_apart, points, spread
 from fxdistill.tasks import Task
 
 
@@ -60,7 +60,7 @@ def _helped(plan: Plan, result: Mapping[str, Any], task: Task) -> Iterator[str]:
             continue
         low, high = (points(found[end], task, unit=False) for end in ("low", "high"))
         said += f" ({low} to {high} in 95\u00a0%, over {found['seeds']} seeds in pairs)"
-        yield said + (", which is within chance" if found["low"] <= 0 <= found["high"] else "")
+        yield said + not_apart(found["low"], found["high"])
 
 
 def _gate(plan: Plan, result: Mapping[str, Any]) -> str:
