@@ -155,14 +155,22 @@ def find(traced: Traced, path: str) -> fx.Node:
             ends = True
     if ends:
         return scope_end(traced, path)
-    known = [path_of(n) for n in nodes] + sorted({scope_of(n) for n in nodes} - {""})
-    near = difflib.get_close_matches(path, known, n=3, cutoff=0.3)
+    inside = dict.fromkeys(scope for n in nodes for scope in _around(scope_of(n)))
+    known = [*inside, *(path_of(n) for n in nodes)]
+    ending = sorted((one for one in known if one.endswith(f".{path}")), key=len)
+    near = ending[:3] or difflib.get_close_matches(path, known, n=3, cutoff=0.3)
     mode = " in training mode" if traced.training else ""
     raise PairingError(
         f"no node or module has the path '{path}'{mode}",
         where=path,
         hint=f"did you mean {', '.join(near)}?" if near else "use a module path of the model",
     )
+
+
+def _around(scope: str) -> Iterator[str]:
+    """The paths of the modules that a scope lies in, the outermost first, and its own."""
+    parts = scope.split(".") if scope else []
+    return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def scope_end(traced: Traced, path: str) -> fx.Node:
