@@ -296,8 +296,9 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     query = "&".join(f"{k}={json.dumps(v).replace(' ', '')}" for k, v in student.arguments(data).items())
     words = [
         str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
-        spec, "--task", trained_for, "--method", arm.method, "--epochs", str(epochs), "--lr", str(RATE),
-        "--seed", str(seed), "--no-control", "--no-measure", "--augment", "flip,crop:4", *arm.options,
+        spec, "--task", trained_for, "--method", arm.method, "--epochs", str(epochs),
+        *(() if "--lr" in arm.options else ("--lr", str(RATE))), "--seed", str(seed), "--no-control", "--no-measure",
+        "--augment", "flip,crop:4", *arm.options,
     ]  # fmt: skip
     series.plan(*words)
     plan = arm.edit(_in_all(load_plan(folder / "plan.json"), epochs))

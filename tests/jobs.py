@@ -124,7 +124,9 @@ def planned(folder: Path, teacher: dict[str, Any], student: dict[str, Any], *opt
     taught = "digits" in options and teacher.get("outputs", 10) == 10
     files = model(folder / "teacher.pt", taught=taught, **teacher), model(folder / "student.pt", **student)
     forced = () if taught else NOISE
-    done("plan", *files, *ALLOW, "-o", folder / "plan.json", "--batch-size", 32, "--epochs", 1, *forced, *options)
+    usual = {"--batch-size": 32, "--epochs": 1}
+    small = [word for name, value in usual.items() if name not in options for word in (name, value)]
+    done("plan", *files, *ALLOW, "-o", folder / "plan.json", *small, *forced, *options)
     return load(folder / "plan.json")
 
 

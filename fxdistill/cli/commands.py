@@ -240,7 +240,8 @@ def run(
     held = output / "plan.json"
     before = held.read_bytes() if more_epochs and held.is_file() else b""
     told_apart = {"output", "resume", "more_epochs", "trials"}
-    words = again.options(context, without=told_apart | {"devices", "nodes", "jobs", "profile", "arms", "seeds"})
+    of_all = {"devices", "nodes", "jobs", "profile", "arms", "seeds", "cache_size"}
+    words = again.options(context, without=told_apart | of_all)
     command = ["fxdistill", "run", *([str(output)] if more_epochs else [str(plan_file), "-o", str(output)])]
     command += again.options(context, without=told_apart)
     more = ["--more-epochs", str(more_epochs)] if more_epochs else []

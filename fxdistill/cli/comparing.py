@@ -38,8 +38,10 @@ def compare(
     with reported():
         wanted, names = values.shape(input_shape), [first, second]
         wishes = members.wishes(BOTH, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
-        made_by, args, weights, answers, embeds = (
-            members.of_each(BOTH, texts) for texts in (factory, arg, entry, output_entry, embedding)
+        args = members.of_each(BOTH, arg)
+        said = {"factory": factory, "entry": entry, "output-entry": output_entry, "embedding": embedding}
+        made_by, weights, answers, embeds = (
+            members.one_of_each(BOTH, texts, f"--{option}") for option, texts in said.items()
         )
 
         from fxdistill.report import compared
@@ -47,8 +49,7 @@ def compare(
 
         sides = [
             comparing.Side(
-                model, wishes[one], members.last(made_by[one]), tuple(args[one]), members.last(weights[one]),
-                members.last(answers[one]), members.last(embeds[one]),
+                model, wishes[one], made_by[one], tuple(args[one]), weights[one], answers[one], embeds[one]
             )
             for one, model in zip(BOTH, names, strict=True)
         ]  # fmt: skip

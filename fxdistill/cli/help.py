@@ -1,11 +1,13 @@
 """Help texts, versions, completion: the names that can be given are listed when they are asked for, and not before."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from fxdistill.cli import values
 from fxdistill.cli.groups import divided
 
 _LISTS = {
@@ -15,7 +17,37 @@ _LISTS = {
 
 
 class Command(TyperCommand):
-    """A command whose help lists names, those of installed plug-ins too, and options that belong together."""
+    """A command whose help lists names, those of installed plug-ins too, and options that belong together.
+
+    An option that takes one value is refused where two are given: the parser would take the last one.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Refuse a second value, then parse."""
+        if not ctx.resilient_parsing:
+            self._single(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def _single(self, ctx: Any, args: list[str]) -> None:
+        """Parse as though each option took several values, and look.
+
+        Raises:
+            InputError: One that takes one has two.
+        """
+        parser = type(self.make_parser(ctx))(ctx)
+        parameters: list[Any] = self.get_params(ctx)
+        for one in parameters:
+            several = copy.copy(one)
+            several.multiple = one.param_type_name == "option"
+            several.add_to_parser(parser, ctx)
+        given, *_ = parser.parse_args(args=list(args))
+        if "help" in given:
+            return
+        for one in parameters:
+            if one.param_type_name == "option" and not one.multiple:
+                told = given.get(one.name, ())
+                names = [(one.opts if value else one.secondary_opts)[0] if one.is_flag else value for value in told]
+                values.once(max(one.opts, key=len), (("", str(name)) for name in names))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fill the lists in, then format."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
+from fxdistill.cli import values
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ def by_member(
         read: What a value stands for.
 
     Raises:
-        InputError: A text names no member.
+        InputError: A text names no member, or two say something else of the same.
     """
+    values.once(option, (_parted(text, members) for text in texts))
     found: dict[str, Value] = {}
     for text in sorted(texts, key=lambda one: "=" in one):  # what is said of one holds against what is said of all
         member, equals, value = text.rpartition("=")
@@ -40,16 +42,26 @@ def by_member(
 def of_each(members: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
     """What an option says of each member, whose values may hold a = of their own: ``VALUE``, or ``MEMBER=VALUE``."""
     found: dict[str, list[str]] = {member: [] for member in members}
-    for text in sorted(texts, key=lambda one: one.partition("=")[0] in members):
-        head, _, value = text.partition("=")
-        for member in (head,) if head in members else members:
-            found[member].append(value if head in members else text)
+    for head, value in sorted((_parted(text, members) for text in texts), key=lambda one: bool(one[0])):
+        for member in (head,) if head else members:
+            found[member].append(value)
     return found
 
 
-def last(texts: Sequence[str]) -> str | None:
-    """What an option says that takes one value: the last one; None where nothing is said."""
-    return texts[-1] if texts else None
+def one_of_each(members: Sequence[str], texts: Sequence[str], option: str) -> dict[str, str | None]:
+    """The same of an option that takes one value; None where nothing is said.
+
+    Raises:
+        InputError: Two are said of the same.
+    """
+    values.once(option, (_parted(text, members) for text in texts))
+    return {member: said[-1] if said else None for member, said in of_each(members, texts).items()}
+
+
+def _parted(text: str, members: Sequence[str]) -> tuple[str, str]:
+    """The member that a text is about, '' for all of them, and what it says."""
+    head, _, value = text.partition("=")
+    return (head, value) if head in members else ("", text)
 
 
 def wishes(

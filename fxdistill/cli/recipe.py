@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from fxdistill.cli import values
 from fxdistill.errors import InputError
 from fxdistill.plan import setting, terms
 from fxdistill.plan.document import Plan
@@ -28,6 +29,8 @@ def changed(
     Raises:
         InputError: They do not fit the plan, or each other.
     """
+    for option, texts in (("--weight", weights), ("--arg", arguments), ("--set", settings)):
+        values.once(option, ((name.strip(), value.strip()) for name, _, value in (t.partition("=") for t in texts)))
     main = plan.arm(plan.export.arm).stages[-1]
     stages: dict[str, Stage | Control] = {main.name: main}
     if plan.control is not None:

@@ -1,6 +1,6 @@
 """What the command line's arguments stand for: shapes, pairs, models, places to write to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from fxdistill.plan.training import Recalibration
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def once(option: str, given: Iterable[tuple[str, str]]) -> None:
+    """Refuse two values for one thing, of which one alone could count.
+
+    Args:
+        option: The option.
+        given: What it says: of what ('' for an option that says one thing), and which value.
+
+    Raises:
+        InputError: There are two for one.
+    """
+    found: dict[str, str] = {}
+    for name, value in given:
+        if found.setdefault(name, value) != value:
+            of = f" for '{name}'" if name else ""
+            raise InputError(
+                f"two values are given{of}: {found[name]} and {value}", where=option, hint="give one of them"
+            )
 
 
 def shape(text: str) -> tuple[int, ...] | None:

@@ -61,7 +61,8 @@ def seeds_at_once(
         settings: The user's decisions.
         observer: Who watches what is done in this process.
         jobs: How many processes at once.
-        words: The options of ``fxdistill run`` that say the same as the settings, for the other processes.
+        words: The options of ``fxdistill run`` that say the same as the settings, for the other processes; not how
+            large the cache may be.
         say: Told each line that one of them has to say.
 
     Returns:
@@ -153,7 +154,7 @@ def _carry_out(commands: dict[int, list[str]], jobs: int, settings: Settings, sa
     """Run commands, so many at once, until all are done; where one fails, the others take a checkpoint and end."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, CHILD: "1"}
-    room = [] if isinstance(settings.cache, Path) else ["--cache-size", str(_room(settings) // jobs)]
+    room = ["--cache-size", str(settings.cache_size if isinstance(settings.cache, Path) else _room(settings) // jobs)]
     waiting, failed = list(commands), dict[int, int]()
     with stopping.deferred() as request, _ended() as running:
 

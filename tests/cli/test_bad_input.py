@@ -261,6 +261,13 @@ def test_models_that_do_not_go_together(folder: Path) -> None:
         (("--epochs", "0"), "--epochs"),
         (("--epochs", "many"), "--epochs"),
         (("--no-such-option",), "--no-such-option"),
+        (("--budget", "macs=1M", "--budget", "params=1k"), "given: macs=1M and params=1k\n  where: --budget"),
+        (("-o", "a.json", "--output=b.json"), "a.json and b.json\n  where: --output"),
+        (("--control", "--no-control"), "--control and --no-control\n  where: --control"),
+        (("--size", "teacher=8", "--size", "teacher=9"), "for 'teacher': 8 and 9\n  where: --size"),
+        (("--method", "kd", "--weight", "kd=1", "--weight", "kd=2"), "for 'kd': 1 and 2\n  where: --weight"),
+        (("--method", "kd", "--set", "main.epochs=1", "--set", "main.epochs=2"), "for 'main.epochs': 1 and 2"),
+        (("--method", "kd", "--arg", "kd.temperature=1", "--arg", "kd.temperature=2"), "1 and 2\n  where: --arg"),
     ],
 )  # fmt: skip
 def test_options_of_plan(folder: Path, args: tuple[str, ...], needle: str) -> None:

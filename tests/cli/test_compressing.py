@@ -25,7 +25,15 @@ from fxdistill.runtime.execution import Settings
 from tests import runs
 
 FEW = ("--macs", "0.5", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--device", "cpu")
-ONE = (*FEW, "--epochs", "1")
+
+
+def but(options: tuple[str, ...], *others: str) -> tuple[str, ...]:
+    """Options with their values, some of them with others, and further ones."""
+    named = dict(zip(options[::2], options[1::2], strict=True)) | dict(zip(others[::2], others[1::2], strict=True))
+    return tuple(itertools.chain.from_iterable(named.items()))
+
+
+ONE = but(FEW, "--epochs", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +113,7 @@ def test_another_request_in_the_same_folder_is_refused() -> None:
         (("--epochs", "3"), "it differs in arms.0.stages.0.epochs: 2, now 3"),
         (("--method", "dkd"), "the plan that is there is not the one of this command"),
     ):
-        said = compress(out, *FEW, *options, code=2)
+        said = compress(out, *but(FEW, *options), code=2)
         assert needle in said
         assert "choose another place with -o" in said
     assert runs.snapshot(out) == held
@@ -154,7 +162,7 @@ def test_it_needs_data_and_trained_weights_and_a_folder_of_its_own(tmp_path: Pat
 
 
 def test_in_steps_with_training_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = (*ONE, "--macs", "0.4", "--steps", "2", "--seed", "5")
+    asked = but(ONE, "--macs", "0.4", "--steps", "2", "--seed", "5")
     with monkeypatch.context() as patch:
         patch.setattr(shrunken, "size_of", lambda *_: signal.raise_signal(signal.SIGINT))  # after the step's training
         cut = compress(tmp_path / "out", *asked, code=130)
@@ -168,7 +176,7 @@ def test_in_steps_with_training_between_them(tmp_path: Path, monkeypatch: pytest
     held = runs.snapshot(tmp_path / "out")
     assert "step 1" not in compress(tmp_path / "out", *asked)
     assert runs.snapshot(tmp_path / "out") == held
-    said = compress(tmp_path / "out", *ONE, "--macs", "0.4", "--steps", "3", "--seed", "5", code=2)
+    said = compress(tmp_path / "out", *but(asked, "--steps", "3"), code=2)
     assert "made smaller in another way: steps" in said
 
 

@@ -16,7 +16,8 @@ MODELS = (
 
 
 def planned(folder: Path, *options: str) -> tuple[int, str]:
-    command = ["plan", *MODELS, "--data", "digits", "--method", "kd", "-o", str(folder / "plan.json"), *options]
+    method = [] if "--method" in options else ["--method", "kd"]
+    command = ["plan", *MODELS, "--data", "digits", *method, "-o", str(folder / "plan.json"), *options]
     done = CliRunner().invoke(app, command)
     return done.exit_code, " ".join(done.output.split())
 

@@ -130,7 +130,7 @@ def test_a_process_of_each_seed_leaves_what_one_process_leaves(tmp_path: Path, m
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(runs.workshop()), *filter(None, sys.path)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     command = ["run", str(two_seeds()), "-o", str(tmp_path / "run"), "--device", "cpu"]
-    done = CliRunner().invoke(app, [*command, "--jobs", "2", "--allow-factory", runs.ALLOW[0]])
+    done = CliRunner().invoke(app, [*command, "--jobs", "2", "--cache-size", "1G", "--allow-factory", runs.ALLOW[0]])
     assert done.exit_code == 0, done.output
     same(tmp_path / "run", before)
     assert InHere.seeds == ["seed-0"]
