@@ -28,10 +28,11 @@ def test_a_module_stands_for_the_node_at_which_it_ends() -> None:
 
 def test_the_end_of_a_path_means_the_module_that_it_ends_with() -> None:
     layers = nn.Sequential()
-    layers.add_module("layers", nn.Sequential())
     for name in ("layer1", "layer2"):
-        layers.layers.add_module(name, nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())))
-    traced = Trace(SHAPE)(layers.eval()).value
+        layers.add_module(name, nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())))
+    model = nn.Sequential()
+    model.add_module("layers", layers)
+    traced = Trace(SHAPE)(model.eval()).value
     for wrong in ("layer2", "layers.layr2"):
         with pytest.raises(PairingError, match="no node or module") as caught:
             find(traced, wrong)

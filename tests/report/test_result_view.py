@@ -89,8 +89,8 @@ def test_a_control_arm_that_is_better_is_told_of_whichever_way_is_better(task: s
         (worse, (worse - 0.2, worse + 0.2), "not told apart"), (-worse, (-worse - 0.2, -worse + 0.2), "not told apart"),
         (worse, (None, None), "better under this one seed"), (-worse, (None, None), ""), (-worse, (0.01, 0.2), ""),
     ):  # fmt: skip
-        ends = dict(zip(("low", "high"), ends, strict=True))
-        found["differences"] = {"distilled": {"beside": "control", "mean": mean, "seeds": 5, **ends}}
+        difference = {"beside": "control", "mean": mean, "seeds": 5, "low": ends[0], "high": ends[1]}
+        found["differences"] = {"distilled": difference}
         text = " ".join(said(plan, found).split())
         words = ("distillation did not help", "not told apart", "better under this one seed")
         assert [one for one in words if one in text] == ([told] if told else [])
