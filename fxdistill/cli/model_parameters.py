@@ -83,7 +83,8 @@ ToleranceAgreement = Annotated[
     ),
 ]  # fmt: skip
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
-Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help="Largest absolute error of a logit.")]
+_ERROR = "Largest error of a prediction, as a share of its largest entry where that is above 1."
+Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help=_ERROR)]
 Keep = Annotated[float | None, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
 _BUDGET = "it may have instead, met within 2 %: 0.5 of its own, or {}."
 Macs = Annotated[

@@ -4,8 +4,8 @@ An output is a tensor, or a structure of them: a mapping, a dataclass, a (named)
 place in it, ``logits``, ``1``, ``aux.0``; '' stands for the whole. Where nobody says which entry is the prediction, it
 is the one called ``out`` or ``logits``, else the first. What a plan records is always spelled out.
 
-In a file every tensor of an output has a **name**: ``logits`` where it is the whole, else that of its place, ``boxes``,
-``aux_0``, ``output_1``; the prediction may be given another one.
+In a file every tensor of an output has a **name**: the task's (``logits``, ``embedding`` …) where it is the whole, else
+that of its place, ``boxes``, ``aux_0``, ``output_1``; the prediction may be given another one.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from fxdistill.errors import ModelError
 
 _NAMES = ("out", "logits")
 DEFAULT_NAME = "logits"
-"""The name of an output that is one tensor."""
+"""The name of an output that is one tensor, where no task says another one."""
 
 
 def prediction(output: Any, entry: str = "") -> Tensor:
@@ -146,7 +146,9 @@ def refuse_lists(output: Any, *, where: str) -> None:
         )  # fmt: skip
 
 
-def named(output: Any, entry: str = "", *, prediction_name: str = "", taken: Iterable[str] = ()) -> dict[str, Tensor]:
+def named(
+    output: Any, entry: str = "", *, prediction_name: str = "", taken: Iterable[str] = (), alone: str = DEFAULT_NAME
+) -> dict[str, Tensor]:
     """Every tensor of an output by a name that a file can have.
 
     Args:
@@ -154,13 +156,14 @@ def named(output: Any, entry: str = "", *, prediction_name: str = "", taken: Ite
         entry: Which entry is the prediction.
         prediction_name: What the prediction is called, which then comes first; '' to name and place it like any other.
         taken: Names that none may have.
+        alone: What an output that is one tensor is called where the prediction has no name.
 
     Raises:
         ModelError: There is no such entry, or no tensor at all.
     """
     chosen = prediction(output, entry)
     if chosen is output:
-        return {prediction_name or DEFAULT_NAME: chosen}
+        return {prediction_name or alone: chosen}
     found = {prediction_name: chosen} if prediction_name else {}
     for place, value in entries(output):
         if not isinstance(value, Tensor) or (prediction_name and value is chosen):

@@ -2,14 +2,15 @@
 
 The gate compares real images. With p PyTorch's and o ONNX Runtime's predictions it demands
 
-    max |p - o| ≤ tolerance    and    what the task calls agreement, except for ties to within the tolerance.
+    max |p - o| ≤ t    and    what the task calls agreement, except for ties to within t,    t = tolerance · max(1, |p|)
 
-In classification the second is p[argmax p] - p[argmax o] ≤ tolerance for every prediction: top-1 agrees, except where
-PyTorch's own two best logits tie. It is the stricter one: errors within the tolerance may flip choices that lie up to
-twice the tolerance apart. That predictions agree says nothing where all of them are the same: this is said.
+as float32 knows a value to a share of its size: |p| is the largest entry of all predictions. In classification the
+second is p[argmax p] - p[argmax o] ≤ t for every prediction: top-1 agrees, except where PyTorch's own two best logits
+tie. It is the stricter one: errors within t may flip choices that lie up to twice t apart. That predictions agree says
+nothing where all of them are the same: this is said.
 
-Outputs beside the prediction are in units of their own, so that their errors count as shares of their largest value
-where that is above 1; where none of several outputs is known to be the prediction, all are compared so.
+Each output beside the prediction is compared by its own largest entry; where none of several outputs is known to be the
+prediction, all are compared so.
 """
 
 import copy
@@ -34,7 +35,7 @@ INPUT = "input"
 
 def measure(
     module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, entry: str = "",
-    prediction_name: str = outputs.DEFAULT_NAME,
+    prediction_name: str | None = None,
 ) -> Parity:  # fmt: skip
     """Compare an ONNX file with the module that it came from, both in float32 on the CPU.
 
@@ -47,25 +48,23 @@ def measure(
         images: Batches of images (N, ...).
         task: What agreement means.
         entry: Which entry of a structured output is the prediction.
-        prediction_name: What the prediction is called in the file; '' where it has the name of its place. Where in that
-            case nothing but their order tells which of several outputs it is, none is.
+        prediction_name: What the prediction is called in the file; None for the task's name of it, '' where it has the
+            name of its place. Where in that case nothing but their order tells which of several outputs it is, none is.
 
     Raises:
         ModelError: The file cannot be loaded or run.
         DataError: There are no images.
     """
     original, session = reference(module), open_session(path)
-    found = _Found(task)
+    found, name_of = _Found(task), task.output_name if prediction_name is None else prediction_name
     with evaluating(original):
         for image in images:
             # first ONNX Runtime: a module may write into its input
             given = image.cpu() if image.dtype == torch.uint8 else image.cpu().float()
             theirs = answers(session, given, where=str(path))
             output = original(given)
-            ours = outputs.named(output, entry, prediction_name=prediction_name, taken=(INPUT,))
-            chosen = (
-                None if not prediction_name and outputs.is_guess(output, entry) else outputs.prediction(output, entry)
-            )
+            ours = outputs.named(output, entry, prediction_name=name_of, taken=(INPUT,), alone=task.output_name)
+            chosen = None if not name_of and outputs.is_guess(output, entry) else outputs.prediction(output, entry)
             for name, value in theirs.items():
                 found.take(name, ours[name], value, is_prediction=ours[name] is chosen)
             found.images += len(image)
@@ -80,16 +79,18 @@ class _Found:
     def __init__(self, task: Task) -> None:
         self.task, self.said = task, Said(task)
         self.worst, self.widest, self.agreeing, self.total, self.images = 0.0, 0.0, 0, 0, 0
+        self.largest = 0.0
         self.others: dict[str, float] = {}
 
     def take(self, name: str, ours: Tensor, theirs: Tensor, *, is_prediction: bool) -> None:
         """Take in an output of a batch."""
         # np.maximum, unlike max, keeps a NaN, which the gate must see
         error = (ours.double() - theirs.double()).abs().max().item() if ours.numel() else 0.0
+        largest = float(ours.double().abs().max()) if ours.numel() else 0.0
         if not is_prediction:
-            largest = max(1.0, float(ours.double().abs().max())) if ours.numel() else 1.0
-            self.others[name] = float(np.maximum(self.others.get(name, 0.0), error / largest))
+            self.others[name] = float(np.maximum(self.others.get(name, 0.0), error / max(1.0, largest)))
             return
+        self.largest = float(np.maximum(self.largest, largest))
         agreed = self.task.agreement(ours, theirs)
         self.worst = float(np.maximum(self.worst, error))
         self.widest = float(np.maximum(self.widest, agreed.widest))
@@ -101,7 +102,7 @@ class _Found:
         agreement = self.agreeing / self.total if self.total else None
         return Parity(
             self.worst, agreement, self.images, self.widest, self.task.agreement_name, self.said.collapsed(),
-            self.others,
+            self.others, self.largest,
         )  # fmt: skip
 
 
@@ -111,12 +112,14 @@ def gate(measured: Parity, tolerance: float = 1e-4) -> None:
     Raises:
         ParityError: The file is not the model.
     """
-    if not measured.max_abs_error <= tolerance:  # so written, a NaN fails
-        what = f"the predictions differ by up to {measured.max_abs_error:.3g}; allowed is {tolerance:.3g}"
-    elif not measured.widest_flip <= tolerance:
+    size = max(1.0, measured.largest)
+    allowed = f"allowed is {tolerance * size:.3g}" + (f", values are up to {size:.3g}" if size > 1 else "")
+    if not measured.max_abs_error / size <= tolerance:  # so written, a NaN fails
+        what = f"the predictions differ by up to {measured.max_abs_error:.3g}; {allowed}"
+    elif not measured.widest_flip / size <= tolerance:
         what = (
             f"it agrees on {measured.agreement or 0:.4%} only, and not for ties: a prediction flipped "
-            f"over a gap of {measured.widest_flip:.3g}; allowed is {tolerance:.3g}"
+            f"over a gap of {measured.widest_flip:.3g}; {allowed}"
         )
     elif wrong := [name for name, error in measured.others.items() if not error <= tolerance]:
         what = (
@@ -128,8 +131,8 @@ def gate(measured: Parity, tolerance: float = 1e-4) -> None:
     raise ParityError(
         f"the ONNX model is not the trained one: {what}",
         where=f"{measured.images} images compared",
-        hint="export the weights that were evaluated; if it was those, the exporter errs: try another opset, or, where "
-        "values are large, a larger tolerance",
+        hint="export the weights that were evaluated; if it was those, the exporter errs: try another opset, or "
+        "a larger tolerance",
     )
 
 

@@ -69,7 +69,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None, entry: str = "", only: Sequence[str] = (),
     prediction_name: str = OUTPUT,
 ) -> Exported:  # fmt: skip
-    """Write a module as ONNX: input ``input`` (batch, ...), output ``logits``, for any batch size.
+    """Write a module as ONNX: input ``input`` (batch, ...), an output, for any batch size.
 
     A copy is exported, in eval mode; the module stays as it is. Of a structured output every tensor becomes an output
     (:func:`fxdistill.ir.outputs.named`), the prediction first. Weights lie inside the file, unless they pass 2 GiB:
@@ -93,7 +93,7 @@ def export_onnx(
     with draft_of(path) as draft:
         written = _write(
             module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry, only=only,
-            prediction_name=prediction_name,
+            prediction_name=prediction_name, alone=OUTPUT,
         )  # fmt: skip
         _publish(draft, path)
     return written
@@ -102,7 +102,7 @@ def export_onnx(
 def export_checked(
     module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, input_shape: tuple[int, ...],
     opset: int = 18, tolerance: float = 1e-4, metadata: Mapping[str, str] | None = None, entry: str = "",
-    only: Sequence[str] = (), prediction_name: str = OUTPUT,
+    only: Sequence[str] = (), prediction_name: str | None = None,
 ) -> tuple[Exported, Parity]:  # fmt: skip
     """Write a module as ONNX only if the file passes the gate; an earlier file stays where it does not.
 
@@ -113,11 +113,11 @@ def export_checked(
         task: What agreement means, see :func:`fxdistill.measure.gate.measure`.
         input_shape: Shape of one batch.
         opset: Version of ONNX's operators.
-        tolerance: Largest absolute difference of two entries.
+        tolerance: See :mod:`fxdistill.measure.gate`.
         metadata: Provenance.
         entry: Which entry of a structured output is the prediction.
         only: See :func:`export_onnx`.
-        prediction_name: See :func:`export_onnx`.
+        prediction_name: See :func:`export_onnx`; None for the task's name of it.
 
     Raises:
         ParityError: The file would not be the model; nothing was written.
@@ -126,7 +126,7 @@ def export_checked(
     with draft_of(path) as draft:
         written = _write(
             module, draft, path, input_shape=input_shape, opset=opset, metadata=metadata or {}, entry=entry, only=only,
-            prediction_name=prediction_name,
+            prediction_name=task.output_name if prediction_name is None else prediction_name, alone=task.output_name,
         )  # fmt: skip
         measured = measure(module, draft, images, task=task, entry=entry, prediction_name=prediction_name)
         gate(measured, tolerance)
@@ -146,11 +146,11 @@ def draft_of(path: Path) -> Iterator[Path]:
 
 def _write(
     module: nn.Module, draft: Path, path: Path, *, input_shape: tuple[int, ...], opset: int,
-    metadata: Mapping[str, str], entry: str, only: Sequence[str], prediction_name: str,
+    metadata: Mapping[str, str], entry: str, only: Sequence[str], prediction_name: str, alone: str,
 ) -> Exported:  # fmt: skip
     """Write the draft of the file at a path."""
     check_opset(opset)
-    source = deployable(module, input_shape, entry, only, prediction_name)
+    source = deployable(module, input_shape, entry, only, prediction_name=prediction_name, alone=alone)
     try:
         with files.writing(path):
             exporter, refused = _draft(source, draft, input_shape, opset, metadata)

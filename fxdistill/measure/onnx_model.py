@@ -100,6 +100,10 @@ class OnnxModel(nn.Module):
             return None
         return (1, shape[2], *shape[:2]) if self.description.embedded else (1, *shape)
 
+    def called(self, name: str) -> str | None:
+        """The entry that is the prediction, which comes first of several under a task's name; None where none does."""
+        return name if len(self.outputs) > 1 and self.outputs[0] == name else None
+
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Run the file."""
         given = as_pixels(images) if self.description.embedded else images.float()

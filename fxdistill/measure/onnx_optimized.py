@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from fxdistill.errors import FxdistillError, ModelError
 from fxdistill.files import put, writing
-from fxdistill.ir import outputs
 from fxdistill.measure.gate import gate, measure, reason
 from fxdistill.measure.onnx_file import draft_of, strip, weights_beside
 from fxdistill.measure.parity import Parity
@@ -44,7 +43,7 @@ class Optimized:
 
 def optimize_checked(
     module: nn.Module, path: Path, images: Iterable[Tensor], *, task: Task, tolerance: float = 1e-4, entry: str = "",
-    prediction_name: str = outputs.DEFAULT_NAME,
+    prediction_name: str | None = None,
 ) -> Optimized:  # fmt: skip
     """Simplify the graph of a file in its place, if the new one passes the gate; else the file stays.
 
@@ -53,7 +52,7 @@ def optimize_checked(
         path: The file, exported of it.
         images: Batches of images to compare on.
         task: What agreement means, see :func:`fxdistill.measure.gate.measure`.
-        tolerance: Largest absolute difference of two entries.
+        tolerance: See :mod:`fxdistill.measure.gate`.
         entry: As in :func:`fxdistill.measure.gate.measure`.
         prediction_name: Likewise.
 

@@ -41,8 +41,9 @@ class Source:
 
 
 def deployable(
-    module: nn.Module, input_shape: tuple[int, ...], entry: str, only: Sequence[str], prediction_name: str
-) -> Source:
+    module: nn.Module, input_shape: tuple[int, ...], entry: str, only: Sequence[str], *, prediction_name: str,
+    alone: str,
+) -> Source:  # fmt: skip
     """What to export: found out on the trial batches."""
     source, found, whole = reference(module), [], isinstance(module, Embedded)
     for batch in TRIAL_BATCHES:
@@ -55,7 +56,7 @@ def deployable(
                 where=type(module).__name__,
                 hint="give the shape that the model was made for; exported models must take any batch size",
             ) from cause
-        tensors = outputs.named(output, entry, prediction_name=prediction_name, taken=(INPUT,))
+        tensors = outputs.named(output, entry, prediction_name=prediction_name, taken=(INPUT,), alone=alone)
         found.append({name: (value, tuple(value.shape)) for name, value in tensors.items()})
     names = _wanted(output, found[-1], only)
     if list(found[0]) != list(found[-1]):

@@ -22,6 +22,7 @@ class Parity:
         vacuous: Why the agreement says nothing; '' where it does.
         others: Of each output beside the prediction the largest difference, as a share of its largest value where that
             is above 1.
+        largest: The largest absolute value of an entry of the prediction.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -33,6 +34,7 @@ class Parity:
     agreement_name: str = "agreement"
     vacuous: str = ""
     others: dict[str, float] = field(default_factory=dict)
+    largest: float = 0.0
 
     def __str__(self) -> str:
         error = f"largest error {float(np.max([self.max_abs_error, *self.others.values()])):.1e}"

@@ -100,7 +100,8 @@ def export(
     """Write a model as ONNX with a dynamic batch, if the file passes the parity gate.
 
     The gate compares test images, or, without data, seeded noise. All outputs are written and compared; the prediction
-    of a run's student is called ``logits``, as is the one output of a model, others by their places.
+    of a run's student is called as its task has it (``logits``, ``embedding`` …), as is the one output of a model,
+    others by their places.
 
     Args:
         model: As for :func:`evaluate`.
@@ -110,7 +111,7 @@ def export(
         input_shape: As for :func:`evaluate`.
         preprocessing: As for :func:`evaluate`.
         opset: Version of ONNX's operators.
-        tolerance: Largest absolute difference of two entries of a prediction.
+        tolerance: Largest difference of two entries of a prediction, as a share of its largest where that is above 1.
         factory: As for :func:`evaluate`.
         args: As for :func:`evaluate`.
         allow: As for :func:`evaluate`.

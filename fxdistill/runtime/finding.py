@@ -13,7 +13,6 @@ from fxdistill.data.load import load as load_data
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.files import file_sha256, is_folder
-from fxdistill.measure import onnx_file
 from fxdistill.measure.onnx_model import OnnxModel, described
 from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel, load
@@ -114,6 +113,8 @@ def find(
         said_task = None
     task = task or said_task or "classification"
     wanted = TASKS.get(task, where="--task")
+    if entry is None and isinstance(given.module, OnnxModel):
+        entry = given.module.called(wanted.output_name)
     read = preprocess.look(
         {MODEL: given}, data, task=wanted, wishes={MODEL: preprocessing}, shape=input_shape, allow=allow
     )
@@ -214,8 +215,8 @@ def _of_run(
     elsewhere = spec is not None
     where = data.changed(spec=spec if elsewhere else places.resolved_data(data.spec, rundir.base))
     dataset = load_data(where, task=plan.task, reading=own.reading(shape[1]), allow=allow, whole=elsewhere)
-    shape, entry = (*shape[:2], *own.size), plan.entry_of(name)
+    shape, entry, task = (*shape[:2], *own.size), plan.entry_of(name), TASKS.get(plan.task)
     return Found(
-        module, TASKS.get(plan.task), dataset, shape, own, entry, provenance(plan, name), onnx_file.OUTPUT,
+        module, task, dataset, shape, own, entry, provenance(plan, name), task.output_name,
         outputs=tuple(plan.export.outputs),
     )  # fmt: skip

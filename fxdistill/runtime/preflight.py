@@ -28,7 +28,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import Reading, View
 from fxdistill.registry import GROUPS, origin
-from fxdistill.tasks import Task
+from fxdistill.tasks import TASKS, Task
 
 _MEASURED = 2048
 """Images that a teacher is measured on before anything is planned."""
@@ -202,6 +202,7 @@ def exports(plan: Plan, module: nn.Module) -> None:
         onnx_file.export_onnx(
             module, Path(folder) / "trial.onnx", input_shape=plan.shape_of(plan.export.member), opset=plan.export.opset,
             entry=plan.entry_of(plan.export.member), only=plan.export.outputs,
+            prediction_name=TASKS.get(plan.task).output_name,
         )  # fmt: skip
 
 

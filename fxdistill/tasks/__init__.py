@@ -52,6 +52,7 @@ class Task(ABC):
         imitation: The loss by which a prediction imitates another one, by name; None where there is no use in that.
         default_main: The method of the main stage where a method's name names none; None for that method's own choice.
         agreement_name: What it is called that two models agree.
+        output_name: What the prediction is called in an ONNX file.
         primary: The metric that runs are compared by, one of those that :meth:`evaluate` returns.
         higher_is_better: Whether more of it is better.
         is_share: Whether it is a share of 1, to be shown as a percentage.
@@ -72,6 +73,7 @@ class Task(ABC):
     imitation: ClassVar[str | None] = "kd"
     default_main: ClassVar[str | None] = None
     agreement_name: ClassVar[str] = "agreement"
+    output_name: ClassVar[str] = "logits"
     primary: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     is_share: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class Features(Retrieval):
     has_predictions = False
     embeds = False
     agreement_name = "agreement"
+    output_name = "features"
     collapsed = "the same features for every image"
 
     def wrong_output(

@@ -22,6 +22,7 @@ class Regression(Task):
     summary = "a number an image, or several"
     supervised = "l1"
     imitation = "squared-error"
+    output_name = "prediction"
     primary = "MAE"
     higher_is_better = False
     is_share = False

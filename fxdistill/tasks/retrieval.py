@@ -38,6 +38,7 @@ class Retrieval(Task):
     default_main = "pkt"
     ranks_train = True
     agreement_name = "agreement of nearest neighbours"
+    output_name = "embedding"
     collapsed = "the same embedding for every image"
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:

@@ -208,7 +208,7 @@ def test_perturbed_weights_do_not_pass(small: tuple[Small, Path]) -> None:
     assert measured.max_abs_error == pytest.approx(5, abs=1e-4)
     assert measured.agreement is not None
     assert measured.agreement < 1
-    with pytest.raises(ParityError, match=r"differ by up to 5; allowed is 0.0001(.|\n)*20 images compared"):
+    with pytest.raises(ParityError, match=r"differ by up to 5; allowed is 0.000\d+(.|\n)*20 images compared"):
         gate.gate(measured, 1e-4)
     assert ParityError.exit_code == 1
 
@@ -232,6 +232,10 @@ def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]) -> None:
         (Parity(9e-5, 0.9, 10, widest_flip=1.5e-4), False),
         (Parity(float("nan"), 1.0, 10), False),
         (Parity(0.0, 0.9, 10, widest_flip=float("nan")), False),
+        (Parity(0.4, 0.9, 10, widest_flip=0.4, largest=5e3), True),
+        (Parity(0.6, 1.0, 10, largest=5e3), False),
+        (Parity(0.4, 0.9, 10, widest_flip=0.6, largest=5e3), False),
+        (Parity(float("inf"), 1.0, 10, largest=float("inf")), False),
     ],
 )
 def test_gate(measured: Parity, passes: bool) -> None:

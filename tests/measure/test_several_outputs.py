@@ -1,5 +1,6 @@
 """A model of several outputs: all of them are written, named, and compared; which of them is the prediction is said."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.errors import ModelError, ParityError
-from fxdistill.measure import gate, onnx_file
+from fxdistill.measure import gate, onnx_file, onnx_optimized
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.parity import Parity
+from fxdistill.runtime import finding
 from fxdistill.tasks import TASKS
 
 SHAPE = (1, 3, 8, 8)
@@ -91,6 +93,19 @@ def test_the_prediction_of_a_plan_is_called_logits_and_comes_first(tmp_path: Pat
     )
     assert made.outputs == ("logits", "out", "logits_", "input_1_best")
     assert set(parity.others) == {"out", "logits_", "input_1_best"}
+    assert [finding.find(path, input_shape=SHAPE, task=task).entry for task in (None, "retrieval")] == ["logits", ""]
+
+
+def test_the_task_says_what_a_prediction_is_called(tmp_path: Path) -> None:
+    module, task = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE[1:]), 4)).eval(), TASKS.get("retrieval")
+    for name in (None, ""):  # a run's, and that of a model by itself
+        made, _ = onnx_file.export_checked(
+            module, tmp_path / "x.onnx", images(), task=task, input_shape=SHAPE, prediction_name=name
+        )
+        assert made.outputs == ("embedding",)
+        assert onnx_optimized.optimize_checked(
+            module, tmp_path / "x.onnx", images(), task=task, prediction_name=name
+        ).parity
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -77,7 +78,7 @@ def test_regression(tmp_path: Path, numbers: int) -> None:
     assert f"MAE {result['arms'][0]['MAE']:.4g} on 32 test images" in jobs.done("eval", tmp_path / "run", *jobs.ALLOW)
     exported = jobs.done("export", tmp_path / "run", *jobs.ALLOW, "-o", tmp_path / "again.onnx")
     assert "agreement 100.00% on 32 test images" in exported
-    assert "outputs logits" in exported
+    assert "outputs prediction" in exported
     own, alone = (result["summary"][name]["mean"] for name in ("distilled", "control"))
     assert ("better under this one seed" in said) == (own > alone)  # of an error, less is better
 
@@ -113,6 +114,10 @@ def test_retrieval_learns_from_the_teacher_alone(tmp_path: Path, method: str) ->
     assert [(term.loss, term.weight) for term in stages[-1].losses] == [("pkt", 1.0)]
     result = jobs.ran(tmp_path)
     assert result["metric"] == "mAP"
+    assert result["outputs"] == ["embedding"]
+    assert [one.name for one in onnxruntime.InferenceSession(tmp_path / "run/student.onnx").get_outputs()] == [
+        "embedding"
+    ]
     assert set(result["arms"][0]) >= {"mAP", "mAP-11", "top-100"}
     assert "distilled" in jobs.done("show", tmp_path / "run")
     assert "mAP" in jobs.done("eval", tmp_path / "run", *jobs.ALLOW)
