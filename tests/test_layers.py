@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "errors", "diagnostics", "files", "container", "arguments", "classnames", "preprocessing", "registry",
+    "errors", "checking", "diagnostics", "files", "container", "arguments", "classnames", "preprocessing", "registry",
     "models", "tasks", "operators", "losses", "data.augmentations", "plan", "ir",
     "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "report", "cli",
     "__main__",

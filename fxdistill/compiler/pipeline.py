@@ -133,6 +133,12 @@ def compile(  # noqa: A001  # what a compiler does
             where="STUDENT", hint="leave it out" if method.alone else "name it behind the teacher",
         )  # fmt: skip
     models = {TEACHER: teacher} if student is None else {TEACHER: teacher, STUDENT: student}
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"a {type(model).__name__} is no module", where=name,
+                hint="give fxdistill.load(…).module; fxdistill.make_plan takes files",
+            )  # fmt: skip
     refs = {TEACHER: teacher_ref or nothing, STUDENT: student_ref or nothing}
     c = Compilation(
         options=options, method=method, task=task, models=models, refs={name: refs[name] for name in models},

@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fxdistill import checking
 from fxdistill.data import augmentations
 from fxdistill.data.augmentations._apply import augmented
 from fxdistill.data.augmentations._draws import Draws
 from fxdistill.data.dataset import Dataset, Device, Images, Split
-from fxdistill.errors import DataError
+from fxdistill.errors import DataError, InputError
 from fxdistill.tasks import NO_LABEL
 
 Batch = dict[str, Tensor]
@@ -90,7 +91,13 @@ def batches(
     Raises:
         DataError: An augmentation is unknown, does not go with images of this size, or would leave maps of labels
             behind.
+        InputError: What is given is no split, or there is no such batch size, step or number of views.
     """
+    if not hasattr(split, "labels"):
+        raise InputError(f"a {type(split).__name__} is no split", where="split", hint="give images, e.g. dataset.train")
+    for name, value, least in (("batch_size", batch_size, 1), ("start", start, 0), ("views", views, 1)):
+        if value is not None:
+            checking.number(value, least, name)
     chain = drawable(split, augment, moves_targets=moves_targets)
     indices = order(split, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:]
     mixes = any(one.augmentation.mixes for one in chain)

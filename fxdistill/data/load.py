@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fxdistill import files
+from fxdistill import checking, files
 from fxdistill.data import augmentations, classmap, own, sources
 from fxdistill.data.batches import drawable
 from fxdistill.data.dataset import Dataset, checked
@@ -23,7 +23,7 @@ from fxdistill.tasks import TASKS, Task
 
 
 def load(
-    data: DataPlan | str,
+    data: DataPlan | str | Path,
     *,
     task: Task | str = "classification",
     reading: Reading | None = None,
@@ -54,8 +54,8 @@ def load(
     """
     wanted = TASKS.get(task) if isinstance(task, str) else task
     reading = reading if size is None else _sized(size, reading)
-    if isinstance(data, str):
-        return _read(data, wanted, reading, allow)
+    if not isinstance(data, DataPlan):
+        return _read(checking.spec(data), wanted, reading, allow)
     if data.spec is None:
         raise DataError(
             "the plan names no data, so it cannot be run",

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxdistill import container
+from fxdistill import checking, container
 from fxdistill.errors import ModelError
 from fxdistill.ir.running import load_whole_state, whole_state
 from fxdistill.modelfiles import graphs
@@ -123,7 +123,7 @@ def save(
         raise ModelError(f"'{factory}' is not a plain factory", where="factory", hint="write MODULE:FUNCTION")
     graph = None if factory is not None else _graph(model, input_shape, where=str(path))
     _write(
-        model, Path(path), factory=factory, kwargs=kwargs or {}, graph=graph, input_shape=input_shape,
+        model, checking.path(path, "path"), factory=factory, kwargs=kwargs or {}, graph=graph, input_shape=input_shape,
         preprocessing=preprocessing, metadata=metadata or {},
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fxdistill import files
+from fxdistill import checking, files
 from fxdistill.errors import InputError, ModelError
 
 EXAMPLE = "torchvision.models:resnet18?num_classes=10"
@@ -40,7 +40,7 @@ class ModelSource:
 
 
 def parse_source(
-    text: str,
+    text: str | Path,
     *,
     factory: str | None = None,
     args: Sequence[str] = (),
@@ -64,7 +64,8 @@ def parse_source(
     Raises:
         ModelError: A factory or an argument is malformed, is no finite number, or is given twice.
     """
-    path: Path | None = Path(text)
+    path: Path | None = checking.path(text, "text")
+    text = str(text)
     if _FACTORY.fullmatch(text) and not files.is_there(text):
         if factory is not None:
             raise ModelError(

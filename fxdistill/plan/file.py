@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fxdistill import files
+from fxdistill import checking, files
 from fxdistill.errors import PlanError
 from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.schema import Plugin
@@ -24,7 +24,7 @@ def load(path: str | Path) -> Plan:
         PlanError: Missing, not JSON, of a newer version, or not a valid plan; names the field.
     """
     try:
-        text = files.read_text(Path(path))
+        text = files.read_text(checking.path(path, "path"))
     except (OSError, UnicodeDecodeError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) else "it is not a text file"
         raise PlanError(

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from fxdistill import checking
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 from fxdistill.report.kept_view import kept_lines
@@ -49,5 +50,5 @@ def show(what: str | Path | Plan, *, width: int = 100) -> str:
     """
     console = Console(width=width, highlight=False, color_system=None)
     with console.capture() as capture:
-        console.print(plan_view(what) if isinstance(what, Plan) else view(Path(what)))
+        console.print(plan_view(what) if isinstance(what, Plan) else view(checking.path(what, "what")))
     return capture.get()

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fxdistill import checking
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.methods import composed
@@ -29,7 +30,7 @@ from fxdistill.runtime.teaching import Teaching
 
 
 def compress(
-    model: str | Path, folder: str | Path, *, data: str, keep: float | None = None, macs: float | None = None,
+    model: str | Path, folder: str | Path, *, data: str | Path, keep: float | None = None, macs: float | None = None,
     params: float | None = None, latency: float | str | None = None, on: str = "cpu",
     latency_table: str | Path | None = None, ranking: Ranking | None = None, floor: float | None = None,
     scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int | None = None,
@@ -72,7 +73,7 @@ def compress(
         RunDirError: The folder holds something else.
         ParityError: The exported model is not the trained one.
     """
-    settings, how = settings or Settings(), Teaching(data, **teaching)
+    settings, how = settings or Settings(), Teaching(checking.spec(data), **teaching)
     how = replace(how, allow=(*how.allow, *settings.allow))
     wish = wished(
         keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,

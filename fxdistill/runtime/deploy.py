@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fxdistill import checking
 from fxdistill.data.batches import batches
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
@@ -28,7 +29,7 @@ _NOISE_BATCHES, _BATCH = 4, 128
 
 
 def evaluate(
-    model: str | Path | nn.Module, data: str | None = None, *, task: str | None = None,
+    model: str | Path | nn.Module, data: str | Path | None = None, *, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
@@ -90,7 +91,7 @@ def measured(
 
 
 def export(
-    model: str | Path | nn.Module, path: str | Path = "student.onnx", *, data: str | None = None,
+    model: str | Path | nn.Module, path: str | Path = "student.onnx", *, data: str | Path | None = None,
     task: str | None = None, input_shape: tuple[int, ...] | None = None,
     preprocessing: Preprocessing | Wishes = NOTHING, opset: int = 18, tolerance: float = 1e-4,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
@@ -127,7 +128,7 @@ def export(
         InputError: The model cannot be found, loaded or exported.
         ParityError: The file would not be the model; nothing was written.
     """
-    check_onnx_name(Path(path))
+    check_onnx_name(checking.path(path, "path"))
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
         allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,

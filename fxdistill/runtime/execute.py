@@ -15,6 +15,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from fxdistill import checking
 from fxdistill.compiler.build import specialize
 from fxdistill.compiler.tap_statistics import measure_taps
 from fxdistill.data.batches import batches
@@ -75,7 +76,7 @@ def execute(
         TrainingError: A loss is not a number; the last checkpoint stays.
         ParityError: The exported student is not the trained one.
     """
-    plan_path, out = Path(plan_path), Path(out)
+    plan_path, out = checking.path(plan_path, "plan_path"), checking.path(out, "out")
     settings, observer = settings or Settings(), observer or Observer()
     planned = load_plan(plan_path)
     fabric, crew = _started(planned, settings)

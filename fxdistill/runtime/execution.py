@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
+from fxdistill import checking
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.program import Program
 from fxdistill.plan.document import Plan
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 Losses = dict[tuple[str, str], dict[str, float]]
 """By arm and stage the losses by their keys."""
+
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "device": ("auto", "cpu", "cuda"), "precision": (None, *get_args(Precision)), "compile": ("auto", True, False),
+    "cuda_graphs": ("auto", "off"), "channels_last": ("auto", True, False),
+}  # fmt: skip
+_LEAST = {
+    "save_seconds": 0, "evaluate_every": 1, "cache_size": 1, "more_epochs": 0, "seeds": 1, "devices": 1, "trials": 0,
+}  # fmt: skip
+_OPTIONAL = {"seeds", "devices", "trials"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,9 @@ class Settings:
         profile: Whether to time and trace some steps of every stage, see :mod:`fxdistill.runtime.profiling`.
         devices: On how many devices of this machine, a process each; None for as many as there are processes.
         trials: After how many trainings to stop; the run then stays one to be resumed. None to complete it.
+
+    Raises:
+        InputError: One of them is none.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -74,7 +88,7 @@ class Settings:
     save_seconds: float = 30.0
     force: bool = False
     evaluate_every: int = 1
-    cache: Literal["auto", "off"] | Path = "auto"
+    cache: str | Path = "auto"
     cache_size: int = 4 << 30
     cache_half: bool = False
     arms: tuple[str, ...] = ()
@@ -83,6 +97,16 @@ class Settings:
     profile: bool = False
     devices: int | None = None
     trials: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            checking.one_of(getattr(self, name), known, name)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                checking.number(value, least, name, whole=name != "save_seconds")
+        if self.cache not in ("auto", "off"):
+            object.__setattr__(self, "cache", checking.path(self.cache, "cache"))
 
     def records(self, fabric: "Fabric") -> bool:
         """Whether steps are recorded: on a GPU, by one process, where they are not profiled part by part."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from fxdistill import checking
 from fxdistill.data import classmap, places
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
@@ -83,7 +84,7 @@ def as_loaded(
 
 
 def find(
-    model: str | Path | nn.Module, *, data: DataPlan | str | None = None, task: str | None = None,
+    model: str | Path | nn.Module, *, data: DataPlan | str | Path | None = None, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
@@ -97,6 +98,7 @@ def find(
         InputError: It cannot be found or loaded, or does not fit the data.
     """
     names = None if class_map is None else Path(class_map)
+    data = data if data is None or isinstance(data, DataPlan) else checking.spec(data)
     if not isinstance(model, nn.Module) and is_folder(model):
         if any((task, factory, args, trust_code, embedding, entry is not None, checkpoint_entry is not None)):
             raise InputError(

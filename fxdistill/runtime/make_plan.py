@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fxdistill import checking
 from fxdistill.compiler.compilation import AUXILIARY, STUDENT, TEACHER
 from fxdistill.errors import InputError
 from fxdistill.files import writable, write_text
@@ -27,7 +28,7 @@ Model = str | Path | LoadedModel
 
 
 def make_plan(
-    teacher: Model, student: Model | None = None, path: str | Path = "plan.json", *, data: str | None = None,
+    teacher: Model, student: Model | None = None, path: str | Path = "plan.json", *, data: str | Path | None = None,
     method: str = "indistill", task: str = "classification", via: Model | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Mapping[str, Wish] = MappingProxyType({}),
     entries: Mapping[str, str] = MappingProxyType({}), class_map: str | Path | None = None, seed: int = 0,
@@ -64,10 +65,15 @@ def make_plan(
     Raises:
         InputError: A model or the data cannot be found or read, or they do not fit each other; nothing was written.
     """
-    given: dict[str, Model | None] = {TEACHER: teacher, AUXILIARY: None if via == AUTO else via, STUDENT: student}
+    models_given: dict[str, Model | None] = {
+        TEACHER: teacher,
+        AUXILIARY: None if via == AUTO else via,
+        STUDENT: student,
+    }
     if composed(method).alone != (student is None):
         what = "makes its student out of the teacher" if student is not None else "needs a student"
         raise InputError(f"the method '{method}' {what}", where="student", hint="see `fxdistill methods`")
+    data = None if data is None else checking.spec(data)
     of_data = {"class_map": class_map, **{name: decisions.get(name) for name in ("val", "augment")}}
     idle = [name for name, said in of_data.items() if said and data is None]
     idle += ["via_epochs"] if via is None and decisions.get("via_epochs") is not None else []
@@ -76,7 +82,10 @@ def make_plan(
             f"'{idle[0]}' would do nothing: what it is about is not given", where=idle[0],
             hint="give data, or for via_epochs an assistant; or leave it out",
         )  # fmt: skip
-    named = {name: model for name, model in given.items() if model is not None}
+    named = {name: model for name, model in models_given.items() if model is not None}
+    by_name = {"preprocessing": preprocessing, "entries": entries, "embedding": decisions.get("embedding", {})}
+    if odd := [(where, name) for where, said in by_name.items() for name in said if name not in named]:
+        raise InputError(f"'{odd[0][1]}' is no model here", where=odd[0][0], hint=f"its names are {', '.join(named)}")
     writable(Path(path), *(model for model in named.values() if isinstance(model, str | Path)), class_map)
     models = {name: _loaded(model, seed=seed, allow=allow, trust_code=trust_code) for name, model in named.items()}
     made = planned(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from fxdistill.compiler import pipeline
@@ -28,6 +29,7 @@ from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
+from fxdistill.plan.file import invalid
 from fxdistill.plan.schema import DataPlan, ModelRef
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime import fitting, preflight, preprocess
@@ -224,11 +226,14 @@ def planned(
     curriculum = curriculum or Curriculum()
     if AUXILIARY in models:
         via_epochs = _via_epochs(via_epochs, models[AUXILIARY], epochs=epochs)
-    seen = look(
-        data, output, input_shape, models, task=task, wishes=wishes, measure=measure, force=force, allow=allow,
-        probe=curriculum.probe is not None, batch_size=batch_size, val=val, seed=seed, class_map=class_map,
-        augment=augment, embedding=embedding, entries=entries, criterion=criterion or composed(method).criterion,
-    )  # fmt: skip
+    try:
+        seen = look(
+            data, output, input_shape, models, task=task, wishes=wishes, measure=measure, force=force, allow=allow,
+            probe=curriculum.probe is not None, batch_size=batch_size, val=val, seed=seed, class_map=class_map,
+            augment=augment, embedding=embedding, entries=entries, criterion=criterion or composed(method).criterion,
+        )  # fmt: skip
+    except ValidationError as cause:  # numbers that the command line's parser would have refused
+        raise invalid(cause, where="the options", hint="give other numbers") from cause
     options = Options(
         input_shape=seen.shape, method=method, task=task, criterion=criterion, curriculum=curriculum, seed=seed,
         epochs=epochs, via_epochs=via_epochs, data=seen.data, preprocessing=seen.preprocessing, **decisions,

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from fxdistill import checking
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.contract import PassManager
@@ -26,7 +27,7 @@ def shrink(
     macs: float | None = None, params: float | None = None, latency: float | str | None = None,
     on: str = "cpu", latency_table: str | Path | None = None, ranking: Ranking | None = None,
     floor: float | None = None, scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1",
-    round_to: int | None = None, protect: Sequence[str] = (), only: Sequence[str] = (), data: str | None = None,
+    round_to: int | None = None, protect: Sequence[str] = (), only: Sequence[str] = (), data: str | Path | None = None,
     task: str = "classification", class_map: str | Path | None = None, input_shape: tuple[int, ...] | None = None,
     factory: str | None = None, args: Sequence[str] = (), seed: int = 0, allow: Sequence[str] = (),
     trust_code: bool = False, passes: PassManager | None = None, checkpoint_entry: str | None = None,
@@ -86,7 +87,7 @@ def shrink(
         keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,
         round_to=round_to, protect=protect, only=only, seed=seed,
     )  # fmt: skip
-    names = None if class_map is None else Path(class_map)
+    names, data = None if class_map is None else Path(class_map), None if data is None else checking.spec(data)
     reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow), class_map=names)
     between = None
     if steps != 1:

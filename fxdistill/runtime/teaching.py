@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fxdistill import checking
 from fxdistill.data import classmap
 from fxdistill.errors import InputError
 from fxdistill.methods import RATE, composed
@@ -65,6 +66,8 @@ class Teaching:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.class_map is not None:
+            object.__setattr__(self, "class_map", checking.path(self.class_map, "class_map"))
         if not self.method:
             object.__setattr__(self, "method", TASKS.get(self.task).default_main or METHOD)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # its name everywhere
 from torch import Tensor
 from torchmetrics import Metric
 
+from fxdistill import checking
 from fxdistill.tasks import Agreement, Task, labelled, no_images, no_labels
 from fxdistill.tasks._classes import wrong_numbers
 from fxdistill.tasks._ranking import Measure, average_precisions, rank
@@ -74,6 +75,8 @@ class Retrieval(Task):
 
     def precise_at(self, ranks: Sequence[int]) -> "Retrieval":
         """With the share of the query's class among so many nearest neighbours."""
+        for place in ranks:
+            checking.number(place, 1, "at")
         return type(self)(ranks)
 
     def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:

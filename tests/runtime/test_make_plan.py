@@ -54,6 +54,8 @@ def test_a_cascade_and_an_assistant_are_planned_as_well(tmp_path: Path) -> None:
         ({"via": STUDENT, "via_epochs": 0}, "the assistant has random weights"),
         ({"via_epochs": 3}, "'via_epochs' would do nothing"),
         ({"val": 0.1}, "'val' would do nothing"),
+        ({"batch_size": 0}, "the plan is not valid: Input should be greater than 0"),
+        ({"entries": {"pupil": "logits"}}, "'pupil' is no model here"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_and_nothing_written(

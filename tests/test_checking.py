@@ -1,0 +1,54 @@
+"""What Python hands to the public functions: paths where there are names, and what the command line would refuse."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fxdistill
+from fxdistill.errors import InputError
+from tests import runs
+
+
+def data() -> Any:
+    return fxdistill.load_data(Path("digits"))
+
+
+def test_a_path_is_as_good_as_its_name(tmp_path: Path) -> None:
+    teacher, table = runs.workshop() / "teacher.pt", tmp_path / "classes.txt"
+    assert fxdistill.load(fxdistill.parse_source(teacher)).sha256 == fxdistill.load(teacher).sha256
+    assert fxdistill.evaluate(teacher, Path("digits")) == fxdistill.evaluate(str(teacher), "digits")
+    assert fxdistill.Settings(cache=str(tmp_path)) == fxdistill.Settings(cache=tmp_path)
+    how: dict[str, Any] = {"method": "kd", "measure": False}
+    plans = [
+        fxdistill.make_plan(teacher, teacher, tmp_path / "plan.json", data=spec, **how)
+        for spec in (Path("digits"), "digits")
+    ]
+    assert plans[0] == plans[1]
+    table.write_text("\n".join(map(str, range(10))))
+    with pytest.raises(InputError, match="cannot be met"):  # it was read, data and class map
+        fxdistill.compress(teacher, tmp_path / "out", data=Path("digits"), macs=1e-6, class_map=str(table))
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda: fxdistill.batches(data().train, 0), "0 is no whole number from 1 on"),
+        (lambda: fxdistill.batches(data().train, 8, start=-1), "-1 is no whole number from 0 on"),
+        (lambda: fxdistill.batches(data().train, 8, views=0), "0 is no whole number from 1 on"),
+        (lambda: fxdistill.batches(data(), 8), "a Dataset is no split"),
+        (lambda: fxdistill.load_data(3), "a int is no data spec"),  # type: ignore[arg-type]
+        (lambda: fxdistill.load_plan(None), "a NoneType is no file"),  # type: ignore[arg-type]
+        (lambda: fxdistill.show(3), "a int is no file"),  # type: ignore[arg-type]
+        (lambda: fxdistill.compile("t.pt", None, fxdistill.Options((1, 1, 8, 8), method="cascade")), "a str is no module"),
+        (lambda: fxdistill.Settings(device="gpu"), "'gpu' is no device"),  # type: ignore[arg-type]
+        (lambda: fxdistill.Settings(compile="on"), "'on' is no compile"),  # type: ignore[arg-type]
+        (lambda: fxdistill.Settings(evaluate_every=0), "0 is no whole number from 1 on"),
+        (lambda: fxdistill.Settings(save_seconds=float("nan")), "nan is no number from 0 on"),
+        (lambda: fxdistill.evaluate(runs.workshop() / "teacher.pt", "digits", task="retrieval", at=[0]), "0 is no whole"),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_would_refuse_is_refused(call: Callable[[], object], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        call()
