@@ -1,7 +1,10 @@
-"""Options of ``plan`` and ``compress`` that stand for numbers of the plan: of main stage and control arm alike."""
+"""Options of ``plan`` and ``compress`` that stand for numbers of the plan: of main stage and control arm alike.
+
+A cascade has two main stages, one in which all levels learn and one in which the student learns alone.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fxdistill.cli import values
 from fxdistill.errors import InputError
@@ -31,24 +34,45 @@ def changed(
     """
     for option, texts in (("--weight", weights), ("--arg", arguments), ("--set", settings)):
         values.once(option, ((name.strip(), value.strip()) for name, _, value in (t.partition("=") for t in texts)))
-    main = plan.arm(plan.export.arm).stages[-1]
-    stages: dict[str, Stage | Control] = {main.name: main}
-    if plan.control is not None:
-        stages[CONTROL] = plan.control
+    stages = _main(plan)
+    named = {field: value for field, value in optimizer.items() if value is not None}
     said = [
-        f"{stage}.optimizer.{field}={json.dumps(value)}"
-        for stage in stages
-        for field, value in optimizer.items()
-        if value is not None
+        f"{path}.optimizer.{field}={json.dumps(value)}"
+        for path, stage in stages.items()
+        for field, value in {**_without_momentum(stage, named), **named}.items()
     ]
-    smoothed = [name for name, stage in stages.items() if any(term.name == _SMOOTHED for term in stage.losses)]
+    smoothed = [f"{name}.losses.{term}" for name, stage in stages.items() for term in _smoothed(stage)]
     if smoothing is not None and not smoothed:
         raise InputError(
             f"labels are smoothed for the loss '{_SMOOTHED}', and no stage has it", where="--label-smoothing",
             hint="leave it out",
         )  # fmt: skip
     if smoothing is not None:
-        said += [f"{name}.losses.{_SMOOTHED}.args.label_smoothing={smoothing}" for name in smoothed]
+        said += [f"{place}.args.label_smoothing={smoothing}" for place in smoothed]
     plan = setting.changed(plan, said) if said else plan
     plan = terms.argued(terms.weighed(plan, weights), arguments)
     return setting.changed(plan, settings) if settings else plan
+
+
+def _without_momentum(stage: Stage | Control, said: Mapping[str, object]) -> dict[str, object]:
+    """What of a method's own momentum goes, where the optimiser that is named has none, or none is wanted."""
+    own = {"momentum": 0.0, "nesterov": False} if said.get("name", "sgd") != "sgd" else {"nesterov": False}
+    goes = len(own) > 1 or not said.get("momentum", 1)
+    return {field: value for field, value in own.items() if goes and getattr(stage.optimizer, field)}
+
+
+def _main(plan: Plan) -> dict[str, Stage | Control]:
+    """The main stages by their paths, and the control arm."""
+    stages: dict[str, Stage | Control] = {}
+    for arm in terms.main_arms(plan):
+        last = arm.stages[-1]
+        stages[last.name if arm.name == plan.export.arm else f"{arm.name}.{last.name}"] = last
+    if plan.control is not None:
+        stages[CONTROL] = plan.control
+    return stages
+
+
+def _smoothed(stage: Stage | Control) -> list[str]:
+    """The terms of the loss that smooths labels, by their names in a path."""
+    count = sum(term.name == _SMOOTHED for term in stage.losses)
+    return [_SMOOTHED] * count if count < 2 else [f"{_SMOOTHED}#{place + 1}" for place in range(count)]

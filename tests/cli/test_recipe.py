@@ -49,6 +49,23 @@ def test_options_say_the_recipe_of_main_stage_and_control_and_set_has_the_last_w
     assert f"sgd 0.003, cosine, {recipe}" in told
 
 
+def test_both_phases_of_a_cascade_have_the_recipe_and_no_momentum_where_the_optimiser_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    call = [
+        "plan", MODELS[0], "--method", "cascade", "--keep", "0.5", "--assistants", "1", "--input", "1x1x8x8", "-o",
+        str(path), "--optimizer", "adam", "--clip", "1", "--weight", "kd=0.7", "--label-smoothing", "0.1",
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    phases = [arm.stages[-1] for arm in load(path).arms]
+    assert [len(phase.losses) for phase in phases] == [4, 2]
+    for phase in phases:
+        optimizer = phase.optimizer
+        assert (optimizer.name, optimizer.momentum, optimizer.nesterov, optimizer.clip) == ("adam", 0, False, 1)
+        assert {term.weight for term in phase.losses if term.loss == "kd"} == {0.7}
+        assert {term.args["label_smoothing"] for term in phase.losses if term.loss != "kd"} == {0.1}
+
+
 def test_without_them_the_plan_is_as_it_was(tmp_path: Path) -> None:
     plan, told = made(tmp_path)
     main = plan.arm("distilled").stages[-1]
