@@ -244,7 +244,9 @@ Probed = Annotated[
     ),
 ]
 OptimizerName = StrEnum("OptimizerName", {"sgd": "sgd", "adam": "adam", "adamw": "adamw"})
-Optimizer = Annotated[OptimizerName | None, typer.Option("--optimizer", help="In main stage and control; in both phases of a cascade.")]
+Optimizer = Annotated[
+    OptimizerName | None, typer.Option("--optimizer", help="In main stage and control; in both phases of a cascade.")
+]
 WeightDecay = Annotated[float | None, typer.Option("--weight-decay", min=0, help="Of main stage and control.")]
 Momentum = Annotated[float | None, typer.Option("--momentum", min=0, help="Of sgd, in main stage and control.")]
 WarmUp = Annotated[
