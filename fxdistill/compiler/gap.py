@@ -87,5 +87,14 @@ def given(epochs: int) -> Diagnostic:
     return _note(f"it learns from the teacher for {epochs} epochs, and then teaches")
 
 
+def chosen_early() -> Diagnostic:
+    """A word on channels of the assistant that the user gave, where it is yet to learn."""
+    return _note(
+        "which of its channels the student learns is chosen by the weights that it has before it learns itself; random "
+        "ones say nothing of what a channel will be worth",
+        hint="train it first and give its file, or add --align project, which chooses none",
+    )
+
+
 def _note(why: str, *, hint: str = "") -> Diagnostic:
     return Diagnostic(code="assistant", severity="note", where="--via", why=why, hint=hint)

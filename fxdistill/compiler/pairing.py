@@ -52,7 +52,9 @@ def prune(c: Compilation, passes: PassManager) -> Compilation:
     teaches = c.teaches
     prune = Prune(criterion=c.options.criterion or c.method.criterion, seed=c.options.seed)
     source = PruneSource(c.traced[teaches], c.coupling[teaches], c.pairs, c.batch, supervised_loss(c.task))
-    return replace(c, kept=passes.run(prune, source))
+    kept = passes.run(prune, source)
+    early = (gap.chosen_early(),) if kept and c.learns_first and AUXILIARY in c.models else ()
+    return replace(c, kept=kept, remarks=(*c.remarks, *early))
 
 
 def shrink(c: Compilation, passes: PassManager) -> Compilation:

@@ -147,6 +147,7 @@ class Execution(Bench):
         chosen: Which stages are compiled, where that was tried, see :mod:`fxdistill.runtime.compiling`.
         aside: Where the weights lie that no step reads.
         sizes: Of the members that were cut out of others, ``parameters`` and ``macs``.
+        forced: Whether it goes on although a teacher is at chance, or the memory too small.
     """
 
     rundir: RunDir
@@ -160,6 +161,7 @@ class Execution(Bench):
     aside: Aside
     programs: dict[Trial, Program] = field(default_factory=dict)
     evaluate_every: int = 1
+    forced: bool = False
     layout: Layout = field(default_factory=Layout)
     before: Losses = field(default_factory=dict)
     profile: bool = False

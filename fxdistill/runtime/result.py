@@ -58,7 +58,8 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
         "exporter": written.exporter, "outputs": written.outputs, "opset": written.opset,
         "latency": _latencies(run, levels), **({"levels": levels} if levels else {}),
         "layout": run.layout.why,
-        "device": str(run.fabric.device), **run.checkpoint.how, "versions": versions(),
+        "device": str(run.fabric.device), **run.checkpoint.how, **({"forced": True} if run.forced else {}),
+        "versions": versions(),
     }  # fmt: skip
     run.observer.on_phase("details for the report")
     details.write(run, module, seed=result["exported_seed"])  # before the run is complete, and nobody goes on with it

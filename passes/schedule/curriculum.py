@@ -2,7 +2,8 @@
 
     share          of all epochs, of which the main stage has E: round(E share / (1 - share)) epochs, divided as before
     keep earlier   stage l has the terms of the stages before it as well, with weights that fall from their own stage on
-                   by a factor an epoch: w k^n, n epochs after it (of Passalis et al., CVPR 2020: 0.7)
+                   by a factor an epoch: w k^n, n epochs after it (of Passalis et al., CVPR 2020: 0.7), with stages as
+                   long as they are planned: the plan has the numbers, and a plateau does not change them
     plateau        a stage ends where its loss no longer falls, and the main stage gets the epochs that it leaves
     probe          difficulty is measured instead of assumed to grow with depth: ``order`` takes the easy pairs first,
                    ``lengths`` gives each pair its share of the difficulty of all, shallow to deep as before

@@ -29,8 +29,9 @@ def planned(widths: list[int], model: nn.Module | None = None, **options: Any) -
 
 
 def said(plan: Plan) -> str:
-    (remark,) = [remark for remark in plan.diagnostics if remark.code == "assistant"]
-    return remark.why
+    remarks = [remark.why for remark in plan.diagnostics if remark.code == "assistant"]
+    assert remarks
+    return "; ".join(remarks)
 
 
 def test_a_large_gap_gets_an_assistant_of_the_widths_between() -> None:
@@ -95,6 +96,9 @@ def test_an_assistant_that_is_given_learns_from_the_teacher_and_then_teaches() -
     assert plan.arms[0].stages[0].epochs == 4
     assert [pair.teacher.width for pair in plan.pairs] == [12, 24]
     assert "learns from the teacher for 4 epochs" in said(plan)
+    assert "by the weights that it has before it learns itself" in said(plan)
+    assert "before it learns itself" not in said(planned([64, 128], assistant, via_epochs=0)[0])
+    assert "before it learns itself" not in said(planned([64, 128], assistant, via_epochs=4, align="project")[0])
     models = {"teacher": teacher, "auxiliary": assistant, "student": student}
     for arm in plan.arms:
         program = build_arm(plan, arm.name, models)

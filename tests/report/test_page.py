@@ -236,6 +236,8 @@ def test_the_command_that_repeats_a_run_permits_what_it_needs() -> None:
     plan = load_plan(runs.plan_file("seeds-fresh", from_file=False, repeats=2, align="project"))
     asks = shlex.split(words.again(plan, None))
     assert asks[asks.index("--allow-factory") :] == ["--allow-factory", "fxdistill_test_models"]
+    assert "--force" not in asks
+    assert "--force" in shlex.split(words.again(plan, {"forced": True}))
     teacher = plan.members["teacher"].changed(trusted=True)
     own = plan.changed(members={**plan.members, "teacher": teacher}, data=plan.data.changed(spec="mydata:splits"))
     asks = shlex.split(words.again(own, None))

@@ -115,6 +115,7 @@ def test_retrieval_learns_from_the_teacher_alone(tmp_path: Path, method: str) ->
     result = jobs.ran(tmp_path)
     assert result["metric"] == "mAP"
     assert result["outputs"] == ["embedding"]
+    assert result["forced"]
     assert [one.name for one in onnxruntime.InferenceSession(tmp_path / "run/student.onnx").get_outputs()] == [
         "embedding"
     ]

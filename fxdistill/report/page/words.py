@@ -82,6 +82,7 @@ def again(plan: Plan, result: Mapping[str, Any] | None) -> str:
         parts += ["--channels-last", "on" if how["channels_last"] else "off"]
     parts += ["--cache-half"] if how.get("cache_half") else []
     parts += ["--devices", str(how["processes"])] if how.get("processes") else []
+    parts += ["--force"] if how.get("forced") else []
     return shlex.join([*parts, *_permitted(plan)])
 
 
