@@ -149,6 +149,8 @@ AGREEMENT = {
     "retrieval": "agreement of nearest neighbours",
 }  # fmt: skip
 
+OUTPUT = {"retrieval": "embedding", "features": "features", "regression": "prediction"}
+
 
 @pytest.mark.parametrize("task", sorted(LABELS))
 def test_any_model_is_compared_with_its_file_on_images_of_its_task(tmp_path: Path, task: str) -> None:
@@ -158,7 +160,7 @@ def test_any_model_is_compared_with_its_file_on_images_of_its_task(tmp_path: Pat
     said = jobs.done("export", file, *jobs.ALLOW, "--data", spec, "--task", task, "-o", tmp_path / "model.onnx")
     assert f"{AGREEMENT.get(task, 'agreement')} 100.00%" in said
     assert "on 32 test images" in said
-    assert "outputs logits" in said
+    assert f"outputs {OUTPUT.get(task, 'logits')}\n" in said
 
 
 def test_precision_at_a_rank_of_ones_own(tmp_path: Path) -> None:
