@@ -12,8 +12,8 @@ from fxdistill.errors import InputError
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import parse
 from fxdistill.plan.members import Masked
-from fxdistill.plan.schema import Arm
 from fxdistill.plan.setting import value_of
+from fxdistill.plan.training import Arm
 from fxdistill.registry import suggestion
 
 _WEIGHT, _ARGUMENT = "--weight", "--arg"
