@@ -193,7 +193,10 @@ def test_warm_ups_of_one_name_are_told_apart() -> None:
         composed("indistill+indistill")
 
 
-HEAD = "from fxdistill.methods import Method\nfrom fxdistill.plan.schema import DataPlan, LossTerm, Optimizer, Stage\n"
+HEAD = (
+    "from fxdistill.methods import Method\nfrom fxdistill.plan.schema import DataPlan\n"
+    "from fxdistill.plan.training import LossTerm, Optimizer, Stage\n"
+)
 
 
 def test_a_method_of_ones_own(add: Add) -> None:
