@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fxdistill.errors import InputError
 from fxdistill.ir.program import Batch, Program
 from fxdistill.ir.running import attributes_kept, buffers_kept, seeded
 
@@ -30,12 +31,21 @@ def difficulties(program: Program, sample: Sequence[Batch]) -> dict[str, float]:
     Args:
         program: Teacher and untrained student.
         sample: Batches of real images.
+
+    Raises:
+        InputError: A tap is not a number somewhere.
     """
     rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for batch in sample:
         with torch.no_grad(), attributes_kept(program), buffers_kept(program), seeded(torch.device("cpu")):
             taps: Mapping[str, Mapping[str, Tensor]] = program.outputs(batch).taps
         for pair, found in taps.items():
+            for role, tap in found.items():
+                if not bool(tap.isfinite().all()):
+                    raise InputError(
+                        f"the {role}'s tap is not a number, or infinite, so that nothing can be measured on it",
+                        where=f"--probe, pair '{pair}'", hint="check the model's weights, and how it normalises images",
+                    )  # fmt: skip
             rows.setdefault(pair, []).append((_rows(found["student"]), _rows(found["teacher"])))
     return {
         pair: round(_unexplained(*map(torch.cat, zip(*found, strict=True))), _DIGITS) for pair, found in rows.items()

@@ -30,7 +30,7 @@ from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of
 from fxdistill.passes.match.blocks import Candidate
 from fxdistill.passes.match.candidates import Survey
-from fxdistill.passes.match.remarks import Pairing, Stages, locked, no_pair, obstacle, projected, unpaired
+from fxdistill.passes.match.remarks import Pairing, Stages, locked, no_pair, obstacle, projected, unlike, unpaired
 from fxdistill.plan.schema import Align, Pair, RunnerUp
 
 _SHARPNESS = 1.2  # a factor of two in size costs as much as a whole stage of depth; unpadded convolutions cost little
@@ -114,6 +114,8 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
             *projected(pairs, self.align, source.teacher_coupling),
             *unpaired("teacher", [] if lenders[0] else rows, pairings),
             *unpaired("student", [] if lenders[1] else columns, pairings),
+            *unlike("teacher", teacher),
+            *unlike("student", student),
         ]
         return PassResult(_named(pairs, pairings), modified=True, diagnostics=tuple(remarks))
 

@@ -139,6 +139,13 @@ class Survey:
         last = max((c.layers for c in kept), default=1)
         return [replace(c, depth=c.layers / max(1, last)) for c in kept]
 
+    @cached_property
+    def unlike(self) -> list[fx.Node]:
+        """Layers on the trunk whose values have a layout that no tap has, as those of (N, C, L) and (N, C, D, H, W)."""
+        layers = [node for node in self._trunk() if macs_of(node) and self._describe(node) is None]
+        shapes = {node: shape_of(node) or () for node in layers}
+        return [node for node, shape in shapes.items() if shape[:1] == self.traced.input_shape[:1]]
+
     def _beside(self, trunk: Sequence[tuple[fx.Node, Candidate]]) -> Iterator[tuple[fx.Node, Candidate]]:
         """Ends of blocks between two nodes of the trunk, where there is a size that neither of these has.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PairingError
 from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.graph import path_of, shape_of
 from fxdistill.passes.match.blocks import Candidate
 from fxdistill.passes.match.candidates import Survey
 from fxdistill.plan.schema import Align, Pair
@@ -74,6 +75,17 @@ def unpaired(role: str, stages: Stages, pairings: list[Pairing]) -> Iterator[Dia
         yield Diagnostic(
             code="no-token-grid", severity="warning", where=bare[0].path, why=f"the {role}'s {_no_grid(bare[0])}",
             hint="choose a model of square images whose other tokens stand before those of the image",
+        )  # fmt: skip
+
+
+def unlike(role: str, survey: Survey) -> Iterator[Diagnostic]:
+    """One remark on layers that are no taps because of the form of what they make."""
+    if found := survey.unlike:
+        shape = "x".join(map(str, shape_of(found[0]) or ()))
+        yield Diagnostic(
+            code="no-tap", severity="note", where=path_of(found[0]),
+            why=f"what {len(found)} of the {role}'s layers make, here {shape}, is none of (N, C, H, W), (N, H, W, C), "
+            "(N, tokens, C) and (N, C), so they are paired with nothing",
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Shapes and costs are those of the size that was asked for, and are computed on n
 device or, where something in it cannot, on images. What a node does to memory is seen where it runs on images.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -116,6 +117,8 @@ class _Count(fx.Interpreter):
             with FlopCounterMode(display=False) as counter:
                 value = super().run_node(n)
             macs = counter.get_total_flops() // 2
+            if not macs and bare_name(n.target) == "einsum":
+                macs = _summed(*self.fetch_args_kwargs_from_env(n)[0])
         self.measured[n] = (tuple(value.shape) if isinstance(value, Tensor) else None, macs)
         return value
 
@@ -191,3 +194,21 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _summed(equation: object, *operands: object) -> int:
+    """The multiply-accumulates of an ``einsum`` of two values that sums over a dimension which both have, of size 1.
+
+    Torch multiplies there without a matrix product, which its counter does not see.
+    """
+    terms, arrow, result = str(equation).replace(" ", "").partition("->")
+    names = terms.split(",")
+    given = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    values = [one for one in given if isinstance(one, Tensor)]
+    if not arrow or "." in terms or len(names) != 2 or len(values) != 2:
+        return 0
+    sizes: dict[str, int] = {}
+    for name, value in zip(names, values, strict=True):
+        for letter, size in zip(name, value.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return math.prod(sizes.values()) if set(names[0]) & set(names[1]) - set(result) else 0

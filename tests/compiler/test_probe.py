@@ -53,6 +53,14 @@ def test_layers_without_positions_and_layers_that_say_nothing() -> None:
     assert difficulties(Flat(), sample(4, 1)) == {"same": 0.0, "still": 0.0}  # type: ignore[arg-type]
 
 
+def test_a_tap_that_is_no_number_is_refused() -> None:
+    wrong = sample()
+    wrong[1]["images"][3, 5] = torch.nan  # of the noise that is the teacher's
+    with pytest.raises(InputError, match="the teacher's tap is not a number") as refusal:
+        difficulties(Fake(), wrong)  # type: ignore[arg-type]
+    assert "half" in refusal.value.where
+
+
 def planned(sample: Any, **curriculum: Any) -> Any:
     torch.manual_seed(0)
     teacher, student = convnet(widths=[8, 16]), convnet(widths=[4, 8])

@@ -525,6 +525,26 @@ def test_what_of_a_model_has_no_grid_is_said(turned: bool) -> None:
     assert "20 tokens form no square grid" in remark.why
 
 
+class Sequence(nn.Module):
+    """Feature maps first, then a sequence with its channels before its places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(nn.Conv2d(3, 16, 3, 4, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU())
+        self.block2, self.head = nn.Sequential(nn.Conv1d(16, 32, 3), nn.ReLU(), nn.Conv1d(32, 32, 3)), nn.Linear(32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.block2(self.block1(images).flatten(2)).mean(2))
+        return logits
+
+
+def test_layers_whose_values_are_no_taps_are_said() -> None:
+    result = cifar(Sequence(), STUDENT())
+    (remark,) = (d for d in result.diagnostics if d.code == "no-tap")
+    assert remark.where == "block2.0"
+    assert "2 of the teacher's layers make, here 2x32x62, is none of (N, C, H, W)" in remark.why
+
+
 @pytest.mark.parametrize(("wide", "narrow"), [("vit", "cnn"), ("cnn", "vit")])
 def test_programs_across_layouts_are_built_and_run(wide: str, narrow: str) -> None:
     sizes = {"vit": (transformer(4, 64), transformer(3, 16)),

@@ -105,6 +105,19 @@ def test_costs_of_convolutions() -> None:
     assert costs == [4 * 4 * 6 * 1 * 9, 4 * 4 * 6 * 4 * 4, 8 * 6 * 2 * 4 * 3]
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_costs_of_a_sum_of_products_whatever_the_width(width: int) -> None:
+    class Summing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(width, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("nchw,ck->nkhw", x[:, :width], self.weight)
+
+    assert trace(Summing().eval(), (2, 3, 8, 8)).macs == 2 * 8 * 8 * width * 5
+
+
 def test_one_image_in_training_mode_has_its_own_shapes_and_cost() -> None:
     """Batch statistics need two images; what does not grow with the batch, such as a bias of four heads, stays."""
 
