@@ -542,7 +542,7 @@ def test_layers_whose_values_are_no_taps_are_said() -> None:
     result = cifar(Sequence(), STUDENT())
     (remark,) = (d for d in result.diagnostics if d.code == "no-tap")
     assert remark.where == "block2.0"
-    assert "2 of the teacher's layers make, here 2x32x62, is none of (N, C, H, W)" in remark.why
+    assert "2 of the teacher's layers make, here 1x32x62, is none of (N, C, H, W)" in remark.why
 
 
 @pytest.mark.parametrize(("wide", "narrow"), [("vit", "cnn"), ("cnn", "vit")])
