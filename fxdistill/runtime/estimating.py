@@ -8,9 +8,9 @@
     cache         bytes of a row · images · views, where a run would keep them                               counted
 
 Where a whole batch would take too long, steps of a few images are measured instead; times and activations are then in
-proportion to the images, which is said. Python with its libraries, the images, what operators need for a moment, the
-evaluation in the end, exports and checkpoints are not in it, nor is the time that the cache saves; a plateau can end a
-stage earlier.
+proportion to the images, which is said. Python with its libraries, the images, what operators need for a moment, what
+it takes to begin a stage (its program, first steps: much of a stage of seconds), the evaluation in the end, exports and
+checkpoints are not in it, nor is the time that the cache saves; a plateau can end a stage earlier.
 """
 
 import contextlib
