@@ -33,10 +33,13 @@ def test_the_end_of_a_path_means_the_module_that_it_ends_with() -> None:
     model = nn.Sequential()
     model.add_module("layers", layers)
     traced = Trace(SHAPE)(model.eval()).value
+    hints = []
     for wrong in ("layer2", "layers.layr2"):
         with pytest.raises(PairingError, match="no node or module") as caught:
             find(traced, wrong)
-        assert "layers.layer2" in caught.value.hint.rstrip("?").removeprefix("did you mean ").split(", ")
+        hints.append(caught.value.hint)
+    assert hints[0] == "did you mean layers.layer2?"
+    assert "layers.layer2" in hints[1].rstrip("?").removeprefix("did you mean ").split(", ")
 
 
 def test_one_operation_has_one_name() -> None:
