@@ -23,6 +23,7 @@ from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
+from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.prune import Prune, PruneSource
 from fxdistill.passes.thin import Thin, ThinSource
 from fxdistill.passes.trace import Trace
@@ -38,10 +39,12 @@ SHAPE = (1, 3, 224, 224)
 
 @dataclass
 class Model:
-    """A model, traced and coupled once."""
+    """A model, traced, coupled and surveyed once."""
 
     traced: Traced
     coupling: Coupling
+    teaches: Survey
+    learns: Survey
 
 
 def load(name: str) -> Model:
@@ -49,14 +52,14 @@ def load(name: str) -> Model:
     torch.manual_seed(0)
     extra = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
     traced = Trace(SHAPE)(getattr(models, name)(weights=None, **extra).eval()).value
-    return Model(traced, Couple()(traced).value)
+    coupling = Couple()(traced).value
+    return Model(traced, coupling, Survey(traced, coupling), Survey(traced, coupling, "student"))
 
 
 def plan(teacher: Model, student: Model, reasons: dict[str, str]) -> str:
     """One cell of the matrix; the text of an explained failure goes into ``reasons`` under its letter."""
-    source = MatchSource(teacher.traced, student.traced, teacher.coupling, student.coupling)
     try:
-        pairs = Match()(source).value
+        pairs = Match()(MatchSource(teacher.teaches, student.learns)).value
     except InputError as refusal:
         return letter(reasons, refusal)
     kept = Prune()(PruneSource(teacher.traced, teacher.coupling, pairs)).value

@@ -11,6 +11,7 @@ import torchvision
 from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
+from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.trace import Trace
 
 PAIRS = [
@@ -37,7 +38,7 @@ def show(teacher: str, student: str) -> None:
     models = traced(teacher), traced(student)
     labels = Couple()(models[0]).value, Couple()(models[1]).value
     start = time.perf_counter()
-    result = Match()(MatchSource(*models, *labels))
+    result = Match()(MatchSource(Survey(models[0], labels[0]), Survey(models[1], labels[1], "student")))
     print(f"\n{teacher} -> {student}, matched in {1000 * (time.perf_counter() - start):.0f} ms")
     for pair in result.value:
         ends = (f"{tap.path} {'x'.join(map(str, tap.shape[1:]))}" for tap in (pair.teacher, pair.student))

@@ -5,9 +5,11 @@ command that needs it, so that ``--help`` and mistakes answer at once.
 """
 
 import functools
+import gc
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -123,7 +125,7 @@ def plan(
     trust_code: parameters.Trust = False,
 ) -> None:
     """Pair the layers, choose the channels, write a plan to review."""
-    with reported():
+    with reported(), _seldom_collected():
         wanted = values.shape(input_shape)
         given = {
             "teacher": values.Named(teacher, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory"),
@@ -193,6 +195,17 @@ def plan(
             out.print(Text(), estimate_view(found), Text("\nnothing was written"), sep="\n")
             return
         out.print(Text(f"\nwrote {output} ({made.passes.timing()})"), soft_wrap=True)
+
+
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Look for garbage less often: nothing is garbage of all that is imported, and each search reads all of it."""
+    before = gc.get_threshold()
+    gc.set_threshold(10_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _after(steps: Sequence[str]) -> Callable[[str, Callable[[], str]], None]:

@@ -12,6 +12,7 @@ from fxdistill.ir.contract import PassManager
 from fxdistill.methods import Recipe
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
+from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.prune import Prune, PruneSource
 from fxdistill.plan.schema import Align, Pair
 
@@ -28,11 +29,10 @@ def _matched(c: Compilation, passes: PassManager, align: Align) -> Compilation:
             f"an auxiliary teacher cannot be fine-tuned in the task '{options.task}': it has no loss for predictions",
             where="--align", hint="use --align slice or project",
         )  # fmt: skip
-    source = MatchSource(
-        c.traced[c.teaches], c.traced[STUDENT], c.coupling[c.teaches], c.coupling[STUDENT], (c.teaches, STUDENT),
-        headless=not c.task.has_predictions or c.task.embeds,
-    )  # fmt: skip
-    with source.teacher.running(), source.student.running():
+    headless = not c.task.has_predictions or c.task.embeds
+    surveys = (Survey(c.traced[name], c.coupling[name], name, headless) for name in (c.teaches, STUDENT))
+    source = MatchSource(*surveys)
+    with source.teacher.traced.running(), source.student.traced.running():
         try:
             pairs = passes.run(Match(pins=options.pins, forbid=options.forbid, align=align), source)
         except PairingError as refusal:

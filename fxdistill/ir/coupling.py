@@ -16,8 +16,8 @@ dimension). Where such a split is followed by a merge (channel shuffle), the sur
 in another order than in the full one: only a replay of the labels on the shrunken graph tells it.
 """
 
-from collections import deque
-from collections.abc import Collection, Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -197,7 +197,10 @@ class Coupling:
 
     def carried(self, path: str) -> frozenset[int]:
         """The classes that elements of a node's value belong to."""
-        return self._carried(path)
+        if path not in self._carried_sets:
+            found = {i for layer in flat_layers(self.structure(path)) for i in np.unique(core(layer).numpy()).tolist()}
+            self._carried_sets[path] = frozenset(found - {0})
+        return self._carried_sets[path]
 
     def producers(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that produce channels, each once, with the class of each output."""
@@ -206,6 +209,20 @@ class Coupling:
             labels = self.parameter_labels(name).get(dim)
             if labels is not None:
                 yield name, core(labels).flatten()
+
+    @cached_property
+    def said(self) -> dict[Hashable, tuple[dict[str, int], Tensor]]:
+        """What measures of importance said of the classes, and of which checksums of the model."""
+        return {}
+
+    @cached_property
+    def makers(self) -> dict[int, dict[str, int]]:
+        """For each class the weights that produce it, and how many of their outputs are of it."""
+        found: dict[int, dict[str, int]] = {}
+        for name, classes in self.producers():
+            for class_id, count in Counter(classes.tolist()).items():
+                found.setdefault(class_id, {})[name] = count
+        return found
 
     def _search(self, start: fx.Node, class_id: int, goal: str) -> tuple[str, ...]:
         before: dict[fx.Node, fx.Node | None] = {start: None}
@@ -219,7 +236,7 @@ class Coupling:
                 *inputs,
                 *(user for user in node.users if not self.mixes(user) or path_of(user) == goal),
             ):
-                reached = path_of(neighbour) == goal or class_id in self._carried(path_of(neighbour))
+                reached = path_of(neighbour) == goal or class_id in self.carried(path_of(neighbour))
                 if neighbour not in before and reached:
                     before[neighbour] = node
                     queue.append(neighbour)
@@ -240,12 +257,6 @@ class Coupling:
     @cached_property
     def _carried_sets(self) -> dict[str, frozenset[int]]:
         return {}
-
-    def _carried(self, path: str) -> frozenset[int]:
-        if path not in self._carried_sets:
-            found = {i for layer in flat_layers(self.structure(path)) for i in np.unique(core(layer).numpy()).tolist()}
-            self._carried_sets[path] = frozenset(found - {0})
-        return self._carried_sets[path]
 
     def _to_classes(self, labels: Tensor) -> Tensor:
         return self.class_of[core(labels)].expand(labels.shape)

@@ -26,8 +26,7 @@ from torch import fx
 
 from fxdistill.errors import InvariantError, PairingError
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.coupling import Coupling
-from fxdistill.ir.graph import Traced, find, path_of
+from fxdistill.ir.graph import find, path_of
 from fxdistill.passes.match.blocks import Candidate
 from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.match.remarks import Pairing, Stages, locked, no_pair, obstacle, projected, unlike, unpaired
@@ -39,17 +38,10 @@ _LEAST_SCORE = 0.35
 
 @dataclass(frozen=True)
 class MatchSource:
-    """Two traced members and which of their channels are coupled; their names in the plan.
+    """Two members, as far as they may be paired."""
 
-    ``headless`` says that what they answer with is a feature, and no prediction: their last layer is paired as well.
-    """
-
-    teacher: Traced
-    student: Traced
-    teacher_coupling: Coupling
-    student_coupling: Coupling
-    names: tuple[str, str] = ("teacher", "student")
-    headless: bool = False
+    teacher: Survey
+    student: Survey
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         Raises:
             PairingError: They do not, or no pair may be made.
         """
-        shapes = source.teacher.input_shape[1:], source.student.input_shape[1:]
+        shapes = source.teacher.traced.input_shape[1:], source.student.traced.input_shape[1:]
         if shapes[0][0] != shapes[1][0]:
             told = [" x ".join(map(str, shape)) for shape in shapes]
             raise PairingError(
@@ -93,8 +85,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
             PairingError: A pinned or forbidden path does not exist, pins contradict each other or cannot be
                 compared, or nothing can be paired.
         """
-        teacher = Survey(source.teacher, source.teacher_coupling, source.names[0], headless=source.headless)
-        student = Survey(source.student, source.student_coupling, source.names[1], headless=source.headless)
+        teacher, student = source.teacher, source.student
         forbidden = {(path_of(a), path_of(b)) for a, b in self._resolved(source, self.forbid)}
         pins = self._pinned(source, teacher, student, forbidden)
         rows, columns = self._sides(teacher, student, pins)
@@ -111,7 +102,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         ]
         lenders = teacher.single_resolution, student.single_resolution and not teacher.single_resolution
         remarks = [
-            *projected(pairs, self.align, source.teacher_coupling),
+            *projected(pairs, self.align, teacher.coupling),
             *unpaired("teacher", [] if lenders[0] else rows, pairings),
             *unpaired("student", [] if lenders[1] else columns, pairings),
             *unlike("teacher", teacher),
@@ -125,11 +116,11 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         Raises:
             InvariantError: They are not.
         """
-        for traced, ends in (
+        for survey, ends in (
             (source.teacher, [p.teacher for p in value]),
             (source.student, [p.student for p in value]),
         ):
-            position = {path_of(node): index for index, node in enumerate(traced.graph.nodes)}
+            position = {path_of(node): index for index, node in enumerate(survey.traced.graph.nodes)}
             if unknown := [tap.path for tap in ends if tap.path not in position]:
                 raise InvariantError(f"a pair names '{unknown[0]}', which is no node of the {ends[0].member}")
             order = [position[tap.path] for tap in ends]
@@ -139,7 +130,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
             raise InvariantError("two pairs have the same name")
 
     def _resolved(self, source: MatchSource, named: tuple[tuple[str, str], ...]) -> list[tuple[fx.Node, fx.Node]]:
-        return [(find(source.teacher, a), find(source.student, b)) for a, b in named]
+        return [(find(source.teacher.traced, a), find(source.student.traced, b)) for a, b in named]
 
     def _sides(self, teacher: Survey, student: Survey, pins: list[Pairing]) -> tuple[Stages, Stages]:
         """What is aligned: stages that no pin replaces, and the blocks of a model of one resolution to choose from."""
@@ -187,7 +178,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
             why.append(
                 "the runner-up alone scores higher, but is not the end of its stage, or leaves another stage alone"
             )
-        least = len(locked(teacher.path, source.teacher_coupling)) if self.align == "shrink" else 0
+        least = len(locked(teacher.path, source.teacher.coupling)) if self.align == "shrink" else 0
         align: Align = self.align if least <= student.tap.width <= teacher.tap.width else "project"
         return Pair(
             name=student.block or student.path, teacher=teacher.tap, student=student.tap,

@@ -24,7 +24,7 @@ tokens on their own are candidates only where a model has nothing else.
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import networkx as nx
@@ -54,24 +54,21 @@ _LAYOUTS: dict[tuple[int, int], Layout] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
 class Survey:
-    """One model's candidates, in stages."""
+    """One model's candidates, in stages, found when they are first asked for: who pairs it again keeps its survey.
 
-    def __init__(
-        self, traced: Traced, coupling: Coupling, member: str = "teacher", *, headless: bool = False
-    ) -> None:  # fmt: skip
-        self.traced, self.headless = traced, headless
-        self.member = member
-        self.coupling = coupling
-        self._nodes = [n for n in traced.graph.nodes if n.op != "get_attr"]
-        self._index = {node: index for index, node in enumerate(self._nodes)}
-        self._data = _data_nodes(self._nodes, traced, coupling)
-        self._layers = self._longest_ways()
-        spent, self._spent = 0, dict[fx.Node, int]()
-        for node in self._nodes:
-            spent += macs_of(node)
-            self._spent[node] = spent
-        self._whole = max(1, spent)
+    Attributes:
+        traced: The model.
+        coupling: Its coupled channels.
+        member: Its name in the plan.
+        headless: Whether it answers with a feature, and no prediction: its last layer is a candidate as well.
+    """
+
+    traced: Traced
+    coupling: Coupling
+    member: str = "teacher"
+    headless: bool = False
 
     @property
     def single_resolution(self) -> bool:
@@ -212,7 +209,26 @@ class Survey:
             node = above[node]
         return chain[::-1]
 
-    def _longest_ways(self) -> dict[fx.Node, int]:
+    @cached_property
+    def _nodes(self) -> list[fx.Node]:
+        return [n for n in self.traced.graph.nodes if n.op != "get_attr"]
+
+    @cached_property
+    def _index(self) -> dict[fx.Node, int]:
+        return {node: index for index, node in enumerate(self._nodes)}
+
+    @cached_property
+    def _data(self) -> dict[fx.Node, None]:
+        return _data_nodes(self._nodes, self.traced, self.coupling)
+
+    @cached_property
+    def _spent(self) -> dict[fx.Node, int]:
+        """The multiply-accumulates up to each node."""
+        return dict(zip(self._nodes, itertools.accumulate(map(macs_of, self._nodes)), strict=True))
+
+    @cached_property
+    def _layers(self) -> dict[fx.Node, int]:
+        """The layers on the longest way to each node."""
         layers: dict[fx.Node, int] = {}
         for node in self._nodes:
             before = max((layers.get(n, 0) for n in node.all_input_nodes), default=0)
@@ -237,7 +253,7 @@ class Survey:
             index=self._index[node], tap=tap, grid=_square(grid, layout),
             side=side, stride=math.sqrt(math.prod(image)) / side,
             layers=self._layers[node], depth=self._layers[node] / max(1, self._prediction),
-            cost=self._spent[node] / self._whole, kind=_kind(node, self.traced),
+            cost=self._spent[node] / max(1, self._spent[self._nodes[-1]]), kind=_kind(node, self.traced),
         )  # fmt: skip
 
 

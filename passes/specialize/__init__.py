@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.adapters import SCALES, FixedScale
@@ -34,7 +33,7 @@ from fxdistill.ir.program import Program, Term, fields, of_role
 from fxdistill.ir.running import buffers_kept, example, full_precision, seeded
 from fxdistill.operators import Trait
 from fxdistill.passes.specialize.overwrite import overwrite
-from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, is_frozen, is_plain
+from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, fused, is_frozen, is_plain
 from fxdistill.plan.training import Stage
 
 _SCALED: dict[object, str] = {function: name for name, function in SCALES.items()}
@@ -232,7 +231,7 @@ def _fold_batch_norms(program: Program) -> int:
             continue
         if calls[conv_node.target] > 1:
             continue
-        program.add_submodule(f"{conv_node.target}_folded", fuse_conv_bn_eval(conv, norm))
+        program.add_submodule(f"{conv_node.target}_folded", fused(conv, norm))
         conv_node.target = f"{conv_node.target}_folded"
         node.replace_all_uses_with(conv_node)
         program.graph.erase_node(node)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.graph import memory, op_name, shape_of, submodule, written
@@ -210,13 +211,24 @@ def _has(root: nn.Module, target: str) -> bool:
     return True
 
 
+def fused(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: nn.modules.batchnorm._BatchNorm) -> nn.Module:
+    """A copy of a convolution that computes what a BatchNorm in eval mode makes of its result.
+
+    Where weights have no values (on ``meta``), shapes are all there is to compute.
+    """
+    if not conv.weight.is_meta:
+        return fuse_conv_bn_eval(conv, norm)
+    made = _copied(conv)
+    made.bias = nn.Parameter(conv.weight.new_empty(conv.out_channels), requires_grad=False)
+    return made
+
+
 def narrowed(module: nn.Module, keep: Tensor) -> nn.Module:
     """A copy of a convolution, linear layer or BatchNorm that computes only the channels in ``keep`` (int64, sorted).
 
     Its weights are slices of the module's; it is frozen and in the module's mode.
     """
-    made = copy.copy(module)
-    made.__dict__ |= {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers")}
+    made = _copied(module)
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if tensor.dim() > 0:
             sliced = tensor.detach().index_select(0, keep.to(tensor.device))
@@ -229,3 +241,10 @@ def narrowed(module: nn.Module, keep: Tensor) -> nn.Module:
         if hasattr(module, name):
             setattr(made, name, size)
     return made.train(module.training)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A module that shares its tensors with another, and can be given others."""
+    made = copy.copy(module)
+    made.__dict__ |= {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers")}
+    return made

@@ -27,7 +27,7 @@ from fxdistill.ir.graph import Traced, find, path_of, within
 from fxdistill.ir.layers import Timing
 from fxdistill.passes.thin.search import Ranking, Search, pools
 from fxdistill.passes.thin.selection import Block, Selection, Width, select
-from fxdistill.passes.thin.stays import Stays, blocks_of, layer_of, not_pruned, nothing, unscored, widths_of
+from fxdistill.passes.thin.stays import Stays, layer_of, not_pruned, nothing, unscored, widths_of
 
 KeptIndices = dict[str, list[int]]
 """For each weight that loses outputs the indices that it keeps, along its output dimension."""
@@ -159,7 +159,7 @@ class Thin(Pass[ThinSource, Removal]):
         stays = Stays(source.traced, source.coupling, self.protect, self.only)
         wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
         channels = Channels(source.traced, coupling, batch=source.batch, seed=self.seed, loss=source.loss)
-        if not blocks_of(stays):
+        if not stays.blocks:
             raise nothing(stays)
         scores = importance(self.criterion, channels)
         selection, size = self._chosen(source, wanted, scores, stays)
@@ -199,7 +199,7 @@ class Thin(Pass[ThinSource, Removal]):
             raise InvariantError("the kept indices do not say what is removed")
 
     def _check_size(self, source: ThinSource, value: Removal, stays: Stays) -> None:
-        cost = self._cost(source, [i for block in blocks_of(stays).values() for i in block])
+        cost = self._cost(source, [i for block in stays.blocks.values() for i in block])
         size, own = cost.spent_without(value.removed), cost.spent_without(())
         if value.size != size[:2] or any(getattr(size, one.what) > one.most(own) for one in self.limits):
             raise InvariantError(f"the budget is not met: {size} of {own}")
@@ -211,7 +211,7 @@ class Thin(Pass[ThinSource, Removal]):
         """The blocks; with a target where the share of a part, or that nothing asks for them, decides on it."""
         found, unused, before = [], dict(self.scopes), dict(self.before)
         scopes = sorted(self.scopes, key=lambda one: (-one[0].count("."), -one[1]))  # the innermost first
-        for key, members in blocks_of(stays).items():
+        for key, members in stays.blocks.items():
             times = max(count for _, count in key)
             grown = max(before.get(layer_of(name), 0) / len(stays.producers[name]) for name, _ in key)
             step = multiple // math.gcd(multiple, times)
@@ -237,7 +237,7 @@ class Thin(Pass[ThinSource, Removal]):
         named = {class_id for width in wanted for class_id in width.classes}
         multiples = [self.round_to] if self.round_to else [1]
         if not self.round_to and self.limits:
-            mean = statistics.fmean(map(len, blocks_of(stays).values()))
+            mean = statistics.fmean(map(len, stays.blocks.values()))
             multiples = [m for m in _MULTIPLES if m <= max(1.0, mean * _MOVED)]
         while True:
             blocks = self._blocks(stays, named, multiples.pop(0))

@@ -139,7 +139,7 @@ def _components(
     ties = [("rule", j, {i for row in c.sets for i in row}) for j, c in enumerate(constraints)]
     ties += [("width", j, set(width.classes)) for j, width in enumerate(widths)]
     for kind, index, classes in ties:
-        graph.add_edges_from(((kind, index), ("block", owner[i])) for i in classes if i in owner)
+        graph.add_edges_from(((kind, index), ("block", number)) for number in {owner[i] for i in classes if i in owner})
     for component in networkx.connected_components(graph):
         yield (
             [blocks[i] for kind, i in sorted(component) if kind == "block"],
@@ -151,6 +151,8 @@ def _components(
 def _least(coupling: Coupling, block: Block, scores: Tensor) -> set[int]:
     """All but the most important classes of a block; of each group in it the best one stays if there is room."""
     count = len(block.classes) if block.target is None else block.target
+    if count >= len(block.classes):
+        return set()
     ranked = sorted(block.classes, key=lambda i: (-float(scores[i]), i))
     first: dict[tuple[int, ...], int] = {}
     for class_id in ranked:

@@ -1,8 +1,8 @@
 """Which classes a model may lose, who produces them, and why others stay."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -25,19 +25,29 @@ class Stays:
     protect: tuple[str, ...]
     only: tuple[str, ...]
     producers: dict[str, Tensor] = field(default_factory=dict)
-    of_class: dict[int, dict[str, int]] = field(default_factory=dict)
     frozen: set[int] = field(default_factory=set)
     _kept_for: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        coupling = self.coupling
-        self.producers.update(coupling.producers())
-        for name, classes in self.producers.items():
-            for class_id, count in Counter(classes.tolist()).items():
-                self.of_class.setdefault(class_id, {})[name] = count
+        self.producers.update(self.coupling.producers())
         self._protect()
-        self._confine()
-        self.frozen = {i for i in self.of_class if i == 0 or i in coupling.locks or i in self._kept_for}
+        if self.only:
+            self._confine()
+        self.frozen = {i for i in self.of_class if i == 0 or i in self.coupling.locks or i in self._kept_for}
+
+    @property
+    def of_class(self) -> dict[int, dict[str, int]]:
+        """For each class its producers, and how often these have it."""
+        return self.coupling.makers
+
+    @cached_property
+    def blocks(self) -> dict[Key, list[int]]:
+        """Free classes by who produces them, and how often."""
+        blocks: dict[Key, list[int]] = {}
+        for class_id in sorted(self.of_class):
+            if class_id not in self.frozen:
+                blocks.setdefault(tuple(sorted(self.of_class[class_id].items())), []).append(class_id)
+        return blocks
 
     def reason(self, class_id: int) -> str:
         """Why a frozen class stays."""
@@ -52,19 +62,10 @@ class Stays:
 
     def _confine(self) -> None:
         for class_id, names in self.of_class.items():
-            outside = [n for n in names if self.only and not any(within(n, path) for path in self.only)]
+            outside = [n for n in names if not any(within(n, path) for path in self.only)]
             if outside:
                 owner = outside[0].rpartition(".")[0]
                 self._kept_for.setdefault(class_id, f"is produced by '{owner}', outside of what is to be pruned")
-
-
-def blocks_of(stays: Stays) -> dict[Key, list[int]]:
-    """Free classes by who produces them, and how often."""
-    blocks: dict[Key, list[int]] = {}
-    for class_id in sorted(stays.of_class):
-        if class_id not in stays.frozen:
-            blocks.setdefault(tuple(sorted(stays.of_class[class_id].items())), []).append(class_id)
-    return blocks
 
 
 def layer_of(name: str) -> str:

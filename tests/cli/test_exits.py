@@ -1,6 +1,7 @@
 """How a command ends when the file system refuses something that nobody foresaw."""
 
 import errno
+import gc
 import os
 
 import pytest
@@ -8,7 +9,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fxdistill.cli import exits
+from fxdistill.cli import exits, values
 from fxdistill.cli.commands import app
 from fxdistill.cli.exits import reported
 from fxdistill.errors import InputError, StorageError
@@ -89,3 +90,16 @@ def test_a_command_that_is_mistyped_is_guessed(wrong: str, right: str) -> None:
     done = CliRunner().invoke(app, [wrong])
     assert done.exit_code == 2
     assert f"Did you mean '{right}'" in done.stderr
+
+
+def test_a_plan_looks_for_garbage_less_often_and_leaves_that_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, before = list[int](), gc.get_threshold()
+
+    def refused(text: str) -> None:
+        seen.append(gc.get_threshold()[0])
+        raise InputError(text)
+
+    monkeypatch.setattr(values, "shape", refused)
+    assert CliRunner().invoke(app, ["plan", "torchvision.models:alexnet"]).exit_code == 2
+    assert seen[0] > before[0]
+    assert gc.get_threshold() == before

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ BATCH = (torch.randn(4, *IMAGE[1:], generator=torch.Generator().manual_seed(0)),
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, 5)
+        self.stem, self.norm = nn.Conv2d(3, width, 1), nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Any:
         return self.head(F.relu(self.norm(self.stem(x))).mean((2, 3)))
@@ -269,6 +270,40 @@ def test_measures_on_data_want_data_and_rank_a_budget(name: str) -> None:
 @pytest.mark.parametrize("criterion", ["l1", "l2", "taylor", "fisher"])
 def test_filters_read_a_few_at_a_time_score_as_all_at_once(criterion: str, monkeypatch: pytest.MonkeyPatch) -> None:
     channels = channels_of(Net(), batch=BATCH)
-    whole = importance(criterion, channels)
+    whole = CRITERIA.get(criterion).score(channels)
     monkeypatch.setattr("fxdistill.ir.channels._ENTRIES", 7)  # two filters of the stem, none of the head's
-    assert torch.equal(importance(criterion, channels), whole)
+    assert torch.equal(CRITERIA.get(criterion).score(channels), whole)
+
+
+def test_weights_alone_are_measured_once_and_again_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[str, int]]()
+
+    def named(_: object, name: str, **__: object) -> Criterion:
+        def score(channels: Channels) -> Tensor:
+            asked.append((name, channels.seed))
+            return channels.zeros() + len(asked)
+
+        return known.setdefault(name, Criterion(score=score, needs_batch=name == "on data"))
+
+    known = dict[str, Criterion]()
+    monkeypatch.setattr(registry.Registry, "get", named)
+    channels = channels_of(Net().eval())
+    importance("of weights", channels).zero_()  # whoever asked may do so
+    assert set(importance("of weights", channels).tolist()) == {1.0}
+    importance("of weights", replace(channels, seed=1))
+    importance("others", channels)
+    assert asked == [("of weights", 0), ("of weights", 1), ("others", 0)]
+    channels.traced.module.get_parameter("stem.weight").data[3, 1] += 1e-6
+    assert set(importance("of weights", channels).tolist()) == {4.0}
+    importance("on data", channels)
+    importance("on data", channels)
+    assert asked[3:] == [("of weights", 0), ("on data", 0), ("on data", 0)]
+
+
+def test_what_only_changes_its_place_is_a_change() -> None:
+    channels = channels_of(Net(128).eval())
+    weight = channels.traced.module.get_parameter("norm.weight").data
+    weight.copy_(torch.arange(128))
+    before = channels.fingerprint()
+    weight[:4] = weight[[2, 3, 0, 1]]
+    assert {name for name, sum_ in channels.fingerprint().items() if sum_ != before[name]} == {"norm.weight"}

@@ -18,7 +18,7 @@ from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import shrink
 from fxdistill.passes.thin.search import Search, pools
 from fxdistill.passes.thin.selection import Block
-from fxdistill.passes.thin.stays import Stays, blocks_of
+from fxdistill.passes.thin.stays import Stays
 from fxdistill.passes.trace import Trace
 from tests import tiny_models
 from tests.tiny_models import SHAPE, Body, Classifier, conv_norm
@@ -159,7 +159,7 @@ def coupled(model: nn.Module) -> tuple[Traced, Coupling]:
 
 def blocks_in(traced: Traced, coupling: Coupling) -> tuple[list[Block], Stays]:
     stays = Stays(traced, coupling, (), ())
-    return [Block(tuple(members), 1, None) for members in blocks_of(stays).values()], stays
+    return [Block(tuple(members), 1, None) for members in stays.blocks.values()], stays
 
 
 def counted(traced: Traced, coupling: Coupling, blocks: list[Block]) -> Cost:

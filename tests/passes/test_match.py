@@ -16,11 +16,12 @@ from fxdistill.compiler import pipeline
 from fxdistill.compiler.build import build
 from fxdistill.compiler.options import Options
 from fxdistill.errors import InvariantError, PairingError
-from fxdistill.ir.contract import PassResult
+from fxdistill.ir.contract import PassResult, graph_states
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
+from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Pair
 
@@ -70,7 +71,7 @@ def torchvision_model(name: str) -> Prepared:
 
 
 def match(teacher: Prepared, student: Prepared, **options: Any) -> PassResult[tuple[Pair, ...]]:
-    return Match(**options)(MatchSource(teacher[0], student[0], teacher[1], student[1]))
+    return Match(**options)(MatchSource(Survey(*teacher), Survey(*student, "student")))
 
 
 def paths(result: PassResult[tuple[Pair, ...]]) -> list[tuple[str, str]]:
@@ -586,10 +587,19 @@ def elsewhere(role: str, path: str) -> Callable[[list[Pair]], list[Pair]]:
 )
 def test_a_wrong_result_is_refused(change: Callable[[list[Pair]], list[Pair]], message: str | None) -> None:
     teacher, student = (prepare(module, (1, 3, 32, 32)) for module in (AUXILIARY(), STUDENT()))
-    source = MatchSource(teacher[0], student[0], teacher[1], student[1])
+    source = MatchSource(Survey(*teacher), Survey(*student, "student"))
     value = tuple(change(list(match(teacher, student).value)))
     if message is None:  # another choice, but no broken promise
         Match().ensures(source, value)
         return
     with pytest.raises(InvariantError, match=message):
         Match().ensures(source, value)
+
+
+def test_a_survey_is_kept_and_both_of_its_graphs_are_watched() -> None:
+    source = MatchSource(*(Survey(*prepare(module, (1, 3, 32, 32))) for module in (AUXILIARY(), STUDENT())))
+    graphs = [source.teacher.traced.graph, source.student.traced.graph]
+    first, stages = Match()(source).value, source.teacher.stages
+    assert Match()(source).value == first
+    assert source.teacher.stages is stages
+    assert graph_states(source) == graph_states(graphs)

@@ -21,6 +21,7 @@ from fxdistill.ir.graph import Traced
 from fxdistill.operators import OPERATORS
 from fxdistill.passes.couple import Couple, rules
 from fxdistill.passes.match import Match, MatchSource
+from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.shrink import masked, rewrites
 from fxdistill.passes.specialize import frozen_values
 from fxdistill.passes.trace import Trace
@@ -159,8 +160,7 @@ def test_a_file_of_one_line_makes_an_operation_tappable(install: Install) -> Non
 
 
 def _pair() -> MatchSource:
-    (one, one_labels), (other, other_labels) = sources(Gated(8)), sources(Gated(4))
-    return MatchSource(one, other, one_labels, other_labels)
+    return MatchSource(Survey(*sources(Gated(8))), Survey(*sources(Gated(4)), "student"))
 
 
 @pytest.mark.parametrize("known", [False, True])

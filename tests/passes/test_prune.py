@@ -13,6 +13,7 @@ from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.channels import Channels
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
+from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.prune import Prune, PruneSource
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Align, Kept, Pair
@@ -49,7 +50,8 @@ def paired(
 ) -> PruneSource:
     one, other = Trace(IMAGE)(teacher).value, Trace(IMAGE)(student).value
     couplings = Couple()(one).value, Couple()(other).value
-    pairs: tuple[Pair, ...] = Match(pins=pins, align=align)(MatchSource(one, other, *couplings)).value
+    surveys = Survey(one, couplings[0]), Survey(other, couplings[1], "student")
+    pairs: tuple[Pair, ...] = Match(pins=pins, align=align)(MatchSource(*surveys)).value
     return PruneSource(one, couplings[0], pairs)
 
 

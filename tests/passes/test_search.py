@@ -14,7 +14,7 @@ from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Removal, Thin, ThinSource
 from fxdistill.passes.thin.search import TOLERANCE, Search, pools
 from fxdistill.passes.thin.selection import Block
-from fxdistill.passes.thin.stays import Stays, blocks_of
+from fxdistill.passes.thin.stays import Stays
 from fxdistill.passes.trace import Trace
 from tests.tiny_models import SHAPE, Body, Classifier, conv_norm
 
@@ -173,14 +173,14 @@ def test_a_scale_of_a_whole_layer_does_not_matter() -> None:
 def test_layers_alike_compete_with_each_other_alone() -> None:
     given = source(made("densenet"))
     stays = Stays(given.traced, given.coupling, (), ())
-    blocks = [Block(tuple(m), 1, None) for m in blocks_of(stays).values()]
+    blocks = [Block(tuple(m), 1, None) for m in stays.blocks.values()]
     assert pools(blocks, "global", given.coupling) == [[0, 1, 2, 3]]
     assert pools(blocks, "uniform", given.coupling) == [[0], [1], [2], [3]]
     # the stem is read by three layers and the head, the others by two, one and none of them
     assert len(pools(blocks, "isomorphic", given.coupling)) == 4
     given = source(Classifier(nn.Sequential(*(conv_norm(i, 8) for i in (3, 8, 8))), 8).eval())
     stays = Stays(given.traced, given.coupling, (), ())
-    blocks = [Block(tuple(m), 1, None) for m in blocks_of(stays).values()]
+    blocks = [Block(tuple(m), 1, None) for m in stays.blocks.values()]
     assert pools(blocks, "isomorphic", given.coupling) == [[0, 1], [2]]  # the last one is read by a dense layer
     search = Search(given.coupling, blocks, [[0, 1], [2]], torch.rand(given.coupling.class_count + 1), frozen=())
     kept = search.targets(0.5)

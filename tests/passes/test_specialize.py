@@ -1,5 +1,6 @@
 """Specialize: the slice sinks as far as it may, and what the losses read stays what it was."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -496,3 +497,17 @@ def test_a_wrong_rewrite_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink, "is_a", lambda name, trait: name == "softmax" or known(name, trait))
     with pytest.raises(PassError, match=r"specializing changed what 'mse\[pair\] teacher.tap' reads, by"):
         specialize(program, "warm-up-1")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_folding_without_values_gives_the_shapes(bias: bool) -> None:
+    pair = nn.Sequential(nn.Conv2d(3, 6, 3, bias=bias), nn.BatchNorm2d(6)).eval().requires_grad_(False).double()
+    found = []
+    for conv, norm in (pair, copy.deepcopy(pair).to("meta")):
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        made = sink.fused(conv, norm)
+        assert (conv.bias is not None) == bias
+        found.append([(name, p.shape, p.dtype, p.requires_grad) for name, p in made.named_parameters()])
+    assert found[0] == found[1]
+    assert [name for name, *_ in found[0]] == ["weight", "bias"]
