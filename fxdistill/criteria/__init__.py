@@ -31,7 +31,7 @@ class Criterion:
     Attributes:
         score: The importance of every class, by class id: float64 of shape (classes + 1,); 0 where it says nothing.
         summary: A few words for help.
-        needs_batch: Whether it reads gradients or activations, on a batch of data.
+        needs_batch: Whether it reads gradients or activations, on a batch of data, and not weights and seed alone.
     """
 
     score: "Callable[[Channels], Tensor]"
