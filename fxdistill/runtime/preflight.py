@@ -19,6 +19,7 @@ from fxdistill.errors import DataError, InputError, ModelError, PlanError
 from fxdistill.files import file_sha256
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import attributes_kept, buffers_kept, seeded
+from fxdistill.measure import onnx_file
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import load
@@ -46,8 +47,6 @@ def runnable(plan: Plan, where: Path) -> None:
     Raises:
         PlanError: It is such a plan.
     """
-    from fxdistill.measure import onnx_file  # noqa: PLC0415  # slow to import, and whoever plans exports nothing
-
     onnx_file.check_opset(plan.export.opset)  # hours before the export itself would say so
     if plan.data.spec is None:
         raise PlanError(
@@ -199,8 +198,6 @@ def exports(plan: Plan, module: nn.Module) -> None:
     Raises:
         ModelError: It cannot.
     """
-    from fxdistill.measure import onnx_file  # noqa: PLC0415  # as above
-
     with tempfile.TemporaryDirectory() as folder:
         onnx_file.export_onnx(
             module, Path(folder) / "trial.onnx", input_shape=plan.shape_of(plan.export.member), opset=plan.export.opset,
