@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdistill.cli import again, budgets, members, model_parameters, parameters, values
-from fxdistill.cli.exits import reported
+from fxdistill.cli.exits import reported, say
 
 
 def compress(
@@ -84,6 +84,7 @@ def compress(
         found = values.model(named, seed=seed, allow=allow_factory, trust_code=trust_code)
 
         from fxdistill.cli import recipe, running
+        from fxdistill.plan.file import load as load_plan
         from fxdistill.report.result_view import shrunk_view
         from fxdistill.runtime import compress as job
         from fxdistill.runtime import execution, shrunken, stepping
@@ -108,13 +109,14 @@ def compress(
             device=device.value, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every, force=force
         )
         out = Console(highlight=False)
-        say, run = running.step_said(out), functools.partial(running.step_run, settings=settings, out=out)
+        said, run = running.step_said(out), functools.partial(running.step_run, settings=settings, out=out)
         shrunk = job.prepare(
-            found, output, wish, teaching, run=run, table=latency_table, say=say,
+            found, output, wish, teaching, run=run, table=latency_table, say=said,
             steps=None if steps == 1 else stepping.Steps.of(steps, recover or 1, teaching),
         )  # fmt: skip
         if shrunk is not None:
             out.print(shrunk_view(shrunk))
         smaller, plan = output / stepping.SMALLER, output / stepping.PLAN
         out.print(Text(f"\n{smaller}  {plan}: {teaching.method}, {epochs} epochs\n"), soft_wrap=True)
+        say(load_plan(plan).diagnostics)
         running.carried_out(plan, output / stepping.RUN, stepping.settings_for(output, settings), out)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import fxdistill
@@ -178,6 +179,16 @@ def test_in_steps_with_training_between_them(tmp_path: Path, monkeypatch: pytest
     assert runs.snapshot(tmp_path / "out") == held
     said = compress(tmp_path / "out", *but(asked, "--steps", "3"), code=2)
     assert "made smaller in another way: steps" in said
+
+
+def test_what_its_plan_remarks_is_said_before_it_trains(tmp_path: Path) -> None:
+    whole = load(runs.workshop() / "teacher.pt")
+    sure = nn.Sequential(whole.module, nn.Softmax(1))
+    fxdistill.save(sure, tmp_path / "sure.pt", input_shape=(1, *(whole.input_shape or ())[1:]))
+    done = CliRunner().invoke(app, ["compress", str(tmp_path / "sure.pt"), *ONE, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert {one.code for one in load_plan(tmp_path / "out/plan.json").diagnostics} == {"probabilities"}
+    assert done.output.index("warning probabilities") < done.output.index("accuracy")
 
 
 def test_from_python(tmp_path: Path) -> None:
