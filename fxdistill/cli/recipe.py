@@ -56,9 +56,11 @@ def changed(
 
 def _without_momentum(stage: Stage | Control, said: Mapping[str, object]) -> dict[str, object]:
     """What of a method's own momentum goes, where the optimiser that is named has none, or none is wanted."""
-    own = {"momentum": 0.0, "nesterov": False} if said.get("name", "sgd") != "sgd" else {"nesterov": False}
-    goes = len(own) > 1 or not said.get("momentum", 1)
-    return {field: value for field, value in own.items() if goes and getattr(stage.optimizer, field)}
+    takes_one = said.get("name", "sgd") == "sgd"
+    if takes_one and said.get("momentum", 1):
+        return {}
+    gone: dict[str, object] = {"nesterov": False} if takes_one else {"momentum": 0.0, "nesterov": False}
+    return {field: value for field, value in gone.items() if getattr(stage.optimizer, field)}
 
 
 def _main(plan: Plan) -> dict[str, Stage | Control]:

@@ -50,8 +50,8 @@ def importance(name: str, channels: "Channels") -> "Tensor":
         InvariantError: The criterion's scores have the wrong shape, or it changed the model.
     """
     criterion = CRITERIA.get(name, where="criterion", error=PlanError)
-    before, said = channels.fingerprint(), channels.coupling.said
-    if not criterion.needs_batch and (known := said.get((criterion, channels.seed))) and known[0] == before:
+    before, kept = channels.fingerprint(), channels.coupling.importances
+    if not criterion.needs_batch and (known := kept.get((criterion, channels.seed))) and known[0] == before:
         return known[1].clone()
     scores = criterion.score(channels)
     after = channels.fingerprint()
@@ -76,7 +76,7 @@ def importance(name: str, channels: "Channels") -> "Tensor":
             where="criterion", hint="choose another, e.g. l1",
         )  # fmt: skip
     if not criterion.needs_batch:
-        said[criterion, channels.seed] = before, scores.clone()
+        kept[criterion, channels.seed] = before, scores.clone()
     return scores
 
 

@@ -211,8 +211,8 @@ class Coupling:
                 yield name, core(labels).flatten()
 
     @cached_property
-    def said(self) -> dict[Hashable, tuple[dict[str, int], Tensor]]:
-        """What measures of importance said of the classes, and of which checksums of the model."""
+    def importances(self) -> dict[Hashable, tuple[dict[str, int], Tensor]]:
+        """What criteria have said of the classes, by criterion and seed, each with the checksums of the model then."""
         return {}
 
     @cached_property
