@@ -18,8 +18,8 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.training import ScoreOptimizer, Stage
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime.execute import execute
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run.execute import execute
+from fxdistill.runtime.run.execution import Settings
 
 RATE, SCRATCH_RATE = 0.008, 0.05
 

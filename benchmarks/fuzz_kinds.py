@@ -30,8 +30,9 @@ from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.file import parse
 from fxdistill.preprocessing import Reading
 from fxdistill.report.show import show
-from fxdistill.runtime import beginning, checkpoint, execute, execution, preflight
-from fxdistill.runtime.crew import Crew
+from fxdistill.runtime.planning import preflight
+from fxdistill.runtime.processes.crew import Crew
+from fxdistill.runtime.run import beginning, checkpoint, execute, execution
 from fxdistill.tasks import TASKS
 
 Files = dict[str, bytes]

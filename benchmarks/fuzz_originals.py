@@ -25,9 +25,9 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save, save_trained
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime.course import Progress
-from fxdistill.runtime.execution import Observer
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run.execution import Observer
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training.course import Progress
 
 SHAPE = (1, 3, 8, 8)
 CLASSES = 2

@@ -35,8 +35,8 @@ from benchmarks.series import Row, Series
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.training import LossTerm, Optimizer, Stage
-from fxdistill.runtime.execute import execute
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run.execute import execute
+from fxdistill.runtime.run.execution import Settings
 
 TEACHER_EPOCHS, RESNET_EPOCHS, TAUGHT_EPOCHS, RATE = 40, 15, 12, 1e-3
 EPOCHS = {"retrieval": 70, "classification": 60}

@@ -30,7 +30,7 @@ def planned(models: list[str]) -> dict[str, Any]:
 
     from fxdistill.cli import commands  # noqa: PLC0415
     from fxdistill.report import plan_view  # noqa: F401, PLC0415
-    from fxdistill.runtime import planning  # noqa: F401, PLC0415
+    from fxdistill.runtime.planning import planner  # noqa: F401, PLC0415
     from fxdistill.tasks import TASKS  # noqa: PLC0415
 
     TASKS.get("classification")

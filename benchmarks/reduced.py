@@ -33,8 +33,8 @@ from fxdistill.measure.comparison import Comparison
 from fxdistill.measure.onnx_reduced import Calibration, Precision
 from fxdistill.modelfiles.factories import build
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import comparing, deploy, finding, reducing
-from fxdistill.runtime.reducing import Reduced, Reducing
+from fxdistill.runtime.deployment import comparing, deploy, finding, reducing
+from fxdistill.runtime.deployment.reducing import Reduced, Reducing
 
 EPOCHS, RATE = 12, 0.05
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -64,13 +64,13 @@ from benchmarks.speed_ways import (
 )  # fmt: skip
 from fxdistill.data.batches import batches
 from fxdistill.plan.training import Stage
-from fxdistill.runtime.course import Position
-from fxdistill.runtime.layouts import chosen, laid_out
-from fxdistill.runtime.loop import Loop
-from fxdistill.runtime.recording import Recorder
-from fxdistill.runtime.reuse import Reuse
-from fxdistill.runtime.shelf import Memory
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run.reuse import Reuse
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training.course import Position
+from fxdistill.runtime.training.layouts import chosen, laid_out
+from fxdistill.runtime.training.loop import Loop
+from fxdistill.runtime.training.recording import Recorder
+from fxdistill.runtime.training.shelf import Memory
 from fxdistill.tasks import TASKS
 
 HERE = Path(__file__).parent

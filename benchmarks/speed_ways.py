@@ -19,9 +19,9 @@ from fxdistill.models import convnet, resnet
 from fxdistill.passes.divide import Divide
 from fxdistill.plan.schema import DataPlan, Pair, Precision
 from fxdistill.plan.training import Stage
-from fxdistill.runtime.halves import Halves, Looks
-from fxdistill.runtime.recording import Recorded
-from fxdistill.runtime.shelf import Memory
+from fxdistill.runtime.training.halves import Halves, Looks
+from fxdistill.runtime.training.recording import Recorded
+from fxdistill.runtime.training.shelf import Memory
 
 PAIRS: dict[str, tuple[str, str, int, int, int]] = {
     "resnet34 to resnet18": ("resnet34", "resnet18", 96, 16, 256),

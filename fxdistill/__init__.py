@@ -36,26 +36,26 @@ if TYPE_CHECKING:
     from fxdistill.plan.file import load as load_plan
     from fxdistill.preprocessing import Preprocessing as Preprocessing
     from fxdistill.report.show import show as show
-    from fxdistill.runtime.compress import compress as compress
-    from fxdistill.runtime.deploy import evaluate as evaluate
-    from fxdistill.runtime.deploy import export as export
-    from fxdistill.runtime.execute import execute as run
-    from fxdistill.runtime.execution import Settings as Settings
-    from fxdistill.runtime.make_plan import make_plan as make_plan
-    from fxdistill.runtime.shrinking import shrink as shrink
+    from fxdistill.runtime.deployment.deploy import evaluate as evaluate
+    from fxdistill.runtime.deployment.deploy import export as export
+    from fxdistill.runtime.planning.make_plan import make_plan as make_plan
+    from fxdistill.runtime.run.execute import execute as run
+    from fxdistill.runtime.run.execution import Settings as Settings
+    from fxdistill.runtime.smaller.compress import compress as compress
+    from fxdistill.runtime.smaller.shrinking import shrink as shrink
 
 _HOMES = {
     "compile": "compiler.pipeline", "build": "compiler.build", "build_arm": "compiler.build",
     "specialize": "compiler.build", "measure_taps": "compiler.tap_statistics",
-    "make_plan": "runtime.make_plan", "run": "runtime.execute:execute",
-    "shrink": "runtime.shrinking", "compress": "runtime.compress",
-    "evaluate": "runtime.deploy", "export": "runtime.deploy", "show": "report.show",
+    "make_plan": "runtime.planning.make_plan", "run": "runtime.run.execute:execute",
+    "shrink": "runtime.smaller.shrinking", "compress": "runtime.smaller.compress",
+    "evaluate": "runtime.deployment.deploy", "export": "runtime.deployment.deploy", "show": "report.show",
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
-    "Options": "compiler.options", "Settings": "runtime.execution", "Plan": "plan.document", "Program": "ir.program",
-    "Outputs": "ir.program", "LoadedModel": "modelfiles.load", "ShrunkResult": "compiler.shrink_model",
-    "Dataset": "data.dataset", "Split": "data.dataset", "Diagnostic": "diagnostics",
-    "Preprocessing": "preprocessing", "FxdistillError": "errors", "InputError": "errors",
+    "Options": "compiler.options", "Settings": "runtime.run.execution", "Plan": "plan.document",
+    "Program": "ir.program", "Outputs": "ir.program", "LoadedModel": "modelfiles.load",
+    "ShrunkResult": "compiler.shrink_model", "Dataset": "data.dataset", "Split": "data.dataset",
+    "Diagnostic": "diagnostics", "Preprocessing": "preprocessing", "FxdistillError": "errors", "InputError": "errors",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__

@@ -27,9 +27,9 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.schema import ExportPlan, InputSpec, Kept, ModelRef, Pair, Tap
 from fxdistill.plan.training import Arm, Control, LossTerm, Optimizer, Stage
-from fxdistill.runtime.course import Position
-from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.loop import Loop
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.training.course import Position
+from fxdistill.runtime.training.loop import Loop
 from fxdistill.tasks import TASKS
 
 TEACHER: tuple[str, dict[str, Any]] = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})

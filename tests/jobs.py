@@ -18,7 +18,7 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
-from fxdistill.runtime import details
+from fxdistill.runtime.run import details
 from tests import runs
 
 MODULE = "fxdistill_test_jobs"

@@ -14,11 +14,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from fxdistill.files import write_text
 from fxdistill.measure import onnx_file
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import preflight
-from fxdistill.runtime.course import Progress
-from fxdistill.runtime.execute import execute
-from fxdistill.runtime.execution import Observer, Settings
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.planning import preflight
+from fxdistill.runtime.run.execute import execute
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training.course import Progress
 from tests import by_hand
 from tests.by_hand import STAGES, Hand, copied, gradients
 

@@ -29,10 +29,10 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import checkpoint, details
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execute import execute as slow_execute
-from fxdistill.runtime.execution import Observer, Settings
+from fxdistill.runtime.run import checkpoint, details
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execute import execute as slow_execute
+from fxdistill.runtime.run.execution import Observer, Settings
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
 STUDENT = ("fxdistill_test_models:with_dropout", {"widths": [4, 8]})

@@ -13,14 +13,15 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "errors", "checking", "diagnostics", "files", "container", "arguments", "classnames", "preprocessing", "registry",
     "models", "tasks", "operators", "losses", "data.augmentations", "plan", "ir",
-    "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "report", "cli",
+    "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "runtime.planning",
+    "runtime.processes", "runtime.training", "runtime.run", "runtime.deployment", "runtime.smaller", "report", "cli",
     "__main__",
 )  # fmt: skip
 OPTIONAL = {"timm"}
 """Packages that need not be installed, and are imported where they are needed."""
 SLOW = {
     "scipy.optimize", "scipy.stats", "torchmetrics.classification",  # a plan does without them
-    "fxdistill.runtime.directory", "fxdistill.runtime.inspection",  # a plan's file is shown without them
+    "fxdistill.runtime.run.directory", "fxdistill.runtime.run.inspection",  # a plan's file is shown without them
     "fxdistill.modelfiles.registered",  # a file that is not there is told without it
 }  # fmt: skip
 FILES = sorted(

@@ -33,8 +33,8 @@ from fxdistill.operators import OPERATORS
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime.execute import execute
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run.execute import execute
+from fxdistill.runtime.run.execution import Settings
 from fxdistill.tasks import TASKS
 from tests.plugins import Add
 

@@ -164,14 +164,14 @@ def plan(
         }
         from fxdistill.cli import recipe  # after the models: mistakes are answered sooner
         from fxdistill.report.plan_view import plan_view
-        from fxdistill.runtime import planning
+        from fxdistill.runtime.planning import planner
 
         edit = functools.partial(
             recipe.changed, name=optimizer and optimizer.value, weight_decay=weight_decay, momentum=momentum,
             warm_up=warm_up, clip=clip, ema=ema, smoothing=label_smoothing, settings=set_, weights=weight,
             arguments=arg,
         )  # fmt: skip
-        made = planning.planned(
+        made = planner.planned(
             output, models, data=data, input_shape=wanted, wishes=wishes, measure=measure, force=force,
             batch_size=batch_size, allow=allow_factory, val=val, class_map=class_map, augment=augment,
             embedding=members.by_member(names, embedding, "--embedding", str),
@@ -188,7 +188,7 @@ def plan(
             out.print(Text(f"\nthe teacher reaches {made.reached}"), soft_wrap=True)
         if dry:
             from fxdistill.report.estimate_view import estimate_view
-            from fxdistill.runtime import estimating
+            from fxdistill.runtime.run import estimating
 
             own = {name: loaded.module for name, loaded in models.items()}
             found = estimating.estimated(made.plan, own, output.resolve().parent, allow=allow_factory)
@@ -268,7 +268,7 @@ def run(
         if together.starts(devices, nodes):
             raise typer.Exit(together.start([*command, *(["--resume"] if resume else more)], devices or 1, nodes))
         from fxdistill.cli import running
-        from fxdistill.runtime import execute, execution
+        from fxdistill.runtime.run import execute, execution
 
         settings = execution.Settings(
             device=device.value, precision=precision.value if precision else None, resume=resume,

@@ -45,7 +45,7 @@ def compare(
         )
 
         from fxdistill.report import compared
-        from fxdistill.runtime import comparing
+        from fxdistill.runtime.deployment import comparing
 
         sides = [
             comparing.Side(

@@ -86,9 +86,10 @@ def compress(
         from fxdistill.cli import recipe, running
         from fxdistill.plan.file import load as load_plan
         from fxdistill.report.result_view import shrunk_view
-        from fxdistill.runtime import compress as job
-        from fxdistill.runtime import execution, shrunken, stepping
-        from fxdistill.runtime.teaching import Teaching
+        from fxdistill.runtime.run import execution
+        from fxdistill.runtime.smaller import compress as job
+        from fxdistill.runtime.smaller import shrunken, stepping
+        from fxdistill.runtime.smaller.teaching import Teaching
 
         wish = shrunken.wished(
             keep=keep, macs=most[0], params=most[1], **time, ranking=None if ranking is None else ranking.value,

@@ -22,8 +22,8 @@ from fxdistill.plan.document import VERSION, Plan
 from fxdistill.plan.schema import DataPlan, ExportPlan, InputSpec, ModelRef
 from fxdistill.plan.training import Arm, LossTerm, Optimizer, Stage
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime.course import Position
-from fxdistill.runtime.loop import Loop
+from fxdistill.runtime.training.course import Position
+from fxdistill.runtime.training.loop import Loop
 from fxdistill.tasks import TASKS
 
 TEACHER = ("fxdistill.models:resnet", {"widths": [32, 64, 128], "blocks": 1})

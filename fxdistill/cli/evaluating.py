@@ -39,7 +39,7 @@ def evaluate(
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
 
         from fxdistill.report import evaluated
-        from fxdistill.runtime import evaluating, finding
+        from fxdistill.runtime.deployment import evaluating, finding
 
         found = finding.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,

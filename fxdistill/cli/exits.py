@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from fxdistill import files
 from fxdistill.cli import together
 from fxdistill.errors import FxdistillError, InputError
-from fxdistill.runtime import stopping
+from fxdistill.runtime.processes import stopping
 
 if TYPE_CHECKING:
     from fxdistill.diagnostics import Diagnostic

@@ -14,8 +14,8 @@ from fxdistill.cli.exits import failed, reported, say
 from fxdistill.errors import FxdistillError
 
 if TYPE_CHECKING:
-    from fxdistill.runtime.directory import RunDir
-    from fxdistill.runtime.finding import Found
+    from fxdistill.runtime.deployment.finding import Found
+    from fxdistill.runtime.run.directory import RunDir
 
 out = Console(highlight=False)
 
@@ -68,7 +68,7 @@ def export(
 
         from fxdistill.measure.model import other_precisions
         from fxdistill.preprocessing import NOTHING
-        from fxdistill.runtime import deploy, finding
+        from fxdistill.runtime.deployment import deploy, finding
 
         found = finding.find(
             model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
@@ -76,7 +76,7 @@ def export(
             checkpoint_entry=entry, embedding=embedding,
         )  # fmt: skip
         if precisions:
-            from fxdistill.runtime import exports, reducing
+            from fxdistill.runtime.deployment import exports, reducing
 
             how = reducing.Reducing(**values.said(
                 calibration=calibration and calibration.value, images=calibration_images,
@@ -128,8 +128,8 @@ def _refused(path: Path) -> Iterator[None]:
 
 def _noting(path: Path) -> "RunDir":
     """The run in which it is noted what files reach; what is damaged there is said before anything is written."""
-    from fxdistill.runtime import exports
-    from fxdistill.runtime.directory import RunDir
+    from fxdistill.runtime.deployment import exports
+    from fxdistill.runtime.run.directory import RunDir
 
     run = RunDir.existing(path)
     exports.read(run, run.plan())
@@ -138,7 +138,7 @@ def _noting(path: Path) -> "RunDir":
 
 def _optimized(found: "Found", output: Path, *, tolerance: float, embed: bool) -> None:
     """Simplify the file's graph, and say what became of it."""
-    from fxdistill.runtime import deploy
+    from fxdistill.runtime.deployment import deploy
 
     made = deploy.optimized(found, output, tolerance=tolerance, embed=embed)
     before, after = made.nodes

@@ -12,7 +12,7 @@ from fxdistill.cli.reporting import of_ended
 
 if TYPE_CHECKING:
     from fxdistill.compiler.shrink_model import ShrunkResult
-    from fxdistill.runtime.execution import Settings
+    from fxdistill.runtime.run.execution import Settings
 
 
 def carried_out(
@@ -33,8 +33,8 @@ def carried_out(
     from fxdistill.report.profile_view import profile_view
     from fxdistill.report.result_view import result_view
     from fxdistill.report.show import moved
-    from fxdistill.runtime import execute
-    from fxdistill.runtime.jobs import seeds_at_once
+    from fxdistill.runtime.run import execute
+    from fxdistill.runtime.run.jobs import seeds_at_once
 
     with progress.RunView(out if out.is_terminal else err, begins=settings.trials is None) as view:
         if jobs:
@@ -68,7 +68,7 @@ def step_run(folder: Path, settings: "Settings", out: Console) -> None:
     from fxdistill.plan.file import load
     from fxdistill.report import progress
     from fxdistill.report.layout import Line
-    from fxdistill.runtime import stepping
+    from fxdistill.runtime.smaller import stepping
     from fxdistill.tasks import TASKS
 
     with progress.RunView(out if out.is_terminal else err) as view:

@@ -60,7 +60,8 @@ def shrink(
         from fxdistill.cli import running
         from fxdistill.ir import contract
         from fxdistill.report.result_view import shrunk_view
-        from fxdistill.runtime import execution, shrinking
+        from fxdistill.runtime.run import execution
+        from fxdistill.runtime.smaller import shrinking
 
         passes, out = contract.PassManager(), Console(highlight=False)
         settings = execution.Settings(device=device.value, allow=tuple(allow_factory), trust_code=trust_code)

@@ -31,7 +31,7 @@ def bench(
             raise InputError("runs say themselves what they read", where="--input", hint="leave it out, or give a file")
 
         from fxdistill.report.timing_view import timing_view
-        from fxdistill.runtime import finding, timing
+        from fxdistill.runtime.deployment import finding, timing
 
         found = {}
         for model in models:

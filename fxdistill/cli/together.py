@@ -18,15 +18,15 @@ def starts(devices: int | None, nodes: int) -> bool:
 
 def start(command: Sequence[str], devices: int, nodes: int) -> int:
     """Run a command of fxdistill in several processes; returns the exit code."""
-    from fxdistill.runtime import launch
+    from fxdistill.runtime.processes import launch
 
     return launch.launch([sys.executable, "-m", *command], devices=devices, nodes=nodes)
 
 
 def is_first() -> bool:
     """Whether this process shows what there is to show; of several it ends, from here on, with what started it."""
-    from fxdistill.runtime import launch
-    from fxdistill.runtime.crew import Standing
+    from fxdistill.runtime.processes import launch
+    from fxdistill.runtime.processes.crew import Standing
 
     launch.follow()
     return Standing.here().rank == 0
@@ -36,7 +36,7 @@ def speaks(code: int) -> bool:
     """Whether this process says why the command ends with an exit code."""
     if _count() == 1:
         return True
-    from fxdistill.runtime import launch
+    from fxdistill.runtime.processes import launch
 
     return launch.speaks(code)
 
@@ -45,7 +45,7 @@ def ended(error: Exception) -> str:
     """What an error says that comes of another process having ended; '' for any other error."""
     if _count() == 1:
         return ""
-    from fxdistill.runtime import launch
+    from fxdistill.runtime.processes import launch
 
     found = launch.lost(error)
     return "" if found is None else str(found)

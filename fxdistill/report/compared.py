@@ -9,7 +9,7 @@ from rich.text import Text
 from fxdistill.measure.comparison import Apart, Comparison
 from fxdistill.report.evaluated import number, shown
 from fxdistill.report.layout import Line, Table, not_apart, points
-from fxdistill.runtime.finding import Found
+from fxdistill.runtime.deployment.finding import Found
 from fxdistill.tasks import Task
 
 _MOST_CLASSES = 20

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.report.layout import Line, Table
-from fxdistill.runtime.estimating import Estimate
+from fxdistill.runtime.run.estimating import Estimate
 
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _HEADER = ("stage", "epochs", "a step", "time", "activations", "memory")

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.report.layout import Line, Table
-from fxdistill.runtime.evaluating import Evaluated
-from fxdistill.runtime.finding import Found
+from fxdistill.runtime.deployment.evaluating import Evaluated
+from fxdistill.runtime.deployment.finding import Found
 from fxdistill.tasks import Task
 
 _NOTHING = "-"

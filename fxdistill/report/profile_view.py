@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.report.layout import Line, Table
-from fxdistill.runtime.profiling import PARTS, StageTimes
+from fxdistill.runtime.training.profiling import PARTS, StageTimes
 
 
 def profile_view(found: Sequence[StageTimes], where: str) -> RenderableType:

@@ -18,10 +18,10 @@ from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import diagnostics_view
 from fxdistill.report.remaining import Remaining
-from fxdistill.runtime.course import Progress as TrainProgress
-from fxdistill.runtime.execution import Observer
-from fxdistill.runtime.profiling import StageTimes
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run.execution import Observer
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training.course import Progress as TrainProgress
+from fxdistill.runtime.training.profiling import StageTimes
 from fxdistill.tasks import TASKS, Task
 
 _LEAST_COST = 0.05  # of an epoch: reading and augmenting images takes time too

@@ -35,8 +35,8 @@ def moved(run: Path) -> RenderableType:
 
 
 def _run(path: Path) -> tuple[Plan, dict[str, Any] | None, list[dict[str, Any]]]:
-    from fxdistill.runtime.directory import RunDir  # noqa: PLC0415  # slow to import, and a plan's file needs neither
-    from fxdistill.runtime.inspection import inspect  # noqa: PLC0415
+    from fxdistill.runtime.run.directory import RunDir  # noqa: PLC0415  # slow to import, and a plan's file needs neither
+    from fxdistill.runtime.run.inspection import inspect  # noqa: PLC0415
 
     plan, result, records, _ = inspect(RunDir.existing(path))
     return plan, result, records

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fxdistill.report.layout import Line, Table
-from fxdistill.runtime.timing import Timed
+from fxdistill.runtime.deployment.timing import Timed
 
 
 def timing_view(made: Sequence[Timed], *, threads: int, repeats: int) -> RenderableType:

@@ -1,1 +1,1 @@
-"""A run: executed, checked, trained, resumed, and what came out of it."""
+"""What runs: planning for what is found, training, a run with all it writes, and models by themselves."""

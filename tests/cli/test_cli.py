@@ -25,10 +25,11 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.runtime import checkpoint, preflight
-from fxdistill.runtime.course import Position
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Observer, Settings
+from fxdistill.runtime.planning import preflight
+from fxdistill.runtime.run import checkpoint
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.training.course import Position
 from tests import children, runs
 
 ALLOW = ("--allow-factory", runs.ALLOW[0])
@@ -281,7 +282,7 @@ def test_ctrl_c_before_there_is_a_run_does_not_say_resume(tmp_path: Path, monkey
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fxdistill.runtime.execute.execute", interrupt)
+    monkeypatch.setattr("fxdistill.runtime.run.execute.execute", interrupt)
     done = CliRunner().invoke(app, ["run", str(runs.plan_file()), "-o", str(tmp_path / "run"), "--device", "cpu"])
     assert done.exit_code == 130
     assert done.stderr.startswith("interrupted before anything was trained; start again with: fxdistill run ")
@@ -308,7 +309,7 @@ def test_whoever_asks_to_end_is_told_how_to_go_on_with_every_option(
         os.kill(os.getpid(), number)
         time.sleep(1)
 
-    monkeypatch.setattr("fxdistill.runtime.execute.execute", asked)
+    monkeypatch.setattr("fxdistill.runtime.run.execute.execute", asked)
     out = tmp_path / "run"
     done = CliRunner().invoke(app, ["run", str(runs.plan_file()), "-o", str(out), *OPTIONS])
     assert done.exit_code == code

@@ -20,9 +20,10 @@ from fxdistill.methods import RATE
 from fxdistill.modelfiles.load import load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import checkpoint, details, shrunken
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run import checkpoint, details
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.smaller import shrunken
 from tests import runs
 
 FEW = ("--macs", "0.5", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--device", "cpu")

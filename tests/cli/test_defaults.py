@@ -11,9 +11,9 @@ import typer
 import fxdistill
 from fxdistill.cli import compressing, evaluating, exporting, shrinking
 from fxdistill.cli.commands import run
-from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.reducing import Reducing
-from fxdistill.runtime.teaching import Teaching
+from fxdistill.runtime.deployment.reducing import Reducing
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.smaller.teaching import Teaching
 
 NAMES = {
     "save_every": "save_seconds", "calibration_images": "images", "tolerance_accuracy": "tolerance",

@@ -14,7 +14,7 @@ from fxdistill.cli.commands import app
 from fxdistill.data.load import load
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
-from fxdistill.runtime import deploy
+from fxdistill.runtime.deployment import deploy
 from tests import runs
 
 KEYS = ["model", "task", "reads", "images", "metric", "metrics", "of_class", "classes"]

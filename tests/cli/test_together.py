@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fxdistill.cli.commands import app
 from fxdistill.errors import DataError
-from fxdistill.runtime import launch
+from fxdistill.runtime.processes import launch
 from tests import runs
 
 PLACE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -48,7 +48,7 @@ def test_one_speaks_and_all_end_with_its_exit_code(
 
     for name, value in PLACE.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("fxdistill.runtime.execute.execute", fails)
+    monkeypatch.setattr("fxdistill.runtime.run.execute.execute", fails)
     monkeypatch.setattr(launch, "speaks", lambda _code: speaks)
     done = CliRunner().invoke(app, ["run", str(runs.plan_file()), "-o", str(tmp_path / "run")])
     assert done.exit_code == code
@@ -61,6 +61,6 @@ def test_a_fault_of_ours_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest
 
     for name, value in PLACE.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("fxdistill.runtime.execute.execute", fails)
+    monkeypatch.setattr("fxdistill.runtime.run.execute.execute", fails)
     done = CliRunner().invoke(app, ["run", str(runs.plan_file()), "-o", str(tmp_path / "run")])
     assert isinstance(done.exception, KeyError)

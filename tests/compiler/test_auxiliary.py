@@ -15,10 +15,10 @@ from fxdistill.modelfiles.load import load as load_model
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load, parse
 from fxdistill.plan.schema import Shrunken
-from fxdistill.runtime.course import Progress
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Observer, Settings
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training.course import Progress
 from tests import runs
 
 CPU = Settings(device="cpu", allow=runs.ALLOW, save_seconds=0)

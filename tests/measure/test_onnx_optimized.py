@@ -14,7 +14,7 @@ from fxdistill.cli.commands import app
 from fxdistill.measure import onnx_file, onnx_optimized
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.onnx_optimized import optimize_checked, rewritten
-from fxdistill.runtime import deploy
+from fxdistill.runtime.deployment import deploy
 from fxdistill.tasks import TASKS
 from tests import runs
 from tests.runtime.test_reducing import Twins

@@ -12,7 +12,7 @@ from fxdistill.errors import ModelError, ParityError
 from fxdistill.measure import gate, onnx_file, onnx_optimized
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.parity import Parity
-from fxdistill.runtime import finding
+from fxdistill.runtime.deployment import finding
 from fxdistill.tasks import TASKS
 
 SHAPE = (1, 3, 8, 8)

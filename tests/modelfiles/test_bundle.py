@@ -16,7 +16,7 @@ from fxdistill.modelfiles.bundle import KIND, read, save, save_trained
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import planning, preflight
+from fxdistill.runtime.planning import planner, preflight
 
 FACTORY = "fxdistill.models:convnet"
 KWARGS: dict[str, Any] = {"widths": [8, 16], "hidden": 6, "classes": 3}
@@ -104,7 +104,7 @@ def test_the_plans_own_reference_is_accepted(tmp_path: Path) -> None:
     save(network(), tmp_path / "whole.pt", factory=FACTORY, kwargs=KWARGS)
     for name, factory in (("graph.pt", None), ("whole.pt", FACTORY)):
         found = load(tmp_path / name)
-        ref = planning.reference(found, tmp_path / "plan.json")
+        ref = planner.reference(found, tmp_path / "plan.json")
         assert (ref.factory, ref.path, ref.sha256) == (factory, name, found.sha256)
         again = preflight.load_model(ref, tmp_path, seed=0)
         assert torch.equal(again(X), found.module(X))

@@ -21,7 +21,7 @@ from fxdistill.modelfiles.bundle import KIND, save
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
 from fxdistill.plan.schema import ModelRef
-from fxdistill.runtime import preflight
+from fxdistill.runtime.planning import preflight
 
 
 class Attack:

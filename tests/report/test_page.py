@@ -22,8 +22,8 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Masked
 from fxdistill.report.page import chart, compared, courses, document, parts, told, words
-from fxdistill.runtime.details import Details
-from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.run.details import Details
+from fxdistill.runtime.run.directory import RunDir
 from fxdistill.tasks import TASKS
 from tests import jobs, runs
 

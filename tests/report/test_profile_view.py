@@ -1,7 +1,7 @@
 """The summary of a profiled run: one screen, also a narrow one."""
 
 from fxdistill.report.profile_view import profile_view
-from fxdistill.runtime.profiling import StageTimes
+from fxdistill.runtime.training.profiling import StageTimes
 from tests.report.drawing import drawn
 
 

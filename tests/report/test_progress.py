@@ -8,8 +8,8 @@ from rich.console import Console
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan.file import load
 from fxdistill.report.progress import RunView
-from fxdistill.runtime.course import Position, Progress
-from fxdistill.runtime.trials import Trial, trials_of
+from fxdistill.runtime.run.trials import Trial, trials_of
+from fxdistill.runtime.training.course import Position, Progress
 from tests import runs
 from tests.report.drawing import drawn
 

@@ -9,7 +9,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 from fxdistill.report.result_view import result_view
 from fxdistill.report.show import show
-from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.run.directory import RunDir
 from tests import runs
 from tests.report.drawing import drawn
 

@@ -15,9 +15,9 @@ from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError, PlanError, RunDirError
 from fxdistill.measure.differences import paired
 from fxdistill.report.result_view import result_view
-from fxdistill.runtime import preflight
-from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.kept import exported_seed
+from fxdistill.runtime.planning import preflight
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.run.kept import exported_seed
 from fxdistill.tasks import TASKS
 from tests import runs
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.passes.instrument.builder import frozen
-from fxdistill.runtime import aside, reuse
-from fxdistill.runtime.aside import Aside
-from fxdistill.runtime.course import Progress
-from fxdistill.runtime.execution import Observer
-from fxdistill.runtime.halves import Halves
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run import reuse
+from fxdistill.runtime.run.execution import Observer
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training import aside
+from fxdistill.runtime.training.aside import Aside
+from fxdistill.runtime.training.course import Progress
+from fxdistill.runtime.training.halves import Halves
 from tests import runs
 
 

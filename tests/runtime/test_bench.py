@@ -12,9 +12,9 @@ from fxdistill.ir.running import digest
 from fxdistill.measure.model import metrics
 from fxdistill.modelfiles import factories
 from fxdistill.plan.file import load
-from fxdistill.runtime import bench
-from fxdistill.runtime.crew import Crew
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.processes.crew import Crew
+from fxdistill.runtime.run import bench
+from fxdistill.runtime.run.execution import Settings
 from fxdistill.tasks import TASKS
 from tests import runs, tiny_models
 from tests.by_hand import digits

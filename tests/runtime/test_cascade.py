@@ -32,14 +32,14 @@ from fxdistill.plan.members import Masked
 from fxdistill.plan.schema import ModelRef
 from fxdistill.plan.training import Plateau, Stage
 from fxdistill.report.result_view import result_view
-from fxdistill.runtime import checkpoint, hardening
-from fxdistill.runtime.average import Average
-from fxdistill.runtime.course import Means, Position
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Execution, Settings
-from fxdistill.runtime.hardening import harden_all
-from fxdistill.runtime.loop import _Running
-from fxdistill.runtime.optimizers import make_optimizer
+from fxdistill.runtime.run import checkpoint, hardening
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Execution, Settings
+from fxdistill.runtime.run.hardening import harden_all
+from fxdistill.runtime.training.average import Average
+from fxdistill.runtime.training.course import Means, Position
+from fxdistill.runtime.training.loop import _Running
+from fxdistill.runtime.training.optimizers import make_optimizer
 from fxdistill.tasks import TASKS
 from tests import runs
 from tests.report.drawing import drawn

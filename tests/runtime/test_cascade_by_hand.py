@@ -17,7 +17,7 @@ from fxdistill.data.load import load
 from fxdistill.methods.cascade import Threshold
 from fxdistill.passes.mask import kept_of
 from fxdistill.plan.training import ScoreOptimizer
-from fxdistill.runtime.optimizers import make_optimizer, set_rate
+from fxdistill.runtime.training.optimizers import make_optimizer, set_rate
 from tests.runtime.test_cascade import planned, teacher
 
 STEPS, SIZES, KEPT = 8, (8, 10), (7, 11, 18)

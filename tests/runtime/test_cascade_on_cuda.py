@@ -10,7 +10,7 @@ from fxdistill.files import write_text
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Budget, Masked
 from fxdistill.plan.schema import Precision
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run.execution import Settings
 from tests import runs
 from tests.runs import execute
 from tests.runtime.test_cascade import planned

@@ -30,12 +30,12 @@ from fxdistill.modelfiles import bundle, factories
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.terms import argued
 from fxdistill.report.show import show
-from fxdistill.runtime import checkpoint, directory, inspection, log, result
-from fxdistill.runtime.checkpoint import Checkpoint
-from fxdistill.runtime.course import Course, Means, Position
-from fxdistill.runtime.directory import RunDir, lock
-from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.log import Metrics
+from fxdistill.runtime.run import checkpoint, directory, inspection, log, result
+from fxdistill.runtime.run.checkpoint import Checkpoint
+from fxdistill.runtime.run.directory import RunDir, lock
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.run.log import Metrics
+from fxdistill.runtime.training.course import Course, Means, Position
 from tests import runs
 from tests.runs import execute
 

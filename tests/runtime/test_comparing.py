@@ -21,7 +21,7 @@ from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.report.compared import as_json
-from fxdistill.runtime import comparing, deploy, finding
+from fxdistill.runtime.deployment import comparing, deploy, finding
 from fxdistill.tasks import NO_LABEL, TASKS, Task
 from tests import runs
 from tests.measure.test_model import dataset

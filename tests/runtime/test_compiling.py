@@ -14,11 +14,12 @@ from fxdistill.errors import RunDirError
 from fxdistill.ir.program import Program
 from fxdistill.modelfiles import bundle
 from fxdistill.plan.file import load
-from fxdistill.runtime import checkpoint, compiling, loop
-from fxdistill.runtime.compiling import Choice
-from fxdistill.runtime.course import Progress
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Observer, Settings
+from fxdistill.runtime.run import checkpoint
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.training import compiling, loop
+from fxdistill.runtime.training.compiling import Choice
+from fxdistill.runtime.training.course import Progress
 from tests import runs
 
 

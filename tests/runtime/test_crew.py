@@ -28,9 +28,9 @@ from fxdistill.errors import FxdistillError, InputError, PlanError, RunDirError
 from fxdistill.losses import LOSSES, Context
 from fxdistill.modelfiles import bundle, factories
 from fxdistill.plan.file import load
-from fxdistill.runtime import devices, launch, spread, stopping
-from fxdistill.runtime.crew import Crew, Standing
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.processes import devices, launch, spread, stopping
+from fxdistill.runtime.processes.crew import Crew, Standing
+from fxdistill.runtime.run.execution import Settings
 from tests import runs
 from tests.runtime.test_checkpoint import equal
 from tests.runtime.test_stopping import asking
@@ -366,7 +366,7 @@ def test_machines_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.Monke
             launched(told, nodes=2)
     assert not [*tmp_path.iterdir()]
     second = f"raise SystemExit(launch.launch({commanded(told)!r}, devices=2, nodes=2))"
-    second = f"from fxdistill.runtime import launch; launch._GRACE = 0.3; {second}"
+    second = f"from fxdistill.runtime.processes import launch; launch._GRACE = 0.3; {second}"
     with subprocess.Popen([sys.executable, "-c", second], env={**os.environ, "NODE_RANK": "1"}) as other:
         assert launched(told, nodes=2) == 0
         assert other.wait(60) == 0
@@ -374,7 +374,7 @@ def test_machines_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_child_ends_with_its_parent() -> None:
-    code = "from fxdistill.runtime import launch; import time; launch.follow(); time.sleep(60)"
+    code = "from fxdistill.runtime.processes import launch; import time; launch.follow(); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, env={**os.environ, launch.CHILD: "1"})
     assert child.stdin is not None
     child.stdin.close()

@@ -16,10 +16,11 @@ from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
-from fxdistill.runtime import deploy, finding, shrinking
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.make_plan import make_plan
+from fxdistill.runtime.deployment import deploy, finding
+from fxdistill.runtime.planning.make_plan import make_plan
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.smaller import shrinking
 from tests import runs
 
 

@@ -23,10 +23,10 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import RunDirError, StorageError
 from fxdistill.report.page.document import document
 from fxdistill.report.page.told import of_run
-from fxdistill.runtime import details
-from fxdistill.runtime.details import Details
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Observer
+from fxdistill.runtime.run import details
+from fxdistill.runtime.run.details import Details
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Observer
 from fxdistill.tasks.classification import Classification
 from tests import runs
 

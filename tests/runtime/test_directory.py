@@ -14,9 +14,9 @@ import pytest
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.plan.file import load
 from fxdistill.report.show import show
-from fxdistill.runtime import directory
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run import directory
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Settings
 from tests import runs
 from tests.runs import execute
 

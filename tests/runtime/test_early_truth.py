@@ -13,7 +13,7 @@ from fxdistill.errors import PlanError, TrainingError
 from fxdistill.files import file_sha256
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.load import load
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run.execution import Settings
 from tests import runs
 
 CPU = Settings(device="cpu", allow=runs.ALLOW)

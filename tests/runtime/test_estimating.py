@@ -16,10 +16,11 @@ from fxdistill.compiler.build import specialize
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 from fxdistill.report.estimate_view import size, span
-from fxdistill.runtime import estimating, preflight
-from fxdistill.runtime.arms import build_program
-from fxdistill.runtime.estimating import Estimate, Saved, StageEstimate, bytes_of
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.planning import preflight
+from fxdistill.runtime.run import estimating
+from fxdistill.runtime.run.arms import build_program
+from fxdistill.runtime.run.estimating import Estimate, Saved, StageEstimate, bytes_of
+from fxdistill.runtime.run.trials import Trial
 from tests import runs
 
 

@@ -29,12 +29,15 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.plan.training import Stage
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime import checkpoint, deploy, loop, optimizers, preflight
-from fxdistill.runtime.checkpoint import load as load_checkpoint
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Observer, Settings
-from fxdistill.runtime.result import summary
-from fxdistill.runtime.trials import Trial, trials_of
+from fxdistill.runtime.deployment import deploy
+from fxdistill.runtime.planning import preflight
+from fxdistill.runtime.run import checkpoint
+from fxdistill.runtime.run.checkpoint import load as load_checkpoint
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.run.result import summary
+from fxdistill.runtime.run.trials import Trial, trials_of
+from fxdistill.runtime.training import loop, optimizers
 from fxdistill.tasks import TASKS
 from tests import runs
 from tests.plugins import Add
@@ -193,7 +196,7 @@ def _begin(*_: object, **__: object) -> None:
 def test_a_teacher_at_chance_is_refused_unless_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     observer = Observer(on_diagnostic=lambda remark: said.append(remark.code))
-    monkeypatch.setattr("fxdistill.runtime.execute.train", _begin)
+    monkeypatch.setattr("fxdistill.runtime.run.execute.train", _begin)
     plan = _untaught("at-chance")
     with pytest.raises(ModelError, match=r"hardly anything to teach.*where chance is") as refusal:
         execute(plan, tmp_path / "run", CPU, observer)
@@ -260,7 +263,7 @@ def test_no_compiler_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         return Broken()
 
-    monkeypatch.setattr("fxdistill.runtime.loop.compiled", broken)
+    monkeypatch.setattr("fxdistill.runtime.training.loop.compiled", broken)
     with pytest.raises(InputError, match=r"torch\.compile"):
         execute(runs.plan_file(), tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, compile=True))
 
@@ -350,7 +353,7 @@ def test_a_run_goes_on_as_it_was_begun(tmp_path: Path, monkeypatch: pytest.Monke
     plan = runs.edited("kd", main_stage_only)
     begun = Settings(device="cpu", allow=runs.ALLOW, precision="bf16-mixed", save_seconds=0)
     with monkeypatch.context() as patch:
-        patch.setattr("fxdistill.runtime.arms.checkpoint.save", _saved_once(checkpoint.save))
+        patch.setattr("fxdistill.runtime.run.arms.checkpoint.save", _saved_once(checkpoint.save))
         with pytest.raises(KeyboardInterrupt):
             execute(plan, tmp_path / "run", begun)
     before = runs.snapshot(tmp_path / "run")

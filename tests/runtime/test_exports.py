@@ -9,8 +9,8 @@ import pytest
 
 from fxdistill.errors import RunDirError
 from fxdistill.report.page import document, told
-from fxdistill.runtime import exports
-from fxdistill.runtime.directory import RunDir
+from fxdistill.runtime.deployment import exports
+from fxdistill.runtime.run.directory import RunDir
 from tests import jobs, runs
 
 

@@ -14,11 +14,11 @@ from fxdistill.errors import InputError, PlanError, RunDirError
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 from fxdistill.plan.training import CONTROL
-from fxdistill.runtime import checkpoint, extension, result
-from fxdistill.runtime.course import Progress
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Observer, Settings
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run import checkpoint, extension, result
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training.course import Progress
 from tests import runs
 from tests.runs import execute
 from tests.runtime.test_checkpoint import equal

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fxdistill
 from fxdistill.data.load import load
-from fxdistill.runtime import fitting
+from fxdistill.runtime.planning import fitting
 from fxdistill.tasks import TASKS
 
 

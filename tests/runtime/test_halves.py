@@ -16,10 +16,10 @@ from fxdistill.compiler.build import specialize
 from fxdistill.data.batches import batches, order
 from fxdistill.data.dataset import Split
 from fxdistill.passes.divide import Divide, Divided
-from fxdistill.runtime import halves
-from fxdistill.runtime.halves import PIXELS, Halves, Looks
-from fxdistill.runtime.reuse import key_of
-from fxdistill.runtime.shelf import Folder, Memory, Shelf
+from fxdistill.runtime.run.reuse import key_of
+from fxdistill.runtime.training import halves
+from fxdistill.runtime.training.halves import PIXELS, Halves, Looks
+from fxdistill.runtime.training.shelf import Folder, Memory, Shelf
 from tests import tiny_models
 from tests.passes.test_divide import BATCH, program_of
 
@@ -72,7 +72,7 @@ def test_the_frozen_half_is_timed_on_a_few_images_of_a_batch(monkeypatch: pytest
         return fresh(self, images)
 
     monkeypatch.setattr(Halves, "fresh", counted)
-    monkeypatch.setattr("fxdistill.runtime.halves.time.perf_counter", map(float, itertools.count()).__next__)
+    monkeypatch.setattr("fxdistill.runtime.training.halves.time.perf_counter", map(float, itertools.count()).__next__)
     images = torch.rand(96, 3, 8, 8)
     assert found.tried(images) == 3.0  # a second for 32 of them
     assert counts == [32, 32]

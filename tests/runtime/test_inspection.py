@@ -14,11 +14,11 @@ import torch
 
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.report.show import show
-from fxdistill.runtime import checkpoint
-from fxdistill.runtime.checkpoint import Checkpoint
-from fxdistill.runtime.course import Means, Position
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run import checkpoint
+from fxdistill.runtime.run.checkpoint import Checkpoint
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.training.course import Means, Position
 from tests import runs
 
 CPU = Settings(device="cpu", allow=runs.ALLOW)

@@ -21,9 +21,10 @@ from fxdistill import files
 from fxdistill.cli.commands import app
 from fxdistill.errors import InputError, RunDirError, TrainingError
 from fxdistill.measure import onnx_file
-from fxdistill.runtime import checkpoint, details, jobs, launch
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Observer, Settings
+from fxdistill.runtime.processes import launch
+from fxdistill.runtime.run import checkpoint, details, jobs
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Observer, Settings
 from tests import runs
 
 TIMES = ("seconds", "reuse")

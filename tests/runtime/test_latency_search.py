@@ -20,8 +20,9 @@ from fxdistill.measure import layer_times, onnx_file
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.load import load
 from fxdistill.passes.trace import Trace
-from fxdistill.runtime import details, latency_search, shrinking, shrunken
-from fxdistill.runtime.latency_search import Measured, Wanted, interval, within
+from fxdistill.runtime.run import details
+from fxdistill.runtime.smaller import latency_search, shrinking, shrunken
+from fxdistill.runtime.smaller.latency_search import Measured, Wanted, interval, within
 from tests import runs
 
 IMAGE = (1, 3, 16, 16)

@@ -10,8 +10,8 @@ import pytest
 from fxdistill.errors import InputError
 from fxdistill.ir.layers import Layer
 from fxdistill.measure.layer_times import Case, Table
-from fxdistill.runtime import latency_table
-from fxdistill.runtime.latency_table import kept, machine, read, write
+from fxdistill.runtime.smaller import latency_table
+from fxdistill.runtime.smaller.latency_table import kept, machine, read, write
 
 CPU = "CPUExecutionProvider"
 WIDE, FLAT = Layer(48, 64, 1, (1, 8, 8), (8, 8), (3, 3)), Layer(64, 10, 1, (7,))

@@ -15,8 +15,8 @@ from fxdistill.compiler.build import build
 from fxdistill.data.dataset import Dataset, Split
 from fxdistill.errors import PlanError
 from fxdistill.ir.program import Program
-from fxdistill.runtime import layouts
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.training import layouts
 from tests import runs, tiny_models
 from tests.tiny_models import Body, Classifier, awake, conv_norm, planned
 

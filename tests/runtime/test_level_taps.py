@@ -23,8 +23,8 @@ from fxdistill.models import vgg
 from fxdistill.passes.mask import kept_of
 from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
-from fxdistill.runtime.hardening import harden_all
-from fxdistill.runtime.optimizers import make_optimizer
+from fxdistill.runtime.run.hardening import harden_all
+from fxdistill.runtime.training.optimizers import make_optimizer
 from tests import runs
 from tests.passes.test_mask import MODELS
 from tests.runs import execute

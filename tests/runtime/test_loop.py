@@ -6,10 +6,10 @@ from fxdistill.compiler.build import specialize
 from fxdistill.errors import TrainingError
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.runtime.average import Average
-from fxdistill.runtime.course import Means, Position
-from fxdistill.runtime.loop import _Running, step_seeded
-from fxdistill.runtime.optimizers import make_optimizer
+from fxdistill.runtime.training.average import Average
+from fxdistill.runtime.training.course import Means, Position
+from fxdistill.runtime.training.loop import _Running, step_seeded
+from fxdistill.runtime.training.optimizers import make_optimizer
 from tests import runs
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from torch import nn
 
 import fxdistill
 from fxdistill.errors import InputError
-from fxdistill.runtime import memory
-from fxdistill.runtime.execution import Settings
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.training import memory
 from tests import runs
 
 SHAPE = (1, 3, 16, 16)
@@ -46,7 +46,7 @@ def test_what_no_machine_could_take_is_refused_unless_forced(tmp_path: Path, mon
     assert "--force" in caught.value.hint
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(memory, "needed", lambda *_: pytest.fail("it was forced"))
-    monkeypatch.setattr("fxdistill.runtime.execute.train", _stop)
+    monkeypatch.setattr("fxdistill.runtime.run.execute.train", _stop)
     with pytest.raises(KeyboardInterrupt):
         runs.execute(runs.plan_file(), tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, force=True))
 

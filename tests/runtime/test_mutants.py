@@ -12,9 +12,10 @@ from lightning_fabric import Fabric
 from fxdistill.data.augmentations import _apply
 from fxdistill.data.augmentations._apply import rows
 from fxdistill.ir.program import Program
-from fxdistill.runtime import execute, loop
-from fxdistill.runtime.average import Average
-from fxdistill.runtime.course import Progress
+from fxdistill.runtime.run import execute
+from fxdistill.runtime.training import loop
+from fxdistill.runtime.training.average import Average
+from fxdistill.runtime.training.course import Progress
 from tests import by_hand, recorded
 from tests.by_hand import SEEDS
 

@@ -18,8 +18,9 @@ from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.training import Recalibration
-from fxdistill.runtime import arms, norms
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run import arms
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training import norms
 from fxdistill.tasks import TASKS
 from tests import jobs
 from tests.tiny_models import planned

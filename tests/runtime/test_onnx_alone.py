@@ -22,7 +22,7 @@ from fxdistill.measure import onnx_file
 from fxdistill.measure.onnx_model import as_pixels
 from fxdistill.modelfiles.bundle import save
 from fxdistill.preprocessing import Preprocessing, Wishes
-from fxdistill.runtime import deploy, finding
+from fxdistill.runtime.deployment import deploy, finding
 
 ROOT = Path(__file__).parents[2]
 OWN = Preprocessing(

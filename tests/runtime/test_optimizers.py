@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fxdistill.compiler.build import build, specialize
 from fxdistill.plan.training import LossTerm, Optimizer, Stage
-from fxdistill.runtime.optimizers import make_optimizer, set_rate, take_up
+from fxdistill.runtime.training.optimizers import make_optimizer, set_rate, take_up
 from tests import tiny_models
 from tests.tiny_models import awake, planned
 

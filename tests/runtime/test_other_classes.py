@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fxdistill
 from fxdistill.errors import InputError, ModelError
 from fxdistill.plan.document import Plan
-from fxdistill.runtime import fitting
+from fxdistill.runtime.planning import fitting
 from tests import jobs, runs
 
 TEACHER = {"widths": [8, 16], "outputs": 7}

@@ -15,7 +15,7 @@ from fxdistill.ir.views import seen
 from fxdistill.modelfiles.bundle import state_of
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.runtime import deploy
+from fxdistill.runtime.deployment import deploy
 from tests import jobs, runs
 
 ENTRIES = {"named": "logits", "mapping": "logits", "pair": "1"}

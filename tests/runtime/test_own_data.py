@@ -77,7 +77,7 @@ def test_the_test_split_is_measured_for_the_last_line_only(tmp_path: Path, monke
         seen.append((on, len(dataset.split(on))))
         return measure(module, dataset, *args, on=on, **kwargs)
 
-    monkeypatch.setattr("fxdistill.runtime.bench.metrics", noted)
+    monkeypatch.setattr("fxdistill.runtime.run.bench.metrics", noted)
     spec = jobs.arrays(tmp_path / "all.npz", np.arange(96) % 4)
     plan = jobs.planned(tmp_path, TEACHER, STUDENT, "--data", spec, "--method", "kd", "--val", "0.25", "--seed", "3")
     assert plan.data.val is not None

@@ -16,7 +16,9 @@ from fxdistill.modelfiles.bundle import KIND, save
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.preprocessing import Preprocessing, Wishes, in_words
-from fxdistill.runtime import deploy, preprocess, shrinking
+from fxdistill.runtime.deployment import deploy
+from fxdistill.runtime.planning import preprocess
+from fxdistill.runtime.smaller import shrinking
 from fxdistill.tasks import TASKS
 from tests import jobs
 

@@ -14,11 +14,11 @@ from fxdistill.errors import RunDirError
 from fxdistill.modelfiles import bundle
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
-from fxdistill.runtime import profiling
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Execution, Observer, Settings
-from fxdistill.runtime.profiling import PARTS, StageTimes, Stopwatch
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Execution, Observer, Settings
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training import profiling
+from fxdistill.runtime.training.profiling import PARTS, StageTimes, Stopwatch
 from tests import runs
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from fxdistill.compiler.build import specialize
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.runtime import recording
-from fxdistill.runtime.execute import execute
-from fxdistill.runtime.execution import Observer, Settings
-from fxdistill.runtime.recording import Recorder
+from fxdistill.runtime.run.execute import execute
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.training import recording
+from fxdistill.runtime.training.recording import Recorder
 from tests import runs, tiny_models
 from tests.passes.test_divide import BATCH, program_of
 

@@ -18,8 +18,8 @@ from fxdistill.measure import onnx_file, onnx_reduced
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.onnx_model import OnnxModel
 from fxdistill.measure.onnx_reduced import Calibration, Precision
-from fxdistill.runtime import deploy, finding, reducing
-from fxdistill.runtime.reducing import Reduced, Reducing
+from fxdistill.runtime.deployment import deploy, finding, reducing
+from fxdistill.runtime.deployment.reducing import Reduced, Reducing
 from tests import runs
 
 ANY = Reducing(tolerance=100, disagreement=100)

@@ -15,12 +15,13 @@ from fxdistill.ir.program import Program
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
-from fxdistill.runtime import halves, reuse
-from fxdistill.runtime.arms import build_program
-from fxdistill.runtime.course import Progress
-from fxdistill.runtime.execution import Execution, Observer
-from fxdistill.runtime.shelf import Memory
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run import reuse
+from fxdistill.runtime.run.arms import build_program
+from fxdistill.runtime.run.execution import Execution, Observer
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training import halves
+from fxdistill.runtime.training.course import Progress
+from fxdistill.runtime.training.shelf import Memory
 from fxdistill.tasks import TASKS
 from tests.by_hand import digits
 from tests.runs import ALLOW, CPU, STUDENT, TEACHER, edited, execute, metrics

@@ -18,12 +18,13 @@ from fxdistill.modelfiles.load import load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import Wishes
-from fxdistill.runtime import checkpoint, details, shrinking
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Settings
-from fxdistill.runtime.shrunken import Reading, size_of, wished
-from fxdistill.runtime.stepping import Steps, request
-from fxdistill.runtime.teaching import Teaching
+from fxdistill.runtime.run import checkpoint, details
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Settings
+from fxdistill.runtime.smaller import shrinking
+from fxdistill.runtime.smaller.shrunken import Reading, size_of, wished
+from fxdistill.runtime.smaller.stepping import Steps, request
+from fxdistill.runtime.smaller.teaching import Teaching
 from tests import runs
 
 CPU = Settings(device="cpu")

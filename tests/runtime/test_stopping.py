@@ -10,11 +10,12 @@ import pytest
 import typer
 
 from fxdistill.cli.exits import reported
-from fxdistill.runtime import checkpoint, stopping
-from fxdistill.runtime.course import Position, Progress
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.execution import Observer, Settings
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.processes import stopping
+from fxdistill.runtime.run import checkpoint
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training.course import Position, Progress
 from tests import runs
 from tests.runs import execute
 from tests.runtime.test_checkpoint import equal

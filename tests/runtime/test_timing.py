@@ -15,8 +15,8 @@ from fxdistill.errors import InputError
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.latency import Latency
 from fxdistill.report.timing_view import timing_view
-from fxdistill.runtime import deploy, finding, timing
-from fxdistill.runtime.timing import Timed
+from fxdistill.runtime.deployment import deploy, finding, timing
+from fxdistill.runtime.deployment.timing import Timed
 from tests import runs
 
 

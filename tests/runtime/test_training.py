@@ -27,11 +27,11 @@ from fxdistill.measure.model import metrics
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef, Shrunken
-from fxdistill.runtime.course import Position, Progress
-from fxdistill.runtime.execute import execute
-from fxdistill.runtime.execution import Observer, Settings
-from fxdistill.runtime.optimizers import make_optimizer
-from fxdistill.runtime.trials import Trial
+from fxdistill.runtime.run.execute import execute
+from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.run.trials import Trial
+from fxdistill.runtime.training.course import Position, Progress
+from fxdistill.runtime.training.optimizers import make_optimizer
 from fxdistill.tasks import TASKS
 from tests import by_hand, recorded
 from tests.by_hand import SEEDS, STAGES

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fxdistill.runtime import result
+from fxdistill.runtime.run import result
 from tests import jobs, runs
 
 STRANGE = {"widths": [8, 16], "answers": "strange"}  # computes what ONNX has no operation for

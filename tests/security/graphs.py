@@ -10,7 +10,7 @@ from typing import Any
 from fxdistill import container
 from fxdistill.modelfiles import factories
 from fxdistill.modelfiles.load import load
-from fxdistill.runtime import deploy
+from fxdistill.runtime.deployment import deploy
 from tests.security.made import EVIL, MARK, TOUCH, Attack, Content, Make, bundle_with, file, plan_with
 
 Change = Callable[[Content], object]

@@ -27,7 +27,7 @@ from fxdistill.errors import FxdistillError
 from fxdistill.modelfiles import factories
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.load import load
-from fxdistill.runtime import deploy
+from fxdistill.runtime.deployment import deploy
 from tests.security import data, graphs, onnx_files, pickles, runs
 from tests.security.made import EVIL, SHAPE, Attack, Read, file, network, weights
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from onnx import ModelProto, TensorProto, helper
 
-from fxdistill.runtime import deploy
+from fxdistill.runtime.deployment import deploy
 from tests.security.made import EVIL, Attack, Make, file
 
 OPSET = [helper.make_opsetid("", 17), helper.make_opsetid("evil", 1), helper.make_opsetid("com.microsoft", 1)]

@@ -8,7 +8,7 @@ from typing import Any
 from fxdistill import container
 from fxdistill.plan.file import load
 from fxdistill.report.show import show
-from fxdistill.runtime import execute, execution
+from fxdistill.runtime.run import execute, execution
 from tests.security.made import EVIL, Attack, Content, Make, file, plan, plan_with
 
 Change = Callable[[Content], object]

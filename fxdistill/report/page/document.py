@@ -16,8 +16,8 @@ from fxdistill.report.page import chart
 from fxdistill.report.page.compared import compared
 from fxdistill.report.page.parts import Page, page_of
 from fxdistill.report.page.told import Told, of_plan, of_run
-from fxdistill.runtime.directory import origin_of
-from fxdistill.runtime.planned import planned_outline
+from fxdistill.runtime.planning.outline import planned_outline
+from fxdistill.runtime.run.directory import origin_of
 
 _FOLDER = Path(__file__).parent
 _STYLES = ("drawing.css", "style.css")

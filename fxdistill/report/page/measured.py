@@ -6,7 +6,7 @@ from fxdistill.report.layout import points
 from fxdistill.report.page.chart import metric_text
 from fxdistill.report.page.dumbbell import Dumbbell, dumbbell
 from fxdistill.report.page.told import Told
-from fxdistill.runtime.details import Beside, OfClass, Shown, is_picture
+from fxdistill.runtime.run.details import Beside, OfClass, Shown, is_picture
 from fxdistill.tasks import Task
 
 _CLASSES = 16

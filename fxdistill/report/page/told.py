@@ -18,11 +18,12 @@ from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.training import CONTROL
 from fxdistill.report.page import words
 from fxdistill.report.page.courses import Course, kept_of, losses_of, metric_of, rates_of
-from fxdistill.runtime import details, exports
-from fxdistill.runtime.details import Details
-from fxdistill.runtime.directory import RunDir
-from fxdistill.runtime.exports import Export
-from fxdistill.runtime.inspection import inspect
+from fxdistill.runtime.deployment import exports
+from fxdistill.runtime.deployment.exports import Export
+from fxdistill.runtime.run import details
+from fxdistill.runtime.run.details import Details
+from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.inspection import inspect
 from fxdistill.tasks import TASKS, Task
 
 _OTHERS = 4

@@ -1,0 +1,1 @@
+"""A model by itself: evaluated, exported, in less precision, timed, compared."""

@@ -1,0 +1,143 @@
+"""How long models take, side by side: in ONNX Runtime, and in torch as they are.
+
+    images a second = batch / median time of a run
+
+All runs of a batch size take turns, so that a machine's slow moments hit all of them alike. A model that is no ONNX
+file is written as one for the occasion; what it answers is not compared (``export`` does that).
+"""
+
+import contextlib
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fxdistill.errors import InputError
+from fxdistill.measure import latency, onnx_file
+from fxdistill.measure.latency import Latency
+from fxdistill.measure.model import evaluating
+from fxdistill.measure.onnx_model import OnnxModel
+from fxdistill.runtime.deployment.finding import Found
+from fxdistill.runtime.training import memory
+
+TORCH = "torch"
+"""What runs a model as it is."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """How long a model takes.
+
+    Attributes:
+        model: Its name.
+        batch: Images a run.
+        latency: Of a run; its provider is that of ONNX Runtime, or ``torch``.
+        image: Shape of an image, channels first.
+    """
+
+    model: str
+    batch: int
+    latency: Latency
+    image: tuple[int, ...]
+
+    @property
+    def images_per_second(self) -> float:
+        """By the median run."""
+        return self.batch * 1000 / self.latency.median_ms
+
+
+def timed(
+    models: Mapping[str, Found], *, batches: Sequence[int] = (1,), repeats: int = 50, threads: int = 1,
+    provider: str = "CPUExecutionProvider", eager: bool = False,
+) -> list[Timed]:  # fmt: skip
+    """How long each of some models takes, for each batch size, in the order of both.
+
+    Args:
+        models: They, by name.
+        batches: Images a run.
+        repeats: Timed runs of each; five more come before.
+        threads: Threads within an operator.
+        provider: ONNX Runtime's name of the execution provider.
+        eager: Whether models that are no ONNX files are timed in torch, on the CPU, as well.
+
+    Raises:
+        InputError: There is nothing to time, no such provider, or a batch does not fit into memory.
+        ModelError: A model does not run, or cannot be written as ONNX.
+    """
+    if not models or not batches or repeats < 1:
+        raise InputError("there is nothing to time", where="bench", hint="give a model, a batch size and repeats")
+    latency.check_provider(provider)
+    made: list[Timed] = []
+    with tempfile.TemporaryDirectory() as folder, _threads(threads), contextlib.ExitStack() as modes:
+        files = {
+            name: _file(found, Path(folder) / f"{place}.onnx") for place, (name, found) in enumerate(models.items())
+        }
+        modules = {name: found.module for name, found in models.items() if not isinstance(found.module, OnnxModel)}
+        for module in modules.values() if eager else ():
+            modes.enter_context(evaluating(module))
+        for batch in batches:
+            calls: dict[tuple[str, str], Callable[[], object]] = {}
+            for name, found in models.items():
+                shape = _shape(found, batch, where=name)
+                calls[name, provider] = latency.call(
+                    files[name], _given(found, shape), provider=provider, threads=threads
+                )
+                if eager and name in modules:
+                    calls[name, TORCH] = functools.partial(modules[name], _images(modules[name], shape))
+            seconds = latency.interleaved(calls, repeats=repeats)
+            made += [
+                Timed(name, batch, latency.over(seconds[name, by], by), tuple(models[name].input_shape[1:]))
+                for name, by in calls
+            ]
+    return made
+
+
+def _file(found: Found, draft: Path) -> Path:
+    """The model as an ONNX file."""
+    if isinstance(found.module, OnnxModel):
+        return found.module.path
+    onnx_file.export_onnx(
+        found.module, draft, input_shape=found.input_shape, entry=found.entry, prediction_name=found.prediction_name
+    )
+    return draft
+
+
+def _shape(found: Found, batch: int, *, where: str) -> tuple[int, ...]:
+    """The shape of a batch; refused where its images alone take more memory than there is."""
+    shape = (batch, *found.input_shape[1:])
+    wanted, there = 4 * math.prod(shape), memory.available("cpu")
+    if there is not None and wanted > there:
+        raise InputError(
+            f"{batch:,} images take {wanted / 1e9:,.0f} GB, and there are {there / 1e9:,.0f} GB of memory",
+            where=where, hint="use a smaller --batch or --input",
+        )  # fmt: skip
+    return shape
+
+
+def _images(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Noise in the precision of the module's weights."""
+    weight = next((one for one in module.parameters() if one.is_floating_point()), torch.empty(0))
+    return torch.randn(shape, dtype=weight.dtype)
+
+
+def _given(found: Found, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what a model's file is given: pixels with their channels last, where it normalises them itself."""
+    module = found.module
+    batch, channels, *sides = shape
+    return (batch, *sides, channels) if isinstance(module, OnnxModel) and module.description.embedded else shape
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch with so many threads within an operator."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""A run: executed, checked, resumed, and what came out of it."""

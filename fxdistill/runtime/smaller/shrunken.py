@@ -1,0 +1,196 @@
+"""A model made smaller as it reads images: what is wanted, the batch that is looked at, the file."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
+from fxdistill.criteria import CRITERIA
+from fxdistill.data.batches import first_batch
+from fxdistill.errors import InputError
+from fxdistill.ir.contract import PassManager
+from fxdistill.ir.cost import Limit, Size, limits_of
+from fxdistill.ir.layers import Timing
+from fxdistill.ir.views import seen
+from fxdistill.measure.layer_times import UNIT
+from fxdistill.modelfiles import bundle, pt2
+from fxdistill.modelfiles.load import LoadedModel
+from fxdistill.passes.thin.search import Ranking
+from fxdistill.passes.trace import Trace
+from fxdistill.preprocessing import Preprocessing, Wishes
+from fxdistill.runtime.deployment.finding import MODEL
+from fxdistill.runtime.planning import fitting, preprocess
+from fxdistill.runtime.smaller.latency_search import Clock, Wanted, clock_of
+from fxdistill.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How much of a model is to stay, and which channels; see :func:`shrink`.
+
+    Attributes:
+        keep: Share of the channels to keep.
+        limits: What the model may cost instead.
+        ranking: What competes.
+        floor: The least share of its channels that a layer keeps.
+        scopes: Parts with a share of their own.
+        by: Importance of a channel, by name.
+        round_to: Widths become multiples of this; None for what :class:`Thin` chooses.
+        protect: Paths whose channels stay.
+        only: Paths of the modules to prune.
+        seed: Seed of criteria that draw, and of the proof.
+        before: The widths of layers before earlier steps: floors and shares of parts are of these.
+        latency: How long the model may take.
+    """
+
+    keep: float | None = None
+    limits: tuple[Limit, ...] = ()
+    ranking: Ranking | None = None
+    floor: float | None = None
+    scopes: tuple[tuple[str, float], ...] = ()
+    by: str = "l1"
+    round_to: int | None = None
+    protect: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    seed: int = 0
+    before: tuple[tuple[str, int], ...] = ()
+    latency: Wanted | None = None
+
+
+def wished(
+    *, keep: float | None = None, macs: float | None = None, params: float | None = None,
+    latency: float | str | None = None, on: str = "cpu", round_to: int | None = None,
+    scopes: Mapping[str, float] = MappingProxyType({}), protect: Sequence[str] = (), only: Sequence[str] = (),
+    **others: Any,
+) -> Wish:  # fmt: skip
+    """A wish, from the arguments of :func:`fxdistill.shrink`.
+
+    Raises:
+        InputError: The latency is none, or both it and ``keep`` are given.
+    """
+    time = None if latency is None else Wanted.of(latency, on)
+    if time is not None and keep is not None:
+        raise InputError("both --latency and --keep say how much to keep", where="--keep", hint="give one of them")
+    return Wish(
+        keep=keep, limits=limits_of(macs=macs, parameters=params), latency=time,
+        round_to=round_to or (None if time is None else UNIT), scopes=tuple(scopes.items()), protect=tuple(protect),
+        only=tuple(only), **others,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model is looked at with.
+
+    Attributes:
+        data: A data spec; None for none.
+        task: What the data is for.
+        input_shape: Shape of one batch; None for that of the file or the data.
+        wishes: What is to be other than model and data say of the preprocessing.
+        allow: Modules whose factories may be called.
+        class_map: A file with the model's classes, for data that has some of them.
+    """
+
+    data: str | None = None
+    task: str = "classification"
+    input_shape: tuple[int, ...] | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    allow: tuple[str, ...] = ()
+    class_map: Path | None = None
+
+
+def shrunk(
+    found: LoadedModel, wish: Wish, reading: Reading, *, clock: Clock | None, passes: PassManager | None = None
+) -> tuple[ShrunkResult, Preprocessing | None]:
+    """A model made smaller, and what it does to an image before it looks at it; nothing is written.
+
+    Args:
+        found: The model.
+        wish: What is wanted of it.
+        reading: What it is looked at with.
+        clock: What says how long it takes, where a latency is wanted: see :func:`timed`.
+        passes: A manager to run the passes in.
+
+    Raises:
+        InputError: The request changes nothing, or does not go with the model.
+        PassError: The smaller model is not the masked one.
+    """
+    task = TASKS.get(reading.task)
+    read, shape = _looked(found, reading)
+    own = read.preprocessing[MODEL]
+    first = None
+    if read.dataset is not None and CRITERIA.get(wish.by).needs_batch:
+        spec = str(reading.data)
+        dataset = fitting.mapped(
+            read.dataset, reading.class_map, found.module, task, input_shape=(1, *shape[1:]), spec=spec
+        )
+        first = first_batch(dataset)
+    examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
+
+    def make(*limits: Limit, timing: Timing | None = None) -> ShrunkResult:
+        return shrink_model(
+            found.module, input_shape=shape, keep=wish.keep, limits=(*limits, *wish.limits), ranking=wish.ranking,
+            floor=wish.floor, scopes=wish.scopes, criterion=wish.by, round_to=wish.round_to, protect=wish.protect,
+            only=wish.only, seed=wish.seed, before=wish.before, passes=passes, batch=examples,
+            loss=supervised_loss(task), timing=timing,
+        )  # fmt: skip
+
+    if wish.latency is None or clock is None:
+        made = make()
+    else:
+        made = clock.search(wish.latency, lambda limit, timing: make(limit, timing=timing))
+    return made, own if own.source.normalisation not in ("", "the data") else found.preprocessing
+
+
+@contextmanager
+def timed(found: LoadedModel, wish: Wish, reading: Reading, table: Path | None = None) -> Iterator[Clock | None]:
+    """What says how long a model takes and what is made of it; None where no latency is wanted.
+
+    Args:
+        found: The original.
+        wish: What is wanted of it.
+        reading: What it is looked at with.
+        table: A file with times of layers, or None.
+
+    Raises:
+        InputError: As :func:`fxdistill.runtime.smaller.latency_search.clock_of`.
+    """
+    if wish.latency is None:
+        yield None
+        return
+    with clock_of(found.module, _looked(found, reading)[1], wish.latency.provider, table=table) as held:
+        yield held
+
+
+def since(held: Clock | None, found: LoadedModel, reading: Reading) -> Clock | None:
+    """The same for what was made of the original by now."""
+    return None if held is None else held.of(found.module, _looked(found, reading)[1])
+
+
+def size_of(found: LoadedModel, reading: Reading) -> Size:
+    """What a model costs as it is read."""
+    traced = Trace(_looked(found, reading)[1])(found.module).value
+    return Size(sum(one.numel() for one in found.module.parameters()), traced.macs)
+
+
+def _looked(found: LoadedModel, reading: Reading) -> tuple[preprocess.Seen, tuple[int, ...]]:
+    """The data, and the shape of a batch as the model reads it."""
+    read = preprocess.look(
+        {MODEL: found}, reading.data, task=TASKS.get(reading.task), wishes={MODEL: reading.wishes},
+        shape=reading.input_shape, allow=reading.allow,
+    )  # fmt: skip
+    batch = (reading.input_shape or found.input_shape or (1,))[0]
+    return read, (batch, read.shape[1], *read.preprocessing[MODEL].size)
+
+
+def write(made: ShrunkResult, path: Path, *, preprocessing: Preprocessing | None, metadata: Mapping[str, Any]) -> None:
+    """Write a smaller model: a bundle, or, where the file's name ends in .pt2, a program of ``torch.export``."""
+    if path.suffix == ".pt2":
+        pt2.save(made.module, path, input_shape=made.input_shape)
+        return
+    bundle.save(
+        made.module, path, input_shape=made.input_shape, preprocessing=preprocessing, metadata=dict(metadata)
+    )  # fmt: skip

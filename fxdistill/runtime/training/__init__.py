@@ -1,0 +1,1 @@
+"""One training: the loop over batches, and what makes its steps quick and small."""
