@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Collection, Iterator
-from enum import Enum
 from typing import Any
 
 import typer
@@ -40,5 +39,4 @@ def _written(parameter: Any, context: typer.Context) -> Iterator[str]:
         return
     name = min(parameter.opts, key=len)
     for one in value if isinstance(value, list | tuple) else [value]:
-        text = str(one.value if isinstance(one, Enum) else one)
-        yield from (name, text.removesuffix(".0") if isinstance(one, float) else text)
+        yield from (name, str(one).removesuffix(".0") if isinstance(one, float) else str(one))

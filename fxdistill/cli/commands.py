@@ -71,7 +71,7 @@ def plan(
     task: parameters.TaskName = "classification",
     pair: parameters.Pairs = [],
     forbid: parameters.Forbidden = [],
-    align: parameters.Widths = parameters.Align.slice,
+    align: parameters.Widths = "slice",
     keep: parameters.KeepElsewhere = None,
     assistants: parameters.Assistants = None,
     levels: parameters.Levels = "",
@@ -82,7 +82,7 @@ def plan(
     centred: parameters.Centred = False,
     hints: parameters.Hints = 0.0,
     hints_alone: parameters.HintsAlone = 0.0,
-    export_levels: parameters.WhichLevels = parameters.ExportLevels.student,
+    export_levels: parameters.WhichLevels = "student",
     via: parameters.Via = None,
     via_epochs: parameters.ViaEpochs = None,
     via_factory: parameters.ViaFactory = None,
@@ -110,7 +110,7 @@ def plan(
     repeats: parameters.Repeats = 1,
     control: parameters.ControlWherePossible = None,
     recalibrate_bn: parameters.Recalibrate = "auto",
-    precision: parameters.TrainingPrecision = parameters.Precision["32-true"],
+    precision: parameters.TrainingPrecision = "32-true",
     teacher_factory: parameters.TeacherFactory = None,
     teacher_arg: parameters.TeacherArgument = [],
     student_factory: parameters.StudentFactory = None,
@@ -137,11 +137,10 @@ def plan(
         values.names(method=method, task=task, criterion=criterion, passes=print_after)
         cascade = teaching.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
-            hints_alone=hints_alone, export_all=export_levels is parameters.ExportLevels.all,
-            spacing=None if spacing is None else spacing.value, student=student, centred=centred,
-            threshold=None if threshold is None else threshold.value,
+            hints_alone=hints_alone, export_all=export_levels == "all",
+            spacing=spacing, student=student, centred=centred, threshold=threshold,
             others={
-                "pair": pair, "forbid": forbid, "align": align is not parameters.Align.slice,
+                "pair": pair, "forbid": forbid, "align": align != "slice",
                 "student-factory": student_factory, "student-arg": student_arg, "student-entry": student_entry,
                 "student-output": student_output, "probe": probe,
             },
@@ -149,7 +148,7 @@ def plan(
         teaching.check_assistant(
             via, {"epochs": via_epochs, "factory": via_factory, "args": via_arg}, is_cascade=cascade is not None
         )
-        if keep is not None and align is not parameters.Align.shrink and cascade is None:
+        if keep is not None and align != "shrink" and cascade is None:
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         values.about_data(data, {"val": val, "class-map": class_map, "augment": augment})
         pins, forbidden = values.pairs(pair, "--pair"), values.pairs(forbid, "--forbid")
@@ -167,7 +166,7 @@ def plan(
         from fxdistill.runtime.planning import planner
 
         edit = functools.partial(
-            recipe.changed, name=optimizer and optimizer.value, weight_decay=weight_decay, momentum=momentum,
+            recipe.changed, name=optimizer, weight_decay=weight_decay, momentum=momentum,
             warm_up=warm_up, clip=clip, ema=ema, smoothing=label_smoothing, settings=set_, weights=weight,
             arguments=arg,
         )  # fmt: skip
@@ -176,10 +175,10 @@ def plan(
             batch_size=batch_size, allow=allow_factory, val=val, class_map=class_map, augment=augment,
             embedding=members.by_member(names, embedding, "--embedding", str),
             entries={"teacher": teacher_output, "student": student_output}, after=_after(print_after), edit=edit,
-            method=method, task=task, align=align.value, pins=pins, forbid=forbidden, criterion=criterion,
+            method=method, task=task, align=align, pins=pins, forbid=forbidden, criterion=criterion,
             keep=keep if cascade is None else None, epochs=epochs, seed=seed, repeats=repeats, lr=lr, control=control,
             cascade=cascade, curriculum=curriculum, via="auto" if via == "auto" else None, via_epochs=via_epochs,
-            precision=precision.value, recalibrate=recalibrate,
+            precision=precision, recalibrate=recalibrate,
         )  # fmt: skip
         if not dry:
             files.write_text(output, made.plan.to_json())
@@ -223,7 +222,7 @@ def run(
     context: typer.Context,
     plan_file: parameters.PlanFile,
     output: parameters.RunOutput = None,
-    device: parameters.Where = parameters.Device.auto,
+    device: parameters.Where = "auto",
     devices: parameters.Devices = None,
     nodes: parameters.Nodes = 1,
     jobs: parameters.Jobs = 1,
@@ -233,9 +232,9 @@ def run(
     more_epochs: parameters.MoreEpochs = 0,
     arms: parameters.Arms = "",
     seeds: parameters.SeedCount = None,
-    compile_programs: parameters.Compile = parameters.Choosing.off,
-    cuda_graphs: parameters.CudaGraphs = parameters.Recording.auto,
-    channels_last: parameters.ChannelsLast = parameters.Choosing.auto,
+    compile_programs: parameters.Compile = "off",
+    cuda_graphs: parameters.CudaGraphs = "auto",
+    channels_last: parameters.ChannelsLast = "auto",
     cache: parameters.Cache = "auto",
     cache_size: parameters.CacheSize = "4G",
     cache_half: parameters.CacheHalf = False,
@@ -271,14 +270,14 @@ def run(
         from fxdistill.runtime.run import execute, execution
 
         settings = execution.Settings(
-            device=device.value, precision=precision.value if precision else None, resume=resume,
-            compile=values.choosing(compile_programs.value), allow=tuple(allow_factory), trust_code=trust_code,
-            save_seconds=save_every, channels_last=values.choosing(channels_last.value),
+            device=device, precision=precision, resume=resume,
+            compile=values.choosing(compile_programs), allow=tuple(allow_factory), trust_code=trust_code,
+            save_seconds=save_every, channels_last=values.choosing(channels_last),
             evaluate_every=evaluate_every, seeds=seeds, cache=kept, cache_size=room,
             arms=tuple(name.strip() for name in arms.split(",")) if arms else (),
             more_epochs=more_epochs, cache_half=cache_half,
             force=force, profile=profile, devices=devices, trials=trials,
-            cuda_graphs=cuda_graphs.value,
+            cuda_graphs=cuda_graphs,
         )  # fmt: skip
         if not together.is_first():
             execute.execute(plan_file, output, settings)

@@ -59,8 +59,8 @@ def compress(
     repeats: parameters.Repeats = 1,
     control: parameters.Control = False,
     recalibrate_bn: parameters.Recalibrate = "auto",
-    precision: parameters.TrainingPrecision = parameters.Precision["32-true"],
-    device: parameters.Where = parameters.Device.auto,
+    precision: parameters.TrainingPrecision = "32-true",
+    device: parameters.Where = "auto",
     save_every: parameters.SaveEvery = parameters.SAVE_EVERY,
     force: parameters.Force = False,
     teacher_factory: parameters.TeacherFactory = None,
@@ -77,7 +77,7 @@ def compress(
         values.known_criterion(by, "--by")
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (budgets.budget(macs, "--macs"), budgets.budget(params, "--params")), budgets.scopes(scope)
-        time = budgets.latency(latency, on and on.value, latency_table)
+        time = budgets.latency(latency, on, latency_table)
         budgets.between(steps, {"recover": recover})
         recalibrate = values.recalibration(recalibrate_bn)
         named = values.Named(model, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory")
@@ -92,22 +92,22 @@ def compress(
         from fxdistill.runtime.smaller.teaching import Teaching
 
         wish = shrunken.wished(
-            keep=keep, macs=most[0], params=most[1], **time, ranking=None if ranking is None else ranking.value,
+            keep=keep, macs=most[0], params=most[1], **time, ranking=ranking,
             floor=floor, scopes=scopes, by=by, round_to=round_to, protect=protect, only=only, seed=seed,
         )  # fmt: skip
         edit = functools.partial(
-            recipe.changed, name=optimizer and optimizer.value, weight_decay=weight_decay, momentum=momentum,
+            recipe.changed, name=optimizer, weight_decay=weight_decay, momentum=momentum,
             warm_up=warm_up, clip=clip, ema=ema, smoothing=label_smoothing, settings=set_, weights=weight,
             arguments=arg,
         )  # fmt: skip
         teaching = Teaching(
             data, method=method or "", task=task, epochs=epochs, lr=lr, batch_size=batch_size, val=val, augment=augment,
-            class_map=class_map, seed=seed, repeats=repeats, control=control, precision=precision.value,
+            class_map=class_map, seed=seed, repeats=repeats, control=control, precision=precision,
             recalibrate=recalibrate, input_shape=wanted, wishes=wishes, entry=teacher_output, edit=edit,
             allow=tuple(allow_factory),
         )  # fmt: skip
         settings = execution.Settings(
-            device=device.value, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every, force=force
+            device=device, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every, force=force
         )
         out = Console(highlight=False)
         said, run = running.step_said(out), functools.partial(running.step_run, settings=settings, out=out)

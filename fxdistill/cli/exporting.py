@@ -79,7 +79,7 @@ def export(
             from fxdistill.runtime.deployment import exports, reducing
 
             how = reducing.Reducing(**values.said(
-                calibration=calibration and calibration.value, images=calibration_images,
+                calibration=calibration, images=calibration_images,
                 tolerance=tolerance_accuracy, disagreement=tolerance_agreement,
             ))  # fmt: skip
             images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)

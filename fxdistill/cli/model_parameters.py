@@ -1,8 +1,7 @@
 """Arguments and options about a model by itself: exporting, measuring, timing, comparing it, and making it smaller."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,7 +9,7 @@ from fxdistill.cli.help import names
 from fxdistill.cli.parameters import EACH_OF, OUTPUT_OF, RUN_OR_MODEL
 from fxdistill.cli.values import there
 
-Calibration = StrEnum("Calibration", {"minmax": "minmax", "entropy": "entropy", "percentile": "percentile"})
+Calibration = Literal["minmax", "entropy", "percentile"]
 
 OnnxOutput = Annotated[Path, typer.Option("--output", "-o", help="The ONNX file.")]
 OutputEntry = Annotated[str | None, typer.Option("--output-entry", metavar="NAME", help=OUTPUT_OF.format("model"))]
@@ -69,19 +68,13 @@ CalibrationWay = Annotated[
 CalibrationImages = Annotated[
     int | None, typer.Option("--calibration-images", min=1, help="How many of them there are. Default: 512.")
 ]
-ToleranceAccuracy = Annotated[
-    float | None,
-    typer.Option(
-        "--tolerance-accuracy", min=0, metavar="POINTS", help="What less precision may cost on test images. Default: 1."
-    ),
-]
-ToleranceAgreement = Annotated[
-    float | None,
-    typer.Option(
-        "--tolerance-agreement", min=0, max=100, metavar="POINTS",
-        help="How often it may answer otherwise on them. Default: 5.",
-    ),
-]  # fmt: skip
+ToleranceAccuracy = Annotated[float | None, typer.Option(
+    "--tolerance-accuracy", min=0, metavar="POINTS", help="What less precision may cost on test images. Default: 1."
+)]  # fmt: skip
+ToleranceAgreement = Annotated[float | None, typer.Option(
+    "--tolerance-agreement", min=0, max=100, metavar="POINTS",
+    help="How often it may answer otherwise on them. Default: 5."
+)]  # fmt: skip
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
 _ERROR = "Largest error of a prediction, as a share of its largest entry where that is above 1."
 Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help=_ERROR)]
@@ -95,21 +88,18 @@ Latency = Annotated[
     str | None,
     typer.Option("--latency", metavar="SHARE|TIME", help=f"Time in ONNX Runtime {_BUDGET.format('3ms')}"),
 ]
-RunsOn = StrEnum("RunsOn", {"cpu": "cpu", "cuda": "cuda"})
+RunsOn = Literal["cpu", "cuda"]
 On = Annotated[RunsOn | None, typer.Option("--on", help="What that time is measured on. Default: cpu.")]
 LatencyTable = Annotated[
     Path | None,
     typer.Option("--latency-table", metavar="FILE", help="Times of layers on this machine, to use and to add to."),
 ]
-Ranking = StrEnum("Ranking", {"global": "global", "isomorphic": "isomorphic", "uniform": "uniform"})
-HowRanked = Annotated[
-    Ranking | None,
-    typer.Option(
-        "--ranking",
-        help="What competes: all channels; those of layers alike; those of one layer. Default: uniform with --keep, "
-        "global with a budget.",
-    ),
-]
+Ranking = Literal["global", "isomorphic", "uniform"]
+HowRanked = Annotated[Ranking | None, typer.Option(
+    "--ranking",
+    help="What competes: all channels; those of layers alike; those of one layer. Default: uniform with --keep, "
+    "global with a budget."
+)]  # fmt: skip
 Floor = Annotated[
     float | None,
     typer.Option("--floor", help="Least share of its channels that a layer keeps. Default: 0.1 with a budget."),
@@ -138,14 +128,10 @@ SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller
 By = Annotated[
     str, typer.Option("--by", autocompletion=names("criterion"), help="Importance of a channel: {criteria}.")
 ]
-RoundTo = Annotated[
-    int | None,
-    typer.Option(
-        "--round-to",
-        min=1,
-        help="Widths become multiples of this. Default: 8 with a budget, or 4, 2, 1 where that is too coarse; else 1.",
-    ),
-]
+RoundTo = Annotated[int | None, typer.Option(
+    "--round-to", min=1,
+    help="Widths become multiples of this. Default: 8 with a budget, or 4, 2, 1 where that is too coarse; else 1."
+)]  # fmt: skip
 Protect = Annotated[list[str], typer.Option("--protect", help="Module or node whose channels stay; repeatable.")]
 Only = Annotated[list[str], typer.Option("--only", help="Module to prune, and no other; repeatable.")]
 RandomSeed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="For --by random.")]

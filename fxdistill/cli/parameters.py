@@ -3,9 +3,8 @@
 Lists of names in help texts (``{methods}``) are filled in when a help text is shown: see :mod:`fxdistill.cli.help`.
 """
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,19 +23,16 @@ _FACTORY = "Factory for a {}file that is a state dict."
 _ARGUMENT = "KEY=VALUE for that factory; repeatable."
 _ENTRY = "Entry of the {}checkpoint that holds the weights: state_dict_ema. Default: a usual name."
 
-Device = StrEnum("Device", {"auto": "auto", "cpu": "cpu", "cuda": "cuda"})
-Choosing = StrEnum("Choosing", {"off": "off", "on": "on", "auto": "auto"})
-Align = StrEnum("Align", {"slice": "slice", "shrink": "shrink", "project": "project"})
-Precision = StrEnum("Precision", {"32-true": "32-true", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"})
-Spacing = StrEnum("Spacing", {"paper": "paper", "even": "even"})
-Threshold = StrEnum("Threshold", {"global": "global", "layer": "layer"})
+Device = Literal["auto", "cpu", "cuda"]
+Choosing = Literal["off", "on", "auto"]
+Align = Literal["slice", "shrink", "project"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Spacing = Literal["paper", "even"]
+Threshold = Literal["global", "layer"]
 
-Version = Annotated[
-    bool,
-    typer.Option(
-        "--version", callback=version, is_eager=True, help="Say the versions of this and of what it rests on."
-    ),
-]
+Version = Annotated[bool, typer.Option(
+    "--version", callback=version, is_eager=True, help="Say the versions of this and of what it rests on."
+)]  # fmt: skip
 
 # models
 Model = Annotated[str, typer.Argument(help=_MODEL, callback=there)]
@@ -76,14 +72,9 @@ Interpolation = Annotated[
 Mean = Annotated[list[str], typer.Option("--mean", help=f"Subtracted a channel, pixels in 0 to 1: 0.5,0.5,0.5. {_ONE}")]
 Std = Annotated[list[str], typer.Option("--std", help=f"Divided by a channel. {_ONE}")]
 _EMBEDDING = "in retrieval: penultimate, output, or the last layer's path"
-Embeddings = Annotated[
-    list[str],
-    typer.Option(
-        "--embedding",
-        metavar="WHICH",
-        help=f"What a model answers with {_EMBEDDING}. {_EACH}",
-    ),
-]
+Embeddings = Annotated[list[str], typer.Option(
+    "--embedding", metavar="WHICH", help=f"What a model answers with {_EMBEDDING}. {_EACH}"
+)]  # fmt: skip
 Embedding = Annotated[
     str | None, typer.Option("--embedding", metavar="WHICH", help=f"What the model answers with {_EMBEDDING}.")
 ]
@@ -106,22 +97,14 @@ Dry = Annotated[
     bool,
     typer.Option("--dry", help="Write nothing; say what a run takes, time and memory, by a few steps of each stage."),
 ]
-HowTaught = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        autocompletion=names("method", between="+"),
-        help="How the student is taught: {methods}. Names compose: indistill+kd.",
-    ),
-]
-HowTaughtAfter = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        autocompletion=names("method", between="+"),
-        help="How what is left is taught: {methods}. Names compose: indistill+kd. Default: kd; in retrieval pkt.",
-    ),
-]
+HowTaught = Annotated[str, typer.Option(
+    "--method", autocompletion=names("method", between="+"),
+    help="How the student is taught: {methods}. Names compose: indistill+kd."
+)]  # fmt: skip
+HowTaughtAfter = Annotated[str | None, typer.Option(
+    "--method", autocompletion=names("method", between="+"),
+    help="How what is left is taught: {methods}. Names compose: indistill+kd. Default: kd; in retrieval pkt."
+)]  # fmt: skip
 TaskName = Annotated[str, typer.Option("--task", autocompletion=names("task"), help="What is predicted: {tasks}.")]
 TeacherOutput = Annotated[str | None, typer.Option("--teacher-output", help=OUTPUT_OF.format("teacher"))]
 StudentOutput = Annotated[str | None, typer.Option("--student-output", help=OUTPUT_OF.format("student"))]
@@ -135,15 +118,10 @@ OtherTask = Annotated[
 Pairs = Annotated[list[str], typer.Option("--pair", help="T=S: this pair must be; node or module paths; repeatable.")]
 Forbidden = Annotated[list[str], typer.Option("--forbid", help="T=S: this pair must not be; repeatable.")]
 Widths = Annotated[Align, typer.Option("--align", help=_ALIGN)]
-KeepElsewhere = Annotated[
-    float | None,
-    typer.Option(
-        "--keep",
-        min=0,
-        max=1,
-        help="With --align shrink: share of channels to keep where no tap decides. With cascade: the student's.",
-    ),
-]
+KeepElsewhere = Annotated[float | None, typer.Option(
+    "--keep", min=0, max=1,
+    help="With --align shrink: share of channels to keep where no tap decides. With cascade: the student's."
+)]  # fmt: skip
 Assistants = Annotated[int | None, typer.Option("--assistants", help="Levels beside the student. Default: 3.")]
 Levels = Annotated[str, typer.Option("--levels", metavar="SHARES", help="What all levels keep: 0.2,0.47,0.68,1.0.")]
 Spaced = Annotated[Spacing | None, typer.Option("--spacing", help="How levels lie. Default: as in the paper.")]
@@ -151,15 +129,11 @@ BudgetOf = Annotated[
     str, typer.Option("--budget", metavar="macs=N|params=N", help="What the student may cost: macs=52M.")
 ]
 Nested = Annotated[bool, typer.Option("--nested", help="A level keeps only what the level above it keeps.")]
-MaskedBy = Annotated[
-    Threshold | None,
-    typer.Option(
-        "--threshold",
-        help="All layers' channels compete, or each layer keeps the same share. Default: global.",
-    ),
-]
+MaskedBy = Annotated[Threshold | None, typer.Option(
+    "--threshold", help="All layers' channels compete, or each layer keeps the same share. Default: global."
+)]  # fmt: skip
 Centred = Annotated[bool, typer.Option("--centred", help="What moves scores is less its mean over their layer.")]
-ExportLevels = StrEnum("ExportLevels", {"student": "student", "all": "all"})
+ExportLevels = Literal["student", "all"]
 WhichLevels = Annotated[
     ExportLevels, typer.Option("--export-levels", help="Export the student alone, or all assistants too.")
 ]
@@ -170,54 +144,31 @@ Hints = Annotated[
 HintsAlone = Annotated[
     float, typer.Option("--hints-alone", min=0, help="The same while the student trains alone. Default: none.")
 ]
-Via = Annotated[
-    str | None,
-    typer.Option(
-        "--via",
-        metavar="auto|MODEL",
-        callback=there,
-        help="An assistant between the two: one for the gap, if that is large; or yours.",
-    ),
-]
-ViaEpochs = Annotated[
-    int | None,
-    typer.Option(
-        "--via-epochs",
-        min=0,
-        max=1_000_000,
-        help="Epochs in which it learns from the teacher first. Default: as --epochs; of a trained MODEL none.",
-    ),
-]
+Via = Annotated[str | None, typer.Option(
+    "--via", metavar="auto|MODEL", callback=there,
+    help="An assistant between the two: one for the gap, if that is large; or yours."
+)]  # fmt: skip
+ViaEpochs = Annotated[int | None, typer.Option(
+    "--via-epochs", min=0, max=1_000_000,
+    help="Epochs in which it learns from the teacher first. Default: as --epochs; of a trained MODEL none."
+)]  # fmt: skip
 ViaFactory = Annotated[str | None, typer.Option("--via-factory", help=_FACTORY.format("--via "))]
 ViaArgument = Annotated[list[str], typer.Option("--via-arg", help=_ARGUMENT)]
-Criterion = Annotated[
-    str | None,
-    typer.Option(
-        "--criterion",
-        autocompletion=names("criterion"),
-        help="Importance of a channel: {criteria}. Default: the method's own.",
-    ),
-]
+Criterion = Annotated[str | None, typer.Option(
+    "--criterion", autocompletion=names("criterion"),
+    help="Importance of a channel: {criteria}. Default: the method's own."
+)]  # fmt: skip
 Epochs = Annotated[int, typer.Option("--epochs", min=1, max=1_000_000, help="Epochs of the main stage.")]
-ClassMap = Annotated[
-    Path | None,
-    typer.Option(
-        "--class-map",
-        help="The model's classes, for data that has some: a file of one name a line, or a .json of numbers by name.",
-    ),
-]
-Validation = Annotated[
-    float,
-    typer.Option(
-        "--val", min=0, max=0.9, help="Share of the training images to set aside, for every figure before the last one."
-    ),
-]
-BatchSize = Annotated[
-    int,
-    typer.Option(
-        "--batch-size", min=2, max=1 << 20, help="Images a training step at most; all steps have equally many."
-    ),
-]
+ClassMap = Annotated[Path | None, typer.Option(
+    "--class-map",
+    help="The model's classes, for data that has some: a file of one name a line, or a .json of numbers by name."
+)]  # fmt: skip
+Validation = Annotated[float, typer.Option(
+    "--val", min=0, max=0.9, help="Share of the training images to set aside, for every figure before the last one."
+)]  # fmt: skip
+BatchSize = Annotated[int, typer.Option(
+    "--batch-size", min=2, max=1 << 20, help="Images a training step at most; all steps have equally many."
+)]  # fmt: skip
 LearningRate = Annotated[
     float | None, typer.Option("--lr", min=1e-9, max=100, help="Learning rate. Default: the method's own.")
 ]
@@ -229,21 +180,14 @@ KeepEarlier = Annotated[
     float | None,
     typer.Option("--keep-earlier", help="Keep earlier pairs in a warm-up, their weight times this every epoch: 0.7."),
 ]
-OnPlateau = Annotated[
-    str | None,
-    typer.Option(
-        "--plateau",
-        metavar="SHARE[:EPOCHS]",
-        help="End a warm-up whose loss falls by less than this share in so many epochs; the main stage gets the rest.",
-    ),
-]
-Probed = Annotated[
-    str | None,
-    typer.Option(
-        "--probe", metavar="order|lengths", help="What of the warm-ups the pairs' measured difficulty decides."
-    ),
-]
-OptimizerName = StrEnum("OptimizerName", {"sgd": "sgd", "adam": "adam", "adamw": "adamw"})
+OnPlateau = Annotated[str | None, typer.Option(
+    "--plateau", metavar="SHARE[:EPOCHS]",
+    help="End a warm-up whose loss falls by less than this share in so many epochs; the main stage gets the rest."
+)]  # fmt: skip
+Probed = Annotated[str | None, typer.Option(
+    "--probe", metavar="order|lengths", help="What of the warm-ups the pairs' measured difficulty decides."
+)]  # fmt: skip
+OptimizerName = Literal["sgd", "adam", "adamw"]
 Optimizer = Annotated[
     OptimizerName | None, typer.Option("--optimizer", help="In main stage and control; in both phases of a cascade.")
 ]
@@ -282,14 +226,10 @@ Control = Annotated[bool, typer.Option("--control/--no-control", help=_CONTROL)]
 ControlWherePossible = Annotated[
     bool | None, typer.Option("--control/--no-control", help=f"{_CONTROL} Default: where labels alone can teach it.")
 ]
-Recalibrate = Annotated[
-    str,
-    typer.Option(
-        "--recalibrate-bn",
-        metavar="auto|off|N",
-        help="Estimate BatchNorm statistics anew after training: where they lag behind; never; over N images.",
-    ),
-]
+Recalibrate = Annotated[str, typer.Option(
+    "--recalibrate-bn", metavar="auto|off|N",
+    help="Estimate BatchNorm statistics anew after training: where they lag behind; never; over N images."
+)]  # fmt: skip
 TrainingPrecision = Annotated[Precision, typer.Option("--precision", help="Training precision.")]
 
 # runs
@@ -317,19 +257,14 @@ MoreEpochs = Annotated[
 Compile = Annotated[
     Choosing, typer.Option("--compile", help="Train through torch.compile; auto tries it in each stage.")
 ]
-Recording = StrEnum("Recording", {"auto": "auto", "off": "off"})
+Recording = Literal["auto", "off"]
 CudaGraphs = Annotated[
     Recording, typer.Option("--cuda-graphs", help="On a GPU record steps and replay them: auto where that is faster.")
 ]
-Arms = Annotated[
-    str,
-    typer.Option(
-        "--arms",
-        metavar="METHODS",
-        autocompletion=names("method", between="+,"),
-        help="Methods to train instead, with commas; the first one is what others are held to.",
-    ),
-]
+Arms = Annotated[str, typer.Option(
+    "--arms", metavar="METHODS", autocompletion=names("method", between="+,"),
+    help="Methods to train instead, with commas; the first one is what others are held to."
+)]  # fmt: skip
 SeedCount = Annotated[
     int | None, typer.Option("--seeds", min=1, max=1000, help="How many seeds, instead of the plan's.")
 ]
@@ -344,14 +279,10 @@ Profile = Annotated[
     bool, typer.Option("--profile", help="Time and trace some steps of every stage, into RUN_DIR/profile.")
 ]
 _FORCE = "although a teacher is at chance"
-Cache = Annotated[
-    str,
-    typer.Option(
-        "--cache",
-        metavar="auto|off|DIR",
-        help="Where to keep what the teacher computes of an image: in memory; nowhere; in a folder for many runs.",
-    ),
-]
+Cache = Annotated[str, typer.Option(
+    "--cache", metavar="auto|off|DIR",
+    help="Where to keep what the teacher computes of an image: in memory; nowhere; in a folder for many runs."
+)]  # fmt: skip
 CacheSize = Annotated[str, typer.Option("--cache-size", metavar="BYTES", help="What it may take: 500M, 4G.")]
 CacheHalf = Annotated[bool, typer.Option("--cache-half", help="Keep it in half precision.")]
 Force = Annotated[bool, typer.Option("--force", help=f"Run {_FORCE}, or the machine's memory too small by far.")]

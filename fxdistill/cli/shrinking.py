@@ -32,7 +32,7 @@ def shrink(
     steps: model_parameters.StepCount = 1,
     recover: model_parameters.BetweenSteps = None,
     lr: model_parameters.BetweenRate = None,
-    device: parameters.Where = parameters.Device.auto,
+    device: parameters.Where = "auto",
     data: parameters.TaylorData = None,
     class_map: parameters.ClassMap = None,
     task: parameters.TaskName = "classification",
@@ -53,8 +53,8 @@ def shrink(
         files.writable(output, model, class_map, latency_table)
         values.about_data(data, {"class-map": class_map})
         most = budgets.budget(macs, "--macs"), budgets.budget(params, "--params")
-        time, scopes = budgets.latency(latency, on and on.value, latency_table), budgets.scopes(scope)
-        of_steps = {"recover": recover, "lr": lr, "device": None if device is parameters.Device.auto else device}
+        time, scopes = budgets.latency(latency, on, latency_table), budgets.scopes(scope)
+        of_steps = {"recover": recover, "lr": lr, "device": None if device == "auto" else device}
         budgets.between(steps, of_steps)
 
         from fxdistill.cli import running
@@ -64,10 +64,10 @@ def shrink(
         from fxdistill.runtime.smaller import shrinking
 
         passes, out = contract.PassManager(), Console(highlight=False)
-        settings = execution.Settings(device=device.value, allow=tuple(allow_factory), trust_code=trust_code)
+        settings = execution.Settings(device=device, allow=tuple(allow_factory), trust_code=trust_code)
         made = shrinking.shrink(
             model, output, keep=keep, macs=most[0], params=most[1], **time, latency_table=latency_table,
-            ranking=None if ranking is None else ranking.value, floor=floor, scopes=scopes, by=by,
+            ranking=ranking, floor=floor, scopes=scopes, by=by,
             round_to=round_to, protect=protect, only=only, data=data, task=task,
             class_map=class_map, input_shape=wanted, factory=factory, args=arg, seed=seed,
             allow=allow_factory, trust_code=trust_code, passes=passes, checkpoint_entry=entry,

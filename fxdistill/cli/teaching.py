@@ -7,7 +7,7 @@ from fxdistill.cli import budgets
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
-    from fxdistill.methods.cascade import Cascade
+    from fxdistill.methods.cascade import Cascade, Spacing, Threshold
     from fxdistill.passes.schedule.curriculum import Curriculum
 
 
@@ -51,8 +51,8 @@ def check_assistant(via: str | None, others: Mapping[str, object], *, is_cascade
 
 
 def cascade(
-    method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: str | None,
-    nested: bool, threshold: str | None, centred: bool, hints: float, hints_alone: float, export_all: bool,
+    method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: "Spacing | None",
+    nested: bool, threshold: "Threshold | None", centred: bool, hints: float, hints_alone: float, export_all: bool,
     student: str | None, others: Mapping[str, object],
 ) -> "Cascade | None":  # fmt: skip
     """What the options say of a cascade; None for another method.
@@ -111,9 +111,8 @@ def cascade(
     )
     return Cascade(
         keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
-        spacing="even" if spacing == "even" else "paper", nested=nested,
-        threshold="layer" if threshold == "layer" else "global", centred=centred, hints=hints, hints_alone=hints_alone,
-        export_all=export_all,
+        spacing=spacing or "paper", nested=nested, threshold=threshold or "global", centred=centred, hints=hints,
+        hints_alone=hints_alone, export_all=export_all,
     )  # fmt: skip
 
 

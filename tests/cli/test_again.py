@@ -1,9 +1,8 @@
 """A command is told as it was given: every option of every command, whole and in a form that a shell reads back."""
 
 import shlex
-from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -23,10 +22,10 @@ def context_of(name: str, words: list[str]) -> typer.Context:
 def given(parameter: Any, kind: Any) -> list[str]:
     """An option of a command, with a value that is not its default; of one that may be repeated two."""
     name = parameter.opts[0]
-    kinds = [one for one in (*get_args(kind), kind) if isinstance(one, type)]
+    kinds = (*get_args(kind), kind)
     if bool in kinds:
         return [parameter.secondary_opts[0] if parameter.default is True else name]
-    choices = [list(one)[-1].value for one in kinds if issubclass(one, Enum)]
+    choices = [get_args(one)[-1] for one in kinds if get_origin(one) is Literal]
     number = ["7"] * (int in kinds) + ["0.123456789"] * (float in kinds)
     value = [*choices, *number, "it's; $HOME"][0]
     return [name, value, name, value] if parameter.multiple else [name, value]
