@@ -3,7 +3,7 @@
 The classes that the same weights produce form a **block**; inside a block they compete by importance, and the block
 keeps a share of them, rounded so that the weights' widths are multiples of ``round_to``: ``keep``, or what a budget
 leaves (:mod:`fxdistill.passes.thin.search`). Classes that must keep equal counts (groups, heads, views that split
-channels) and wanted widths make this an integer program (:mod:`fxdistill.passes.thin.selection`); everything else is a
+channels) and wanted widths make this an integer program (:mod:`fxdistill.passes.thin.program`); everything else is a
 sort.
 """
 
@@ -25,8 +25,9 @@ from fxdistill.ir.cost import Cost, Limit, Size, cost_of
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of, within
 from fxdistill.ir.layers import Timing
+from fxdistill.passes.thin.blocks import Block, Width
 from fxdistill.passes.thin.search import Ranking, Search, pools
-from fxdistill.passes.thin.selection import Block, Selection, Width, select
+from fxdistill.passes.thin.selection import Selection, select
 from fxdistill.passes.thin.stays import Stays, layer_of, not_pruned, nothing, unscored, widths_of
 
 KeptIndices = dict[str, list[int]]

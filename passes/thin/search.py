@@ -25,7 +25,8 @@ from torch import Tensor
 from fxdistill.errors import BudgetError
 from fxdistill.ir.cost import Cost, Limit, Spent, check_limit, told
 from fxdistill.ir.coupling import Coupling
-from fxdistill.passes.thin.selection import Block, Memory, Selection, Width, select
+from fxdistill.passes.thin.blocks import Block, Width
+from fxdistill.passes.thin.selection import Memory, Selection, select
 
 Ranking = Literal["global", "isomorphic", "uniform"]
 TOLERANCE = 0.02

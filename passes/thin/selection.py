@@ -1,73 +1,21 @@
 """Selection: which classes of each block stay, by importance, under equal counts and wanted widths.
 
 A block alone is a sort, and so are one that a rule divides into equal rows, and blocks that one wanted width alone ties
-together. Others that share a constraint or a wanted width are solved together, exactly, as an integer program over
-x_c ∈ {0, 1} (class c stays), with the blocks' targets t_b met as nearly as the rest allows:
-
-    maximise    Σ importance_c x_c  -  P Σ_b |z_b - t_b / step_b|
-    subject to  Σ_{c in b} x_c = step_b z_b               every block b: a multiple
-                Σ_{c in row} x_c = k_j ≥ 1                every row of constraint j: the same number
-                Σ_{i in tap} x_{class of i} = width       every wanted width
-
-The search is bounded by a number of nodes and not by time, so that the same inputs give the same selection on a slow
-machine. The programs of torchvision's models are solved at the first node.
+together. Others that share a constraint or a wanted width are an integer program
+(:mod:`fxdistill.passes.thin.program`).
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import networkx
-import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import coo_array
 from torch import Tensor
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError, InvariantError, PairingError
 from fxdistill.ir.coupling import Constraint, Coupling
-
-if TYPE_CHECKING:
-    from scipy.optimize import Bounds
-
-_PENALTY = 1000.0
-_NODES = 5_000
-
-
-@dataclass(frozen=True)
-class Block:
-    """Classes that the same weights produce.
-
-    Attributes:
-        classes: The free ones among them.
-        step: Their number shall be a multiple of this.
-        target: How many shall stay; None where wanted widths alone decide.
-        whole: How many there were before earlier steps; shares are of it. 0 for as many as there are.
-    """
-
-    classes: tuple[int, ...]
-    step: int
-    target: int | None
-    whole: int = 0
-
-    def share(self, share: float) -> float:
-        """So much of it, in classes."""
-        return share * (self.whole or len(self.classes))
-
-    def nearest(self, count: float, least: int = 1) -> int:
-        """The number of classes that it can keep which is nearest to a count, and not below another one."""
-        least = self.step * max(1, math.ceil(least / self.step))
-        return min(len(self.classes), max(least, self.step * round(count / self.step)))
-
-
-@dataclass(frozen=True)
-class Width:
-    """A wanted width of a tap: the classes of its channels, in order, and how many channels shall stay."""
-
-    path: str
-    classes: tuple[int, ...]
-    width: int
+from fxdistill.passes.thin.blocks import Block, Width
+from fxdistill.passes.thin.program import Program
 
 
 @dataclass(frozen=True)
@@ -124,8 +72,8 @@ def _of_component(
     if least is not None:
         return frozenset(least), ()
     if rules or taps:
-        program = _Program(part, rules, taps, scores)
-        return frozenset(program.solve()), tuple(program.remarks)
+        removed, remarks = Program(part, rules, taps, scores).solve()
+        return frozenset(removed), tuple(remarks)
     return frozenset(i for block in part for i in _least(coupling, block, scores)), ()
 
 
@@ -153,13 +101,8 @@ def _least(coupling: Coupling, block: Block, scores: Tensor) -> set[int]:
     count = len(block.classes) if block.target is None else block.target
     if count >= len(block.classes):
         return set()
-    ranked = sorted(block.classes, key=lambda i: (-float(scores[i]), i))
-    first: dict[tuple[int, ...], int] = {}
-    for class_id in ranked:
-        first.setdefault(coupling.group_of(class_id), class_id)
-    best = list(first.values()) if len(first) <= count else []
-    stay = [*best, *(i for i in ranked if i not in set(best))][:count]
-    return set(block.classes) - set(stay)
+    groups = {class_id: coupling.group_of(class_id) for class_id in block.classes}
+    return set(block.classes) - _stay(_ranked(block.classes, scores), groups, count)
 
 
 def _partition(blocks: Sequence[Block], rules: Sequence[Constraint]) -> tuple[tuple[int, ...], ...] | None:
@@ -178,7 +121,7 @@ def _least_of_rows(block: Block, rows: tuple[tuple[int, ...], ...], scores: Tens
     step = math.lcm(block.step, len(rows)) // len(rows)
     step = step if step <= size else 1
     count = min(size // step * step, max(step, step * round(target / len(rows) / step)))
-    return {i for row in rows for i in sorted(row, key=lambda i: (-float(scores[i]), i))[count:]}
+    return {i for row in rows for i in _ranked(row, scores)[count:]}
 
 
 def _least_of_tap(blocks: Sequence[Block], tap: Width, scores: Tensor) -> set[int] | None:
@@ -195,184 +138,18 @@ def _least_of_tap(blocks: Sequence[Block], tap: Width, scores: Tensor) -> set[in
         return None
     worth: dict[int, float] = {}
     for block in blocks:
-        values = scores[list(block.classes)]
-        worth |= dict(zip(block.classes, (values / max(float(values.abs().max()), 1e-30)).tolist(), strict=True))
-    ranked = sorted(free, key=lambda i: (-worth[i], i))
+        worth |= dict(zip(block.classes, block.relative(scores).tolist(), strict=True))
     owner = {class_id: number for number, block in enumerate(blocks) for class_id in block.classes}
+    return free - _stay(_ranked(free, worth), owner, count)
+
+
+def _ranked(classes: Iterable[int], scores: Tensor | Mapping[int, float]) -> list[int]:
+    """Classes from the most important one to the least; of equal ones the first."""
+    return sorted(classes, key=lambda i: (-float(scores[i]), i))
+
+
+def _stay(ranked: Sequence[int], owner: Mapping[int, object], count: int) -> set[int]:
+    """The first of a ranking; but the best one of every owner, if there is room for all these."""
     best = {owner[class_id]: class_id for class_id in reversed(ranked)}
-    stay = [*best.values(), *(i for i in ranked if i != best[owner[i]])][:count]
-    return free - set(stay)
-
-
-class _Program:
-    """The integer program of one component.
-
-    Its variables: x of every class; z, over and under of every block; k of every rule.
-    """
-
-    def __init__(
-        self, blocks: Sequence[Block], rules: Sequence[Constraint], widths: Sequence[Width], scores: Tensor
-    ) -> None:
-        self.blocks, self.rules, self.widths = blocks, rules, widths
-        self.classes = [i for block in blocks for i in block.classes]
-        self.column = {class_id: index for index, class_id in enumerate(self.classes)}
-        self.size = len(self.classes) + 3 * len(blocks) + len(rules)
-        self.scores = scores
-        self.rows: list[tuple[dict[int, float], float, float]] = []
-        self.remarks: list[Diagnostic] = []
-
-    def solve(self) -> set[int]:
-        """The classes to remove, with steps of 1 where the wanted multiples cannot be had."""
-        wanted, ones = [block.step for block in self.blocks], [1] * len(self.blocks)
-        outcomes = []
-        for steps in (wanted, ones) if wanted != ones else (ones,):
-            self.rows = [*self._block_rows(steps), *self._rule_rows(), *self._width_rows()]
-            outcome = self._solved(steps)
-            outcomes.append(outcome.end)
-            if outcome.values is not None:
-                self._remark(outcome, rounded=steps == wanted)
-                return {i for i, value in zip(self.classes, outcome.values, strict=False) if value < 0.5}
-        if outcomes[-1] == "limit":
-            raise InputError(
-                f"no selection {self._asked()} was found in {_NODES} nodes of the search, nor that there is none",
-                where="keep", hint="ask for other widths or another share, or protect these nodes",
-            )  # fmt: skip
-        self._refuse()
-        return set()
-
-    def _solved(self, steps: Sequence[int]) -> "_Outcome":
-        from scipy.optimize import LinearConstraint, milp  # noqa: PLC0415  # slow to import, and seldom needed
-
-        data, row, column = [], [], []
-        for index, (entries, _, _) in enumerate(self.rows):
-            for variable, factor in entries.items():
-                data.append(factor)
-                row.append(index)
-                column.append(variable)
-        matrix = coo_array((data, (row, column)), shape=(len(self.rows), self.size)).tocsr()
-        limits = LinearConstraint(matrix, [low for _, low, _ in self.rows], [high for _, _, high in self.rows])
-        integral = np.ones(self.size, np.int64)
-        result = milp(
-            self._costs(), integrality=integral, bounds=self._bounds(steps), constraints=limits,
-            options={"node_limit": _NODES, "mip_rel_gap": 1e-4},
-        )  # fmt: skip
-        return _Outcome(_end(result.status, result.message), result.x)
-
-    def _remark(self, outcome: "_Outcome", *, rounded: bool) -> None:
-        """Say what the selection is not: of the wanted multiples, the best one."""
-        where = (self.rules[0].where if self.rules else "") or (self.widths[0].path if self.widths else "")
-        if not rounded:
-            self.remarks.append(Diagnostic(
-                code="not-rounded", severity="note", where=where,
-                why=f"its widths, and those tied to it, are no multiples of what was asked for: none of these were "
-                f"found {self._asked()}",
-            ))  # fmt: skip
-        if outcome.end == "limit":
-            self.remarks.append(Diagnostic(
-                code="search-ended", severity="warning", where=where,
-                why=f"the channels that are kept {self._asked()} may not be the most important ones: "
-                f"the search ended after {_NODES} nodes",
-            ))  # fmt: skip
-
-    def _asked(self) -> str:
-        """What the program must meet, for messages."""
-        rules = [f"equal counts at '{rule.where}' ({rule.kind})" for rule in self.rules]
-        taps = [f"{width.width} channels at '{width.path}'" for width in self.widths]
-        return f"with {', '.join([*rules, *taps])}"
-
-    def _costs(self) -> NDArray[np.float64]:
-        costs = np.zeros(self.size)
-        start = 0
-        for index, block in enumerate(self.blocks):
-            values = self.scores[list(block.classes)].numpy()
-            costs[start : start + len(values)] = -values / max(float(np.abs(values).max()), 1e-30)
-            start += len(values)
-            if block.target is not None:
-                _, over, under = self._of_block(index)
-                costs[[over, under]] = _PENALTY
-        return costs
-
-    def _of_block(self, index: int) -> tuple[int, int, int]:
-        first = len(self.classes) + 3 * index
-        return first, first + 1, first + 2
-
-    def _bounds(self, steps: Sequence[int]) -> "Bounds":
-        from scipy.optimize import Bounds  # noqa: PLC0415
-
-        upper = np.ones(self.size)
-        lower = np.zeros(self.size)
-        for index, (block, step) in enumerate(zip(self.blocks, steps, strict=True)):
-            count, over, under = self._of_block(index)
-            upper[[count, over, under]] = max(1, len(block.classes) // step)
-            lower[count] = 1
-        upper[self.size - len(self.rules) :] = np.inf
-        lower[self.size - len(self.rules) :] = 1
-        return Bounds(lower, upper)
-
-    def _block_rows(self, steps: Sequence[int]) -> Iterator[tuple[dict[int, float], float, float]]:
-        for index, (block, step) in enumerate(zip(self.blocks, steps, strict=True)):
-            count, over, under = self._of_block(index)
-            step = step if step <= len(block.classes) else 1  # noqa: PLW2901  # a block smaller than its step
-            yield {**{self.column[i]: 1.0 for i in block.classes}, count: -float(step)}, 0.0, 0.0
-            if block.target is not None:
-                goal = float(round(block.target / step))
-                yield {count: 1.0, over: -1.0, under: 1.0}, goal, goal
-
-    def _rule_rows(self) -> Iterator[tuple[dict[int, float], float, float]]:
-        for index, rule in enumerate(self.rules):
-            total = self.size - len(self.rules) + index
-            for row in rule.sets:
-                entries, fixed = self._counted(row)
-                yield {**entries, total: -1.0}, -fixed, -fixed
-
-    def _width_rows(self) -> Iterator[tuple[dict[int, float], float, float]]:
-        for width in self.widths:
-            entries, fixed = self._counted(width.classes)
-            yield entries, width.width - fixed, width.width - fixed
-
-    def _counted(self, classes: Sequence[int]) -> tuple[dict[int, float], float]:
-        """The free classes among channels, how often each occurs, and the number of channels that stay anyway."""
-        entries: dict[int, float] = {}
-        fixed = 0.0
-        for class_id in classes:
-            if class_id in self.column:
-                entries[self.column[class_id]] = entries.get(self.column[class_id], 0.0) + 1.0
-            else:
-                fixed += 1.0
-        return entries, fixed
-
-    def _refuse(self) -> None:
-        rules = ", ".join(f"'{rule.where}' ({rule.kind})" for rule in self.rules)
-        if self.widths:
-            taps = ", ".join(f"{w.width} of {len(w.classes)} at '{w.path}'" for w in self.widths)
-            raise PairingError(
-                f"these widths cannot be had together: {taps}" + (f", with equal counts at {rules}" if rules else ""),
-                where=f"tap {self.widths[0].path}", hint="these taps share their channels; ask for one width of them",
-            )  # fmt: skip
-        raise InputError(f"the equal counts at {rules} cannot be met", where="keep", hint="protect these nodes")
-
-
-_End = Literal["solved", "limit", "infeasible"]
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """How a search ended, and the best solution that it met."""
-
-    end: _End
-    values: NDArray[np.float64] | None
-
-
-def _end(status: int, message: str) -> _End:
-    """How HiGHS ended: by scipy's status, which is 4 ('other') for a limit on nodes.
-
-    Raises:
-        InvariantError: It failed.
-    """
-    if status == 0:
-        return "solved"
-    if status == 2 or "infeasible" in message.lower():  # 'unbounded or infeasible': our objective is bounded
-        return "infeasible"
-    if status == 1 or "limit" in message.lower():
-        return "limit"
-    raise InvariantError(f"the integer program of the selection failed: {message}", where="keep")
+    first = set(best.values()) if len(best) <= count else set()
+    return {*[*first, *(i for i in ranked if i not in first)][:count]}

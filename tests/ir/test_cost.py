@@ -16,8 +16,8 @@ from fxdistill.ir.graph import Traced
 from fxdistill.ir.survivors import Survivors
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import shrink
+from fxdistill.passes.thin.blocks import Block
 from fxdistill.passes.thin.search import Search, pools
-from fxdistill.passes.thin.selection import Block
 from fxdistill.passes.thin.stays import Stays
 from fxdistill.passes.trace import Trace
 from tests import tiny_models

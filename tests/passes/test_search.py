@@ -12,8 +12,8 @@ from fxdistill.errors import BudgetError, InputError, InvariantError
 from fxdistill.ir.cost import Limit, Size, limits_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Removal, Thin, ThinSource
+from fxdistill.passes.thin.blocks import Block
 from fxdistill.passes.thin.search import TOLERANCE, Search, pools
-from fxdistill.passes.thin.selection import Block
 from fxdistill.passes.thin.stays import Stays
 from fxdistill.passes.trace import Trace
 from tests.tiny_models import SHAPE, Body, Classifier, conv_norm

@@ -15,8 +15,9 @@ from torch import Tensor, fx
 
 from fxdistill.errors import InputError, InvariantError, PairingError
 from fxdistill.ir.coupling import Constraint, Coupling
-from fxdistill.passes.thin import selection
-from fxdistill.passes.thin.selection import Block, Selection, Width, select
+from fxdistill.passes.thin import program, selection
+from fxdistill.passes.thin.blocks import Block, Width
+from fxdistill.passes.thin.selection import Selection, select
 
 
 def coupling_of(count: int, *sets: tuple[tuple[int, ...], ...]) -> Coupling:
@@ -80,7 +81,7 @@ def test_one_width_alone_is_a_sort_that_gives_what_the_program_gives(
     count = len(blocks) + round(part * (len(free) - len(blocks)))
     scores, width = scores_of(len(channels), seed).abs(), Width("tap", channels, count + locked)
     found = selection._least_of_tap(blocks, width, scores)
-    assert found == selection._Program(blocks, [], [width], scores).solve()
+    assert found == program.Program(blocks, [], [width], scores).solve()[0]
     assert found == select(coupling_of(len(channels)), blocks, [width], scores, frozen=range(len(free) + 1, 99)).removed
 
 
@@ -119,7 +120,7 @@ def split(taps: int, most: int, count: int = 30) -> tuple[list[Block], list[Widt
 
 
 def test_a_search_that_ends_without_a_selection_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "_NODES", 20)
+    monkeypatch.setattr(program, "_NODES", 20)
     blocks, widths = split(4, 100)
     with pytest.raises(
         InputError, match=r"no selection with .* 'tap-3' was found in 20 nodes .* nor that there is none"
@@ -131,7 +132,7 @@ def test_a_search_that_ends_with_a_selection_says_so_and_gives_the_same_again(mo
     blocks, widths = split(3, 20)
     whole = select(coupling_of(30), blocks, widths, scores_of(30), frozen=())
     assert whole.diagnostics == ()
-    monkeypatch.setattr(selection, "_NODES", 3)
+    monkeypatch.setattr(program, "_NODES", 3)
     one, other = (select(coupling_of(30), blocks, widths, scores_of(30), frozen=()) for _ in range(2))
     assert one == other
     kept = stays(one, range(1, 31))
@@ -184,10 +185,10 @@ def test_multiples_that_were_not_found_are_tried_without_rounding(monkeypatch: p
     ],
 )  # fmt: skip
 def test_every_end_of_a_search_has_its_name(status: int, message: str, end: str) -> None:
-    assert selection._end(status, message) == end
+    assert program._end(status, message) == end
 
 
 @pytest.mark.parametrize(("status", "message"), [(3, "The problem is unbounded."), (4, "Solve error")])
 def test_a_search_that_fails_is_no_answer(status: int, message: str) -> None:
     with pytest.raises(InvariantError, match="the integer program of the selection failed"):
-        selection._end(status, message)
+        program._end(status, message)
