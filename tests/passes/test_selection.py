@@ -79,7 +79,7 @@ def test_one_width_alone_is_a_sort_that_gives_what_the_program_gives(
     free = [class_id for block in blocks for class_id in block.classes]
     channels = (*free[::-1], *range(len(free) + 1, len(free) + 1 + locked))
     count = len(blocks) + round(part * (len(free) - len(blocks)))
-    scores, width = scores_of(len(channels), seed).abs(), Width("tap", channels, count + locked)
+    scores, width = scores_of(len(channels), seed) - 0.5, Width("tap", channels, count + locked)
     found = selection._least_of_tap(blocks, width, scores)
     assert found == program.Program(blocks, [], [width], scores).solve()[0]
     assert found == select(coupling_of(len(channels)), blocks, [width], scores, frozen=range(len(free) + 1, 99)).removed
