@@ -19,6 +19,8 @@ from fxdistill.preprocessing import Preprocessing, Source, names_of
 from fxdistill.tasks import Task, labelled
 
 Device = torch.device | str
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""The splits, by what folders and factories call them."""
 _CHUNK = 256
 _CHUNK_VALUES = 1 << 26
 _SAMPLE = 2048

@@ -20,8 +20,9 @@ from torch.utils.data import (
 )
 from torch.utils.data import Dataset as TorchDataset
 
-from fxdistill.data import own
+from fxdistill.data import items, own
 from fxdistill.data.dataset import Dataset, Split
+from fxdistill.data.items import Items
 from fxdistill.errors import DataError
 from fxdistill.preprocessing import Reading
 from fxdistill.tasks import TASKS
@@ -219,13 +220,13 @@ def test_names_of_classes_are_those_of_the_data_set() -> None:
 
 
 def test_what_does_not_fit_is_read_by_workers_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = Mapped(lambda i: (Image.new("L", (6 + i % 3, 5), i), i % 3 if i % 4 else None))
-    held = read({"train": items, "test": items}, shape=(1, 4, 4))
-    monkeypatch.setattr(own, "IN_MEMORY", 0)
-    monkeypatch.setattr(own, "_FEW", 0)
-    lazy = read({"train": items, "test": items}, shape=(1, 4, 4))
+    photos = Mapped(lambda i: (Image.new("L", (6 + i % 3, 5), i), i % 3 if i % 4 else None))
+    held = read({"train": photos, "test": photos}, shape=(1, 4, 4))
+    monkeypatch.setattr(items, "IN_MEMORY", 0)
+    monkeypatch.setattr(items, "_FEW", 0)
+    lazy = read({"train": photos, "test": photos}, shape=(1, 4, 4))
     assert isinstance(held.test, Split)
-    assert isinstance(lazy.test, own.Items)
+    assert isinstance(lazy.test, Items)
     assert torch.equal(images(lazy), images(held))
     assert torch.equal(lazy.test.labels, held.test.labels)
     assert lazy.mean == held.mean
@@ -291,6 +292,6 @@ def test_what_is_no_data(found: Any, message: str) -> None:
 
 
 def test_an_error_from_a_worker_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "_FEW", 0)
+    monkeypatch.setattr(items, "_FEW", 0)
     with pytest.raises(DataError, match="item 13: it cannot be read: OSError: on fire"):
         read(Mapped(functools.partial(raising)))

@@ -1,17 +1,16 @@
-"""Folders of image files: which files are images, which folders are splits, and what a source makes of them.
+"""Folders of image files: which files are images, which folders are splits, and how they are read.
 
 Hidden files and folders are nobody's data, and neither is what has no image's extension; a folder that is linked to
 from inside itself is read once. Splits are folders named ``train``, ``val`` (``valid``, ``validation``) and ``test``.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fxdistill.data.dataset import Dataset, Images, from_splits
+from fxdistill.data.dataset import SPLITS
 from fxdistill.data.sources import Request
 from fxdistill.data.sources._images import COLOURS
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
 from fxdistill.preprocessing import USUAL_RESIZE, USUAL_SIZE, Reading
 
@@ -19,8 +18,6 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff", ".webp",
     ".gif", ".jp2", ".avif", ".tga",
 )  # fmt: skip
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""The names of splits by the names of folders."""
 
 
 def images(folder: Path) -> list[Path]:
@@ -77,13 +74,6 @@ def splits(root: Path, is_split: Callable[[Path], bool], *, where: str, hint: st
             where=where, hint=hint,
         )  # fmt: skip
     return found or {"test": root}
-
-
-def dataset(
-    parts: Mapping[str, Images], classes: Sequence[str] | None, request: Request, remarks: Sequence[Diagnostic] = ()
-) -> Dataset:
-    """A data set of the splits that were found."""
-    return from_splits(parts, classes, where=request.spec, task=request.task, remarks=remarks)
 
 
 def reading(request: Request) -> Reading:

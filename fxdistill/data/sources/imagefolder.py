@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from fxdistill.data.dataset import Dataset
+from fxdistill.data.dataset import SPLITS, Dataset, from_splits
 from fxdistill.data.sources import Request, Source
-from fxdistill.data.sources._folders import SPLITS, dataset, folders, images, reading, splits
+from fxdistill.data.sources._folders import folders, images, reading, splits
 from fxdistill.data.sources._images import Folder
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
@@ -45,7 +45,7 @@ def read(request: Request) -> Dataset:
         ).in_memory()
         for name, part in files.items()
     }
-    return dataset(made, names, request, tuple(_empty(parts, names, where)))
+    return from_splits(made, names, where=where, task=request.task, remarks=tuple(_empty(parts, names, where)))
 
 
 def _same_classes(

@@ -5,9 +5,9 @@ A student learns from them by what reads no labels: the teacher's predictions an
 
 import torch
 
-from fxdistill.data.dataset import Dataset
+from fxdistill.data.dataset import SPLITS, Dataset, from_splits
 from fxdistill.data.sources import Request, Source
-from fxdistill.data.sources._folders import SPLITS, dataset, folders, images, reading, splits
+from fxdistill.data.sources._folders import folders, images, reading, splits
 from fxdistill.data.sources._images import Folder
 from fxdistill.errors import DataError
 
@@ -30,7 +30,7 @@ def read(request: Request) -> Dataset:
     made = {
         name: Folder(tuple(map(str, part)), unknown.expand(len(part)), how).in_memory() for name, part in files.items()
     }
-    return dataset(made, None, request)
+    return from_splits(made, None, where=where, task=request.task)
 
 
 SOURCE = Source(read=read, place="DIR", layout=_LAYOUT, augmentation=lambda _: ("flip",))

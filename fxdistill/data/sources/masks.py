@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fxdistill.data.dataset import Dataset
+from fxdistill.data.dataset import Dataset, from_splits
 from fxdistill.data.decoding import looked_at, upright_size
 from fxdistill.data.sources import Request, Source
-from fxdistill.data.sources._folders import dataset, images, reading, splits
+from fxdistill.data.sources._folders import images, reading, splits
 from fxdistill.data.sources._images import Folder, fitted
 from fxdistill.errors import DataError
 from fxdistill.preprocessing import Reading
@@ -41,7 +41,7 @@ def read(request: Request) -> Dataset:
         _check(maps, found[name], where)
         maps = maps.masked_fill(maps == _IGNORED, NO_LABEL)
         made[name] = Folder(tuple(str(file) for file, _ in part), maps, how).in_memory()
-    return dataset(made, None, request)
+    return from_splits(made, None, where=where, task=request.task)
 
 
 def _holds_both(folder: Path) -> bool:
