@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, with_barriers
+from fxdistill.compiler.barriers import with_barriers
+from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import removed_of
 from fxdistill.passes.trace import Trace

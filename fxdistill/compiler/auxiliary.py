@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from fxdistill.compiler.shrink_model import shrink_model, with_barriers
+from fxdistill.compiler.barriers import with_barriers
+from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import PairingError, PlanError
 from fxdistill.ir.channels import Examples

@@ -1,7 +1,7 @@
 """Shrinking a whole model: trace, couple, decide, carry out, prove."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from fxdistill.compiler.barriers import barrier_remarks, next_barrier, with_barriers
 from fxdistill.compiler.training_mode import otherwise_in_training
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, InvariantError, ModelError, PassError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size
-from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers
-from fxdistill.ir.graph import Shape, Traced, path_of, scope_of, shape_of, within
+from fxdistill.ir.graph import Shape, Traced, path_of
 from fxdistill.ir.layers import Timing
 from fxdistill.losses import LOSSES
 from fxdistill.passes.couple import Couple
@@ -177,14 +177,6 @@ def _check_count(removal: Removal, found: Size) -> None:
         )  # fmt: skip
 
 
-def next_barrier(traced: Traced, path: str, barriers: Collection[str]) -> str:
-    """What has to stay because of a place: it, or where that did not do the module around it, up to the whole model."""
-    nodes = {path_of(node): node for node in traced.graph.nodes}
-    while path in barriers:
-        path = scope_of(nodes[path]) if path in nodes and scope_of(nodes[path]) != path else path.rpartition(".")[0]
-    return path
-
-
 def supervised_loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
     """What a task's labels say about a prediction, for criteria that read gradients.
 
@@ -216,14 +208,6 @@ def _of_labels(loss: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, tar
             hint="choose one that reads weights alone, e.g. l1, or give data with labels",
         )  # fmt: skip
     return loss(prediction, targets)
-
-
-def barrier_remarks(barriers: Mapping[str, str]) -> Iterator[Diagnostic]:
-    """A note for each node that cannot be shrunk, by its path, and why."""
-    for path, why in barriers.items():
-        yield Diagnostic(
-            code="shrink-barrier", severity="note", where=path, why=f"the channels that it touches stay, because {why}"
-        )
 
 
 def _frozen(traced: Traced) -> Iterator[Diagnostic]:
@@ -258,29 +242,3 @@ def _in_small_operations(traced: Traced, module: nn.Module, shape: Shape, passes
         return None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def with_barriers(traced: Traced, coupling: Coupling, barriers: Sequence[str]) -> Coupling:
-    """The coupling with everything locked that enters, leaves or lies in these nodes and parameters."""
-    locks = dict(coupling.locks)
-    nodes = {path_of(node): node for node in traced.graph.nodes}
-    for path in barriers:
-        labels = list(coupling.parameter_labels(path).values())
-        node = nodes.get(path)
-        inside = [node] if node is not None else [n for n in nodes.values() if not path or within(scope_of(n), path)]
-        touched = dict.fromkeys(n for one in inside for n in (one, *_sources(one)))
-        labels += [layer for n in touched for layer in flat_layers(coupling.structure(path_of(n)))]
-        if node is not None and node.op == "call_module":
-            owned = traced.module.get_submodule(str(node.target)).named_parameters(str(node.target))
-            labels += [layer for name, _ in owned for layer in coupling.parameter_labels(name).values()]
-        for class_id in {i for layer in labels for i in core(layer).flatten().tolist()} - {0}:
-            locks.setdefault(class_id, Lock("goes through what cannot be shrunk", path))
-    return replace(coupling, locks=locks, _cache={})
-
-
-def _sources(node: fx.Node) -> Iterator[fx.Node]:
-    """The tensors that a node reads, and those whose widths it reads as numbers."""
-    for source in node.all_input_nodes:
-        yield source
-        if shape_of(source) is None:
-            yield from _sources(source)

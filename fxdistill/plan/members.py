@@ -29,6 +29,11 @@ class Budget(Part):
             raise ValueError("a budget is either of macs or of parameters")
         return self
 
+    @property
+    def limit(self) -> tuple[Literal["parameters", "macs"], int]:
+        """What it is of, and how much of that."""
+        return ("macs", self.macs) if self.macs is not None else ("parameters", self.parameters or 0)
+
 
 class MaskedLayer(Part):
     """Channels of a masked member that the same convolutions make.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler import cascade
+from fxdistill.compiler.levels import kept_counts, masked_members
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
 from fxdistill.errors import InputError, PlanError
@@ -85,7 +85,7 @@ def test_a_nested_mask_under_a_budget_lies_inside_of_the_level_above_whatever_it
         name: member.changed(budget={"parameters": whole.parameters - 1}) if name == "level-0" else member
         for name, member in plan.members.items()
     })  # fmt: skip
-    levels = cascade.levels(plan, residual())
+    levels = masked_members(plan, residual())
     torch.manual_seed(0)
     for name in ("level-0", "level-1"):
         levels[name].get_parameter("masks.scores").data.uniform_()
@@ -93,7 +93,7 @@ def test_a_nested_mask_under_a_budget_lies_inside_of_the_level_above_whatever_it
     assert bool((below <= above).all())
     member = plan.members["level-1"]
     assert isinstance(member, Masked)
-    assert int(below.sum()) == int(above.sum()) == sum(cascade.kept_counts(levels["level-1"], member).values())
+    assert int(below.sum()) == int(above.sum()) == sum(kept_counts(levels["level-1"], member).values())
 
 
 def test_with_a_threshold_a_layer_a_budget_is_the_same_share_of_all_layers() -> None:
@@ -111,10 +111,10 @@ def test_with_a_threshold_a_layer_a_budget_is_the_same_share_of_all_layers() -> 
     assert last.threshold == "global"
     assert isinstance(first, Masked)
     assert first.macs <= most
-    levels = cascade.levels(plan, Classifier(body, 32).eval())
+    levels = masked_members(plan, Classifier(body, 32).eval())
     scores = levels["level-0"].get_parameter("masks.scores")
     scores.data = torch.linspace(2.0, 0.0, 48)  # one layer is better than the other, throughout
-    assert cascade.kept_counts(levels["level-0"], first) == {one.name: one.kept for one in first.layers}
+    assert kept_counts(levels["level-0"], first) == {one.name: one.kept for one in first.layers}
 
 
 @pytest.mark.parametrize("assistants", [0, 2])
@@ -122,7 +122,7 @@ def test_centred_gradients_are_those_of_the_level_above(assistants: int) -> None
     plan = planned(residual(), keep=0.5, assistants=assistants, centred=True)
     masked = [member for member in plan.members.values() if isinstance(member, Masked)]
     assert [member.centred for member in masked] == [True] * max(assistants, 1) + [False] * bool(assistants)
-    levels = cascade.levels(plan, residual())
+    levels = masked_members(plan, residual())
     riding = {name: [n for n in level.graph.nodes if n.target is masks.ride] for name, level in levels.items()}
     assert {name: [len(node.args) for node in nodes] for name, nodes in riding.items()} == (
         {"level-0": [], "level-1": [3], "level-2": [3]} if assistants else {"level-0": [3]}
@@ -165,7 +165,7 @@ def test_levels_are_of_one_network_whose_layers_are_in_order(field: str, change:
         plan.changed(members={**plan.members, "level-1": edited["level-1"]})
     if field == "layers":
         with pytest.raises(PlanError, match="what can be masked is not what was planned"):
-            cascade.levels(plan.changed(members=edited), model)
+            masked_members(plan.changed(members=edited), model)
 
 
 @pytest.mark.parametrize("last", ["dense", "convolution"])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import fxdistill
-from fxdistill.compiler import cascade, pipeline
+from fxdistill.compiler import pipeline
 from fxdistill.compiler.build import build_arm, specialize
+from fxdistill.compiler.levels import masked_members
 from fxdistill.compiler.options import Options
 from fxdistill.data.batches import batches, first_batch
 from fxdistill.data.load import defaults, load
@@ -101,7 +102,7 @@ def joint(plan: Plan, modules: dict[str, nn.Module]) -> Program:
 
 
 def made(plan: Plan) -> dict[str, nn.Module]:
-    return {"teacher": teacher(), **cascade.levels(plan, teacher())}
+    return {"teacher": teacher(), **masked_members(plan, teacher())}
 
 
 def test_levels_share_their_convolutions_and_have_the_rest_for_themselves() -> None:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxdistill.compiler import cascade
 from fxdistill.compiler.build import build_arm, specialize
+from fxdistill.compiler.levels import masked_members
 from fxdistill.data.batches import Batch, batches
 from fxdistill.data.load import load
 from fxdistill.methods.cascade import Threshold
@@ -124,7 +124,7 @@ def test_the_joint_phase_is_the_papers_step_for_step(spec: ScoreOptimizer, thres
     mean, std = digits.mean[0], digits.std[0]
     levels = by_hand([{**one, "images": (one["images"] - mean) / std} for one in images], spec,
                      by_layer=threshold == "layer", centred=centred)  # fmt: skip
-    modules = {"teacher": teacher(), **cascade.levels(plan, teacher())}
+    modules = {"teacher": teacher(), **masked_members(plan, teacher())}
     program = specialize(build_arm(plan, "joint", modules), "joint").train()
     (stage,) = program.stages
     stage = stage.changed(epochs=1, scores=spec)

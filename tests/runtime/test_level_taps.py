@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler import cascade
 from fxdistill.compiler.build import build_arm, specialize
+from fxdistill.compiler.levels import masked_members
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
 from fxdistill.data.batches import batches
@@ -139,7 +139,7 @@ def test_whatever_can_be_masked_can_be_tapped(name: str) -> None:
     net = model().eval()
     options = Cascade(keep=0.5, assistants=1, hints=0.1, hints_alone=0.1)
     plan = compile_plan(net, None, Options(input_shape=SHAPE, method="indistill+cascade", epochs=2, cascade=options))
-    modules: dict[str, nn.Module] = {"teacher": net, **cascade.levels(plan, net)}
+    modules: dict[str, nn.Module] = {"teacher": net, **masked_members(plan, net)}
     modules["level-0"].get_parameter("masks.scores").data.uniform_()
     modules["student"] = harden_all(plan, modules)["student"].module
     batch = {"images": torch.randn(4, *SHAPE[1:]), "labels": torch.arange(4), "index": torch.arange(4)}

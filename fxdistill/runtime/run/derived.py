@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from fxdistill.compiler.auxiliary import make
-from fxdistill.compiler.cascade import levels
+from fxdistill.compiler.levels import masked_members
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Masked
 from fxdistill.plan.schema import Shrunken
@@ -24,7 +24,7 @@ def derived(plan: Plan, given: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
         if isinstance(member, Shrunken):
             modules[name] = make(member, modules[member.of], input_shape=plan.shape_of(member.of))
         elif isinstance(member, Masked):
-            masked = masked or levels(plan, modules[member.of])
+            masked = masked or masked_members(plan, modules[member.of])
             modules[name] = masked[name]
     modules |= {name: cut.module for name, cut in harden_all(plan, modules).items()}
     return {name: module for name, module in modules.items() if name not in given}

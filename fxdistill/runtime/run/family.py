@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from fxdistill.compiler.cascade import harden
+from fxdistill.compiler.levels import harden
 from fxdistill.ir.running import load_whole_state
 from fxdistill.measure.parity import Parity
 from fxdistill.modelfiles import bundle, graphs

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxdistill.compiler.cascade import Cut, harden, kept_counts
+from fxdistill.compiler.levels import Cut, harden, kept_counts
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import InvariantError, ParityError

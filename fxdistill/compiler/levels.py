@@ -1,0 +1,210 @@
+"""The levels of one network: copies over the tensors that they share, each with a mask of its own.
+
+    teacher ─ trace ─ couple ─ mask ─┬─ level-(N-1) … level-0   the same tensors, but for those of their own
+                                     └─ student                 cut out of level-0 when that is trained, with proof
+
+What the plan says is made the same way whenever it is made: when it is planned, when it is run, when a run is resumed.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxdistill.compiler.barriers import with_barriers
+from fxdistill.criteria import CRITERIA, importance
+from fxdistill.errors import InputError, PlanError
+from fxdistill.ir.channels import Channels
+from fxdistill.ir.contract import PassManager
+from fxdistill.ir.cost import Cost, Size, check_limit, cost_of
+from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.graph import Traced, ladder
+from fxdistill.ir.masks import ranked
+from fxdistill.ir.running import copied
+from fxdistill.methods.cascade import Threshold
+from fxdistill.passes.couple import Couple
+from fxdistill.passes.mask import MASKS, Mask, MaskSource, check_maskable, kept_of, unmasked
+from fxdistill.passes.mask.maskable import Maskable, maskable
+from fxdistill.passes.shrink import Shrink, ShrinkSource
+from fxdistill.passes.trace import Trace
+from fxdistill.plan.document import Plan
+from fxdistill.plan.members import Budget, Masked, MaskedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A network that levels are made of: its trace in eval mode, what of it can be masked, and what that costs."""
+
+    traced: Traced
+    coupling: Coupling
+    found: Maskable
+    cost: Cost
+
+    @classmethod
+    def of(cls, traced: Traced, coupling: Coupling, barriers: Sequence[str] = ()) -> "Base":
+        """See the class; channels that touch a barrier are not masked.
+
+        Raises:
+            InputError: Nothing of it can be masked.
+        """
+        coupling = with_barriers(traced, coupling, barriers) if barriers else coupling
+        found = maskable(traced, coupling)
+        check_maskable(found)
+        return cls(traced, coupling, found, cost_of(traced, coupling, found.classes))
+
+    def gone(self, mask: Tensor) -> frozenset[int]:
+        """The classes that a mask does not keep."""
+        return frozenset(i for i, alive in zip(self.found.classes, mask.tolist(), strict=True) if not alive)
+
+    def count(self, keep: float) -> int:
+        """How many channels a share is; each layer has one at least."""
+        return max(len(self.found.layers), round(keep * len(self.found.classes)))
+
+    def scores(self, criterion: str, scale: float = 1.0, seed: int = 0) -> Tensor:
+        """The scores that training starts with: an importance over the mean of the layer, (K,)."""
+        if CRITERIA.get(criterion, where="--criterion").needs_batch:
+            raise InputError(
+                f"the criterion '{criterion}' reads data, and scores start from weights alone", where="--criterion",
+                hint="choose one that reads weights, e.g. l1",
+            )  # fmt: skip
+        found = importance(criterion, Channels(self.traced, self.coupling, seed=seed)).float()
+        parts = [found[list(layer.classes)] for layer in self.found.layers]
+        return scale * torch.cat([part / part.mean().clamp(min=torch.finfo(torch.float32).tiny) for part in parts])
+
+    def mask(self, scores: Tensor, count: int, threshold: Threshold) -> Tensor:
+        """The mask that keeps so many of them."""
+        order = ranked(scores, self.found.positions, by_layer=threshold == "layer")
+        return torch.zeros(len(scores)).index_fill(0, order[:count], 1.0)
+
+    def within(self, scores: Tensor, budget: Budget, threshold: Threshold) -> int:
+        """How many channels a budget allows.
+
+        Raises:
+            InputError: It cannot be met, or the whole network costs no more.
+        """
+        what, most = budget.limit
+        parameters, macs = self.cost.of_first(ranked(scores, self.found.positions, by_layer=threshold == "layer"))
+        paid = (macs if what == "macs" else parameters)[len(self.found.layers) - 1 :]
+        least, whole = (Size(int(parameters[at]), int(macs[at])) for at in (len(self.found.layers) - 1, -1))
+        check_limit(what, most, least=least, whole=whole, where="--budget", floor="with one channel a layer")
+        return len(self.found.layers) - 1 + int((paid <= most).sum())
+
+    def layers(self, mask: Tensor) -> list[MaskedLayer]:
+        """What a mask keeps of each layer."""
+        sizes = [len(layer.classes) for layer in self.found.layers]
+        return [
+            MaskedLayer(name=layer.name, channels=size, kept=int(part.sum()))
+            for layer, size, part in zip(self.found.layers, sizes, mask.split(sizes), strict=True)
+        ]
+
+
+def masked_members(plan: Plan, original: nn.Module, *, passes: PassManager | None = None) -> dict[str, fx.GraphModule]:
+    """The masked members of a plan, over one set of tensors that they share; the original is not changed.
+
+    Raises:
+        PlanError: The plan's levels are not of this model.
+        InputError: Nothing of it can be masked.
+    """
+    passes = passes or PassManager()
+    wanted = {name: member for name, member in plan.members.items() if isinstance(member, Masked)}
+    if not wanted:
+        return {}
+    name = next(iter(wanted.values())).of
+    ref = plan.given(name)
+    traced = passes.run(Trace(plan.shape_of(name), entry=ref.output, rungs=ladder(ref.rung)), original)
+    traced = replace(traced, module=copied(traced.module))
+    barriers = next(iter(wanted.values())).barriers
+    base = Base.of(traced, passes.run(Couple(), traced), barriers)
+    made = {one: _level(base, plan, one, member, passes) for one, member in wanted.items()}
+    for one, member in wanted.items():
+        if member.guide is not None:
+            _tie(made[member.guide], "riding", made[one])
+        for number, above in enumerate(_around(plan, member)):
+            _tie(made[one], f"around_{number}", made[above])
+    return made
+
+
+def _level(base: Base, plan: Plan, name: str, member: Masked, passes: PassManager) -> fx.GraphModule:
+    """One level: a copy whose shared tensors are the base's own, with gates, and with the scores to start from."""
+    known = dict(base.traced.module.named_parameters(remove_duplicate=False))
+    layers = [(one.name, one.channels) for one in member.layers]
+    if strange := [one for one in member.own if one not in known]:
+        raise PlanError(f"the model has no tensor '{strange[0]}'", where=f"members.{name}.own", hint="plan anew")
+    if layers != [(one.name, len(one.classes)) for one in base.found.layers]:
+        raise PlanError("what can be masked is not what was planned", where=f"members.{name}.layers", hint="plan anew")
+    own = {id(known[one]) for one in member.own}
+    shared = {id(tensor): tensor for tensor in known.values() if id(tensor) not in own}
+    module = copy.deepcopy(base.traced.module, dict(shared))
+    traced = replace(base.traced, module=module)
+    riding = [one for one in plan.members.values() if isinstance(one, Masked) and one.guide == name]
+    around = [plan.members[one] for one in _around(plan, member)]
+    mask = Mask(
+        count=base.count(member.keep) if member.is_masked and member.budget is None else None,
+        rides=bool(riding), centred=any(one.centred for one in riding), by_layer=member.threshold == "layer",
+        limit=None if member.budget is None else member.budget.limit,
+        nested=tuple(base.count(one.keep) for one in around if isinstance(one, Masked)),
+    )  # fmt: skip
+    made = passes.run(mask, MaskSource(traced, base.coupling)).module
+    if member.is_masked:
+        with torch.no_grad():
+            made.get_parameter(f"{MASKS}.scores").copy_(base.scores(member.criterion, member.scale, plan.seed))
+    return made
+
+
+def _around(plan: Plan, member: Masked) -> list[str]:
+    """The levels that a nested mask lies inside of, the outermost first."""
+    found: list[str] = []
+    while member.nested and member.guide is not None:
+        above = plan.members[member.guide]
+        if not isinstance(above, Masked) or not above.is_masked:
+            break
+        found.insert(0, member.guide)
+        member = above
+    return found
+
+
+def _tie(module: nn.Module, name: str, scored: nn.Module) -> None:
+    """Make a module's scores those of another one: the same parameter."""
+    setattr(module.get_submodule(MASKS), name, scored.get_parameter(f"{MASKS}.scores"))
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What was cut out of a masked model: the smaller one, and its size."""
+
+    module: fx.GraphModule
+    parameters: int
+    macs: int
+
+
+def harden(
+    masked: fx.GraphModule, member: Masked, *, input_shape: tuple[int, ...], passes: PassManager | None = None
+) -> Cut:  # fmt: skip
+    """Cut a masked model: its scores become indices, and ``shrink`` proves the result; it shares nothing with it.
+
+    Args:
+        masked: The model, on any weights and scores; it is not changed.
+        member: What the plan says of it.
+        input_shape: Shape of one batch.
+        passes: Where the passes run.
+
+    Raises:
+        InvariantError: It has no mask.
+        PassError: What is left is not the masked model.
+    """
+    passes = passes or PassManager()
+    kept = kept_of(masked)
+    traced = passes.run(Trace(input_shape), copied(unmasked(masked)).cpu())
+    base = Base.of(traced, passes.run(Couple(), traced), member.barriers)
+    gone = base.gone(kept)
+    small = passes.run(Shrink(), ShrinkSource(traced, base.coupling, gone)).module if gone else copied(traced.module)
+    return Cut(small, *base.cost.of(kept))
+
+
+def kept_counts(masked: nn.Module, member: Masked) -> dict[str, int]:
+    """How many channels a masked member keeps of each layer now."""
+    sizes = [one.channels for one in member.layers]
+    parts = kept_of(masked).split(sizes)
+    return {one.name: int(part.sum()) for one, part in zip(member.layers, parts, strict=True)}
