@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fxdistill.compiler.barriers import with_barriers
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
+from fxdistill.ir.survivors import Survivors
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import removed_of
 from fxdistill.passes.trace import Trace
@@ -65,13 +66,13 @@ def zeroed(net: nn.Module, result: ShrunkResult) -> nn.Module:
     """The full model with the removed slices of its parameters set to zero."""
     traced = Trace(result.input_shape, rungs=(result.rung,))(copy.deepcopy(net)).value
     coupling = with_barriers(traced, Couple()(traced).value, result.barriers)
-    removed = removed_of(coupling, result.kept)
+    survivors = Survivors(coupling, removed_of(coupling, result.kept))
     found = {**dict(traced.module.named_parameters()), **dict(traced.module.named_buffers())}
     with torch.no_grad():
         for name in coupling.parameters.keys() & found.keys():
-            alive = coupling.parameter_alive(name, removed)
+            alive = survivors.of_parameter(name)
             if alive is not None and not name.endswith("running_var"):
-                found[name].masked_fill_(~alive, 0.0)
+                found[name].masked_fill_(~alive.full, 0.0)
     return traced.module
 
 

@@ -17,13 +17,12 @@ in another order than in the full one: only a replay of the labels on the shrunk
 """
 
 from collections import Counter, deque
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
@@ -128,11 +127,6 @@ class Coupling:
         """The same for any node: a list of structures where the value is a tuple or list."""
         return self._classes_in(self.values.get(path))
 
-    def labels(self, path: str) -> Tensor | None:
-        """The class ids of a node's elements in the layer of its channel dimension, in the node's shape."""
-        found = self._channel(path)
-        return found[1] if found is not None else None
-
     def channel_dim(self, path: str) -> int | None:
         """The one dimension of the node's value along which classes vary, None where there is none or more."""
         found = self._channel(path)
@@ -153,14 +147,6 @@ class Coupling:
         except for the inputs of a grouped convolution, which differ from group to group.
         """
         return {dim: self._to_classes(labels) for dim, labels in self.parameters.get(name, {}).items()}
-
-    def alive(self, path: str, removed: Collection[int]) -> Tensor | None:
-        """Which elements of a tensor node survive (bool, compact, the node's shape); None where it has no labels."""
-        return self._alive(self.layers(path), removed)
-
-    def parameter_alive(self, name: str, removed: Collection[int]) -> Tensor | None:
-        """Which elements of a parameter or buffer survive; None where it has no labels."""
-        return self._alive(tuple(self.parameter_labels(name).values()), removed)
 
     def locked(self, class_id: int) -> str | None:
         """Reason and node path where a class may not be removed, None where it may."""
@@ -266,24 +252,9 @@ class Coupling:
             return [self._classes_in(item) for item in structure]
         return None if structure is None else tuple(self._to_classes(layer) for layer in structure)
 
-    def _alive(self, layers: Layers, removed: Collection[int]) -> Tensor | None:
-        if not layers:
-            return None
-        dead = torch.zeros(self.class_count + 1, dtype=torch.bool)
-        dead[list(removed)] = True
-        masks = [(~dead)[core(layer)].expand(layer.shape) for layer in layers]
-        result = core(masks[0])
-        for mask in masks[1:]:
-            result = result & core(mask)
-        return result.expand(layers[0].shape)
-
     def _channel(self, path: str) -> tuple[int, Tensor] | None:
         if path not in self._cache:
-            found = []
-            for layer in self.layers(path):
-                dims = varying(layer)
-                if len(dims) == 1:
-                    found.append((dims[0], layer))
+            found = [(dims[0], layer) for layer in self.layers(path) if len(dims := varying(layer)) == 1]
             self._cache[path] = found[0] if len(found) == 1 and len(self.layers(path)) == 1 else self._open(found)
         return self._cache[path]
 

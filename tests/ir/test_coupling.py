@@ -4,6 +4,7 @@ import torch
 from torch import fx
 
 from fxdistill.ir.coupling import Coupling, Lock, core, flat_layers, varying
+from fxdistill.ir.survivors import Survivors
 
 
 def spread(labels: list[int], dim: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -46,11 +47,10 @@ def test_labels_of_a_node():
     assert c.class_count == 3
     assert c.channel_dim("a") == 1
     assert c.classes("a") == (1, 1, 2, 3)
-    labels = c.labels("a")
-    assert labels is not None
+    (labels,) = c.layers("a")
     assert labels.shape == (1, 4, 5, 5)
     assert labels.stride()[2:] == (0, 0)
-    assert c.labels("x") is None
+    assert c.layers("x") == ()
     assert c.channel_dim("b") is None
     assert c.classes("b") == ()
     assert [layer.tolist() for layer in flat_layers(c.structure("b"))] == [[[2, 3]]]
@@ -70,15 +70,15 @@ def test_members_and_groups():
 
 def test_what_survives():
     c = coupling()
-    alive = c.alive("a", {1})
+    alive = Survivors(c, {1}).of_tensor("a")
     assert alive is not None
-    assert alive[0, :, 0, 0].tolist() == [False, False, True, True]
+    assert alive.full[0, :, 0, 0].tolist() == [False, False, True, True]
     assert alive.shape == (1, 4, 5, 5)
-    assert c.alive("x", {1}) is None
-    weight = c.parameter_alive("m.b.weight", {2})
+    assert Survivors(c, {1}).of("x") is None
+    weight = Survivors(c, {2}).of_parameter("m.b.weight")
     assert weight is not None
-    assert weight.tolist() == [[True, True, False, True]] * 2
-    assert c.parameter_alive("unknown", {1}) is None
+    assert weight.full.tolist() == [[True, True, False, True]] * 2
+    assert Survivors(c, {1}).of_parameter("unknown") is None
     assert c.parameter_labels("m.a.weight")[0][:, 0].tolist() == [1, 1, 2, 3]
 
 

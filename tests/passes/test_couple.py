@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxdistill.errors import InvariantError
 from fxdistill.ir.coupling import Constraint, Coupling, core, flat_layers
 from fxdistill.ir.graph import path_of
+from fxdistill.ir.survivors import Survivors
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Rung
@@ -135,9 +136,9 @@ def test_grouped_conv(rung):
     assert inputs.shape == (4, 4, 3, 3)
     assert inputs[:, :, 0, 0].tolist() == [a[:4], a[:4], a[4:], a[4:]]
     # what is alive of a grouped weight is a box again
-    alive = c.parameter_alive("b.weight", {a[0], a[6], b[1], b[2]})
+    alive = Survivors(c, {a[0], a[6], b[1], b[2]}).of_parameter("b.weight")
     assert alive is not None
-    assert int(alive.sum()) == 2 * 3 * 9
+    assert alive.sizes == (2, 3, 3, 3)
 
 
 def test_depthwise_conv(rung):
@@ -607,14 +608,11 @@ def test_every_value_has_labels_of_its_shape():
     c = Couple()(traced).value
     for node in traced.graph.nodes:
         if node.op != "output":
-            labels = c.labels(path_of(node))
-            assert labels is not None
-            assert tuple(labels.shape) == node.meta["shape"]
             assert c.channel_dim(path_of(node)) == 1
-            assert len(c.classes(path_of(node))) == labels.shape[1]
-    alive = c.alive("0", {c.classes("0")[1]})
+            assert len(c.classes(path_of(node))) == node.meta["shape"][1]
+    alive = Survivors(c, {c.classes("0")[1]}).of_tensor("0")
     assert alive is not None
-    assert alive[0, :, 0, 0].tolist() == [True, False, True, True]
+    assert alive.indices(1) == [0, 2, 3]
 
 
 def wrong_shape(c: Coupling) -> Coupling:
