@@ -8,13 +8,13 @@ program.
 import copy
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.adapters import Projection
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.program import Program
+from fxdistill.ir.running import same
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,5 @@ class Strip(Pass[Trained, nn.Module]):
         if own and not trained:
             raise InvariantError(f"no tensor of the stripped member is one of the program's '{source.member}'")
         for name, tensor in {**own, **trained}.items():
-            if isinstance(tensor, Tensor) and not _equal(state[name], tensor):
+            if isinstance(tensor, Tensor) and not same(state[name], tensor.cpu()):
                 raise InvariantError(f"'{name}' of the stripped member is not what was trained")
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other.cpu(), rtol=0, atol=0, equal_nan=True)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxdistill.errors import PairingError
 from fxdistill.ir import outputs
@@ -206,6 +206,21 @@ def submodule(root: nn.Module, node: fx.Node) -> nn.Module | None:
         return None
     found: nn.Module = functools.reduce(getattr, str(node.target).split("."), root)  # get_submodule looks thrice
     return found
+
+
+def attach(root: nn.Module, path: str, value: Tensor | nn.Module) -> None:
+    """Register a parameter, a buffer or a module at a path, with empty modules around it where there are none."""
+    *scope, leaf = path.split(".")
+    for part in scope:
+        if not isinstance(getattr(root, part, None), nn.Module):
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    if isinstance(value, nn.Module):
+        root.add_module(leaf, value)
+    elif isinstance(value, nn.Parameter):
+        root.register_parameter(leaf, value)
+    else:
+        root.register_buffer(leaf, value)
 
 
 def weights_of(node: fx.Node, traced: Traced) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ These are nodes of a graph like any other: a program inlines, specializes and co
 """
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 import torch
 from torch import Tensor, fx, nn
@@ -132,8 +133,7 @@ def scores_in(program: nn.Module, graph: fx.Graph) -> Iterator[nn.Parameter]:
     for node in graph.nodes:
         if node.op == "call_function" and node.target in (*MASKS, ride):
             for source in node.all_input_nodes:
-                owner, _, leaf = str(source.target).rpartition(".")
-                found = getattr(program.get_submodule(owner), leaf, None) if source.op == "get_attr" else None
+                found = attrgetter(str(source.target))(program) if source.op == "get_attr" else None
                 if isinstance(found, nn.Parameter) and id(found) not in seen:
                     seen.add(id(found))
                     yield found

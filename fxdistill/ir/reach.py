@@ -6,6 +6,7 @@ part of what is read from there later.
 """
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 from torch import fx, nn
 
@@ -56,8 +57,7 @@ def _own(root: nn.Module, node: fx.Node) -> Iterable[nn.Parameter]:
         return module.parameters()
     if node.op != "get_attr":
         return ()
-    scope, _, leaf = str(node.target).rpartition(".")
-    value = getattr(root.get_submodule(scope), leaf)
+    value = attrgetter(str(node.target))(root)
     return (value,) if isinstance(value, nn.Parameter) else ()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class Couple(Pass[Traced, Coupling]):
             if len({len(row) for row in constraint.sets}) != 1:
                 raise InvariantError("rows of different lengths are to keep equal counts", where=constraint.where)
         for name, dims in value.parameters.items():
-            shape = _tensor(source, name).shape
+            shape = attrgetter(name)(source.module).shape
             if any(layer.shape != shape for layer in dims.values()):
                 raise InvariantError(f"the labels of the parameter '{name}' do not have its shape", where=name)
 
@@ -102,12 +103,6 @@ def _ensure_locked(coupling: Coupling, path: str) -> None:
         free = set(core(layer).flatten().tolist()) - {0} - set(coupling.locks)
         if free:
             raise InvariantError(f"'{path}' has channels that may be removed", where=path)
-
-
-def _tensor(source: Traced, name: str) -> Tensor:
-    owner, _, leaf = name.rpartition(".")
-    found: Tensor = getattr(source.module.get_submodule(owner), leaf)
-    return found
 
 
 class LabelMode(TorchFunctionMode):

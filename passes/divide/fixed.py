@@ -13,6 +13,7 @@ with the largest value of all (which cannot be among both few), as one does that
 
 import itertools
 from collections.abc import Iterator
+from operator import attrgetter
 
 import torch
 from torch import Tensor, fx, nn
@@ -77,8 +78,7 @@ def _is_known(program: Program, node: fx.Node, trained: set[int]) -> bool:
     if role in ("model", "tap") and not node.meta.get("frozen"):
         return False
     if node.op == "get_attr":
-        owner, _, leaf = str(node.target).rpartition(".")
-        value = getattr(program.get_submodule(owner), leaf)
+        value = attrgetter(str(node.target))(program)
         return not isinstance(value, Tensor) or _place(value) not in trained
     module = submodule(program, node)
     return module is None or _is_still(module, trained)

@@ -108,11 +108,8 @@ def _answer(module: fx.GraphModule, images: Tensor | dict[str, Tensor]) -> Tenso
 
 def _ending_at(graph: fx.Graph, node: fx.Node) -> fx.Graph:
     """A copy of a graph that returns one node's value; nothing is removed, so that random numbers fall alike."""
-    copied = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    for old in graph.nodes:
-        if old.op != "output":
-            new[old] = copied.node_copy(old, new.__getitem__)
+    copied, new = fx.Graph(), dict[fx.Node, fx.Node]()
+    copied.graph_copy(graph, new)
     copied.output(new[node])
     return copied
 

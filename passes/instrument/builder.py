@@ -92,6 +92,11 @@ class Builder:
         program.meta["input_shape"] = self.input_shape
         return program.train(any(member.training for member in self.members if member.trained))
 
+    @property
+    def _like(self) -> Tensor:
+        """A weight of the members: what is added lies where it does, in its type."""
+        return next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
+
     def _field(self, name: str) -> fx.Node:
         """A field of the batch: read once, in front of everything."""
         if name not in self.fields:
@@ -117,8 +122,7 @@ class Builder:
             number = len(self.views)
 
             def constant(name: str, values: tuple[float, ...]) -> fx.Node:
-                device = next((t.device for t in self.root.parameters()), None)
-                self.seen.register_buffer(f"{name}_{number}", column(values).to(device))
+                self.seen.register_buffer(f"{name}_{number}", column(values).to(self._like.device))
                 node = self.graph.get_attr(f"views.{name}_{number}")
                 node.meta = {"role": "view"}
                 return node
@@ -140,14 +144,12 @@ class Builder:
         kept = self.plan.kept_for(pair.name)
         name = self._identifier(pair.name)
         if kept is not None and len(kept.channels) < kept.width:
-            device = next((t.device for t in self.root.parameters()), None)
-            self.adapters.register_buffer(f"keep_{name}", torch.tensor(kept.channels, device=device))
+            self.adapters.register_buffer(f"keep_{name}", torch.tensor(kept.channels, device=self._like.device))
             index = self.graph.get_attr(f"adapters.keep_{name}")
             index.meta = {"role": "adapter"}
             teacher = self._call("adapter", torch.index_select, teacher, pair.teacher.channel_dim, index)
         if pair.align == "project":
-            like = next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
-            self.adapters.add_module(f"project_{name}", Projection(pair.student, pair.teacher.width).to(like))
+            self.adapters.add_module(f"project_{name}", Projection(pair.student, pair.teacher.width).to(self._like))
             student = self.graph.call_module(f"adapters.project_{name}", (student,))
             student.meta = {"role": "adapter"}
         student, teacher = same_layout(self.graph, pair, student, teacher)
@@ -160,8 +162,7 @@ class Builder:
     def _fixed(self, pair: Pair, teacher: fx.Node) -> fx.Node:
         """A frozen tap by statistics of its own, which are yet to be measured."""
         name, width = self._identifier(pair.name), self._shape(teacher)[1]
-        like = next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
-        self.adapters.add_module(f"scale_{name}", FixedScale(width).to(like.device))
+        self.adapters.add_module(f"scale_{name}", FixedScale(width).to(self._like.device))
         node = self.graph.call_module(f"adapters.scale_{name}", (teacher,))
         node.meta = {"role": "adapter", "frozen": True}
         return node
@@ -220,8 +221,7 @@ class Builder:
             return self._call("loss", made, *values)
         made = made if isinstance(made, nn.Module) else Called(made)  # a graph calls functions by their names
         name = self._identifier(term.key)
-        like = next((p for p in self.root.parameters() if p.is_floating_point()), torch.empty(0))
-        self.losses.add_module(name, made.to(device=like.device))
+        self.losses.add_module(name, made.to(device=self._like.device))
         node = self.graph.call_module(f"losses.{name}", tuple(values))
         node.meta = {"role": "loss"}
         return node

@@ -29,6 +29,7 @@ In a network without BatchNorm and activation the factor lies on the output of t
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -207,7 +208,9 @@ def kept_of(module: nn.Module) -> Tensor:
     last: Tensor | None = None
     for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
         if node.op == "call_function" and node.target in masks.MASKS:
-            read: Any = fx.node.map_arg(node.args, lambda one: values[one] if one in values else _value(module, one))
+            read: Any = fx.node.map_arg(
+                node.args, lambda one: values[one] if one in values else attrgetter(str(one.target))(module)
+            )
             found: Any = node.target(*read, **node.kwargs)
             last = values[node] = found
     if last is None:
@@ -228,6 +231,13 @@ def unmasked(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(module, graph, type(module).__name__)
 
 
+def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    copied, new = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        new[node] = copied.node_copy(node, new.__getitem__)
+    return copied, new
+
+
 def silenced(traced: Traced, coupling: Coupling, gone: frozenset[int]) -> dict[str, Tensor]:
     """The weights of a model, zeros where they weigh a channel of one of these classes."""
     dead = torch.zeros(coupling.class_count + 1, dtype=torch.bool)
@@ -239,13 +249,6 @@ def silenced(traced: Traced, coupling: Coupling, gone: frozenset[int]) -> dict[s
         for one in alive:
             found[name] = found.get(name, weight.detach()) * one.expand(weight.shape).to(weight)
     return found
-
-
-def _copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    copied, new = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in graph.nodes:
-        new[node] = copied.node_copy(node, new.__getitem__)
-    return copied, new
 
 
 def _gate(module: fx.GraphModule, edge: Edge, new: dict[fx.Node, fx.Node], factors: fx.Node, number: int) -> None:
@@ -270,9 +273,3 @@ def _call(
     node = graph.create_node("call_function", function, arguments, named or {})  # type: ignore[arg-type]
     node.meta = {"path": path, "scope": MASKS, "shape": None, "macs": 0}
     return node
-
-
-def _value(module: nn.Module, node: fx.Node) -> Tensor:
-    owner, _, leaf = str(node.target).rpartition(".")
-    found: Tensor = getattr(module.get_submodule(owner), leaf)
-    return found

@@ -4,12 +4,14 @@ A graph holds what its nodes name. A node that reads a tensor and is read by non
 and counted like the rest.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 
 from torch import Tensor, fx, nn
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.ir.graph import Traced
+from fxdistill.ir.graph import Traced, attach
 
 
 def unused(module: nn.Module, traced: Traced) -> dict[str, Tensor]:
@@ -26,8 +28,7 @@ def _read(node: fx.Node, root: nn.Module) -> Iterator[Tensor]:
         called = root.get_submodule(str(node.target))
         yield from (*called.parameters(), *called.buffers())
     elif node.op == "get_attr" and node.users:
-        owner, _, leaf = str(node.target).rpartition(".")
-        value = getattr(root.get_submodule(owner), leaf)
+        value = attrgetter(str(node.target))(root)
         if isinstance(value, Tensor):
             yield value
 
@@ -39,25 +40,10 @@ def keep(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if name in known:
             continue
-        owner, _, leaf = name.rpartition(".")
-        parent = _place(module, owner)
-        copied = tensor.detach().clone()
-        if isinstance(tensor, nn.Parameter):
-            parent.register_parameter(leaf, nn.Parameter(copied, requires_grad=tensor.requires_grad))
-        else:
-            parent.register_buffer(leaf, copied)
+        attach(module, name, copy.deepcopy(tensor))
         with module.graph.inserting_before(first):
-            module.graph.get_attr(name).meta = {"path": name, "scope": owner}
+            module.graph.get_attr(name).meta = {"path": name, "scope": name.rpartition(".")[0]}
     module.recompile()
-
-
-def _place(module: nn.Module, path: str) -> nn.Module:
-    place = module
-    for part in path.split(".") if path else ():
-        if not isinstance(getattr(place, part, None), nn.Module):
-            place.add_module(part, nn.Module())
-        place = place.get_submodule(part)
-    return place
 
 
 def remarks(tensors: Mapping[str, Tensor]) -> Iterator[Diagnostic]:

@@ -20,6 +20,7 @@ what the stage's losses read from frozen members is what they read from them bef
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor, fx, nn
@@ -192,8 +193,7 @@ def _buffers(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, set[int]]:
     found: dict[fx.Node, set[int]] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            owner, _, leaf = str(node.target).rpartition(".")
-            found[node] = {id(getattr(root.get_submodule(owner), leaf))}
+            found[node] = {id(attrgetter(str(node.target))(root))}
             continue
         first = node.all_input_nodes[:1]
         same = {node.all_input_nodes[position] for position in node.meta.get("shares", ())}

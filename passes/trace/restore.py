@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from fxdistill.ir.graph import attach
 from fxdistill.ir.operators import bare_name
 
 _NORMS: dict[str, dict[int, type[nn.Module]]] = {
@@ -127,7 +128,7 @@ def _norm(
             own.register_parameter(name, parameter)
         for name, buffer in old.named_buffers(recurse=False):
             own.register_buffer(name, buffer)
-    _put(root, place, own)
+    attach(root, place, own)
     return place
 
 
@@ -137,18 +138,8 @@ def _random(root: nn.Module, node: fx.Node, model: nn.Module | None, kind: str) 
     random = any(layer.__name__ in str(stack[-1][1]) for layer in _RANDOM) if place else False
     if not random or any(name == place for name, _ in root.named_modules()):
         place = f"{node.name}_restored" if hasattr(root, node.name) else node.name
-    _put(root, place, _own(model, place, _RANDOM) or _DROPOUTS[kind](*node.args[1 : _FLAGS[kind]]))
+    attach(root, place, _own(model, place, _RANDOM) or _DROPOUTS[kind](*node.args[1 : _FLAGS[kind]]))
     return place
-
-
-def _put(root: nn.Module, place: str, module: nn.Module) -> None:
-    """Set a module, with what has to lie around it."""
-    scope, _, leaf = place.rpartition(".")
-    for part in scope.split(".") if scope else ():
-        if part not in root._modules:  # noqa: SLF001
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    root.add_module(leaf, module)
 
 
 def _own(model: nn.Module | None, place: str, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
 from torchvision.models import feature_extraction
 
+from fxdistill.ir.graph import attach
 from fxdistill.ir.running import plainly
 from fxdistill.passes.trace.effects import WITHOUT_GRADIENT, detach_marked, own_gradients, shapes_as_values
 from fxdistill.passes.trace.probe import Probe
@@ -151,7 +153,7 @@ def _export(module: nn.Module, probe: Probe) -> fx.GraphModule:
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ):
-        _attach(root, name, tensor)
+        attach(root, name, tensor)
         names[name] = first.setdefault(id(tensor), name)
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -181,32 +183,12 @@ def _restore_structure(graph: fx.Graph, program: torch.export.ExportedProgram) -
         output.args = (torch.utils._pytree.tree_unflatten(list(flat), spec),)  # noqa: SLF001  # no public name
 
 
-def _attach(root: nn.Module, name: str, tensor: Tensor) -> None:
-    parent = root
-    *scope, leaf = name.split(".")
-    for part in scope:
-        if not hasattr(parent, part):
-            parent.add_module(part, nn.Module())
-        parent = getattr(parent, part)
-    if isinstance(tensor, nn.Parameter):
-        parent.register_parameter(leaf, tensor)
-    else:
-        parent.register_buffer(leaf, tensor)
-
-
 def _adopt(root: nn.Module, exported: nn.Module, target: str) -> None:
     """Copy a lifted constant that the module itself does not own."""
-    own: Any = root
-    for part in target.split("."):
-        own = getattr(own, part, None)
-    if own is None:
-        value: Any = exported
-        for part in target.split("."):
-            value = getattr(value, part)
-        if isinstance(value, Tensor):
-            _attach(root, target, value)
-        else:
-            root.add_module(target, value)
+    try:
+        attrgetter(target)(root)
+    except AttributeError:
+        attach(root, target, attrgetter(target)(exported))
 
 
 RUNGS: dict[Rung, Callable[[nn.Module, Probe], fx.GraphModule]] = {
