@@ -30,6 +30,11 @@ def line(text: str) -> str:
     return "".join(shown)
 
 
+def first_line(cause: BaseException) -> str:
+    """The first line of an error, at most 200 characters; its kind where it says nothing."""
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:200]
+
+
 class FxdistillError(Exception):
     """Base of all errors raised on purpose by fxdistill.
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.graph import Traced
-from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode, same, seeded, tensors_in
-from fxdistill.passes.trace.probe import quiet, random_kept, uncompiled
+from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode, quiet, same, seeded, tensors_in
+from fxdistill.passes.trace.probe import random_kept, uncompiled
 
 _TOLERANCE = 1e-3
 """Of the largest value: what ``torch.export`` takes apart rounds differently."""

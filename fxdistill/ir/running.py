@@ -1,8 +1,12 @@
 """Running a module without a trace of it: modes, buffers, attributes and random numbers are afterwards as before."""
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
+import io
+import logging
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -54,6 +58,19 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """Convolutions in full float32, whatever autocast and TF32 are set to: for a proof these differ by too much."""
     with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings, logs and whole graphs that tracers and exporters print: nobody could act on them."""
+    before, sink = logging.root.manager.disable, io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 @contextmanager

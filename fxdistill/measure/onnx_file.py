@@ -11,9 +11,7 @@ All tensors that a model returns are outputs of the file, unless only some are a
 
 import contextlib
 import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from fxdistill import files
 from fxdistill.errors import ModelError, PlanError
 from fxdistill.ir import outputs
+from fxdistill.ir.running import quiet
 from fxdistill.measure.gate import INPUT, answers, gate, measure, reason
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.onnx_source import TRIAL_BATCHES, Source, deployable, noise
@@ -218,7 +217,7 @@ def _export(source: Source, example: Tensor, opset: int, exporter: Exporter) -> 
         dict[str, Any](input_names=[INPUT], output_names=list(source.names), opset_version=opset),
     )
     try:
-        with _quiet():
+        with quiet(), _undumped():
             if exporter == "dynamo":
                 shapes = ({0: torch.export.Dim(BATCH)},)
                 program = torch.onnx.export(module, (example,), dynamic_shapes=shapes, verbose=False, **names)
@@ -286,18 +285,13 @@ def _bytes(module: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' progress lines, warnings and logging."""
-    before, sink = logging.root.manager.disable, io.StringIO()
-    dump = getattr(torch._C, _DUMP, None)  # noqa: SLF001  # its switch is on, whatever one sets
-    logging.disable(logging.CRITICAL)
+def _undumped() -> Iterator[None]:
+    """Without the graph that the exporter prints when it fails: its switch is on, whatever one sets."""
+    dump = getattr(torch._C, _DUMP, None)  # noqa: SLF001
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            if dump is not None:
-                setattr(torch._C, _DUMP, lambda *_: None)  # noqa: SLF001
-            yield
+        if dump is not None:
+            setattr(torch._C, _DUMP, lambda *_: None)  # noqa: SLF001
+        yield
     finally:
         if dump is not None:
             setattr(torch._C, _DUMP, dump)  # noqa: SLF001
-        logging.disable(before)

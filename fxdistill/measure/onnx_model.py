@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fxdistill.compiler.versions import versions
-from fxdistill.errors import ModelError
+from fxdistill.errors import ModelError, first_line
 from fxdistill.ir.views import column, seen, steps
 from fxdistill.measure import onnx_refers
 from fxdistill.measure.latency import open_session, run
@@ -64,8 +64,8 @@ def _read(metadata: Mapping[str, str], where: str) -> Description:
         found = None if values["preprocessing"] is None else Preprocessing.model_validate(values["preprocessing"])
         embedded = json.loads(metadata.get(f"{_KEY}embedded", "false")) is True
     except (ValidationError, ValueError, RecursionError) as cause:
-        first = str(cause).splitlines()[0]
-        raise ModelError(f"the file's metadata is not valid: {first}", where=where, hint="export it anew") from cause
+        why = f"the file's metadata is not valid: {first_line(cause)}"
+        raise ModelError(why, where=where, hint="export it anew") from cause
     if found is not None:
         found = found.changed(source=Source(geometry="the file", normalisation="the file" if found.mean else ""))
     names = values["classes"] if isinstance(values["classes"], list) else []

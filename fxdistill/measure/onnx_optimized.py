@@ -7,9 +7,6 @@ It is onnxscript's optimiser, of the ONNX project: torch's exporter needs it alr
 Rewriting rounds, and rewriters err: the file stays as it was unless the new one passes.
 """
 
-import contextlib
-import logging
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 
 from fxdistill.errors import FxdistillError, ModelError
 from fxdistill.files import put, writing
+from fxdistill.ir.running import quiet
 from fxdistill.measure.gate import gate, measure, reason
 from fxdistill.measure.onnx_file import draft_of, strip, weights_beside
 from fxdistill.measure.parity import Parity
@@ -86,16 +84,11 @@ def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: The optimiser fails.
     """
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-            warnings.simplefilter("ignore")
+        with quiet():
             made = optimizer.optimize(rewriter.rewrite(optimizer.optimize(model)))
     except Exception as cause:  # it raises whatever its parts raise
         raise ModelError(f"the optimiser fails: {reason(cause)}") from cause
-    finally:
-        logging.disable(before)
     strip(made.graph)
     said = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(made, dict(sorted(said.items())))

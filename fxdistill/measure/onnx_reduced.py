@@ -9,10 +9,7 @@ BatchNorm is folded into the convolution before it and constants are computed fi
 """
 
 import contextlib
-import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +29,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from fxdistill.errors import ModelError
+from fxdistill.ir.running import quiet
 from fxdistill.measure.gate import INPUT, reason
 
 Precision = Literal["int8", "fp16"]
@@ -123,15 +121,10 @@ def _noted(path: Path, draft: Path, precision: Precision) -> None:
 @contextlib.contextmanager
 def _said(path: Path) -> Iterator[None]:
     """Quiet tools, whose failures are errors of ours."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     except Exception as cause:  # the tools raise whatever their parts raise
         raise ModelError(
             f"it cannot be written in less precision: {reason(cause)}", where=str(path), hint="keep the float file"
         ) from cause
-    finally:
-        logging.disable(before)

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from fxdistill.errors import ModelError
+from fxdistill.errors import ModelError, first_line
 
 _DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
 _LOADING = frozenset(("EPContext",))
@@ -27,7 +27,7 @@ def check(path: Path) -> None:
     try:
         wrong = _wrong(onnx.load_model(path, load_external_data=False), path.parent)
     except Exception as cause:  # of protobuf and onnx, which share no base class
-        raise _no_file(path, str(cause).partition("\n")[0][:200]) from cause
+        raise _no_file(path, first_line(cause)) from cause
     if wrong:
         raise ModelError(
             f"the file refers to {wrong}", where=str(path),

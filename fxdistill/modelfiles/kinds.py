@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fxdistill import container, files
-from fxdistill.errors import ModelError
+from fxdistill.errors import ModelError, first_line
 from fxdistill.modelfiles import inert
 from fxdistill.modelfiles.factories import working_directory_importable
 from fxdistill.modelfiles.source import missing
@@ -218,8 +218,7 @@ def _read_safetensors(path: Path) -> tuple[Any, bool]:
 
 
 def _damaged(path: Path, cause: Exception) -> ModelError:
-    first = str(cause).strip().partition("\n")[0][:200]
     return ModelError(
-        f"the file cannot be read as a model: {first}", where=str(path),
+        f"the file cannot be read as a model: {first_line(cause)}", where=str(path),
         hint="it is truncated, damaged, or torch.save did not write it; copy or write it again",
     )  # fmt: skip

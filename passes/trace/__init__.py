@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InvariantError, ModelError
+from fxdistill.errors import InvariantError, ModelError, first_line
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Shape, Traced
-from fxdistill.ir.running import attributes_kept, buffers_kept, example, hold, in_mode
+from fxdistill.ir.running import attributes_kept, buffers_kept, example, hold, in_mode, quiet
 from fxdistill.passes.trace.measure import annotate
 from fxdistill.passes.trace.paths import name_nodes
-from fxdistill.passes.trace.probe import Probe, first_line, quiet, random_kept, uncompiled
+from fxdistill.passes.trace.probe import Probe, random_kept, uncompiled
 from fxdistill.passes.trace.rungs import RUNGS
 from fxdistill.plan.schema import Rung
 

@@ -3,11 +3,7 @@
 Whatever is run here leaves the process and the module as they were.
 """
 
-import contextlib
-import io
-import logging
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from fxdistill.errors import InvariantError, ModelError
+from fxdistill.errors import InvariantError, ModelError, first_line
 from fxdistill.ir import outputs
 from fxdistill.ir.graph import Shape
-from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode, same, seeded, tensors_in
+from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode, quiet, same, seeded, tensors_in
 from fxdistill.passes.trace.effects import gradient_ways
 
 
@@ -112,19 +108,6 @@ def _other_ways(module: nn.Module, expected: tuple[set[int], list[str]], found: 
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Warnings, logs, tracebacks and whole graphs that tracers print say nothing that a user could act on."""
-    before, sink = logging.root.manager.disable, io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
-        warnings.simplefilter("ignore")
-        logging.disable(max(before, logging.ERROR))
-        try:
-            yield
-        finally:
-            logging.disable(before)
-
-
-@contextmanager
 def random_kept() -> Iterator[None]:
     """The generators of Python and NumPy, which a forward pass may use, are afterwards as they were.
 
@@ -136,11 +119,6 @@ def random_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def first_line(cause: BaseException) -> str:
-    """The first line of an error, at most 200 characters."""
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:200]
 
 
 @contextmanager
