@@ -24,7 +24,7 @@ def path(value: object, where: str) -> Path:
     return Path(value)
 
 
-def spec(value: object, where: str = "data") -> str:
+def spec(value: object) -> str:
     """A data spec, which may be given as a path.
 
     Raises:
@@ -32,7 +32,7 @@ def spec(value: object, where: str = "data") -> str:
     """
     if not isinstance(value, str | os.PathLike):
         raise InputError(
-            f"a {type(value).__name__} is no data spec", where=where, hint="give one, e.g. 'imagefolder:photos'"
+            f"a {type(value).__name__} is no data spec", where="data", hint="give one, e.g. 'imagefolder:photos'"
         )
     return str(value)
 

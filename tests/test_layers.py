@@ -22,7 +22,6 @@ OPTIONAL = {"timm"}
 SLOW = {
     "scipy.optimize", "scipy.stats", "torchmetrics.classification",  # a plan does without them
     "fxdistill.runtime.run.directory", "fxdistill.runtime.run.inspection",  # a plan's file is shown without them
-    "fxdistill.modelfiles.registered",  # a file that is not there is told without it
 }  # fmt: skip
 FILES = sorted(
     path for top in ("fxdistill", "passes") for path in (ROOT / top).rglob("*.py")

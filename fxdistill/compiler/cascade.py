@@ -13,10 +13,11 @@ from fxdistill.compiler.levels import Base
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError, PassError
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.cost import CONVOLUTIONS
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, op_name, weights_of
 from fxdistill.methods.cascade import Cascade, level
-from fxdistill.passes.mask.maskable import CONVOLUTIONS, first_convolution
+from fxdistill.passes.mask.maskable import first_convolution
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.shrink.arguments import Obstacle
 from fxdistill.plan.members import Budget, Hardened, Masked

@@ -23,13 +23,12 @@ from fxdistill.ir.graph import path_of, shape_of
 from fxdistill.passes.mask import kept_of
 from fxdistill.passes.mask.maskable import Edge, Layer, Maskable
 from fxdistill.plan.members import Hardened, Masked
-from fxdistill.plan.schema import Align, Kept, Layout, Pair, Tap
+from fxdistill.plan.schema import LAYOUTS, Align, Kept, Pair, Tap
 
 if TYPE_CHECKING:
     from fxdistill.plan.document import Plan
 
 _LAST = 3
-_LAYOUTS: dict[tuple[int, int], Layout] = {(4, 1): "nchw", (4, 3): "nhwc", (3, 2): "tokens", (2, 1): "features"}
 _Place = tuple[int, Edge]
 """A gate: its number, and where it stands."""
 
@@ -128,7 +127,7 @@ def _handed_on(found: Maskable, layer: Layer) -> _Place | None:
     """The first gate that channels of a layer pass; None for one whose value has no layout."""
     first = found.classes.index(layer.classes[0])
     for number, edge in enumerate(found.edges):
-        if bool((edge.index == first).any()) and (len(shape_of(edge.source) or ()), edge.dim) in _LAYOUTS:
+        if bool((edge.index == first).any()) and (len(shape_of(edge.source) or ()), edge.dim) in LAYOUTS:
             return number, edge
     return None
 
@@ -139,7 +138,7 @@ def _tap(place: _Place, member: str, *, gated: bool = True) -> Tap:
     shape = [int(size) for size in shape_of(edge.source) or ()]
     return Tap(
         member=member, path=path, shape=shape, channel_dim=edge.dim, width=shape[edge.dim],
-        layout=_LAYOUTS[len(shape), edge.dim],
+        layout=LAYOUTS[len(shape), edge.dim],
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from fxdistill.ir.coupling import Coupling, Layers, core, varying
 from fxdistill.ir.graph import Shape, Traced, macs_of, op_name, path_of, shape_of, weights_of
 from fxdistill.ir.layers import Layer, Timing, layers_of
 
-_CONVOLUTIONS = frozenset((
+CONVOLUTIONS = frozenset((
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
 ))  # fmt: skip
 _PRODUCTS = frozenset(("matmul", "bmm", "mm", "addmm", "baddbmm"))
@@ -39,7 +39,7 @@ _NAMES = (
 """What operands are called where they are given by name, in their order."""
 _LETTERS = "ABCDEFGH"
 _ATTENTION = "scaled_dot_product_attention"
-_WEIGHED = _CONVOLUTIONS | _PRODUCTS | {_ATTENTION, "linear", "einsum"}
+_WEIGHED = CONVOLUTIONS | _PRODUCTS | {_ATTENTION, "linear", "einsum"}
 """What multiplies its operands; a function is given its weight, which may be computed, second, and maybe a bias."""
 
 
@@ -250,7 +250,7 @@ def _spaces(node: fx.Node, traced: Traced, coupling: Coupling, named: dict[str, 
     if name == "linear" and len(values) > 1:
         rows = _LETTERS[: len(values[0][1]) - 1]
         yield _product(node, values, f"{rows}X", "ZX")
-    elif (name in _CONVOLUTIONS or weight is not None) and len(values) > 1:
+    elif (name in CONVOLUTIONS or weight is not None) and len(values) > 1:
         yield *values[1], macs_of(node) / _points(values[1][1])
     elif name == _ATTENTION and len(values) > 2:
         yield from _attention(node, values)

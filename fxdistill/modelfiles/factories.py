@@ -22,8 +22,8 @@ from torch.nn.parameter import is_lazy
 
 from fxdistill.errors import DataError, InputError, ModelError
 from fxdistill.modelfiles import registered
-from fxdistill.modelfiles.registered import below
-from fxdistill.modelfiles.source import EXAMPLE, module_and_function
+from fxdistill.modelfiles.registered import EXAMPLE, below
+from fxdistill.modelfiles.source import module_and_function
 
 
 def build(

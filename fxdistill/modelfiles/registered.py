@@ -23,11 +23,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fxdistill import models
 from fxdistill.errors import ModelError
-from fxdistill.modelfiles.source import EXAMPLE
 from fxdistill.registry import suggestion
 
+EXAMPLE = "torchvision.models:resnet18?num_classes=10"
+"""A factory with an argument, for hints."""
 _OURS = ("convnet", "preact_resnet18", "resnet", "vgg")
 _TRANSFORMERS = "transformers"
 _DEEPEST, _FEW = 8, 12
@@ -61,7 +61,7 @@ def find(module: str, name: str) -> Callable[..., Any] | None:
         ModelError: The library that the module belongs to is not installed.
     """
     if module == "fxdistill.models":
-        return getattr(models, name) if name in _OURS else None
+        return getattr(_library(module), name) if name in _OURS else None
     if below(module, "torchvision.models"):
         return _of_torchvision(module, name)
     if module == _TRANSFORMERS:

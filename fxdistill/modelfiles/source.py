@@ -10,9 +10,9 @@ from typing import Any
 
 from fxdistill import checking, files
 from fxdistill.errors import InputError, ModelError
+from fxdistill.modelfiles import registered
+from fxdistill.modelfiles.registered import EXAMPLE
 
-EXAMPLE = "torchvision.models:resnet18?num_classes=10"
-"""A factory with an argument, for hints."""
 _FACTORY = re.compile(r"(?P<name>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(\?(?P<query>.*))?", re.DOTALL)
 
 
@@ -114,8 +114,6 @@ def missing(where: str) -> ModelError:
 def _registers(module: str, name: str) -> bool:
     if not name.isidentifier():
         return False
-    from fxdistill.modelfiles import registered  # noqa: PLC0415  # imports the library
-
     try:
         return registered.find(module, name) is not None
     except ModelError:  # the library is not there

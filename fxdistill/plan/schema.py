@@ -23,8 +23,8 @@ Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 MemberName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$", max_length=60)]
 ArmName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*([-+][a-z0-9]+)*$", max_length=60)]
-_FORM: dict[str, tuple[int, int]] = {"nchw": (4, 1), "nhwc": (4, 3), "tokens": (3, 2), "features": (2, 1)}
-"""Number of dimensions and the channels' dimension of each layout."""
+LAYOUTS: dict[tuple[int, int], Layout] = {(4, 1): "nchw", (4, 3): "nhwc", (3, 2): "tokens", (2, 1): "features"}
+"""Each layout by its number of dimensions and the channels' dimension."""
 
 
 class Part(BaseModel):
@@ -182,7 +182,7 @@ class Tap(Part):
 
     @model_validator(mode="after")
     def _shape_holds(self) -> Self:
-        rank, dim = _FORM[self.layout]
+        rank, dim = next(form for form, layout in LAYOUTS.items() if layout == self.layout)
         if (len(self.shape), self.channel_dim) != (rank, dim):
             raise ValueError(f"the layout '{self.layout}' has {rank} dimensions, the channels in dimension {dim}")
         if self.shape[dim] != self.width:

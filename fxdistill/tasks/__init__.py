@@ -173,7 +173,6 @@ class Task(ABC):
         Raises:
             InputError: It chooses no class, or there are no more classes than that.
         """
-        del classes
         raise InputError(
             "the task chooses no class of an image, so that there are no first ones", where=f"--top {tops[0]}",
             hint="it is for --task classification",
@@ -190,7 +189,6 @@ class Task(ABC):
         Raises:
             InputError: The task does not say what a model reaches image by image.
         """
-        del output, targets, classes
         raise not_by_image(self)
 
     def tally(self, kept: "Sequence[Tensor]", train: "Callable[[], Iterable[tuple[Tensor, Tensor]]]") -> "Tally":
@@ -203,7 +201,6 @@ class Task(ABC):
         Raises:
             InputError: The task does not say what a model reaches image by image.
         """
-        del kept, train
         raise not_by_image(self)
 
     def distance(self, ours: "Tensor", theirs: "Tensor") -> "Tensor":
@@ -217,7 +214,6 @@ class Task(ABC):
             classes: Number of classes.
             targets: (N, ...), those that are measured on.
         """
-        del classes, targets
         return None
 
     @abstractmethod

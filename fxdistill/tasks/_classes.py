@@ -1,5 +1,7 @@
 """What tasks over classes share: class numbers one an image, and two models' choices among classes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,16 @@ def wrong_range(numbers: Tensor, classes: int) -> str:
     if lowest < 0:
         return f"the label {lowest} is negative; number the classes from 0, with {NO_LABEL} or -1 for no label"
     return f"the label {highest} has no name; there are {classes} classes" if classes and highest >= classes else ""
+
+
+def wrong_logits(output: Tensor, classes: int, size: Sequence[int] = ()) -> str:
+    """What is wrong with logits (images, classes, *size); '' where nothing is."""
+    if output.ndim != 2 + len(size) or output.shape[2:] != tuple(size):
+        wanted = ", ".join(map(str, ("images", "classes", *size)))
+        return f"the model answers with a tensor of shape {tuple(output.shape)}, not with logits ({wanted})"
+    if classes and output.shape[1] != classes:
+        return f"the model answers with {output.shape[1]} classes, the data has {classes} classes"
+    return ""
 
 
 def same_choices(ours: Tensor, theirs: Tensor) -> Agreement:

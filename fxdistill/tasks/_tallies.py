@@ -87,7 +87,6 @@ class Ratios(Tally):
 
     def by_class(self, classes: int) -> tuple[Tensor, Tensor]:
         """The ratios of the sums."""
-        del classes
         return self.over.sum(0).double() / self.under.sum(0), self.sizes.sum(0)
 
 

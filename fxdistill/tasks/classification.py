@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxdistill.errors import InputError
 from fxdistill.tasks import NO_LABEL, Agreement, Task
-from fxdistill.tasks._classes import same_choices, wrong_numbers
+from fxdistill.tasks._classes import same_choices, wrong_logits, wrong_numbers
 from fxdistill.tasks._tallies import Means
 
 if TYPE_CHECKING:
@@ -38,19 +38,13 @@ class Classification(Task):
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """One class number an image."""
-        del image_shape
         return wrong_numbers(targets, classes)
 
     def wrong_output(
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
     ) -> str:
         """As many logits as classes."""
-        del image_shape, target_shape
-        if output.ndim != 2:
-            return f"the model answers with a tensor of shape {tuple(output.shape)}, not with logits (images, classes)"
-        if classes and output.shape[1] != classes:
-            return f"the model answers with {output.shape[1]} classes, the data has {classes} classes"
-        return ""
+        return wrong_logits(output, classes)
 
     def metrics(self, classes: int) -> "Mapping[str, Metric]":
         """Top-1 accuracy, and top-5 where that says something; or what was asked for."""
@@ -78,12 +72,10 @@ class Classification(Task):
 
     def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
         """Whether each image is right, and its class."""
-        del classes
         return output.argmax(1) == targets, targets
 
     def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Means:
         """The share that is right."""
-        del train
         return Means(*kept)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -92,7 +84,6 @@ class Classification(Task):
 
     def chance(self, classes: int, targets: Tensor) -> float | None:
         """One in so many classes."""
-        del targets
         return 1 / classes if classes else None
 
     def says(self, output: Tensor) -> Tensor:

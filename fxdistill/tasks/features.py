@@ -31,7 +31,6 @@ class Features(Retrieval):
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
     ) -> str:
         """Anything of an image each."""
-        del image_shape, classes, target_shape
         if output.ndim < 2 or not output.is_floating_point():
             return f"the model answers with {output.dtype} of shape {tuple(output.shape)}, not with features of images"
         return ""

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_f1_score
 
 from fxdistill.tasks import NO_LABEL, Agreement, Task, no_images, no_labels
+from fxdistill.tasks._classes import wrong_logits
 from fxdistill.tasks._tallies import Rankings
 
 _UNKNOWN, _YES = -1, 0.5
@@ -43,7 +44,6 @@ class Multilabel(Task):
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """A row of 0 and 1 an image, or of shares between; some are known."""
-        del image_shape
         if targets.ndim != 2:
             return f"labels have the shape {tuple(targets.shape)}; give a row of 0 and 1 an image, (images, classes)"
         if targets.shape[1] != classes:
@@ -57,16 +57,10 @@ class Multilabel(Task):
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
     ) -> str:
         """As many logits as classes."""
-        del image_shape, target_shape
-        if output.ndim != 2:
-            return f"the model answers with a tensor of shape {tuple(output.shape)}, not with logits (images, classes)"
-        if classes and output.shape[1] != classes:
-            return f"the model answers with {output.shape[1]} classes, the data has {classes} classes"
-        return ""
+        return wrong_logits(output, classes)
 
     def metrics(self, classes: int) -> Mapping[str, Metric]:
         """None that can be updated batch by batch: which classes count is known at the end, see :meth:`evaluate`."""
-        del classes
         return {}
 
     def evaluate(
@@ -76,7 +70,6 @@ class Multilabel(Task):
 
         Images are ranked by logits: probabilities near 1 are one number in float32.
         """
-        del classes
         pairs = [(output.float(), targets) for output, targets in predict("test")]
         if not pairs:
             raise no_images("test")
@@ -91,12 +84,10 @@ class Multilabel(Task):
 
     def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
         """The logits, and what is known of them."""
-        del classes
         return output.float(), _known(targets)
 
     def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Rankings:
         """The images ranked for every class."""
-        del train
         return Rankings(*kept)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -105,7 +96,6 @@ class Multilabel(Task):
 
     def chance(self, classes: int, targets: Tensor) -> float | None:
         """The average precision of scores by chance: the share of images that have a class; mean over the classes."""
-        del classes
         known, has = ~targets.isnan(), targets >= _YES
         shares = has.sum(0) / known.sum(0)
         return float(shares[has.any(0)].mean()) if bool(has.any()) else None

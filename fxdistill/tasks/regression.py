@@ -32,7 +32,6 @@ class Regression(Task):
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """Finite numbers, (N,) or (N, K), of two images at least."""
-        del image_shape, classes
         if targets.ndim not in (1, 2) or not targets.is_floating_point():
             return f"labels are {targets.dtype} of shape {tuple(targets.shape)}; give numbers, (images,) or (images, K)"
         if len(targets) < 2:
@@ -43,7 +42,6 @@ class Regression(Task):
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
     ) -> str:
         """As many numbers an image as targets."""
-        del image_shape, classes
         if output.ndim not in (1, 2):
             return f"the model answers with a tensor of shape {tuple(output.shape)}, not with (images, numbers)"
         found = 1 if output.ndim == 1 else output.shape[1]
@@ -53,7 +51,6 @@ class Regression(Task):
 
     def metrics(self, classes: int) -> Mapping[str, Metric]:
         """Mean absolute error, and the share of the targets' variance that is explained."""
-        del classes
         return {"MAE": MeanAbsoluteError(), "R2": R2Score()}
 
     def evaluate(
@@ -68,13 +65,11 @@ class Regression(Task):
 
     def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
         """The mean absolute error of each image; no class."""
-        del classes
         errors = (output - targets.reshape(output.shape)).abs().reshape(len(output), -1).mean(1)
         return errors, torch.zeros(len(output), dtype=torch.int64)
 
     def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Means:
         """The mean absolute error."""
-        del train
         return Means(*kept)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -83,12 +78,10 @@ class Regression(Task):
 
     def near_chance(self, found: Mapping[str, float], classes: int, targets: Tensor) -> str:
         """No better than the mean of the targets, which explains nothing of their variance."""
-        del classes, targets
         return "" if found["R2"] > 0 else f"R2 {found['R2']:.3g}, no better than the mean of the targets"
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
         """Nothing beyond the error, which the gate bounds itself: there is no choice in which two models differ."""
-        del theirs
         return Agreement(len(ours), len(ours))
 
 

@@ -44,28 +44,24 @@ class Retrieval(Task):
 
     def wrong_targets(self, targets: Tensor, image_shape: Sequence[int], classes: int) -> str:
         """One class number an image."""
-        del image_shape
         return wrong_numbers(targets, classes)
 
     def wrong_output(
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
     ) -> str:
         """One vector an image, of any length."""
-        del image_shape, classes, target_shape
         if output.ndim != 2 or not output.shape[1]:
             return f"the model answers with a tensor of shape {tuple(output.shape)}, not with embeddings (images, D)"
         return ""
 
     def metrics(self, classes: int) -> Mapping[str, Metric]:
         """None that one split gives: all are ranks of one split for the other, see :meth:`evaluate`."""
-        del classes
         return {}
 
     def evaluate(
         self, predict: Callable[[str], Iterable[tuple[Tensor, Tensor]]], classes: int, device: torch.device | str
     ) -> dict[str, float]:
         """Mean average precision, its 11-point form, the precision of the first ones: by cosine, and by distance."""
-        del classes
         database, queries = (_gathered(predict(split), split, device) for split in ("train", "test"))
         by = {suffix: rank(*database, *queries, metric=metric, at=self.at) for suffix, metric in _MEASURES.items()}
         scores = {"mAP": "mean_ap", "mAP-11": "mean_ap_11", "top-100": "top_100"}
@@ -81,7 +77,6 @@ class Retrieval(Task):
 
     def kept(self, output: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, ...]:
         """The embeddings, and their classes."""
-        del classes
         return output, targets
 
     def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Means:
@@ -96,7 +91,6 @@ class Retrieval(Task):
 
     def chance(self, classes: int, targets: Tensor) -> float | None:
         """One in so many classes: the share of each where they are of one size."""
-        del targets
         return 1 / classes if classes else None
 
     def says(self, output: Tensor) -> Tensor:

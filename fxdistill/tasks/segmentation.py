@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from fxdistill.tasks import NO_LABEL, Agreement, Task
-from fxdistill.tasks._classes import same_choices, wrong_range
+from fxdistill.tasks._classes import same_choices, wrong_logits, wrong_range
 from fxdistill.tasks._tallies import Ratios
 
 
@@ -42,16 +42,7 @@ class Segmentation(Task):
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
     ) -> str:
         """As many logits as classes, for every pixel."""
-        del target_shape
-        size = tuple(image_shape[1:])
-        if output.ndim != 4 or output.shape[2:] != size:
-            return (
-                f"the model answers with a tensor of shape {tuple(output.shape)}, not with logits "
-                f"(images, classes, {', '.join(map(str, size))})"
-            )
-        if classes and output.shape[1] != classes:
-            return f"the model answers with {output.shape[1]} classes, the data has {classes} classes"
-        return ""
+        return wrong_logits(output, classes, image_shape[1:])
 
     def metrics(self, classes: int) -> Mapping[str, Metric]:
         """Mean intersection over union, and the share of pixels that are right."""
@@ -77,7 +68,6 @@ class Segmentation(Task):
 
     def tally(self, kept: Sequence[Tensor], train: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Ratios:
         """Intersection over union."""
-        del train
         return Ratios(*kept)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, fx
 
 from fxdistill.diagnostics import Diagnostic
+from fxdistill.ir.cost import CONVOLUTIONS
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, op_name, path_of, weights_of
 from fxdistill.ir.operators import is_a
 from fxdistill.operators import Trait
 
-CONVOLUTIONS = frozenset((
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
-))  # fmt: skip
 _FILTER = 3  # dimensions of a convolution's weight, at least
 
 

@@ -46,12 +46,9 @@ from fxdistill.passes.match.blocks import (
     is_stem,
     runs,
 )
-from fxdistill.plan.schema import Layout, Tap
+from fxdistill.plan.schema import LAYOUTS, Layout, Tap
 
 _MAP = 4  # dimensions
-_LAYOUTS: dict[tuple[int, int], Layout] = {
-    (4, 1): "nchw", (4, 3): "nhwc", (3, 2): "tokens", (2, 1): "features",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +234,7 @@ class Survey:
 
     def _describe(self, node: fx.Node) -> Candidate | None:
         shape, dim = shape_of(node), self.coupling.channel_dim(path_of(node))
-        layout = _LAYOUTS.get((len(shape), dim)) if shape is not None and dim is not None else None
+        layout = LAYOUTS.get((len(shape), dim)) if shape is not None and dim is not None else None
         if shape is None or dim is None or layout is None or shape[0] != self.traced.input_shape[0]:
             return None  # windows of an attention, say, are no images
         image = self.traced.input_shape[2:]

@@ -31,7 +31,6 @@ def mixed(kept: Tensor, share: Tensor) -> Change:
     """Mix images by (N, 1, H, W) or (N, 1, 1, 1) shares of each pixel, and rows of labels (N, classes) by (N,) ones."""
 
     def mix(values: Tensor, fill: float = 0) -> Tensor:
-        del fill
         own = (kept if values.ndim == 4 else share[:, None]).to(values.device, torch.float32)
         made = own * values + (1 - own) * values.roll(1, 0)
         return made if values.is_floating_point() else made.round().to(values.dtype)

@@ -27,7 +27,6 @@ def each(name: str, transform: Callable[[Tensor], Tensor], shape: Sequence[int],
     seeds = draws.seeds()
 
     def change(values: Tensor, fill: float = 0) -> Tensor:
-        del fill
         made = torch.empty_like(values)
         with torch.random.fork_rng(devices=[]):
             for place, seed in enumerate(seeds):

@@ -11,7 +11,6 @@ from fxdistill.data.augmentations._draws import Draws
 
 def draw(shape: Sequence[int], draws: Draws, arguments: None) -> Change:
     """One coin an image."""
-    del shape, arguments
     heads = draws.uniform(1).lt(0.5)
 
     def flip(values: Tensor, fill: float = 0) -> Tensor:

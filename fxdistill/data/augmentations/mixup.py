@@ -9,7 +9,6 @@ from fxdistill.data.augmentations._mixing import MixArguments, mixed, shares
 
 def draw(shape: Sequence[int], draws: Draws, arguments: MixArguments) -> Change:
     """One share an image."""
-    del shape
     share = shares(draws, arguments.alpha)
     return mixed(share[:, None, None, None], share)
 

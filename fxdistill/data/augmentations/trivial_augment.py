@@ -11,7 +11,6 @@ from fxdistill.data.augmentations._torchvision import each
 
 def draw(shape: Sequence[int], draws: Draws, arguments: None) -> Change:
     """A seed an image."""
-    del arguments
     return each("trivial-augment", v2.TrivialAugmentWide(), shape, draws)
 
 
