@@ -8,6 +8,7 @@ from rich.text import Text
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.training import Stage
+from fxdistill.report import outcome
 from fxdistill.report.layout import Line, Table, count
 
 
@@ -39,10 +40,7 @@ def _rows(levels: dict[str, Masked]) -> Iterator[tuple[str, ...]]:
     for name, member in levels.items():
         keeps = f"{member.keep:.1%}" if member.is_masked else "all"
         if member.budget is not None:
-            what, most = (
-                ("MACs", member.budget.macs) if member.budget.macs else ("parameters", member.budget.parameters)
-            )
-            keeps += f", up to {count(most or 0)} {what}"
+            keeps += f", up to {outcome.allowed(member.budget)}"
         keeps += " of each layer" if member.threshold == "layer" and member.is_masked else ""
         keeps += f", inside of {member.guide}" if member.nested else ""
         moved = (

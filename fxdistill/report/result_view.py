@@ -1,17 +1,16 @@
 """What came out, as people read it: of a run, of shrinking one model."""
 
-import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.training import CONTROL
+from fxdistill.report import outcome
 from fxdistill.report.layout import Line, Table, count, diagnostics_view, not_apart, points, spread
 from fxdistill.tasks import TASKS, Task
 
@@ -68,14 +67,8 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         Table(header, tuple(_rows(plan, result, task))),
         *(Line(Text(text), indent=2) for text in _differences(result, task)),
         *(Line(Text(note, "dim"), indent=2) for note in notes),
-        *diagnostics_view(_said(result)),
+        *diagnostics_view(outcome.remarks(result)),
     )
-
-
-def _said(result: dict[str, Any]) -> Iterator[Diagnostic]:
-    """What there was to say of what came out of training, each once."""
-    found = (Diagnostic(**remark) for arm in result["arms"] for remark in arm.get("remarks", ()))
-    return iter(dict.fromkeys(found))
 
 
 def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:
@@ -97,16 +90,9 @@ def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:
 
 
 def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str) -> Row:
-    found, timed = plan.members[member], result["latency"].get(member)
-    latency = "-" if timed is None else f"{timed['median_ms']:.3f} ms"
-    if isinstance(found, Masked):  # computed whole, whatever it masks
-        return label, value, _NOTHING, _NOTHING, latency
-    cut = [arm for arm in result["arms"] if isinstance(found, Hardened) and "macs" in arm]
-    sizes = [
-        round(statistics.fmean(arm[key] for arm in cut)) if cut else getattr(found, key)
-        for key in ("parameters", "macs")
-    ]
-    return label, value, *map(count, sizes), latency
+    size, timed = outcome.size_of(plan, result, member), result["latency"].get(member)
+    latency = _NOTHING if timed is None else f"{timed['median_ms']:.3f} ms"
+    return label, value, *(map(count, size) if size is not None else (_NOTHING, _NOTHING)), latency
 
 
 def _exported(plan: Plan, result: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxdistill.plan.members import Hardened, Masked
+from fxdistill.report import outcome
 from fxdistill.report.layout import count
 from fxdistill.report.page.network import teaching
 from fxdistill.report.page.told import Told, role_of
@@ -133,10 +134,7 @@ def _note(told: Told, name: str) -> str:
     if level is None:
         return "keeps all" if isinstance(member, Masked) else "as it is given"
     if level[1].budget is not None:
-        most, what = (
-            (level[1].budget.macs, "MACs") if level[1].budget.macs else (level[1].budget.parameters, "parameters")
-        )
-        return f"keeps what {count(most or 0)} {what} allow"
+        return f"keeps what {outcome.allowed(level[1].budget)} allow"
     return f"keeps {level[1].keep:.1%} of the channels"
 
 

@@ -16,6 +16,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan.document import Plan, stale_costs
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.training import CONTROL
+from fxdistill.report import outcome
 from fxdistill.report.page import words
 from fxdistill.report.page.courses import Course, kept_of, losses_of, metric_of, rates_of
 from fxdistill.runtime.deployment import exports
@@ -114,7 +115,7 @@ def of_run(path: Path, name: str) -> Told:
     plan, result, records, _ = inspect(rundir)
     found, files = (details.read(rundir, plan), exports.read(rundir, plan)) if result else (None, [])
     task, slots = TASKS.get(plan.task), slots_of(plan)
-    remarks = dict.fromkeys((*plan.diagnostics, *stale_costs(plan), *_remarks(result)))
+    remarks = dict.fromkeys((*plan.diagnostics, *stale_costs(plan), *(outcome.remarks(result) if result else ())))
     return Told(
         name, plan, result, ran=True, verdict=words.verdict(plan, result, task),
         models=(*_models(plan, result, task), *_files(plan, files)) if result else (),
@@ -143,11 +144,6 @@ def role_of(plan: Plan, member: str) -> str:
     if member == plan.export.member:
         return "student"
     return "auxiliary" if member in trained else "teacher"
-
-
-def _remarks(result: dict[str, Any] | None) -> Iterator[Diagnostic]:
-    for arm in result["arms"] if result else ():
-        yield from (Diagnostic(**remark) for remark in arm.get("remarks", ()))
 
 
 def _models(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Model]:
@@ -187,15 +183,9 @@ def _values(found: Sequence[dict[str, Any]], task: Task) -> tuple[float, ...]:
 
 
 def _model(plan: Plan, result: dict[str, Any], name: str, values: tuple[float, ...], *, label: str, slot: str) -> Model:
-    member, timed = plan.members[name], result["latency"].get(name)
-    sizes: list[int | None] = [None, None]
-    if not isinstance(member, Masked):
-        cut = [arm for arm in result["arms"] if isinstance(member, Hardened) and "macs" in arm]
-        sizes = [
-            round(statistics.fmean(arm[key] for arm in cut)) if cut else getattr(member, key)
-            for key in ("parameters", "macs")
-        ]
+    size, timed = outcome.size_of(plan, result, name), result["latency"].get(name)
     return Model(
         label, slot, statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else 0.0,
-        values, sizes[0], sizes[1], None if timed is None else timed["median_ms"],
+        values, size.parameters if size else None, size.macs if size else None,
+        None if timed is None else timed["median_ms"],
     )  # fmt: skip
