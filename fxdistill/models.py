@@ -143,11 +143,7 @@ class _ResNet(nn.Module):
 
 
 def resnet(
-    *,
-    widths: Sequence[int] = (16, 32, 64),
-    blocks: int | Sequence[int] = 2,
-    classes: int = 10,
-    in_channels: int = 1,
+    *, widths: Sequence[int] = (16, 32, 64), blocks: int | Sequence[int] = 2, classes: int = 10, in_channels: int = 1
 ) -> nn.Module:
     """A residual network for small images: 3x3 stem, basic blocks, the image halved by each later layer.
 

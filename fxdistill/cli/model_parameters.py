@@ -37,8 +37,7 @@ Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
 ]
 Models = Annotated[
-    list[str],
-    typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{RUN_OR_MODEL} Or an ONNX file.", callback=there),
+    list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{RUN_OR_MODEL} Or an ONNX file.", callback=there)
 ]
 Batches = Annotated[
     list[int], typer.Option("--batch", min=1, max=1 << 20, metavar="N", help="Images a run; repeatable.")
@@ -58,8 +57,7 @@ Fp16 = Annotated[
     bool, typer.Option("--fp16", help="Write NAME-fp16.onnx as well, in half precision, behind that gate.")
 ]
 Calibrate = Annotated[
-    str | None,
-    typer.Option("--calibrate", metavar="SPEC", help="Calibrate INT8 on the training images of other data."),
+    str | None, typer.Option("--calibrate", metavar="SPEC", help="Calibrate INT8 on the training images of other data.")
 ]
 CalibrationWay = Annotated[
     Calibration | None,
@@ -85,8 +83,7 @@ Macs = Annotated[
 ]
 Params = Annotated[str | None, typer.Option("--params", metavar="SHARE|N", help=f"Parameters {_BUDGET.format('1M')}")]
 Latency = Annotated[
-    str | None,
-    typer.Option("--latency", metavar="SHARE|TIME", help=f"Time in ONNX Runtime {_BUDGET.format('3ms')}"),
+    str | None, typer.Option("--latency", metavar="SHARE|TIME", help=f"Time in ONNX Runtime {_BUDGET.format('3ms')}")
 ]
 RunsOn = Literal["cpu", "cuda"]
 On = Annotated[RunsOn | None, typer.Option("--on", help="What that time is measured on. Default: cpu.")]
@@ -112,8 +109,7 @@ StepCount = Annotated[
     int, typer.Option("--steps", min=1, help="Steps towards the budget, with training between them: on --data.")
 ]
 BetweenSteps = Annotated[
-    int | None,
-    typer.Option("--recover", min=1, max=1_000_000, help="Epochs of training between steps. Default: 1."),
+    int | None, typer.Option("--recover", min=1, max=1_000_000, help="Epochs of training between steps. Default: 1.")
 ]
 RecoveringRate = Annotated[
     float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate of what is left of the original.")

@@ -37,8 +37,7 @@ Version = Annotated[bool, typer.Option(
 # models
 Model = Annotated[str, typer.Argument(help=_MODEL, callback=there)]
 Student = Annotated[
-    str | None,
-    typer.Argument(metavar="[STUDENT]", help=f"{_MODEL} None for --method cascade.", callback=there),
+    str | None, typer.Argument(metavar="[STUDENT]", help=f"{_MODEL} None for --method cascade.", callback=there)
 ]
 RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=RUN_OR_MODEL, callback=there)]
 Factory = Annotated[str | None, typer.Option("--factory", help=_FACTORY.format(""))]
@@ -66,8 +65,7 @@ Input = Annotated[str, typer.Option("--input", help=_SHAPE)]
 Size = Annotated[list[str], typer.Option("--size", help=f"Image size that a model reads: 224, 224x192. {_ONE}")]
 Crop = Annotated[list[str], typer.Option("--crop", help=f"Share of the resized side that is cut out: 0.875. {_ONE}")]
 Interpolation = Annotated[
-    list[str],
-    typer.Option("--interpolation", help=f"How images are resized: bilinear, bicubic … {_ONE}"),
+    list[str], typer.Option("--interpolation", help=f"How images are resized: bilinear, bicubic … {_ONE}")
 ]
 Mean = Annotated[list[str], typer.Option("--mean", help=f"Subtracted a channel, pixels in 0 to 1: 0.5,0.5,0.5. {_ONE}")]
 Std = Annotated[list[str], typer.Option("--std", help=f"Divided by a channel. {_ONE}")]
@@ -138,8 +136,7 @@ WhichLevels = Annotated[
     ExportLevels, typer.Option("--export-levels", help="Export the student alone, or all assistants too.")
 ]
 Hints = Annotated[
-    float,
-    typer.Option("--hints", min=0, help="Weight of hints at the last layers: 0.001. Default: none."),
+    float, typer.Option("--hints", min=0, help="Weight of hints at the last layers: 0.001. Default: none.")
 ]
 HintsAlone = Annotated[
     float, typer.Option("--hints-alone", min=0, help="The same while the student trains alone. Default: none.")
@@ -251,8 +248,7 @@ OtherPrecision = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")]
 MoreEpochs = Annotated[
-    int,
-    typer.Option("--more-epochs", min=0, max=1_000_000, help="Extend the complete run that the directory holds."),
+    int, typer.Option("--more-epochs", min=0, max=1_000_000, help="Extend the complete run that the directory holds.")
 ]
 Compile = Annotated[
     Choosing, typer.Option("--compile", help="Train through torch.compile; auto tries it in each stage.")

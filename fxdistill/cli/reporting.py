@@ -17,8 +17,7 @@ _NAME = "report.html"
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories; several are compared.")]
 Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help=f"The file to write; of one run {_NAME} in it, else {_NAME} here."),
+    Path | None, typer.Option("--output", "-o", help=f"The file to write; of one run {_NAME} in it, else {_NAME} here.")
 ]
 Html = Annotated[Path | None, typer.Option("--html", help="Write it as one HTML file instead, graphs included.")]
 

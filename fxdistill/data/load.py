@@ -58,9 +58,7 @@ def load(
         return _read(checking.spec(data), wanted, reading, allow)
     if data.spec is None:
         raise DataError(
-            "the plan names no data, so it cannot be run",
-            where="data.spec",
-            hint="plan again with --data SPEC",
+            "the plan names no data, so it cannot be run", where="data.spec", hint="plan again with --data SPEC"
         )
     augmentations.check(data.augmentation)
     found = _read(data.spec, wanted, reading, allow)

@@ -218,10 +218,7 @@ class Coupling:
             if path_of(node) == goal:
                 return tuple(reversed([path_of(n) for n in _walk_back(before, node)]))
             inputs = () if self.mixes(node) else node.all_input_nodes
-            for neighbour in (
-                *inputs,
-                *(user for user in node.users if not self.mixes(user) or path_of(user) == goal),
-            ):
+            for neighbour in (*inputs, *(user for user in node.users if not self.mixes(user) or path_of(user) == goal)):
                 reached = path_of(neighbour) == goal or class_id in self.carried(path_of(neighbour))
                 if neighbour not in before and reached:
                     before[neighbour] = node

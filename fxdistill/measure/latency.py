@@ -53,9 +53,7 @@ def open_session(
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as cause:  # ONNX Runtime's errors share no base class
         raise ModelError(
-            f"ONNX Runtime cannot load the model: {_first_line(cause)}",
-            where=str(path),
-            hint="export it anew",
+            f"ONNX Runtime cannot load the model: {_first_line(cause)}", where=str(path), hint="export it anew"
         ) from cause
     if provider not in session.get_providers():  # it was built for it, but the device or a library is missing
         raise _provider_error(provider, session.get_providers())

@@ -74,17 +74,11 @@ def kind_of(path: Path, *, option: str = "") -> Kind:
         return "safetensors"
     if head.startswith(b"\x80"):
         return "torch"  # the layout of torch before 1.6, or any other pickle
-    what, hint = (
-        "the file is not one that PyTorch wrote",
-        "save the model with torch.save(model.state_dict(), PATH)",
-    )
+    what, hint = ("the file is not one that PyTorch wrote", "save the model with torch.save(model.state_dict(), PATH)")
     if not head:
         what, hint = "the file is empty", "copy or download it again"
     elif head.lstrip().startswith(b"<"):
-        what, hint = (
-            "the file is a web page (HTML or XML), not a model",
-            "download it again, and look at the address",
-        )
+        what, hint = ("the file is a web page (HTML or XML), not a model", "download it again, and look at the address")
     elif head.startswith(b"version https://git-lfs"):
         what, hint = "the file is a Git LFS pointer, not the model itself", "run `git lfs pull`"
     elif path.suffix == ".onnx":

@@ -69,9 +69,7 @@ def parse_source(
     if _FACTORY.fullmatch(text) and not files.is_there(text):
         if factory is not None:
             raise ModelError(
-                "two factories are given for one model",
-                where=f"{text} and {factory}",
-                hint="leave out one of them",
+                "two factories are given for one model", where=f"{text} and {factory}", hint="leave out one of them"
             )
         path, factory = None, text
     name: str | None = None

@@ -185,11 +185,7 @@ def fit(module: nn.Module, state: Mapping[str, Any], *, factory: str, where: str
         described = [f"{n} is {_size(state[n])} in the file, {_size(own[n])} in the model" for n in shapes]
         faults = [
             f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
-            for kind, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", described),
-            )
+            for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", described))
             if names
         ]
         raise ModelError(

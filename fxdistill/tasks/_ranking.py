@@ -106,10 +106,7 @@ def _ordered(distance: Tensor) -> Tensor:
 
 
 def _check(database: Tensor, database_labels: Tensor, queries: Tensor, query_labels: Tensor) -> None:
-    for name, features, labels in (
-        ("database", database, database_labels),
-        ("queries", queries, query_labels),
-    ):
+    for name, features, labels in (("database", database, database_labels), ("queries", queries, query_labels)):
         if not len(features) or labels.shape != (len(features),):
             raise DataError(
                 f"retrieval needs one label for each feature, and at least one feature: got features "

@@ -151,9 +151,7 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         for t, s in pins:
             if (t.path, s.path) in forbidden:
                 raise PairingError(
-                    "this pair is pinned and forbidden",
-                    where=f"{t.path}={s.path}",
-                    hint="take one of the two back",
+                    "this pair is pinned and forbidden", where=f"{t.path}={s.path}", hint="take one of the two back"
                 )
             if reason := obstacle(t, s):
                 raise PairingError(

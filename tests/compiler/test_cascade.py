@@ -147,11 +147,7 @@ def test_a_share_that_prunes_nothing_is_refused(said: dict[str, Any], option: st
 
 @pytest.mark.parametrize(
     ("field", "change"),
-    [
-        ("layers", lambda member: []),
-        ("layers", lambda member: member.layers[::-1]),
-        ("barriers", lambda member: ["0"]),
-    ],
+    [("layers", lambda member: []), ("layers", lambda member: member.layers[::-1]), ("barriers", lambda member: ["0"])],
 )
 def test_levels_are_of_one_network_whose_layers_are_in_order(field: str, change: Callable[[Masked], Any]) -> None:
     """Counts are read by the position of a layer: others would be told under a wrong name, or end a run."""

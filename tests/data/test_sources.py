@@ -190,18 +190,9 @@ GOOD = {
         ({"train_images": np.zeros((4, 3, 3), np.uint8)}, "training images are"),
         ({"train_images": np.zeros((0, 2, 2), np.uint8), "train_labels": np.arange(0)}, "empty"),
         ({"train_labels": np.array([None] * 4, dtype=object)}, "cannot be read"),
-        (
-            {"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 4, 2])},
-            "offsets",
-        ),
-        (
-            {"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 90])},
-            "offsets",
-        ),
-        (
-            {"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 9])},
-            "decoded",
-        ),
+        ({"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 4, 2])}, "offsets"),
+        ({"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 90])}, "offsets"),
+        ({"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 9])}, "decoded"),
     ],
 )
 def test_npz_files_that_are_wrong(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -188,10 +188,7 @@ def test_kd_ignores_shifts_and_is_positive(seed: int, shift: float, temperature:
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 10))
 def test_pkt_laws(seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    student, teacher = (
-        torch.randn(8, 3, 2, generator=generator),
-        scale * torch.randn(8, 10, generator=generator),
-    )
+    student, teacher = (torch.randn(8, 3, 2, generator=generator), scale * torch.randn(8, 10, generator=generator))
     order = torch.randperm(8, generator=generator)
     value = pkt(student, teacher).item()
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]

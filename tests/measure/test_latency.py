@@ -34,10 +34,7 @@ def test_latencies_are_measured_side_by_side(tmp_path: Path) -> None:
 
 
 def test_more_work_takes_longer(tmp_path: Path) -> None:
-    paths = {
-        "small": linear_onnx(tmp_path / "s.onnx", size=512),
-        "same": linear_onnx(tmp_path / "t.onnx", size=512),
-    }
+    paths = {"small": linear_onnx(tmp_path / "s.onnx", size=512), "same": linear_onnx(tmp_path / "t.onnx", size=512)}
     found = latency_of.interleaved_latency({"small": paths["small"]}, {"small": (1, 512)}, repeats=10)
     wide = latency_of.interleaved_latency({"same": paths["same"]}, {"same": (256, 512)}, repeats=10)
     assert wide["same"].median_ms > found["small"].median_ms
@@ -53,11 +50,7 @@ def test_more_work_takes_longer(tmp_path: Path) -> None:
     ],
 )
 def test_latency_errors(
-    tmp_path: Path,
-    change: dict[str, Any],
-    error: type[Exception],
-    message: str,
-    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     call = {"path": linear_onnx(tmp_path / "x.onnx"), "input_shape": (1, 8), **change}
     path, shape = call.pop("path"), call.pop("input_shape")

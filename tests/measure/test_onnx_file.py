@@ -101,10 +101,7 @@ def test_what_is_in_the_file(small: tuple[Small, Path]) -> None:
     batch, *rest = image.type.tensor_type.shape.dim
     assert (batch.dim_param, [d.dim_value for d in rest]) == ("batch", [3, 12, 12])
     assert model.opset_import[0].version == 18
-    assert {entry.key: entry.value for entry in model.metadata_props} == {
-        "plan": "ab12",
-        "classes": '["a", "b"]',
-    }
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"plan": "ab12", "classes": '["a", "b"]'}
     assert [file.name for file in small[1].parent.iterdir()] == ["small.onnx"]
     assert b".py" not in small[1].read_bytes(), "no traces of the machine that it was made on"
     assert dict(open_session(small[1]).get_modelmeta().custom_metadata_map)["plan"] == "ab12"

@@ -261,8 +261,7 @@ def checkpoint(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "factor"),
-    [(None, 1), ("state_dict", 1), ("state_dict_ema", 2), ("swag.mean", 3), ("lightning.net", 4)],
+    ("entry", "factor"), [(None, 1), ("state_dict", 1), ("state_dict_ema", 2), ("swag.mean", 3), ("lightning.net", 4)]
 )
 def test_the_entry_that_is_named_is_taken(tmp_path: Path, entry: str | None, factor: int) -> None:
     checkpoint(tmp_path / "m.pt")

@@ -75,13 +75,7 @@ def test_the_same_model_gives_the_same_bytes_also_after_loading(tmp_path: Path) 
     files = [tmp_path / name for name in ("a.pt", "b.pt", "c.pt")]
     for file in files[:2]:
         save(network(), file, factory=FACTORY, kwargs=KWARGS, input_shape=[1, 1, 8, 8])
-    save(
-        load(parse_source(str(files[0]))).module,
-        files[2],
-        factory=FACTORY,
-        kwargs=KWARGS,
-        input_shape=[1, 1, 8, 8],
-    )
+    save(load(parse_source(str(files[0]))).module, files[2], factory=FACTORY, kwargs=KWARGS, input_shape=[1, 1, 8, 8])
     assert len({file.read_bytes() for file in files}) == 1
     assert sorted(tmp_path.iterdir()) == files
 
@@ -426,10 +420,7 @@ def test_a_state_dict_that_does_not_fit_is_explained(tmp_path: Path) -> None:
 
 
 def test_torchvision_heads_get_the_argument_named(tmp_path: Path) -> None:
-    torch.save(
-        load(parse_source("torchvision.models:resnet18?num_classes=10")).module.state_dict(),
-        tmp_path / "r.pt",
-    )
+    torch.save(load(parse_source("torchvision.models:resnet18?num_classes=10")).module.state_dict(), tmp_path / "r.pt")
     with pytest.raises(ModelError, match="num_classes=10"):
         load(ModelSource(tmp_path / "r.pt", "torchvision.models:resnet18"))
 

@@ -304,8 +304,7 @@ def test_super_resolution_and_autoencoder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "layer", "norm"),
-    [((2, 3, 16), nn.Conv1d, nn.BatchNorm1d), ((2, 3, 4, 8, 8), nn.Conv3d, nn.BatchNorm3d)],
+    ("shape", "layer", "norm"), [((2, 3, 16), nn.Conv1d, nn.BatchNorm1d), ((2, 3, 4, 8, 8), nn.Conv3d, nn.BatchNorm3d)]
 )
 def test_signals_and_videos(
     shape: tuple[int, ...], layer: Callable[..., nn.Module], norm: Callable[..., nn.Module]

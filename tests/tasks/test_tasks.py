@@ -251,10 +251,7 @@ def test_mean_iou_and_pixel_accuracy_by_hand() -> None:
     outputs = one_hot([0, 0, 1, 2, 2, 3, 1, 0], 4).reshape(2, 2, 2, 4).permute(0, 3, 1, 2)
     for size in (1, 2):
         found = TASKS.get("segmentation").evaluate(predicting(outputs, targets, size), 4, "cpu")
-        assert found == {
-            "mean-IoU": pytest.approx((2 / 4 + 1 / 4 + 1 / 2) / 3),
-            "pixel-accuracy": pytest.approx(4 / 7),
-        }
+        assert found == {"mean-IoU": pytest.approx((2 / 4 + 1 / 4 + 1 / 2) / 3), "pixel-accuracy": pytest.approx(4 / 7)}
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,7 @@ def to_data(module: fx.GraphModule, *, where: str) -> dict[str, Any]:
     """
     called = {str(node.target) for node in module.graph.nodes if node.op == "call_module"}
     written = _Written(where)
-    return {
-        "modules": written.module(module, "", called),
-        "nodes": [written.node(node) for node in module.graph.nodes],
-    }
+    return {"modules": written.module(module, "", called), "nodes": [written.node(node) for node in module.graph.nodes]}
 
 
 class _Written:

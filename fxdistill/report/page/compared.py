@@ -60,10 +60,7 @@ def compared(told: Sequence[Told]) -> Compared:
     models += teachers
     costs = [chart.scatter(models, first.task, what) for what in ("macs", "parameters", "latency")]
     course = _course(told, names, slots)
-    drawn = [
-        *costs,
-        chart.metric_chart(course, first.task, teachers) if course else None,
-    ]
+    drawn = [*costs, chart.metric_chart(course, first.task, teachers) if course else None]
     same = {one.details.fingerprint if one.details else "" for one in told}
     remark = "" if len(same) == 1 and "" not in same else (
         "Nothing says that these runs were measured on the same images." if "" in same
