@@ -79,10 +79,17 @@ def test_one_width_alone_is_a_sort_that_gives_what_the_program_gives(
     free = [class_id for block in blocks for class_id in block.classes]
     channels = (*free[::-1], *range(len(free) + 1, len(free) + 1 + locked))
     count = len(blocks) + round(part * (len(free) - len(blocks)))
-    scores, width = scores_of(len(channels), seed) - 0.5, Width("tap", channels, count + locked)
+    scores, width = scores_of(len(channels), seed), Width("tap", channels, count + locked)
     found = selection._least_of_tap(blocks, width, scores)
     assert found == program.Program(blocks, [], [width], scores).solve()[0]
     assert found == select(coupling_of(len(channels)), blocks, [width], scores, frozen=range(len(free) + 1, 99)).removed
+
+
+def test_a_block_of_negative_scores_keeps_its_best_class() -> None:
+    blocks, scores = [Block((1, 2), 1, None), Block((3, 4), 1, None)], torch.tensor([0, 0.9, 0.5, -0.2, -0.1])
+    width = Width("tap", (1, 2, 3, 4), 2)
+    assert selection._least_of_tap(blocks, width, scores) == {2, 3}
+    assert program.Program(blocks, [], [width], scores).solve()[0] == {2, 3}
 
 
 def test_what_is_no_sort_is_left_to_the_program() -> None:
