@@ -5,22 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.ir.cost import Size
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Budget, Hardened, Masked
 from fxdistill.report.layout import count
 
 
-def size_of(plan: Plan, result: Mapping[str, Any], member: str) -> Size | None:
-    """A member's size, the mean over seeds of one that was cut; None of what is computed whole, whatever it masks."""
+def size_of(plan: Plan, result: Mapping[str, Any], member: str) -> tuple[int, int] | None:
+    """A member's parameters and MACs, the mean over seeds of one that was cut; None of what is computed whole."""
     found = plan.members[member]
     if isinstance(found, Masked):
         return None
     cut = [arm for arm in result["arms"] if isinstance(found, Hardened) and "macs" in arm]
     if not cut:
-        return Size(found.parameters, found.macs)
+        return found.parameters, found.macs
     parameters, macs = (round(statistics.fmean(arm[key] for arm in cut)) for key in ("parameters", "macs"))
-    return Size(parameters, macs)
+    return parameters, macs
 
 
 def remarks(result: Mapping[str, Any]) -> list[Diagnostic]:

@@ -183,9 +183,9 @@ def _values(found: Sequence[dict[str, Any]], task: Task) -> tuple[float, ...]:
 
 
 def _model(plan: Plan, result: dict[str, Any], name: str, values: tuple[float, ...], *, label: str, slot: str) -> Model:
-    size, timed = outcome.size_of(plan, result, name), result["latency"].get(name)
+    parameters, macs = outcome.size_of(plan, result, name) or (None, None)
+    timed = result["latency"].get(name)
     return Model(
         label, slot, statistics.fmean(values) if values else None, statistics.stdev(values) if len(values) > 1 else 0.0,
-        values, size.parameters if size else None, size.macs if size else None,
-        None if timed is None else timed["median_ms"],
+        values, parameters, macs, None if timed is None else timed["median_ms"],
     )  # fmt: skip
