@@ -20,16 +20,15 @@ OnlyOutput = Annotated[
     list[str], typer.Option("--only-output", metavar="NAME", help="Write this output, not all; repeatable.")
 ]
 At = Annotated[
-    list[int], typer.Option("--at", min=1, metavar="K", help="In retrieval: precision of the K nearest; repeatable.")
+    list[int], typer.Option("--at", min=1, metavar="K", help="In retrieval: precision among the K nearest; repeatable.")
 ]
-Top = Annotated[
-    list[int],
-    typer.Option("--top", min=1, metavar="K", help="In classification: right among K first answers; repeatable."),
-]
-PerClass = Annotated[bool, typer.Option("--per-class", help="Measure each class by itself as well.")]
+Top = Annotated[list[int], typer.Option(
+    "--top", min=1, metavar="K", help="In classification: accuracy among the K first answers; repeatable."
+)]  # fmt: skip
+PerClass = Annotated[bool, typer.Option("--per-class", help="Also measure each class by itself.")]
 _SIDE = f"{RUN_OR_MODEL} Or an ONNX file."
 First = Annotated[str, typer.Argument(metavar="A", help=_SIDE, callback=there)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Another one, held against the first.", callback=there)]
+Second = Annotated[str, typer.Argument(metavar="B", help="Another one, compared with the first.", callback=there)]
 Widest = Annotated[
     int, typer.Option("--images", min=0, metavar="N", help="How many images to name on which they differ most.")
 ]
@@ -40,12 +39,12 @@ Models = Annotated[
     list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{RUN_OR_MODEL} Or an ONNX file.", callback=there)
 ]
 Batches = Annotated[
-    list[int], typer.Option("--batch", min=1, max=1 << 20, metavar="N", help="Images a run; repeatable.")
+    list[int], typer.Option("--batch", min=1, max=1 << 20, metavar="N", help="Images per run; repeatable.")
 ]
 TimedRuns = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of each.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads within an operator.")]
 Provider = Annotated[str, typer.Option("--provider", help="ONNX Runtime's execution provider: CPU, CUDA, ….")]
-InTorch = Annotated[bool, typer.Option("--torch", help="Time models that are no ONNX files in torch as well.")]
+InTorch = Annotated[bool, typer.Option("--torch", help="Also time models that are not ONNX files in torch.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Optimize = Annotated[
     bool, typer.Option("--optimize", help="Simplify the file's graph, if that passes the gate as well.")
@@ -54,7 +53,7 @@ Int8 = Annotated[
     bool, typer.Option("--int8", help="Write NAME-int8.onnx as well: quantized, if it passes a gate of its own.")
 ]
 Fp16 = Annotated[
-    bool, typer.Option("--fp16", help="Write NAME-fp16.onnx as well, in half precision, behind that gate.")
+    bool, typer.Option("--fp16", help="Write NAME-fp16.onnx as well: half precision, if it passes the same gate.")
 ]
 Calibrate = Annotated[
     str | None, typer.Option("--calibrate", metavar="SPEC", help="Calibrate INT8 on the training images of other data.")
@@ -64,14 +63,15 @@ CalibrationWay = Annotated[
     typer.Option("--calibration", help="How the ranges of INT8 follow from the calibration images. Default: minmax."),
 ]
 CalibrationImages = Annotated[
-    int | None, typer.Option("--calibration-images", min=1, help="How many of them there are. Default: 512.")
+    int | None, typer.Option("--calibration-images", min=1, help="How many calibration images. Default: 512.")
 ]
 ToleranceAccuracy = Annotated[float | None, typer.Option(
-    "--tolerance-accuracy", min=0, metavar="POINTS", help="What less precision may cost on test images. Default: 1."
+    "--tolerance-accuracy", min=0, metavar="POINTS",
+    help="How much accuracy less precision may cost on test images. Default: 1."
 )]  # fmt: skip
 ToleranceAgreement = Annotated[float | None, typer.Option(
     "--tolerance-agreement", min=0, max=100, metavar="POINTS",
-    help="How often it may answer otherwise on them. Default: 5."
+    help="How often it may predict otherwise on test images. Default: 5."
 )]  # fmt: skip
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
 _ERROR = "Largest error of a prediction, as a share of its largest entry where that is above 1."
@@ -86,7 +86,7 @@ Latency = Annotated[
     str | None, typer.Option("--latency", metavar="SHARE|TIME", help=f"Time in ONNX Runtime {_BUDGET.format('3ms')}")
 ]
 RunsOn = Literal["cpu", "cuda"]
-On = Annotated[RunsOn | None, typer.Option("--on", help="What that time is measured on. Default: cpu.")]
+On = Annotated[RunsOn | None, typer.Option("--on", help="Where latency is measured. Default: cpu.")]
 LatencyTable = Annotated[
     Path | None,
     typer.Option("--latency-table", metavar="FILE", help="Times of layers on this machine, to use and to add to."),
@@ -94,7 +94,7 @@ LatencyTable = Annotated[
 Ranking = Literal["global", "isomorphic", "uniform"]
 HowRanked = Annotated[Ranking | None, typer.Option(
     "--ranking",
-    help="What competes: all channels; those of layers alike; those of one layer. Default: uniform with --keep, "
+    help="Which channels compete: all; those of similar layers; those of one layer. Default: uniform with --keep, "
     "global with a budget."
 )]  # fmt: skip
 Floor = Annotated[
@@ -103,22 +103,20 @@ Floor = Annotated[
 ]
 Scopes = Annotated[
     list[str],
-    typer.Option("--scope", metavar="PATH=SHARE", help="A part keeps a share of its own: layer4=0.3; repeatable."),
+    typer.Option("--scope", metavar="PATH=SHARE", help="Share that one part keeps: layer4=0.3; repeatable."),
 ]
 StepCount = Annotated[
-    int, typer.Option("--steps", min=1, help="Steps towards the budget, with training between them: on --data.")
+    int, typer.Option("--steps", min=1, help="Steps towards the budget, with training on --data between them.")
 ]
 BetweenSteps = Annotated[
     int | None, typer.Option("--recover", min=1, max=1_000_000, help="Epochs of training between steps. Default: 1.")
 ]
-RecoveringRate = Annotated[
-    float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate of what is left of the original.")
-]
+RecoveringRate = Annotated[float, typer.Option("--lr", min=1e-9, max=100, help="Learning rate of the smaller model.")]
 BetweenRate = Annotated[
     float | None, typer.Option("--lr", min=1e-9, max=100, help="Learning rate between steps. Default: 0.003.")
 ]
 CompressOutput = Annotated[
-    Path, typer.Option("--output", "-o", help="Where everything is written: new, or one to go on in.")
+    Path, typer.Option("--output", "-o", help="The folder for everything: a new one, or one to continue in.")
 ]
 SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
 By = Annotated[
