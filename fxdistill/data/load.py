@@ -60,7 +60,7 @@ def load(
         raise DataError(
             "the plan names no data, so it cannot be run", where="data.spec", hint="plan again with --data SPEC"
         )
-    augmentations.check(data.augmentation)
+    augmentations.named(data.augmentation)
     found = _read(data.spec, wanted, reading, allow)
     if data.mapped:
         found = classmap.mapped(found, data.classes, task=wanted, where=data.spec)

@@ -155,7 +155,7 @@ def find(traced: Traced, path: str) -> fx.Node:
             ends = True
     if ends:
         return scope_end(traced, path)
-    inside = dict.fromkeys(scope for n in nodes for scope in _around(scope_of(n)))
+    inside = dict.fromkeys(scope for n in nodes for scope in modules_around(scope_of(n)))
     known = [*inside, *(path_of(n) for n in nodes)]
     ending = sorted((one for one in known if one.endswith(f".{path}")), key=len)
     near = ending[:3] or difflib.get_close_matches(path, known, n=3, cutoff=0.3)
@@ -167,7 +167,7 @@ def find(traced: Traced, path: str) -> fx.Node:
     )
 
 
-def _around(scope: str) -> Iterator[str]:
+def modules_around(scope: str) -> Iterator[str]:
     """The paths of the modules that a scope lies in, the outermost first, and its own."""
     parts = scope.split(".") if scope else []
     return (".".join(parts[:count]) for count in range(1, len(parts) + 1))

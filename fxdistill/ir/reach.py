@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from torch import fx, nn
 
-from fxdistill.ir.graph import memory, op_name, submodule, written
+from fxdistill.ir.graph import memory, modules_around, op_name, submodule, written
 from fxdistill.ir.operators import is_a
 from fxdistill.operators import Trait
 
@@ -72,8 +72,7 @@ def gathered(module: nn.Module, parameters: set[int]) -> list[str]:
     found: list[str] = []
     for name, parameter in own.items():
         if parameter in parameters and not any(name.startswith(f"{part}.") for part in found):
-            parts = name.split(".")
-            scopes = [".".join(parts[:length]) for length in range(1, len(parts))]
+            scopes = modules_around(name.rpartition(".")[0])
             whole = (s for s in scopes if all(p in parameters for n, p in own.items() if n.startswith(f"{s}.")))
             found.append(next(whole, name))
     return found

@@ -67,9 +67,7 @@ class Tallying:
         return self.task.tally([torch.cat(parts) for parts in zip(*self._kept, strict=True)], train)
 
 
-def tally(
-    module: nn.Module, dataset: Dataset, task: Task, *, view: View = PLAIN, batch_size: int = 128, entry: str = ""
-) -> Tally:
+def tally(module: nn.Module, dataset: Dataset, task: Task, *, view: View = PLAIN, entry: str = "") -> Tally:
     """What a model reaches on each test image that has a label; its modes are restored.
 
     Args:
@@ -77,7 +75,6 @@ def tally(
         dataset: Its images are moved to the module's device.
         task: What is measured.
         view: How the model looks at the images.
-        batch_size: Images at once.
         entry: Which entry of a structured output is the prediction.
 
     Raises:
@@ -87,7 +84,7 @@ def tally(
     check_splits(dataset, task)
     found = Tallying(task, len(dataset.classes))
     with evaluating(module):
-        for output, targets in predictions(module, dataset.test, view=view, batch_size=batch_size, entry=entry):
+        for output, targets in predictions(module, dataset.test, view=view, entry=entry):
             found.add(output, targets)
         made = found.tally(module, dataset, view=view, entry=entry)
     if made is None:

@@ -152,7 +152,7 @@ class DataPlan(Part):
     @model_validator(mode="after")
     def _augmentation_is_known(self) -> Self:
         try:
-            augmentations.check(self.augmentation)
+            augmentations.named(self.augmentation)
         except InputError as cause:
             raise ValueError(f"{cause.what}; {cause.hint}") from cause
         return self

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import fx
 
-from fxdistill.ir.graph import Shape, Traced, macs_of, scope_of, within
+from fxdistill.ir.graph import Shape, Traced, macs_of, modules_around, scope_of, within
 from fxdistill.plan.schema import Tap
 
 Kind = Literal[
@@ -92,7 +92,7 @@ class Blocks:
         self._layers: dict[str, int] = {}
         self._costs: dict[str, int] = {}
         for node in nodes:
-            for scope in _scopes(node):
+            for scope in modules_around(scope_of(node)):
                 self._count[scope] = self._count.get(scope, 0) + 1
                 self._layers[scope] = self._layers.get(scope, 0) + (macs_of(node) > 0)
                 self._costs[scope] = self._costs.get(scope, 0) + macs_of(node)
@@ -101,12 +101,12 @@ class Blocks:
         self._spans: dict[str, set[int]] = {}
         stage_of = {c.path: number for number, run in enumerate(runs(c for _, c in maps)) for c in run}
         for node, candidate in maps:
-            for scope in _scopes(node):
+            for scope in modules_around(scope_of(node)):
                 self._spans.setdefault(scope, set()).add(stage_of[candidate.path])
 
     def place(self, node: fx.Node, candidate: Candidate) -> Candidate | None:
         """The candidate with its block and tier; None where it lies inside of a block."""
-        around = [s for s in _scopes(node) if self._is_block(s)]
+        around = [s for s in modules_around(scope_of(node)) if self._is_block(s)]
         ended = [s for s in around if not any(within(scope_of(user), s) for user in node.users)]
         block = next((s for s in ended if self._layers[s] > 1), None)
         if block is not None:
@@ -121,12 +121,6 @@ class Blocks:
         contains = layers > 1 and share >= _CONTAINER_SHARE
         spans_stages = layers > 2 and len(self._spans.get(scope, ())) > 2
         return layers > 0 and self._count[scope] > 1 and not contains and not spans_stages
-
-
-def _scopes(node: fx.Node) -> list[str]:
-    """The modules around a node, outermost first."""
-    parts = scope_of(node).split(".") if scope_of(node) else []
-    return [".".join(parts[: depth + 1]) for depth in range(len(parts))]
 
 
 def runs(candidates: Iterable[Candidate]) -> list[list[Candidate]]:

@@ -102,7 +102,7 @@ def test_one_draw_moves_values_of_any_rank_alike(name: str, inner: list[int], fi
 )
 def test_what_a_plan_may_not_name(name: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
-        augmentations.check(["flip", name])
+        augmentations.named(["flip", name])
     assert message in str(caught.value)
     assert caught.value.where == "data.augmentation"
     assert caught.value.hint

@@ -78,7 +78,7 @@ def test_both_are_named_like_ours(installed: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_is_wrong_with_them_is_said_in_their_words(installed: Path) -> None:
     with pytest.raises(DataError, match="by: Input should be less than or equal to 1") as caught:
-        augmentations.check(["brighter:2"])
+        augmentations.named(["brighter:2"])
     assert caught.value.hint == "write brighter:BY"
     (installed / "maps.npy").write_bytes(b"")
     with pytest.raises(DataError, match="the data cannot be read") as caught:

@@ -102,19 +102,10 @@ class Named:
 AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", __name__, "AUGMENTATION", Augmentation)
 
 
-def check(names: Sequence[str]) -> None:
-    """Check that each name is one of an augmentation, with an argument that it takes.
-
-    Raises:
-        DataError: An augmentation is unknown, or its argument is wrong.
-    """
-    named(names)
-
-
 def named(names: Sequence[str]) -> tuple[Named, ...]:
     """The augmentations that a plan names: ``flip``, ``crop:4``.
 
     Raises:
-        DataError: As for :func:`check`.
+        DataError: An augmentation is unknown, or its argument is wrong.
     """
     return tuple(AUGMENTATIONS.get(name.partition(":")[0], where=_WHERE, error=DataError).named(name) for name in names)
