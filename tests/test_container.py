@@ -45,7 +45,7 @@ def alike(one, other):
     return type(one) is type(other) and one == other
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(max_size=5), PLAIN, max_size=4))
 def test_plain_values_come_back_as_they_were(content):
     try:
