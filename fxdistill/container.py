@@ -196,12 +196,12 @@ def _parsed(text: bytes | str) -> Any:
         raise ValueError("it is larger than any that is written")
 
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is not a JSON number")
 
     def distinct(entries: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(entries)
         if len(found) < len(entries):
-            raise ValueError("a name stands twice")
+            raise ValueError("a name occurs twice")
         return found
 
     return json.loads(text, parse_constant=refuse, object_pairs_hook=distinct)

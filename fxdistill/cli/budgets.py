@@ -71,7 +71,7 @@ def scopes(texts: Sequence[str]) -> dict[str, float]:
     for text in texts:
         path, equals, share = text.rpartition("=")
         if not (path and equals):
-            raise InputError(f"'{text}' is no part with its share", where="--scope", hint="write it as layer4=0.3")
+            raise InputError(f"'{text}' is not a part with its share", where="--scope", hint="write it as layer4=0.3")
         if path in found:
             raise InputError(f"two shares are given for '{path}'", where="--scope", hint="give one of them")
         found[path] = number(share, "--scope", "layer4=0.3")
@@ -89,4 +89,4 @@ def between(steps: int, of_steps: Mapping[str, object]) -> None:
         InputError: There is one alone.
     """
     for option in (name for name, value in of_steps.items() if value is not None and steps == 1):
-        raise InputError("there is one step alone, and no training", where=f"--{option}", hint="add --steps 5")
+        raise InputError("with one step there is no training in between", where=f"--{option}", hint="add --steps 5")

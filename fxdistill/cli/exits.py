@@ -57,7 +57,7 @@ class Commands(TyperGroup):
         """Refuse a shell that is named: completion is for the one that it is called in, whatever is named."""
         if len(args) > 1 and args[0] in _COMPLETION:
             raise InputError(
-                f"{args[0]} takes no shell: it is for the one that it is called in", where=f"fxdistill {args[1]}",
+                f"{args[0]} takes no argument: it is for the shell that it is called in", where=f"fxdistill {args[1]}",
                 hint=f"call it there, or print what {args[1]} reads: _FXDISTILL_COMPLETE=source_{args[1]} fxdistill",
             )  # fmt: skip
         return super().parse_args(ctx, args)

@@ -34,7 +34,9 @@ def by_member(
         member, equals, value = text.rpartition("=")
         if equals and member not in members:
             known = " or ".join(f"{one}=" for one in members) if len(members) > 1 else "no name"
-            raise InputError(f"'{member}' is no model here", where=option, hint=f"write {known} before the value")
+            raise InputError(
+                f"'{member}' is not the name of a model here", where=option, hint=f"write {known} before the value"
+            )
         found |= dict.fromkeys((member,) if equals else members, read(value))
     return found
 

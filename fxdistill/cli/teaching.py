@@ -45,7 +45,7 @@ def check_assistant(via: str | None, others: Mapping[str, object], *, is_cascade
         InputError: It is not so.
     """
     if via is None and any(value not in (None, []) for value in others.values()):
-        raise InputError("there is no assistant to say anything of", where="--via", hint="add --via auto or MODEL")
+        raise InputError("this is about an assistant, and there is none", where="--via", hint="add --via auto or MODEL")
     if via is not None and is_cascade:
         raise InputError("a cascade has assistants of its own", where="--via", hint="say how many: --assistants 2")
 

@@ -28,7 +28,9 @@ def bench(
         wanted = values.shape(input_shape)
         values.distinct(models)
         if wanted is not None and all(map(values.is_run, models)):
-            raise InputError("runs say themselves what they read", where="--input", hint="leave it out, or give a file")
+            raise InputError(
+                "a run already says what its models read", where="--input", hint="leave it out, or give a file"
+            )
 
         from fxdistill.report.timing_view import timing_view
         from fxdistill.runtime.deployment import finding, timing

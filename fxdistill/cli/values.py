@@ -115,7 +115,9 @@ def recalibration(text: str) -> "Recalibration | None":
     if text in ("auto", "off"):
         return Recalibration() if text == "auto" else None
     if not text.isdecimal() or not int(text):
-        raise InputError(f"'{text}' is none", where="--recalibrate-bn", hint="give auto, off or a number of images")
+        raise InputError(
+            f"'{text}' is not one of the choices", where="--recalibrate-bn", hint="give auto, off or a number of images"
+        )
     return Recalibration(when="always", images=int(text))
 
 
@@ -177,7 +179,7 @@ def about_data(data: str | None, of_data: Mapping[str, object]) -> None:
     """
     for option in (name for name, value in of_data.items() if value and data is None):
         raise InputError(
-            "there is no data to say anything of", where=f"--{option}", hint="give --data, or leave it out"
+            "this is about the data, and there is none", where=f"--{option}", hint="give --data, or leave it out"
         )
 
 
@@ -201,7 +203,7 @@ def precisions(
         InputError: Something is said of files that are not wanted.
     """
     for option in (name for name, value in of_int8.items() if value is not None and not int8):
-        raise InputError("nothing is calibrated but INT8", where=f"--{option}", hint="add --int8, or leave it out")
+        raise InputError("only INT8 is calibrated", where=f"--{option}", hint="add --int8, or leave it out")
     for option in (name for name, value in of_losses.items() if value is not None and not (int8 or fp16)):
         raise InputError(
             "no file in less precision is asked for", where=f"--{option}", hint="add --int8 or --fp16, or leave it out"

@@ -30,7 +30,7 @@ def compared(plan: Plan, methods: Sequence[str], *, seeds: int | None = None) ->
         seeds: How many seeds, from the plan's first one on; None for those of the plan.
 
     Raises:
-        InputError: A method is unknown, stands twice, or has nothing to do in this task.
+        InputError: A method is unknown, occurs twice, or has nothing to do in this task.
         PlanError: The warm-ups leave no epoch, or the plan was extended.
     """
     changes: dict[str, object] = {}
@@ -39,7 +39,7 @@ def compared(plan: Plan, methods: Sequence[str], *, seeds: int | None = None) ->
     if methods:
         own = plan.arm(plan.export.arm)
         if twice := [name for name in methods if list(methods).count(name) > 1]:
-            raise InputError(f"'{twice[0]}' stands twice", where="--arms", hint="name each method once")
+            raise InputError(f"'{twice[0]}' occurs twice", where="--arms", hint="name each method once")
         arms = [_arm(name, plan, own) for name in methods]
         others = [arm for arm in plan.arms if arm.name != own.name]
         changes |= {"arms": [*others, *arms], "control": None, "costed": ""}

@@ -47,7 +47,7 @@ def read(path: Path) -> tuple[str, ...]:
     try:
         numbers = _numbers(json.loads(text, object_pairs_hook=_distinct))
     except (ValueError, TypeError, RecursionError) as cause:
-        raise DataError(f"the class map is no such JSON: {cause}", where=str(path), hint=_HINT) from cause
+        raise DataError(f"the class map is not valid JSON: {cause}", where=str(path), hint=_HINT) from cause
     by_number = {number: name for name, number in numbers.items()}
     names = [by_number.get(number, "") for number in range(max(by_number) + 1)]
     return _checked(filled(names, len(by_number)), path)
@@ -55,13 +55,15 @@ def read(path: Path) -> tuple[str, ...]:
 
 def _checked(names: Sequence[str], path: Path) -> tuple[str, ...]:
     if wrong := classnames.wrong(names):
-        raise DataError(f"the class map is none: {wrong}", where=str(path), hint="give every class a name of its own")
+        raise DataError(
+            f"the class map is not valid: {wrong}", where=str(path), hint="give every class a name of its own"
+        )
     return tuple(names)
 
 
 def _distinct(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := [key for key, count in Counter(key for key, _ in entries).items() if count > 1]:
-        raise ValueError(f"'{twice[0]}' stands twice")
+        raise ValueError(f"'{twice[0]}' occurs twice")
     return dict(entries)
 
 
@@ -86,7 +88,7 @@ def _numbers(found: Any) -> dict[str, int]:
     if len(numbers) < len(pairs) or len(set(numbers.values())) < len(numbers):
         kind = "name" if len(numbers) < len(pairs) else "number"
         (twice, _), *_ = Counter(pair[kind == "number"] for pair in pairs).most_common(1)
-        raise ValueError(f"the {kind} {twice!r} stands twice")
+        raise ValueError(f"the {kind} {twice!r} occurs twice")
     return numbers
 
 

@@ -89,7 +89,7 @@ def load(
 
 def _sized(size: int | tuple[int, int], reading: Reading | None) -> Reading:
     if reading is not None:
-        raise InputError("the reading says a size as well", where="size", hint="give one of the two")
+        raise InputError("the reading already says a size", where="size", hint="give one of the two")
     sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise InputError(f"{size!r} is no size", where="size", hint="write it as 224, or (224, 192)")
@@ -102,7 +102,7 @@ def _normalised(found: Dataset, mean: Sequence[float], std: Sequence[float], whe
     channels = found.image_shape[0]
     if len(mean) != channels or len(std) != channels:
         raise DataError(
-            f"the images have {channels} channels, and {len(mean)} and {len(std)} are normalised",
+            f"the images have {channels} channels, with {len(mean)} means and {len(std)} deviations",
             where=where, hint="give one mean and one std a channel",
         )  # fmt: skip
     return replace(found, mean=tuple(mean), std=tuple(std))

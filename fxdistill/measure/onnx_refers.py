@@ -62,7 +62,7 @@ def _graph(graph: GraphProto, depth: int) -> Iterator[NodeProto | TensorProto]:
 
 def _nodes(nodes: "list[NodeProto]", depth: int) -> Iterator[NodeProto | TensorProto]:
     if depth > _DEEPEST:
-        raise ValueError("its graphs lie too deep in one another")
+        raise ValueError("its graphs are nested too deeply")
     for node in nodes:
         yield node
         for attribute in node.attribute:

@@ -155,13 +155,13 @@ def composed(name: str, *, where: str = "--method", default_main: str | None = N
         default_main: The method of the main stage where the name names none; None for what that method says.
 
     Raises:
-        InputError: A part is unknown or stands twice, or a part before the last one has no warm-up.
+        InputError: A part is unknown or occurs twice, or a part before the last one has no warm-up.
     """
     names = name.split("+")
     parts = [(part, METHODS.get(part, where=where)) for part in names]
     for part in names:
         if names.count(part) > 1:
-            raise InputError(f"'{part}' stands twice in '{name}'", where=where, hint="name each method once")
+            raise InputError(f"'{part}' occurs twice in '{name}'", where=where, hint="name each method once")
     assumed = parts[-1][1].main is None
     if assumed:
         default = default_main or parts[-1][1].default_main

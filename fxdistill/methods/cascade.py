@@ -70,7 +70,7 @@ def spaced(keep: float, assistants: int, spacing: Spacing = "paper") -> tuple[fl
     if not 0 < keep < 1:
         raise InputError(f"{keep} is no share of channels to keep", where="--keep", hint="give one above 0 and below 1")
     if not 0 <= assistants <= _MOST:
-        raise InputError(f"{assistants} assistants cannot be", where="--assistants", hint=f"give 0 to {_MOST}")
+        raise InputError(f"there cannot be {assistants} assistants", where="--assistants", hint=f"give 0 to {_MOST}")
     steps = (i / assistants if spacing == "even" else 1 - 1 / (i + 0.5) for i in range(1, assistants))
     return (keep, *(round(keep + (1 - keep) * step, 4) for step in steps), *((1.0,) if assistants else ()))
 
@@ -142,10 +142,12 @@ class Cascade:
             )  # fmt: skip
         for option, weight in (("--hints", self.hints), ("--hints-alone", self.hints_alone)):
             if not 0 <= weight < math.inf:
-                raise InputError(f"{weight} is no weight of hints", where=option, hint="give a number from 0: 0.001")
+                raise InputError(
+                    f"{weight} is not a weight for hints", where=option, hint="give a number from 0: 0.001"
+                )
         if self.centred and self.threshold == "layer":
             raise InputError(
-                "with a threshold a layer no layer competes with another one, and there is nothing to centre",
+                "with --threshold layer no layer competes with another, so there is nothing to centre",
                 where="--centred", hint="give --threshold layer or --centred",
             )  # fmt: skip
         between = len(self.levels) - 2 if self.levels else self.assistants - 1

@@ -159,5 +159,5 @@ def _argument(text: str) -> tuple[str, Any]:
 def _number(text: str) -> float:
     found = float(text)
     if not math.isfinite(found):
-        raise ModelError(f"{text} is no number of JSON", where="a factory's argument", hint="give a finite number")
+        raise ModelError(f"{text} is not a JSON number", where="a factory's argument", hint="give a finite number")
     return found

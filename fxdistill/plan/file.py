@@ -69,7 +69,7 @@ def _texts(data: object) -> Iterator[str]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no number of JSON")
+    raise ValueError(f"it holds {name}, which is not a JSON number")
 
 
 def _distinct_fields(entries: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def changed(plan: Plan, settings: Sequence[str]) -> Plan:
     for text in settings:
         path, equals, value = text.partition("=")
         if not equals or not path.strip():
-            raise InputError(f"'{text}' says no value", where=_WHERE, hint="write PATH=VALUE: main.optimizer.lr=1e-3")
+            raise InputError(f"'{text}' gives no value", where=_WHERE, hint="write PATH=VALUE: main.optimizer.lr=1e-3")
         holder, key = _place(data, plan.export.arm, path.strip())
         holder[key] = value_of(value.strip(), _WHERE)
     return parse(data, where=_WHERE)
@@ -49,7 +49,7 @@ def value_of(text: str, where: str) -> Any:
     """
 
     def refuse(name: str) -> NoReturn:
-        raise InputError(f"{name} is no number of JSON", where=where, hint="give a finite number")
+        raise InputError(f"{name} is not a JSON number", where=where, hint="give a finite number")
 
     try:
         return json.loads(text, parse_constant=refuse)
@@ -75,11 +75,11 @@ def _place(data: dict[str, Any], exported: str, path: str) -> tuple[Any, Any]:
             return holder, place
         if not rest:
             raise InputError(
-                f"{gone} is no value but holds some", where=f"{_WHERE} {path}",
+                f"{gone} is not one value but holds several", where=f"{_WHERE} {path}",
                 hint=f"name one of {', '.join(known)}",
             )  # fmt: skip
         if not known:
-            raise InputError(f"{gone} is a value and holds nothing", where=f"{_WHERE} {path}", hint=f"set {gone}")
+            raise InputError(f"{gone} is a value and holds no others", where=f"{_WHERE} {path}", hint=f"set {gone}")
 
 
 def _top(data: dict[str, Any], exported: str) -> dict[str, tuple[Any, Any]]:

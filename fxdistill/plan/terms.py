@@ -70,7 +70,7 @@ def argued(plan: Plan, texts: Sequence[str]) -> Plan:
 def _parts(text: str, option: str, form: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise InputError(f"'{text}' says no value", where=option, hint=f"write {form}")
+        raise InputError(f"'{text}' gives no value", where=option, hint=f"write {form}")
     return name.strip(), value_of(value.strip(), option)
 
 

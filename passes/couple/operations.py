@@ -56,7 +56,7 @@ def joined(ledger: Ledger, values: Sequence[Tensor], shape: Sequence[int]) -> tu
 
 
 def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """One operand in, the same channels out; another one gives its type or place at most."""
+    """One operand in, the same channels out; any other one gives no more than its dtype or device."""
     source = next(tensors((args, kwargs)))
     # a value that was expanded stays broadcast, unless the operation lays it out anew
     name = bare_name(func)
@@ -65,12 +65,12 @@ def pointwise(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[
 
 
 def only_typed(name: str, given: Sequence[Tensor]) -> bool:
-    """Whether an operation takes at most type and place of its labelled values: its operand is another one."""
+    """Whether an operation reads no more than dtype and device of its labelled values: what it works on is another."""
     return operator_of(name).labels == "pointwise" and not isinstance(given[0], Labelled)
 
 
 def typed(value: Tensor) -> Tensor:
-    """A labelled value as an empty one of its type."""
+    """A labelled value as an empty tensor of its dtype and device."""
     return torch.empty(0, dtype=value.dtype) if isinstance(value, Labelled) else value
 
 

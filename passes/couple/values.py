@@ -232,7 +232,7 @@ class Ledger:
         self.splits.append(Split(small, self.where, kind, fixed))
 
     def cut(self, before: Tensor, after: Tensor) -> None:
-        """Note a piece along the dimension that shrinks of what is split: it has as many channels in each row."""
+        """Note a piece of a split, cut along the dimension that shrinks: each row has as many channels of it."""
         found = self.inner(after)
         if found is not None and found[1] is not None and after.shape[found[0]] < before.shape[found[0]]:
             self.splits.append(Split(core(after).movedim(found[0], -1).squeeze(), self.where))

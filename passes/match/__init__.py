@@ -151,12 +151,12 @@ class Match(Pass[MatchSource, tuple[Pair, ...]]):
         for t, s in pins:
             if (t.path, s.path) in forbidden:
                 raise PairingError(
-                    "this pair is pinned and forbidden", where=f"{t.path}={s.path}", hint="take one of the two back"
+                    "this pair is pinned and forbidden", where=f"{t.path}={s.path}", hint="drop one of the two"
                 )
             if reason := obstacle(t, s):
                 raise PairingError(
                     f"this pair is pinned and cannot be compared: {reason}",
-                    where=f"{t.path}={s.path}", hint="pin nodes of the same form, or take this one back",
+                    where=f"{t.path}={s.path}", hint="pin nodes of the same form, or drop this one",
                 )  # fmt: skip
         for number, (t, s) in enumerate(pins):
             for u, v in pins[:number]:

@@ -49,7 +49,9 @@ class Curriculum:
             if value is not None and not 0 < value < 1:
                 raise InputError(f"{value:g} is not between 0 and 1", where=option, hint=f"give {option} 0.5, say")
         if self.probe is not None and self.probe not in get_args(Probe):
-            raise InputError(f"'{self.probe}' is nothing to decide", where=PROBE, hint="give order or lengths")
+            raise InputError(
+                f"'{self.probe}' is not something that the probe can decide", where=PROBE, hint="give order or lengths"
+            )
 
     @property
     def said(self) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxdistill.errors import InputError, InvariantError
+from fxdistill.errors import InputError, InvariantError, first_line
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Shape, Traced, op_name, path_of, shape_of
@@ -209,8 +209,7 @@ class _Rewriter(fx.Interpreter):
         except (Obstacle, InputError):  # an operator that is wrong itself
             raise
         except Exception as cause:
-            first = next(iter(str(cause).splitlines()), "")
-            why = f"the smaller model does not run ({type(cause).__name__}: {first})"
+            why = f"the smaller model does not run ({type(cause).__name__}: {first_line(cause)})"
             raise Obstacle(why, path=path, fused=node.op == "call_module") from cause
         if isinstance(value, Tensor):
             mask = masks if isinstance(masks, Mask) else None

@@ -45,7 +45,7 @@ class Rewriting(Protocol):
         """The value of a node."""
 
     def varies(self, path: str, index: int | None = None) -> bool:
-        """Whether a number of the full model, or one of several, is another one for other images."""
+        """Whether a number of the full model, or one of several, depends on the images."""
 
 
 def argument(node: fx.Node, position: int, *names: str, default: Any = None) -> Any:
@@ -66,7 +66,7 @@ def now(value: Any, run: Rewriting) -> Any:
 
 
 def correct(node: fx.Node, run: Rewriting, position: int, value: Any, *names: str, inferred: bool = False) -> None:
-    """Set an argument to what is right, unless it comes out as that; -1 may stand for a size that is ``inferred``."""
+    """Set an argument to its right value, unless it comes out right already; -1 may stand for an ``inferred`` size."""
     given = argument(node, position, *names)
     if given is not None and now(given, run) == _plain(value):
         return
@@ -84,7 +84,7 @@ def correct(node: fx.Node, run: Rewriting, position: int, value: Any, *names: st
 def entries(
     given: Any, right: Sequence[Any], before: fx.Node, run: Rewriting, *, inferred: bool = False
 ) -> tuple[Any, ...]:
-    """Numbers as they stand in the graph, those replaced that are not right; -1 may stand for what is ``inferred``."""
+    """Numbers as they stand in the graph, the wrong ones replaced; -1 may stand for what is ``inferred``."""
     values = now(given, run)
     if not isinstance(values, tuple | list) or len(values) != len(right):
         return tuple(right)
@@ -100,7 +100,7 @@ def entries(
 
 
 def adapted(given: Any, right: Any, before: fx.Node, run: Rewriting) -> Any:
-    """What is right in place of a number as it stands in the graph: a constant, or a share of it where it varies."""
+    """The right value in place of a number of the graph: a constant, or a share of the number where that varies."""
     varies = isinstance(given, fx.Node) and run.varies(path_of(given))
     return _share(given, right, before, run) if varies else right
 

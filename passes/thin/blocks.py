@@ -23,7 +23,7 @@ class Block:
     whole: int = 0
 
     def share(self, share: float) -> float:
-        """So much of it, in classes."""
+        """A share of it, as a number of classes."""
         return share * (self.whole or len(self.classes))
 
     def nearest(self, count: float, least: int = 1) -> int:

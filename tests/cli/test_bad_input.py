@@ -130,12 +130,12 @@ CASCADE = ("--method", "cascade", "--input", "1x1x8x8")
         (("--levels", "0.5,0.7"), "the last of several levels keeps all channels"),
         (("--levels", "0.5,x"), "'x' is no number"),
         (("--levels", "0.5,1", "--assistants", "2"), "leave out --assistants and --spacing"),
-        (("--keep", "0.5", "--assistants", "-1"), "-1 assistants cannot be"),
-        (("--keep", "0.5", "--assistants", "1000000"), "1000000 assistants cannot be"),
+        (("--keep", "0.5", "--assistants", "-1"), "there cannot be -1 assistants"),
+        (("--keep", "0.5", "--assistants", "1000000"), "there cannot be 1000000 assistants"),
         (("--keep", "0.5", "--threshold", "layer", "--centred"), "there is nothing to centre\n  where: --centred\n"),
         (("--budget", "macs=1", "--threshold", "layer"), "1 MACs cannot be met: with one channel a layer there are "),
-        (("--keep", "0.5", "--hints", "inf"), "inf is no weight of hints\n  where: --hints\n"),
-        (("--keep", "0.5", "--hints-alone", "inf"), "inf is no weight of hints\n  where: --hints-alone\n"),
+        (("--keep", "0.5", "--hints", "inf"), "inf is not a weight for hints\n  where: --hints\n"),
+        (("--keep", "0.5", "--hints-alone", "inf"), "inf is not a weight for hints\n  where: --hints-alone\n"),
         (("--levels", "0.01,1"), "of which none may lose all\n  where: --levels\n"),
         (("--keep", "0.01"), "less than one in each of 3 layers"),
         (("--budget", "macs=1"), "1 MACs cannot be met: with one channel a layer there are "),
@@ -147,7 +147,7 @@ CASCADE = ("--method", "cascade", "--input", "1x1x8x8")
         (("--keep", "0.5", "--align", "shrink"), "a cascade has no use for --align"),
         (("--keep", "0.5", "--plateau", "0.1"), "the method has no warm-up"),
         (("--keep", "0.5", "--probe", "order"), "a cascade has no use for --probe"),
-        (("--keep", "0.5", "--size", "student=16"), "'student' is no model here"),
+        (("--keep", "0.5", "--size", "student=16"), "'student' is not the name of a model here"),
         (("--levels", "0.5,1", "--nested"), "no masked level beside the student's\n  where: --nested\n"),
         (("--keep", "0.5", "--assistants", "1", "--spacing", "even"), "beside the student's\n  where: --spacing\n"),
         (
@@ -196,7 +196,7 @@ def test_a_cascade_has_no_student_and_only_it_has_levels(folder: Path) -> None:
 )
 def test_what_is_said_of_data_needs_data(folder: Path, words: tuple[str, ...]) -> None:
     said = refused(folder, *words)
-    assert f"there is no data to say anything of\n  where: {words[-2]}\n" in said
+    assert f"this is about the data, and there is none\n  where: {words[-2]}\n" in said
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ MISTAKES = {
     "plan m:a m:b --print-after train": "has no pass named 'train'",
     "compress m:a --data d --method magic": "there is no method named 'magic'",
     "shrink m:a --keep 0.5 --by l7": "there is no criterion named 'l7'",
-    "shrink m:a --macs 0.5 --device cuda": "there is one step alone, and no training",
+    "shrink m:a --macs 0.5 --device cuda": "with one step there is no training in between",
 }
 GUARDED = """
 import contextlib, io, json, sys

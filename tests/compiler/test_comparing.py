@@ -87,7 +87,7 @@ def test_an_auxiliary_is_trained_as_before_and_teaches_all_arms() -> None:
 @pytest.mark.parametrize(
     ("methods", "error", "said"),
     [
-        (("kd", "kd"), InputError, "'kd' stands twice"),
+        (("kd", "kd"), InputError, "'kd' occurs twice"),
         (("kd", "nonsense"), InputError, "there is no method named 'nonsense'"),
         (("kd", "auxiliary"), InputError, "there is no method named 'auxiliary'"),
         (("kd", ""), InputError, "there is no method named ''"),

@@ -97,7 +97,7 @@ def test_a_budget_is_met_and_shown(tmp_path: Path, options: tuple[str, ...]) -> 
         (("--macs", "half"), "'half' is no number where: --macs to do: write --macs 0.5 or 900M"),
         (("--macs", "100"), "100 MACs cannot be met: with the fewest channels that a layer may have there are"),
         (("--params", "1G"), "parameters, and 1,000,000,000 are allowed where: --params"),
-        (("--macs", "0.5", "--scope", "layers"), "'layers' is no part with its share where: --scope"),
+        (("--macs", "0.5", "--scope", "layers"), "'layers' is not a part with its share where: --scope"),
         (("--macs", "0.5", "--scope", "stem=1", "--scope", "stem=0.5"), "two shares are given for 'stem'"),
     ],
 )

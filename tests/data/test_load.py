@@ -126,7 +126,7 @@ def test_the_users_own_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert load("own_data_for_test:numbers", allow=allow, task="regression").train.labels.tolist() == [0, 0.5, 1, 0]
     wrong = {
         "wrong": "label 2 has no name",
-        "two_means": "1 channels, and 2 and 1 are normalised",
+        "two_means": "1 channels, with 2 means and 1 deviations",
         "numbers": "labels are torch.float32",
         "one": "returned int",
         "fails": "OSError: on fire",

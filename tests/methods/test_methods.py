@@ -189,7 +189,7 @@ def test_names_that_do_not_compose(name: str, message: str, hint: str) -> None:
 
 def test_warm_ups_of_one_name_are_told_apart() -> None:
     """The same warm-up twice would give stages of one name twice."""
-    with pytest.raises(InputError, match=r"'indistill' stands twice in 'indistill\+indistill'"):
+    with pytest.raises(InputError, match=r"'indistill' occurs twice in 'indistill\+indistill'"):
         composed("indistill+indistill")
 
 

@@ -37,8 +37,8 @@ def test_factories_with_arguments_are_parsed(tmp_path: Path, monkeypatch: pytest
         ("a:b?x", {}, "KEY=VALUE"),
         ("a:b", {"args": ["=1"]}, "KEY=VALUE"),
         ("m.pt", {"factory": "resnet18"}, "not a factory"),
-        ("a:b?x=NaN", {}, "NaN is no number of JSON"),
-        ("a:b", {"args": ["x=[1, -1e999]"]}, "-1e999 is no number of JSON"),
+        ("a:b?x=NaN", {}, "NaN is not a JSON number"),
+        ("a:b", {"args": ["x=[1, -1e999]"]}, "-1e999 is not a JSON number"),
     ],
 )
 def test_malformed_factories(text: str, options: dict[str, Any], message: str) -> None:

@@ -94,7 +94,7 @@ def test_no_pair_is_left_without_an_epoch(hard: tuple[float, ...]) -> None:
     ("said", "where", "what"),
     [({"share": 0.0}, "--warm-up-share", "between 0 and 1"), ({"share": 1.0}, "--warm-up-share", "between 0 and 1"),
      ({"share": float("nan")}, "--warm-up-share", "between"), ({"keep_earlier": 1.5}, "--keep-earlier", "between"),
-     ({"probe": "depth"}, "--probe", "'depth' is nothing to decide"), ({"share": 0.05}, "--warm-up-share", "are 1")],
+     ({"probe": "depth"}, "--probe", "'depth' is not something"), ({"share": 0.05}, "--warm-up-share", "are 1")],
 )  # fmt: skip
 def test_what_is_no_curriculum_is_refused(said: dict[str, Any], where: str, what: str) -> None:
     with pytest.raises(InputError, match=what) as refusal:

@@ -55,7 +55,7 @@ def test_a_cascade_and_an_assistant_are_planned_as_well(tmp_path: Path) -> None:
         ({"via_epochs": 3}, "'via_epochs' would do nothing"),
         ({"val": 0.1}, "'val' would do nothing"),
         ({"batch_size": 0}, "the plan is not valid: Input should be greater than 0"),
-        ({"entries": {"pupil": "logits"}}, "'pupil' is no model here"),
+        ({"entries": {"pupil": "logits"}}, "'pupil' is not the name of a model here"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_and_nothing_written(

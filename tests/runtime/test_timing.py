@@ -127,7 +127,7 @@ def test_what_cannot_be_timed_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     missing = CliRunner().invoke(app, ["bench", str(tmp_path / "no.onnx")])
     assert (missing.exit_code, "no such file" in missing.output) == (2, True)
     sized = CliRunner().invoke(app, ["bench", str(runs.finished()), "--input", "1x1x16x16"])
-    assert (sized.exit_code, "runs say themselves what they read" in sized.output) == (2, True)
+    assert (sized.exit_code, "a run already says what its models read" in sized.output) == (2, True)
     with pytest.raises(InputError, match=r"take .* GB of memory"):
         timing.timed({"it": finding.find(teacher)}, batches=[1 << 50])
     for words in (["--batch", "2000000"], ["--threads", "100000"]):

@@ -85,7 +85,9 @@ def make_plan(
     named = {name: model for name, model in models_given.items() if model is not None}
     by_name = {"preprocessing": preprocessing, "entries": entries, "embedding": decisions.get("embedding", {})}
     if odd := [(where, name) for where, said in by_name.items() for name in said if name not in named]:
-        raise InputError(f"'{odd[0][1]}' is no model here", where=odd[0][0], hint=f"its names are {', '.join(named)}")
+        raise InputError(
+            f"'{odd[0][1]}' is not the name of a model here", where=odd[0][0], hint=f"its names are {', '.join(named)}"
+        )
     writable(Path(path), *(model for model in named.values() if isinstance(model, str | Path)), class_map)
     models = {name: _loaded(model, seed=seed, allow=allow, trust_code=trust_code) for name, model in named.items()}
     made = planned(

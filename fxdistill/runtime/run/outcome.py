@@ -57,7 +57,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def odd(result: dict[str, Any], plan: Plan) -> str:

@@ -81,4 +81,4 @@ def _record(line: bytes, epochs: dict[str, dict[str, int]], seeds: list[int]) ->
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
