@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
@@ -234,11 +233,7 @@ def _in_small_operations(traced: Traced, module: nn.Module, shape: Shape, passes
     """The model traced by ``torch.export``, where fused functions fall apart; None where that is no use."""
     if traced.rung == "export":
         return None
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its kernel rounds differently from what it is made of
     try:
         return passes.run(Trace(shape, rungs=("export",), entry=traced.entry), module)
     except ModelError:
         return None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

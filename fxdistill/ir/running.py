@@ -74,6 +74,17 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """``nn.MultiheadAttention`` and what holds it by their parts in eval mode: torch's own kernel rounds otherwise."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Whatever runs inside leaves the module's buffers (running statistics) as they were; gives what they were.
 

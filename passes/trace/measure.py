@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxdistill.ir.graph import Shape, module_op_name
 from fxdistill.ir.operators import bare_name, is_a, operator_of
-from fxdistill.ir.running import buffers_kept, example, same, seeded, tensors_in
+from fxdistill.ir.running import attention_in_parts, buffers_kept, example, same, seeded, tensors_in
 from fxdistill.operators import Trait
 from fxdistill.passes.trace.probe import Probe
 
@@ -180,20 +180,9 @@ def _address(tensor: Tensor) -> int:
 @contextmanager
 def _apart(module: nn.Module, device: torch.device) -> Iterator[None]:
     """A run that changes nothing, with what the counter can count."""
-    with buffers_kept(module), torch.no_grad(), seeded(device), _plain_attention():
+    products = sdpa_kernel(SDPBackend.MATH)  # fused kernels cannot be counted
+    with buffers_kept(module), torch.no_grad(), seeded(device), attention_in_parts(), products:
         yield
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as matrix products, which the counter can count; the fused kernels of the CPU it cannot."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _summed(equation: object, *operands: object) -> int:

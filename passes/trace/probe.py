@@ -16,7 +16,17 @@ from torch.utils.checkpoint import CheckpointFunction
 from fxdistill.errors import InvariantError, ModelError, first_line
 from fxdistill.ir import outputs
 from fxdistill.ir.graph import Shape
-from fxdistill.ir.running import attributes_kept, buffers_kept, example, in_mode, quiet, same, seeded, tensors_in
+from fxdistill.ir.running import (
+    attention_in_parts,
+    attributes_kept,
+    buffers_kept,
+    example,
+    in_mode,
+    quiet,
+    same,
+    seeded,
+    tensors_in,
+)  # fmt: skip
 from fxdistill.passes.trace.effects import gradient_ways
 
 
@@ -64,7 +74,7 @@ class Probe:
     @staticmethod
     def call(module: Callable[[Tensor], object], images: Tensor) -> object:
         """Run on a copy of some images, random numbers from the probe's seed."""
-        with torch.no_grad(), seeded(images.device):
+        with torch.no_grad(), seeded(images.device), attention_in_parts():
             return module(images.clone())
 
     def _gradients(self, module: nn.Module) -> tuple[set[int], list[str]] | None:

@@ -377,6 +377,13 @@ def test_the_proof_names_the_first_node_that_differs() -> None:
         prove(traced, survivors, small)
 
 
+def test_sums_that_cancel_are_no_disagreement() -> None:
+    net = Net(lambda m, x: m.head(m.norm(m.a(x).relu()).mean((2, 3))), a=conv(3, 8), norm=nn.GroupNorm(4, 8),
+              head=nn.Linear(8, 5))  # fmt: skip
+    nn.init.zeros_(net.norm.bias)
+    assert shrink_model(net, input_shape=IMAGE, keep=0.5).proof.precision == "float64"
+
+
 def narrow() -> tuple[ShrinkSource, Shrunken]:
     """Two convolutions, the first of which loses two of its four channels."""
     net = Net(lambda m, x: m.b(F.relu(m.a(x))), a=conv(3, 4), b=conv(4, 2))

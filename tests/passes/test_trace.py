@@ -97,6 +97,24 @@ def test_costs_of_attention() -> None:
     assert traced.macs == 2 * tokens * (projections + products + feedforward)
 
 
+def test_attention_behind_control_flow_on_shapes_is_exported() -> None:
+    """Torch's fused kernel for it in eval mode rounds otherwise than its parts, which an exported graph has."""
+
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x if x.shape[1] < 32 else x[:, ::2]
+            found: Tensor = self.attention(x, x, x, need_weights=False)[0]
+            return found
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    assert trace(Attentive().eval(), (2, 64, 8)).rung == "export"
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
 def test_costs_of_convolutions() -> None:
     layers = (nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=3), nn.ConvTranspose2d(6, 4, 2, stride=2))
     module = nn.Sequential(*layers, nn.Conv2d(4, 2, (1, 3), bias=False))
