@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fxdistill.ir.graph import Shape, module_op_name
 from fxdistill.ir.operators import bare_name, is_a, operator_of
@@ -27,6 +26,7 @@ _FREE = frozenset((
     "reduction", "channel-norm", "last-dims-norm", "group-norm", "metadata",
 ))  # fmt: skip
 """What :attr:`fxdistill.operators.Operator.labels` says of operations without a product."""
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # torch counts those of GPUs alone
 _Measured = dict[fx.Node, tuple[Shape | None, int]]
 
 
@@ -114,7 +114,7 @@ class _Count(fx.Interpreter):
         if not self._counting or self._is_free(n):
             value, macs = super().run_node(n), 0
         else:
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping={_FUSED: _attention}) as counter:
                 value = super().run_node(n)
             macs = counter.get_total_flops() // 2
             if not macs and bare_name(n.target) == "einsum":
@@ -180,9 +180,14 @@ def _address(tensor: Tensor) -> int:
 @contextmanager
 def _apart(module: nn.Module, device: torch.device) -> Iterator[None]:
     """A run that changes nothing, with what the counter can count."""
-    products = sdpa_kernel(SDPBackend.MATH)  # fused kernels cannot be counted
-    with buffers_kept(module), torch.no_grad(), seeded(device), attention_in_parts(), products:
+    with buffers_kept(module), torch.no_grad(), seeded(device), attention_in_parts():
         yield
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_args: object, **_options: object) -> int:
+    """The operations of attention in one kernel: those of its two products."""
+    count: int = sdpa_flop_count(query, key, value)
+    return count
 
 
 def _summed(equation: object, *operands: object) -> int:

@@ -97,6 +97,16 @@ def test_costs_of_attention() -> None:
     assert traced.macs == 2 * tokens * (projections + products + feedforward)
 
 
+def test_costs_of_attention_in_the_memory_that_its_kernel_gives() -> None:
+    class Viewing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            heads = x.unflatten(2, (2, 4)).transpose(1, 2)
+            return nn.functional.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).view(x.shape)
+
+    tokens, width = 9, 8
+    assert trace(Viewing().eval(), (2, tokens, width)).macs == 2 * 2 * tokens * tokens * width
+
+
 def test_attention_behind_control_flow_on_shapes_is_exported() -> None:
     """Torch's fused kernel for it in eval mode rounds otherwise than its parts, which an exported graph has."""
 
