@@ -49,6 +49,36 @@ def timm_models() -> list[str]:
     return chosen
 
 
+_OTHER_INPUTS = ("dinat", "imagegpt", "shieldgemma2", "siglip2")
+"""Of transformers: one needs a library beside it, the others read tokens or patches, not images."""
+
+
+def transformers_models() -> list[str]:
+    """The image classifiers of transformers."""
+    from transformers.models.auto import modeling_auto  # noqa: PLC0415
+
+    names = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    return [f"transformers:{kind}" for kind in sorted(names) if kind not in _OTHER_INPUTS]
+
+
+def _of_transformers(kind: str) -> tuple[Any, tuple[int, ...]]:
+    """One as its configuration has it, but for its depth: two layers, or one of each stage."""
+    import transformers  # noqa: PLC0415
+    from transformers.models.auto import modeling_auto  # noqa: PLC0415
+
+    config: Any = transformers.CONFIG_MAPPING[kind]()
+    for part in (config, *(found for found in vars(config).values() if hasattr(found, "model_type"))):
+        if "num_hidden_layers" in vars(part):  # of others it is the number of stages
+            part.num_hidden_layers = 2
+        if getattr(part, "depths", None):
+            part.depths = [1 for _ in part.depths]
+    names = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[kind]
+    model = getattr(transformers, names if isinstance(names, str) else names[0])(config).eval()
+    parts = (config, getattr(config, "vision_config", None))
+    size = next((n for part in parts if isinstance(n := getattr(part, "image_size", None), int)), 224)
+    return model, (1, 3, size, size)
+
+
 def build(name: str) -> tuple[Any, tuple[int, ...]]:
     """A model with random weights, in eval mode, and its input shape."""
     import torch  # noqa: PLC0415
@@ -59,6 +89,8 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
 
         model: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False).eval()
         return model, (1, *model.default_cfg["input_size"])
+    if name.startswith("transformers:"):
+        return _of_transformers(name.removeprefix("transformers:"))
     from torchvision import models  # noqa: PLC0415
 
     options: Row = {"weights_backbone": None} if name in models.list_models(module=models.segmentation) else {}
@@ -66,6 +98,9 @@ def build(name: str) -> tuple[Any, tuple[int, ...]]:
         options["init_weights"] = True
     size = {"inception_v3": 299, "vit_h_14": 224}.get(name, 224)
     return models.get_model(name, weights=None, **options).eval(), (1, 3, size, size)
+
+
+FAMILIES = {"torchvision": torchvision_models, "timm": timm_models, "transformers": transformers_models}
 
 
 def ours(name: str) -> Row:
@@ -164,8 +199,10 @@ def measure(task: str, name: str, *, seconds: int, memory: int) -> Row:
 def table(rows: dict[str, Row]) -> str:
     """The Markdown table with its totals."""
     lines = ["# Coverage: shrunk to half, proved", ""]
-    for family, mine in (("torchvision", False), ("timm", True)):
-        chosen = {n: r for n, r in sorted(rows.items()) if n.startswith("timm:") == mine}
+    for family in FAMILIES:
+        chosen = {
+            n: r for n, r in sorted(rows.items()) if (n.partition(":")[0] if ":" in n else "torchvision") == family
+        }
         if chosen:
             peer = (
                 f", {_total(chosen, 'peer')} by Torch-Pruning" if any("peer" in row for row in chosen.values()) else ""
@@ -178,7 +215,7 @@ def table(rows: dict[str, Row]) -> str:
         "Each model in its own process, one thread, random weights; MiB is the peak of the process. *couple* is the",
         "time of the label execution alone. *error* is the largest difference of any node between the masked full",
         "model and the shrunken one, relative to that node's largest value. *kept whole* counts the places that could",
-        "not be shrunk; the JSON beside this names them.", "",
+        "not be shrunk; the JSON beside this names them. Models of transformers have two layers, or one a stage.", "",
         "| model | rung | couple s | total s | MiB | parameters | error | result | Torch-Pruning |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]  # fmt: skip
@@ -222,16 +259,15 @@ def wanted(arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.only:
         yield from arguments.only
         return
-    if arguments.family in (None, "torchvision"):
-        yield from torchvision_models()
-    if arguments.family in (None, "timm"):
-        yield from timm_models()
+    for family, names in FAMILIES.items():
+        if arguments.family in (None, family):
+            yield from names()
 
 
 def main() -> None:
     """Measure what is not measured yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--family", choices=("torchvision", "timm"))
+    parser.add_argument("--family", choices=tuple(FAMILIES))
     parser.add_argument("--only", action="append", default=[], metavar="MODEL")
     parser.add_argument("--without-peer", action="store_true")
     parser.add_argument("--peer-only", action="store_true")

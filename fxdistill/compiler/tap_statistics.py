@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fxdistill.ir.adapters import FixedScale
 from fxdistill.ir.graph import submodule
 from fxdistill.ir.program import Batch, Program
-from fxdistill.passes.specialize import upto
+from fxdistill.passes.specialize.needed import upto
 
 
 def measure_taps(program: Program, batches: Iterable[Batch]) -> Program:

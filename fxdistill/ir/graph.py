@@ -11,7 +11,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -274,15 +274,21 @@ def written(node: fx.Node, root: nn.Module) -> list[fx.Node]:
     return [source for source in dict.fromkeys(found) if isinstance(source, fx.Node)]
 
 
-def memory(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, int]:
-    """A number for each node; nodes with the same number may share memory: views of one another, in-place results."""
+def memory(
+    graph: fx.Graph, root: nn.Module, writes: Mapping[fx.Node, list[fx.Node]] | None = None
+) -> dict[fx.Node, int]:
+    """A number for each node; nodes with the same number may share memory: views of one another, in-place results.
+
+    ``writes``: what :func:`written` says of each node, where that is known.
+    """
     group: dict[fx.Node, int] = {}
     members: dict[int, list[fx.Node]] = {}
     for number, node in enumerate(graph.nodes):
         group[node], members[number] = number, [node]
         if node.op == "output":
             continue
-        joined = {node.all_input_nodes[position] for position in node.meta.get("shares", ())} | set(written(node, root))
+        joined = {node.all_input_nodes[position] for position in node.meta.get("shares", ())}
+        joined |= set(written(node, root) if writes is None else writes[node])
         if is_a(op_name(node, root), Trait.VIEW):
             joined |= set(node.all_input_nodes[:1])
         for old in {group[source] for source in joined}:

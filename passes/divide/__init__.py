@@ -28,7 +28,7 @@ from fxdistill.ir.program import Batch, Program
 from fxdistill.ir.running import buffers_kept, full_precision, same, seeded
 from fxdistill.passes.divide.cut import smallest
 from fxdistill.passes.divide.fixed import fixed_nodes
-from fxdistill.passes.specialize import remove_dead, upto
+from fxdistill.passes.specialize.needed import remove_dead, upto
 
 PREFIX = "cached."
 """In front of the names of the fields that cross."""

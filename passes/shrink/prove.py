@@ -294,8 +294,7 @@ def _silence(value: Any, masks: Masks, *, in_place: bool) -> Any:
     if isinstance(value, Tensor) and isinstance(masks, Mask):
         if masks.whole:
             return value
-        dead = ~masks.full
-        return value.masked_fill_(dead, 0) if in_place else value.masked_fill(dead, 0)
+        return (value if in_place else value.clone()).masked_fill_(~masks.full, 0)  # a clone lies in memory as it does
     if isinstance(masks, list) and isinstance(value, tuple | list) and len(masks) == len(value):
         items = [_silence(item, inner, in_place=False) for item, inner in zip(value, masks, strict=True)]
         return items if isinstance(value, list) else type(value)(items) if type(value) is tuple else value

@@ -18,21 +18,18 @@ what the stage's losses read from frozen members is what they read from them bef
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxdistill.errors import InvariantError
 from fxdistill.ir.adapters import SCALES, FixedScale
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.graph import memory, op_name, scope_of, submodule, written
-from fxdistill.ir.operators import is_a
+from fxdistill.ir.graph import submodule
 from fxdistill.ir.program import Program, Term, fields, of_role
 from fxdistill.ir.running import buffers_kept, example, full_precision, seeded
-from fxdistill.operators import Trait
+from fxdistill.passes.specialize.needed import remove_dead, upto
 from fxdistill.passes.specialize.overwrite import overwrite
 from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, fused, is_frozen, is_plain
 from fxdistill.plan.training import Stage
@@ -123,85 +120,6 @@ def _key(source: Program, name: str, wanted: object) -> str:
         if term.loss.plain == wanted:
             return term.key
     raise InvariantError(f"the program lacks the loss '{name}'")
-
-
-def upto(graph: fx.Graph, root: nn.Module, values: Mapping[str, fx.Node]) -> fx.Graph:
-    """A copy of what some values of a graph need, which gives these by name; ``root`` owns the targets."""
-    live, new = _needed(graph, root, values.values()), dict[fx.Node, fx.Node]()
-    made = fx.Graph()
-    for node in graph.nodes:
-        if node in live:
-            new[node] = made.node_copy(node, new.__getitem__)
-    made.output({name: new[value] for name, value in values.items()})
-    return made
-
-
-def remove_dead(graph: fx.Graph, root: nn.Module) -> None:
-    """Remove nodes that the graph's output does not need."""
-    nodes = list(graph.nodes)
-    live = _needed(graph, root, nodes[-1].all_input_nodes)
-    for node in reversed(nodes):
-        if node not in live and node.op != "output":
-            graph.erase_node(node)
-
-
-def _needed(graph: fx.Graph, root: nn.Module, values: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes that some values need; the inputs are among them, so that every stage is called alike.
-
-    A node is needed when its value is, or when it writes into memory that is read later: ``relu_(x)`` where ``x``
-    itself is used, and a buffer that is needed at all, since the next call reads it. Running statistics are a side
-    effect only for what reads the normalised value: in a stage that does not reach it, a BatchNorm would learn from
-    features that are not trained yet.
-    """
-    wanted = set(values)
-    group, buffers, again = memory(graph, root), _buffers(graph, root), set[int]()
-    writes = {n: written(n, root) for n in graph.nodes if n.op not in ("placeholder", "output", "get_attr")}
-    while True:  # a buffer may be read in front of what writes into it
-        live = _live(graph, wanted, again, writes=writes, group=group, buffers=buffers)
-        sources = wanted.union(*(node.all_input_nodes for node in live))
-        read = {buffer for source in sources for buffer in buffers[source]}
-        if read <= again:
-            return live
-        again |= read
-
-
-def _live(
-    graph: fx.Graph, wanted: set[fx.Node], again: set[int], *, writes: Mapping[fx.Node, list[fx.Node]],
-    group: Mapping[fx.Node, int], buffers: Mapping[fx.Node, set[int]],
-) -> set[fx.Node]:  # fmt: skip
-    """The nodes that are needed where the next call reads some buffers; ``group``: memory that nodes share."""
-    live: set[fx.Node] = set()
-    read = {group[node] for node in wanted}
-    scopes: set[str] = set()
-    for node in reversed(list(graph.nodes)):
-        if node.op == "output":
-            continue
-        targets = writes.get(node, ())
-        later = any(group[target] in read or not again.isdisjoint(buffers[target]) for target in targets)
-        counts = any(target.op == "get_attr" for target in targets) and scope_of(node) in scopes
-        used = node in wanted or any(user in live for user in node.users)
-        if node.op == "placeholder" or later or counts or used:
-            live.add(node)
-            read.update(group[source] for source in node.all_input_nodes)
-            if any(target.op == "get_attr" for target in targets):
-                scopes.add(scope_of(node))
-    return live
-
-
-def _buffers(graph: fx.Graph, root: nn.Module) -> dict[fx.Node, set[int]]:
-    """Of each node the tensors of the program, by identity, whose memory its value may be."""
-    found: dict[fx.Node, set[int]] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            found[node] = {id(attrgetter(str(node.target))(root))}
-            continue
-        first = node.all_input_nodes[:1]
-        same = {node.all_input_nodes[position] for position in node.meta.get("shares", ())}
-        if node.op not in ("placeholder", "output"):
-            same |= set(first) & set(written(node, root))
-            same |= set(first) if is_a(op_name(node, root), Trait.VIEW) else set()
-        found[node] = {buffer for source in same for buffer in found[source]}
-    return found
 
 
 def _clean(program: Program) -> Program:

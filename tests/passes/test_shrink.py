@@ -384,6 +384,18 @@ def test_sums_that_cancel_are_no_disagreement() -> None:
     assert shrink_model(net, input_shape=IMAGE, keep=0.5).proof.precision == "float64"
 
 
+def test_what_is_silenced_lies_in_memory_as_it_did() -> None:
+    def attentive(m: Net, x: Tensor) -> Tensor:
+        tokens = m.a(x).flatten(2).mT
+        heads = m.b(tokens).unflatten(2, (2, 4)).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2)
+        return m.head(mixed.view(mixed.shape[0], mixed.shape[1], mixed.shape[2] * mixed.shape[3]).mean(1))
+
+    net = Net(attentive, a=conv(3, 8), b=nn.Linear(8, 8), head=nn.Linear(8, 5))
+    shrunken = shrink_model(net, input_shape=IMAGE, keep=0.5)
+    assert shrunken.module.get_parameter("b.weight").shape == (4, 4)
+
+
 def narrow() -> tuple[ShrinkSource, Shrunken]:
     """Two convolutions, the first of which loses two of its four channels."""
     net = Net(lambda m, x: m.b(F.relu(m.a(x))), a=conv(3, 4), b=conv(4, 2))
