@@ -389,7 +389,8 @@ def test_what_is_silenced_lies_in_memory_as_it_did() -> None:
         tokens = m.a(x).flatten(2).mT
         heads = m.b(tokens).unflatten(2, (2, 4)).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2)
-        return m.head(mixed.view(mixed.shape[0], mixed.shape[1], mixed.shape[2] * mixed.shape[3]).mean(1))
+        found: Tensor = m.head(mixed.view(mixed.shape[0], mixed.shape[1], mixed.shape[2] * mixed.shape[3]).mean(1))
+        return found
 
     net = Net(attentive, a=conv(3, 8), b=nn.Linear(8, 8), head=nn.Linear(8, 5))
     shrunken = shrink_model(net, input_shape=IMAGE, keep=0.5)
