@@ -76,10 +76,17 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        PlanError: The place cannot be written to.
+        PlanError: The place cannot be written to, or the text holds a file's name that is no text.
         StorageError: The disk is full.
     """
-    write_bytes(path, text.encode("utf-8"))
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as cause:
+        name = text[: cause.start].rpartition('"')[2] + text[cause.start :].partition('"')[0]
+        raise PlanError(
+            f"'{name}' cannot be written down, for it is not UTF-8", where=str(path), hint="rename that file or folder"
+        ) from cause
+    write_bytes(path, content)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -121,12 +128,23 @@ def _sweep(path: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+def check_text(path: Path, *, error: type[InputError] = PlanError) -> None:
+    """Check that a path is text, which it is not where an old name is not UTF-8: ONNX writes to no such place.
+
+    Raises:
+        InputError: It is none, of the kind that is given.
+    """
+    if str(path).encode("utf-8", "ignore").decode() != str(path):
+        raise error("its name is not UTF-8", where=str(path), hint="rename that file or folder, or choose another")
+
+
 def check_onnx_name(path: Path) -> None:
     """Check that a path ends as an ONNX file does.
 
     Raises:
-        PlanError: It does not.
+        PlanError: It does not, or is no text.
     """
+    check_text(path)
     if path.suffix.lower() != ".onnx":
         hint = f"name it {path.with_suffix('.onnx').name}" if path.name else "give the name of a file, x.onnx"
         raise PlanError(f"'{path.name}' is not the name of an ONNX file", where=str(path), hint=hint)

@@ -78,8 +78,9 @@ class Preprocessing(_Part):
         return self
 
     def sized(self, size: Sequence[int], source: str) -> Self:
-        """The same for images of another size, with the same share cut out."""
-        said = self.source.changed(geometry=source)
+        """The same for images of another size, with the same share cut out, which whoever said it still says."""
+        share = "" if self.resize is None else self.source.geometry
+        said = self.source.changed(geometry=", ".join(dict.fromkeys(filter(None, (source, share)))))
         resize = None if self.resize is None else [side * self.resize[0] // self.size[0] for side in size]
         return self.changed(size=list(size), resize=resize, source=said)
 

@@ -88,6 +88,17 @@ def test_a_wrong_place_is_wrong_input(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "full"]
 
 
+def test_a_name_that_is_no_text_is_wrong_input(tmp_path: Path) -> None:
+    """As Python reads names of files in Latin-1 where the system's are UTF-8."""
+    with pytest.raises(PlanError, match=r"^'te\\udce9.pt' cannot be written down"):
+        files.write_text(tmp_path / "plan.json", '{"path": "te\udce9.pt"}')
+    for place in ("caf\udce9/student.onnx", "caf\udce9.onnx"):
+        with pytest.raises(PlanError, match="not UTF-8"):
+            files.check_onnx_name(tmp_path / place)
+    files.check_onnx_name(tmp_path / "café.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP])
 def test_a_place_that_is_not_ours_is_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refused(*_: Any, **__: Any) -> Any:

@@ -6,8 +6,10 @@ command that needs it, so that ``--help`` and mistakes answer at once.
 
 import functools
 import gc
+import io
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -317,5 +319,8 @@ def schema() -> None:
 
 
 def main() -> None:
-    """The entry point of the ``fxdistill`` command."""
+    """The entry point of the ``fxdistill`` command; what an output's encoding lacks is spelled out there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -179,7 +179,8 @@ def checked(
     for name, split in splits.items():
         known = bool(labelled(split.labels).any())
         if known and (wrong := task.wrong_targets(split.labels, split.image_shape, len(names))):
-            raise _unusable(name, wrong, where, f"the task wants {task.summary}; give such data, or another task")
+            give = f"the task wants {task.summary}; give such data" if task.supervised else "give such labels, or none"
+            raise _unusable(name, wrong, where, f"{give}, or another task")
         for what, one, other in (
             ("images", splits["train"].image_shape, split.image_shape),
             ("labels", tuple(splits["train"].labels.shape[1:]), tuple(split.labels.shape[1:])),

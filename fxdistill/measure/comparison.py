@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.data.dataset import Dataset
-from fxdistill.errors import DataError
+from fxdistill.errors import DataError, line
 from fxdistill.measure.by_image import Tallying
 from fxdistill.measure.model import evaluating, predictions
 from fxdistill.measure.paired import Paired, paired
@@ -66,7 +66,7 @@ class Apart:
 
     Attributes:
         index: Its number in the test split.
-        file: Where it lies; '' where it is no file.
+        file: Where it lies, as a line that can be printed; '' where it is no file.
         label: Its class; '' where it has none.
         says: What both say, where that is a class.
         distance: How far apart they are, as the task measures it.
@@ -88,7 +88,7 @@ class Comparison:
         labelled: How many of them have a label.
         difference: Of the primary metric; None where it was not measured.
         unmeasured: Why that and the classes were not; '' where they were.
-        agreement: Share of what they say that is the same, as the task counts it.
+        agreement: Share of what they say that is the same, as the task counts it; None where that is numbers.
         distance: How far apart they are on the mean.
         classes: What changes, the largest difference first; empty where the task has no classes.
         widest: Where they differ most, the widest first: before all others the images that they give other classes.
@@ -97,7 +97,7 @@ class Comparison:
     images: int
     labelled: int
     difference: Paired | None
-    agreement: float
+    agreement: float | None
     distance: float
     classes: list[Changed] = field(default_factory=list)
     widest: list[Apart] = field(default_factory=list)
@@ -146,7 +146,7 @@ def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, bat
         ]
     apart = torch.cat(distances)
     widest = _widest(apart, torch.cat(said, 1) if chooses else None, first.dataset, task, most)
-    known, agreed_on = int(labelled(first.dataset.test.labels).sum()), agreeing / max(1, total)
+    known, agreed_on = int(labelled(first.dataset.test.labels).sum()), agreeing / total if total else None
     found = Comparison(len(apart), known, None, agreed_on, float(apart.mean()), [], widest, unmeasured)
     own, other = tallies
     if own is None or other is None:
@@ -208,7 +208,7 @@ def _widest(apart: Tensor, says: Tensor | None, dataset: Dataset, task: Task, mo
         number = int(labels[index]) if task.has_classes and labels.ndim == 1 else NO_LABEL
         found.append(
             Apart(
-                index, files[index] if files else "", "" if number == NO_LABEL else names[number],
+                index, line(files[index]) if files else "", "" if number == NO_LABEL else names[number],
                 None if says is None else (_named(names, says[0, index]), _named(names, says[1, index])),
                 float(apart[index]),
             )

@@ -14,12 +14,12 @@ class Parity:
     Attributes:
         max_abs_error: Largest absolute difference of two entries.
         agreement: Share of predictions that say the same, 0 to 1: in classification, of equal top-1 predictions; None
-            where no output is known to be the prediction.
+            where they are numbers, or no output is known to be the prediction.
         images: How many were compared.
         widest_flip: Over the predictions that differ, PyTorch's largest gap between its own choice and ONNX
             Runtime's, in units of the output; 0 where all agree.
         agreement_name: What the task calls the agreement.
-        vacuous: Why the agreement says nothing; '' where it does.
+        vacuous: Why all of this says nothing; '' where it does.
         others: Of each output beside the prediction the largest difference, as a share of its largest value where that
             is above 1.
         largest: The largest absolute value of an entry of the prediction.
@@ -38,7 +38,6 @@ class Parity:
 
     def __str__(self) -> str:
         error = f"largest error {float(np.max([self.max_abs_error, *self.others.values()])):.1e}"
-        if self.agreement is None:
-            return error
+        agreed = "" if self.agreement is None else f", {self.agreement_name} {self.agreement:.2%}"
         vacuous = f" (which says nothing: {self.vacuous})" if self.vacuous else ""
-        return f"{error}, {self.agreement_name} {self.agreement:.2%}{vacuous}"
+        return f"{error}{agreed}{vacuous}"

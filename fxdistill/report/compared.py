@@ -46,7 +46,8 @@ def _said(made: Comparison, task: Task) -> Iterator[str]:
         if apart.alone is not None and apart.p is not None:
             one, other = apart.alone
             yield f"right in A alone {one:,} images, in B alone {other:,}; McNemar's exact test: p = {apart.p:.2g}"
-    yield f"{task.agreement_name} {made.agreement:.2%}, mean distance {made.distance:.3g}"
+    agreed = "" if made.agreement is None else f"{task.agreement_name} {made.agreement:.2%}, "
+    yield f"{agreed}mean distance {made.distance:.3g}"
 
 
 def _classes(made: Comparison, task: Task) -> Iterator[RenderableType]:
@@ -95,7 +96,9 @@ def as_json(made: Comparison, names: Sequence[str], found: Sequence[Found]) -> d
             "interval": apart.interval,
             "p": apart.p, "right_alone": None if apart.alone is None else list(apart.alone),
         },
-        "agreement": {"name": task.agreement_name, "value": made.agreement, "mean_distance": number(made.distance)},
+        "agreement": {
+            "name": task.agreement_name or None, "value": made.agreement, "mean_distance": number(made.distance),
+        },
         "of_class": task.of_class or None,
         "classes": [
             {

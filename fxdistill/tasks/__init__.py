@@ -33,7 +33,7 @@ class Agreement:
 
     Attributes:
         agreeing: How many of them.
-        total: Of how many.
+        total: Of how many; 0 where there is no choice to agree on.
         widest: Over those that differ, the reference's largest gap between its own choice and the other's, in units of
             the output; 0 where all agree.
     """
@@ -51,7 +51,7 @@ class Task(ABC):
         supervised: The loss that the labels alone give, by name; None for a task that has none.
         imitation: The loss by which a prediction imitates another one, by name; None where there is no use in that.
         default_main: The method of the main stage where a method's name names none; None for that method's own choice.
-        agreement_name: What it is called that two models agree.
+        agreement_name: What it is called that two models agree; '' where answers are numbers, which do not.
         output_name: What the prediction is called in an ONNX file.
         primary: The metric that runs are compared by, one of those that :meth:`evaluate` returns.
         higher_is_better: Whether more of it is better.

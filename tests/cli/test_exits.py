@@ -3,13 +3,15 @@
 import errno
 import gc
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fxdistill.cli import exits, values
+from fxdistill.cli import commands, exits, values
 from fxdistill.cli.commands import app
 from fxdistill.cli.exits import reported
 from fxdistill.errors import InputError, StorageError
@@ -32,6 +34,14 @@ def test_a_full_disk_is_a_failure_and_a_wrong_place_is_wrong_input(
     said = capsys.readouterr().err
     assert said.startswith(f"error: cannot write or read: {os.strerror(code)}\n  where: some/file\n  to do: ")
     assert ("space" in said.partition("to do")[2]) == (status == 1)
+
+
+def test_what_an_output_cannot_encode_is_spelled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "said").open("w", encoding="ascii") as said, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", said)
+        patched.setattr(commands, "app", lambda: commands.out.print("1, 2 … caf\udce9"))
+        commands.main()
+    assert (tmp_path / "said").read_text() == "1, 2 \\u2026 caf\\udce9\n"
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "missing"), OSError("without a number")])

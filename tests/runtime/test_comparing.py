@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from fxdistill.cli.commands import app
+from fxdistill.data.dataset import Split
 from fxdistill.errors import DataError, InputError
 from fxdistill.measure import onnx_file
 from fxdistill.measure.comparison import Comparison, Looking, compared
@@ -130,6 +132,8 @@ def test_by_hand() -> None:
 
 def test_another_class_counts_for_more_than_another_probability() -> None:
     images, one = dataset(0, 1, 2, 3), torch.eye(4) * 5
+    assert isinstance(images.test, Split)
+    images = replace(images, test=replace(images.test, files=("caf\udce9.png", "b", "c", "d")))  # the first in Latin-1
     other = one.clone()
     one[0] = torch.tensor([0.2, 0.1, 0, 0])
     other[0] = torch.tensor([0.1, 0.2, 0, 0])
@@ -137,6 +141,7 @@ def test_another_class_counts_for_more_than_another_probability() -> None:
     found = compared(Looking(Fixed(one), images), Looking(Fixed(other), images), TASKS.get("classification"))
     assert [each.index for each in found.widest] == [0, 3]
     assert found.widest[0].distance < found.widest[1].distance
+    assert [each.file for each in found.widest] == ["caf\\udce9.png", "d"]
 
 
 def test_images_without_labels_are_compared_all_the_same() -> None:

@@ -58,6 +58,7 @@ def test_classes_and_agreement_are_those_of_the_exported_model() -> None:
     for attribute, value in (("student", own), ("teacher", result["members"]["teacher"]["accuracy"])):
         whole = sum(getattr(one, attribute) * one.count for one in made.classes) / made.images
         assert whole == pytest.approx(value, abs=1e-6)
+    assert made.agreement is not None
     assert 0 < made.agreement < 1
     assert len(made.apart) == 12
     assert all(one.says is not None and one.says[0] != one.says[1] for one in made.apart[:3])

@@ -85,6 +85,16 @@ def test_a_run_beside_one_at_work_is_refused_and_changes_nothing(tmp_path: Path,
     assert process.exitcode == 0
 
 
+def test_a_name_that_is_no_text_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    plan = runs.plan_file()
+    with (
+        pytest.raises(RunDirError, match="not UTF-8"),
+        RunDir.opened(tmp_path / "caf\udce9", load(plan), origin=plan, resume=False),
+    ):
+        pytest.fail("it is begun")
+    assert not list(tmp_path.iterdir())
+
+
 def test_many_that_start_at_once_have_one_winner(tmp_path: Path) -> None:
     out, plans = tmp_path / "run", [load(runs.plan_file()).changed(seeds=[seed]) for seed in range(6)]
     start, end = threading.Barrier(len(plans)), threading.Barrier(len(plans))

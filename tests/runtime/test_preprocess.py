@@ -72,13 +72,17 @@ def test_each_part_is_taken_from_the_first_that_says_it(tmp_path: Path) -> None:
     assert library.source.normalisation == "torchvision's ResNet18_Weights.IMAGENET1K_V1"
     sized = found(given(RESNET, input_shape=(1, 3, 64, 64)), data=spec).preprocessing["teacher"]
     assert (sized.size, sized.resize, sized.mean) == ([64, 64], [73, 73], IMAGENET[0])
+    assert sized.source.geometry == f"the file's input shape, {library.source.geometry}"  # which says the share
     stored = found(given(RESNET, preprocessing=OWN, input_shape=(1, 3, 64, 64)), data=spec)
     assert stored.preprocessing["teacher"] == OWN
     assert stored.shape == (1, 3, 20, 20)
     wish = Wishes(size=(30, 40), crop=0.5, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     said = found(given(RESNET, preprocessing=OWN), data=spec, wishes={"teacher": wish}).preprocessing["teacher"]
     assert (said.size, said.resize, said.interpolation, said.mean) == ([30, 40], [60, 80], "bicubic", [0.5] * 3)
-    assert said.source.normalisation == "--mean, --std"
+    assert (said.source.geometry, said.source.normalisation) == ("--crop, --size", "--mean, --std")
+    wish = Wishes(size=(30, 40), crop=0.5, interpolation="nearest")
+    said = found(given(RESNET), data=spec, wishes={"teacher": wish}).preprocessing["teacher"]
+    assert said.source.geometry == "--crop, --interpolation, --size"
     assert found(given(RESNET), data=spec, shape=(1, 3, 96, 96)).shape == (1, 3, 96, 96)
 
 

@@ -20,6 +20,8 @@ from fxdistill.measure.onnx_model import OnnxModel
 from fxdistill.measure.onnx_reduced import Calibration, Precision
 from fxdistill.runtime.deployment import deploy, finding, reducing
 from fxdistill.runtime.deployment.reducing import Reduced, Reducing
+from fxdistill.tasks import NO_LABEL
+from fxdistill.tasks.regression import TASK as REGRESSION
 from tests import runs
 
 ANY = Reducing(tolerance=100, disagreement=100)
@@ -72,6 +74,7 @@ def test_fp16_halves_the_weights_and_keeps_what_goes_in_and_out(tmp_path: Path) 
     for value in (*file.graph.input, *file.graph.output):
         assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert found.bytes["fp16"] < found.bytes["float"]
+    assert found.agreement is not None
     assert found.agreement > 0.99
 
 
@@ -117,19 +120,16 @@ def test_the_gate_notices_ranges_that_are_not_those_of_the_images(
     [
         (0.6, 0.609, 1.0, True, True, True), (0.6, 0.611, 1.0, True, True, False), (0.7, 0.6, 1.0, True, True, True),
         (0.6, 0.6, 0.951, True, True, True), (0.6, 0.6, 0.949, True, True, False),
+        (0.74, 0.75, 0.95, True, True, True), (0.6, 0.6, None, True, True, True), (0.5, 0.6, None, True, True, False),
         (30.2, 30.0, 1.0, False, False, True), (30.4, 30.0, 1.0, False, False, False),
         (float("nan"), 0.6, 1.0, True, True, False), (0.6, 0.6, float("nan"), True, True, False),
     ],
 )  # fmt: skip
 def test_what_a_file_may_lose(
-    value: float, of_float: float, agreement: float, better: bool, share: bool, passes: bool
+    value: float, of_float: float, agreement: float | None, better: bool, share: bool, passes: bool
 ) -> None:
     found = Reduced(Path("m.onnx"), "int8", "metric", value, of_float, agreement, 100, {}, {})
-    if passes:
-        reducing._gate(found, Reducing(), better=better, share=share)
-    else:
-        with pytest.raises(ParityError, match="loses too much"):
-            reducing._gate(found, Reducing(), better=better, share=share)
+    assert (reducing.loses(found, Reducing(), better=better, share=share) == "") == passes
 
 
 def test_it_is_calibrated_on_training_images_evenly_spaced() -> None:
@@ -154,6 +154,10 @@ def test_what_is_missing_is_known_before_anything_is_written(tmp_path: Path) -> 
     one = replace(found, dataset=replace(found.dataset, test=found.dataset.train))
     with pytest.raises(InputError, match="one split"):
         reducing.ready(one, tmp_path / "t.onnx", ["fp16", "int8"], Reducing())
+    nobody = found.dataset.each(lambda split: split.relabelled(torch.full_like(split.labels, NO_LABEL)))
+    numbers = replace(found, task=REGRESSION, dataset=nobody)
+    with pytest.raises(InputError, match="no test image has one"):
+        reducing.ready(numbers, tmp_path / "t.onnx", ["fp16"], Reducing())
     file = runs.workshop() / "teacher.pt"
     result = CliRunner().invoke(app, ["export", str(file), "-o", str(tmp_path / "t.onnx"), "--int8"])
     assert result.exit_code == 2
@@ -257,4 +261,5 @@ def test_folded_convolutions_that_share_their_input_keep_weights_of_their_own(
     names = [one.name for one in file.graph.initializer]
     assert len(set(weights)) == 2
     assert len(set(names)) == len(names)
+    assert made.agreement is not None
     assert made.agreement > 0.9

@@ -25,7 +25,7 @@ class Export:
         file: Its name.
         precision: Its precision.
         value: The primary metric in ONNX Runtime; None where the test images have no labels.
-        agreement: Share of its answers that are the float file's.
+        agreement: Share of its answers that are the float file's; None where answers are numbers.
         latency: Milliseconds of an image, one thread.
         latency_of_float: Of the float file, measured beside it.
         bytes: Its size.
@@ -34,7 +34,7 @@ class Export:
     file: str
     precision: Precision
     value: FiniteFloat | None
-    agreement: FiniteFloat
+    agreement: FiniteFloat | None
     latency: FiniteFloat
     latency_of_float: FiniteFloat
     bytes: int

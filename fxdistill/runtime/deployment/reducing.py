@@ -36,6 +36,7 @@ from fxdistill.tasks import Task
 
 _BATCH = 32
 _POINT = 0.01
+_ROUNDING = 1e-4  # points: a metric may be known in float32, and 1 - 0.95 is more than 0.05
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Reduced:
         metric: The primary metric's name; '' where the test images have no labels.
         value: What it reaches on the test images; not a number without labels.
         of_float: What the float file reaches.
-        agreement: Share of its answers that are the float file's.
+        agreement: Share of its answers that are the float file's; None where answers are numbers.
         images: Test images.
         latency: Of one image, one thread, by ``float`` and the precision.
         bytes: Of the files, by the same names.
@@ -76,7 +77,7 @@ class Reduced:
     metric: str
     value: float
     of_float: float
-    agreement: float
+    agreement: float | None
     images: int
     latency: dict[str, Latency]
     bytes: dict[str, int]
@@ -137,6 +138,11 @@ def _data(found: Found, precision: Precision) -> Dataset:
             "what a file in less precision loses is measured on test images, and there are none",
             where=f"--{precision}", hint="give --data",
         )  # fmt: skip
+    if not (found.task.agreement_name or found.dataset.has_labels("test")):
+        raise InputError(
+            "what a file in less precision loses of numbers is measured by labels, and no test image has one",
+            where=f"--{precision}", hint="give --data whose test images have labels",
+        )  # fmt: skip
     return found.dataset
 
 
@@ -151,7 +157,7 @@ def reduced(found: Found, path: Path, precision: Precision, how: Reducing, *, im
         images: What INT8 is calibrated on, see :func:`ready`.
 
     Raises:
-        InputError: There are no test images, or nothing to calibrate INT8 on.
+        InputError: There is nothing to measure it on, or to calibrate INT8 on.
         ModelError: The file cannot be reduced.
         ParityError: It loses too much; nothing was written.
     """
@@ -168,16 +174,20 @@ def reduced(found: Found, path: Path, precision: Precision, how: Reducing, *, im
             count = -(-len(images) // _BATCH)
             onnx_reduced.int8(path, draft, given(images), count=count, calibration=how.calibration)
         made = _measured(found, _data(found, precision), {"float": path, precision: draft}, target, precision)
-        _gate(made, how, better=found.task.higher_is_better, share=found.task.is_share)
+        if what := loses(made, how, better=found.task.higher_is_better, share=found.task.is_share):
+            hint = "keep the float file, or allow more" if precision == "fp16" else (
+                "calibrate otherwise (--calibration, --calibration-images), or allow more"
+            )  # fmt: skip
+            raise ParityError(f"in {precision} the file loses too much: {what}", where=str(target), hint=hint)
         files.put(draft, target)
     return made
 
 
 def described(made: Reduced, task: Task) -> str:
     """A file in less precision, beside the float one, in a line."""
-    said = [f"{task.agreement_name} {made.agreement:.2%} on {made.images:,} test images"]
-    if made.metric:
-        said.insert(0, f"{made.metric} {task.shown(made.value)} (float {task.shown(made.of_float)})")
+    said = [f"{made.metric} {task.shown(made.value)} (float {task.shown(made.of_float)})"] if made.metric else []
+    said += [] if made.agreement is None else [f"{task.agreement_name} {made.agreement:.2%}"]
+    said[-1] += f" on {made.images:,} test images"
     own, other = (made.latency[name].median_ms for name in (made.precision, "float"))
     said.append(f"{own:.3g} ms (float {other:.3g})")
     size, whole = (made.bytes[name] / 1e6 for name in (made.precision, "float"))
@@ -219,28 +229,27 @@ def _measured(
     (first,) = _given(found, models["float"])(dataset.test.at(torch.tensor([0])))
     latency = interleaved_latency(paths, dict.fromkeys(paths, tuple(first.shape)))
     return Reduced(
-        target, precision, metric, values[precision], values["float"], agreeing / max(1, total), images, latency,
+        target, precision, metric, values[precision], values["float"], agreeing / total if total else None, images,
+        latency,
         {name: path.stat().st_size for name, path in paths.items()},
     )  # fmt: skip
 
 
-def _gate(made: Reduced, how: Reducing, *, better: bool, share: bool) -> None:
-    """Let a file pass, or not.
+def loses(made: Reduced, how: Reducing, *, better: bool, share: bool) -> str:
+    """What a file loses that is too much; '' where it passes.
 
-    Raises:
-        ParityError: It loses too much.
+    Args:
+        made: The file.
+        how: What it may lose.
+        better: Whether more of the metric is better.
+        share: Whether the metric is a share of 1.
     """
     lost = (made.of_float - made.value) * (1 if better else -1)
     points = lost / _POINT / (1 if share else abs(made.of_float) or 1)
-    what = ""
-    if made.metric and not points <= how.tolerance:
+    if made.metric and not points <= how.tolerance + _ROUNDING:
         what = f"{made.metric} {made.value:.4g} is {points:.2f} points from the float file's {made.of_float:.4g}"
-        what += f"; allowed are {how.tolerance:g} (--tolerance-accuracy)"
-    elif not (1 - made.agreement) / _POINT <= how.disagreement:
+        return f"{what}; allowed are {how.tolerance:g} (--tolerance-accuracy)"
+    if made.agreement is not None and not (1 - made.agreement) / _POINT <= how.disagreement + _ROUNDING:
         what = f"it answers as the float file for {made.agreement:.2%} of {made.images:,} test images; it may differ"
-        what += f" for {how.disagreement:g} % (--tolerance-agreement)"
-    if what:
-        hint = "keep the float file, or allow more" if made.precision == "fp16" else (
-            "calibrate otherwise (--calibration, --calibration-images), or allow more"
-        )  # fmt: skip
-        raise ParityError(f"in {made.precision} the file loses too much: {what}", where=str(made.path), hint=hint)
+        return f"{what} for {how.disagreement:g} % (--tolerance-agreement)"
+    return ""

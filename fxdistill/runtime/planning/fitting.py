@@ -107,8 +107,8 @@ def fits(
     reason = wrong(outputs.prediction(output, chosen))
     if reason and must:
         raise ModelError(
-            reason, where=where, hint="build teacher and student for the data, with its number of classes; "
-            "where it has some of the model's classes, say which: --class-map",
+            reason, where=where, hint="build teacher and student for the data, with its number of classes "
+            "and maps of its size; where it has some of the model's classes, say which: --class-map",
         )  # fmt: skip
     rivals = outputs.rivals(output, chosen, right) if entry is None else ()
     return Fit(chosen, tuple(one for one in rivals if outputs.before_softmax(output, one) == one), reason)

@@ -35,8 +35,8 @@ _MEASURED = 2048
 _PAIRS = 8
 """Pairs of images that losses are tried on."""
 _REASONS = (
-    "its normalisation (--mean, --std), the order of the labels, which output is its prediction (--teacher-output), "
-    "and the checkpoint"
+    "its normalisation (--mean, --std), the size of its images (--size), the order of the labels (--class-map), which "
+    "output is its prediction (--teacher-output), and the checkpoint"
 )
 """Why a teacher that was trained answers at random, in the order of how often it is that."""
 

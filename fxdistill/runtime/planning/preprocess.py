@@ -218,7 +218,8 @@ def _wished(known: _Said, wishes: Wishes) -> _Said:
         options = [
             name for name, value in (("--crop", wishes.crop), ("--interpolation", wishes.interpolation)) if value
         ]
-        said = ", ".join(dict.fromkeys((*options, geometry.source.geometry)))
+        rest = wishes.where if wishes.size is not None and len(options) == 2 else geometry.source.geometry
+        said = ", ".join(dict.fromkeys((*options, rest)))
         resize = geometry.resize if wishes.crop is None else [math.floor(side / wishes.crop) for side in geometry.size]
         geometry = geometry.changed(
             resize=resize, interpolation=wishes.interpolation or geometry.interpolation,

@@ -100,7 +100,7 @@ class Beside:
     teacher: str
     student: str
     images: int
-    agreement: float
+    agreement: float | None
     of_class: str
     class_counts: str
     classes: list[OfClass] = field(default_factory=list)

@@ -35,7 +35,7 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from fxdistill.errors import PlanError, RunDirError
-from fxdistill.files import failure, read_text, write_text
+from fxdistill.files import check_text, failure, read_text, write_text
 from fxdistill.plan import difference
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
@@ -67,8 +67,9 @@ class RunDir:
 
         Raises:
             RunDirError: It holds another run, or this one and ``resume`` is not asked for, or none and it is; or
-                another process is at work in it.
+                another process is at work in it; or its name is no text.
         """
+        check_text(path, error=RunDirError)
         run = cls(path)
         run.holds(plan, resume=resume)
         try:

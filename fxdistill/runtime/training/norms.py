@@ -130,7 +130,8 @@ class _Look:
         """How far predictions by either statistics agree."""
         pairs = ((self._answer(x, training=False), self._answer(x, training=True)) for x, _ in self.read())
         found = [self.task.agreement(*pair) for pair in pairs]
-        return sum(one.agreeing for one in found) / max(1, sum(one.total for one in found))
+        total = sum(one.total for one in found)
+        return sum(one.agreeing for one in found) / total if total else 1.0  # of numbers nothing is known
 
     def _answer(self, images: Tensor, *, training: bool) -> Tensor:
         with buffers_kept(self.model.model):
