@@ -18,6 +18,7 @@ import pytest
 from benchmarks import fuzz, fuzz_kinds, fuzz_watch
 from tests import children
 
+FEW = 5
 ALTERED = "a damaged file was read"
 
 
@@ -37,7 +38,7 @@ def main() -> None:
             found["planted"][fault] = list(fuzz.batch(originals, "class map", replace(simple, read=read), range(2)))
         found["altered"] = list(fuzz.batch(originals, "x", replace(damaged, read=altered), range(1)))
         for name, (_, kind) in kinds.items():
-            found["kinds"][name] = list(fuzz.batch(originals, name, kind, range(9)))
+            found["kinds"][name] = list(fuzz.batch(originals, name, kind, range(FEW)))
             one, again, *others = (kind.make(fuzz_watch.seeded(name, n), originals) for n in (3, 3, *range(4, 12)))
             assert one == again, f"{name}: a mutant is not made again from its number"
             assert any(other != one for other in others), f"{name}: all mutants are alike"
@@ -67,6 +68,6 @@ def test_damage_that_is_read_is_a_finding() -> None:
 @pytest.mark.parametrize("name", fuzz_kinds.kinds(Path()))
 def test_a_few_mutants_are_read_or_refused(name: str) -> None:
     rows = report()["kinds"][name]
-    assert len(rows) == 9
+    assert len(rows) == FEW
     assert {row["outcome"] for row in rows} <= {"read", "refused"}
     assert not [row for row in rows if row["found"]]
