@@ -303,9 +303,5 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
         return float(inner)
     if mark == "tuple":
         return tuple(_unpacked(item, tensors, depth + 1) for item in inner)
-    return {_unpacked_key(key, depth + 1): _unpacked(item, tensors, depth + 1) for key, item in inner}
-
-
-def _unpacked_key(value: Any, depth: int) -> Any:
-    """A key of a mapping: plain, since no tensor is equal to the one that it is read as again."""
-    return _unpacked(value, {}, depth)
+    # a key is plain: no tensor is equal to the one that it is read as again
+    return {_unpacked(key, {}, depth + 1): _unpacked(item, tensors, depth + 1) for key, item in inner}

@@ -81,7 +81,8 @@ def propose(
     )  # fmt: skip
     traced = passes.run(Trace(input_shape, entry=entry), shrunk.module)
     shrunken = Shrunken(
-        of=of, kept=shrunk.kept, widths={name: shrunk.widths[_owner(name)][0] for name in shrunk.kept},
+        of=of, kept=shrunk.kept,
+        widths={name: shrunk.widths[name.rpartition(".")[0] or name][0] for name in shrunk.kept},
         taps={pair.name: pair.teacher.width for pair in wider},
         barriers=list(shrunk.barriers), criterion=criterion, rung=shrunk.rung,
         parameters=shrunk.after.parameters, macs=shrunk.after.macs,
@@ -106,10 +107,6 @@ def make(
         if reason := coupling.locked(class_id):
             raise PlanError(f"the plan removes a channel that {reason}", where="members, kept", hint="plan anew")
     return passes.run(Shrink(), ShrinkSource(traced, coupling, removed)).module
-
-
-def _owner(parameter: str) -> str:
-    return parameter.rpartition(".")[0] or parameter
 
 
 def _narrowed(pair: Pair, traced: Traced, member: str) -> Pair:

@@ -196,7 +196,8 @@ def _draft(
     for exporter in _EXPORTERS:
         try:
             proto = _export(source, noise(2, input_shape, whole=source.whole), opset, exporter)
-            _save(proto, draft, metadata, external=_bytes(source.module) > _LARGEST_FILE)
+            weights = sum(t.nbytes for t in (*source.module.parameters(), *source.module.buffers()))
+            _save(proto, draft, metadata, external=weights > _LARGEST_FILE)
             _try_out(source, draft, input_shape)
         except ModelError as cause:
             refused.append(f"{exporter}: {cause.what}")
@@ -278,10 +279,6 @@ def _same(name: str, ours: Tensor, theirs: Tensor, batch: int) -> None:
     ours, theirs = ours.double(), theirs.double()
     if ours.numel() and (ours - theirs).abs().max() > _TRIAL_TOLERANCE * max(1.0, float(ours.abs().max())):
         raise ModelError(f"its file computes something else for '{name}', seen on a batch of {batch}")
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
 @contextlib.contextmanager

@@ -27,16 +27,13 @@ def check(path: Path) -> None:
     try:
         wrong = _wrong(onnx.load_model(path, load_external_data=False), path.parent)
     except Exception as cause:  # of protobuf and onnx, which share no base class
-        raise _no_file(path, first_line(cause)) from cause
+        why = f"the file is no ONNX model: {first_line(cause)}"
+        raise ModelError(why, where=str(path), hint="export it anew") from cause
     if wrong:
         raise ModelError(
             f"the file refers to {wrong}", where=str(path),
             hint="give a file that holds its weights, or has them in files beside it, and uses ONNX's own operators",
         )  # fmt: skip
-
-
-def _no_file(path: Path, why: str) -> ModelError:
-    return ModelError(f"the file is no ONNX model: {why}", where=str(path), hint="export it anew")
 
 
 def _wrong(model: ModelProto, folder: Path) -> str:

@@ -169,9 +169,10 @@ def composed(name: str, *, where: str = "--method", default_main: str | None = N
         parts.append((default, METHODS.get(default, where=where)))
     for part, method in parts[:-1]:
         if method.warm_up is None:
+            others = ", ".join(name for name in METHODS.names() if METHODS.get(name).warm_up is not None)
             raise InputError(
                 f"'{part}' has no warm-up, so nothing of it is left in '{name}'", where=where,
-                hint=f"leave it out, or put a method with a warm-up there: {', '.join(_with_warm_up())}",
+                hint=f"leave it out, or put a method with a warm-up there: {others}",
             )  # fmt: skip
     if not parts[-1][1].alone and len({method.passes for _, method in parts}) > 1:
         raise InputError(
@@ -188,7 +189,3 @@ def with_terms(recipe: Recipe) -> list[str]:
     methods = {name: METHODS.get(name) for name in METHODS.names()}
     able = {name: method for name, method in methods.items() if not method.lacks_pairs(recipe)}
     return [name for name, method in able.items() if method.main is not None and method.main(recipe)]
-
-
-def _with_warm_up() -> list[str]:
-    return [name for name in METHODS.names() if METHODS.get(name).warm_up is not None]

@@ -43,7 +43,7 @@ class Compared:
 def compared(told: Sequence[Told]) -> Compared:
     """Some runs of one task beside each other."""
     names, first = _names(told), told[0]
-    own = [_exported(one) for one in told]
+    own = [next((model for model in one.models if model.slot == "student"), None) for one in told]
     slots = [_SLOTS[number % len(_SLOTS)] for number in range(len(told))]
     sides = tuple(
         Side(
@@ -92,11 +92,6 @@ def _names(told: Sequence[Told]) -> list[str]:
         if len(set(found)) == len(found):
             return found
     return [one.name for one in told]
-
-
-def _exported(told: Told) -> Model | None:
-    """The row of what a run exports."""
-    return next((one for one in told.models if one.slot == "student"), None)
 
 
 def _difference(first: Told, other: Told) -> str:
