@@ -79,7 +79,7 @@ def scopes(texts: Sequence[str]) -> dict[str, float]:
 
 
 def between(steps: int, of_steps: Mapping[str, object]) -> None:
-    """Check that there are steps to say anything of.
+    """Check that options about steps come with steps.
 
     Args:
         steps: How many there are.

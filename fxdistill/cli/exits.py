@@ -54,7 +54,7 @@ class Commands(TyperGroup):
             return super().make_context(*args, **kwargs)
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Refuse a shell that is named: completion is for the one that it is called in, whatever is named."""
+        """Refuse a shell's name: completion is for the shell that it is called in, whatever is named."""
         if len(args) > 1 and args[0] in _COMPLETION:
             raise InputError(
                 f"{args[0]} takes no argument: it is for the shell that it is called in", where=f"fxdistill {args[1]}",

@@ -86,7 +86,7 @@ def names(kind: str, *, between: str = "") -> Callable[[str], list[str]]:
 
 
 def version(wanted: bool) -> None:  # noqa: FBT001  # an option's callback
-    """Say the versions, and end."""
+    """Print the versions, and end."""
     if wanted:
         from fxdistill.compiler.versions import versions
 

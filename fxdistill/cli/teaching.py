@@ -34,7 +34,7 @@ def curriculum(share: float | None, keep: float | None, plateau: str | None, pro
 
 
 def check_assistant(via: str | None, others: Mapping[str, object], *, is_cascade: bool) -> None:
-    """Check that there is an assistant to say anything of, and room for one.
+    """Check that options about an assistant come with one, and that the method leaves room for it.
 
     Args:
         via: ``auto``, a model, or None.

@@ -20,7 +20,7 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def once(option: str, given: Iterable[tuple[str, str]]) -> None:
-    """Refuse two values for one thing, of which one alone could count.
+    """Refuse two values where only one can count.
 
     Args:
         option: The option.
@@ -168,7 +168,7 @@ def distinct(models: Sequence[str]) -> None:
 
 
 def about_data(data: str | None, of_data: Mapping[str, object]) -> None:
-    """Check that there is data to say anything of.
+    """Check that options about data come with data.
 
     Args:
         data: The data spec; None for none.
@@ -229,7 +229,7 @@ def go_without_jobs(options: Mapping[str, object]) -> None:
 
 
 def said(**arguments: Any) -> dict[str, Any]:
-    """Those of some arguments that are given; the others keep their defaults."""
+    """The arguments that were given; the others keep their defaults."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 

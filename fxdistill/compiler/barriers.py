@@ -16,7 +16,7 @@ from fxdistill.ir.graph import Traced, path_of, scope_of, shape_of, within
 
 
 def next_barrier(traced: Traced, path: str, barriers: Collection[str]) -> str:
-    """What has to stay because of a place: it, or where that did not do the module around it, up to the whole model."""
+    """What to keep for a place that failed: the place itself or, where that was not enough, the module around it."""
     nodes = {path_of(node): node for node in traced.graph.nodes}
     while path in barriers:
         path = scope_of(nodes[path]) if path in nodes and scope_of(nodes[path]) != path else path.rpartition(".")[0]

@@ -142,7 +142,7 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
 
 
 def watched(data: DataPlan) -> Iterator[Diagnostic]:
-    """A note where there is nothing to tell by that a student is better than its teacher."""
+    """A note where nothing can show that a student is better than its teacher."""
     if data.val is None or not data.labelled:
         lacks, hint = (
             ("validation images", "plan with --val 0.1") if data.labelled else ("labels", "give data with any")

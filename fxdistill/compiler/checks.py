@@ -13,7 +13,7 @@ from fxdistill.tasks import TASKS, Task
 
 
 def is_for_task(student: Traced, task: Task, *, name: str, classes: int, member: str = "student") -> None:
-    """Refuse a student whose prediction is none for the task; a teacher's need not be one.
+    """Refuse a student whose prediction does not fit the task; a teacher's need not.
 
     Args:
         student: The student in eval mode.
@@ -35,7 +35,7 @@ def is_for_task(student: Traced, task: Task, *, name: str, classes: int, member:
 
 
 def has_entries(name: str, traced: Sequence[Traced]) -> None:
-    """Refuse an entry that is named of an output which is none other than the prediction, in every mode.
+    """Refuse a named entry of an output that is a single tensor in every mode.
 
     Raises:
         ModelError: There is no such entry.

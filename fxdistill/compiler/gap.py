@@ -66,12 +66,12 @@ def middle(pair: Pair) -> int:
 
 
 def proposed(gap: Gap) -> Diagnostic:
-    """A word on the assistant that was proposed."""
+    """A remark on the assistant that was proposed."""
     return _note(f"{gap}: one is made of the teacher with the widths between, which learns from it and then teaches")
 
 
 def needless(gap: Gap, because: str = "") -> Diagnostic:
-    """A word where none was proposed."""
+    """A remark where none was proposed."""
     reason = because or f"from {WIDE:g} times on one is proposed, so the teacher teaches itself"
     return _note(
         f"{gap}: {reason}", hint="" if gap.is_wide else "name a model of yours to have one all the same: --via MODEL"
@@ -79,7 +79,7 @@ def needless(gap: Gap, because: str = "") -> Diagnostic:
 
 
 def given(epochs: int) -> Diagnostic:
-    """A word on the assistant that the user gave."""
+    """A remark on the assistant that the user gave."""
     if not epochs:
         return _note(
             "it is trained, and teaches as it is", hint="to have it learn from the teacher first: --via-epochs"
@@ -88,7 +88,7 @@ def given(epochs: int) -> Diagnostic:
 
 
 def chosen_early() -> Diagnostic:
-    """A word on channels of the assistant that the user gave, where it is yet to learn."""
+    """A remark on channels of the assistant that the user gave, where it has yet to learn."""
     return _note(
         "which of its channels the student learns is chosen by the weights that it has before it learns itself; random "
         "ones say nothing of what a channel will be worth",

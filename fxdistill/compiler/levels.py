@@ -44,7 +44,7 @@ class Base:
 
     @classmethod
     def of(cls, traced: Traced, coupling: Coupling, barriers: Sequence[str] = ()) -> "Base":
-        """See the class; channels that touch a barrier are not masked.
+        """The base of a traced model; channels that touch a barrier are not masked.
 
         Raises:
             InputError: Nothing of it can be masked.

@@ -20,7 +20,7 @@ _MOST = 6
 
 
 def several_outputs(traced: Mapping[str, Traced]) -> Iterator[Diagnostic]:
-    """A word where which output is the prediction was nobody's decision, and there are several without names."""
+    """A remark where a model has several outputs without names, and nobody said which one is the prediction."""
     for name, one in traced.items():
         found = list(outputs.entries(one.output_value))
         if len(found) > 1 and not one.entry and all(place.isdecimal() for place, _ in found):
@@ -69,7 +69,7 @@ def _answer(traced: Traced) -> tuple[int, ...]:
 
 
 def other_classes(member: str, teacher: Traced, student: Traced, method: Composed) -> Diagnostic:
-    """A word where predictions are not compared, because they are of other things."""
+    """A remark where predictions are not compared, because they are about different things."""
     left_out = "distillation of the predictions is left out, " if method.assumed else ""
     return Diagnostic(
         code="other-classes", severity="warning" if method.assumed else "note", where=member,

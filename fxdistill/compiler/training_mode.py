@@ -20,7 +20,7 @@ _TOLERANCE = 1e-3
 
 
 def otherwise_in_training(module: nn.Module, traced: Traced) -> Iterator[Diagnostic]:
-    """A remark where a model in training mode is another one than its graph of the eval mode is there.
+    """A remark where a model in training mode does not do what its eval-mode graph does in training mode.
 
     Nothing is said of a model that does not run in training mode, or of a graph that takes one size of batch alone.
     """

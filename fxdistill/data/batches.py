@@ -165,7 +165,7 @@ def first_batch(dataset: Dataset, size: int = 128) -> Batch:
 
 
 def drawable(split: Images, augment: Sequence[str], *, moves_targets: bool) -> tuple[augmentations.Named, ...]:
-    """The augmentations of some images, each drawn once for nothing: what cannot be drawn is found before training.
+    """The augmentations of some images, each drawn once on trial: what cannot be drawn is found before training.
 
     Raises:
         DataError: As for :func:`batches`.

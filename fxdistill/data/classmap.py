@@ -28,7 +28,7 @@ _HINT = 'write one name a line, in the order of the model\'s outputs; or JSON, {
 
 
 def read(path: Path) -> tuple[str, ...]:
-    """The names in a file by their numbers; a number that has none is called by it, ``class 7``.
+    """The class names in a file, in the order of their numbers; a number without a name is ``class 7``.
 
     Raises:
         DataError: The file cannot be read, or is no class map.

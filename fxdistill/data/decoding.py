@@ -32,7 +32,7 @@ _ALPHA = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Pillow's formats that are read, by content whatever the name: of the others some start programs (EPS)."""
+    """The formats of Pillow's that are read, told by content and not by name; some others start programs (EPS)."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 

@@ -98,7 +98,7 @@ class Items:
         return Split(torch.cat(images), targets) if keep else replace(self, labels=targets)
 
     def varying(self) -> Iterator[Diagnostic]:
-        """A warning where an item is another one each time."""
+        """A warning where an item changes from one reading to the next."""
         for index in range(min(len(self), _TRIED)):
             if not torch.equal(self[index], self[index]):
                 yield Diagnostic(

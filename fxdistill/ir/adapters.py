@@ -43,12 +43,12 @@ EPS = 1e-5
 
 
 def standardized(tap: Tensor) -> Tensor:
-    """A tap (B, C, ...), each channel less its mean, over its standard deviation, over batch and positions; float32."""
+    """A tap (B, C, ...) as float32, each channel minus its mean, divided by its deviation over batch and positions."""
     return batch_normalized(tap.float(), None, EPS)
 
 
 def normalized(tap: Tensor) -> Tensor:
-    """A tap (B, C, ...), the values of each image over their root mean square; float32."""
+    """A tap (B, C, ...) as float32, the values of each image divided by their root mean square."""
     value = tap.float()
     square = value.square().flatten(1).mean(1)
     return value / (square + EPS).sqrt().reshape(-1, *[1] * (value.dim() - 1))
@@ -62,7 +62,7 @@ def batch_normalized(value: Tensor, weight: Tensor | None, eps: float) -> Tensor
 
 
 class FixedScale(nn.Module):
-    """A tap (B, C, ...), each channel less a mean, over a deviation, that do not change: float32.
+    """A tap (B, C, ...) as float32, each channel minus a fixed mean, divided by a fixed deviation.
 
     They are not numbers until :meth:`set`; see :mod:`fxdistill.compiler.tap_statistics`.
     """

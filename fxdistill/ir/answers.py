@@ -31,7 +31,7 @@ _DEEPEST = 100
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value stops to be logits.
+    """Where a value stops being logits.
 
     Attributes:
         kind: What the value is.

@@ -117,7 +117,7 @@ def check_limit(what: What, most: int, *, least: Size | Spent, whole: Size | Spe
 
 
 def told(what: What, amount: int, *, unit: bool = True) -> str:
-    """So much of it, in words."""
+    """An amount of it, in words."""
     if what == "latency":
         return f"{amount / 1e6:.3g} ms" + (" by the times of its layers" if unit else "")
     return f"{amount:,}" + (f" {'MACs' if what == 'macs' else what}" if unit else "")

@@ -56,7 +56,7 @@ class Changed:
 
     @property
     def difference(self) -> float:
-        """The second less the first."""
+        """The second minus the first."""
         return self.values[1] - self.values[0]
 
 

@@ -164,6 +164,6 @@ def _noise(session: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> np.
 
 
 def over(seconds: Sequence[float], provider: str) -> Latency:
-    """The latency that some times, in seconds, are of."""
+    """The latency of some times in seconds."""
     p10, median, p90 = (float(value) * 1000 for value in np.percentile(seconds, (10, 50, 90)))
     return Latency(median_ms=median, p10=p10, p90=p90, provider=provider)

@@ -134,7 +134,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def other_precisions(module: nn.Module) -> str:
-    """In which precisions beside float32 a model's weights are, in words; '' where they are in none."""
+    """The precisions of a model's weights other than float32, in words; '' for none."""
     found = {one.dtype for one in module.parameters() if one.is_floating_point()} - {torch.float32}
     return " and ".join(sorted(str(one).removeprefix("torch.") for one in found))
 

@@ -135,7 +135,7 @@ def export_checked(
 
 @contextlib.contextmanager
 def draft_of(path: Path) -> Iterator[Path]:
-    """A place on the same disk for a file that is not finished yet; what is left there goes."""
+    """A place on the same disk for a file that is not finished yet; what is left there is removed."""
     files.check_onnx_name(path)
     with files.writing(path):
         folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")

@@ -28,7 +28,7 @@ BOOTSTRAP = f"{_SAMPLES:,} paired bootstrap samples of the images"
 
 @dataclass(frozen=True)
 class Paired:
-    """The second model less the first.
+    """The second model minus the first.
 
     Attributes:
         values: The primary metric of both.

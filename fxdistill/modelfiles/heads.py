@@ -38,7 +38,7 @@ def head_of(module: nn.Module, input_shape: tuple[int, ...]) -> str:
 
 
 def without(module: nn.Module, path: str, *, where: str) -> None:
-    """Leave a layer away, in place: what it read is handed on.
+    """Remove a layer, in place: its input is passed on.
 
     Raises:
         ModelError: There is no linear layer of this path.
@@ -59,7 +59,7 @@ def usual(metadata: Mapping[str, Any], task: str) -> str:
 
 
 def about_another_task(task: str) -> InputError:
-    """The error for a wish in a task in which a model's answer is no embedding."""
+    """The error where an embedding is asked for in a task that does not use one."""
     return InputError(
         f"in the task '{task}' a model answers as it does, and with no embedding", where="--embedding",
         hint="leave it out, or give --task retrieval",
@@ -67,7 +67,7 @@ def about_another_task(task: str) -> InputError:
 
 
 def embedding(module: nn.Module, wish: str, *, input_shape: tuple[int, ...], where: str) -> str:
-    """Make a model answer with its embedding, in place; returns the path of the layer that was left away, or ''.
+    """Make a model answer with its embedding, in place; returns the path of the layer that was removed, or ''.
 
     Args:
         module: The model, in eval mode.

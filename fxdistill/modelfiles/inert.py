@@ -42,7 +42,7 @@ _SUBCLASS = "torch._tensor._rebuild_from_type_v2"  # (function, class, its argum
 
 
 class Inert:
-    """What a file says of an object: of which class it is, and with what it is made; it can do nothing.
+    """What a file says of an object: its class, and what it is made with; it cannot do anything.
 
     Attributes:
         name: The class or function that the file names.

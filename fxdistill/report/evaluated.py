@@ -47,5 +47,5 @@ def as_json(made: Evaluated, found: Found, *, model: str) -> dict[str, Any]:
 
 
 def number(value: float | None) -> float | None:
-    """A number; None for what is none, which JSON has not."""
+    """A number; None for NaN and infinity, which JSON does not have."""
     return value if value is not None and math.isfinite(value) else None

@@ -96,7 +96,7 @@ def points(value: float, task: Task, *, unit: bool = True) -> str:
 
 
 def not_apart(low: float, high: float) -> str:
-    """What follows an interval of a difference that holds zero: nothing tells the two apart."""
+    """What to add to the interval of a difference that contains zero: nothing tells the two apart."""
     return ": not told apart" if low <= 0 <= high else ""
 
 

@@ -225,7 +225,7 @@ class Task(ABC):
         return output
 
     def near_chance(self, found: Mapping[str, float], classes: int, targets: "Tensor") -> str:
-        """What is said of a model that knows hardly more than chance, by its metrics; '' where it knows more."""
+        """A remark on a model whose metrics are hardly better than chance; '' where they are better."""
         chance, value = self.chance(classes, targets), found[self.primary]
         if chance is None or value >= 2 * chance or value > (1 + chance) / 2:
             return ""

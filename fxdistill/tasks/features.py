@@ -30,7 +30,7 @@ class Features(Retrieval):
     def wrong_output(
         self, output: Tensor, image_shape: Sequence[int], classes: int, target_shape: Sequence[int] | None = None
     ) -> str:
-        """Anything of an image each."""
+        """Anything, as long as there is one answer for each image."""
         if output.ndim < 2 or not output.is_floating_point():
             return f"the model answers with {output.dtype} of shape {tuple(output.shape)}, not with features of images"
         return ""

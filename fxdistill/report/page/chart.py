@@ -169,7 +169,7 @@ def short(value: float) -> str:
 
 
 def metric_text(task: Task) -> Callable[[float], str]:
-    """How an axis of the primary metric speaks."""
+    """How an axis writes the primary metric."""
     return (lambda value: f"{value * 100:.4g}%") if task.is_share else short
 
 

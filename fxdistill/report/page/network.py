@@ -132,7 +132,7 @@ def _placed(plan: Plan) -> list[Pair]:
 
 
 def teaching(plan: Plan) -> dict[tuple[str, str], list[str]]:
-    """Who teaches whom: by both names the losses that read their answers, none of whose alone taps are compared."""
+    """Who teaches whom: by both names the losses that read their outputs, none where only taps are compared."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for arm in plan.all_arms:
         for term in (term for stage in arm.stages for term in stage.losses):
