@@ -17,6 +17,7 @@ from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size
 from fxdistill.ir.graph import Shape, Traced, path_of
 from fxdistill.ir.layers import Timing
+from fxdistill.ir.running import attention_in_parts
 from fxdistill.losses import LOSSES
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource
@@ -234,6 +235,7 @@ def _in_small_operations(traced: Traced, module: nn.Module, shape: Shape, passes
     if traced.rung == "export":
         return None
     try:
-        return passes.run(Trace(shape, rungs=("export",), entry=traced.entry), module)
+        with attention_in_parts():
+            return passes.run(Trace(shape, rungs=("export",), entry=traced.entry), module)
     except ModelError:
         return None

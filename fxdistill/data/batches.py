@@ -49,21 +49,10 @@ def size_in_training(split: Images, batch_size: int) -> int:
 
 
 def batches(
-    split: Images,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    epoch: int = 0,
-    start: int = 0,
-    shuffle: bool = False,
-    augment: Sequence[str] = (),
-    augment_seed: int | None = None,
-    views: int | None = None,
-    moves_targets: bool = False,
-    classes: int = 0,
-    device: Device = "cpu",
-    part: Callable[[int], slice] | None = None,
-) -> Iterator[Batch]:
+    split: Images, batch_size: int, *, seed: int = 0, epoch: int = 0, start: int = 0, shuffle: bool = False,
+    augment: Sequence[str] = (), augment_seed: int | None = None, views: int | None = None,
+    moves_targets: bool = False, classes: int = 0, device: Device = "cpu", part: Callable[[int], slice] | None = None,
+) -> Iterator[Batch]:  # fmt: skip
     """The batches of one epoch from a step on; see the module docstring for what they depend on.
 
     Args:
@@ -114,15 +103,9 @@ def batches(
             x = images.to(device, non_blocking=True)
             labels = split.labels[chosen.to(split.labels.device)].to(device, non_blocking=True)
             x, labels = augmented(
-                chain,
-                x,
-                labels,
-                seed=seed if augment_seed is None else augment_seed,
-                view=view_of(epoch, views),
-                index=chosen,
-                fill=fill if moves_targets else None,
-                classes=classes,
-            )
+                chain, x, labels, seed=seed if augment_seed is None else augment_seed, view=view_of(epoch, views),
+                index=chosen, fill=fill if moves_targets else None, classes=classes,
+            )  # fmt: skip
             x = x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x.to(torch.float32)
             index = chosen.to(device, non_blocking=True)
             found = {"images": x, "labels": labels, "index": index}

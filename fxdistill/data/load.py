@@ -23,14 +23,9 @@ from fxdistill.tasks import TASKS, Task
 
 
 def load(
-    data: DataPlan | str | Path,
-    *,
-    task: Task | str = "classification",
-    reading: Reading | None = None,
-    size: int | tuple[int, int] | None = None,
-    allow: Sequence[str] = (),
-    whole: bool = False,
-) -> Dataset:
+    data: DataPlan | str | Path, *, task: Task | str = "classification", reading: Reading | None = None,
+    size: int | tuple[int, int] | None = None, allow: Sequence[str] = (), whole: bool = False,
+) -> Dataset:  # fmt: skip
     """Load what a spec or a plan names.
 
         fxdistill.load_data("imagefolder:photos", size=64)
@@ -109,16 +104,9 @@ def _normalised(found: Dataset, mean: Sequence[float], std: Sequence[float], whe
 
 
 def defaults(
-    spec: str,
-    *,
-    dataset: Dataset | None = None,
-    task: Task | str = "classification",
-    batch_size: int = 128,
-    reading: Reading | None = None,
-    allow: Sequence[str] = (),
-    val: float = 0.0,
-    seed: int = 0,
-) -> DataPlan:
+    spec: str, *, dataset: Dataset | None = None, task: Task | str = "classification", batch_size: int = 128,
+    reading: Reading | None = None, allow: Sequence[str] = (), val: float = 0.0, seed: int = 0,
+) -> DataPlan:  # fmt: skip
     """The data of a plan, with every default spelled out.
 
     Args:

@@ -40,15 +40,9 @@ class ModelSource:
 
 
 def parse_source(
-    text: str | Path,
-    *,
-    factory: str | None = None,
-    args: Sequence[str] = (),
-    trust_code: bool = False,
-    allow: Sequence[str] = (),
-    option: str = "",
-    entry: str | None = None,
-) -> ModelSource:
+    text: str | Path, *, factory: str | None = None, args: Sequence[str] = (), trust_code: bool = False,
+    allow: Sequence[str] = (), option: str = "", entry: str | None = None,
+) -> ModelSource:  # fmt: skip
     """Read a model argument of the command line.
 
     Args:

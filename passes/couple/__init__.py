@@ -60,17 +60,11 @@ class Couple(Pass[Traced, Coupling]):
             class_of = _components(ledger)
         _roles_of_computed(source, ledger, class_of)
         coupling = Coupling(
-            graph=source.graph,
-            values=values,
-            parameters=ledger.parameters,
-            roles=ledger.roles,
-            class_of=class_of,
-            locks=_locks(ledger, class_of),
-            constraints=tuple(_constraints(ledger, class_of)),
-            statistics=tuple(ledger.statistics),
-            diagnostics=tuple(dict.fromkeys(ledger.diagnostics)),
+            graph=source.graph, values=values, parameters=ledger.parameters, roles=ledger.roles, class_of=class_of,
+            locks=_locks(ledger, class_of), constraints=tuple(_constraints(ledger, class_of)),
+            statistics=tuple(ledger.statistics), diagnostics=tuple(dict.fromkeys(ledger.diagnostics)),
             seconds=time.perf_counter() - start,
-        )
+        )  # fmt: skip
         return PassResult(coupling, modified=True, diagnostics=coupling.diagnostics)
 
     def ensures(self, source: Traced, value: Coupling) -> None:
