@@ -203,18 +203,13 @@ def _lines(
     course: Course, title: str, told: str, *, y_label: str, say: Callable[[float], str], log: bool | None,
     levels: Sequence[tuple[str, str, float]] = (), higher: bool | None = None,
 ) -> Chart:  # fmt: skip
-    ends = [end for one in course.series for point in one.points for end in (point.low, point.high)]
-    epochs = [point.epoch for one in course.series for point in one.points]
+    points = [point for one in course.series for point in one.points]
+    ends = [end for point in points for end in (point.low, point.high)]
+    epochs = [point.epoch for point in points]
     last = max(epochs)
     x = Scale(0.0 if last == 1 else min(1, *epochs), last if last > 1 else 2.0, _LEFT, WIDTH - _RIGHT)
     if higher is not None:  # what is reached in the end counts: where it comes from may lie outside
-        late = [
-            end
-            for one in course.series
-            for point in one.points
-            for end in (point.low, point.high)
-            if point.epoch > last * _EARLY
-        ]
+        late = [end for point in points if point.epoch > last * _EARLY for end in (point.low, point.high)]
         ends = [end for end in ends if (end >= min(late) if higher else end <= max(late))] if late else ends
     y = scale([*ends, *(value for _, _, value in levels)], HEIGHT - _BOTTOM, _TOP, log=log)
     whole = [tick for tick in x.ticks(lambda value: f"{value:g}", 6) if "." not in tick.label]
