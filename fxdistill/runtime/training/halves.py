@@ -149,6 +149,7 @@ class Halves:
     _cost: float = 0.0
     _live: dict[str, torch.dtype] = field(default_factory=dict)
     _form: dict[str, tuple[torch.Size, torch.dtype]] = field(default_factory=dict)
+    _lies: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def tried(self, images: Tensor) -> float:
         """Learn from a batch how rows look; returns the seconds that its frozen half takes."""
@@ -159,6 +160,7 @@ class Halves:
         rows = self._kept(self.fresh(few))
         taken = (time.perf_counter() - start) * count / len(few)
         self._form = {name: (value.shape[1:], value.dtype) for name, value in rows.items()}
+        self._lies = {name: _order(value) for name, value in rows.items()}
         self.report.row_bytes = size_of({name: value[:1] for name, value in rows.items()}) + 8
         self._cost = taken / count
         return taken
@@ -331,7 +333,9 @@ class Halves:
         found: Rows = {}
         for name in (*self.divided.fields, PIXELS):
             first = blocks[0][name]
-            rows = first.new_empty((len(chosen), *first.shape[1:]))
+            # as a fresh one lies: what sums over it adds in that order
+            order = self._lies.get(name, tuple(range(first.ndim)))
+            rows = torch.empty_permuted((len(chosen), *first.shape[1:]), order, dtype=first.dtype)
             for number in block.unique().tolist():
                 mine = block == number
                 rows[mine] = blocks[number][name][inside[mine]]
@@ -358,6 +362,11 @@ class Halves:
             self.report.exact, self.report.error = False, max(self.report.error, error)
         self.on_read()
         return ""
+
+
+def _order(value: Tensor) -> tuple[int, ...]:
+    """The dimensions of a tensor as they lie in memory, the innermost one last."""
+    return tuple(sorted(range(value.ndim), key=lambda axis: -value.stride()[axis]))
 
 
 def fingerprints(images: Tensor) -> Tensor:
