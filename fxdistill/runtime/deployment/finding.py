@@ -128,7 +128,10 @@ def find(
         metadata = described(task=task, preprocessing=own, classes=classes if isinstance(classes, list) else [])
         return Found(given.module, wanted, None, shape, own, entry or "", metadata, remarks=given.diagnostics)
     spec = str(data.spec if isinstance(data, DataPlan) else data)
-    dataset = fitting.mapped(read.dataset, names, given.module, wanted, spec=spec, entry=entry, input_shape=shape)
+    dataset = fitting.mapped(
+        read.dataset, names, given.module, wanted, spec=spec, entry=entry, input_shape=shape,
+        own=given.metadata.get("classes"),
+    )  # fmt: skip
     fit = fitting.fits(given.module, dataset, wanted, input_shape=shape, spec=spec, entry=entry)
     remarks = fitting.undecided(str(model) if isinstance(model, str | Path) else "model", fit, "--output-entry")
     said = (*given.diagnostics, *dataset.remarks, *read.remarks, *remarks)

@@ -1,7 +1,7 @@
 """Whether a model and data go together: its input, which entry of its output is the prediction, and the classes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -116,15 +116,25 @@ def fits(
 
 def mapped(
     dataset: Dataset, class_map: Path | None, module: nn.Module, task: Task, *, input_shape: Sequence[int], spec: str,
-    entry: str | None = None,
+    entry: str | None = None, own: object = None,
 ) -> Dataset:  # fmt: skip
-    """The data with a model's numbers for its classes, as a class map says; as it is where there is none.
+    """The data with a model's numbers for its classes, as a class map says, or the model's file of the same names.
+
+    Args:
+        dataset: The data.
+        class_map: The user's file; None for none.
+        module: The model.
+        task: What the data is for.
+        input_shape: Shape of one batch of images.
+        spec: The data's name, for messages.
+        entry: Which entry of a structured output is the prediction.
+        own: The names of classes in the order of the outputs, as the model's file has them; no list where it has none.
 
     Raises:
         DataError: The map cannot be read, has more classes than the model, or lacks one of the data.
     """
     if class_map is None:
-        return dataset
+        return _in_order(dataset, own, task, spec)
     names = classmap.read(class_map)
     try:
         with evaluating(module):
@@ -138,6 +148,23 @@ def mapped(
             hint="give the map of this model",
         )  # fmt: skip
     return classmap.mapped(dataset, classmap.filled(names, count), task=task, where=spec)
+
+
+def _in_order(dataset: Dataset, own: object, task: Task, spec: str) -> Dataset:
+    """The data with the numbers of the model's own classes, where these are the data's in another order."""
+    names = dataset.classes
+    if not isinstance(own, list) or task.embeds or own == list(names) or not all(isinstance(one, str) for one in own):
+        return dataset
+    if sorted(own) != sorted(names):
+        return dataset
+    at = next(number for number, name in enumerate(names) if own[number] != name)
+    remark = Diagnostic(
+        code="class-order", severity="note", where=spec,
+        why=f"the model's file has the data's classes in another order, and labels get its numbers: '{names[at]}' is "
+        f"{own.index(names[at])}, not {at}", hint="if the labels have them already, say so by --class-map",
+    )  # fmt: skip
+    found = classmap.mapped(dataset, own, task=task, where=spec)
+    return replace(found, remarks=(*found.remarks, remark))
 
 
 def undecided(where: str, found: Fit, option: str) -> tuple[Diagnostic, ...]:

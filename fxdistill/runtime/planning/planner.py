@@ -105,13 +105,14 @@ def look(
     if spec is None or dataset is None:
         named = {name: entries.get(name) or "" for name in models}
         return Seen(DataPlan(spec=None, batch_size=batch_size), seen.shape, seen.preprocessing, named, heads=left)
-    first = next(iter(models))
+    first, classes = next(iter(models)), dataset.classes
     dataset = fitting.mapped(
         dataset, class_map, models[first].module, TASKS.get(task), spec=spec, entry=entries.get(first),
-        input_shape=(1, seen.shape[1], *seen.preprocessing[first].size),
+        input_shape=(1, seen.shape[1], *seen.preprocessing[first].size), own=models[first].metadata.get("classes"),
     )  # fmt: skip
     planned = defaults(spec, dataset=dataset, task=task, batch_size=batch_size, val=val, seed=seed)
-    planned = _augmented(planned.changed(mapped=class_map is not None), augment, dataset, task)
+    mapped = class_map is not None or dataset.classes != classes
+    planned = _augmented(planned.changed(mapped=mapped), augment, dataset, task)
     said = (*division.remarks(dataset, planned), *seen.remarks)
     dataset = division.divided(dataset, planned)
     *teach, last = models

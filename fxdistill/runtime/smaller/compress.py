@@ -131,7 +131,7 @@ def prepare(
             at_once, preprocessing = stepping.in_steps(
                 found, folder, wish, steps, at_once, run=run, clock=clock, say=say
             )
-    smaller = stepping.put(at_once, path, preprocessing, asked)
+    smaller = stepping.put(at_once, path, preprocessing, asked, of=found)
     stepping.planned(found, smaller, folder / PLAN, teaching)
     return at_once
 

@@ -107,7 +107,7 @@ def shrink(
             )  # fmt: skip
     if path is not None:
         metadata = {bundle.RANDOM_WEIGHTS: True} if found.random_weights else {}
-        write(made, Path(path), preprocessing=preprocessing, metadata=metadata)
+        write(made, Path(path), of=found, preprocessing=preprocessing, metadata=metadata)
     random = Diagnostic(
         code="random-weights", severity="warning", where=str(model),
         why="these are random weights: as a teacher the file cannot be run", hint="shrink a file of a trained model",

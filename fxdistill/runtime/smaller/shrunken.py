@@ -125,7 +125,13 @@ def shrunk(
     if read.dataset is not None and CRITERIA.get(wish.by).needs_batch:
         spec = str(reading.data)
         dataset = fitting.mapped(
-            read.dataset, reading.class_map, found.module, task, input_shape=(1, *shape[1:]), spec=spec
+            read.dataset,
+            reading.class_map,
+            found.module,
+            task,
+            input_shape=(1, *shape[1:]),
+            spec=spec,
+            own=found.metadata.get("classes"),
         )
         first = first_batch(dataset)
     examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
@@ -186,11 +192,17 @@ def _looked(found: LoadedModel, reading: Reading) -> tuple[preprocess.Seen, tupl
     return read, (batch, read.shape[1], *read.preprocessing[MODEL].size)
 
 
-def write(made: ShrunkResult, path: Path, *, preprocessing: Preprocessing | None, metadata: Mapping[str, Any]) -> None:
-    """Write a smaller model: a bundle, or, where the file's name ends in .pt2, a program of ``torch.export``."""
+def write(
+    made: ShrunkResult, path: Path, *, of: LoadedModel, preprocessing: Preprocessing | None, metadata: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """Write a smaller model: a bundle, or, where the file's name ends in .pt2, a program of ``torch.export``.
+
+    A bundle says of its task and classes what the file of the original says.
+    """
     if path.suffix == ".pt2":
         pt2.save(made.module, path, input_shape=made.input_shape)
         return
+    said = {key: value for key, value in of.metadata.items() if key in ("task", "classes")}
     bundle.save(
-        made.module, path, input_shape=made.input_shape, preprocessing=preprocessing, metadata=dict(metadata)
+        made.module, path, input_shape=made.input_shape, preprocessing=preprocessing, metadata={**said, **metadata}
     )  # fmt: skip

@@ -159,7 +159,7 @@ def in_steps(
         if not (place / SMALLER).exists():
             made, preprocessing = shrunken.shrunk(current, part, reading, clock=clock)
             foresee(found, made, preprocessing, place / PLAN, steps.teaching)
-            put(made, place / SMALLER, preprocessing, this)
+            put(made, place / SMALLER, preprocessing, this, of=found)
             say(number, made)
         planned(found, held(place / SMALLER, this), place / PLAN, steps.teaching)
         run(place)
@@ -220,10 +220,12 @@ def held(path: Path, asked: dict[str, Any]) -> LoadedModel:
     return load(path)
 
 
-def put(made: ShrunkResult, path: Path, preprocessing: Preprocessing | None, asked: dict[str, Any]) -> LoadedModel:
+def put(
+    made: ShrunkResult, path: Path, preprocessing: Preprocessing | None, asked: dict[str, Any], *, of: LoadedModel
+) -> LoadedModel:  # fmt: skip
     """Write a smaller model, which then says what was asked for."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shrunken.write(made, path, preprocessing=preprocessing, metadata={_ASKED: asked})
+    shrunken.write(made, path, of=of, preprocessing=preprocessing, metadata={_ASKED: asked})
     return load(path)
 
 
