@@ -141,7 +141,7 @@ def outcome(mutant: Mutant, code: int, output: str, seconds: float) -> Outcome:
     """What the tests of a mutant that have ended say."""
     if code == 0:
         return Outcome(mutant, "", "", seconds)
-    found = re.search(r"^FAILED (\S+)(?: - (.*))?$", output, re.MULTILINE)
+    found = re.search(r"^FAILED (.+?)(?: - (.*))?$", output, re.MULTILINE)  # a test's name may have spaces
     reason = (found[2] or "") if found else ""
     if code != 1 or not found or reason.startswith(_BROKEN):
         sys.exit(f"'{mutant.name}' does not run at all, which proves nothing:\n{output[-3000:]}")
