@@ -7,8 +7,8 @@ consumers read zeros, and statistics over channels are taken over the survivors.
 
 The first node at which that fails is named. In a deep network rounding alone can add up to more than that; what
 differs is therefore compared once more in double precision, where rounding vanishes and a mistake stays. Where sums
-cancel (the mean of what a norm has centred), all of a value is rounding: what is small beside the node's inputs, by
-``CANCELLED``, is none of its value.
+cancel (the mean of what a norm has centred), all of a value is rounding: a difference is then relative to the share
+``CANCELLED`` of what the node read, and so it is in the nodes that read nothing but that.
 """
 
 import copy
@@ -123,18 +123,22 @@ def _compare(full: "_Masked", shrunken: "_Steps", survivors: Survivors) -> Proof
     absent = known - {str(node.meta.get("path", "")) for node in shrunken.graph.nodes}
     if absent:
         raise InvariantError("the shrunken model lacks a node of the full one", where=min(absent))
+    cancelled = dict[fx.Node, float]()
     for node, value in shrunken.walk():
         path = str(node.meta.get("path", ""))
+        if before := [cancelled[source] for source in node.all_input_nodes if source in cancelled]:
+            cancelled[node] = max(before)
         if path not in known or node.op == "get_attr" or node.meta.get("unordered"):
             continue
         reference = full.advance(path)
         if op_name(node, shrunken.root) in _UNSET:
             continue
-        masks = survivors.of(path)
+        masks, least = survivors.of(path), cancelled.pop(node, 0.0)
         for one, other in _tensor_pairs(reference, value, masks, path):
             error = _difference(one, other, path)
             if not error <= TOLERANCE:
-                error = _difference(one, other, path, least=CANCELLED * shrunken.read_by(node))
+                cancelled[node] = least = max(least, CANCELLED * shrunken.read_by(node))
+                error = _difference(one, other, path, least=least)
             count += 1
             if error > worst:
                 worst, where = error, path
@@ -176,7 +180,7 @@ def _difference(one: Tensor, other: Tensor, path: str, *, least: float = 0.0) ->
     error = float((one.to(wide) - other.to(wide)).abs_().max())
     if math.isfinite(error):
         low, high = one.aminmax()
-        return error / max(-float(low), float(high), least, 1e-12)
+        return error / max(-float(low), float(high), least, torch.finfo(wide).tiny)
     finite = one.isfinite()
     if bool(finite.all()) or not torch.equal(one[~finite].nan_to_num(), other[~finite].nan_to_num()):
         return float("inf")

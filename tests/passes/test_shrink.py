@@ -364,10 +364,25 @@ def test_the_proof_names_the_first_node_that_differs() -> None:
 
 
 def test_sums_that_cancel_are_no_disagreement() -> None:
-    net = Net(lambda m, x: m.head(m.norm(m.a(x).relu()).mean((2, 3))), a=conv(3, 8), norm=nn.GroupNorm(4, 8),
-              head=nn.Linear(8, 5))  # fmt: skip
+    net = Net(lambda m, x: m.head(m.b(m.norm(m.a(x).relu()).mean((2, 3), keepdim=True)).flatten(1)), a=conv(3, 8),
+              norm=nn.GroupNorm(4, 8), b=nn.Conv2d(8, 8, 1, bias=False), head=nn.Linear(8, 5))  # fmt: skip
     nn.init.zeros_(net.norm.bias)
     assert shrink_model(net, input_shape=IMAGE, keep=0.5).proof.precision == "float64"
+
+
+def test_a_mistake_behind_values_that_vanish_is_found() -> None:
+    net = Net(lambda m, x: m.d(m.c(m.b(m.a(x)))), **{name: nn.Conv2d(n, 4, 1, bias=False) for name, n in
+              (("a", 3), ("b", 4), ("c", 4), ("d", 4))})  # fmt: skip
+    for parameter in net.parameters():
+        parameter.data *= 1e-6
+    traced = Trace(IMAGE)(net).value
+    coupling = Couple()(traced).value
+    removed = removed_of(coupling, {"a.weight": [0, 1]})
+    small = Shrink()(ShrinkSource(traced, coupling, removed)).value.module
+    prove(traced, Survivors(coupling, removed), small)
+    small.get_parameter("d.weight").data[0] *= 1.01
+    with pytest.raises(InvariantError, match="first at 'd'"):
+        prove(traced, Survivors(coupling, removed), small)
 
 
 def test_what_is_silenced_lies_in_memory_as_it_did() -> None:
