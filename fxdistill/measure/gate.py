@@ -2,12 +2,12 @@
 
 The gate compares real images. With p PyTorch's and o ONNX Runtime's predictions it demands
 
-    max |p - o| ≤ t    and    what the task calls agreement, except for ties to within t,    t = tolerance · max(1, |p|)
+    max |p - o| ≤ t    and    what the task calls agreement, except for ties to within t
 
-as float32 knows a value to a share of its size: |p| is the largest entry of all predictions. In classification the
-second is p[argmax p] - p[argmax o] ≤ t for every prediction: top-1 agrees, except where PyTorch's own two best logits
-tie. It is the stricter one: errors within t may flip choices that lie up to twice t apart. That predictions agree says
-nothing where all of them are the same: this is said.
+with t = tolerance · max(0.01, |p|), as float32 knows a value to a share of its size: |p| is the largest entry of all
+predictions. In classification the second is p[argmax p] - p[argmax o] ≤ t for every prediction: top-1 agrees, except
+where PyTorch's own two best logits tie. It is the stricter one: errors within t may flip choices that lie up to twice t
+apart. That predictions agree says nothing where all of them are the same, or numbers that are nearly zero: this is said.
 
 Each output beside the prediction is compared by its own largest entry; where none of several outputs is known to be the
 prediction, all are compared so.
@@ -26,9 +26,10 @@ from fxdistill.errors import DataError, ParityError
 from fxdistill.ir import outputs
 from fxdistill.measure.latency import open_session, run
 from fxdistill.measure.model import evaluating
-from fxdistill.measure.parity import Parity
+from fxdistill.measure.parity import Parity, scale
 from fxdistill.tasks import Said, Task
 
+_FAINT = 1e-6  # what may differ where nothing is larger, with the usual tolerance
 INPUT = "input"
 """The name of a file's input."""
 
@@ -88,7 +89,7 @@ class _Found:
         error = (ours.double() - theirs.double()).abs().max().item() if ours.numel() else 0.0
         largest = float(ours.double().abs().max()) if ours.numel() else 0.0
         if not is_prediction:
-            self.others[name] = float(np.maximum(self.others.get(name, 0.0), error / max(1.0, largest)))
+            self.others[name] = float(np.maximum(self.others.get(name, 0.0), error / scale(largest)))
             return
         self.largest = float(np.maximum(self.largest, largest))
         agreed = self.task.agreement(ours, theirs)
@@ -100,8 +101,10 @@ class _Found:
     def parity(self) -> Parity:
         """All of it."""
         agreement = self.agreeing / self.total if self.total else None
+        faint = agreement is None and not self.others and self.largest <= _FAINT
+        vacuous = self.said.collapsed() or ("all predictions are zero, or nearly" if faint else "")
         return Parity(
-            self.worst, agreement, self.images, self.widest, self.task.agreement_name, self.said.collapsed(),
+            self.worst, agreement, self.images, self.widest, self.task.agreement_name, vacuous,
             self.others, self.largest,
         )  # fmt: skip
 
@@ -112,8 +115,8 @@ def gate(measured: Parity, tolerance: float = 1e-4) -> None:
     Raises:
         ParityError: The file is not the model.
     """
-    size = max(1.0, measured.largest)
-    allowed = f"allowed is {tolerance * size:.3g}" + (f", values are up to {size:.3g}" if size > 1 else "")
+    size = scale(measured.largest)
+    allowed = f"allowed is {tolerance * size:.3g}, values are up to {measured.largest:.3g}"
     if not measured.max_abs_error / size <= tolerance:  # so written, a NaN fails
         what = f"the predictions differ by up to {measured.max_abs_error:.3g}; {allowed}"
     elif not measured.widest_flip / size <= tolerance:

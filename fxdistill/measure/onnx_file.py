@@ -29,7 +29,7 @@ from fxdistill.ir.running import quiet
 from fxdistill.measure.gate import INPUT, answers, gate, measure, reason
 from fxdistill.measure.latency import open_session
 from fxdistill.measure.onnx_source import TRIAL_BATCHES, Source, deployable, noise
-from fxdistill.measure.parity import Parity
+from fxdistill.measure.parity import Parity, scale
 from fxdistill.tasks import Task
 
 Exporter = Literal["dynamo", "torchscript"]
@@ -277,7 +277,7 @@ def _same(name: str, ours: Tensor, theirs: Tensor, batch: int) -> None:
             f"its file gives shape {tuple(theirs.shape)} for '{name}' of {batch} images, not {tuple(ours.shape)}"
         )
     ours, theirs = ours.double(), theirs.double()
-    if ours.numel() and (ours - theirs).abs().max() > _TRIAL_TOLERANCE * max(1.0, float(ours.abs().max())):
+    if ours.numel() and (ours - theirs).abs().max() > _TRIAL_TOLERANCE * scale(float(ours.abs().max())):
         raise ModelError(f"its file computes something else for '{name}', seen on a batch of {batch}")
 
 

@@ -6,6 +6,14 @@ from typing import ClassVar
 import numpy as np
 from pydantic import ConfigDict
 
+_LEAST = 0.01
+"""What differences are relative to where values are smaller: rounding is that of larger values that made them."""
+
+
+def scale(largest: float) -> float:
+    """What differences of two tensors are relative to: their largest absolute value, or a hundredth."""
+    return max(_LEAST, largest)
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -20,8 +28,7 @@ class Parity:
             Runtime's, in units of the output; 0 where all agree.
         agreement_name: What the task calls the agreement.
         vacuous: Why all of this says nothing; '' where it does.
-        others: Of each output beside the prediction the largest difference, as a share of its largest value where that
-            is above 1.
+        others: Of each output beside the prediction the largest difference, relative to its :func:`scale`.
         largest: The largest absolute value of an entry of the prediction.
     """
 

@@ -222,13 +222,16 @@ def test_one_changed_weight_does_not_pass(small: tuple[Small, Path]) -> None:
 @pytest.mark.parametrize(
     ("measured", "passes"),
     [
-        (Parity(1e-5, 1.0, 10), True),
-        (Parity(1e-4, 1.0, 10), True),
-        (Parity(1.1e-4, 1.0, 10), False),
-        (Parity(9e-5, 0.9, 10, widest_flip=5e-5), True),
-        (Parity(9e-5, 0.9, 10, widest_flip=1.5e-4), False),
-        (Parity(float("nan"), 1.0, 10), False),
-        (Parity(0.0, 0.9, 10, widest_flip=float("nan")), False),
+        (Parity(1e-5, 1.0, 10, largest=1.0), True),
+        (Parity(1e-4, 1.0, 10, largest=1.0), True),
+        (Parity(1.1e-4, 1.0, 10, largest=1.0), False),
+        (Parity(1.1e-5, None, 10, largest=0.1), False),
+        (Parity(1e-6, None, 10, largest=1e-3), True),
+        (Parity(1.1e-6, None, 10, largest=1e-3), False),
+        (Parity(9e-5, 0.9, 10, widest_flip=5e-5, largest=1.0), True),
+        (Parity(9e-5, 0.9, 10, widest_flip=1.5e-4, largest=1.0), False),
+        (Parity(float("nan"), 1.0, 10, largest=1.0), False),
+        (Parity(0.0, 0.9, 10, widest_flip=float("nan"), largest=1.0), False),
         (Parity(0.4, 0.9, 10, widest_flip=0.4, largest=5e3), True),
         (Parity(0.6, 1.0, 10, largest=5e3), False),
         (Parity(0.4, 0.9, 10, widest_flip=0.6, largest=5e3), False),
@@ -241,6 +244,16 @@ def test_gate(measured: Parity, passes: bool) -> None:
     else:
         with pytest.raises(ParityError, match="not the trained one"):
             gate.gate(measured, 1e-4)
+
+
+def test_numbers_that_are_nearly_zero_say_nothing(small: tuple[Small, Path]) -> None:
+    class Faint(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = small[0].eval()(x)
+            return logits * 1e-9
+
+    measured = gate.measure(Faint(), small[1], batches(3), task=TASKS.get("regression"), prediction_name="logits")
+    assert measured.vacuous == "all predictions are zero, or nearly"
 
 
 def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]) -> None:

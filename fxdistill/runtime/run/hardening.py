@@ -19,6 +19,7 @@ from fxdistill.ir.outputs import prediction
 from fxdistill.ir.running import full_precision, in_mode
 from fxdistill.ir.views import seen
 from fxdistill.measure.model import device_of
+from fxdistill.measure.parity import scale
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.training import Arm, Stage
@@ -26,7 +27,7 @@ from fxdistill.runtime.run.bench import Bench
 from fxdistill.tasks import Task
 
 TOLERANCE = 1e-4
-"""Largest difference of two entries of a prediction, relative to the largest entry, or 1 where that is less."""
+"""Largest difference of two entries of a prediction, relative to its :func:`fxdistill.measure.parity.scale`."""
 _IMAGES = 1024
 
 
@@ -93,7 +94,7 @@ def compare(plan: Plan, name: str, small: nn.Module, masked: nn.Module, *, datas
     """Compare what was cut out with the masked member that it was cut out of, on up to 1,024 test images.
 
     Returns:
-        The largest difference of two entries of a prediction, relative to the largest entry or 1.
+        The largest difference of two entries of a prediction, relative to its scale.
 
     Raises:
         ParityError: It is too large, or predictions disagree by more than a tie to within it.
@@ -106,7 +107,7 @@ def compare(plan: Plan, name: str, small: nn.Module, masked: nn.Module, *, datas
         for batch in batches(test, plan.data.batch_size, device=device):
             images = seen(batch["images"], view)
             one, other = (prediction(model(images.clone()), entry).float() for model in (masked, small))
-            size, found = max(1.0, float(one.abs().max())), task.agreement(one, other)
+            size, found = scale(float(one.abs().max())), task.agreement(one, other)
             # np.maximum, unlike max, keeps a NaN
             worst = float(np.maximum(worst, float((one - other).abs().max()) / size))
             widest = float(np.maximum(widest, found.widest / size))  # of many pixels, some tie to rounding
