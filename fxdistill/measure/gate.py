@@ -7,7 +7,7 @@ The gate compares real images. With p PyTorch's and o ONNX Runtime's predictions
 with t = tolerance · max(0.01, |p|), as float32 knows a value to a share of its size: |p| is the largest entry of all
 predictions. In classification the second is p[argmax p] - p[argmax o] ≤ t for every prediction: top-1 agrees, except
 where PyTorch's own two best logits tie. It is the stricter one: errors within t may flip choices that lie up to twice t
-apart. That predictions agree says nothing where all of them are the same, or numbers that are nearly zero: this is said.
+apart. That predictions agree says nothing where all are the same, or numbers that are nearly zero: this is said.
 
 Each output beside the prediction is compared by its own largest entry; where none of several outputs is known to be the
 prediction, all are compared so.
