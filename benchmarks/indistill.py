@@ -122,9 +122,10 @@ def _as_released(plan: Plan) -> Plan:
     """The released recipe: a fresh Adam every epoch, a constant rate, and the last 10 epochs at a tenth of it."""
 
     def change(stages: list[Stage]) -> list[Stage]:
-        adam = Optimizer(name="adam", lr=RATE, restart=True)
+        rate = stages[-1].optimizer.lr
+        adam = Optimizer(name="adam", lr=rate, restart=True)
         *warm, main = [s.changed(optimizer=adam, schedule="constant") for s in stages]
-        fine = main.changed(name="fine", epochs=10, optimizer=adam.changed(lr=RATE / 10))
+        fine = main.changed(name="fine", epochs=10, optimizer=adam.changed(lr=rate / 10))
         return [*warm, main.changed(epochs=main.epochs - 10), fine]
 
     return _stages(plan, change)
@@ -173,6 +174,8 @@ class Arm:
     """How many times the setting's epochs it trains, warm-ups as they are."""
 
 
+ASKED = ("cifar-retrieval-again",)
+"""What is run only where it is named: in a folder of its own it has the teachers of another setting."""
 _ABLATIONS = ("cifar-retrieval", "cifar-classification")
 
 
@@ -215,6 +218,9 @@ ARMS: dict[str, dict[str, Arm]] = {
         "indistill+pkt, rate 0.003": Arm("indistill+pkt", _FASTER, beside="pkt, rate 0.003"),
         "pkt, rate 0.01": Arm("pkt", _FAST),
         "indistill+pkt, rate 0.01": Arm("indistill+pkt", _FAST, beside="pkt, rate 0.01"),
+        "indistill+pkt, as released, rate 0.01": Arm(
+            "indistill+pkt", _FAST, _all(_RELEASED, _as_released), settings=ASKED, beside="pkt, rate 0.01"
+        ),
         "pkt, three times the epochs": Arm("pkt", times=3),
         "indistill+pkt, three times the epochs": Arm("indistill+pkt", beside="pkt, three times the epochs", times=3),
         "predecessor": Arm("pkt", edit=_predecessor, beside="pkt"),
@@ -343,8 +349,6 @@ SETTINGS = (
     "cifar-classification-resnet", "cifar-classification-cross", "cifar-retrieval-resnet", "cifar-retrieval-cross",
     "cifar-retrieval-direct", "cifar-classification-direct", "fashion-retrieval-taught",
 )  # fmt: skip
-ASKED = ("cifar-retrieval-again",)
-"""What is run only where it is named: in a folder of its own it has the teachers of another setting."""
 
 
 def _arms(setting: str) -> list[str]:
