@@ -138,7 +138,7 @@ def test_another_request_in_the_same_folder_is_refused() -> None:
         (("--macs", "0.5", "--method", "cascade"), "makes its student by itself"),
         (("--macs", "0.5", "--weight", "mse=1"), "--weight"),
         (("--macs", "0.5", "--data", "npz:none.npz"), "none.npz"),
-        (("--macs", "0.5", "--recover", "2"), "there is one step alone"),
+        (("--macs", "0.5", "--recover", "2"), "with one step there is no training in between"),
         (("--keep", "0.5", "--steps", "2"), "steps go towards a budget"),
         (("--macs", "0.5", "--steps", "101"), "101 are no steps"),
         (("--macs", "0.5", "--steps", "2", "--set", "main.nothing=1"), "--set"),

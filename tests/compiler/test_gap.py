@@ -172,7 +172,7 @@ def test_from_the_command_line_to_a_student(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "what"),
-    [(["--via-epochs", 3], "there is no assistant"), (["--via-arg", "x=1"], "there is no assistant"),
+    [(["--via-epochs", 3], "and there is none"), (["--via-arg", "x=1"], "and there is none"),
      (["--via", f"{jobs.MODULE}:net", "--via-epochs", 0], "has random weights, so it has nothing to teach yet"),
      (["--via", "auto", "--align", "project"], "nothing to slice in two steps"),
      (["--via", "nothing.pt"], "nothing.pt"),

@@ -273,7 +273,7 @@ def test_image_folders_are_read_as_asked(tmp_path: Path, test: str) -> None:
     assert load(spec, size=(5, 4)).image_shape == (3, 5, 4)
     assert load("digits", size=5).image_shape == (1, 8, 8)  # it has one
     for wrong in ({"size": 0}, {"size": (5, 4, 3)}, {"size": 1 << 20}, {"size": 8, "reading": SMALL}):
-        with pytest.raises(InputError, match=r"no size|more pixels|says a size as well"):
+        with pytest.raises(InputError, match=r"no size|more pixels|already says a size"):
             load(spec, **wrong)
     assert defaults(spec).augmentation == ["flip"]
 
