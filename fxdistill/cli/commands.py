@@ -81,6 +81,7 @@ def plan(
     budget: parameters.BudgetOf = "",
     nested: parameters.Nested = False,
     threshold: parameters.MaskedBy = None,
+    round_to: parameters.MaskedRoundTo = None,
     centred: parameters.Centred = False,
     hints: parameters.Hints = 0.0,
     hints_alone: parameters.HintsAlone = 0.0,
@@ -140,7 +141,7 @@ def plan(
         cascade = teaching.cascade(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
             hints_alone=hints_alone, export_all=export_levels == "all",
-            spacing=spacing, student=student, centred=centred, threshold=threshold,
+            spacing=spacing, student=student, centred=centred, threshold=threshold, round_to=round_to,
             others={
                 "pair": pair, "forbid": forbid, "align": align != "slice",
                 "student-factory": student_factory, "student-arg": student_arg, "student-entry": student_entry,

@@ -138,6 +138,9 @@ Nested = Annotated[bool, typer.Option("--nested", help="A level keeps only what 
 MaskedBy = Annotated[Threshold | None, typer.Option(
     "--threshold", help="The channels of all layers compete, or each layer keeps the same share. Default: global."
 )]  # fmt: skip
+MaskedRoundTo = Annotated[int | None, typer.Option(
+    "--round-to", min=1, help="Each layer keeps a multiple of this, or all of its channels. Default: 1."
+)]  # fmt: skip
 Centred = Annotated[
     bool, typer.Option("--centred", help="Scores move by their gradient minus its mean over the layer.")
 ]

@@ -86,7 +86,9 @@ def propose(
         base = Base.of(traced, coupling, tuple(barriers))
         made = _planned(base, options, of=of, criterion=criterion, barriers=list(barriers))
         first = made[level(0)]
-        mask = base.mask(base.scores(criterion), sum(one.kept for one in first.layers), options.threshold)
+        mask = base.mask(
+            base.scores(criterion), sum(one.kept for one in first.layers), options.threshold, first.multiple
+        )
         if not (gone := base.gone(mask)):
             break
         try:
@@ -109,34 +111,40 @@ def propose(
 
 def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers: list[str]) -> dict[str, Masked]:
     """The levels of a cascade, from the student's up."""
-    scores = base.scores(criterion)
+    scores, multiple, layers = base.scores(criterion), options.round_to, base.found.layers
+    if (least := base.found.least(multiple)) == len(scores) > len(layers):
+        raise InputError(
+            f"no layer has more than {max(len(one.classes) for one in layers)} channels that can be masked, so in "
+            f"multiples of {multiple} nothing can be removed", where="--round-to", hint="give a smaller one",
+        )  # fmt: skip
     budget = None if options.budget is None else Budget.model_validate(dict([options.budget]))
-    shares = options.shares(None if budget is None else base.within(scores, budget, options.threshold) / len(scores))
+    shares = options.shares(
+        None if budget is None else base.within(scores, budget, options.threshold, multiple) / len(scores)
+    )
     own = own_tensors(base.traced)
     made: dict[str, Masked] = {}
     for number, share in enumerate(shares):
-        count = base.count(share)
+        count = base.count(share, multiple)
         if number == 0 and count == len(scores):
             most = math.floor(1e3 * (count - 1) / count) / 1e3
             raise InputError(
                 f"{share:g} of {count} channels is all of them", where="--levels" if options.levels else "--keep",
-                hint=f"keep {most:g} or less" if count > len(base.found.layers) else "nothing of it can be removed",
+                hint=f"keep {most:g} or less" if count > least else "nothing of it can be removed",
             )  # fmt: skip
-        if share < 1 and number == 0 and round(share * len(scores)) < len(base.found.layers):
-            least = len(base.found.layers) / len(scores)
+        if share < 1 and number == 0 and round(share * len(scores)) < least:
             raise InputError(
-                f"{share:g} of {len(scores)} channels is less than one in each of {len(base.found.layers)} layers, of "
-                "which none may lose all", where="--levels" if options.levels else "--keep",
-                hint=f"keep {least:.3g} or more",
+                f"{share:g} of {len(scores)} channels is less than {'one' if multiple == 1 else multiple} in each of "
+                f"{len(layers)} layers, of which none may lose all", where="--levels" if options.levels else "--keep",
+                hint=f"keep {least / len(scores):.3g} or more",
             )  # fmt: skip
-        mask = base.mask(scores, count, options.threshold) if share < 1 else torch.ones(len(scores))
+        mask = base.mask(scores, count, options.threshold, multiple) if share < 1 else torch.ones(len(scores))
         parameters, macs = base.cost.of(mask)
         guide = level(min(number + 1, len(shares) - 1)) if share < 1 else None
         made[level(number)] = Masked(
             of=of, keep=share, budget=budget if number == 0 else None, guide=guide, criterion=criterion, own=own,
             barriers=barriers, nested=options.nested and number + 2 < len(shares),
             threshold=options.threshold if share < 1 else "global", centred=options.centred and share < 1,
-            layers=base.layers(mask), parameters=parameters, macs=macs,
+            multiple=multiple if share < 1 else 1, layers=base.layers(mask), parameters=parameters, macs=macs,
         )  # fmt: skip
     return made
 

@@ -21,7 +21,7 @@ from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Cost, Size, check_limit, cost_of
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, ladder
-from fxdistill.ir.masks import ranked
+from fxdistill.ir.masks import ranked, threshold, whole
 from fxdistill.ir.running import copied
 from fxdistill.methods.cascade import Threshold
 from fxdistill.passes.couple import Couple
@@ -58,9 +58,9 @@ class Base:
         """The classes that a mask does not keep."""
         return frozenset(i for i, alive in zip(self.found.classes, mask.tolist(), strict=True) if not alive)
 
-    def count(self, keep: float) -> int:
-        """How many channels a share is; each layer has one at least."""
-        return max(len(self.found.layers), round(keep * len(self.found.classes)))
+    def count(self, keep: float, multiple: int = 1) -> int:
+        """How many channels a share is; each layer has one at least, or so many as a multiple."""
+        return max(self.found.least(multiple), round(keep * len(self.found.classes)))
 
     def scores(self, criterion: str, scale: float = 1.0, seed: int = 0) -> Tensor:
         """The scores that training starts with: an importance over the mean of the layer, (K,)."""
@@ -73,23 +73,24 @@ class Base:
         parts = [found[list(layer.classes)] for layer in self.found.layers]
         return scale * torch.cat([part / part.mean().clamp(min=torch.finfo(torch.float32).tiny) for part in parts])
 
-    def mask(self, scores: Tensor, count: int, threshold: Threshold) -> Tensor:
+    def mask(self, scores: Tensor, count: int, among: Threshold, multiple: int = 1) -> Tensor:
         """The mask that keeps so many of them."""
-        order = ranked(scores, self.found.positions, by_layer=threshold == "layer")
-        return torch.zeros(len(scores)).index_fill(0, order[:count], 1.0)
+        return threshold(scores, self.found.positions, count, by_layer=among == "layer", multiple=multiple)
 
-    def within(self, scores: Tensor, budget: Budget, threshold: Threshold) -> int:
+    def within(self, scores: Tensor, budget: Budget, among: Threshold, multiple: int = 1) -> int:
         """How many channels a budget allows.
 
         Raises:
             InputError: It cannot be met, or the whole network costs no more.
         """
-        what, most = budget.limit
-        parameters, macs = self.cost.of_first(ranked(scores, self.found.positions, by_layer=threshold == "layer"))
-        paid = (macs if what == "macs" else parameters)[len(self.found.layers) - 1 :]
-        least, whole = (Size(int(parameters[at]), int(macs[at])) for at in (len(self.found.layers) - 1, -1))
-        check_limit(what, most, least=least, whole=whole, where="--budget", floor="with one channel a layer")
-        return len(self.found.layers) - 1 + int((paid <= most).sum())
+        (what, most), positions, first = budget.limit, self.found.positions, self.found.least(multiple)
+        order = ranked(scores, positions, by_layer=among == "layer", multiple=multiple)
+        parameters, macs = self.cost.of_first(order)
+        least, all_of_it = (Size(int(parameters[at]), int(macs[at])) for at in (first - 1, -1))
+        floor = f"with {'one channel' if multiple == 1 else f'{multiple} channels'} a layer"
+        check_limit(what, most, least=least, whole=all_of_it, where="--budget", floor=floor)
+        counts = whole(order, positions, multiple)
+        return int(counts[(macs if what == "macs" else parameters)[counts - 1] <= most].max())
 
     def layers(self, mask: Tensor) -> list[MaskedLayer]:
         """What a mask keeps of each layer."""
@@ -141,10 +142,11 @@ def _level(base: Base, plan: Plan, name: str, member: Masked, passes: PassManage
     riding = [one for one in plan.members.values() if isinstance(one, Masked) and one.guide == name]
     around = [plan.members[one] for one in _around(plan, member)]
     mask = Mask(
-        count=base.count(member.keep) if member.is_masked and member.budget is None else None,
+        count=base.count(member.keep, member.multiple) if member.is_masked and member.budget is None else None,
         rides=bool(riding), centred=any(one.centred for one in riding), by_layer=member.threshold == "layer",
+        multiple=member.multiple,
         limit=None if member.budget is None else member.budget.limit,
-        nested=tuple(base.count(one.keep) for one in around if isinstance(one, Masked)),
+        nested=tuple(base.count(one.keep, one.multiple) for one in around if isinstance(one, Masked)),
     )  # fmt: skip
     made = passes.run(mask, MaskSource(traced, base.coupling)).module
     if member.is_masked:

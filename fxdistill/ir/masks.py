@@ -1,9 +1,10 @@
 """Masks: which channels of a level are kept, and how the scores of the level below learn from it.
 
 A level keeps the ``count`` best of its K maskable channels, whatever layer they are in, and of each layer at least the
-best one; or, by layer, so many that each keeps about the same share, its best ones. With the scores s and the mask m in
-{0, 1} of that level, and the scores r that *ride* on it, every value that a layer with weights reads is multiplied,
-channel by channel, by
+best one; or, by layer, so many that each keeps about the same share, its best ones. Where widths are to be multiples,
+a layer's channels are kept in bundles of so many, its best ones first, and bundles compete by their mean score; the
+last bundle of a layer has what is left. With the scores s and the mask m in {0, 1} of that level, and the scores r that
+*ride* on it, every value that a layer with weights reads is multiplied, channel by channel, by
 
     factor = m + (r - stop(r))                            whose value is m, exactly, and whose slope in r is 1
 
@@ -24,27 +25,30 @@ from torch import Tensor, fx, nn
 
 
 def threshold(
-    scores: Tensor, layers: Tensor, count: int, above: Tensor | None = None, *, by_layer: bool = False
-) -> Tensor:
+    scores: Tensor, layers: Tensor, count: int, above: Tensor | None = None, *, by_layer: bool = False,
+    multiple: int = 1,
+) -> Tensor:  # fmt: skip
     """Which channels are kept: 1 for those, 0 for the others; (K,), without a gradient.
 
     Args:
         scores: (K,). Of equals the first one is the better one.
         layers: (L, longest) positions in ``scores`` of the channels of each layer, filled up with a layer's own.
-        count: How many are kept, at least as many as there are layers.
+        count: How many are kept, at least one bundle of each layer; in bundles the most that are no more.
         above: (K,) of the level above: where it is given, what it does not keep is not kept here. It keeps at least
-            as many, and of each layer one; by layer as this one is.
+            as many, and of each layer one; by layer, and in bundles, as this one is.
         by_layer: Whether layers keep about the same share each.
+        multiple: The size of a bundle.
     """
-    order = ranked(scores, layers, above, by_layer=by_layer)
-    return torch.zeros_like(scores, requires_grad=False).index_fill(0, order[:count], 1.0)
+    order = ranked(scores, layers, above, by_layer=by_layer, multiple=multiple)
+    fits = torch.arange(len(order), device=order.device) < count
+    return _kept(scores, layers, order, fits if above is None else fits & (above[order] > 0), multiple)
 
 
 def affordable(  # noqa: PLR0917  # a node of a graph, which is read by position
     scores: Tensor, layers: Tensor, counts: Tensor, fixed: Tensor, rows: Tensor, weights: Tensor, limit: int,
-    above: Tensor | None = None, *, by_layer: bool = False,
+    above: Tensor | None = None, *, by_layer: bool = False, multiple: int = 1,
 ) -> Tensor:  # fmt: skip
-    """The same for as many channels as a budget allows, but one of each layer in any case.
+    """The same for as many channels as a budget allows, but one bundle of each layer in any case.
 
     Args:
         scores: (K,).
@@ -56,39 +60,70 @@ def affordable(  # noqa: PLR0917  # a node of a graph, which is read by position
         limit: The most that may be paid.
         above: As for :func:`threshold`.
         by_layer: Likewise.
+        multiple: Likewise.
     """
-    order = ranked(scores, layers, above, by_layer=by_layer)
+    order = ranked(scores, layers, above, by_layer=by_layer, multiple=multiple)
     alive = fixed[:, None] + counts[:, order].cumsum(1)
     paid = (alive[rows[:, 0]] * alive[rows[:, 1]] * weights[:, None]).sum(0)
-    allowed = paid <= limit if above is None else (paid <= limit) & (above[order] > 0)
-    fits = allowed.index_fill(0, torch.arange(len(layers), device=order.device), True)  # noqa: FBT003
+    fits = paid <= limit
+    return _kept(scores, layers, order, fits if above is None else fits & (above[order] > 0), multiple)
+
+
+def _kept(scores: Tensor, layers: Tensor, order: Tensor, fits: Tensor, multiple: int) -> Tensor:
+    """The mask of what fits of an order, (K,): whole bundles alone, and the first one of each layer in any case."""
+    places = torch.arange(len(order), device=order.device)
+    if multiple == 1:
+        fits = fits | (places < len(layers))
+    else:
+        fits = fits[whole(order, layers, multiple) - 1]
+        fits = fits | (places < _owned(order, layers).sum(0).clamp(max=multiple).sum())
     return torch.zeros_like(scores, requires_grad=False).index_put((order,), fits.to(scores.dtype))
 
 
-def ranked(scores: Tensor, layers: Tensor, above: Tensor | None = None, *, by_layer: bool = False) -> Tensor:
+def whole(order: Tensor, layers: Tensor, multiple: int) -> Tensor:
+    """For each place of an order how many channels are kept with the whole bundle there and all before it: (K,)."""
+    places = torch.arange(len(order), device=order.device)
+    if multiple == 1:
+        return places + 1
+    owned = _owned(order, layers)
+    rank = owned[order].cumsum(0)[places, owned.argmax(1)[order]] - 1
+    start = rank - rank % multiple
+    return places - rank % multiple + (owned.sum(0)[owned.argmax(1)[order]] - start).clamp(max=multiple)
+
+
+def ranked(
+    scores: Tensor, layers: Tensor, above: Tensor | None = None, *, by_layer: bool = False, multiple: int = 1
+) -> Tensor:
     """The order in which channels are kept: the best one of each layer first, then by score; (K,) positions.
 
     By layer, the n-th best of C channels of a layer stands at (n - 1/2) / C instead: wherever the order is cut, each
-    layer keeps its best ones, half a channel more or less than the same share of them, whatever the scores.
+    layer keeps its best ones, half a channel more or less than the same share of them, whatever the scores. A bundle
+    stands as a whole at the mean of what its channels would have.
     """
     found = scores.detach()
     if above is not None:
         found = torch.where(above > 0, found, -torch.inf)
     first = layers.gather(1, found[layers].argmax(1, keepdim=True)).flatten()
     order = found.index_fill(0, first, torch.inf).argsort(descending=True, stable=True)
-    if not by_layer:
+    if not by_layer and multiple == 1:
         return order
     owned = _owned(scores, layers)
     sizes, owner = owned.sum(0).long(), owned.argmax(1)
     grouped = order[owner[order].argsort(stable=True)]  # layer after layer, the best first
     place = owner[grouped]
     rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[place]
-    return grouped[((rank + 0.5) / sizes[place].double()).masked_fill(rank == 0, 0.0).argsort(stable=True)]
+    start, number = rank - rank % multiple, (rank % multiple == 0).cumsum(0) - 1
+    if by_layer:
+        stands = (start + (sizes[place] - start).clamp(max=multiple) / 2) / sizes[place].double()
+    else:
+        bundles = found.new_zeros(len(order), multiple).index_put((number, rank % multiple), found[grouped])
+        stands = -(bundles.sum(1)[number] / (sizes[place] - start).clamp(max=multiple)).double()
+    return grouped[stands.masked_fill(start == 0, -torch.inf).argsort(stable=True)]
 
 
-def _owned(scores: Tensor, layers: Tensor) -> Tensor:
-    """(K, L): 1 where a channel is one of a layer, 0 elsewhere."""
-    return scores.new_zeros(len(scores), len(layers)).scatter(0, layers.T, 1.0)
+def _owned(values: Tensor, layers: Tensor) -> Tensor:
+    """(K, L), of the type of K values: 1 where a channel is one of a layer, 0 elsewhere."""
+    return values.new_zeros(len(values), len(layers)).scatter(0, layers.T, 1)
 
 
 def ride(mask: Tensor | None, scores: Tensor, layers: Tensor | None = None) -> Tensor:

@@ -108,6 +108,7 @@ class Cascade:
         nested: Whether a level keeps only what the level above it keeps.
         threshold: Whether the channels of all layers compete (``global``), or each layer keeps about the same share
             (``layer``).
+        round_to: Of each layer a level keeps a multiple of so many channels, or all.
         centred: Whether the gradients of scores are centred within each layer.
         hints: The weight of hints in the joint phase: what the last three masked layers hand on, reconstructed from
             that of the level below; 0 for none.
@@ -126,6 +127,7 @@ class Cascade:
     spacing: Spacing = "paper"
     nested: bool = False
     threshold: Threshold = "global"
+    round_to: int = 1
     centred: bool = False
     hints: float = 0.0
     hints_alone: float = 0.0
@@ -140,6 +142,10 @@ class Cascade:
                 where=" ".join(given) or "--keep", hint="give one of --keep 0.2, --levels 0.2,0.47,0.68,1.0 and "
                 "--budget macs=52M",
             )  # fmt: skip
+        if self.round_to < 1:
+            raise InputError(
+                f"widths cannot be multiples of {self.round_to}", where="--round-to", hint="give 1 or more"
+            )
         for option, weight in (("--hints", self.hints), ("--hints-alone", self.hints_alone)):
             if not 0 <= weight < math.inf:
                 raise InputError(

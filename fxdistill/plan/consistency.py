@@ -92,12 +92,12 @@ def _wrong_cascade(plan: "Plan", name: str, member: Masked | Hardened) -> Iterat
     guided = [one for one, other in plan.members.items() if isinstance(other, Masked) and other.guide == name]
     if len(guided) > 1:
         yield f"the member '{name}' guides both '{guided[0]}' and '{guided[1]}'; it can guide one"
-    alike = isinstance(guide, Masked) and (not guide.is_masked or guide.threshold == member.threshold)
+    alike = isinstance(guide, Masked) and (not guide.is_masked or guide.kept_by == member.kept_by)
     wider = isinstance(guide, Masked) and guide.budget is None and guide.keep > member.keep  # so there is no circle
     if member.nested and not wider:
         yield f"the member '{name}' cannot lie inside of '{member.guide}', which has a budget or keeps no more"
     elif member.nested and not alike:
-        yield f"the member '{name}' cannot lie inside of '{member.guide}', whose threshold is another one"
+        yield f"the member '{name}' cannot lie inside of '{member.guide}', whose threshold or multiple is another one"
 
 
 def _wrong_preprocessing(plan: "Plan", name: str, member: ModelRef) -> Iterator[str]:

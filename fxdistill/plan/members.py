@@ -60,6 +60,7 @@ class Masked(Part):
         nested: Whether it keeps only what its guide keeps as well.
         threshold: Whether all layers' channels compete by their scores (``global``), or each layer keeps about the same
             share (``layer``).
+        multiple: Each layer keeps so many, or a multiple of that, or all; ``keep`` is then the most.
         centred: Whether the gradients that move its scores are centred: less their mean over the channels of the layer.
         criterion: The measure of importance that its scores start with, over the mean of their layer.
         scale: What that is multiplied by.
@@ -77,6 +78,7 @@ class Masked(Part):
     guide: MemberName | None = None
     nested: bool = False
     threshold: Literal["global", "layer"] = "global"
+    multiple: PositiveInt = 1
     centred: bool = False
     criterion: str = "l1"
     scale: Annotated[float, Field(gt=0, le=1e6)] = 1.0
@@ -96,6 +98,11 @@ class Masked(Part):
     def is_masked(self) -> bool:
         """Whether it has a mask of its own."""
         return self.keep < 1 or self.budget is not None
+
+    @property
+    def kept_by(self) -> tuple[str, int]:
+        """How the channels are chosen that it keeps: among which, and in what multiples."""
+        return self.threshold, self.multiple
 
     @property
     def network(self) -> dict[str, object]:

@@ -42,6 +42,7 @@ def _rows(levels: dict[str, Masked]) -> Iterator[tuple[str, ...]]:
         if member.budget is not None:
             keeps += f", up to {outcome.allowed(member.budget)}"
         keeps += " of each layer" if member.threshold == "layer" and member.is_masked else ""
+        keeps += f", in multiples of {member.multiple}" if member.multiple > 1 else ""
         keeps += f", inside of {member.guide}" if member.nested else ""
         moved = (
             "-" if member.guide is None else f"the gradient of {'its own' if member.guide == name else member.guide}"

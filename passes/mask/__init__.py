@@ -72,6 +72,8 @@ class Mask(Pass[MaskSource, Traced]):
         nested: How many channels the levels keep that its mask lies inside of, the outermost first; their scores are
             ``around_0``, ``around_1`` … then.
         by_layer: Whether each layer keeps about the same share, here and around, instead of all layers competing.
+        multiple: Of each layer so many are kept, or a multiple of that, or all, here and around; ``count`` is then the
+            most that are kept.
         centred: Whether the gradients of what rides are centred within each layer.
     """
 
@@ -80,16 +82,18 @@ class Mask(Pass[MaskSource, Traced]):
     rides: bool = False
     nested: tuple[int, ...] = ()
     by_layer: bool = False
+    multiple: int = 1
     centred: bool = False
 
     def requires(self, source: MaskSource) -> None:
         """Something can be masked, each layer keeps a channel, and not all are kept."""
         found = maskable(source.traced, source.coupling)
         check_maskable(found)
-        least, most = len(found.layers), len(found.classes)
+        least, most = found.least(self.multiple), len(found.classes)
         if self.count is not None and not least <= self.count <= most:
             raise InputError(
-                f"{self.count} channels are to be kept of {most} in {least} layers, of which none may lose all",
+                f"{self.count} channels are to be kept of {most} in {len(found.layers)} layers, of which none may lose "
+                f"all{f', in multiples of {self.multiple}' if self.multiple > 1 else ''}",
                 where="keep", hint=f"keep {least / most:.3g} or more of them",
             )  # fmt: skip
 
@@ -113,10 +117,11 @@ class Mask(Pass[MaskSource, Traced]):
             raise InvariantError("masking changed more of the graph than what layers read")
         found = maskable(source.traced, source.coupling)
         kept = kept_of(value.module) if self._masks else torch.ones(len(found.classes))
-        if self.count is not None and int(kept.sum()) != self.count:
+        if self.count is not None and not self.count - self.multiple < int(kept.sum()) <= self.count:
             raise InvariantError("the mask keeps another number of channels")
-        if not bool(kept[found.positions].any(1).all()):
-            raise InvariantError("the mask keeps no channel of a layer")
+        for layer, part in zip(found.layers, kept.split([len(one.classes) for one in found.layers]), strict=True):
+            if not part.any() or (int(part.sum()) % self.multiple and not part.all()):
+                raise InvariantError("the mask keeps no channel of a layer, or no multiple", where=layer.name)
 
     def proves(self, source: MaskSource, value: Traced) -> None:
         """It answers as the model does whose layers weigh what is masked with zeros."""
@@ -146,7 +151,8 @@ class Mask(Pass[MaskSource, Traced]):
                 held.register_buffer("layers", found.positions)
                 layers = _read(graph, "layers")
             if self._masks:
-                how = {"by_layer": True} if self.by_layer else {}
+                how: dict[str, object] = {"by_layer": True} if self.by_layer else {}
+                how |= {"multiple": self.multiple} if self.multiple > 1 else {}
                 for number, count in enumerate(self.nested):
                     scores = _scores(held, graph, f"around_{number}", found)
                     mask = _call(graph, masks.threshold, (scores, layers, count, mask), f"kept.{number}", how)
@@ -268,7 +274,7 @@ def _read(graph: fx.Graph, name: str) -> fx.Node:
 
 
 def _call(
-    graph: fx.Graph, function: object, arguments: tuple[object, ...], path: str, named: dict[str, bool] | None = None
+    graph: fx.Graph, function: object, arguments: tuple[object, ...], path: str, named: dict[str, object] | None = None
 ) -> fx.Node:  # fmt: skip
     node = graph.create_node("call_function", function, arguments, named or {})  # type: ignore[arg-type]
     node.meta = {"path": path, "scope": MASKS, "shape": None, "macs": 0}

@@ -70,6 +70,10 @@ class Maskable:
         """All maskable classes; a channel's score stands at the position of its class."""
         return tuple(class_id for layer in self.layers for class_id in layer.classes)
 
+    def least(self, multiple: int = 1) -> int:
+        """How many channels are kept at least, so that each layer keeps as many as a multiple, or all it has."""
+        return sum(min(multiple, len(layer.classes)) for layer in self.layers)
+
     @property
     def positions(self) -> Tensor:
         """For each layer the positions of its scores, (layers, longest); filled up with the layer's first one."""

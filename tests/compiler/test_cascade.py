@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxdistill.compiler.levels import kept_counts, masked_members
+from fxdistill.compiler.levels import harden, kept_counts, masked_members
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
 from fxdistill.errors import InputError, PlanError
@@ -117,6 +117,34 @@ def test_with_a_threshold_a_layer_a_budget_is_the_same_share_of_all_layers() -> 
     assert kept_counts(levels["level-0"], first) == {one.name: one.kept for one in first.layers}
 
 
+@pytest.mark.parametrize("threshold", ["global", "layer"])
+@pytest.mark.parametrize("share", [{"keep": 0.8}, {"budget": ("parameters", 3_000)}])
+def test_what_is_cut_out_has_multiples_of_a_number_wherever_scores_move(threshold: str, share: dict[str, Any]) -> None:
+    model = Classifier(nn.Sequential(conv_norm(3, 8), conv_norm(8, 16), conv_norm(16, 12)), 12).eval()
+    plan = planned(model, **share, assistants=2, nested=True, threshold=threshold, round_to=4)
+    levels = masked_members(plan, model)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for name in ("level-0", "level-1"):
+            levels[name].get_parameter("masks.scores").data.uniform_()
+        member = plan.members["level-0"]
+        assert isinstance(member, Masked)
+        assert bool((kept_of(levels["level-0"]) <= kept_of(levels["level-1"])).all())
+        cut = harden(levels["level-0"], member, input_shape=SHAPE)
+        widths = [len(one) for name, one in cut.module.named_parameters() if one.dim() == 4 and "weight" in name]
+        assert widths[0] == 8
+        assert all(width % 4 == 0 for width in widths)
+        assert sum(widths[1:]) < 28
+        assert cut.parameters <= 3_000 or "keep" in share
+
+
+def test_where_no_layer_is_wider_than_the_multiple_there_is_nothing_to_remove() -> None:
+    with pytest.raises(InputError, match=r"no layer has more than 8 channels .* multiples of 16 nothing can be rem"):
+        planned(residual(), keep=0.5, round_to=16)
+    with pytest.raises(InputError, match=r"0\.2 of 8 channels is less than 4 in each of 1 layers"):
+        planned(residual(), keep=0.2, round_to=4)
+
+
 @pytest.mark.parametrize("assistants", [0, 2])
 def test_centred_gradients_are_those_of_the_level_above(assistants: int) -> None:
     plan = planned(residual(), keep=0.5, assistants=assistants, centred=True)
@@ -132,7 +160,7 @@ def test_centred_gradients_are_those_of_the_level_above(assistants: int) -> None
 def test_a_level_does_not_lie_inside_of_one_with_another_threshold() -> None:
     plan = planned(residual(), keep=0.5, assistants=2, nested=True)
     members = {**plan.members, "level-0": plan.members["level-0"].changed(threshold="layer")}
-    with pytest.raises(ValueError, match="cannot lie inside of 'level-1', whose threshold is another one"):
+    with pytest.raises(ValueError, match="cannot lie inside of 'level-1', whose threshold or multiple is another one"):
         plan.changed(members=members)
 
 

@@ -126,6 +126,21 @@ def test_by_layer_each_layer_keeps_the_same_share_of_its_own_best() -> None:
     assert masks.ranked(scores, mixed, by_layer=True).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_in_multiples_a_layer_keeps_its_best_in_bundles_that_compete_by_their_mean() -> None:
+    """Of the first layer {0, 2}, {4, 3} with mean 0.4, {1}; of the second {6, 7}, {5} with 0.45."""
+    layers = torch.tensor([[0, 1, 2, 3, 4], [5, 6, 7, 5, 5]])
+    scores = torch.tensor([0.9, 0.1, 0.8, 0.2, 0.6, 0.45, 0.7, 0.5])
+    order = masks.ranked(scores, layers, multiple=2)
+    assert order.tolist() == [0, 2, 6, 7, 5, 4, 3, 1]
+    assert masks.whole(order, layers, 2).tolist() == [2, 2, 4, 4, 5, 7, 7, 8]
+    assert masks.ranked(scores, layers, by_layer=True, multiple=2).tolist() == [0, 2, 6, 7, 4, 3, 5, 1]
+    for count, kept in ((4, {0, 2, 6, 7}), (6, {0, 2, 5, 6, 7}), (7, {0, 2, 3, 4, 5, 6, 7})):
+        assert set(masks.threshold(scores, layers, count, multiple=2).nonzero().flatten().tolist()) == kept
+    above = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0])  # of the second layer the last bundle is gone
+    assert masks.threshold(scores, layers, 5, above, multiple=2).tolist() == [1, 0, 1, 0, 0, 0, 1, 1]
+    assert masks.threshold(scores, layers, 8, above, multiple=2).tolist() == above.tolist()
+
+
 def test_centred_gradients_are_less_their_mean_over_the_layer_and_the_value_is_the_mask() -> None:
     layers = torch.tensor([[0, 1, 2], [3, 4, 3]])
     mask, values = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0]), torch.tensor([2.0, 5.0, -1.0, 4.0, 6.0])
