@@ -30,9 +30,9 @@ from fxdistill.modelfiles import bundle, factories
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.terms import argued
 from fxdistill.report.show import show
-from fxdistill.runtime.run import checkpoint, directory, inspection, log, result
+from fxdistill.runtime.run import checkpoint, directory, inspection, lock, log, result
 from fxdistill.runtime.run.checkpoint import Checkpoint
-from fxdistill.runtime.run.directory import RunDir, lock
+from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.run.log import Metrics
 from fxdistill.runtime.training.course import Course, Means, Position
@@ -449,11 +449,10 @@ def test_means_carry_on() -> None:
 
 
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
     ready, go = os.pipe()
 
     def holding() -> None:
-        with lock(run):
+        with lock.lock(tmp_path):
             os.write(go, b"x")
             time.sleep(60)
 
@@ -461,18 +460,18 @@ def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     if pid == 0:
         holding()
     os.read(ready, 1)
-    with pytest.raises(RunDirError, match="another process"), lock(run):
+    with pytest.raises(RunDirError, match="another process"), lock.lock(tmp_path):
         pass
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    with lock(run):
+    with lock.lock(tmp_path):
         pass
 
 
 def test_nothing_of_unix_is_needed_to_import() -> None:
     """``fcntl`` is looked up by whoever takes a lock, not at import."""
     assert not hasattr(files, "fcntl")
-    assert not hasattr(directory, "fcntl")
+    assert not hasattr(lock, "fcntl")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from fxdistill.errors import InputError, RunDirError
 from fxdistill.plan.file import load
 from fxdistill.report.show import show
-from fxdistill.runtime.run import directory
+from fxdistill.runtime.run import lock
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Settings
 from tests import runs
@@ -33,19 +33,19 @@ def test_of_two_that_start_at_once_the_loser_leaves_everything_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool, winner_has_begun: bool
 ) -> None:
     """The loser looks while the directory is empty, and takes the lock when the winner has it, or has had it."""
-    out, take = tmp_path / "run", directory._take
+    out, take = tmp_path / "run", lock._take
     mine, theirs = (load(path) for path in (runs.plan_file(), runs.plan_file() if same else other_plan()))
     after: dict[str, bytes] = {}
 
     def take_late(file: Any) -> None:
-        monkeypatch.setattr(directory, "_take", take)
+        monkeypatch.setattr(lock, "_take", take)
         with RunDir.opened(out, mine, origin=runs.plan_file(), resume=False):
             after.update(runs.snapshot(out))
             if not winner_has_begun:
                 take(file)  # refused: the winner is at work
         take(file)
 
-    monkeypatch.setattr(directory, "_take", take_late)
+    monkeypatch.setattr(lock, "_take", take_late)
     what = "another process" if not winner_has_begun else "already holds this run" if same else "another run"
     with (
         pytest.raises(RunDirError, match=what),

@@ -17,6 +17,7 @@ from fxdistill.plan.training import CONTROL
 from fxdistill.runtime.run import checkpoint, extension, result
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Observer, Settings
+from fxdistill.runtime.run.jobs import seeds_at_once
 from fxdistill.runtime.run.trials import Trial
 from fxdistill.runtime.training.course import Progress
 from tests import runs
@@ -65,6 +66,21 @@ def same(out: Path, again: Path) -> None:
     assert arms[0] == arms[1]
     for key in ("plan", "summary", "parity", "members"):
         assert results[0][key] == results[1][key]
+
+
+def test_whoever_extends_or_resumes_a_run_that_is_being_extended_is_told_so() -> None:
+    out = copied("beside")
+
+    def beside(_trial: Trial, _at: Progress, _losses: dict[str, float]) -> None:
+        for settings in (MORE, AGAIN):
+            with pytest.raises(RunDirError, match="another process is at work in this run directory"):
+                execute(out / "plan.json", out, settings)
+        with pytest.raises(RunDirError, match="another process is at work"):
+            seeds_at_once(out / "plan.json", out, AGAIN, Observer(), jobs=2, words=[], say=print)
+        raise StopIteration
+
+    with pytest.raises(StopIteration):
+        execute(out / "plan.json", out, MORE, Observer(on_progress=beside))
 
 
 def test_an_extended_run_has_the_bits_of_its_longer_plan_and_trains_only_what_is_new() -> None:

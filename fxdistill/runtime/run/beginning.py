@@ -18,7 +18,7 @@ from fxdistill.errors import InputError, RunDirError
 from fxdistill.plan.document import Plan
 from fxdistill.runtime.planning import preflight
 from fxdistill.runtime.processes.crew import Crew
-from fxdistill.runtime.run import checkpoint, extension, inspection
+from fxdistill.runtime.run import checkpoint, extension, inspection, lock
 from fxdistill.runtime.run.checkpoint import Checkpoint
 from fxdistill.runtime.run.directory import RunDir, origin_of
 from fxdistill.runtime.run.execution import Settings
@@ -50,7 +50,8 @@ def begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew
 
     Raises:
         InputError: What the user wants does not go with the plan, or with a run that was begun.
-        RunDirError: The directory holds another run, or none that goes on, or cannot be read.
+        RunDirError: The directory holds another run, or none that goes on, or cannot be read; or another process is at
+            work in it.
     """
     held = RunDir(out)
     begins = not settings.more_epochs and held.plan_path.resolve() != plan_path.resolve()
@@ -66,6 +67,8 @@ def begun(plan: Plan, plan_path: Path, out: Path, settings: Settings, crew: Crew
     how |= {"channels_last": last}
     how |= {"cache_half": True} if settings.cache_half and settings.cache != "off" else {}
     how |= {"processes": crew.count} if crew.count > 1 else {}
+    if settings.more_epochs or settings.resume:
+        lock.check_free(out)
     found = Begun(plan, plan, origin_of(plan_path), how)
     if settings.more_epochs:
         longer, how = extension.extended(held, plan, settings.more_epochs, how=how)

@@ -20,7 +20,6 @@ Every file is written whole or not at all, ``plan.json`` first of those that mak
 """
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -30,7 +29,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -39,7 +38,7 @@ from fxdistill.files import check_text, failure, read_text, write_text
 from fxdistill.plan import difference
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
-from fxdistill.runtime.run import outcome
+from fxdistill.runtime.run import lock, outcome
 from fxdistill.runtime.run.forms import first_wrong
 
 _OTHER = "choose another directory with -o"
@@ -78,7 +77,8 @@ class RunDir:
             raise failure(
                 cause, where=str(path), what="cannot make the run directory", hint=_OTHER, error=RunDirError
             ) from cause
-        with lock(run):
+        with lock.lock(path):
+            run.sweep()
             if not run.holds(plan, resume=resume):
                 place = Path(os.path.relpath(origin.resolve(), path.resolve())).as_posix()
                 run.note_origin({"plan": place, "sha256": [plan.sha256]})
@@ -318,40 +318,10 @@ _TEMPORARY = re.compile(rf"\.({_TEXTS}|[a-z][a-z0-9_+-]*\.(pt|onnx))\.[a-z0-9_]{
 
 
 def _is_ours(entry: Path) -> bool:
-    return entry.name in {".lock", "origin.json"} or _TEMPORARY.fullmatch(entry.name) is not None
+    return entry.name in {lock.NAME, "origin.json"} or _TEMPORARY.fullmatch(entry.name) is not None
 
 
 def origin_of(plan: Path) -> Path:
     """The file to whose folder the places in a plan are relative: of a run's copy the one that it was taken from."""
     run = RunDir(plan.parent)
     return run.source if plan.name == run.plan_path.name and run.origin_path.is_file() else plan
-
-
-@contextmanager
-def lock(run: RunDir) -> Iterator[None]:
-    """One process a run directory at a time; the system lets go of the lock when the process ends, however it ends.
-
-    Raises:
-        RunDirError: Another process is at work in it.
-    """
-    with (run.path / ".lock").open("a+") as file:
-        try:
-            _take(file)
-        except OSError as cause:
-            raise RunDirError(
-                "another process is at work in this run directory", where=str(run.path),
-                hint="wait for it, or stop it, then use --resume",
-            ) from cause  # fmt: skip
-        run.sweep()
-        yield
-
-
-def _take(file: IO[str]) -> None:
-    """Lock a file without waiting, by the means of the operating system."""
-    if os.name == "nt":
-        system = importlib.import_module("msvcrt")
-        file.seek(0)
-        system.locking(file.fileno(), system.LK_NBLCK, 1)
-    else:
-        system = importlib.import_module("fcntl")
-        system.flock(file, system.LOCK_EX | system.LOCK_NB)

@@ -31,7 +31,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.runtime.processes import stopping
 from fxdistill.runtime.processes.launch import CHILD
-from fxdistill.runtime.run import checkpoint
+from fxdistill.runtime.run import checkpoint, lock
 from fxdistill.runtime.run.checkpoint import Checkpoint
 from fxdistill.runtime.run.directory import RunDir, origin_of
 from fxdistill.runtime.run.execute import execute
@@ -77,6 +77,8 @@ def seeds_at_once(
     """
     rundir, again = RunDir(out), settings.resume
     plan = compared(load_plan(plan_path), settings.arms, seeds=settings.seeds)
+    if again:
+        lock.check_free(out)
     if not rundir.jobs_path.is_dir():
         first = sum(arm.once for arm in plan.arms)
         _check(plan, rundir, settings, first)
