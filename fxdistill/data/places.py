@@ -8,16 +8,24 @@ from fxdistill.data import sources
 
 def relative(path: Path, plan: Path) -> str:
     """A place as a plan in the file ``plan`` writes it."""
-    return Path(os.path.relpath(path.expanduser().resolve(), plan.resolve().parent)).as_posix()
+    return Path(os.path.relpath(path.resolve(), plan.resolve().parent)).as_posix()
 
 
 def relative_data(spec: str, plan: Path) -> str:
     """A data spec as a plan writes it: a relative place (``npz:digits.npz``) becomes relative to the plan's file."""
     kind, place = sources.split(spec)
-    return f"{kind}:{relative(Path(place), plan)}" if place and not Path(place).expanduser().is_absolute() else spec
+    return f"{kind}:{relative(Path(place), plan)}" if place and not _from_home(place).is_absolute() else spec
 
 
 def resolved_data(spec: str | None, base: Path) -> str | None:
     """A plan's data spec for use here: a relative place is below ``base``, the plan's folder."""
     kind, place = sources.split(spec or "")
-    return f"{kind}:{base / Path(place).expanduser()}" if place else spec
+    return f"{kind}:{base / _from_home(place)}" if place else spec
+
+
+def _from_home(place: str) -> Path:
+    """A place, of which the shell sees the ``~`` only where it stands first; a name that begins so is a name."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:  # nobody is called that
+        return Path(place)

@@ -47,15 +47,26 @@ def _invalid_text(cause: Exception, where: str) -> PlanError:
     return PlanError(f"the plan is not valid: {reason}", where=where, hint="write the plan anew with `fxdistill plan`")
 
 
-def _check_text(data: object) -> None:
-    """A plan is written again and shown, so that its text has to be text: JSON can escape what is none."""
+def check_writable(plan: Plan) -> None:
+    """Check that a plan can be read again once it is written.
+
+    Raises:
+        PlanError: A name in it is no text: of a file, a class, a module.
+    """
+    if (why := _no_text(plan.model_dump(mode="json"))) is not None:
+        raise PlanError(f"the plan would not be valid: {why}", where="the plan", hint="rename that")
+
+
+def _no_text(data: object) -> str | None:
+    """Why a plan's text is none: it is written again and shown, and JSON can escape what is no text."""
     for text in _texts(data):
         for character in () if text.isprintable() else text:
             kind = unicodedata.category(character)
             if kind == "Cs":
-                raise ValueError("it holds half a character (a lone surrogate)")
+                return f"{text!r} holds half a character (a lone surrogate)"
             if kind == "Cc" and character not in "\n\t":
-                raise ValueError(f"it holds {character!r}, which is no text but controls a terminal")
+                return f"{text!r} holds {character!r}, which is no text but controls a terminal"
+    return None
 
 
 def _texts(data: object) -> Iterator[str]:
@@ -90,9 +101,11 @@ def parse(data: object, *, where: str) -> Plan:
     if not isinstance(data, dict):
         raise PlanError("the plan is not a JSON object", where=where, hint="write one with `fxdistill plan`")
     try:
-        _check_text(data)
-    except (ValueError, RecursionError) as cause:
+        wrong = _no_text(data)
+    except RecursionError as cause:
         raise _invalid_text(cause, where) from cause
+    if wrong is not None:
+        raise _invalid_text(ValueError(wrong), where)
     version = data.get("version")
     if type(version) is not int and version is not None:
         raise PlanError(

@@ -326,6 +326,8 @@ def test_places_are_relative_to_the_plan(tmp_path: Path, monkeypatch: pytest.Mon
     assert places.relative_data("npz:/a/b.npz", Path("plan.json")) == "npz:/a/b.npz"
     assert places.relative_data("digits", Path("plan.json")) == "digits"
     assert places.relative_data("my.module:factory", Path("plan.json")) == "my.module:factory"
+    assert places.relative_data("npz:~no-such-user/b.npz", Path("plan.json")) == "npz:~no-such-user/b.npz"
+    assert places.resolved_data("npz:~no-such-user/b.npz", Path("/x")) == "npz:/x/~no-such-user/b.npz"
     assert places.resolved_data("npz:../a/b.npz", Path("/x/plans")) == "npz:/x/plans/../a/b.npz"
     found = runs.finished()
     monkeypatch.chdir(tmp_path)

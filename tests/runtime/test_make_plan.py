@@ -71,6 +71,18 @@ def test_what_cannot_be_planned_is_refused_and_nothing_written(
     assert Path("teacher.pt").read_bytes() == held
 
 
+def test_a_name_is_in_the_plan_as_it_is_or_the_plan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("~q'\" ?&%41#[red]\n\tü:=.pt", "a\x01.pt"):
+        Path(name).write_bytes((runs.workshop() / "teacher.pt").read_bytes())
+    with pytest.raises(fxdistill.InputError, match=r"'a\\x01.pt' holds '\\x01'"):
+        fxdistill.make_plan("a\x01.pt", STUDENT, method="kd")
+    assert not Path("plan.json").exists()
+    made = fxdistill.make_plan("~q'\" ?&%41#[red]\n\tü:=.pt", STUDENT, method="kd")
+    assert fxdistill.load_plan("plan.json") == made
+    assert made.given("teacher").path == "~q'\" ?&%41#[red]\n\tü:=.pt"
+
+
 def test_a_data_spec_is_no_part_of_a_plan() -> None:
     with pytest.raises(fxdistill.InputError, match="'digits' is no part of a plan"):
         fxdistill.Options(input_shape=(1, 1, 8, 8), data="digits")  # type: ignore[arg-type]

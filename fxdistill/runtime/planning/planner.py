@@ -29,7 +29,7 @@ from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.document import Plan
-from fxdistill.plan.file import invalid
+from fxdistill.plan.file import check_writable, invalid
 from fxdistill.plan.schema import DataPlan, ModelRef
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.planning import fitting, preflight, preprocess
@@ -252,6 +252,7 @@ def planned(
         via_ref=refs.get(AUXILIARY),
     )  # fmt: skip
     plan = edit(found.changed(diagnostics=[*remarks(models), *seen.remarks, *found.diagnostics]))
+    check_writable(plan)
     return Planned(plan, passes, seen.reached)
 
 
