@@ -24,6 +24,7 @@ from fxdistill.plan.members import Masked
 from fxdistill.report.page import chart, compared, courses, document, parts, told, words
 from fxdistill.runtime.run.details import Details
 from fxdistill.runtime.run.directory import RunDir
+from fxdistill.runtime.run.execution import Settings
 from fxdistill.tasks import TASKS
 from tests import jobs, runs
 
@@ -237,7 +238,10 @@ def test_the_command_that_repeats_a_run_permits_what_it_needs() -> None:
     asks = shlex.split(words.again(plan, None))
     assert asks[asks.index("--allow-factory") :] == ["--allow-factory", "fxdistill_test_models"]
     assert "--force" not in asks
-    assert "--force" in shlex.split(words.again(plan, {"forced": True}))
+    asides = Settings(cuda_graphs="off", cache="off", evaluate_every=3, force=True).asides
+    given = ["--cuda-graphs", "off", "--cache", "off", "--evaluate-every", "3", "--force"]
+    assert shlex.split(words.again(plan, asides))[5:-2] == given
+    assert not Settings(cache="kept").asides
     teacher = plan.members["teacher"].changed(trusted=True)
     own = plan.changed(members={**plan.members, "teacher": teacher}, data=plan.data.changed(spec="mydata:splits"))
     asks = shlex.split(words.again(own, None))

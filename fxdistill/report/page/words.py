@@ -69,7 +69,11 @@ def _gate(plan: Plan, result: Mapping[str, Any]) -> str:
 
 
 def again(plan: Plan, result: Mapping[str, Any] | None) -> str:
-    """The command that repeats a run, in its directory; what decides about its steps beside the plan is said."""
+    """The command that repeats a run, in its directory, with what was asked for beside the plan.
+
+    In which folder frozen values were kept, in how many processes seeds were trained, and what was only shown, is left
+    out.
+    """
     how = result or {}
     parts = ["fxdistill", "run", "plan.json", "-o", "again"]
     if how.get("device"):
@@ -80,8 +84,11 @@ def again(plan: Plan, result: Mapping[str, Any] | None) -> str:
         parts += ["--compile", "auto" if how["compile"] == "auto" else "on"]
     if "channels_last" in how:
         parts += ["--channels-last", "on" if how["channels_last"] else "off"]
+    parts += ["--cuda-graphs", "off"] if how.get("cuda_graphs") == "off" else []
+    parts += ["--cache", "off"] if how.get("cache") == "off" else []
     parts += ["--cache-half"] if how.get("cache_half") else []
     parts += ["--devices", str(how["processes"])] if how.get("processes") else []
+    parts += ["--evaluate-every", str(how["evaluate_every"])] if how.get("evaluate_every") else []
     parts += ["--force"] if how.get("forced") else []
     return shlex.join([*parts, *_permitted(plan)])
 

@@ -102,7 +102,7 @@ def execute(
             observer, compiled=settings.compile, records=settings.records(fabric), save_seconds=settings.save_seconds,
             metrics=Metrics(rundir, size=at.metrics_size, plan=plan) if crew.is_first else Untold(), checkpoint=at,
             reuse=reusing(plan, dataset, fabric, settings, observer, how=how), aside=Aside(rundir.path),
-            programs=parts.programs, forced=settings.force,
+            programs=parts.programs, asides=settings.asides,
             evaluate_every=settings.evaluate_every, before=parts.before, profile=settings.profile,
             chosen=dict(at.compiled), layout=parts.layout, crew=crew, known=bench.known,
         )  # fmt: skip

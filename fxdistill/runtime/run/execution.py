@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import Tensor
 
@@ -108,6 +108,16 @@ class Settings:
         if self.cache not in ("auto", "off"):
             object.__setattr__(self, "cache", checking.path(self.cache, "cache"))
 
+    @property
+    def asides(self) -> dict[str, Any]:
+        """What was asked for that neither the plan nor a checkpoint says, for whoever repeats the run."""
+        usual = {"forced": False, "cuda_graphs": "auto", "evaluate_every": 1, "cache": "auto"}
+        given = {
+            "forced": self.force, "cuda_graphs": self.cuda_graphs, "evaluate_every": self.evaluate_every,
+            "cache": "off" if self.cache == "off" else "auto",
+        }  # fmt: skip
+        return {name: value for name, value in given.items() if value != usual[name]}
+
     def records(self, fabric: "Fabric") -> bool:
         """Whether steps are recorded: on a GPU, by one process, where they are not profiled part by part."""
         wanted = self.cuda_graphs == "auto" and not self.profile
@@ -147,7 +157,7 @@ class Execution(Bench):
         chosen: Which stages are compiled, where that was tried, see :mod:`fxdistill.runtime.training.compiling`.
         aside: Where the weights lie that no step reads.
         sizes: Of the members that were cut out of others, ``parameters`` and ``macs``.
-        forced: Whether it goes on although a teacher is at chance, or the memory too small.
+        asides: What was asked for beside the plan, see :attr:`Settings.asides`.
     """
 
     rundir: RunDir
@@ -161,7 +171,7 @@ class Execution(Bench):
     aside: Aside
     programs: dict[Trial, Program] = field(default_factory=dict)
     evaluate_every: int = 1
-    forced: bool = False
+    asides: Mapping[str, Any] = field(default_factory=dict)
     layout: Layout = field(default_factory=Layout)
     before: Losses = field(default_factory=dict)
     profile: bool = False

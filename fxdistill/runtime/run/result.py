@@ -58,7 +58,7 @@ def finish(run: Execution, *, measured: Mapping[str, dict[str, float]]) -> dict[
         "exporter": written.exporter, "outputs": written.outputs, "opset": written.opset,
         "latency": _latencies(run, levels), **({"levels": levels} if levels else {}),
         "layout": run.layout.why,
-        "device": str(run.fabric.device), **run.checkpoint.how, **({"forced": True} if run.forced else {}),
+        "device": str(run.fabric.device), **run.checkpoint.how, **run.asides,
         "versions": versions(),
     }  # fmt: skip
     run.observer.on_phase("details for the report")
