@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from fxdistill import checking
 from fxdistill.compiler.compilation import DISTILLED, STUDENT, TEACHER
 from fxdistill.compiler.level_taps import fitted
 from fxdistill.errors import PlanError
@@ -17,6 +18,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 
 
+@checking.checked()
 def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassManager | None = None) -> Program:
     """Turn a plan and its models into a program: ``program(batch)`` gives the named losses of all stages.
 
@@ -38,6 +40,7 @@ def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassMan
     return build_arm(plan, arm.name, {(others or [TEACHER])[0]: teacher, STUDENT: student}, passes=passes)
 
 
+@checking.checked()
 def build_arm(
     plan: Plan, arm: str, models: Mapping[str, nn.Module], *, passes: PassManager | None = None,
     traced: dict[tuple[str, bool], Traced] | None = None,
@@ -69,6 +72,7 @@ def build_arm(
     return passes.run(Instrument(fitted(plan, models), arm), Joint({name: known[how] for name, how in wanted.items()}))
 
 
+@checking.checked()
 def specialize(program: Program, stage: str, *, taught: int = 0, passes: PassManager | None = None) -> Program:
     """The program of one stage: only its losses, and only what they need.
 

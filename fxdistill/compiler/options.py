@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+from fxdistill import checking
 from fxdistill.criteria import CRITERIA
 from fxdistill.errors import InputError
 from fxdistill.ir.graph import Shape
@@ -13,7 +14,6 @@ from fxdistill.plan.schema import Align, DataPlan, Precision
 from fxdistill.plan.training import Recalibration
 from fxdistill.preprocessing import Preprocessing
 
-_ALIGN, _PRECISION = get_args(Align), get_args(Precision)
 EPOCHS = 60
 
 
@@ -73,13 +73,11 @@ class Options:
     cascade: Cascade | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (("align", self.align, _ALIGN), ("precision", self.precision, _PRECISION)):
-            if value not in known:
-                raise InputError(f"'{value}' is no {name}", where=f"--{name}", hint=f"known: {', '.join(known)}")
         if not isinstance(self.data, DataPlan):
             raise InputError(
                 f"'{self.data}' is no part of a plan", where="data", hint="use fxdistill.make_plan, which takes a spec"
             )
+        checking.fields(self)
         if self.keep is not None and self.align != "shrink":
             raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
         if self.keep is not None and not 0 < self.keep < 1:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxdistill import checking
 from fxdistill.compiler import cascade, checks, gap, pairing, programs, remarks, scheduling, shown
 from fxdistill.compiler.compilation import AUXILIARY, STUDENT, TEACHER, Compilation
 from fxdistill.compiler.options import Options
@@ -96,6 +97,7 @@ PIPELINE: dict[str, Step] = {
 }
 
 
+@checking.checked("teacher", "student")
 def compile(  # noqa: A001  # what a compiler does
     teacher: nn.Module, student: nn.Module | None, options: Options, *, teacher_ref: ModelRef | None = None,
     student_ref: ModelRef | None = None, via: nn.Module | None = None, via_ref: ModelRef | None = None,

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, fx
 
+from fxdistill import checking
 from fxdistill.ir.adapters import FixedScale
 from fxdistill.ir.graph import submodule
 from fxdistill.ir.program import Batch, Program
 from fxdistill.passes.specialize.needed import upto
 
 
+@checking.checked()
 def measure_taps(program: Program, batches: Iterable[Batch]) -> Program:
     """Measure the statistics of a program's frozen taps, where its losses compare by such; no other is touched.
 

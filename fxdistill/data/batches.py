@@ -48,6 +48,7 @@ def size_in_training(split: Images, batch_size: int) -> int:
     return min(batch_size, len(split) // steps_per_epoch(split, batch_size))
 
 
+@checking.checked()
 def batches(
     split: Images, batch_size: int, *, seed: int = 0, epoch: int = 0, start: int = 0, shuffle: bool = False,
     augment: Sequence[str] = (), augment_seed: int | None = None, views: int | None = None,

@@ -22,6 +22,7 @@ from fxdistill.registry import suggestion
 from fxdistill.tasks import TASKS, Task
 
 
+@checking.checked()
 def load(
     data: DataPlan | str | Path, *, task: Task | str = "classification", reading: Reading | None = None,
     size: int | tuple[int, int] | None = None, allow: Sequence[str] = (), whole: bool = False,
@@ -50,7 +51,7 @@ def load(
     wanted = TASKS.get(task) if isinstance(task, str) else task
     reading = reading if size is None else _sized(size, reading)
     if not isinstance(data, DataPlan):
-        return _read(checking.spec(data), wanted, reading, allow)
+        return _read(str(data), wanted, reading, allow)
     if data.spec is None:
         raise DataError(
             "the plan names no data, so it cannot be run", where="data.spec", hint="plan again with --data SPEC"

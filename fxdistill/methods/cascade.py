@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from fxdistill import checking
 from fxdistill.errors import InputError
 from fxdistill.methods import Composed, Method, Recipe, named
 from fxdistill.plan.schema import Pair
@@ -134,6 +135,7 @@ class Cascade:
     export_all: bool = False
 
     def __post_init__(self) -> None:
+        checking.fields(self)
         said = {"--keep": self.keep is not None, "--levels": bool(self.levels), "--budget": self.budget is not None}
         given = [option for option, is_given in said.items() if is_given]
         if len(given) != 1:

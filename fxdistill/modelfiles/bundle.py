@@ -97,6 +97,7 @@ class Bundle:
         return module
 
 
+@checking.checked()
 def save(
     model: nn.Module, path: str | Path, *, factory: str | None = None, kwargs: dict[str, Any] | None = None,
     input_shape: Sequence[int] | None = None, preprocessing: Preprocessing | None = None,
@@ -123,7 +124,7 @@ def save(
         raise ModelError(f"'{factory}' is not a plain factory", where="factory", hint="write MODULE:FUNCTION")
     graph = None if factory is not None else _graph(model, input_shape, where=str(path))
     _write(
-        model, checking.path(path, "path"), factory=factory, kwargs=kwargs or {}, graph=graph, input_shape=input_shape,
+        model, Path(path), factory=factory, kwargs=kwargs or {}, graph=graph, input_shape=input_shape,
         preprocessing=preprocessing, metadata=metadata or {},
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from fxdistill import files
+from fxdistill import checking, files
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import ModelError
 from fxdistill.modelfiles import bundle, kinds, pt2, statedict
@@ -63,6 +63,7 @@ class LoadedModel:
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
+@checking.checked()
 def load(
     source: ModelSource | str | Path, *, factory: str | None = None, kwargs: Mapping[str, Any] | None = None,
     seed: int = 0, trust_code: bool = False, allow: Sequence[str] = (), entry: str | None = None,

@@ -39,6 +39,7 @@ class ModelSource:
     entry: str | None = None
 
 
+@checking.checked()
 def parse_source(
     text: str | Path, *, factory: str | None = None, args: Sequence[str] = (), trust_code: bool = False,
     allow: Sequence[str] = (), option: str = "", entry: str | None = None,
@@ -58,7 +59,7 @@ def parse_source(
     Raises:
         ModelError: A factory or an argument is malformed, is no finite number, or is given twice.
     """
-    path: Path | None = checking.path(text, "text")
+    path: Path | None = Path(text)
     text = str(text)
     if _FACTORY.fullmatch(text) and not files.is_there(text):
         if factory is not None:

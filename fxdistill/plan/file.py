@@ -17,6 +17,7 @@ from fxdistill.registry import GROUPS, names
 _TOLD = 5  # faults that are named at once
 
 
+@checking.checked()
 def load(path: str | Path) -> Plan:
     """Read and validate a plan.
 
@@ -24,7 +25,7 @@ def load(path: str | Path) -> Plan:
         PlanError: Missing, not JSON, of a newer version, or not a valid plan; names the field.
     """
     try:
-        text = files.read_text(checking.path(path, "path"))
+        text = files.read_text(Path(path))
     except (OSError, UnicodeDecodeError) as cause:
         reason = cause.strerror if isinstance(cause, OSError) else "it is not a text file"
         raise PlanError(

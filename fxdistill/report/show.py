@@ -42,6 +42,7 @@ def _run(path: Path) -> tuple[Plan, dict[str, Any] | None, list[dict[str, Any]]]
     return plan, result, records
 
 
+@checking.checked()
 def show(what: str | Path | Plan, *, width: int = 100) -> str:
     """A plan, a plan's file or a run directory as text, laid out for so many columns.
 
@@ -50,5 +51,5 @@ def show(what: str | Path | Plan, *, width: int = 100) -> str:
     """
     console = Console(width=width, highlight=False, color_system=None)
     with console.capture() as capture:
-        console.print(plan_view(what) if isinstance(what, Plan) else view(checking.path(what, "what")))
+        console.print(plan_view(what) if isinstance(what, Plan) else view(Path(what)))
     return capture.get()

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fxdistill import checking
 from fxdistill.errors import InputError
 from fxdistill.plan.schema import Pair
 from fxdistill.plan.training import LossTerm, Plateau, Stage
@@ -45,13 +46,14 @@ class Curriculum:
     probe: Probe | None = None
 
     def __post_init__(self) -> None:
-        for option, value in ((SHARE, self.share), (KEEP, self.keep_earlier)):
-            if value is not None and not 0 < value < 1:
-                raise InputError(f"{value:g} is not between 0 and 1", where=option, hint=f"give {option} 0.5, say")
         if self.probe is not None and self.probe not in get_args(Probe):
             raise InputError(
                 f"'{self.probe}' is not something that the probe can decide", where=PROBE, hint="give order or lengths"
             )
+        checking.fields(self)
+        for option, value in ((SHARE, self.share), (KEEP, self.keep_earlier)):
+            if value is not None and not 0 < value < 1:
+                raise InputError(f"{value:g} is not between 0 and 1", where=option, hint=f"give {option} 0.5, say")
 
     @property
     def said(self) -> tuple[str, ...]:

@@ -227,9 +227,9 @@ def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:
         ({"factory": FACTORY, "metadata": {"x": float("nan")}}, "not JSON"),
         ({}, "input_shape"),
         ({"factory": FACTORY, "input_shape": (1, 3, 0, 8)}, "cannot be read again: input_shape"),
-        ({"factory": FACTORY, "input_shape": (1.0, 3, 8, 8)}, "cannot be read again: input_shape"),
+        ({"factory": FACTORY, "input_shape": (1.0, 3, 8, 8)}, "is no input_shape"),
         ({"factory": FACTORY, "input_shape": ()}, "cannot be read again: input_shape"),
-        ({"factory": FACTORY, "kwargs": [1], "metadata": ["x"]}, "cannot be read again: kwargs, metadata"),
+        ({"factory": FACTORY, "kwargs": [1], "metadata": ["x"]}, "is no kwargs"),
     ],
 )
 def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -28,6 +28,7 @@ from fxdistill.tasks import labelled
 _NOISE_BATCHES, _BATCH = 4, 128
 
 
+@checking.checked()
 def evaluate(
     model: str | Path | nn.Module, data: str | Path | None = None, *, task: str | None = None,
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
@@ -90,6 +91,7 @@ def measured(
     return reached, int(labelled(dataset.test.labels).sum())
 
 
+@checking.checked()
 def export(
     model: str | Path | nn.Module, path: str | Path = "student.onnx", *, data: str | Path | None = None,
     task: str | None = None, input_shape: tuple[int, ...] | None = None,
@@ -128,7 +130,7 @@ def export(
         InputError: The model cannot be found, loaded or exported.
         ParityError: The file would not be the model; nothing was written.
     """
-    check_onnx_name(checking.path(path, "path"))
+    check_onnx_name(Path(path))
     found = find(
         model, data=data, task=task, input_shape=input_shape, preprocessing=preprocessing, factory=factory, args=args,
         allow=allow, trust_code=trust_code, entry=entry, class_map=class_map,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import nn
 
-from fxdistill import checking
 from fxdistill.data import classmap, places
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
@@ -98,7 +97,7 @@ def find(
         InputError: It cannot be found or loaded, or does not fit the data.
     """
     names = None if class_map is None else Path(class_map)
-    data = data if data is None or isinstance(data, DataPlan) else checking.spec(data)
+    data = data if data is None or isinstance(data, DataPlan) else str(data)
     if not isinstance(model, nn.Module) and is_folder(model):
         if any((task, factory, args, trust_code, embedding, entry is not None, checkpoint_entry is not None)):
             raise InputError(

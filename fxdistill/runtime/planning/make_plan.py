@@ -13,6 +13,7 @@ from typing import Any
 
 from fxdistill import checking
 from fxdistill.compiler.compilation import AUXILIARY, STUDENT, TEACHER
+from fxdistill.compiler.options import Options
 from fxdistill.errors import InputError
 from fxdistill.files import writable, write_text
 from fxdistill.methods import composed
@@ -27,6 +28,7 @@ AUTO = "auto"
 Model = str | Path | LoadedModel
 
 
+@checking.checked("teacher", "student", "via")
 def make_plan(
     teacher: Model, student: Model | None = None, path: str | Path = "plan.json", *, data: str | Path | None = None,
     method: str = "indistill", task: str = "classification", via: Model | None = None,
@@ -73,7 +75,8 @@ def make_plan(
     if composed(method).alone != (student is None):
         what = "makes its student out of the teacher" if student is not None else "needs a student"
         raise InputError(f"the method '{method}' {what}", where="student", hint="see `fxdistill methods`")
-    data = None if data is None else checking.spec(data)
+    checking.keywords(decisions, planned, Options)
+    data = None if data is None else str(data)
     of_data = {"class_map": class_map, **{name: decisions.get(name) for name in ("val", "augment")}}
     idle = [name for name, said in of_data.items() if said and data is None]
     idle += ["via_epochs"] if via is None and decisions.get("via_epochs") is not None else []

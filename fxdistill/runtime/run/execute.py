@@ -63,6 +63,7 @@ class _Parts:
     layout: Layout
 
 
+@checking.checked()
 def execute(
     plan_path: str | Path, out: str | Path, settings: Settings | None = None, observer: Observer | None = None
 ) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def execute(
         TrainingError: A loss is not a number; the last checkpoint stays.
         ParityError: The exported student is not the trained one.
     """
-    plan_path, out = checking.path(plan_path, "plan_path"), checking.path(out, "out")
+    plan_path, out = Path(plan_path), Path(out)
     settings, observer = settings or Settings(), observer or Observer()
     planned = load_plan(plan_path)
     fabric, crew = _started(planned, settings)

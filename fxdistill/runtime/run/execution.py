@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -34,10 +34,6 @@ Losses = dict[tuple[str, str], dict[str, float]]
 """By arm and stage the losses by their keys."""
 
 
-_CHOICES: dict[str, tuple[object, ...]] = {
-    "device": ("auto", "cpu", "cuda"), "precision": (None, *get_args(Precision)), "compile": ("auto", True, False),
-    "cuda_graphs": ("auto", "off"), "channels_last": ("auto", True, False),
-}  # fmt: skip
 _LEAST = {
     "save_seconds": 0, "evaluate_every": 1, "cache_size": 1, "more_epochs": 0, "seeds": 1, "devices": 1, "trials": 0,
 }  # fmt: skip
@@ -99,14 +95,13 @@ class Settings:
     trials: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            checking.one_of(getattr(self, name), known, name)
+        checking.fields(self)
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 checking.number(value, least, name, whole=name != "save_seconds")
         if self.cache not in ("auto", "off"):
-            object.__setattr__(self, "cache", checking.path(self.cache, "cache"))
+            object.__setattr__(self, "cache", Path(self.cache))
 
     @property
     def asides(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fxdistill.runtime.smaller.stepping import OTHER, PLAN, SMALLER, Runs, Says,
 from fxdistill.runtime.smaller.teaching import Teaching
 
 
+@checking.checked()
 def compress(
     model: str | Path, folder: str | Path, *, data: str | Path, keep: float | None = None, macs: float | None = None,
     params: float | None = None, latency: float | str | None = None, on: str = "cpu",
@@ -73,7 +74,8 @@ def compress(
         RunDirError: The folder holds something else.
         ParityError: The exported model is not the trained one.
     """
-    settings, how = settings or Settings(), Teaching(checking.spec(data), **teaching)
+    checking.keywords(teaching, Teaching)
+    settings, how = settings or Settings(), Teaching(str(data), **teaching)
     how = replace(how, allow=(*how.allow, *settings.allow))
     wish = wished(
         keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,

@@ -22,6 +22,7 @@ from fxdistill.runtime.smaller.stepping import Runs, Says, Steps, carry_out, fol
 from fxdistill.runtime.smaller.teaching import Teaching
 
 
+@checking.checked()
 def shrink(
     model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float | None = None,
     macs: float | None = None, params: float | None = None, latency: float | str | None = None,
@@ -87,7 +88,7 @@ def shrink(
         keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,
         round_to=round_to, protect=protect, only=only, seed=seed,
     )  # fmt: skip
-    names, data = None if class_map is None else Path(class_map), None if data is None else checking.spec(data)
+    names, data = None if class_map is None else Path(class_map), None if data is None else str(data)
     reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow), class_map=names)
     between = None
     if steps != 1:

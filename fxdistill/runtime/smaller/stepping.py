@@ -266,7 +266,7 @@ def plan_for(teacher: LoadedModel, student: LoadedModel, path: Path, teaching: T
         path, models, data=teaching.data, input_shape=teaching.input_shape, task=teaching.task, method=teaching.method,
         batch_size=teaching.batch_size, allow=teaching.allow, entries=dict.fromkeys(models, teaching.entry),
         wishes=dict.fromkeys(models, teaching.wishes), val=teaching.val, seed=teaching.seed,
-        class_map=teaching.class_map, augment=teaching.augment, epochs=teaching.epochs, lr=teaching.lr,
+        class_map=teaching.table, augment=teaching.augment, epochs=teaching.epochs, lr=teaching.lr,
         repeats=teaching.repeats, control=teaching.control, precision=teaching.precision,
         recalibrate=teaching.recalibrate, edit=teaching.edit,
     ).plan  # fmt: skip

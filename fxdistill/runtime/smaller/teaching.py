@@ -53,7 +53,7 @@ class Teaching:
     batch_size: int = 128
     val: float = 0.0
     augment: str | None = None
-    class_map: Path | None = None
+    class_map: str | Path | None = None
     seed: int = 0
     repeats: int = 1
     control: bool = False
@@ -66,8 +66,7 @@ class Teaching:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.class_map is not None:
-            object.__setattr__(self, "class_map", checking.path(self.class_map, "class_map"))
+        checking.fields(self)
         if not self.method:
             object.__setattr__(self, "method", TASKS.get(self.task).default_main or METHOD)
 
@@ -90,9 +89,14 @@ class Teaching:
     @property
     def reading(self) -> Reading:
         """What a model is looked at with when it is made smaller."""
-        return Reading(self.data, self.task, self.input_shape, self.wishes, self.allow, self.class_map)
+        return Reading(self.data, self.task, self.input_shape, self.wishes, self.allow, self.table)
+
+    @property
+    def table(self) -> Path | None:
+        """The place of the class map; None without one."""
+        return None if self.class_map is None else Path(self.class_map)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The names in the class map; None without one."""
-        return None if self.class_map is None else classmap.read(self.class_map)
+        return None if self.table is None else classmap.read(self.table)
