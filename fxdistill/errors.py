@@ -31,8 +31,9 @@ def line(text: str) -> str:
 
 
 def first_line(cause: BaseException) -> str:
-    """The first line of an error, at most 200 characters; its kind where it says nothing."""
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)[:200]
+    """The first line of an error, at most 200 characters; with its kind where it says no more than what it sought."""
+    kind, said = type(cause).__name__, next(iter(str(cause).strip().splitlines()), "")
+    return (f"{kind}: {said}" if said and isinstance(cause, LookupError) else said or kind)[:200]
 
 
 class FxdistillError(Exception):

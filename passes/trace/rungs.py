@@ -103,9 +103,11 @@ def _copied(graph: fx.Graph) -> fx.Graph:
     """The same graph with its first input alone; what else it takes becomes a constant."""
     copied = fx.Graph()
     new: dict[fx.Node, Any] = {}
+    images = next((node for node in graph.nodes if node.op == "placeholder"), None)  # constants may stand before it
     for node in graph.nodes:
-        if node.op == "placeholder" and (new or str(node.target).startswith("*")):
-            new[node] = _default(node) if new else (copied.placeholder(str(node.target).lstrip("*")),)
+        if node.op == "placeholder" and (node is not images or str(node.target).startswith("*")):
+            first = node is images
+            new[node] = (copied.placeholder(str(node.target).lstrip("*")),) if first else _default(node)
         else:
             new[node] = copied.node_copy(node, new.__getitem__)
     return copied

@@ -133,7 +133,10 @@ def test_a_graph_with_other_inputs_is_traced_to_one() -> None:
     """A model that is an ``fx.GraphModule`` already."""
     for net in (Number(), Starred()):
         graph = fx.symbolic_trace(net) if isinstance(net, Number) else starred_graph(net)
+        with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
+            graph.graph.get_attr(next(name for name, _ in graph.named_parameters()))  # constants may stand first
         traced = Trace(SHAPE)(graph).value
+        assert traced.rung == "symbolic"
         assert [path_of(n) for n in traced.graph.nodes if n.op == "placeholder"] == [path_of(traced.input)]
         images = torch.randn(SHAPE)
         assert torch.equal(traced.module(images), net(images))
