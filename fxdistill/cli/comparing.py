@@ -25,7 +25,7 @@ def compare(
     mean: parameters.Mean = [],
     std: parameters.Std = [],
     factory: parameters.Factories = [],
-    arg: parameters.Arguments = [],
+    factory_arg: parameters.Arguments = [],
     entry: parameters.Entries = [],
     embedding: parameters.Embeddings = [],
     output_entry: model_parameters.OutputEntries = [],
@@ -38,7 +38,7 @@ def compare(
     with reported():
         wanted, names = values.shape(input_shape), [first, second]
         wishes = members.wishes(BOTH, size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
-        args = members.of_each(BOTH, arg)
+        args = members.of_each(BOTH, factory_arg)
         said = {"factory": factory, "entry": entry, "output-entry": output_entry, "embedding": embedding}
         made_by, weights, answers, embeds = (
             members.one_of_each(BOTH, texts, f"--{option}") for option, texts in said.items()

@@ -63,9 +63,9 @@ def compress(
     device: parameters.Where = "auto",
     save_every: parameters.SaveEvery = parameters.SAVE_EVERY,
     force: parameters.Force = False,
-    teacher_factory: parameters.TeacherFactory = None,
-    teacher_arg: parameters.TeacherArgument = [],
-    teacher_entry: parameters.TeacherEntry = None,
+    factory: parameters.Factory = None,
+    factory_arg: parameters.Argument = [],
+    entry: parameters.Entry = None,
     teacher_output: parameters.TeacherOutput = None,
     allow_factory: parameters.Allow = [],
     trust_code: parameters.Trust = False,
@@ -80,7 +80,7 @@ def compress(
         time = budgets.latency(latency, on, latency_table)
         budgets.between(steps, {"recover": recover})
         recalibrate = values.recalibration(recalibrate_bn)
-        named = values.Named(model, teacher_factory, teacher_arg, teacher_entry, "--teacher-factory")
+        named = values.Named(model, factory, factory_arg, entry)
         found = values.model(named, seed=seed, allow=allow_factory, trust_code=trust_code)
 
         from fxdistill.cli import recipe, running

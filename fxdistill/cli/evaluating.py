@@ -22,7 +22,7 @@ def evaluate(
     mean: parameters.Mean = [],
     std: parameters.Std = [],
     factory: parameters.Factory = None,
-    arg: parameters.Argument = [],
+    factory_arg: parameters.Argument = [],
     entry: parameters.Entry = None,
     embedding: parameters.Embedding = None,
     output_entry: model_parameters.OutputEntry = None,
@@ -42,7 +42,7 @@ def evaluate(
         from fxdistill.runtime.deployment import evaluating, finding
 
         found = finding.find(
-            model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=arg,
+            model, data=data, task=task, input_shape=wanted, preprocessing=wishes, factory=factory, args=factory_arg,
             allow=allow_factory, trust_code=trust_code, entry=output_entry, class_map=class_map,
             checkpoint_entry=entry, embedding=embedding,
         )  # fmt: skip

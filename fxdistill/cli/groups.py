@@ -44,8 +44,8 @@ GROUPS = (
     ),
     _group("INT8 and FP16", "int8 fp16 calibrate calibration calibration-images tolerance-accuracy "
            "tolerance-agreement"),
-    _group("Model files", "factory arg entry teacher-factory teacher-arg teacher-entry teacher-output student-factory "
-           "student-arg student-entry student-output output-entry allow-factory trust-code"),
+    _group("Model files", "factory factory-arg entry teacher-factory teacher-arg teacher-entry teacher-output "
+           "student-factory student-arg student-entry student-output output-entry allow-factory trust-code"),
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ Student = Annotated[
 ]
 RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=RUN_OR_MODEL, callback=there)]
 Factory = Annotated[str | None, typer.Option("--factory", help=_FACTORY.format(""))]
-Argument = Annotated[list[str], typer.Option("--arg", help=_ARGUMENT)]
+Argument = Annotated[list[str], typer.Option("--factory-arg", help=_ARGUMENT)]
 Entry = Annotated[str | None, typer.Option("--entry", help=_ENTRY.format(""))]
 TeacherEntry = Annotated[str | None, typer.Option("--teacher-entry", help=_ENTRY.format("teacher's "))]
 StudentEntry = Annotated[str | None, typer.Option("--student-entry", help=_ENTRY.format("student's "))]
@@ -51,7 +51,7 @@ StudentFactory = Annotated[str | None, typer.Option("--student-factory", help=_F
 StudentArgument = Annotated[list[str], typer.Option("--student-arg", help=_ARGUMENT)]
 EACH_OF = "For one of the two: a=… or b=…."
 Factories = Annotated[list[str], typer.Option("--factory", help=f"{_FACTORY.format('')} {EACH_OF}")]
-Arguments = Annotated[list[str], typer.Option("--arg", help=f"{_ARGUMENT} {EACH_OF}")]
+Arguments = Annotated[list[str], typer.Option("--factory-arg", help=f"{_ARGUMENT} {EACH_OF}")]
 Entries = Annotated[list[str], typer.Option("--entry", help=f"{_ENTRY.format('')} {EACH_OF}")]
 Allow = Annotated[
     list[str], typer.Option("--allow-factory", help="A module of your own whose factories may be called; repeatable.")

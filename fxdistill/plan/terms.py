@@ -55,7 +55,9 @@ def argued(plan: Plan, texts: Sequence[str]) -> Plan:
         path, value = _parts(text, _ARGUMENT, form)
         name, dot, argument = path.rpartition(".")
         if not dot:
-            hint = f"write {form}; arguments of factories are given by --teacher-arg and --student-arg"
+            hint = (
+                f"write {form}; arguments of factories are given by --teacher-arg and --student-arg, or --factory-arg"
+            )
             raise InputError(f"'{text}' names no argument of a loss", where=_ARGUMENT, hint=hint)
         for term in _terms(data, arms, name, f"{_ARGUMENT} {text}"):
             if argument not in term["args"]:

@@ -23,6 +23,8 @@ _SAME = 1e-4
 """What differs by less, as a share of the largest value, counts as the same."""
 _NOTHING = 0.1
 """Who is no further than this from chance, as a share of the way from there to knowing all, knows nothing."""
+_SLIGHT = 0.2
+"""The same for who knows hardly more: what Landis and Koch (Biometrics 33, 1977) call slight, of Cohen's kappa."""
 NO_LABEL = -100
 """What says in class numbers that an image, or a place, has no label: torch's ``ignore_index``."""
 
@@ -225,9 +227,14 @@ class Task(ABC):
         return output
 
     def near_chance(self, found: Mapping[str, float], classes: int, targets: "Tensor") -> str:
-        """A remark on a model whose metrics are hardly better than chance; '' where they are better."""
+        """A remark on a model whose metrics are hardly better than chance; '' where they are better.
+
+        Of many classes nobody who is right twice as often as by chance is near it; of few ones less is enough, since
+        it is a large part of what can be known. That a model is right less often than one that always says the most
+        frequent class is no reason: it may well tell the rare ones.
+        """
         chance, value = self.chance(classes, targets), found[self.primary]
-        if chance is None or value >= 2 * chance or value > (1 + chance) / 2:
+        if chance is None or value >= 2 * chance or value > chance + _SLIGHT * (1 - chance):
             return ""
         return f"{self.primary} {self.shown(value)}, where chance is {self.shown(chance)}"
 

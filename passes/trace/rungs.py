@@ -103,12 +103,14 @@ def _copied(graph: fx.Graph) -> fx.Graph:
     """The same graph with its first input alone; what else it takes becomes a constant."""
     copied = fx.Graph()
     new: dict[fx.Node, Any] = {}
-    images = next((node for node in graph.nodes if node.op == "placeholder"), None)  # constants may stand before it
+    images: fx.Node | None = None  # constants may stand before it
     for node in graph.nodes:
-        if node.op == "placeholder" and (node is not images or str(node.target).startswith("*")):
-            first = node is images
-            new[node] = (copied.placeholder(str(node.target).lstrip("*")),) if first else _default(node)
+        if node.op == "placeholder" and images is not None:
+            new[node] = _default(node)
+        elif node.op == "placeholder" and str(node.target).startswith("*"):
+            images, new[node] = node, (copied.placeholder(str(node.target).lstrip("*")),)
         else:
+            images = node if node.op == "placeholder" else images
             new[node] = copied.node_copy(node, new.__getitem__)
     return copied
 

@@ -26,8 +26,16 @@ from fxdistill.passes.trace import Trace
 from fxdistill.tasks import TASKS
 from tests.plugins import Add
 
-CONVNET = ("fxdistill.models:convnet", "--arg", "widths=[16,32]", "--input", "1x1x8x8")
-RESNET = ("fxdistill.models:resnet", "--arg", "widths=[16,32]", "--arg", "blocks=1", "--input", "1x1x8x8")
+CONVNET = ("fxdistill.models:convnet", "--factory-arg", "widths=[16,32]", "--input", "1x1x8x8")
+RESNET = (
+    "fxdistill.models:resnet",
+    "--factory-arg",
+    "widths=[16,32]",
+    "--factory-arg",
+    "blocks=1",
+    "--input",
+    "1x1x8x8",
+)
 
 
 def command(*args: object) -> Result:

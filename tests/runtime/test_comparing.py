@@ -272,7 +272,18 @@ def test_state_dicts_are_built_by_a_factory_each(tmp_path: Path) -> None:
         "--factory",
         "b=fxdistill.models:resnet?widths=[16]",
     )
-    more = ("--arg", "classes=10", "--arg", "a=blocks=1", "--arg", "b=blocks=1", "--entry", "a=ema", "--entry", "model")
+    more = (
+        "--factory-arg",
+        "classes=10",
+        "--factory-arg",
+        "a=blocks=1",
+        "--factory-arg",
+        "b=blocks=1",
+        "--entry",
+        "a=ema",
+        "--entry",
+        "model",
+    )
     states, bundles = ((files["a"][place], files["b"][place]) for place in (1, 0))
     usual = ("--data", "digits", "--input", "1x1x8x8")
     one, other = told(*states, *usual, *factory, *more), told(*bundles, *usual)

@@ -102,8 +102,8 @@ def find(
         if any((task, factory, args, trust_code, embedding, entry is not None, checkpoint_entry is not None)):
             raise InputError(
                 "a run says itself what its models are", where=str(model),
-                hint="leave out --task, --factory, --arg, --entry, --embedding, --output-entry and --trust-code, or "
-                "give a file",
+                hint="leave out --task, --factory, --factory-arg, --entry, --embedding, --output-entry and "
+                "--trust-code, or give a file",
             )  # fmt: skip
         spec = data.spec if isinstance(data, DataPlan) else data
         return _of_run(Path(model), spec, preprocess.at_size(preprocessing, input_shape), allow, names)
