@@ -15,6 +15,7 @@ from fxdistill.passes.instrument import Instrument, Joint
 from fxdistill.passes.specialize import Specialize
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.document import Plan
+from fxdistill.plan.members import Member
 from fxdistill.plan.schema import ModelRef
 
 
@@ -64,6 +65,8 @@ def build_arm(
     missing = [name for name in found.members if name not in models]
     if missing:
         raise PlanError(f"the arm '{arm}' needs the member '{missing[0]}'", where="members", hint="give its model")
+    for name in found.members:
+        _check_size(plan.members[name], models[name], name)
     known = {} if traced is None else traced
     wanted = {name: (name, name in found.trains) for name in found.members}
     for name, how in wanted.items():
@@ -87,6 +90,16 @@ def specialize(program: Program, stage: str, *, taught: int = 0, passes: PassMan
     """
     program.find_stage(stage)
     return (passes or PassManager()).run(Specialize(stage, taught), program)
+
+
+def _check_size(planned: Member, module: nn.Module, name: str) -> None:
+    """Refuse a model that has another number of parameters than the one that was planned for: it is another one."""
+    own = sum(p.numel() for p in module.parameters())
+    if isinstance(planned, ModelRef) and planned.parameters not in (0, own):
+        raise PlanError(
+            f"the {name} has {own:,} parameters, the one of the plan {planned.parameters:,}", where=name,
+            hint="give the teacher first, then the student; or plan anew",
+        )  # fmt: skip
 
 
 def tracing(plan: Plan, member: str, *, training: bool, quick: bool = False) -> Trace:

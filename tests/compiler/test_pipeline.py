@@ -13,7 +13,7 @@ from fxdistill import models
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.build import build, build_arm, specialize
 from fxdistill.compiler.options import Options
-from fxdistill.errors import InputError, PairingError, PassError
+from fxdistill.errors import InputError, PairingError, PassError, PlanError
 from fxdistill.ir.contract import PassManager
 from fxdistill.passes.instrument import builder
 from fxdistill.passes.specialize import sink
@@ -58,6 +58,8 @@ def test_every_stage_of_the_plan_runs_and_costs_what_it_says(method: str, align:
     arm = specialize(build_arm(plan, "control", {"student": student}), "control")
     assert set(arm(batch)) == {"cross-entropy"}
     assert plan.control is not None
+    with pytest.raises(PlanError, match="the student has"):  # without pairs as well
+        build(plan, student, teacher)
     assert plan.control.cost == pytest.approx(plan.given("student").macs / whole, abs=1e-4)
     assert not hasattr(arm, "teacher")
 
