@@ -371,7 +371,9 @@ the same, after another ResNet-20 of the kind, which has 84.4 % on test images w
 **Direct**: the ResNet-20 itself is the teacher, with no auxiliary between. **ResNet**: a ResNet-20 teaches a narrow
 ResNet with one block a stage. **Cross**: the small network teaches that ResNet.
 
-**On a GPU**: an H100; elsewhere one thread of an x86-64 processor. Runs are compared with their like.
+**On a GPU**: an H100; elsewhere one thread of an x86-64 processor. Runs are compared with their like. On the GPU
+`taught` and `classification-resnet` have the teachers of **again**; of Fashion-MNIST the ResNet-20 has 93.6 % on test
+images, and the small network's embedding 73.5 mAP before it is taught and 80.6 after.
 
 **Uneven batches**: runs of before the batches of an epoch had one size. Each epoch ended with a batch of 16 images
 after 78 of 128. For PKT that batch weighed eight times as much, which cost PKT about 3 points of mAP wherever Adam

@@ -30,8 +30,8 @@ PAIRS: dict[str, tuple[str, str, int, int, int]] = {
     "ViT-tiny to resnet18": ("vit_tiny_patch16_224", "resnet18", 96, 16, 256),
 }
 """Teacher and student, pixels, images a batch, images of a recipe."""
-GPU_BATCH, GPU_IMAGES = 128, 10_000
-"""Images a batch of all pairs on a GPU, and of a recipe."""
+GPU_BATCH, GPU_IMAGES = 128, 50_000
+"""Images a batch of all pairs on a GPU, and of a recipe: as many as CIFAR-10 has."""
 AUGMENT, SEEDS = ["flip", "crop:4"], (0, 1, 2)
 
 
