@@ -126,6 +126,23 @@ def test_rows_that_lie_on_the_gpu_are_those_that_come_batch_by_batch(monkeypatch
     assert all(torch.equal(rows, wanted[name]) for name, rows in found._gathered([], chosen).items())
 
 
+def test_reading_is_timed_where_rows_will_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, read = halves_over(Memory(1 << 20)), list[dict[str, Tensor]]()
+
+    def seconds(call: Callable[[], dict[str, Tensor]], _device: torch.device) -> float:
+        read.append(call())
+        return 0.25
+
+    monkeypatch.setattr(halves, "seconds", seconds)
+    images = next(found.looks.batches(0))["images"]
+    wanted = found.fresh(images)
+    for free in (100, 1 << 20):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device, free=free: (free, free))
+        assert found.reading(images) == 0.25
+    assert all(torch.equal(rows[name], value) for rows in read for name, value in wanted.items())
+    assert not found._near
+
+
 def test_what_an_arm_has_read_it_may_write_to() -> None:
     found = halves_over(Memory(1 << 20))
     found.begin(0, lambda: None)

@@ -88,6 +88,33 @@ def test_recorded_where_it_is_quicker_and_can_be(
     assert "\n" not in said
 
 
+def test_what_waits_for_the_device_or_fails_is_not_timed_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(recording, "_waits", lambda call: call())
+    assert recording.replayed(lambda: "a synchronizing operation", gpu) is None
+    monkeypatch.setattr(torch.cuda, "Stream", _refused)
+    assert recording.replayed(lambda: "", gpu) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_call_is_replayed_in_less_time_than_its_kernels_take_to_launch() -> None:
+    gpu = torch.device("cuda")
+    value = torch.rand(64, device=gpu)
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            found = value
+            for _ in range(200):
+                found = found * 1.5
+        return found
+
+    took = recording.replayed(call, gpu)
+    assert took is not None
+    assert 0 < took < recording.seconds(call, gpu)
+    assert recording.replayed(lambda: value.sum().item(), gpu) is None
+
+
 @dataclass(frozen=True)
 class _Fabric:
     """As much of one as says where a run is."""

@@ -156,27 +156,40 @@ def decided(path: Path, size: int = 1 << 30) -> dict[str, halves.Report]:
     return found.reports
 
 
-def test_where_steps_are_recorded_a_frozen_half_takes_no_time_to_launch_its_kernels(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_steps_are_recorded_a_frozen_half_takes_what_it_takes_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, trial = load(planned()), Trial(0, "distilled")
     found, _ = keeping(plan)
     halved = found.of(trial, plan.arm("distilled").stages[-1], specialize(program_of(plan, trial), "main").train())
     assert halved is not None
     monkeypatch.setattr(reuse, "time", _Still())
     monkeypatch.setattr(halves.Halves, "tried", lambda _self, _images: 0.01)
-    frozen = halved.divided.frozen
-    assert frozen is not None
-    assert halved.kernels == sum(node.op not in ("placeholder", "get_attr", "output") for node in frozen.graph.nodes)
     reading = halved.report.row_bytes * halved.looks.size / 1e9
-    for recorded, launching in ((False, 0.0), (True, 3e-5 * halved.kernels)):
+    again: float | None
+    for recorded, again in ((False, 0.01), (True, 0.003), (True, None)):
+        monkeypatch.setattr(reuse, "replayed", lambda call, _device, took=again: [call()] and took)
         gain = _GAINS(dataclasses.replace(found, recorded=recorded), halved, Counter({0: 1, 1: 5}))
-        wanted = {view: u * (0.01 - launching) - 0.01 - reading - u * reading for view, u in ((0, 1), (1, 5))}
-        assert gain == pytest.approx(wanted)
-    assert launching < 0.01
-    monkeypatch.setattr(halves.Halves, "tried", lambda _self, _images: launching / 2)
-    gain = _GAINS(dataclasses.replace(found, recorded=True), halved, Counter({0: 1, 1: 100}))
-    assert max(gain.values()) < 0
+        f = 0.01 if again is None else again
+        assert gain == pytest.approx({view: u * f - 0.01 - reading - u * reading for view, u in ((0, 1), (1, 5))})
+
+
+def test_on_a_gpu_reading_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, trial = load(planned()), Trial(0, "distilled")
+    found, _ = keeping(plan)
+    halved = found.of(trial, plan.arm("distilled").stages[-1], specialize(program_of(plan, trial), "main").train())
+    assert halved is not None
+    monkeypatch.setattr(reuse, "time", _Still())
+    monkeypatch.setattr(halves.Halves, "tried", lambda _self, _images: 0.01)
+    monkeypatch.setattr(halves.Halves, "reading", lambda _self, _images: 0.002)
+    monkeypatch.setattr(reuse, "replayed", lambda _call, _device: 0.003)
+    gpu = dataclasses.replace(found, recorded=True)
+    writing = halved.report.row_bytes * halved.looks.size / 1e9
+    images = next(found._batches(0))
+    monkeypatch.setattr(reuse.Reuse, "_batches", lambda _self, _view: iter([images]))
+    gpu.fabric = Fabric.__new__(Fabric)
+    monkeypatch.setattr(Fabric, "device", torch.device("cuda"))
+    gain = _GAINS(gpu, halved, Counter({0: 5, 1: 20}))
+    assert gain == pytest.approx({view: u * (0.003 - 0.002) - 0.01 - writing for view, u in ((0, 5), (1, 20))})
+    assert gain[0] < 0 < gain[1]
 
 
 class _Still:

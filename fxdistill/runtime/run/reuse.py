@@ -7,10 +7,11 @@ is kept where
 
     u f'  >  f + i + w + u r             u one more in a folder: it is there for the next run
 
-and there is room for its rows; f' is f, or less where steps are recorded
-(:mod:`fxdistill.runtime.training.recording`): there no kernel of a frozen half takes time to be launched. What can save
-less than a second in a whole run is left alone, and where images are mixed with one another, nothing of an image can be
-kept. Decisions are part of a checkpoint, so that a run that goes on does as it would have done.
+and there is room for its rows; f' is f, or where steps are recorded (:mod:`fxdistill.runtime.training.recording`) what
+the frozen half takes when it is replayed, without launching its kernels one by one. All are measured where a stage
+begins, but for memory and disks. What can save less than a second in a whole run is left alone, and where images are
+mixed with one another, nothing of an image can be kept. Decisions are part of a checkpoint, so that a run that goes on
+does as it would have done.
 """
 
 import hashlib
@@ -38,13 +39,13 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.training import Stage
 from fxdistill.runtime.run.trials import Trial, trials_of
 from fxdistill.runtime.training.halves import Halves, Looks, Report, fingerprints
+from fxdistill.runtime.training.recording import replayed
 from fxdistill.runtime.training.shelf import Shelf
 from fxdistill.tasks import Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
 
-_LAUNCH = 3e-5  # seconds of an operation of a frozen half that a recording saves (``benchmarks/README.md``)
 _FEW = 8  # images that a program is divided with
 _LEAST = 1.0  # seconds that a run has to save
 _MACS = 2e10  # a second, of a fast core: what takes less than the least at this speed is left alone
@@ -209,12 +210,16 @@ class Reuse:
         images = images if more is None else more["images"]
         looking = time.perf_counter() - start
         size = halves.report.row_bytes * halves.looks.size
-        start = time.perf_counter()
-        fingerprints(images)
-        reading = time.perf_counter() - start + size / _MEMORY
+        if self.fabric.device.type == "cuda":
+            reading = halves.reading(images)
+        else:
+            start = time.perf_counter()
+            fingerprints(images)
+            reading = time.perf_counter() - start + size / _MEMORY
         writing = size / (_DISK if halves.shelf.lasts else _MEMORY)
         reading += writing if halves.shelf.lasts else 0
-        again = max(0.0, computing - _LAUNCH * halves.kernels) if self.recorded else computing
+        again = replayed(lambda: halves.fresh(images), self.fabric.device) if self.recorded else None
+        again = computing if again is None else again
         return {view: u * again - computing - looking - writing - u * reading for view, u in uses.items()}
 
     def _make_room(self, trial: Trial, stage: Stage) -> None:

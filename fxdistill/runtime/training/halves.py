@@ -26,6 +26,7 @@ from fxdistill.errors import line
 from fxdistill.ir.running import same
 from fxdistill.passes.divide import Divided
 from fxdistill.plan.schema import Count
+from fxdistill.runtime.training.recording import seconds
 from fxdistill.runtime.training.shelf import Place, Rows, Shelf, size_of
 
 if TYPE_CHECKING:
@@ -179,10 +180,14 @@ class Halves:
             raise ValueError("nothing was divided")
         return self.divided.frozen
 
-    @property
-    def kernels(self) -> int:
-        """How many operations the frozen half has, roughly a kernel each."""
-        return sum(node.op in ("call_module", "call_function", "call_method") for node in self._frozen.graph.nodes)
+    def reading(self, images: Tensor) -> float:
+        """Seconds that reading the rows of a batch takes on a GPU; its rows are computed for that, and not kept."""
+        rows = {**self._kept(self.fresh(images)), PIXELS: fingerprints(images).cpu()}
+        self._near = self._brought([rows])
+        try:
+            return seconds(lambda: self._gathered([rows], torch.arange(len(images))), self.looks.device)
+        finally:
+            self._near = {}
 
     def fed(
         self, found: Iterator[Batch], chosen: Sequence[Tensor], *, epoch: int, pulse: Callable[[], None]

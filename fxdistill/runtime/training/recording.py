@@ -127,19 +127,41 @@ class Recorder:
         return (made if quick < plain else program), told
 
     def _seconds(self, step: Callable[[], None]) -> float:
-        """The median time of a step."""
-        step()  # the first one makes what the others reuse
-        taken = []
-        for _ in range(_STEPS):
-            torch.cuda.synchronize(self.fabric.device)
-            start = time.perf_counter()
-            step()
-            torch.cuda.synchronize(self.fabric.device)
-            taken.append(time.perf_counter() - start)
-        return statistics.median(taken)
+        return seconds(step, self.fabric.device)
 
 
-def _waits(step: Callable[[], None]) -> str:
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The median seconds of a call on a CUDA device, until the device has done what it was given."""
+    call()  # the first one makes what the others reuse
+    taken = []
+    for _ in range(_STEPS):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def replayed(call: Callable[[], object], device: torch.device) -> float | None:
+    """The median seconds of a call without gradients when it is replayed; None where it cannot be recorded."""
+    if _waits(call):
+        return None
+    try:
+        aside, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):  # what a first call sets up is no part of a recording
+            call()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        return None
+    return seconds(graph.replay, device)
+
+
+def _waits(step: Callable[[], object]) -> str:
     """What in a step waits for the device, in words; '' for nothing."""
     before = torch.cuda.get_sync_debug_mode()
     try:
