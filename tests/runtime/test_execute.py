@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -235,9 +236,12 @@ def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_precision_of_the_settings(tmp_path: Path) -> None:
-    plan = runs.edited("kd", main_stage_only)
+def test_precision_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, said = runs.edited("kd", main_stage_only), list[logging.LogRecord]()
+    monkeypatch.setattr(logging.getLogger("lightning_fabric"), "level", logging.INFO)
+    monkeypatch.setattr(logging.StreamHandler, "emit", lambda _handler, record: said.append(record))
     execute(plan, tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW, precision="bf16-mixed"))
+    assert not said
     execute(plan, tmp_path / "full", CPU)
     mixed, full = (torch.load(tmp_path / name / "student_state_dict.pt", weights_only=True) for name in ("run", "full"))
     assert mixed["fc.weight"].dtype == torch.float32

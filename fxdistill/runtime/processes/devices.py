@@ -29,6 +29,8 @@ def started(accelerator: str, precision: Any, wanted: int | None = None) -> tupl
     Raises:
         InputError: There are not as many processes as devices were asked for, or not as many devices.
     """
+    # it would speak of processes, of a precision that was asked for, and of one that was not
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     here = Standing.here()
     if wanted not in (None, here.local):
         raise InputError(
@@ -46,7 +48,6 @@ def started(accelerator: str, precision: Any, wanted: int | None = None) -> tupl
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
     options: dict[str, Any] = {"static_graph": True, buffers: False}  # they are the same in all processes
     strategy = DDPStrategy(process_group_backend=_BACKENDS[accelerator], timeout=_PATIENCE, **options)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would say that there are processes
     fabric = Fabric(
         accelerator=accelerator, devices=here.local, num_nodes=here.count // here.local, strategy=strategy,
         precision=precision,
