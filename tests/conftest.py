@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -47,17 +48,36 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+_compiled = functools.cache(compile)
+
+
+def _code(source: str, name: str, *how: str, **options: bool) -> CodeType:
+    """What ``compile`` makes of a source, in objects of its own."""
+    return _named(_compiled(source, "", *how, **options), name)
+
+
+def _named(code: CodeType, name: str) -> CodeType:
+    inside = tuple(_named(one, name) if isinstance(one, CodeType) else one for one in code.co_consts)
+    return code.replace(co_filename=name, co_consts=inside)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def quick() -> Iterator[None]:
     """What is read or made anew each time, and is the same, is so once; nobody waits for a disk.
 
-    Digits; how torch writes its operations in ONNX, which takes a quarter of an export; whether there is a driver.
+    Digits; how torch writes its operations in ONNX, which takes a quarter of an export; which operations torch has;
+    the code of a graph, of which there are many alike; the commands of the command line; whether there is a driver.
     """
     digits = importlib.import_module("fxdistill.data.sources.digits")
     onnx: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    exports: Any = importlib.import_module("torch._export.utils")
+    typer: Any = importlib.import_module("typer.testing")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "load_digits", functools.cache(digits.load_digits))
         patch.setattr(onnx, "from_torchlib", staticmethod(functools.cache(onnx.from_torchlib)))
+        patch.setattr(exports, "_materialize_cpp_cia_ops", functools.cache(exports._materialize_cpp_cia_ops))
+        patch.setattr(torch.fx.graph_module, "compile", _code, raising=False)
+        patch.setattr(typer, "_get_command", functools.cache(typer._get_command))
         patch.setattr(os, "fsync", lambda _: None)
         if not torch.cuda.is_available():
             patch.setenv("CUDA_VISIBLE_DEVICES", "")

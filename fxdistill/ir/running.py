@@ -66,11 +66,13 @@ def quiet() -> Iterator[None]:
     before, sink = logging.root.manager.disable, io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
         warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
+        if before < logging.CRITICAL:  # logging forgets what it knew of each logger whenever it is asked
+            logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
-            logging.disable(before)
+            if logging.root.manager.disable != before:
+                logging.disable(before)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The HTML file: what is told and drawn, put into the templates."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def networks(told: Told) -> tuple[str, ...]:
     return (*map(str, found), *([str(drawn.cascade(page.cascade, f"{told.name}-levels"))] if page.cascade else []))
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
