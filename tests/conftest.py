@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import children
+from tests import children, runs
 from tests.plugins import add
 
 __all__ = ["add"]
@@ -46,6 +46,13 @@ def pytest_collection_finish() -> None:
     """What is here now stays until the end: nobody looks again and again whether it is garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Iterator[None]:
+    """Tests of which none asks how well anything is learnt train on a quarter of the digits."""
+    with runs.few_digits():
+        yield
 
 
 _compiled = functools.cache(compile)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from fxdistill.data import places
 from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import defaults, load
+from fxdistill.data.sources import digits
 from fxdistill.files import file_sha256, write_text
 from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_file
@@ -68,15 +70,46 @@ def with_dropout(widths=(4, 8)):
 '''
 
 
-@functools.cache
-def _holder() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="fxdistill-tests-")
+_HOLDERS: list["tempfile.TemporaryDirectory[str]"] = []
+_ALL, _FEW = dict[Any, Path](), dict[Any, Path]()
+_MADE = [_ALL]
+"""What was made of the digits that there are now is the last of them."""
 
 
-@functools.cache
+@contextmanager
+def few_digits() -> Iterator[None]:
+    """Every fourth digit, in as many steps; what is made inside is shared by all who come here, and by nobody else."""
+    source: Any = digits
+    found = source.load_digits()
+    few = SimpleNamespace(images=found.images[::4], target=found.target[::4])
+    _MADE.append(_FEW)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(source, "load_digits", lambda: few)
+            patch.setattr(sys.modules[__name__], "BATCH", BATCH // 4)
+            yield
+    finally:
+        _MADE.pop()
+
+
+def _once(make: Callable[..., Path]) -> Callable[..., Path]:
+    """``functools.cache``, of the digits that there are now."""
+
+    @functools.wraps(make)
+    def kept(*args: Any, **kwargs: Any) -> Path:
+        key, made = (make.__name__, args, *kwargs.items()), _MADE[-1]
+        if key not in made:
+            made[key] = make(*args, **kwargs)
+        return made[key]
+
+    return kept
+
+
+@_once
 def workshop() -> Path:
     """A folder with ``teacher.pt``, ``student.pt`` and a module of the user's own, importable here."""
-    folder = Path(_holder().name)
+    _HOLDERS.append(tempfile.TemporaryDirectory(prefix="fxdistill-tests-"))
+    folder = Path(_HOLDERS[-1].name)
     (folder / "fxdistill_test_models.py").write_text(_SOURCE)
     sys.path.insert(0, str(folder))
     teacher = taught_head(build(*TEACHER, seed=3), "classifier", load("digits"))
@@ -103,18 +136,18 @@ def taught_head(model: nn.Module, head: str, data: Dataset) -> nn.Module:
     return model
 
 
-@functools.cache
+@_once
 def plan_file(
     name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice", method: str = "indistill"
 ) -> Path:
     """A plan of few epochs: two warm-ups, the main stage of two epochs, the control of four."""
     folder = workshop()
     path = folder / f"{name}.json"
-    digits = load("digits")
+    data = load("digits")
     options = Options(
         input_shape=(1, 1, 8, 8), epochs=2, repeats=repeats, align=align, method=method,
-        data=defaults("digits", dataset=digits, batch_size=BATCH),
-        preprocessing={"teacher": digits.preprocessing, "student": digits.preprocessing},
+        data=defaults("digits", dataset=data, batch_size=BATCH),
+        preprocessing={"teacher": data.preprocessing, "student": data.preprocessing},
     )  # fmt: skip
     student = build(*STUDENT, seed=4, allow=ALLOW)
     made = pipeline.compile(
@@ -183,7 +216,7 @@ def onnx_files() -> Iterator[list[str]]:
         yield made
 
 
-@functools.cache
+@_once
 def finished(name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice") -> Path:
     """The run directory of an undisturbed run."""
     path = plan_file(name, from_file=from_file, repeats=repeats, align=align)
@@ -191,7 +224,7 @@ def finished(name: str = "plan", *, from_file: bool = True, repeats: int = 1, al
     return path.parent / f"run-{name}"
 
 
-@functools.cache
+@_once
 def detailed() -> Path:
     """The run directory of a run of two seeds that has details for its report."""
     path = plan_file("detailed", repeats=2)

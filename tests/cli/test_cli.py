@@ -32,6 +32,8 @@ from fxdistill.runtime.run.execution import Observer, Settings
 from fxdistill.runtime.training.course import Position
 from tests import children, runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 ALLOW = ("--allow-factory", runs.ALLOW[0])
 RESNET = "fxdistill.models:resnet?widths=[8,16]&blocks=1"
 CONVNET = "fxdistill.models:convnet?widths=[4,8]"
@@ -238,13 +240,13 @@ def test_a_resumed_finished_run_prints_its_result() -> None:
     for itself in (finished, finished / "plan.json"):
         assert call("run", str(itself), *ALLOW, "--resume") == said
     assert "student, distilled" in said
-    assert "parity on 537 images" in said
+    assert "parity on 133 images" in said
 
 
 def test_eval_a_run_and_a_file() -> None:
     found = json.loads((runs.finished() / "result.json").read_text())["arms"][0]["accuracy"]
-    assert f"accuracy {found:.2%} on 537 test images" in call("eval", str(runs.finished()), *ALLOW)
-    assert "on 537 test images" in call("eval", str(runs.workshop() / "teacher.pt"), "--data", "digits")
+    assert f"accuracy {found:.2%} on 133 test images" in call("eval", str(runs.finished()), *ALLOW)
+    assert "on 133 test images" in call("eval", str(runs.workshop() / "teacher.pt"), "--data", "digits")
 
 
 def interrupted(words: list[str], models: Path) -> None:
@@ -260,7 +262,8 @@ def interrupted(words: list[str], models: Path) -> None:
     checkpoint.save = saving  # type: ignore[assignment]
     sys.path.insert(0, str(models))
     sys.argv = ["fxdistill", *words]
-    main()
+    with runs.few_digits():
+        main()
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.smaller import shrunken
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 FEW = ("--macs", "0.5", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--device", "cpu")
 
 

@@ -10,6 +10,8 @@ from fxdistill.cli.commands import app
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 MODELS = (
     "fxdistill.models:resnet?widths=[8,16]&blocks=1", "fxdistill.models:convnet?widths=[8,16]&hidden=16",
 )  # fmt: skip

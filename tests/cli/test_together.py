@@ -12,6 +12,8 @@ from fxdistill.errors import DataError
 from fxdistill.runtime.processes import launch
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 PLACE = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
 

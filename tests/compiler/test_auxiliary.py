@@ -21,6 +21,8 @@ from fxdistill.runtime.run.trials import Trial
 from fxdistill.runtime.training.course import Progress
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 CPU = Settings(device="cpu", allow=runs.ALLOW, save_seconds=0)
 SHAPE = (1, 1, 8, 8)
 

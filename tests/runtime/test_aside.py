@@ -24,6 +24,8 @@ from fxdistill.runtime.training.course import Progress
 from fxdistill.runtime.training.halves import Halves
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 @pytest.fixture(autouse=True)
 def _all_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:

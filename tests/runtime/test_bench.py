@@ -20,6 +20,8 @@ from tests import runs, tiny_models
 from tests.by_hand import digits
 from tests.runtime.test_crew import joined
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def test_nothing_is_measured_twice_and_the_figures_are_those_of_measuring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,10 @@ from fxdistill.runtime.training.course import Course, Means, Position
 from tests import runs
 from tests.runs import execute
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    pytest.mark.usefixtures("few_digits"),
+]
 
 SEEDS: dict[str, Any] = {"from_file": False, "repeats": 2, "align": "project"}
 EVERY_STEP = Settings(device="cpu", allow=runs.ALLOW, save_seconds=0)

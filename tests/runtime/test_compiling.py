@@ -22,6 +22,8 @@ from fxdistill.runtime.training.compiling import Choice
 from fxdistill.runtime.training.course import Progress
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 @dataclass
 class Machine:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from fxdistill import models
 from fxdistill.cli.commands import app
 from fxdistill.compiler.shrink_model import shrink_model
+from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
@@ -23,6 +24,8 @@ from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.smaller import shrinking
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +34,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_is_exported_with_its_provenance(tmp_path: Path) -> None:
     _, parity = deploy.export(runs.finished(), tmp_path / "s.onnx", allow=runs.ALLOW)
-    assert parity.images == 537
+    assert parity.images == len(load_data("digits").test)
     keys = {entry.key for entry in onnx.load(tmp_path / "s.onnx").metadata_props}
     assert "fxdistill.plan_sha256" in keys
 
@@ -154,7 +157,7 @@ def test_a_made_member_is_found_and_exported(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "run" / "auxiliary_state_dict.pt", weights_only=True)
     assert all(torch.equal(value, state[name]) for name, value in found.module.state_dict().items())
     _, parity = deploy.export(tmp_path / "run", tmp_path / "a.onnx", allow=runs.ALLOW)
-    assert (parity.images, parity.agreement_name) == (537, "top-1 agreement")
+    assert (parity.images, parity.agreement_name) == (len(load_data("digits").test), "top-1 agreement")
 
 
 @pytest.mark.parametrize(

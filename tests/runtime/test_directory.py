@@ -20,6 +20,8 @@ from fxdistill.runtime.run.execution import Settings
 from tests import runs
 from tests.runs import execute
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 CPU = Settings(device="cpu", allow=runs.ALLOW)
 
 

@@ -13,6 +13,8 @@ from fxdistill.runtime.deployment import exports
 from fxdistill.runtime.run.directory import RunDir
 from tests import jobs, runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def copied(tmp_path: Path) -> RunDir:
     shutil.copytree(runs.finished(), tmp_path / "run")

@@ -24,6 +24,8 @@ from tests import runs
 from tests.runs import execute
 from tests.runtime.test_checkpoint import equal
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 MORE = Settings(device="cpu", allow=runs.ALLOW, more_epochs=2, save_seconds=0)
 AGAIN = dataclasses.replace(MORE, more_epochs=0, resume=True)
 

@@ -21,6 +21,8 @@ from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.training.course import Means, Position
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 CPU = Settings(device="cpu", allow=runs.ALLOW)
 AGAIN = replace(CPU, resume=True)
 Damage = Callable[[Path], object]

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from fxdistill import files
 from fxdistill.cli.commands import app
+from fxdistill.data.load import load as load_data
 from fxdistill.errors import InputError, RunDirError, TrainingError
 from fxdistill.measure import onnx_file
 from fxdistill.runtime.processes import launch
@@ -26,6 +27,8 @@ from fxdistill.runtime.run import checkpoint, details, jobs
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Observer, Settings
 from tests import runs
+
+pytestmark = pytest.mark.usefixtures("few_digits")
 
 TIMES = ("seconds", "reuse")
 
@@ -42,7 +45,10 @@ def two_seeds(export: str = "first") -> Path:
         if export.startswith("best"):  # apart enough
             plan["seeds"] = [1, 0] if export == "best" else [0, 1]
             plan["arms"][0]["stages"][-1]["optimizer"]["lr"] = 0.02
-            plan["data"] |= {"val": {"share": 0.25, "seed": 0}, "train_size": 945}
+            plan["data"] |= {
+                "val": {"share": 0.25, "seed": 0},
+                "train_size": round(0.75 * len(load_data("digits").train)),
+            }
 
     return runs.edited(f"two-seeds-{export}", change)
 
@@ -112,7 +118,10 @@ def same(out: Path, other: Path) -> None:
 
 _QUICK = """
 from fxdistill.measure import onnx_file
+from tests import runs
 onnx_file._EXPORTERS = ("torchscript",)  # in the other processes, too
+few = runs.few_digits()
+few.__enter__()
 """
 
 

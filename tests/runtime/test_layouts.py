@@ -20,6 +20,8 @@ from fxdistill.runtime.training import layouts
 from tests import runs, tiny_models
 from tests.tiny_models import Body, Classifier, awake, conv_norm, planned
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 SPLIT = Split(torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6) % 5)
 DATA = Dataset(SPLIT, SPLIT, tuple("abcde"), (0.5,) * 3, (0.25,) * 3)
 

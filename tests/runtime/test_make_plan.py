@@ -12,6 +12,8 @@ from fxdistill.cli.commands import app
 from fxdistill.methods.cascade import Cascade
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 STUDENT = "fxdistill.models:convnet?widths=[4,8]&hidden=8"
 
 

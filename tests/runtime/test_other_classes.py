@@ -14,6 +14,8 @@ from fxdistill.plan.document import Plan
 from fxdistill.runtime.planning import fitting
 from tests import jobs, runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 TEACHER = {"widths": [8, 16], "outputs": 7}
 
 

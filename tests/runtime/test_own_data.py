@@ -18,6 +18,8 @@ from fxdistill.plan.file import load
 from fxdistill.preprocessing import Reading
 from tests import jobs, runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 RANDOM = np.random.default_rng(2)
 TEACHER, STUDENT = {"widths": [8, 16], "outputs": 4}, {"outputs": 4}
 

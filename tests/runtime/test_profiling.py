@@ -21,6 +21,8 @@ from fxdistill.runtime.training import profiling
 from fxdistill.runtime.training.profiling import PARTS, StageTimes, Stopwatch
 from tests import runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def test_a_profiled_run_trains_as_any_other_and_leaves_a_trace_of_each_stage(tmp_path: Path) -> None:
     found: list[StageTimes] = []

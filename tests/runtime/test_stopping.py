@@ -20,6 +20,8 @@ from tests import runs
 from tests.runs import execute
 from tests.runtime.test_checkpoint import equal
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 SELDOM = Settings(device="cpu", allow=runs.ALLOW, save_seconds=1e6)
 
 

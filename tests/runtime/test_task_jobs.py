@@ -12,6 +12,8 @@ from PIL import Image
 
 from tests import jobs, runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 RANDOM = np.random.default_rng(1)
 MAPS = {"outputs": 3, "answers": "map"}
 

@@ -8,6 +8,8 @@ import pytest
 from fxdistill.runtime.run import result
 from tests import jobs, runs
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 STRANGE = {"widths": [8, 16], "answers": "strange"}  # computes what ONNX has no operation for
 
 
