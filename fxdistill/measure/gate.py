@@ -26,10 +26,11 @@ from fxdistill.errors import DataError, ParityError
 from fxdistill.ir import outputs
 from fxdistill.measure.latency import open_session, run
 from fxdistill.measure.model import evaluating
-from fxdistill.measure.parity import Parity, scale
+from fxdistill.measure.parity import TOLERANCE, Parity, scale
 from fxdistill.tasks import Said, Task
 
-_FAINT = 1e-6  # what may differ where nothing is larger, with the usual tolerance
+_FAINT = TOLERANCE * scale(0.0)
+"""What is no larger could be anything: with the usual tolerance so much may differ."""
 INPUT = "input"
 """The name of a file's input."""
 
@@ -109,7 +110,7 @@ class _Found:
         )  # fmt: skip
 
 
-def gate(measured: Parity, tolerance: float = 1e-4) -> None:
+def gate(measured: Parity, tolerance: float = TOLERANCE) -> None:
     """Let a file pass, or not. The conditions are in the module docstring.
 
     Raises:

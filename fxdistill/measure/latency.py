@@ -4,8 +4,13 @@ Latencies of several files are taken round robin, one run of each in turn: a mac
 them, and their ratio holds where single figures do not.
 """
 
+import os
+import re
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +21,7 @@ import onnxruntime
 from fxdistill.errors import InputError, ModelError
 
 K = TypeVar("K")
+_STDERR = 2
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 """What a file may take beside float32."""
 
@@ -50,14 +56,35 @@ def open_session(
     providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
     check_provider(provider)
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        with _heard(provider != "CPUExecutionProvider") as said:
+            session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as cause:  # ONNX Runtime's errors share no base class
         raise ModelError(
             f"ONNX Runtime cannot load the model: {_first_line(cause)}", where=str(path), hint="export it anew"
         ) from cause
     if provider not in session.get_providers():  # it was built for it, but the device or a library is missing
-        raise _provider_error(provider, session.get_providers())
+        raise _provider_error(provider, session.get_providers(), said)
     return session
+
+
+@contextmanager
+def _heard(wanted: bool) -> Iterator[list[str]]:  # noqa: FBT001
+    """The lines that libraries write to stderr meanwhile, in its place; there once it is over, where that is wanted."""
+    lines: list[str] = []
+    if not wanted:
+        yield lines
+        return
+    sys.stderr.flush()
+    kept = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), _STDERR)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, _STDERR)
+            os.close(kept)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
 
 
 def check_provider(provider: str) -> None:
@@ -70,9 +97,11 @@ def check_provider(provider: str) -> None:
         raise _provider_error(provider, onnxruntime.get_available_providers())
 
 
-def _provider_error(provider: str, running: list[str]) -> InputError:
+def _provider_error(provider: str, running: list[str], said: Sequence[str] = ()) -> InputError:
+    """That there is none, with what ONNX Runtime says that is missing: it prints that, and raises nothing."""
+    why = next((found[1] for line in said if (found := re.search(r"with error: (.+)", line))), "")
     return InputError(
-        f"ONNX Runtime has no working {provider} here",
+        f"ONNX Runtime has no working {provider} here{f': {why}' if why else ''}",
         where="provider",
         hint=f"choose one of: {', '.join(running)}; or install the driver and libraries that it needs",
     )

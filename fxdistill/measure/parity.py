@@ -6,6 +6,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import ConfigDict
 
+TOLERANCE = 1e-4
+"""How far a file's predictions may be from the module's, as a share of their :func:`scale`, if nothing else is said."""
 _LEAST = 0.01
 """What differences are relative to where values are smaller: rounding is that of larger values that made them."""
 

@@ -71,7 +71,7 @@ class Specialize(Pass[Program, Program]):
         """From frozen members losses read the values that they read before."""
         graph, _ = _cut(source, source.find_stage(self.stage).under(self.taught))
         images = _noise(value)
-        one, other = _values(source, graph, images), _values(value, value.graph, images)
+        one, other = frozen_values(source, images, graph), frozen_values(value, images)
         if one.keys() != other.keys():
             raise InvariantError("specializing changed which losses read from frozen members", where=self.stage)
         for key, first in one.items():
@@ -157,14 +157,6 @@ def _fold_batch_norms(program: Program) -> int:
     return folded
 
 
-def frozen_values(program: Program, images: Tensor | None = None) -> dict[str, Tensor]:
-    """What each loss of a program reads from frozen members, by loss and port, on some images or on seeded noise.
-
-    Scales are named, and what is scaled is given: over the deviation of a channel that hardly varies rounding is large.
-    """
-    return _values(program, program.graph, _noise(program) if images is None else images)
-
-
 def _noise(program: Program) -> Tensor:
     """Images for a proof."""
     images = example(program, program.meta["input_shape"])
@@ -173,9 +165,17 @@ def _noise(program: Program) -> Tensor:
     return images
 
 
-def _values(program: Program, whole: fx.Graph, images: Tensor) -> dict[str, Tensor]:
-    """What the losses of a graph read from frozen members; the program owns the targets."""
-    read = dict[str, fx.Node]()
+def frozen_values(program: Program, images: Tensor, graph: fx.Graph | None = None) -> dict[str, Tensor]:
+    """What each loss of a program reads from frozen members, by loss and port.
+
+    Scales are named, and what is scaled is given: over the deviation of a channel that hardly varies rounding is large.
+
+    Args:
+        program: The program.
+        images: (N, C, H, W).
+        graph: Another graph over the program's parts; None for its own.
+    """
+    read, whole = dict[str, fx.Node](), program.graph if graph is None else graph
     for node in of_role(whole, "loss"):
         for port, value in zip(node.meta["reads"], node.args, strict=False):
             if isinstance(value, fx.Node) and _is_frozen_alone(value):

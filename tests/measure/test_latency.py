@@ -1,10 +1,12 @@
 """Latencies: side by side, and clear about what cannot be measured."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from fxdistill.errors import InputError, ModelError
@@ -57,6 +59,24 @@ def test_latency_errors(
     with pytest.raises(error, match=message):
         latency_of.interleaved_latency({"model": path}, {"model": shape}, **call)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_provider_lacks_is_part_of_the_error_and_nothing_is_printed_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime prints it from C++, and falls back to the CPU."""
+    session = onnxruntime.InferenceSession
+
+    def falls_back(path: Path, options: onnxruntime.SessionOptions, providers: list[str]) -> object:
+        os.write(2, b"[E:onnxruntime] Failed to load library a.so with error: libx.so: cannot open\n")
+        return session(path, options, providers=providers[1:])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", falls_back)
+    with pytest.raises(InputError, match=r"no working CUDAExecutionProvider here: libx.so: cannot open\n"):
+        latency_of.open_session(linear_onnx(tmp_path / "x.onnx"), provider="CUDAExecutionProvider")
+    os.write(2, b"as before")
+    assert capfd.readouterr() == ("", "as before")
 
 
 def test_a_file_gets_a_batch_in_its_own_type(tmp_path: Path) -> None:

@@ -329,17 +329,30 @@ def test_a_signal_goes_on_to_all() -> None:
 
 def test_one_process_speaks() -> None:
     def work(rank: int) -> Any:
-        if not rank:
-            host = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False)
+        port = int(os.environ["MASTER_PORT"])
+        store = TCPStore("127.0.0.1", port, is_master=not rank, wait_for_workers=False)
         found = launch.speaks(2)
         time.sleep(1)
-        return found if rank else (found, launch._code(host))
+        return found if rank else (found, launch._code(store))
 
     (first, code), second = together(work)
     assert {first, second} == {True, False}
     assert code == 2
     assert launch.speaks(1)
     assert launch.lost(RuntimeError("Connection closed by peer")) is None
+
+
+def test_where_what_started_them_is_gone_the_first_speaks_and_torch_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for rank in (0, 1):
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        for name, value in {**place, "MASTER_ADDR": "127.0.0.1"}.items():
+            monkeypatch.setenv(name, str(value))
+        assert launch.speaks(1) == (rank == 0)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_machines_have_to_say_which_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ on to all: they finish the step in hand, and end alike.
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -131,6 +132,7 @@ def speaks(code: int) -> bool:
         return True
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection((address, port), timeout=_GRACE).close()  # of nobody there torch prints its stack
         store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=_GRACE))
         first = store.add(_SAID, 1) == 1
         if first:
