@@ -76,7 +76,7 @@ def _kept(scores: Tensor, layers: Tensor, order: Tensor, fits: Tensor, multiple:
         fits = fits | (places < len(layers))
     else:
         fits = fits[whole(order, layers, multiple) - 1]
-        fits = fits | (places < _owned(order, layers).sum(0).clamp(max=multiple).sum())
+        fits = fits | (places < _owners(layers, len(order))[1].clamp(max=multiple).sum())
     return torch.zeros_like(scores, requires_grad=False).index_put((order,), fits.to(scores.dtype))
 
 
@@ -85,10 +85,12 @@ def whole(order: Tensor, layers: Tensor, multiple: int) -> Tensor:
     places = torch.arange(len(order), device=order.device)
     if multiple == 1:
         return places + 1
-    owned = _owned(order, layers)
-    rank = owned[order].cumsum(0)[places, owned.argmax(1)[order]] - 1
+    owner, sizes = _owners(layers, len(order))
+    place = owner[order]
+    grouped = place.argsort(stable=True)  # layer after layer
+    rank = torch.zeros_like(places).index_put((grouped,), places - (sizes.cumsum(0) - sizes)[place[grouped]])
     start = rank - rank % multiple
-    return places - rank % multiple + (owned.sum(0)[owned.argmax(1)[order]] - start).clamp(max=multiple)
+    return places - rank % multiple + (sizes[place] - start).clamp(max=multiple)
 
 
 def ranked(
@@ -107,8 +109,7 @@ def ranked(
     order = found.index_fill(0, first, torch.inf).argsort(descending=True, stable=True)
     if not by_layer and multiple == 1:
         return order
-    owned = _owned(scores, layers)
-    sizes, owner = owned.sum(0).long(), owned.argmax(1)
+    owner, sizes = _owners(layers, len(order))
     grouped = order[owner[order].argsort(stable=True)]  # layer after layer, the best first
     place = owner[grouped]
     rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[place]
@@ -121,9 +122,16 @@ def ranked(
     return grouped[stands.masked_fill(start == 0, -torch.inf).argsort(stable=True)]
 
 
+def _owners(layers: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The layer of each of K channels, (K,), and how many each layer has, (L,)."""
+    numbers = torch.arange(len(layers), device=layers.device)[:, None].expand_as(layers)
+    owner = layers.new_zeros(count).scatter(0, layers.flatten(), numbers.flatten())
+    return owner, layers.new_zeros(len(layers)).scatter_add(0, owner, torch.ones_like(owner))
+
+
 def _owned(values: Tensor, layers: Tensor) -> Tensor:
     """(K, L), of the type of K values: 1 where a channel is one of a layer, 0 elsewhere."""
-    return values.new_zeros(len(values), len(layers)).scatter(0, layers.T, 1)
+    return values.new_zeros(len(values), len(layers)).scatter(0, layers.T, 1.0)
 
 
 def ride(mask: Tensor | None, scores: Tensor, layers: Tensor | None = None) -> Tensor:
