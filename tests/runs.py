@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 import torch
@@ -36,6 +36,8 @@ from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execute import execute as slow_execute
 from fxdistill.runtime.run.execution import Observer, Settings
 
+P = ParamSpec("P")
+Made = TypeVar("Made")
 TEACHER = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
 STUDENT = ("fxdistill_test_models:with_dropout", {"widths": [4, 8]})
 ALLOW = ("fxdistill_test_models",)
@@ -71,8 +73,7 @@ def with_dropout(widths=(4, 8)):
 
 
 _HOLDERS: list["tempfile.TemporaryDirectory[str]"] = []
-_ALL, _FEW = dict[Any, Path](), dict[Any, Path]()
-_MADE = [_ALL]
+_MADE, _FEW = [dict[Any, Any]()], dict[Any, Any]()
 """What was made of the digits that there are now is the last of them."""
 
 
@@ -92,20 +93,21 @@ def few_digits() -> Iterator[None]:
         _MADE.pop()
 
 
-def _once(make: Callable[..., Path]) -> Callable[..., Path]:
+def once(make: Callable[P, Made]) -> Callable[P, Made]:
     """``functools.cache``, of the digits that there are now."""
 
     @functools.wraps(make)
-    def kept(*args: Any, **kwargs: Any) -> Path:
-        key, made = (make.__name__, args, *kwargs.items()), _MADE[-1]
+    def kept(*args: P.args, **kwargs: P.kwargs) -> Made:
+        key, made = (make, args, *kwargs.items()), _MADE[-1]
         if key not in made:
             made[key] = make(*args, **kwargs)
-        return made[key]
+        found: Made = made[key]
+        return found
 
     return kept
 
 
-@_once
+@once
 def workshop() -> Path:
     """A folder with ``teacher.pt``, ``student.pt`` and a module of the user's own, importable here."""
     _HOLDERS.append(tempfile.TemporaryDirectory(prefix="fxdistill-tests-"))
@@ -136,7 +138,7 @@ def taught_head(model: nn.Module, head: str, data: Dataset) -> nn.Module:
     return model
 
 
-@_once
+@once
 def plan_file(
     name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice", method: str = "indistill"
 ) -> Path:
@@ -216,7 +218,7 @@ def onnx_files() -> Iterator[list[str]]:
         yield made
 
 
-@_once
+@once
 def finished(name: str = "plan", *, from_file: bool = True, repeats: int = 1, align: Any = "slice") -> Path:
     """The run directory of an undisturbed run."""
     path = plan_file(name, from_file=from_file, repeats=repeats, align=align)
@@ -224,7 +226,7 @@ def finished(name: str = "plan", *, from_file: bool = True, repeats: int = 1, al
     return path.parent / f"run-{name}"
 
 
-@_once
+@once
 def detailed() -> Path:
     """The run directory of a run of two seeds that has details for its report."""
     path = plan_file("detailed", repeats=2)

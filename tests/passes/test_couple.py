@@ -575,10 +575,10 @@ def small(name: str) -> nn.Module:
             ],
             64,
         ),
-        "shufflenet": lambda: models.ShuffleNetV2([2, 2, 2], [24, 48, 96, 192, 64]),
+        "shufflenet": lambda: models.ShuffleNetV2([2, 1, 1], [24, 48, 96, 192, 64]),
         "regnet": lambda: models.RegNet(models.regnet.BlockParams.from_init_params(5, 16, 10.0, 2.5, 8, se_ratio=0.25)),
-        "vit": lambda: models.VisionTransformer(64, 32, 2, 2, 16, 32),
-        "swin": lambda: models.SwinTransformer([4, 4], 8, [2, 2], [2, 4], [4, 4]),
+        "vit": lambda: models.VisionTransformer(64, 32, 1, 2, 16, 32),
+        "swin": lambda: models.SwinTransformer([4, 4], 8, [2, 1], [2, 4], [4, 4]),
     }
     made: nn.Module = makers[name]()
     return made

@@ -13,6 +13,8 @@ from tests import runs
 from tests.report.drawing import drawn
 from tests.runtime.test_cascade import finished, planned
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 
 def text(records: list[dict[str, Any]], width: int = 100) -> str:
     console, told = drawn(terminal=False, width=width)

@@ -303,11 +303,6 @@ def test_each_seed_of_a_factory_starts_from_weights_of_its_own() -> None:
     assert first[0] != second[0]
 
 
-def test_two_undisturbed_runs_are_equal(tmp_path: Path) -> None:
-    execute(runs.plan_file(), tmp_path / "run", Settings(device="cpu", allow=runs.ALLOW))
-    equal(tmp_path / "run", runs.finished())
-
-
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
     with runs.onnx_files() as made:
         runs.interrupted(runs.plan_file(), tmp_path / "run", EVERY_STEP, after=6)

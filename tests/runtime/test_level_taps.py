@@ -1,6 +1,5 @@
 """What is tapped of a cascade's levels: a warm-up before the joint phase, hints while the student is alone."""
 
-import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +31,7 @@ from tests.runtime.test_cascade import AGAIN, CPU, EVERY_STEP, made, planned, te
 from tests.tiny_models import SHAPE
 
 
-@functools.cache
+@runs.once
 def warmed() -> Plan:
     return planned(assistants=1, hints_alone=0.5, method="indistill+cascade")
 
