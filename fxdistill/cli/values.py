@@ -89,12 +89,14 @@ def choosing(text: str) -> "Literal['auto'] | bool":
 
 
 def byte_count(text: str, option: str) -> int:
-    """A number of bytes, from ``4G``, ``500M`` or digits alone.
+    """A number of bytes, from ``4G``, ``4GB``, ``4GiB`` (all the same), ``500M`` or digits alone.
 
     Raises:
         InputError: It is no such text.
     """
-    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in _UNITS else (text, "")
+    number = text.upper()
+    number = number.removesuffix("IB") if number[-3:-2] in _UNITS else number.removesuffix("B")
+    number, unit = (number[:-1], number[-1:]) if number[-1:] in _UNITS else (number, "")
     try:
         found = int(float(number) * _UNITS.get(unit, 1)) if number.isascii() else 0
     except (ValueError, OverflowError):

@@ -335,12 +335,13 @@ def _parameters(command: str) -> list[Any]:
 
 def test_where_things_are_kept(tmp_path: Path) -> None:
     assert (values.cache("auto"), values.cache("off"), values.cache("a/b")) == ("auto", "off", Path("a/b"))
-    assert [values.byte_count(text, "--x") for text in ("4G", "1.5m", "12")] == [4 << 30, 3 << 19, 12]
+    assert [values.byte_count(text, "--x") for text in ("4G", "1.5m", "12", "12B")] == [4 << 30, 3 << 19, 12, 12]
+    assert {values.byte_count(text, "--x") for text in ("2K", "2KB", "2kib")} == {2048}
     (tmp_path / "file").touch()
     for text in ("", " ", str(tmp_path / "file")):
         with pytest.raises(InputError, match="is no folder"):
             values.cache(text)
-    for text in ("", "G", "0", "-1G", "inf", "nan", "1e999", "4 X", "²"):
+    for text in ("", "G", "0", "-1G", "inf", "nan", "1e999", "4 X", "²", "B", "GB", "4iB"):
         with pytest.raises(InputError, match="is no number of bytes"):
             values.byte_count(text, "--x")
 

@@ -228,6 +228,7 @@ def test_only_as_many_views_as_fit_are_kept() -> None:
     logits = TRAIN * (10 * 4 + 8)
     found = decided(planned(), size=logits + 100)
     assert "more than fits" in found["warm-up-1"].why
+    assert [reuse._sized(size) for size in (1260, 2e6, 3e9)] == ["1.3 kB", "2.0 MB", "3.0 GB"]
     assert (found["main"].views, found["main"].row_bytes) == (1, 48)
 
 
