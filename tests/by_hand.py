@@ -31,6 +31,7 @@ from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.training.course import Position
 from fxdistill.runtime.training.loop import Loop
 from fxdistill.tasks import TASKS
+from tests import runs
 
 TEACHER: tuple[str, dict[str, Any]] = ("fxdistill.models:resnet", {"widths": [8, 16], "blocks": 1})
 STUDENT: tuple[str, dict[str, Any]] = ("tests.by_hand:student", {})
@@ -68,7 +69,7 @@ def student() -> nn.Module:
     return Student()
 
 
-@functools.cache
+@runs.once
 def digits() -> Dataset:
     return load("digits")
 
