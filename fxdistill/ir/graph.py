@@ -129,8 +129,8 @@ def main_output(graph: fx.Graph, entry: str = "") -> fx.Node:
     if not isinstance(value, fx.Node) or ("shape" in value.meta and shape_of(value) is None):
         raise PairingError(
             "the model's output is not a tensor", where=str(value),
-            hint="return the prediction, or a dict or a tuple that holds it, and name the entry with --teacher-output "
-            "or --student-output",
+            hint="return the prediction, or a dict or a tuple that holds it, and name the entry (--teacher-output, "
+            "--student-output, --output-entry)",
         )  # fmt: skip
     return value
 
