@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed, Unsupported
 from torch._inductor.exc import InvalidCxxCompiler
 
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import RunDirError
+from fxdistill.errors import InputError, RunDirError
 from fxdistill.ir.program import Program
 from fxdistill.modelfiles import bundle
 from fxdistill.plan.file import load
@@ -108,6 +109,13 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_other_errors_are_told(monkeyp
     assert "not compiled: torch.compile cannot compile it: No working C++ compiler" in said
     with pytest.raises(RuntimeError, match="of the model"):
         chosen(monkeypatch, machine, steps=1000, error=RuntimeError("of the model"))
+
+
+def test_the_reason_is_told_and_not_only_whose_it_is() -> None:
+    broken = BackendCompilerFailed(torch.compile, ImportError("kernel.so: file too short\nand more"), None)
+    for error, why in ((broken, "ImportError: kernel.so: file too short"), (Unsupported(""), "Unsupported")):
+        with pytest.raises(InputError, match=f"cannot compile this program: {why}\n"), compiling.compiler_errors():
+            raise error
 
 
 def quick(monkeypatch: pytest.MonkeyPatch, *, least: float = 0.0) -> list[Program]:

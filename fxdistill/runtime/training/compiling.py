@@ -73,7 +73,7 @@ class Choice:
         except Exception as cause:
             if not _is_of_compiler(cause):
                 raise
-            return program, f"torch.compile cannot compile it: {str(cause).strip().splitlines()[0]}"
+            return program, f"torch.compile cannot compile it: {_why(cause)}"
         told = f"a step takes {1000 * quick:.3g} ms compiled and {1000 * plain:.3g} as it is"
         told += f"; compiling took {compiling:.3g} s, {steps:,} steps are left"
         return (module if steps * (plain - quick) > compiling else program), told
@@ -105,11 +105,16 @@ def compiler_errors() -> Iterator[None]:
     except Exception as error:
         if not _is_of_compiler(error):
             raise
-        first = str(error).strip().splitlines()[0]
         raise InputError(
-            f"torch.compile cannot compile this program: {first}", where="--compile",
+            f"torch.compile cannot compile this program: {_why(error)}", where="--compile",
             hint="run with --compile off or auto, or install what is missing: on a CPU it needs a C++ compiler",
         ) from error  # fmt: skip
+
+
+def _why(error: Exception) -> str:
+    """The line with the reason; above it may stand whose it is."""
+    lines = (part.strip() for part in str(error).splitlines())
+    return next((part for part in lines if part and not part.endswith(":")), type(error).__name__)
 
 
 def _is_of_compiler(error: Exception) -> bool:
