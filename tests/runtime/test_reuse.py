@@ -158,14 +158,19 @@ def decided(path: Path, size: int = 1 << 30) -> dict[str, halves.Report]:
     return found.reports
 
 
-def test_where_steps_are_recorded_a_frozen_half_takes_what_it_takes_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+def tried(monkeypatch: pytest.MonkeyPatch) -> tuple[reuse.Reuse, halves.Halves, float]:
+    """What a run keeps, the halves of its main stage, a batch of which takes 10 ms, and what reading its rows takes."""
     plan, trial = load(planned()), Trial(0, "distilled")
     found, _ = keeping(plan)
     halved = found.of(trial, plan.arm("distilled").stages[-1], specialize(program_of(plan, trial), "main").train())
     assert halved is not None
     monkeypatch.setattr(reuse, "time", _Still())
     monkeypatch.setattr(halves.Halves, "tried", lambda _self, _images: 0.01)
-    reading = halved.report.row_bytes * halved.looks.size / 1e9
+    return found, halved, halved.report.row_bytes * halved.looks.size / 1e9
+
+
+def test_where_steps_are_recorded_a_frozen_half_takes_what_it_takes_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, halved, reading = tried(monkeypatch)
     again: float | None
     for recorded, again in ((False, 0.01), (True, 0.003), (True, None)):
         monkeypatch.setattr(reuse, "replayed", lambda call, _device, took=again: [call()] and took)
@@ -175,22 +180,16 @@ def test_where_steps_are_recorded_a_frozen_half_takes_what_it_takes_replayed(mon
 
 
 def test_on_a_gpu_reading_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, trial = load(planned()), Trial(0, "distilled")
-    found, _ = keeping(plan)
-    halved = found.of(trial, plan.arm("distilled").stages[-1], specialize(program_of(plan, trial), "main").train())
-    assert halved is not None
-    monkeypatch.setattr(reuse, "time", _Still())
-    monkeypatch.setattr(halves.Halves, "tried", lambda _self, _images: 0.01)
+    found, halved, moved = tried(monkeypatch)
     monkeypatch.setattr(halves.Halves, "reading", lambda _self, _images: 0.002)
     monkeypatch.setattr(reuse, "replayed", lambda _call, _device: 0.003)
     gpu = dataclasses.replace(found, recorded=True)
-    writing = halved.report.row_bytes * halved.looks.size / 1e9
     images = next(found._batches(0))
     monkeypatch.setattr(reuse.Reuse, "_batches", lambda _self, _view: iter([images]))
     gpu.fabric = Fabric.__new__(Fabric)
     monkeypatch.setattr(Fabric, "device", torch.device("cuda"))
     gain = _GAINS(gpu, halved, Counter({0: 5, 1: 20}))
-    assert gain == pytest.approx({view: u * (0.003 - 0.002) - 0.01 - writing for view, u in ((0, 5), (1, 20))})
+    assert gain == pytest.approx({view: u * (0.003 - 0.002 - moved) - 0.01 - moved for view, u in ((0, 5), (1, 20))})
     assert gain[0] < 0 < gain[1]
 
 

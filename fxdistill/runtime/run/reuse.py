@@ -215,7 +215,8 @@ class Reuse:
         else:
             start = time.perf_counter()
             fingerprints(images)
-            reading = time.perf_counter() - start + size / _MEMORY
+            reading = time.perf_counter() - start
+        reading += size / _MEMORY  # on a GPU a view is brought there anew in each epoch
         writing = size / (_DISK if halves.shelf.lasts else _MEMORY)
         reading += writing if halves.shelf.lasts else 0
         again = replayed(lambda: halves.fresh(images), self.fabric.device) if self.recorded else None
