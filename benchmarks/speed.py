@@ -40,6 +40,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,12 @@ def held(path: Path, name: str, pair: str) -> float:
     """What this process has held at most after three steps, MB; the plan comes from a file, as a run's does."""
     plan = fxdistill.load_plan(path)
     batch = next(batches(data(pair).train, PAIRS[pair][3]))
-    step = makers(plan, _main(plan), pair)[name]()
-    gc.collect()  # as a run does where a stage begins
-    for _ in range(3):
-        step(batch["images"], batch["labels"])
+    with tempfile.TemporaryDirectory() as folder:
+        speed_ways.place = replace(speed_ways.place, aside=Path(folder))
+        step = makers(plan, _main(plan), pair)[name]()
+        gc.collect()
+        for _ in range(3):
+            step(batch["images"], batch["labels"])
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 

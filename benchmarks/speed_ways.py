@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from fxdistill.models import convnet, resnet
 from fxdistill.passes.divide import Divide
 from fxdistill.plan.schema import DataPlan, Pair, Precision
 from fxdistill.plan.training import Stage
+from fxdistill.runtime.training.aside import Aside, collect
 from fxdistill.runtime.training.halves import Halves, Looks
 from fxdistill.runtime.training.recording import Recorded
 from fxdistill.runtime.training.shelf import Memory
@@ -37,10 +39,16 @@ AUGMENT, SEEDS = ["flip", "crop:4"], (0, 1, 2)
 
 @dataclass(frozen=True)
 class Place:
-    """Where steps are taken, and in which precision: ``cpu`` or ``cuda``, ``32-true`` or ``bf16-mixed``."""
+    """Where steps are taken, and in which precision: ``cpu`` or ``cuda``, ``32-true`` or ``bf16-mixed``.
+
+    Attributes:
+        aside: The folder in which a run puts the weights aside that no step reads; None where they stay in memory, as
+            they do while steps are timed.
+    """
 
     device: str = "cpu"
     precision: Precision = "32-true"
+    aside: Path | None = None
 
     @property
     def fabric(self) -> Fabric:
@@ -230,10 +238,17 @@ def ours(
     program = built(plan, pair)
     if nhwc:
         program.to(memory_format=torch.channels_last)
+    aside = Aside(place.aside) if place.aside else None
+    if aside:  # where a stage begins
+        aside.put(parameter for parameter in program.parameters() if not parameter.requires_grad)
+        aside.let_go()
+        collect(program)
     part = fxdistill.specialize(program, stage.name).train()
     optimizer = torch.optim.Adam([p for p in part.parameters() if p.requires_grad], lr=1e-3, fused=True)
     chosen = torch.arange(place.batch_of(pair))
-    halves = _filled(part, pair) if kept else None
+    halves = _filled(part, pair, aside) if kept else None
+    if aside:
+        aside.let_go()
     forward: nn.Module = part if halves is None else halves.divided.rest.train()
     forward = cast("nn.Module", torch.compile(forward)) if compiled else forward
     index = chosen.to(place.device)
@@ -254,7 +269,7 @@ def ours(
     return step
 
 
-def _filled(part: fxdistill.Program, pair: str) -> Halves:
+def _filled(part: fxdistill.Program, pair: str, aside: Aside | None) -> Halves:
     """The halves of a stage, all rows computed."""
     looks = Looks(data(pair).train, place.batch_of(pair), (), None, 0, moves_targets=False, classes=10,
                   device=torch.device(place.device))  # fmt: skip
@@ -262,6 +277,9 @@ def _filled(part: fxdistill.Program, pair: str) -> Halves:
     divided = Divide({name: value[:8] for name, value in batch.items()})(part).value
     halves = Halves(divided, looks, Memory(1 << 32), "", frozenset((0,)), place.fabric)
     halves.tried(batch["images"])
+    if aside and divided.frozen is not None:
+        aside.put(divided.frozen.parameters())
+        halves.on_read = aside.let_go
     halves.begin(0, lambda: None)
     return halves
 
