@@ -7,6 +7,7 @@ gives back is frozen: ``train()`` raises. :func:`load` gives a plain graph modul
 
 import inspect
 import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def load(path: Path) -> tuple[nn.Module, tuple[int, ...] | None, tuple[Diagnosti
         ModelError: The file is damaged, or is not a model of one image batch.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11's own buffer
             program = torch.export.load(io.BytesIO(file.read()))
         options = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
         frozen = program.module(**options)

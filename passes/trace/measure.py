@@ -185,8 +185,15 @@ def _apart(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _attention(query: Shape, key: Shape, value: Shape, *_args: object, **_options: object) -> int:
-    """The operations of attention in one kernel: those of its two products."""
-    count: int = sdpa_flop_count(query, key, value)
+    """The operations of attention in one kernel: those of its two products, of each head with the keys of its group.
+
+    Args:
+        query: Shape (..., heads, length, width).
+        key: Shape (..., heads or fewer, other length, width).
+        value: Shape (..., heads or fewer, other length, width of the values).
+    """
+    heads = query[:-2]  # of grouped ones torch 2.11 counts none
+    count: int = sdpa_flop_count(query, (*heads, *key[-2:]), (*heads, *value[-2:]))
     return count
 
 

@@ -87,7 +87,7 @@ def test_riding_scores_change_no_bit_of_the_answer() -> None:
 def test_a_gate_sorts_nothing_on_the_way_back() -> None:
     """On a GPU the gradient of an index in brackets is a dozen kernels, for each layer of each level."""
     value, factors = torch.randn(2, 3, 4, 4), torch.tensor([0.5, 2.0], requires_grad=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as seen:
         masks.gate(value, factors, torch.tensor([1, -1, 0]), 1).sum().backward()
     sums = value.sum((0, 2, 3))
     torch.testing.assert_close(factors.grad, torch.stack([sums[2], sums[0]]))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torchvision.models.inception import InceptionOutputs
 
 from fxdistill.errors import ModelError, PassError
 from fxdistill.ir.contract import PassManager
@@ -306,9 +307,22 @@ def test_double_precision() -> None:
     assert torch.equal(traced.module(images), module(images))
 
 
+def writes_named_tuples() -> bool:
+    """Whether a graph may end in one; 2.11's may not."""
+    graph = fx.Graph()
+    image = graph.placeholder("image")
+    graph.output(InceptionOutputs(image, image))
+    try:
+        return fx.GraphModule(nn.Module(), graph)(1) == (1, 1)
+    except NameError:
+        return False
+
+
 @pytest.mark.parametrize(("as_dict", "training"), [(False, True), (False, False), (True, False)])
 @pytest.mark.parametrize("rung", ["symbolic", "export"])
 def test_the_prediction_of_a_structured_output(as_dict: bool, training: bool, rung: Rung) -> None:
+    if rung == "export" and training and not writes_named_tuples():
+        pytest.skip("this torch writes a graph's named tuple by a name that it does not define")
     module = tiny_models.Auxiliary(as_dict=as_dict)
     traced = trace(module, training=training, rungs=(rung,))
     assert shape_of(traced.output) == (2, 5)
