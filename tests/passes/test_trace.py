@@ -313,7 +313,7 @@ def writes_named_tuples() -> bool:
     image = graph.placeholder("image")
     graph.output(InceptionOutputs(image, image))
     try:
-        return fx.GraphModule(nn.Module(), graph)(1) == (1, 1)
+        return bool(fx.GraphModule(nn.Module(), graph)(1) == (1, 1))
     except NameError:
         return False
 
