@@ -260,7 +260,7 @@ class Arm(Part):
         name: Its name.
         trains: The members that it trains, the one that it is measured by first.
         stages: Its stages, in order.
-        once: Whether it is trained once, under the first seed; else under every seed.
+        once: Whether it is trained once, under the plan's own seed; else under each of its seeds.
     """
 
     name: ArmName

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ from fxdistill.modelfiles import bundle, factories
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.terms import argued
 from fxdistill.report.show import show
-from fxdistill.runtime.run import checkpoint, directory, inspection, lock, log, result
+from fxdistill.runtime.run import checkpoint, directory, inspection, lock, log, records, result
 from fxdistill.runtime.run.checkpoint import Checkpoint
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.run.log import Metrics
+from fxdistill.runtime.run.trials import Trial, trials_of
 from fxdistill.runtime.training.course import Course, Means, Position
 from tests import runs
 from tests.runs import execute
@@ -482,3 +483,18 @@ def test_a_line_that_no_run_has_written_is_refused(tmp_path: Path, change: dict[
     with pytest.raises(RunDirError, match="line 1"):
         Metrics(RunDir(tmp_path), size=len(line), plan=load_plan(runs.plan_file()))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_lines_are_read_of_every_training_of_a_plan_and_of_no_other(tmp_path: Path) -> None:
+    """What is trained once is under the plan's own seed, whichever the others are: those of a process of ``--jobs``."""
+    plan, path = load_plan(runs.plan_file("auxiliary", align="shrink")).changed(seeds=[3]), tmp_path / "metrics.jsonl"
+
+    def written(*trials: Trial) -> list[str]:
+        found = [{**asdict(one), "stage": plan.arm(one.name).stages[0].name} for one in trials]
+        path.write_text("".join(json.dumps({**RECORD, "time": 1.0, **one}) + "\n" for one in found))
+        return [record["name"] for record in records.read(path, plan, size=None)]
+
+    assert written(*trials_of(plan)) == ["auxiliary", "distilled", "control"]
+    for seed, name in ((3, "auxiliary"), (0, "distilled")):
+        with pytest.raises(RunDirError, match="of a training that the plan has not"):
+            written(Trial(seed, name))

@@ -240,7 +240,7 @@ def _started(run: Execution, name: str, module: nn.Module, seed: int) -> nn.Modu
     arm = next((arm for arm in arms if arm.name == run.plan.export.arm), arms[0] if arms else None)
     if arm is None:
         return None
-    state = run.initial(Trial(run.plan.seeds[0] if arm.once else seed, arm.name)).get(name)
+    state = run.initial(Trial(run.plan.seed if arm.once else seed, arm.name)).get(name)
     if state is None:
         return None
     made = copy.deepcopy(module.cpu())

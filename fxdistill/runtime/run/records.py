@@ -12,6 +12,7 @@ from typing import Any
 from fxdistill.errors import RunDirError
 from fxdistill.plan.document import Plan
 from fxdistill.plan.training import longest
+from fxdistill.runtime.run.trials import Trial, trials_of
 
 Record = dict[str, Any]
 _LONGEST = 1 << 20
@@ -38,14 +39,14 @@ def read(path: Path, plan: Plan, *, size: int | None) -> list[Record]:
         arm.name: {stage.name: most for stage, most in zip(arm.stages, longest(arm.stages), strict=True)}
         for arm in plan.all_arms
     }
-    lines = content.splitlines(keepends=True)
+    trials, lines = set(trials_of(plan)), content.splitlines(keepends=True)
     found, at = [], 0
     for number, line in enumerate(lines, 1):
         at += len(line)
         counts = size is None or at <= size
         if not counts and not line.endswith(b"\n"):
             break
-        record, wrong = _record(line, epochs, plan.seeds)
+        record, wrong = _record(line, epochs, trials)
         if wrong:
             raise _damaged(f"{path}, line {number}", wrong)
         found.extend([record] if counts else [])
@@ -58,7 +59,7 @@ def _damaged(where: str, why: str) -> RunDirError:
     )
 
 
-def _record(line: bytes, epochs: dict[str, dict[str, int]], seeds: list[int]) -> tuple[Record, str]:
+def _record(line: bytes, epochs: dict[str, dict[str, int]], trials: set[Trial]) -> tuple[Record, str]:
     """A line, and what is wrong with it."""
     if len(line) > _LONGEST:
         return {}, "it is longer than any that a run has written"
@@ -70,7 +71,7 @@ def _record(line: bytes, epochs: dict[str, dict[str, int]], seeds: list[int]) ->
         kept = record.get("kept", {}).items()
         numbers += [(f"kept {level}/{layer}", count) for level, found in kept for layer, count in found.items()]
         arm, stage, epoch, seed = (record[name] for name in ("name", "stage", "epoch", "seed"))
-        if arm not in epochs or stage not in epochs[arm] or seed not in seeds:
+        if Trial(seed, arm) not in trials or stage not in epochs[arm]:
             return record, "it is of a training that the plan has not"
         if type(epoch) is not int or type(seed) is not int or not 1 <= epoch <= epochs[arm][stage]:
             return record, f"the stage '{stage}' has no epoch {epoch!r}"
