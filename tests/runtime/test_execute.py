@@ -32,6 +32,7 @@ from fxdistill.plan.training import Stage
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.deployment import deploy
 from fxdistill.runtime.planning import preflight
+from fxdistill.runtime.processes import devices
 from fxdistill.runtime.run import checkpoint
 from fxdistill.runtime.run.checkpoint import load as load_checkpoint
 from fxdistill.runtime.run.directory import RunDir
@@ -246,6 +247,9 @@ def test_precision_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     mixed, full = (torch.load(tmp_path / name / "student_state_dict.pt", weights_only=True) for name in ("run", "full"))
     assert mixed["fc.weight"].dtype == torch.float32
     assert not torch.equal(mixed["fc.weight"], full["fc.weight"])
+    fabric, _ = devices.started("cpu", "bf16-mixed")
+    batch = {"images": torch.tensor([0.1]), "labels": torch.tensor([1234.5])}
+    assert fabric.setup_module(nn.Identity(), _reapply_compile=False)(batch) == batch  # bfloat16 would make 1232 of it
     with pytest.raises(InputError, match="CUDA"):
         preflight.accelerator("cpu", "16-mixed")
 
