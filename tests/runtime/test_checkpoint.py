@@ -365,7 +365,8 @@ def test_metrics_tell_a_full_disk_from_a_wrong_place(
         raise OSError(code, os.strerror(code))
 
     metrics = Metrics(RunDir(tmp_path), size=0, plan=load_plan(runs.plan_file()))
-    metrics.log(RECORD)
+    metrics.log({**RECORD, "losses": {"kd": 12.3456789, "pkt": 1.23456789e-7}})
+    assert runs.metrics(tmp_path)[0]["losses"] == {"kd": 12.3457, "pkt": 1.23457e-7}
     size = metrics.size
     monkeypatch.setattr(*((Path, "open", refusing) if part == "lines" else (log, "write_event", refusing)))
     with pytest.raises(kind, match=re.escape(os.strerror(code))) as caught:

@@ -263,6 +263,26 @@ def test_through_the_compiler(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "student.onnx").exists()
 
 
+def test_each_training_scales_its_losses_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a run that goes on there: what 16-bit training has found out of a scale is of one training."""
+    found, begun = list[float](), devices.started
+
+    def scaling(*given: Any) -> Any:
+        fabric, crew = begun(*given)
+        fabric.strategy.precision.scaler = torch.amp.GradScaler("cpu")
+        return fabric, crew
+
+    def train(self: loop.Loop, *_: object) -> None:
+        precision = self.fabric.strategy.precision
+        found.append(precision.state_dict()["scale"])
+        precision.load_state_dict({**precision.state_dict(), "scale": 2.0})
+
+    monkeypatch.setattr("fxdistill.runtime.run.execute.started", scaling)
+    monkeypatch.setattr(loop.Loop, "run", train)
+    execute(runs.plan_file(), tmp_path / "run", replace(CPU, precision="bf16-mixed", trials=2))
+    assert found == [65536.0, 65536.0]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_no_compiler_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> nn.Module:

@@ -237,8 +237,9 @@ def _restored(run: Execution, trial: Trial, arm: Arm) -> Program:
     else:
         few = preflight.some(run.dataset.train)
         measure_taps(program, batches(few, run.plan.data.batch_size, device=run.fabric.device))
-    if at.scaler:
-        run.fabric.strategy.precision.load_state_dict(at.scaler)
+    precision = run.fabric.strategy.precision
+    fresh = torch.amp.GradScaler(run.fabric.device.type).state_dict() if precision.state_dict() else {}
+    precision.load_state_dict(at.scaler or fresh)  # each trial scales its losses as if it were the only one
     return program
 
 

@@ -57,13 +57,14 @@ class Metrics:
         return self._lines.stat().st_size if self._lines.exists() else 0
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one epoch: seed, name, stage, epoch, losses, metrics and images_per_second.
+        """Append one epoch: seed, name, stage, epoch, losses to six digits, metrics and images_per_second.
 
         Raises:
             PlanError: It cannot be written there.
             StorageError: The disk is full.
         """
-        record = {**record, "time": round(time.time(), 3)}
+        losses = {key: float(f"{value:.6g}") for key, value in record["losses"].items()}  # however small they are
+        record = {**record, "losses": losses, "time": round(time.time(), 3)}
         with files.writing(self._lines):
             with self._lines.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

@@ -57,7 +57,7 @@ class Watch:
                 **asdict(self.trial),
                 "stage": progress.stage.name,
                 "epoch": progress.position.epoch,
-                "losses": {key: round(value, 6) for key, value in progress.losses.items()},
+                "losses": progress.losses,
                 "split": "test" if self.run.plan.data.val is None else "val",
                 "metrics": reached,
                 "images_per_second": round(progress.images_per_second, 1),
