@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
@@ -50,8 +50,9 @@ class Instrument(Pass[Joint, Program]):
     def requires(self, source: Joint) -> None:
         """Every member of the arm is there, in the mode that it needs, and reads what its view shows."""
         arm = self.plan.arm(self.arm)
+        taken = {*dir(Program), *vars(fx.GraphModule(nn.Module(), fx.Graph()))}
         for name in arm.members:
-            if hasattr(Program, name):
+            if name in taken:
                 raise PlanError(
                     f"a program cannot have a member '{name}'", where="members", hint="give it another name"
                 )

@@ -255,7 +255,7 @@ def test_a_member_that_is_trained_in_eval_mode_keeps_its_statistics() -> None:
     assert all(torch.equal(value, before[key]) for key, value in made["student"].state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["train", "terms", "macs"])
+@pytest.mark.parametrize("name", ["train", "terms", "meta"])
 def test_a_member_may_not_be_called_like_what_a_program_has(name: str) -> None:
     plan = plan_of(LossTerm(loss="kd", teacher=name), more=(name,))
     with pytest.raises(PlanError, match=f"a program cannot have a member '{name}'"):
