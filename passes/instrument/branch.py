@@ -44,7 +44,7 @@ def by_batch_statistics(graph: fx.Graph, root: nn.Module, value: fx.Node, *, whe
                 if norm.weight is not None:
                     weight = graph.get_attr(f"{node.target}.weight")
                     weight.meta = {"role": "adapter"}
-                new[node] = call(graph, "adapter", batch_normalized, node.args[0], weight, norm.eps)
+                new[node] = call(graph, "adapter", batch_normalized, node.all_input_nodes[0], weight, norm.eps)
             else:
                 new[node] = graph.node_copy(node, lambda other: new.get(other, other))
             new[node].meta = {"role": "adapter", "frozen": True, "shape": node.meta["shape"]}

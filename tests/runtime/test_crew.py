@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.nn import functional as F
 
 from fxdistill.compiler.build import build, specialize
 from fxdistill.errors import FxdistillError, InputError, PlanError, RunDirError
@@ -208,8 +210,9 @@ def test_batch_norm_and_dropout_of_parts_are_those_of_the_whole(momentum: float 
     def work(crew: Crew) -> Any:
         crew.whole, model = 7, layers()
         norm, drop = spread._Norm(model[0], crew), spread._Drop(model[1], crew)  # type: ignore[arg-type]
-        return ran_(lambda x: drop(norm(x)), model[0], values[crew.part(7)])
+        return ran_(lambda x: drop(input=norm(input=x)), model[0], values[crew.part(7)])
 
+    assert [*signature(spread._batch_norm).parameters][:-1] == [*signature(F.batch_norm).parameters]
     model = layers()
     answer, gradient, *state = ran_(model, model[0], values)
     for (found, mine, *kept), part in zip(joined(work), (slice(3), slice(3, 7)), strict=True):

@@ -55,7 +55,7 @@ def test_it_pays_where_much_is_read_and_written_beside_the_weights() -> None:
 
 def test_weights_count_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layouts, "_LEAST", 0)
-    heavy = program(Classifier(Body({"a": nn.Conv2d(3, 8, 15, padding=7)}, lambda m, x: m.a(x)), 8))
+    heavy = program(Classifier(Body({"a": nn.Conv2d(3, 8, 15, padding=7)}, lambda m, x: m.a(input=x)), 8))
     assert [chosen(heavy, size).last for size in (7, 8)] == [False, True]  # (3 + 8) * 64 elements, 24 * 225 weights
 
 

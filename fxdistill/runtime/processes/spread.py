@@ -114,12 +114,12 @@ class _Drop(nn.Module):
         super().__init__()
         self.drop, self.crew = drop, crew
 
-    def forward(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002  # torch's name
         kwargs.pop("inplace", None)
-        rows = value.new_ones((self.crew.whole, *value.shape[1:]))
-        if value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last):
+        rows = input.new_ones((self.crew.whole, *input.shape[1:]))
+        if input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last):
             rows = rows.to(memory_format=torch.channels_last)  # numbers are drawn in the order of the memory
-        return value * self.drop(rows, *args, **kwargs)[self.crew.part(self.crew.whole)]
+        return input * self.drop(rows, *args, **kwargs)[self.crew.part(self.crew.whole)]
 
 
 class _Norm(nn.Module):
@@ -129,17 +129,17 @@ class _Norm(nn.Module):
         super().__init__()
         self.norm, self.crew = norm, crew
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
         norm = self.norm
         if not norm.training and norm.running_mean is not None:
-            found: Tensor = norm(value)
+            found: Tensor = norm(input)
             return found
         share = norm.momentum
         if norm.training and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
             share = 1 / float(norm.num_batches_tracked) if share is None else share
         running = (norm.running_mean, norm.running_var) if norm.training else (None, None)
-        return normalized(value, *running, norm.weight, norm.bias, share or 0.0, norm.eps, crew=self.crew)
+        return normalized(input, *running, norm.weight, norm.bias, share or 0.0, norm.eps, crew=self.crew)
 
 
 class _Functional(nn.Module):
@@ -183,13 +183,13 @@ def normalized(  # noqa: PLR0917  # torch's order
 
 
 def _batch_norm(  # noqa: PLR0917  # torch's signature
-    value: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor | None = None,
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,  # noqa: A002
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *, crew: Crew,  # noqa: FBT001, FBT002
 ) -> Tensor:  # fmt: skip
     """As :func:`torch.nn.functional.batch_norm`."""
     if training:
-        return normalized(value, mean, variance, weight, bias, momentum, eps, crew=crew)
-    found: Tensor = F.batch_norm(value, mean, variance, weight, bias, training, momentum, eps)
+        return normalized(input, running_mean, running_var, weight, bias, momentum, eps, crew=crew)
+    found: Tensor = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return found
 
 

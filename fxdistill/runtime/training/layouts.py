@@ -85,7 +85,8 @@ def _elements(program: Program) -> tuple[int, int]:
     moved = weights = 0
     for node in program.graph.nodes:
         if not node.meta.get("frozen") and op_name(node, program) in _CONVOLUTIONS:
-            read, made = (shape_of(one) or program.meta["input_shape"] for one in (node.args[0], node))
+            given = node.args[0] if node.args else node.kwargs["input"]
+            read, made = (shape_of(one) or program.meta["input_shape"] for one in (given, node))
             moved += math.prod(read[1:]) + math.prod(made[1:])
             places = read if "transpose" in op_name(node, program) else made
             weights += macs_of(node) // (places[0] * math.prod(places[2:]))
