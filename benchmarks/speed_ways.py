@@ -21,7 +21,8 @@ from fxdistill.passes.divide import Divide
 from fxdistill.plan.schema import DataPlan, Pair, Precision
 from fxdistill.plan.training import Stage
 from fxdistill.runtime.training.aside import Aside, collect
-from fxdistill.runtime.training.halves import Halves, Looks
+from fxdistill.runtime.training.halves import Halves
+from fxdistill.runtime.training.looks import Looks
 from fxdistill.runtime.training.recording import Recorded
 from fxdistill.runtime.training.shelf import Memory
 

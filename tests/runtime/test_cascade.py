@@ -39,7 +39,7 @@ from fxdistill.runtime.run.execution import Execution, Settings
 from fxdistill.runtime.run.hardening import harden_all
 from fxdistill.runtime.training.average import Average
 from fxdistill.runtime.training.course import Means, Position
-from fxdistill.runtime.training.loop import _Running
+from fxdistill.runtime.training.epoch import Epoch
 from fxdistill.runtime.training.optimizers import make_optimizer
 from fxdistill.tasks import TASKS
 from tests import runs
@@ -318,7 +318,7 @@ def test_training_the_small_student_is_training_the_masked_one() -> None:
 )
 def test_a_loss_that_is_not_a_number_or_diverges_names_its_level_alone(wrong: float, said: str) -> None:
     program = joint(planned(assistants=2), made(planned(assistants=2)))
-    running = _Running(program.stages[0], program, Means(), Average(program, 0.0), every=1)
+    running = Epoch(program.stages[0], program, Means(), Average(program, 0.0), every=1)
     losses = {one.key: torch.tensor(wrong if "level-1" in one.loss.members else 1.0) for one in program.terms}
 
     def an_epoch() -> None:

@@ -269,11 +269,12 @@ def test_each_training_scales_its_losses_from_the_start(tmp_path: Path, monkeypa
 
     def scaling(*given: Any) -> Any:
         fabric, crew = begun(*given)
-        fabric.strategy.precision.scaler = torch.amp.GradScaler("cpu")
+        precision: Any = fabric.strategy.precision
+        precision.scaler = torch.amp.GradScaler("cpu")
         return fabric, crew
 
     def train(self: loop.Loop, *_: object) -> None:
-        precision = self.fabric.strategy.precision
+        precision: Any = self.fabric.strategy.precision
         found.append(precision.state_dict()["scale"])
         precision.load_state_dict({**precision.state_dict(), "scale": 2.0})
 

@@ -18,7 +18,8 @@ from fxdistill.data.dataset import Split
 from fxdistill.passes.divide import Divide, Divided
 from fxdistill.runtime.run.reuse import key_of
 from fxdistill.runtime.training import halves
-from fxdistill.runtime.training.halves import PIXELS, Halves, Looks
+from fxdistill.runtime.training.halves import PIXELS, Halves
+from fxdistill.runtime.training.looks import Looks, fingerprints
 from fxdistill.runtime.training.shelf import Folder, Memory, Shelf
 from tests import tiny_models
 from tests.passes.test_divide import BATCH, program_of
@@ -324,13 +325,13 @@ def test_half_precision_is_close_and_is_said() -> None:
 
 def test_a_hash_tells_images_apart() -> None:
     one = torch.rand(50, 3, 5, 5)
-    found = halves.fingerprints(one)
+    found = fingerprints(one)
     assert len(set(found.tolist())) == 50
-    assert torch.equal(halves.fingerprints(one[7:9]), found[7:9])
+    assert torch.equal(fingerprints(one[7:9]), found[7:9])
     swapped = one.clone()
     swapped[:, :, 0, 0], swapped[:, :, 4, 4] = one[:, :, 4, 4], one[:, :, 0, 0]
     for other in (one.flip(-1), one.roll(1, 1), swapped, one + 1e-6, 1 - one):
-        assert not (halves.fingerprints(other) == found).any()
+        assert not (fingerprints(other) == found).any()
 
 
 def test_what_a_key_depends_on() -> None:

@@ -8,7 +8,8 @@ from fxdistill.modelfiles.factories import build
 from fxdistill.plan.file import load
 from fxdistill.runtime.training.average import Average
 from fxdistill.runtime.training.course import Means, Position
-from fxdistill.runtime.training.loop import _Running, step_seeded
+from fxdistill.runtime.training.epoch import Epoch
+from fxdistill.runtime.training.loop import step_seeded
 from fxdistill.runtime.training.optimizers import make_optimizer
 from tests import runs
 
@@ -50,7 +51,7 @@ def test_losses_are_looked_at_every_few_steps_and_named_when_not_finite() -> Non
     )
     program = specialize(whole, "warm-up-1")
     key = program.terms[0].key
-    running = _Running(program.stages[0], program, Means(), Average(program, 0.0), every=3)
+    running = Epoch(program.stages[0], program, Means(), Average(program, 0.0), every=3)
     looked = [running.add({key: torch.tensor(float(n))}, Position(0, 0, n), 8) for n in (1, 2, 3)]
     assert looked == [False, False, True]
     assert running.means == Means(3, {key: 2.0})

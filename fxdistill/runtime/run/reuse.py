@@ -38,7 +38,8 @@ from fxdistill.passes.divide import Divide, Divided
 from fxdistill.plan.document import Plan
 from fxdistill.plan.training import Stage
 from fxdistill.runtime.run.trials import Trial, trials_of
-from fxdistill.runtime.training.halves import Halves, Looks, Report, fingerprints
+from fxdistill.runtime.training.halves import Halves, Report
+from fxdistill.runtime.training.looks import Looks, fingerprints
 from fxdistill.runtime.training.recording import replayed
 from fxdistill.runtime.training.shelf import Shelf
 from fxdistill.tasks import Task

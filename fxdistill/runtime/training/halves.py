@@ -20,12 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx
 
-from fxdistill.data.batches import Batch, batches, size_in_training, view_of
-from fxdistill.data.dataset import Images
+from fxdistill.data.batches import Batch
 from fxdistill.errors import line
 from fxdistill.ir.running import same
 from fxdistill.passes.divide import Divided
 from fxdistill.plan.schema import Count
+from fxdistill.runtime.training.looks import Looks, fingerprints
 from fxdistill.runtime.training.recording import seconds
 from fxdistill.runtime.training.shelf import Place, Rows, Shelf, size_of
 
@@ -38,54 +38,7 @@ _BLOCK = 1 << 25  # bytes of a block, roughly: what a kill in computing loses at
 _TRIED = 32  # images that the frozen half is timed on, on a CPU
 _EVERY = 200  # batches between two that are compared with a fresh computation
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-_AT_ONCE = 1 << 21  # pixels that are hashed at once
 _NEAR = 0.25  # of a GPU's free memory
-
-
-@dataclass(frozen=True)
-class Looks:
-    """The training images, as they look.
-
-    Attributes:
-        split: The images.
-        batch_size: Images a training step at most; see :mod:`fxdistill.data.batches`.
-        augment: Names of augmentations.
-        views: How many views of an image there are; None for a new one in every epoch.
-        seed: What they are drawn under.
-        moves_targets: Whether labels are maps that move with the images.
-        classes: Number of classes.
-        device: Where they are wanted.
-    """
-
-    split: Images
-    batch_size: int
-    augment: tuple[str, ...]
-    views: int | None
-    seed: int
-    moves_targets: bool
-    classes: int
-    device: torch.device
-
-    @property
-    def size(self) -> int:
-        """Images of a training batch."""
-        return size_in_training(self.split, self.batch_size)
-
-    @property
-    def steps(self) -> int:
-        """Batches that hold all images."""
-        return -(-len(self.split) // self.size)
-
-    def view(self, epoch: int) -> int:
-        """Which view an epoch shows."""
-        return view_of(epoch, self.views if self.augment else 1)
-
-    def batches(self, view: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of all images in order in one view, from one on."""
-        return batches(
-            self.split, self.size, seed=self.seed, epoch=view, start=start, augment=self.augment,
-            moves_targets=self.moves_targets, classes=self.classes, device=self.device,
-        )  # fmt: skip
 
 
 @dataclass
@@ -372,18 +325,6 @@ class Halves:
 def _order(value: Tensor) -> tuple[int, ...]:
     """The dimensions of a tensor as they lie in memory, the innermost one last."""
     return tuple(sorted(range(value.ndim), key=lambda axis: -value.stride()[axis]))
-
-
-def fingerprints(images: Tensor) -> Tensor:
-    """A hash of each image's pixels: (N, ...) float32 to (N,) int64.
-
-    A sum of the numbers' bits, each times an odd number of its place's own, modulo 2^64.
-    """
-    bits = images.to(torch.float32).contiguous().flatten(1).view(torch.int32)
-    places = torch.arange(1, bits.shape[1] + 1, device=images.device, dtype=torch.int64) * -7046029254386353131
-    weights = (places ^ (places >> 29)) * -4658895280553007687 | 1
-    few = max(1, _AT_ONCE // max(1, bits.shape[1]))
-    return torch.cat([(part.to(torch.int64) * weights).sum(1) for part in bits.split(few)])
 
 
 def described(report: Report) -> str:
