@@ -100,7 +100,15 @@ def fp16(path: Path, draft: Path) -> None:
         ModelError: The file cannot be converted.
     """
     with _said(path):
-        onnx.save_model(convert_float_to_float16(onnx.load_model(path), keep_io_types=True), draft)
+        made = convert_float_to_float16(onnx.load_model(path), keep_io_types=True)
+        # a value that several operators read in float32, as resizings share their factors, is cast once for each of
+        # them, under one name
+        nodes: dict[tuple[str, ...], onnx.NodeProto] = {}
+        for node in made.graph.node:
+            nodes.setdefault(tuple(node.output), node)
+        del made.graph.node[:]
+        made.graph.node.extend(nodes.values())
+        onnx.save_model(made, draft)
     _noted(path, draft, "fp16")
 
 

@@ -228,6 +228,20 @@ def test_a_tool_that_fails_is_an_error_of_ours(tmp_path: Path) -> None:
         onnx_reduced.fp16(tmp_path / "t.onnx", tmp_path / "out.onnx")
 
 
+def test_fp16_casts_what_two_operators_read_in_float32_once(tmp_path: Path) -> None:
+    factors = onnx.numpy_helper.from_array(np.float32([1, 1, 2, 2]), "twice")
+    nodes = [onnx.helper.make_node("Resize", [a, "", "twice"], [b]) for a, b in (("input", "mid"), ("mid", "out"))]
+    told = onnx.helper.make_tensor_value_info("twice", 1, [4])  # torch's exporter writes this
+    shapes = {"input": [1, 1, 2, 2], "out": [1, 1, 8, 8]}
+    ends = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
+    graph = onnx.helper.make_graph(nodes, "two", ends[:1], ends[1:], [factors], value_info=[told])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save_model(model, tmp_path / "t.onnx")
+    onnx_reduced.fp16(tmp_path / "t.onnx", tmp_path / "out.onnx")
+    (found,) = open_session(tmp_path / "out.onnx").run(None, {"input": np.ones((1, 1, 2, 2), np.float32)})
+    assert found.tolist() == np.ones((1, 1, 8, 8)).tolist()
+
+
 class Twins(nn.Module):
     """Two convolutions that read one map, each before a BatchNorm of its own."""
 
