@@ -118,6 +118,6 @@ def compress(
         if shrunk is not None:
             out.print(shrunk_view(shrunk))
         smaller, plan = output / stepping.SMALLER, output / stepping.PLAN
-        out.print(Text(f"\n{smaller}  {plan}: {teaching.method}, {epochs} epochs\n"), soft_wrap=True)
+        out.print(Text(f"\n{smaller}  {plan}: {teaching.method}, {epochs} epoch{'s' * (epochs > 1)}\n"), soft_wrap=True)
         say(load_plan(plan).diagnostics)
         running.carried_out(plan, output / stepping.RUN, stepping.settings_for(output, settings), out)

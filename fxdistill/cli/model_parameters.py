@@ -36,7 +36,7 @@ Embed = Annotated[
     bool, typer.Option("--embed-preprocessing", help="Take uint8 (N, H, W, C); the normalisation is inside the file.")
 ]
 Models = Annotated[
-    list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX...", help=f"{RUN_OR_MODEL} Or an ONNX file.", callback=there)
+    list[str], typer.Argument(metavar="RUN_DIR|MODEL|ONNX", help=f"{RUN_OR_MODEL} Or an ONNX file.", callback=there)
 ]
 Batches = Annotated[
     list[int], typer.Option("--batch", min=1, max=1 << 20, metavar="N", help="Images per run; repeatable.")

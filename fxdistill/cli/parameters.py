@@ -37,7 +37,7 @@ Version = Annotated[bool, typer.Option(
 # models
 Model = Annotated[str, typer.Argument(help=_MODEL, callback=there)]
 Student = Annotated[
-    str | None, typer.Argument(metavar="[STUDENT]", help=f"{_MODEL} Not given for --method cascade.", callback=there)
+    str | None, typer.Argument(metavar="STUDENT", help=f"{_MODEL} Not given for --method cascade.", callback=there)
 ]
 RunOrModel = Annotated[str, typer.Argument(metavar="RUN_DIR|MODEL", help=RUN_OR_MODEL, callback=there)]
 Factory = Annotated[str | None, typer.Option("--factory", help=_FACTORY.format(""))]

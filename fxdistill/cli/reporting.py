@@ -15,7 +15,7 @@ from fxdistill.cli.exits import err, reported
 _out = Console(highlight=False)
 _NAME = "report.html"
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories; several are compared.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories; several are compared.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help=f"The file to write; of one run {_NAME} in it, else {_NAME} here.")
 ]

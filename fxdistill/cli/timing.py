@@ -41,7 +41,7 @@ def bench(
             with finding.told_of(model):
                 found[model] = finding.find(
                     model, input_shape=None if says_itself else wanted, allow=allow_factory,
-                    trust_code=trust_code and not says_itself,
+                    trust_code=trust_code and not says_itself, option="fxdistill export … --factory",
                 )  # fmt: skip
         say([remark for one in found.values() for remark in one.remarks])
         made = timing.timed(

@@ -20,7 +20,10 @@ def relative_data(spec: str, plan: Path) -> str:
 def resolved_data(spec: str | None, base: Path) -> str | None:
     """A plan's data spec for use here: a relative place is below ``base``, the plan's folder."""
     kind, place = sources.split(spec or "")
-    return f"{kind}:{base / _from_home(place)}" if place else spec
+    if not place or (held := _from_home(place)).is_absolute():
+        return f"{kind}:{held}" if place else spec
+    folder = (base / held.parent).resolve()
+    return f"{kind}:{(folder if base.is_absolute() else Path(os.path.relpath(folder))) / held.name}"
 
 
 def _from_home(place: str) -> Path:

@@ -93,8 +93,11 @@ def _distinct_fields(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def parse(data: object, *, where: str) -> Plan:
-    """Validate a plan's data.
+_CORRECT = "correct what is named, or write the plan anew with `fxdistill plan`"
+
+
+def parse(data: object, *, where: str, hint: str = _CORRECT) -> Plan:
+    """Validate a plan's data; ``hint`` says what to do where a field is wrong.
 
     Raises:
         PlanError: As for :func:`load`.
@@ -127,9 +130,7 @@ def parse(data: object, *, where: str) -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as cause:
-        raise invalid(
-            cause, where=where, hint="correct that field, or write the plan anew with `fxdistill plan`"
-        ) from cause
+        raise invalid(cause, where=where, hint=hint) from cause
 
 
 def invalid(cause: ValidationError, *, where: str, hint: str) -> PlanError:

@@ -38,7 +38,7 @@ def changed(plan: Plan, settings: Sequence[str]) -> Plan:
             raise InputError(f"'{text}' gives no value", where=_WHERE, hint="write PATH=VALUE: main.optimizer.lr=1e-3")
         holder, key = _place(data, plan.export.arm, path.strip())
         holder[key] = value_of(value.strip(), _WHERE)
-    return parse(data, where=_WHERE)
+    return parse(data, where=_WHERE, hint="give another value; lists are JSON: 'data.augmentation=[\"flip\"]'")
 
 
 def value_of(text: str, where: str) -> Any:

@@ -45,7 +45,7 @@ def _said(made: Comparison, task: Task) -> Iterator[str]:
         yield f"{said} ({apart.interval}){told}"
         if apart.alone is not None and apart.p is not None:
             one, other = apart.alone
-            yield f"right in A alone {one:,} images, in B alone {other:,}; McNemar's exact test: p = {apart.p:.2g}"
+            yield f"images right in A alone: {one:,}, in B alone: {other:,}; McNemar's exact test: p = {apart.p:.2g}"
     agreed = "" if made.agreement is None else f"{task.agreement_name} {made.agreement:.2%}, "
     yield f"{agreed}mean distance {made.distance:.3g}"
 

@@ -94,6 +94,7 @@ def test_the_option_that_names_the_factory_is_the_right_one(folder: Path) -> Non
         assert "name its factory: --teacher-factory " in refused(folder, "plan", name, "student.pt")
         for command in (("export", name), ("eval", name), ("shrink", name, "--keep", "0.5")):
             assert "name its factory: --factory " in refused(folder, *command)
+        assert "name its factory: fxdistill export … --factory " in refused(folder, "bench", name)  # it takes none
 
 
 def test_the_entry_of_a_checkpoint(folder: Path) -> None:

@@ -110,6 +110,7 @@ def test_what_is_not_there_is_refused_with_what_is(text: str, message: str) -> N
         ("main.optimizer.nesterov=true", "nesterov is about a momentum"),
         ("data.batch_size=0", "data.batch_size"),
         ('data.augmentation=["flap"]', "did you mean 'flip'?"),
+        ("data.augmentation=flip", "lists are JSON: "),
         ("main.losses.kd.args.temperature=0", "temperature"),
         ("main.epochs=2.5", "epochs"),
         ("main.losses.kd.teacher=student", "the loss 'kd' compares 'student' with itself"),

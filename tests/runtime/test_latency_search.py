@@ -122,6 +122,8 @@ def test_what_no_widths_take_is_refused_with_the_nearest_that_was_measured(wante
     nearest = rf"take {wanted} of its own time .* nearest take 0.8 of its own time \(95 % between 0.79 and 0.81"
     with pytest.raises(InputError, match=nearest):
         within(Wanted(wanted), make, own_ms=OWN, compare=stubborn, times=by_macs)
+    with pytest.raises(InputError, match=rf"take {OWN * 0.8:g} ms \(0.8 of its own time, 95 % between 0.79 and 0.81\)"):
+        within(Wanted(OWN * wanted, absolute=True), make, own_ms=OWN, compare=stubborn, times=by_macs)
     rough = within(Wanted(wanted, roughly=True), make, own_ms=OWN, compare=stubborn, times=by_macs)
     assert rough.confirmed == stubborn()  # a part of the way is as near as they come
 

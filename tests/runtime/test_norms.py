@@ -86,7 +86,9 @@ def test_statistics_that_lag_behind_are_estimated_anew(lagging: nn.Module, label
     module, (remark,) = settled(lagging, Recalibration(), labelled=labelled)
     assert accuracy(module) > 0.85
     assert (remark.code, remark.severity) == ("batch-norm-statistics", "note")
-    assert "on 1260 training images" in remark.why
+    how = "accuracy" if labelled else "top-1 agreement"
+    assert f"on 1260 training images {how} " in remark.why
+    assert ("% by running" in remark.why, "% between running" in remark.why) == (labelled, not labelled)
     assert all(torch.equal(one, two) for one, two in zip(lagging.parameters(), module.parameters(), strict=True))
     assert not module.training
     assert {part.momentum for part in module.modules() if isinstance(part, nn.BatchNorm2d)} == {1e-4}

@@ -70,15 +70,14 @@ class Found:
 
 def as_loaded(
     model: str | Path | nn.Module, *, factory: str | None, args: Sequence[str], seed: int = 0, allow: Sequence[str],
-    trust_code: bool, entry: str | None,
+    trust_code: bool, entry: str | None, option: str = "--factory",
 ) -> LoadedModel:  # fmt: skip
-    """A model that is no run: loaded, or as it was given."""
+    """A model that is no run: loaded, or as it was given; ``option`` names its factory, for hints."""
     if isinstance(model, nn.Module):
         return LoadedModel(model, None, None, None)
     source = parse_source(
-        str(model), factory=factory, args=args, trust_code=trust_code, allow=allow, option="--factory",
-        entry=entry,
-    )  # fmt: skip
+        str(model), factory=factory, args=args, trust_code=trust_code, allow=allow, option=option, entry=entry
+    )
     return load(source, seed=seed)
 
 
@@ -87,11 +86,12 @@ def find(
     input_shape: tuple[int, ...] | None = None, preprocessing: Preprocessing | Wishes = NOTHING,
     factory: str | None = None, args: Sequence[str] = (), allow: Sequence[str] = (), trust_code: bool = False,
     entry: str | None = None, class_map: str | Path | None = None, checkpoint_entry: str | None = None,
-    embedding: str | None = None,
+    embedding: str | None = None, option: str = "--factory",
 ) -> Found:  # fmt: skip
     """The model that an argument names: a run's student, a file or a factory; see :func:`fxdistill.evaluate`.
 
-    A model that is no run can be measured on the data of a plan, divided as the plan divides it.
+    A model that is no run can be measured on the data of a plan, divided as the plan divides it. ``option`` is how the
+    command line names a file's factory, for hints.
 
     Raises:
         InputError: It cannot be found or loaded, or does not fit the data.
@@ -110,7 +110,9 @@ def find(
     if not isinstance(model, nn.Module) and Path(model).suffix.lower() == ".onnx":
         given, said_task, preprocessing = _of_onnx(Path(model), preprocessing)
     else:
-        given = as_loaded(model, factory=factory, args=args, allow=allow, trust_code=trust_code, entry=checkpoint_entry)
+        given = as_loaded(
+            model, factory=factory, args=args, allow=allow, trust_code=trust_code, entry=checkpoint_entry, option=option
+        )
         said_task = None
     task = task or said_task or "classification"
     wanted = TASKS.get(task, where="--task")

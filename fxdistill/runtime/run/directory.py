@@ -240,7 +240,9 @@ class RunDir:
         Raises:
             RunDirError: What says so is damaged.
         """
-        return self.path / str(self._origin()["plan"])
+        plan = self.path / str(self._origin()["plan"])
+        folder = plan.parent.resolve()
+        return (folder if self.path.is_absolute() else Path(os.path.relpath(folder))) / plan.name
 
     @property
     def base(self) -> Path:

@@ -101,8 +101,8 @@ def _remark(arm: str, main: Stage, stage: Stage) -> Diagnostic:
     how = "from its beginning" if stage.schedule != "constant" else "as before"
     return Diagnostic(
         code="extended", severity="note", where=f"arm '{arm}', stage '{stage.name}'",
-        why=f"{stage.epochs} epochs were added to a complete run: the losses of '{main.name}', a fresh optimiser, its "
-        f"{stage.schedule} schedule {how}; a control arm beside it has as many more",
+        why=f"added to a complete run: {stage.epochs} epoch{'s' * (stage.epochs > 1)} of the losses of '{main.name}', "
+        f"with a fresh optimiser and its {stage.schedule} schedule {how}; a control arm beside it has as many more",
     )  # fmt: skip
 
 

@@ -151,10 +151,11 @@ def within(
     _, nearest, made = min(tried, key=lambda one: abs(wanted.off(one[1]) - 1))
     if wanted.roughly:
         return replace(made, confirmed=nearest)
-    spread = f"95 % between {nearest.low:.3g} and {nearest.high:.3g}"
+    share = f"{nearest.share:.3g} of its own time, " if wanted.absolute else ""
+    spread = f"{share}95 % between {nearest.low:.3g} and {nearest.high:.3g}"
     raise InputError(
         f"no widths were found that take {wanted.told()} within {TOLERANCE:.0%}: the nearest take "
-        f"{wanted.told(nearest)} ({spread} of its own)", where=OPTION,
+        f"{wanted.told(nearest)} ({spread})", where=OPTION,
         hint="give that, or another --round-to or --floor; on a busy machine, measure again when it is idle",
     )  # fmt: skip
 

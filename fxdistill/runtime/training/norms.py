@@ -152,10 +152,12 @@ class _Look:
 
     def remark(self, running: float, batch: float, anew: float | None = None) -> Diagnostic:
         """The figures in words."""
-        name = self.task.primary if self.has_labels else f"{self.task.agreement_name} with that"
         shown = [f"{value:.2%}" if not self.has_labels else self.task.shown(value) for value in (running, batch)]
-        found = f"on {self.images} training images {name} {shown[0]} by running BatchNorm statistics, {shown[1]} by "
-        found += "those of each batch"
+        name = self.task.primary if self.has_labels else self.task.agreement_name
+        how = f"by running BatchNorm statistics, {shown[1]} by" if self.has_labels else (
+            "between running BatchNorm statistics and"
+        )  # fmt: skip
+        found = f"on {self.images} training images {name} {shown[0]} {how} those of each batch"
         if anew is None:
             return Diagnostic(
                 code="batch-norm-statistics", severity="warning", where=self.member,
