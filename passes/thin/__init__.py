@@ -115,7 +115,7 @@ class Thin(Pass[ThinSource, Removal]):
             hint = "give a number above 0 and below 1"
             raise InputError(f"the share to keep is {self.keep}", where="--keep", hint=hint)
         if self.keep is None and not (self.widths or self.limits or self.scopes):
-            hint = "give --keep 0.5, --macs 0.5, --params 0.5, or widths"
+            hint = "give --keep 0.5, --macs 0.5, --params 0.5 or --latency 0.5"
             raise InputError("nothing says how much to keep", where="keep", hint=hint)
         if self.limits and (self.keep is not None or self.widths):
             other = "--keep" if self.keep is not None else "widths"

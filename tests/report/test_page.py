@@ -169,8 +169,10 @@ def test_a_file_that_is_no_picture_is_not_shown(tmp_path: Path) -> None:
     for one, png in zip(data["beside"]["apart"], ("", "PHN2Zz4=", "A"), strict=False):
         one["png"] = png
     data["beside"]["apart"][4]["file"] = data["beside"]["apart"][4]["label"] = EVIL
+    data["beside"]["agreement"] = None  # of answers that are numbers
     (run / "details.json").write_text(json.dumps(data))
     page = written(tmp_path, run)
+    assert "and the teacher are compared by the distance of their answers" in page.text
     assert len([tag for tag, _ in page.elements if tag == "img"]) == len(data["beside"]["apart"]) - 3
     assert is_offline(page)
     assert EVIL in page.text
