@@ -194,6 +194,17 @@ def test_runs_are_held_against_each_other_where_they_measured_on_the_same_images
         found = compared.compared(pair)
         assert found.sides[1].difference == ""
         assert found.remark.startswith(said)
+    assert one.result is not None
+    arms = [{**arm, "seed": seed} for arm in one.result["arms"] for seed in (arm["seed"], 7)]
+    longer = replace(same, result={**one.result, "arms": arms})
+    assert compared.compared([one, longer]).sides[1].difference == "+0.00 points over 1 shared seed"
+
+
+def test_an_arm_of_a_comparison_has_a_method_of_its_own() -> None:
+    plan = load_plan(runs.plan_file())
+    arm = plan.arm(plan.export.arm).changed(name="kd")
+    several = plan.changed(arms=[arm], control=None, export=plan.export.changed(arm="kd"))
+    assert (compared._method(plan), compared._method(several)) == (plan.method, "kd")
 
 
 def test_teachers_of_several_runs_are_told_apart() -> None:
@@ -298,6 +309,7 @@ def test_a_cascade_is_told_by_its_levels_and_who_teaches_whom(tmp_path: Path) ->
     assert "The levels of the cascade" in page.text
     assert all(name in page.text for name in levels)
     assert page.text.index("teacher teaches") < page.text.index("teaches student")
+    assert compared._epochs(plan) == 2  # together with the other levels, and alone
     first = next(member for member in plan.members.values() if isinstance(member, Masked))
     assert all(layer.name in page.text for layer in first.layers)
 

@@ -229,7 +229,7 @@ def test_a_tool_that_fails_is_an_error_of_ours(tmp_path: Path) -> None:
 
 
 def test_fp16_casts_what_two_operators_read_in_float32_once(tmp_path: Path) -> None:
-    factors = onnx.numpy_helper.from_array(np.float32([1, 1, 2, 2]), "twice")
+    factors = onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice")
     nodes = [onnx.helper.make_node("Resize", [a, "", "twice"], [b]) for a, b in (("input", "mid"), ("mid", "out"))]
     told = onnx.helper.make_tensor_value_info("twice", 1, [4])  # torch's exporter writes this
     shapes = {"input": [1, 1, 2, 2], "out": [1, 1, 8, 8]}

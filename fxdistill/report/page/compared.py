@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fxdistill.measure.differences import paired
+from fxdistill.plan.document import Plan
+from fxdistill.plan.members import Hardened
+from fxdistill.plan.schema import ExportPlan
 from fxdistill.report.layout import points
 from fxdistill.report.page import chart
 from fxdistill.report.page.chart import Chart
@@ -47,8 +50,7 @@ def compared(told: Sequence[Told]) -> Compared:
     slots = [_SLOTS[number % len(_SLOTS)] for number in range(len(told))]
     sides = tuple(
         Side(
-            names[n], slots[n], f"r{n + 1}-run", one.plan.method,
-            sum(stage.epochs for stage in one.plan.arm(one.plan.export.arm).stages), own[n],
+            names[n], slots[n], f"r{n + 1}-run", _method(one.plan), _epochs(one.plan), own[n],
             "" if n == 0 else _difference(first, one),
         )
         for n, one in enumerate(told)
@@ -67,6 +69,18 @@ def compared(told: Sequence[Told]) -> Compared:
         else "These runs were measured on different images: their values are no measure of one another."
     )  # fmt: skip
     return Compared(sides, tuple(one for one in drawn if one is not None), remark)
+
+
+def _method(plan: Plan) -> str:
+    """What the exported member learned by: an arm of a comparison is called after its own method."""
+    return plan.method if plan.export.arm == ExportPlan().arm else plan.export.arm
+
+
+def _epochs(plan: Plan) -> int:
+    """Those that the exported member was trained for: with those of the level that it was cut out of."""
+    exported = plan.members[plan.export.member]
+    before = [arm for arm in plan.arms if isinstance(exported, Hardened) and exported.of in arm.trains]
+    return sum(stage.epochs for arm in (*before, plan.arm(plan.export.arm)) for stage in arm.stages)
 
 
 def _teachers(told: Sequence[Told], names: Sequence[str]) -> list[Model]:
@@ -102,10 +116,12 @@ def _difference(first: Told, other: Told) -> str:
     if found is None:
         return ""
     said = points(found.mean, first.task)
-    if found.low is None or found.high is None:
+    if found.low is not None and found.high is not None:
+        low, high = (points(end, first.task, unit=False) for end in (found.low, found.high))
+        said = f"{said} ({low} to {high})"
+    if found.seeds == max(map(len, both)):
         return said
-    low, high = (points(end, first.task, unit=False) for end in (found.low, found.high))
-    return f"{said} ({low} to {high})"
+    return f"{said} over {found.seeds} shared seed{'s' * (found.seeds > 1)}"
 
 
 def _by_seed(told: Told) -> dict[int, float]:

@@ -151,8 +151,8 @@ def within(
     _, nearest, made = min(tried, key=lambda one: abs(wanted.off(one[1]) - 1))
     if wanted.roughly:
         return replace(made, confirmed=nearest)
-    share = f"{nearest.share:.3g} of its own time, " if wanted.absolute else ""
-    spread = f"{share}95 % between {nearest.low:.3g} and {nearest.high:.3g}"
+    also = f"{nearest.share:.3g} of its own time, " if wanted.absolute else ""
+    spread = f"{also}95 % between {nearest.low:.3g} and {nearest.high:.3g}"
     raise InputError(
         f"no widths were found that take {wanted.told()} within {TOLERANCE:.0%}: the nearest take "
         f"{wanted.told(nearest)} ({spread})", where=OPTION,
