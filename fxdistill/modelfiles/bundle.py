@@ -83,6 +83,9 @@ class Bundle:
 
     def _with_weights(self, module: nn.Module, where: str) -> nn.Module:
         own = whole_state(module)
+        if self.factory is None:  # a constant that the graph computes with is in the graph alone
+            known = self.state.keys() | dict(module.named_parameters(remove_duplicate=False)).keys()
+            own = {name: value for name, value in own.items() if name in known}
         odd = sorted(
             name for name in own.keys() | self.state.keys()
             if getattr(own.get(name), "shape", None) != getattr(self.state.get(name), "shape", None)

@@ -58,9 +58,10 @@ class Own(nn.Module):
         self.unused = nn.Linear(5, 5)
         self.scale: Tensor
         self.register_buffer("scale", torch.full((1,), 3.0), persistent=False)
+        self.shift = torch.arange(8.0).view(8, 1, 1)  # a constant, which is in the graph alone
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc(functional.relu(self.norm(self.a(x)) * self.scale).mean((2, 3)))
+        out: Tensor = self.fc(functional.relu(self.norm(self.a(x)) * self.scale + self.shift).mean((2, 3)))
         return out
 
 

@@ -52,7 +52,8 @@ class Recurrent(nn.Module):
 
     def forward(self, x):
         y = self.rnn(x.permute(0, 2, 1, 3).flatten(2))[0]
-        return self.layer(self.attend(y, y, y)[0]).mean(1)
+        y = self.attend(query=y, key=y, value=y)[0]
+        return self.layer(functional.scaled_dot_product_attention(query=y, key=y, value=y)).mean(1)
 
 
 def models():

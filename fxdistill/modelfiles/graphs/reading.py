@@ -53,6 +53,10 @@ def _complete(module: nn.Module, root: nn.Module) -> None:
             module.add_module(key, child)
 
 
+_OF_TENSORS = ("functional.scaled_dot_product_attention", "functional.multi_head_attention_forward")
+"""The functions of which ``key`` is a tensor."""
+
+
 class _Read:
     """A graph on its way out of a file. Whatever becomes part of Python's text is a name, and nothing else."""
 
@@ -100,8 +104,9 @@ class _Read:
             args, kwargs = self.value(data["args"]), self.value(data["kwargs"])
             if target == "builtins.getattr":
                 self._known(args[1])
+            calls = op == "call_method" or (op == "call_function" and not target.startswith(_OF_TENSORS))
             for key in kwargs:
-                if self._name(key) == "key":  # of max and min: a function that they would call
+                if self._name(key) == "key" and calls:  # of max, min and sort: a function that they would call
                     raise _wrong(f"'{target}' takes no 'key' in a graph", self.where)
             node = graph.create_node(op, resolved, args, kwargs, name=self._name(data["name"]))
             node.meta["nn_module_stack"] = {data["scope"]: (str(data["scope"]), "")} if data["scope"] else {}

@@ -126,7 +126,7 @@ class _Written:
     def _refused(self, what: str) -> ModelError:
         return ModelError(
             f"the model cannot be written down as a graph: {what}", where=self.where,
-            hint="give the original by its factory, so that a bundle can be written",
+            hint="save it with the factory that builds it, or, where it was made smaller, to a name that ends in .pt2",
         )  # fmt: skip
 
 
