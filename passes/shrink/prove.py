@@ -5,26 +5,29 @@ consumers read zeros, and statistics over channels are taken over the survivors.
 
     shrunken value  =  (masked full value)[alive]        within ``TOLERANCE`` of the node's largest value
 
-The first node at which that fails is named. In a deep network rounding alone can add up to more than that; what
-differs is therefore compared once more in double precision, where rounding vanishes and a mistake stays. Where sums
-cancel (the mean of what a norm has centred), all of a value is rounding: a difference is then relative to the share
-``CANCELLED`` of what the node read, and so it is in the nodes that read nothing but that.
+The first node at which that fails is named. In a deep network, or in half precision, rounding alone can add up to more
+than that; what differs is therefore compared once more in double precision, where rounding vanishes and a mistake
+stays. Where sums cancel (the mean of what a norm has centred), all of a value is rounding: a difference is then
+relative to the share ``CANCELLED`` of what the node read, and so it is in the nodes that read nothing but that.
+
+NaN equals NaN, which says nothing: an answer without a finite number proves nothing. Positive images are tried then, of
+which logarithms and roots are numbers.
 """
 
 import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from fxdistill.errors import InvariantError
+from fxdistill.errors import InvariantError, ModelError
 from fxdistill.ir.graph import Traced, mutates_input, op_name, path_of, submodule
 from fxdistill.ir.operators import operator_of
-from fxdistill.ir.running import buffers_kept, example, seeded
+from fxdistill.ir.running import buffers_kept, example, seeded, tensors_in
 from fxdistill.ir.survivors import Mask, Masks, Survivors
 from fxdistill.operators import rule
 from fxdistill.passes.shrink.masked import OVER_CHANNELS, RULES, Call
@@ -46,17 +49,21 @@ class Proof:
         nodes: Number of node values compared.
         error: The largest difference, relative to its node's largest value.
         where: The node that has it.
-        precision: What was computed in: ``float32``, or ``float64`` where rounding had to be told from a mistake.
+        precision: What was computed in: the model's own, or ``float64`` where rounding had to be told from a mistake.
     """
 
     nodes: int
     error: float
     where: str
-    precision: Literal["float32", "float64"] = "float32"
+    precision: str
 
 
 class _DisagreementError(InvariantError):
     """The two models differ, and it may be rounding."""
+
+
+class _NothingComparedError(ModelError):
+    """The answer has no finite number."""
 
 
 def _disagreement(path: str, error: float) -> _DisagreementError:
@@ -79,45 +86,60 @@ def prove(full: Traced, survivors: Survivors, shrunken: fx.GraphModule, *, seed:
 
     Raises:
         InvariantError: They disagree; names the first node that does.
+        ModelError: The full model answers with no finite number.
     """
     images = example(full.module, full.input_shape, seed=seed)
     try:
+        return _proved(full, survivors, shrunken, images)
+    except _NothingComparedError:
+        return _proved(full, survivors, shrunken, images.abs())
+
+
+def _proved(full: Traced, survivors: Survivors, shrunken: fx.GraphModule, images: Tensor) -> Proof:
+    try:
         return _prove(full, survivors, shrunken, images)
     except _DisagreementError as found:
-        if images.dtype != torch.float32:
+        if images.dtype == torch.float64:
             raise
         try:
             exact = replace(full, module=_in_double(full.module))
-            proof = _prove(exact, survivors, _in_double(shrunken), images.double())
+            return _prove(exact, survivors, _in_double(shrunken), images.double())
         except (RuntimeError, TypeError):  # a type that the model fixes itself
             raise found from None
-        return replace(proof, precision="float64")
 
 
 def _prove(full: Traced, survivors: Survivors, shrunken: fx.GraphModule, images: Tensor) -> Proof:
     with torch.no_grad(), seeded(images.device), full.running(), buffers_kept(full.module), buffers_kept(shrunken):
-        return _compare(_Masked(full.module, survivors, images), _Steps(shrunken, images), survivors)
+        masked = _Masked(full.module, survivors, images)
+        found = _compare(masked, _Steps(shrunken, images), survivors)
+    if all(answer.numel() and not bool(answer.isfinite().any()) for answer in tensors_in(masked.latest)):
+        raise _NothingComparedError(
+            "the model answers images of noise, and positive ones as well, with no finite number, so that there is "
+            "nothing to compare", where="output", hint="give a model, and weights, that answer with numbers",
+        )  # fmt: skip
+    return Proof(*found, precision=str(images.dtype).removeprefix("torch."))
 
 
 def _in_double(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy that computes in double precision, where its graph asks for single as well, or a graph inside of it."""
+    """A copy that computes in double precision, where its graph asks for less as well, or a graph inside of it."""
     module = copy.deepcopy(module).double()
     for part in module.modules():
         if isinstance(part, fx.GraphModule):
             for node in part.graph.nodes:
                 wider: Any = fx.node.map_aggregate((node.args, node.kwargs), _doubled)
                 node.args, node.kwargs = wider
-                if node.op == "call_method" and node.target == "float":
+                if node.op == "call_method" and node.target in ("float", "half", "bfloat16"):
                     node.target = "double"
             part.recompile()
     return module
 
 
 def _doubled(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument
+    return torch.float64 if argument in (torch.float32, torch.float16, torch.bfloat16) else argument
 
 
-def _compare(full: "_Masked", shrunken: "_Steps", survivors: Survivors) -> Proof:
+def _compare(full: "_Masked", shrunken: "_Steps", survivors: Survivors) -> tuple[int, float, str]:
+    """How many values were compared, and the largest difference with the node that has it."""
     count, worst, where = 0, 0.0, ""
     known = {path_of(node) for node in full.graph.nodes}
     absent = known - {str(node.meta.get("path", "")) for node in shrunken.graph.nodes}
@@ -144,7 +166,7 @@ def _compare(full: "_Masked", shrunken: "_Steps", survivors: Survivors) -> Proof
                 worst, where = error, path
             if not error <= TOLERANCE:
                 raise _disagreement(path, error)
-    return Proof(count, worst, where)
+    return count, worst, where
 
 
 def _tensor_pairs(reference: Any, value: Any, masks: Masks, path: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -235,17 +257,19 @@ class _Steps(fx.Interpreter):
 
 
 class _Masked(_Steps):
-    """The full model with the removed elements silenced."""
+    """The full model with the removed elements silenced; ``latest`` is the value that it came to last."""
 
     def __init__(self, module: fx.GraphModule, survivors: Survivors, images: Tensor) -> None:
         super().__init__(module, images)
         self.survivors = survivors
         self.statistics = set(survivors.coupling.statistics)
         self._walk = self.walk()
+        self.latest: Any = None
 
     def advance(self, path: str) -> Any:
         """Run up to and including the node with this path; its value."""
         for node, value in self._walk:
+            self.latest = value
             if path_of(node) == path:
                 return value
         raise InvariantError("the shrunken graph has another order of nodes", where=path)
@@ -275,13 +299,11 @@ class _Masked(_Steps):
         found = rule(given, RULES, field="masked", name=name)
         if found is None or (given in OVER_CHANNELS and path_of(node) not in self.statistics):
             return None
-        source = node.args[0] if node.args else node.kwargs.get("input")
+        source = node.args[0]
         mask = self.survivors.of_tensor(path_of(source)) if isinstance(source, fx.Node) else None
         if mask is None or mask.whole:
             return None
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        if not args:
-            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
         return found(Call(name, args, kwargs, submodule(self.root, node)), mask.full)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fxdistill.errors import InvariantError
+from fxdistill.errors import InvariantError, ModelError
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.survivors import Mask, Survivors
 from fxdistill.passes.couple import Couple
@@ -105,3 +105,42 @@ def test_a_graph_inside_of_a_graph_is_computed_in_double_precision_as_well() -> 
     proof = prove(traced, survivors, shrink(traced, survivors))
     assert proof.precision == "float64"
     assert proof.error < 1e-8
+
+
+def _removed(module: nn.Module, kind: torch.dtype = torch.float32) -> tuple[Traced, Survivors]:
+    traced = Trace((1, 3, 9, 9))(module.to(kind).eval()).value
+    coupling = Couple()(traced).value
+    return traced, Survivors(coupling, removed_of(coupling, {"0.weight": [0, 1, 2, 5]}))
+
+
+def test_rounding_of_half_precision_is_told_from_a_mistake() -> None:
+    traced, survivors = _removed(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 3, 1)), torch.bfloat16
+    )
+    small = shrink(traced, survivors)
+    assert prove(traced, survivors, small).precision == "float64"
+    with torch.no_grad():
+        small.get_parameter("1.weight")[0] *= 1.05
+    with pytest.raises(InvariantError, match="disagrees with the masked full one, first at '1'"):
+        prove(traced, survivors, small)
+
+
+class Rooted(nn.Sequential):
+    """Roots of what is read: numbers of positive images alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sqrt() + self.more)  # type: ignore[no-any-return, operator]
+
+
+@pytest.mark.parametrize("more", [0.0, nan])
+def test_an_answer_without_numbers_proves_nothing(more: float) -> None:
+    torch.manual_seed(0)
+    module = Rooted(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 9))
+    module.more = more  # type: ignore[assignment]
+    traced, survivors = _removed(module)
+    small = shrink(traced, survivors)
+    with torch.no_grad():
+        small.get_parameter("1.weight")[0] *= 1.05
+    error, said = (InvariantError, "disagrees") if more == 0 else (ModelError, "with no finite number")
+    with pytest.raises(error, match=said):
+        prove(traced, survivors, small)
