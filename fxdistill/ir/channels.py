@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from fxdistill.errors import InputError
 from fxdistill.ir import outputs
-from fxdistill.ir.coupling import Coupling, varying
+from fxdistill.ir.computed import computed_weights
+from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.running import buffers_kept
 from fxdistill.tasks import labelled
@@ -57,6 +58,8 @@ class Channels:
     ) -> Tensor:
         """The importance of every class as a sum over the filters that produce it, of all weights that do.
 
+        A weight that is computed (a weight norm, a mask) counts as what it is computed to be.
+
         Args:
             norm: Takes the filters of one weight, float64 of shape (filters, entries); returns (filters,).
             factors: For each weight a tensor of its shape that it is multiplied with before (gradients, say); weights
@@ -66,16 +69,17 @@ class Channels:
         """
         scores = self.zeros()
         tensors = dict(self.traced.module.named_parameters(remove_duplicate=False))
-        for (name, dim), role in self.coupling.roles.items():
-            weight, labels = tensors.get(name), self.coupling.parameter_labels(name).get(dim)
-            if role != "out" or weight is None or labels is None or (factors is not None and name not in factors):
+        computed = computed_weights(self.traced, self.coupling) if factors is None else {}
+        for (name, dim), classes in self.coupling.outputs.items():
+            if name not in tensors or (factors is not None and name not in factors):
                 continue
-            rows, classes = _filters(weight.detach().cpu(), labels, dim)
-            by = None if factors is None else _filters(factors[name].cpu(), labels, dim)[0]
+            weight = computed.get((name, dim))
+            rows = _filters(tensors[name].detach(), dim, len(classes)) if weight is None else weight.flatten(1)
+            by = None if factors is None else _filters(factors[name], dim, len(classes)).cpu()
             step = max(1, _ENTRIES // max(1, rows.shape[1])) if apart else max(1, len(rows))
             for first in range(0, len(rows), step):
                 part = slice(first, first + step)
-                entries = rows[part].to(torch.float64)
+                entries = rows[part].cpu().to(torch.float64)
                 scores.index_add_(0, classes[part], norm(entries if by is None else entries * by[part]))
         return scores
 
@@ -180,12 +184,13 @@ class Channels:
         return {name: found[first[id(p)]] for name, p in own.items() if first[id(p)] in found}
 
 
-def _filters(weight: Tensor, labels: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The filters of a weight as rows, and the class of each."""
-    if varying(labels) in ((), (dim,)):
-        return weight.movedim(dim, 0).flatten(1), labels.movedim(dim, 0).flatten(1)[:, 0]
-    # outputs numbered within groups (grouped transposed convolution): the filters are the lines of both
-    return weight.flatten(2).reshape(-1, weight[0, 0].numel()), labels.flatten(2)[:, :, 0].reshape(-1)
+def _filters(weight: Tensor, dim: int, count: int) -> Tensor:
+    """The filters of a weight as rows; there are more than along its dimension where each group numbers its own."""
+    groups = count // weight.shape[dim]
+    if groups > 1:  # a grouped transposed convolution: (inputs, outputs of a group, …)
+        weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+        dim = 0
+    return weight.movedim(dim, 0).flatten(1)
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -190,11 +190,22 @@ class Coupling:
 
     def producers(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that produce channels, each once, with the class of each output."""
-        outputs = {name: dim for (name, dim), role in self.roles.items() if role == "out"}
-        for name, dim in outputs.items():
-            labels = self.parameter_labels(name).get(dim)
-            if labels is not None:
-                yield name, core(labels).flatten()
+        dims = {name: dim for (name, dim), role in self.roles.items() if role == "out"}
+        yield from ((name, self.outputs[name, dim]) for name, dim in dims.items() if (name, dim) in self.outputs)
+
+    @cached_property
+    def outputs(self) -> dict[tuple[str, int], Tensor]:
+        """The class of each output of the weights that produce channels, by weight and the dimension that has them.
+
+        A grouped transposed convolution numbers them within each group: there are more than that dimension is long.
+        """
+        found = {}
+        for name, dim in (key for key, role in self.roles.items() if role == "out"):
+            if dim in self.parameters.get(name, {}):
+                labels = core(self.parameters[name][dim])
+                each = labels.flatten() if len(varying(labels)) < 2 else labels.unique()  # in the order of the outputs
+                found[name, dim] = self.class_of[each]
+        return found
 
     @cached_property
     def importances(self) -> dict[Hashable, tuple[dict[str, int], Tensor]]:

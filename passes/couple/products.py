@@ -132,11 +132,12 @@ def transposed_convolution(ledger: Ledger, func: Function, args: Sequence[Any], 
         raise Opaque("its input has no batch dimension")
     like = func(*to_meta(args), **to_meta(kwargs))
     _only_leading(ledger, weight)
-    inputs, rows = _channels(ledger, source), _vector(ledger, weight, 0, "in")
+    depthwise = 1 < groups == weight.shape[0]
+    inputs, rows = _channels(ledger, source), _vector(ledger, weight, 0, "out" if depthwise else "in")
     _consume(ledger, inputs, rows)
     if groups == 1:
         outputs = _vector(ledger, weight, 1, "out")
-    elif groups == weight.shape[0]:
+    elif depthwise:
         outputs = rows.repeat_interleave(weight.shape[1]) if rows is not None else None
     else:
         outputs = _transposed_in_groups(ledger, rows, weight, groups)
@@ -254,9 +255,20 @@ def embedding(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[
     return labelled(like, layers)
 
 
-def addmm(*args: Any, **kwargs: Any) -> Any:
-    """``beta * input + alpha * (one @ other)`` spelled out."""
-    return torch.add(torch.matmul(args[1], args[2]), args[0])
+def addmm(first: Tensor, *factors: Tensor, **names: Any) -> Tensor:
+    """``beta * first + alpha * (one @ other)`` spelled out."""
+    return torch.add(_product(factors, names), first)
+
+
+def addbmm(first: Tensor, *factors: Tensor, **names: Any) -> Tensor:
+    """The same with the sum of a batch of products."""
+    return torch.add(_product(factors, names).sum(0), first)
+
+
+def _product(factors: Sequence[Tensor], names: dict[str, Any]) -> Tensor:
+    named = (names[name] for name in ("mat1", "batch1", "mat2", "batch2") if name in names)
+    one, other = [*factors, *named][:2]
+    return torch.matmul(one, other)
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,

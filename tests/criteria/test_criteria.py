@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 import fxdistill.criteria
 from fxdistill import registry
@@ -22,6 +23,7 @@ from fxdistill.ir.cost import limits_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Thin, ThinSource
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.schema import Rung
 from fxdistill.tasks import NO_LABEL, TASKS
 
 IMAGE = (2, 3, 8, 8)
@@ -95,6 +97,35 @@ def test_a_new_criterion_costs_one_file(folder: Path) -> None:
     with pytest.raises(PlanError, match=r"there is no criterion named 'largest-entri'") as refused:
         importance("largest-entri", channels)
     assert "did you mean 'largest-entry'?" in str(refused.value)
+
+
+def masked(net: Net) -> None:
+    prune.custom_from_mask(net.stem, "weight", (torch.arange(8) >= 4).float().view(8, 1, 1, 1).expand(8, 3, 1, 1))
+
+
+def normed(net: Net) -> None:
+    parametrizations.weight_norm(net.stem)
+    with torch.no_grad():
+        net.get_parameter("stem.parametrizations.weight.original1")[:4] *= 100
+        net.get_parameter("stem.parametrizations.weight.original0")[:4] *= 0.01
+
+
+@pytest.mark.parametrize("rung", ["symbolic", "export"])
+@pytest.mark.parametrize("compute", [masked, normed])
+def test_a_computed_weight_counts_as_what_it_is(compute: Callable[[Net], None], rung: Rung) -> None:
+    net = Net().eval()
+    compute(net)
+    traced = Trace(IMAGE, rungs=(rung,))(net).value
+    kept = Thin(keep=0.5)(ThinSource(traced, Couple()(traced).value)).value.kept
+    assert [4, 5, 6, 7] in kept.values()
+
+
+def test_a_filter_of_a_grouped_transposed_convolution_is_one_row() -> None:
+    layers = nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 12, 1, groups=2), nn.Conv2d(12, 5, 1)
+    channels = channels_of(nn.Sequential(*layers).eval())
+    weight = layers[1].weight.detach().double()
+    expected = torch.cat([half.transpose(0, 1).flatten(1).norm(dim=1) for half in weight.chunk(2)])
+    assert importance("l2", channels)[dict(channels.coupling.producers())["1.weight"]].tolist() == expected.tolist()
 
 
 def test_gradients_of_a_frozen_model_in_training_mode_leave_no_trace() -> None:

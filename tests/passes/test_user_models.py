@@ -394,6 +394,11 @@ FOLLOWED = [
         lambda y: y + y.flatten(2).relu_().view_as(y),
         id="view in place",
     ),
+    pytest.param(
+        lambda y: y * torch.sum(input=torch.cat(torch.chunk(input=y, chunks=3, dim=1), 1), dim=2, keepdim=True),
+        id="by name",
+    ),
+    pytest.param(lambda y: torch.max(input=y, other=y * 2), id="larger of two by name"),
 ]  # fmt: skip
 
 
@@ -452,7 +457,10 @@ def test_one_survivor_in_each_group_of_a_shuffle() -> None:
 
 def test_grouped_transposed_convolution() -> None:
     up = nn.ConvTranspose2d(8, 12, 2, 2, groups=2)
-    check(Net(lambda m, x: m.head(m.up(m.a(x))), a=conv(3, 8), up=up, head=nn.Conv2d(12, 3, 1)), {"head"})
+    lone = nn.ConvTranspose2d(12, 12, 3, groups=12)
+    net = Net(lambda m, x: m.head(m.lone(m.up(m.a(x)))), a=conv(3, 8), up=up, lone=lone, head=nn.Conv2d(12, 3, 1))
+    widths = check(net, {"head"}).widths
+    assert (widths["up"], widths["lone"]) == ((12, 6), (12, 6))
 
 
 @pytest.mark.filterwarnings("ignore:.*enable_nested_tensor.*")
