@@ -237,14 +237,15 @@ def op_name(node: fx.Node, root: nn.Module) -> str:
     """One name for an operation, however it is spelled.
 
     ``nn.Conv2d``, ``F.conv2d``, ``torch.conv2d`` and ``aten.conv2d.default`` are all ``conv2d``; ``x + y``, ``x += y``,
-    ``torch.add`` and ``x.add_(y)`` are all ``add``. Modules of other packages keep their class name in snake case.
+    ``torch.add`` and ``x.add_(y)`` are all ``add``. An attribute (``x.mT``, ``x.shape``) goes by its name. Modules of
+    other packages keep their class name in snake case.
     """
     module = submodule(root, node)
     if module is not None:
         return module_op_name(module)
     if node.op not in ("call_function", "call_method"):
         return node.op
-    return bare_name(node.target)
+    return bare_name(str(node.args[1]) if node.target is getattr else node.target)
 
 
 def module_op_name(module: nn.Module) -> str:

@@ -35,7 +35,7 @@ _LINES = (
     _line("logical_not isnan isinf bool", _P | Trait.BOOLEAN, "pointwise"),
     _line("float double half bfloat16 long int to type type_as _to_copy to_copy cpu cuda identity alias lift "
           "lift_fresh lift_fresh_copy", _CARRIED | Trait.VIEW, "pointwise"),
-    _line("contiguous detach", _CARRIED | _ORDERED, "pointwise"),
+    _line("contiguous detach data", _CARRIED | _ORDERED, "pointwise"),
     _line("clone", _CARRIED | Trait.KEEPS_ORDER, "pointwise"),
     _line("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout",
           _CARRIED, "pointwise"),
@@ -54,7 +54,8 @@ _LINES = (
     _line("view_as reshape_as _reshape_alias reshape_alias", _MOVED | Trait.RESHAPES, "movement"),
     _line("flatten ravel squeeze unsqueeze atleast_2d", _ORDERED, "movement"),
     _line("unflatten", _ORDERED, "movement", "unflatten"),
-    _line("permute transpose swapaxes swapdims movedim moveaxis t T mT H adjoint", _MOVED | Trait.PERMUTES, "movement"),
+    _line("permute transpose swapaxes swapdims movedim moveaxis t T mT H mH adjoint",
+          _MOVED | Trait.PERMUTES, "movement"),
     _line("pixel_shuffle pixel_unshuffle", Trait.PERMUTES | Trait.REORDERS, "movement"),
     _line("roll flip", Trait.PERMUTES | Trait.REORDERS | Trait.PICKS, "movement"),
     # more or fewer of them
@@ -109,7 +110,8 @@ _LINES = (
     _line("linear", labels="linear"),
     _line("matmul bmm mm mv dot vdot", labels="matmul"),
     _line("rmatmul", labels="rmatmul"),
-    _line("addmm baddbmm addbmm", labels="addmm"),
+    _line("addmm baddbmm", labels="addmm"),
+    _line("addbmm", labels="addbmm"),
     _line("einsum", labels="einsum"),
     _line("embedding", labels="embedding"),
     _line("conv1d conv2d conv3d", labels="convolution", rewrite="convolution"),
@@ -126,7 +128,7 @@ _LINES = (
           _M, "metadata"),
     _line("is_cuda is_cpu is_mps is_xpu is_xla is_mkldnn is_vulkan is_ipu is_mtia is_maia is_hpu", _M, "place"),
     _line("device", _M, "device"),
-    _line("getattr", _M),
+    _line("getattr"),  # of a graph; what is asked for goes by its own name
     _line("zeros ones full", Trait.UNIFORM, rewrite="sizes"),
     _line("arange linspace eye"),
     _line("new_zeros new_ones new_full", Trait.UNIFORM, "new", "sizes"),

@@ -14,7 +14,9 @@ from fxdistill.ir.graph import memory, modules_around, op_name, submodule, writt
 from fxdistill.ir.operators import is_a
 from fxdistill.operators import Trait
 
-_STOPS = {"detach", "argmax", "argmin", "argsort", "zeros_like", "ones_like", "rand_like", "randn_like", "empty_like"}
+_STOPS = frozenset((
+    "detach", "data", "argmax", "argmin", "argsort", "zeros_like", "ones_like", "rand_like", "randn_like", "empty_like",
+))  # fmt: skip
 
 
 def reached(root: nn.Module, graph: fx.Graph, values: Iterable[fx.Node], *, by_gradients: bool = True) -> set[int]:

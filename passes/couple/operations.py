@@ -95,7 +95,7 @@ def reduction(ledger: Ledger, func: Function, args: Sequence[Any], kwargs: dict[
     """Sums, statistics, extremes and softmax over dimensions."""
     name, source = bare_name(func), args[0]
     like = func(*to_meta(args), **to_meta(kwargs))
-    if name in ("max", "min") and any(isinstance(t, Tensor) for t in args[1:]):
+    if name in ("max", "min") and next(tensors((args[1:], kwargs)), None) is not None:
         return elementwise(ledger, func, args, kwargs)
     parts = [like] if isinstance(like, Tensor) else list(like)
     dims = _dims(name, args, kwargs, source.dim())

@@ -124,6 +124,7 @@ _SPELLED: dict[str, Function] = {
     "attention": products.scaled_dot_product_attention,
     "multi-head-attention": products.multi_head_attention,
     "addmm": products.addmm,
+    "addbmm": products.addbmm,
     "stack": lambda tensors, dim=0: torch.cat([t.unsqueeze(dim) for t in tensors], dim),
 }
 """Words for what is spelled out in other operations."""

@@ -10,9 +10,10 @@ Each freezes the mode that the module is in.
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from operator import attrgetter
+from string import ascii_letters
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
 from torchvision.models import feature_extraction
 
-from fxdistill.ir.graph import attach
+from fxdistill.ir.graph import attach, submodule
 from fxdistill.ir.running import plainly
 from fxdistill.passes.trace.effects import WITHOUT_GRADIENT, detach_marked, own_gradients, shapes_as_values
 from fxdistill.passes.trace.probe import Probe
@@ -88,7 +89,7 @@ class _PathTracer(fx.Tracer):
 
 def _symbolic(module: nn.Module, probe: Probe, **more: Any) -> fx.GraphModule:
     if isinstance(module, fx.GraphModule):  # a graph already; tracing it again would lose where its nodes come from
-        return fx.GraphModule(module, _copied(module.graph), type(module).__name__)
+        return _led(fx.GraphModule(module, _copied(module.graph), type(module).__name__))
     buffers = dict(module.named_buffers(remove_duplicate=False))
     updated = {name: buffers[name] for name in probe.updates}
     tracer = _PathTracer({**dict(module.named_parameters()), **updated}, **more)
@@ -96,7 +97,35 @@ def _symbolic(module: nn.Module, probe: Probe, **more: Any) -> fx.GraphModule:
         graph = tracer.trace(module)
     detach_marked(graph)
     shapes_as_values(graph)
-    return fx.GraphModule(module, graph, type(module).__name__)
+    return _led(fx.GraphModule(module, graph, type(module).__name__))
+
+
+_AFTER = frozenset(("condition", "sorted_sequence"))
+"""What the few functions begin with whose ``input`` comes later."""
+
+
+def _led(traced: fx.GraphModule) -> fx.GraphModule:
+    """Calls in the form that all passes know: ``torch.sum(input=x, dim=1)`` is ``sum(x, dim=1)``; of einsums alike."""
+    for node in traced.graph.nodes:
+        layer = submodule(traced, node)
+        known = inspect.isbuiltin(node.target) if layer is None else type(layer).__module__.startswith("torch.nn.")
+        if known and not node.args and "input" in node.kwargs and _AFTER.isdisjoint(node.kwargs):
+            node.args = (node.kwargs["input"],)
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "input"}
+        elif node.target is torch.einsum and isinstance(node.args[0], fx.Node):
+            node.args = _with_equation(node.args)
+    traced.recompile()
+    return traced
+
+
+def _with_equation(args: Sequence[Any]) -> tuple[Any, ...]:
+    """``einsum(x, [0, 1], y, [1, 2], [0, 2])`` as ``einsum("ab,bc->ac", x, y)``."""
+    paired, result = (args[:-1], [args[-1]]) if len(args) % 2 else (args, [])
+    terms, found = (
+        ["".join("..." if place is ... else ascii_letters[place] for place in places) for places in lists]
+        for lists in (paired[1::2], result)
+    )
+    return "->".join([",".join(terms), *found]), *paired[::2]
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:

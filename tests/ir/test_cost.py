@@ -87,6 +87,10 @@ def summed(m: Any, x: Tensor) -> Tensor:
     return m.out(torch.einsum("bhij,bhjd->bhid", [weights, v]).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+def numbered(m: Any, x: Tensor) -> Tensor:
+    return torch.einsum(x, [0, 1, 2], m.out.weight, [3, 2], [0, 1, 3])
+
+
 def by_name(m: Any, x: Tensor) -> Tensor:
     q, k, v = _heads(m, x)
     x = F.scaled_dot_product_attention(value=v, key=k, query=q).transpose(1, 2).flatten(2)
@@ -145,7 +149,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "grouped": grouped, "multiplied depthwise": multiplied_depthwise, "transposed": transposed,
     "flattened": flattened, "attention": lambda: tokens(fused),
     "matmul": lambda: tokens(multiplied), "cross-covariance": lambda: tokens(over_channels),
-    "einsum": lambda: tokens(summed), "by name": lambda: tokens(by_name), "layers by name": called_by_name,
+    "einsum": lambda: tokens(summed), "numbered": lambda: tokens(numbered),
+    "by name": lambda: tokens(by_name), "layers by name": called_by_name,
     "computed weights": computed_weights, "shared keys": lambda: tokens(shared_keys),
     "learnt queries": lambda: tokens(learnt_queries),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fxdistill.errors import PairingError
 from fxdistill.ir.graph import find, module_op_name, op_name, path_of, within, written
+from fxdistill.ir.reach import reached
 from fxdistill.ir.running import example, in_mode, tensors_in
 from fxdistill.passes.trace import Trace
 from tests import tiny_models
@@ -79,6 +80,21 @@ def test_writes_are_known_however_they_are_called() -> None:
     traced = fx.symbolic_trace(Writes())
     found = [[str(n) for n in written(node, traced)] for node in traced.graph.nodes if node.op == "call_function"]
     assert found == [["x"], ["relu"], ["leaky_relu"], ["x"]]
+
+
+@pytest.mark.parametrize(("attribute", "ways"), [("mT", 1), ("data", 0), ("shape", 0)])
+def test_an_attribute_is_an_operation(attribute: str, ways: int) -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Any:
+            return x * getattr(self.a(x), attribute)[0]
+
+    traced = fx.symbolic_trace(Asks())
+    assert attribute in {op_name(node, traced) for node in traced.graph.nodes}
+    assert len(reached(traced, traced.graph, traced.graph.output_node().all_input_nodes)) == ways
 
 
 def test_modes_come_back() -> None:

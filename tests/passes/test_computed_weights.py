@@ -39,6 +39,8 @@ LINEAR: dict[str, tuple[Callable[[Any, Tensor], Tensor], tuple[int, ...]]] = {
     "expanded": (lambda m, x: torch.bmm(x[:, None], m.weight.unsqueeze(0).expand(x.shape[0], -1, -1))[:, 0], (8, 6)),
     "einsum": (lambda m, x: torch.einsum("bi,oi->bo", x, m.weight / m.weight.norm(dim=1, keepdim=True)), (6, 8)),
     "addmm": (lambda m, x: torch.addmm(m.bias, x, m.weight.t() * 2), (6, 8)),
+    "addmm by name": (lambda m, x: torch.addmm(input=m.bias, mat2=m.weight.t(), mat1=x), (6, 8)),
+    "addbmm": (lambda m, x: torch.addbmm(m.bias, x[None], m.weight.t()[None]), (6, 8)),
     "of positive numbers": (lambda m, x: F.linear(x, F.softplus(m.weight)), (6, 8)),
 }
 

@@ -119,7 +119,12 @@ def shuffled(x: Tensor) -> Tensor:
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
 
 
-@pytest.mark.parametrize("shuffle", [shuffled, nn.ChannelShuffle(2)])
+def turned(x: Tensor) -> Tensor:
+    grouped: Tensor = x.permute(0, 2, 3, 1).unflatten(-1, (2, -1)).mT
+    return grouped.flatten(-2).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("shuffle", [shuffled, nn.ChannelShuffle(2), turned])
 def test_channel_shuffle_puts_ragged_survivors_in_order(shuffle: Callable[[Tensor], Tensor]) -> None:
     modules = {"shuffle": shuffle} if isinstance(shuffle, nn.Module) else {}
     net = Net(lambda m, x: m.c(m.d(shuffle(m.a(x)))), a=conv(3, 8), d=conv(8, 8, groups=8), c=conv(8, 5), **modules)
