@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,27 @@ def test_each_training_scales_its_losses_from_the_start(tmp_path: Path, monkeypa
     monkeypatch.setattr(loop.Loop, "run", train)
     execute(runs.plan_file(), tmp_path / "run", replace(CPU, precision="bf16-mixed", trials=2))
     assert found == [65536.0, 65536.0]
+
+
+@pytest.mark.parametrize("becomes", [1.0, math.nan])
+def test_a_mask_is_infinite_and_a_trained_weight_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes: float
+) -> None:
+    load_model = preflight.load_model
+
+    def masked(*given: Any, **options: Any) -> nn.Module:
+        module = load_model(*given, **options)
+        module.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+        return module
+
+    def train(self: loop.Loop, *_: object) -> None:
+        self.program.get_parameter("student.conv1.weight").data.fill_(becomes)
+
+    monkeypatch.setattr(preflight, "load_model", masked)
+    monkeypatch.setattr(loop.Loop, "run", train)
+    wrong = pytest.raises(TrainingError, match=r"the trained weight 'conv1\.weight' is not finite")
+    with wrong if math.isnan(becomes) else nullcontext():
+        execute(runs.plan_file(), tmp_path / "run", replace(CPU, trials=1))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -50,6 +50,10 @@ def test_losses_are_looked_at_every_few_steps_and_named_when_not_finite() -> Non
         load(runs.plan_file()), build(*runs.TEACHER, seed=3), build(*runs.STUDENT, seed=4, allow=runs.ALLOW)
     )
     program = specialize(whole, "warm-up-1")
+    program.get_submodule("student").register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    mean = Average(program, 0.5)
+    mean.update()
+    assert torch.equal(mean.values["student.mask"], torch.tensor([0.0, -torch.inf]))
     key = program.terms[0].key
     running = Epoch(program.stages[0], program, Means(), Average(program, 0.0), every=3)
     looked = [running.add({key: torch.tensor(float(n))}, Position(0, 0, n), 8) for n in (1, 2, 3)]

@@ -180,8 +180,8 @@ def test_a_student_that_says_the_same_of_everything_is_a_loud_warning(
     jobs.planned(tmp_path, outputs, outputs, "--data", spec, "--task", task, "--method", "kd", "--no-control")
     check = arms._check_finite
 
-    def dying(trained: nn.Module, trial: Trial) -> None:
-        check(trained, trial)
+    def dying(trained: nn.Module, trial: Trial, **options: Any) -> None:
+        check(trained, trial, **options)
         for name, parameter in trained.named_parameters():
             if name.startswith("head"):
                 parameter.data.zero_()

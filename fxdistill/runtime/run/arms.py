@@ -8,7 +8,7 @@ then teaches. The control arm stands beside its arm.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -69,6 +69,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     arm = run.plan.arm(trial.name)
     run.checkpoint = at = _start(run, index, trial)
     cut(run, arm)
+    given = {name: set(_not_finite(run.modules[name])) for name in arm.trains}  # a mask may be infinite
     program = _restored(run, trial, arm)
     with stopping.deferred() as request:
         watch = Watch(run, program, index, trial, request)
@@ -89,8 +90,8 @@ def train(run: Execution, index: int, trial: Trial) -> None:
         checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
     remarks = _settled(run, arm)
     trained = {name: Strip()(Trained(program, run.modules[name], name)).value for name in arm.trains}
-    for module in trained.values():
-        _check_finite(module, trial)
+    for name, module in trained.items():
+        _check_finite(module, trial, but=given[name])
     record: dict[str, Any] = asdict(trial)
     if run.plan.export.seed == "best" and trial.name == run.plan.export.arm:
         reached = run.measured(run.plan.export.member, on="val")
@@ -256,11 +257,17 @@ def share_buffers(module: nn.Module, program: Program, member: str) -> None:
             inside.get_submodule(scope)._buffers[leaf] = own[name]  # noqa: SLF001  # register_buffer would do the same
 
 
-def _check_finite(trained: nn.Module, trial: Trial) -> None:
+def _check_finite(trained: nn.Module, trial: Trial, *, but: Collection[str]) -> None:
     """The last step's losses say nothing of what that step made of the weights."""
-    for name, tensor in trained.state_dict().items():
+    if wrong := next((name for name in _not_finite(trained) if name not in but), ""):
+        raise TrainingError(
+            f"the trained weight '{wrong}' is not finite", where=f"arm '{trial.name}', seed {trial.seed}",
+            hint="lower the learning rate in the plan",
+        )  # fmt: skip
+
+
+def _not_finite(module: nn.Module) -> Iterator[str]:
+    """The names of what in a module is infinite, or not a number."""
+    for name, tensor in module.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(
-                f"the trained weight '{name}' is not finite", where=f"arm '{trial.name}', seed {trial.seed}",
-                hint="lower the learning rate in the plan",
-            )  # fmt: skip
+            yield name

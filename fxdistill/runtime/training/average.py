@@ -2,8 +2,9 @@
 
     mean = share x mean + (1 - share) x weights, after every step, from the weights that the stage starts with
 
-Everything that training changes is averaged, running statistics included; what is no floating-point number is taken
-as it is. The mean is shown while a member is measured, and takes the place of the weights when the stage ends.
+Everything that training changes is averaged, running statistics included; what is no floating-point number, or
+infinite to begin with (a mask), is taken as it is. The mean is shown while a member is measured, and takes the place of
+the weights when the stage ends.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ class Average:
         self.share = share
         self._own = {name: tensor.detach() for name, tensor in program.trainable_state().items()} if share else {}
         self.values = {name: tensor.clone() for name, tensor in self._own.items()}
+        self._moves = {n for n, own in self._own.items() if own.is_floating_point() and bool(own.isfinite().all())}
         if values is not None and values.keys() != self.values.keys():
             raise RunDirError(
                 "the checkpoint is not one of this plan: its running mean is of other weights", where="checkpoint.pt",
@@ -44,7 +46,7 @@ class Average:
     def update(self) -> None:
         """Take in the weights after a step."""
         for name, mean in self.values.items():
-            if mean.is_floating_point():
+            if name in self._moves:
                 mean.lerp_(self._own[name], 1 - self.share)
             else:
                 mean.copy_(self._own[name])
