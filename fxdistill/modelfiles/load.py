@@ -197,7 +197,7 @@ def _from_bundle(source: ModelSource, path: Path, sha256: str) -> LoadedModel:
         module = build(source.factory, source.kwargs, allow=source.allow)
         remarks = statedict.fit(module, found.state, factory=source.factory, where=str(path))
     else:
-        remarks = statedict.not_finite(found.state, str(path))
+        remarks = statedict.not_finite(found.state, module, str(path))
     return LoadedModel(
         module.eval(), path, sha256, source.factory or found.factory, source.kwargs or found.kwargs,
         random_weights=found.metadata.get(RANDOM_WEIGHTS) is True, input_shape=found.input_shape,

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import torch
 from torch import Tensor, nn
 
 from fxdistill import files
@@ -197,7 +196,7 @@ def fit(module: nn.Module, state: Mapping[str, Any], *, factory: str, where: str
         module.load_state_dict(state)
     except RuntimeError as cause:
         raise ModelError(f"the state dict does not fit: {cause}", where=where, hint="check the factory") from cause
-    return not_finite(state, where)
+    return not_finite(state, module, where)
 
 
 def _plain_names(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,11 +230,13 @@ def _size(value: object) -> str:
     return "x".join(map(str, value.shape)) or "one number" if isinstance(value, Tensor) else type(value).__name__
 
 
-def not_finite(state: Mapping[str, Any], where: str) -> tuple[Diagnostic, ...]:
-    """A warning where weights are infinite or not a number."""
+def not_finite(state: Mapping[str, Any], module: nn.Module, where: str) -> tuple[Diagnostic, ...]:
+    """A warning where parameters are infinite, or anything of a module is not a number; a mask may be infinite."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     bad = [
         name for name, value in state.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())
+        if isinstance(value, Tensor) and value.is_floating_point()
+        and bool((~value.isfinite() if name in parameters else value.isnan()).any())
     ]  # fmt: skip
     if not bad:
         return ()

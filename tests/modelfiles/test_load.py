@@ -138,8 +138,11 @@ def test_safetensors_old_files_and_missing_counters(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite_are_said(tmp_path: Path) -> None:
     module = network()
+    next(module.buffers()).fill_(float("inf"))  # as a mask is
+    save_state_dict(module, tmp_path / "model.pt")
+    assert not load(source(tmp_path / "model.pt")).diagnostics
     with torch.no_grad():
-        next(module.parameters()).view(-1)[0] = float("nan")
+        next(module.parameters()).view(-1)[0] = float("inf")
     save_state_dict(module, tmp_path / "model.pt")
     (remark,) = load(source(tmp_path / "model.pt")).diagnostics
     assert (remark.code, remark.severity) == ("weights-not-finite", "warning")
