@@ -103,7 +103,8 @@ HowTaught = Annotated[str, typer.Option(
 )]  # fmt: skip
 HowTaughtAfter = Annotated[str | None, typer.Option(
     "--method", autocompletion=names("method", between="+"),
-    help="How the smaller model is taught: {methods}. Names compose: indistill+kd. Default: kd; pkt for retrieval."
+    help="How the smaller model is taught, by a method of `fxdistill methods` but cascade. Names compose: "
+    "indistill+kd. Default: kd; pkt for retrieval.",
 )]  # fmt: skip
 TaskName = Annotated[str, typer.Option("--task", autocompletion=names("task"), help="What is predicted: {tasks}.")]
 TeacherOutput = Annotated[str | None, typer.Option("--teacher-output", help=OUTPUT_OF.format("teacher"))]

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from time import monotonic
 
 import typer
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from fxdistill import files
 from fxdistill.cli import again, budgets, model_parameters, parameters, values
-from fxdistill.cli.exits import reported
+from fxdistill.cli.exits import err, reported
 
 
 def shrink(
@@ -24,7 +25,7 @@ def shrink(
     ranking: model_parameters.HowRanked = None,
     floor: model_parameters.Floor = None,
     scope: model_parameters.Scopes = [],
-    output: model_parameters.SmallerOutput = Path("aux.pt"),
+    output: model_parameters.SmallerOutput = Path("smaller.pt"),
     by: model_parameters.By = "l1",
     round_to: model_parameters.RoundTo = None,
     protect: model_parameters.Protect = [],
@@ -63,7 +64,9 @@ def shrink(
         from fxdistill.runtime.run import execution
         from fxdistill.runtime.smaller import shrinking
 
-        passes, out = contract.PassManager(), Console(highlight=False)
+        passes, out, start = contract.PassManager(), Console(highlight=False), monotonic()
+        if latency is not None:
+            err.print("timing layers and candidates in ONNX Runtime …")
         settings = execution.Settings(device=device, allow=tuple(allow_factory), trust_code=trust_code)
         made = shrinking.shrink(
             model, output, keep=keep, macs=most[0], params=most[1], **time, latency_table=latency_table,
@@ -75,4 +78,4 @@ def shrink(
             say=running.step_said(out), run=functools.partial(running.step_run, settings=settings, out=out),
         )  # fmt: skip
         out.print(shrunk_view(made))
-        out.print(Text(f"\nwrote {output} ({passes.timing()})"), soft_wrap=True)
+        out.print(Text(f"\nwrote {output} in {monotonic() - start:.1f} s ({passes.timing()})"), soft_wrap=True)

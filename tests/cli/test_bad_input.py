@@ -203,18 +203,18 @@ def test_what_is_said_of_data_needs_data(folder: Path, words: tuple[str, ...]) -
 @pytest.mark.parametrize(
     "words",
     [
-        ("shrink", "aux.pt", "--keep", "0.5"),  # aux.pt is what shrink writes unless another name is given
-        ("plan", "teacher.pt", "aux.pt", "-o", "./aux.pt"),
-        ("plan", "aux.pt", "student.pt", "-o", "aux.pt"),
-        ("plan", "teacher.pt", "student.pt", "--via", "aux.pt", "-o", "aux.pt"),
-        ("show", "aux.pt", "--html", "aux.pt"),
-        ("export", "aux.pt", "-o", "aux.pt"),
+        ("shrink", "smaller.pt", "--keep", "0.5"),  # smaller.pt is what shrink writes unless another name is given
+        ("plan", "teacher.pt", "smaller.pt", "-o", "./smaller.pt"),
+        ("plan", "smaller.pt", "student.pt", "-o", "smaller.pt"),
+        ("plan", "teacher.pt", "student.pt", "--via", "smaller.pt", "-o", "smaller.pt"),
+        ("show", "smaller.pt", "--html", "smaller.pt"),
+        ("export", "smaller.pt", "-o", "smaller.pt"),
     ],
 )
 def test_what_is_read_is_not_written_over(folder: Path, words: tuple[str, ...]) -> None:
-    (folder / "aux.pt").write_bytes(b"a model")
+    (folder / "smaller.pt").write_bytes(b"a model")
     assert "the output is a file that is read here" in refused(folder, *words)
-    assert (folder / "aux.pt").read_bytes() == b"a model"
+    assert (folder / "smaller.pt").read_bytes() == b"a model"
 
 
 def test_factories(folder: Path) -> None:

@@ -108,7 +108,8 @@ def fits(
     if reason and must:
         raise ModelError(
             reason, where=where, hint="build teacher and student for the data, with its number of classes "
-            "and maps of its size; where it has some of the model's classes, say which: --class-map",
+            "and maps of its size; where it has some of the model's classes, say which: --class-map; an embedding is "
+            "measured by --task retrieval",
         )  # fmt: skip
     rivals = outputs.rivals(output, chosen, right) if entry is None else ()
     return Fit(chosen, tuple(one for one in rivals if outputs.before_softmax(output, one) == one), reason)
