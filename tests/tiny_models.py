@@ -239,7 +239,7 @@ def planned(teacher: str, student: str, teacher_shape: tuple[int, ...], student_
             Kept(pair="pair", path=teacher, channels=channels, width=teacher_shape[1], criterion="l1", coupled=[])
         ],
         arms=[Arm(name="distilled", trains=["student"], stages=stages)],
-        control=Control(of="distilled", losses=main[:1], optimizer=adam),
+        control=Control(of="distilled", losses=main[:1], optimizer=adam, schedule="constant"),
     )  # fmt: skip
 
 

@@ -175,13 +175,23 @@ class Plan(Part):
     __repr__ = __str__
 
 
-def stale_costs(plan: Plan) -> Iterator[Diagnostic]:
-    """A note where the plan was edited after its stages were costed."""
+def edited(plan: Plan) -> Iterator[Diagnostic]:
+    """Notes on what was edited in a plan and has not been edited elsewhere."""
     if plan.costed and plan.costed != plan.cost_basis:
         yield Diagnostic(
             code="stale-cost", severity="note", where="arms",
             why="pairs, kept channels, levels or losses were edited after the costs of the stages were counted: they "
             "are those from before", hint="plan anew to count them; nothing else depends on them",
+        )  # fmt: skip
+    if (control := plan.control) is None:
+        return
+    main = next(stage for stage in reversed(plan.arm(control.of).stages) if not stage.extends)
+    if (main.optimizer, main.schedule) != (control.optimizer, control.schedule):
+        yield Diagnostic(
+            code="other-control", severity="note", where="control",
+            why=f"the control arm has another optimiser or schedule than the stage '{main.name}' of '{control.of}': "
+            "the difference between the two arms is not that of distillation alone",
+            hint="give control.optimizer and control.schedule what the stage has",
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fxdistill.plan.document import Plan, stale_costs
+from fxdistill.plan.document import Plan, edited
 from fxdistill.plan.members import Masked
 from fxdistill.plan.schema import ModelRef, Pair, RunnerUp, Shrunken, Tap
 from fxdistill.plan.training import Arm, LossTerm, Optimizer, Plateau, Stage
@@ -43,7 +43,7 @@ def plan_view(plan: Plan) -> RenderableType:
     for arm in plan.all_arms:
         parts.append(_arm_line(plan, arm))
         parts.extend(_stage_line(stage, counted=counted) for stage in arm.stages)
-    remarks = [*plan.diagnostics, *stale_costs(plan)]
+    remarks = [*plan.diagnostics, *edited(plan)]
     if remarks:
         parts.extend([Text(), *diagnostics_view(remarks)])
     return Group(*parts)

@@ -15,7 +15,7 @@ from fxdistill.errors import InputError, PlanError
 from fxdistill.ir import masks
 from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.mask import kept_of
-from fxdistill.plan.document import Plan, stale_costs
+from fxdistill.plan.document import Plan, edited
 from fxdistill.plan.members import Masked
 from fxdistill.plan.schema import DataPlan, Division
 from tests import tiny_models
@@ -66,9 +66,9 @@ def test_where_nobody_can_say_that_the_student_is_better_that_is_said(
 )
 def test_costs_go_stale_with_what_a_level_keeps(field: str, value: Any, stale: bool) -> None:
     plan = planned(residual(), keep=0.5, assistants=1)
-    assert list(stale_costs(plan)) == []
+    assert list(edited(plan)) == []
     members = {**plan.members, "level-0": plan.members["level-0"].changed(**{field: value})}
-    assert bool(list(stale_costs(plan.changed(members=members)))) == stale
+    assert bool(list(edited(plan.changed(members=members)))) == stale
 
 
 def test_a_budgets_share_is_as_exact_as_channels_are_many() -> None:

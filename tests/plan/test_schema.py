@@ -1,5 +1,6 @@
 """Plans: the same bytes, and every nonsense refused with the field named."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import fxdistill
 from fxdistill import files
 from fxdistill.errors import PlanError
 from fxdistill.plan import file
-from fxdistill.plan.document import stale_costs
+from fxdistill.plan.document import edited
 from fxdistill.plan.training import Plateau
 from fxdistill.registry import GROUPS
 from tests.tiny_models import planned
@@ -287,9 +288,23 @@ def _other_channels(plan: Any) -> None:
 )
 def test_costs_go_stale_with_what_they_follow_from(change: Callable[[Any], None], stale: bool) -> None:
     made = PLAN.changed(costed=PLAN.cost_basis).model_dump(mode="json")
-    assert list(stale_costs(file.parse(made, where="p"))) == []
+    assert list(edited(file.parse(made, where="p"))) == []
     change(made)
-    assert [remark.code for remark in stale_costs(file.parse(made, where="p"))] == ["stale-cost"] * stale
+    assert [remark.code for remark in edited(file.parse(made, where="p"))] == ["stale-cost"] * stale
+
+
+def test_a_control_arm_that_learns_otherwise_is_told() -> None:
+    made = data()
+    made["control"]["optimizer"] = made["arms"][0]["stages"][1]["optimizer"]
+    made["control"]["schedule"] = made["arms"][0]["stages"][1]["schedule"]
+    assert list(edited(file.parse(made, where="p"))) == []
+    for place, change in (("optimizer", {"lr": 0.5}), ("schedule", "step")):
+        other = copy.deepcopy(made)
+        main = other["arms"][0]["stages"][1]
+        main[place] = {**main[place], **change} if isinstance(change, dict) else change
+        (remark,) = edited(file.parse(other, where="p"))
+        assert remark.code == "other-control"
+        assert "than the stage 'main' of 'distilled'" in remark.why
 
 
 def test_a_seed_may_have_63_bits() -> None:

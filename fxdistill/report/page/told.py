@@ -13,7 +13,7 @@ from typing import Any
 
 from fxdistill.compiler.outline import Outline
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.plan.document import Plan, stale_costs
+from fxdistill.plan.document import Plan, edited
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.training import CONTROL
 from fxdistill.report import outcome
@@ -102,7 +102,7 @@ class Told:
 
 def of_plan(plan: Plan, name: str, drawn: Outline | None = None) -> Told:
     """What there is to say of a plan before anything trains."""
-    return Told(name, plan, remarks=(*plan.diagnostics, *stale_costs(plan)), outline=drawn or Outline())
+    return Told(name, plan, remarks=(*plan.diagnostics, *edited(plan)), outline=drawn or Outline())
 
 
 def of_run(path: Path, name: str) -> Told:
@@ -115,7 +115,7 @@ def of_run(path: Path, name: str) -> Told:
     plan, result, records, _ = inspect(rundir)
     found, files = (details.read(rundir, plan), exports.read(rundir, plan)) if result else (None, [])
     task, slots = TASKS.get(plan.task), slots_of(plan)
-    remarks = dict.fromkeys((*plan.diagnostics, *stale_costs(plan), *(outcome.remarks(result) if result else ())))
+    remarks = dict.fromkeys((*plan.diagnostics, *edited(plan), *(outcome.remarks(result) if result else ())))
     return Told(
         name, plan, result, ran=True, verdict=words.verdict(plan, result, task),
         models=(*_models(plan, result, task), *_files(plan, files)) if result else (),

@@ -25,7 +25,7 @@ from fxdistill.errors import InputError
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import whole_state
-from fxdistill.plan.document import Plan, stale_costs
+from fxdistill.plan.document import Plan, edited
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Hardened, Masked
 from fxdistill.plan.schema import ModelRef, Shrunken
@@ -174,7 +174,7 @@ def _taught(bench: Bench, *, force: bool) -> list[Diagnostic]:
 def _train(run: Execution, remarks: Sequence[Diagnostic], *, until: int | None) -> dict[str, Any]:
     trials = trials_of(run.plan)
     run.observer.on_begin(run.plan, trials)
-    known = (*preflight.other_versions(run.plan), *stale_costs(run.plan), *extension.remarks(run.plan), *remarks)
+    known = (*preflight.other_versions(run.plan), *edited(run.plan), *extension.remarks(run.plan), *remarks)
     for remark in known:
         run.observer.on_diagnostic(remark)
     for index, trial in enumerate(trials[:until]):
