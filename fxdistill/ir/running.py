@@ -203,6 +203,12 @@ def same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other) or bool((one.isnan() & other.isnan() | (one == other)).all())
 
 
+def says_nothing(answer: object) -> bool:
+    """Whether an answer has entries and no finite number: NaN equals NaN, so that nothing follows from comparing it."""
+    given = [tensor for tensor in tensors_in(answer) if tensor.numel()]
+    return bool(given) and not any(bool(tensor.isfinite().any()) for tensor in given)
+
+
 def plainly(value: Any) -> Any:
     """The same structure of dicts, tuples and lists alone: a dataclass is a dict of its fields, as is any mapping."""
     if isinstance(value, Mapping):

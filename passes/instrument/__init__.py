@@ -22,7 +22,7 @@ from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.program import Program
-from fxdistill.ir.running import buffers_kept, example, in_mode, seeded
+from fxdistill.ir.running import buffers_kept, example, in_mode, says_nothing, seeded
 from fxdistill.ir.views import seen
 from fxdistill.passes.instrument.builder import Builder, distinct
 from fxdistill.plan.document import Plan
@@ -90,14 +90,21 @@ class Instrument(Pass[Joint, Program]):
         for name, traced in source.members.items():
             batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
             images = example(traced.module, (batch, *self.plan.input.shape[1:]))
-            shown = seen(images, self.plan.view_of(name))
-            with traced.running() as module:
-                alone = _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), shown)
+            alone = self._alone(name, traced, images)
+            if says_nothing(alone):
+                images = images.abs()
+                alone = self._alone(name, traced, images)
             held = [f"{name}.{part}" for part in traced.held]
             with in_mode(_outputs_of(value, name), training=traced.training, held=held) as inside:
                 together = _answer(inside, {"images": images.clone()})
             if not torch.allclose(alone, together, rtol=0, atol=0, equal_nan=True):
                 raise InvariantError(f"instrumenting changed the output of the {name}")
+
+    def _alone(self, name: str, traced: Traced, images: Tensor) -> Tensor:
+        """What a member answers outside of the program."""
+        shown = seen(images, self.plan.view_of(name))
+        with traced.running() as module:
+            return _answer(fx.GraphModule(module, _ending_at(traced.graph, traced.output)), shown)
 
 
 def _answer(module: fx.GraphModule, images: Tensor | dict[str, Tensor]) -> Tensor:

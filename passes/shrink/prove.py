@@ -27,7 +27,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fxdistill.errors import InvariantError, ModelError
 from fxdistill.ir.graph import Traced, mutates_input, op_name, path_of, submodule
 from fxdistill.ir.operators import operator_of
-from fxdistill.ir.running import buffers_kept, example, seeded, tensors_in
+from fxdistill.ir.running import buffers_kept, example, says_nothing, seeded
 from fxdistill.ir.survivors import Mask, Masks, Survivors
 from fxdistill.operators import rule
 from fxdistill.passes.shrink.masked import OVER_CHANNELS, RULES, Call
@@ -112,7 +112,7 @@ def _prove(full: Traced, survivors: Survivors, shrunken: fx.GraphModule, images:
     with torch.no_grad(), seeded(images.device), full.running(), buffers_kept(full.module), buffers_kept(shrunken):
         masked = _Masked(full.module, survivors, images)
         found = _compare(masked, _Steps(shrunken, images), survivors)
-    if all(answer.numel() and not bool(answer.isfinite().any()) for answer in tensors_in(masked.latest)):
+    if says_nothing(masked.latest):
         raise _NothingComparedError(
             "the model answers images of noise, and positive ones as well, with no finite number, so that there is "
             "nothing to compare", where="output", hint="give a model, and weights, that answer with numbers",

@@ -24,7 +24,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, ModelError, first_line
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Shape, Traced
-from fxdistill.ir.running import attributes_kept, buffers_kept, example, hold, in_mode, quiet
+from fxdistill.ir.running import attributes_kept, buffers_kept, example, hold, in_mode, quiet, says_nothing
 from fxdistill.passes.trace.measure import annotate
 from fxdistill.passes.trace.paths import name_nodes
 from fxdistill.passes.trace.probe import Probe, random_kept, uncompiled
@@ -107,7 +107,7 @@ class Trace(Pass[nn.Module, Traced]):
         name_nodes(traced.module, eval_mode)
         with _undisturbed(source, training=self.training), traced.running():
             annotate(traced.module, probe)
-            remarks = (*_remarks(traced, failures), *_static_batch(traced, probe))
+            remarks = (*_remarks(traced, failures), *_not_compared(traced, probe), *_static_batch(traced, probe))
         return PassResult(traced, modified=True, diagnostics=remarks)
 
     def ensures(self, source: nn.Module, value: Traced) -> None:
@@ -218,6 +218,16 @@ def _remarks(traced: Traced, failures: list[str]) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="trace-rung", severity="note", where=type(traced.module).__name__,
             why=f"traced by '{traced.rung}', because {failure}",
+        )  # fmt: skip
+
+
+def _not_compared(traced: Traced, probe: Probe) -> Iterator[Diagnostic]:
+    """NaN equals NaN, whatever the graph does."""
+    if says_nothing(probe.expected):
+        yield Diagnostic(
+            code="not-compared", severity="warning", where=type(traced.module).__name__,
+            why="the model answers images of noise, and positive ones as well, with no finite number, so that its "
+            "trace could not be compared with it", hint="give a model, and weights, that answer with numbers",
         )  # fmt: skip
 
 

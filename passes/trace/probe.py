@@ -1,6 +1,9 @@
 """Probe: what a module does to a seeded batch, and whether a graph does the same, bit for bit.
 
 Whatever is run here leaves the process and the module as they were.
+
+NaN equals NaN, which says nothing: what answers standard normal images with no finite number is asked about positive
+ones, of which logarithms and roots are numbers. What answers these so as well can be traced, and compared with nothing.
 """
 
 import random
@@ -24,6 +27,7 @@ from fxdistill.ir.running import (
     in_mode,
     quiet,
     same,
+    says_nothing,
     seeded,
     tensors_in,
 )  # fmt: skip
@@ -46,6 +50,13 @@ class Probe:
         batch = max(2, input_shape[0]) if training else input_shape[0]
         self.images = example(module, (batch, *(input_shape[1:] if size is None else size)))
         self.input_shape = input_shape
+        self._ask(module, training=training)
+        if says_nothing(self.expected):
+            self.images = self.images.abs()
+            self._ask(module, training=training)
+
+    def _ask(self, module: nn.Module, *, training: bool) -> None:
+        """Find out what the module does to the images."""
         try:
             with (
                 quiet(), in_mode(module, training=training), attributes_kept(module), buffers_kept(module) as before,

@@ -227,6 +227,19 @@ def test_a_slice_sinks_through_whatever_works_on_each_value(forward: Callable[[A
     assert "teacher.body.b_kept_2" in text
 
 
+def test_roots_of_noise_do_not_hide_a_wrong_value() -> None:
+    """They are NaN, which equals NaN."""
+    body = Body({"conv": nn.Conv2d(3, 8, 3, padding=1)}, lambda m, x: m.conv(x.sqrt()))
+    program = program_of(Classifier(body, 8), [0, 5])
+    step = Specialize("warm-up-1")
+    value = step(program).value
+    holds(step, program, value)
+    with torch.no_grad():
+        value.get_parameter("teacher.body.conv_kept_2.weight")[0] *= 1.05
+    with pytest.raises(InvariantError, match="changed what"):
+        step.proves(program, value)
+
+
 def test_memory_that_others_look_at_is_not_sliced_away() -> None:
     """relu_ writes through a view of what the sum reads; without the write the sum would differ."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxdistill.errors import InvariantError
+from fxdistill.errors import InvariantError, ModelError
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.running import buffers_kept
 from fxdistill.passes.trace import Trace
@@ -286,6 +286,28 @@ def test_a_trace_of_the_other_mode_is_noticed() -> None:
     value = step(module).value
     with pytest.raises(InvariantError, match="output differs"):
         step.ensures(module, Traced(value.module, value.rung, training=False, input_shape=SHAPE))
+
+
+class Chancy(nn.Module):
+    """A factor that a trace freezes, of roots, which are NaN for some of the noise, or for all of it."""
+
+    def __init__(self, ready: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.ready = ready
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ready(x) * random.random()
+
+
+@pytest.mark.parametrize("ready", [torch.sqrt, lambda x: x.sqrt().sum((2, 3))])
+def test_an_answer_without_numbers_proves_nothing(ready: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ModelError, match="output differs"):
+        Trace(SHAPE, rungs=("symbolic",))(Chancy(ready))
+
+
+def test_a_trace_that_is_compared_with_nothing_is_said() -> None:
+    found = [Trace(SHAPE)(Chancy(ready)).diagnostics for ready in (lambda x: x * torch.nan, lambda x: x - x)]
+    assert [[one.code for one in diagnostics] for diagnostics in found] == [["not-compared"], []]
 
 
 def test_a_probe_notices_what_a_call_updates() -> None:
