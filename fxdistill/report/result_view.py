@@ -98,7 +98,7 @@ def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str
 def _exported(plan: Plan, result: dict[str, Any]) -> Iterator[str]:
     """Which training the exported member is of, where there were several."""
     arms = [arm for arm in plan.arms if plan.export.member in arm.trains]
-    several = len(plan.seeds) > 1 and "exported_seed" in result
+    several = len(plan.seeds) > 1 and "exported_seed" in result and not plan.arm(plan.export.arm).once
     why = "the best on the validation images" if plan.export.seed == "best" else "the first one"
     said = [plan.export.arm] if len(arms) > 1 else []
     if several:

@@ -68,6 +68,9 @@ def test_several_seeds_have_a_spread_in_the_units_of_the_metric(task: str, metri
     assert text.split()[:2] == ["model", metric]
     assert "mean and standard deviation over 2 seeds" in text
     assert "exported: seed 1, the first one" in text
+    arm = load(runs.plan_file()).arm("distilled").changed(once=True)
+    plan = load(runs.plan_file()).changed(task=task, seeds=[1, 0], arms=[arm], control=None)
+    assert "exported" not in said(plan, found | {"exported_seed": 3})
 
 
 def test_of_several_arms_the_exported_one_is_said() -> None:

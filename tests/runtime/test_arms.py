@@ -85,6 +85,9 @@ def test_which_seed_is_exported(seed: Any, values: tuple[float, float], expected
     unmeasured = [{name: value for name, value in record.items() if name != "validated"} for record in records]
     assert exported_seed(plan, task, unmeasured) == 3
     assert exported_seed(plan, task, [*unmeasured[:2], records[2]]) == (4 if seed == "best" else 3)
+    once = plan.changed(seed=7, control=None, arms=[arm.changed(once=True) for arm in plan.arms])
+    assert exported_seed(once, task, [{"name": "distilled", "seed": 7, "validated": 0.5}]) == 7
+    assert exported_seed(once, task, []) == 7
 
 
 def test_the_best_seed_is_not_told_without_labels(tmp_path: Path) -> None:

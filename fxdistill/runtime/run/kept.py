@@ -26,8 +26,11 @@ VALIDATED = "validated"
 def exported_seed(plan: Plan, task: Task, records: Sequence[Mapping[str, Any]]) -> int:
     """The seed whose member is exported, of the trainings so far; of equals the earlier one.
 
-    Where it is to be the best and none could be measured, it is the first.
+    An arm that is trained once has one, the plan's own. Where it is to be the best and none could be measured, it is
+    the first.
     """
+    if plan.arm(plan.export.arm).once:
+        return plan.seed
     own = [record for record in records if record["name"] == plan.export.arm and VALIDATED in record]
     if plan.export.seed == "first" or not own:
         return plan.seeds[0]
