@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from fxdistill.errors import InputError, PlanError, StorageError
 
@@ -30,6 +31,7 @@ STORAGE_ERRORS = frozenset({
 """The place is right, and the disk, or the number of open files, fails."""
 _SMALL = 1 << 24  # bytes that any archive may expand to, and that a text may have
 _END = 22  # bytes of an archive's last record, behind its table of contents
+_LONGEST = 120  # characters of a text in a file's name, which may have 255 in all
 _LEFT = 3600.0  # seconds after which a temporary file is one that its writer left
 
 
@@ -41,6 +43,14 @@ def is_there(place: str | Path) -> bool:
 def is_folder(place: str | Path) -> bool:
     """Whether a folder lies at a place; see :func:`is_there`."""
     return os.path.isdir(place)  # noqa: PTH112
+
+
+def as_name(text: str) -> str:
+    """A text as part of a file's name: what no file system may refuse, another one for another text."""
+    name = quote(text, safe=" +[]")
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def read_text(path: Path, *, encoding: str = "utf-8") -> str:

@@ -37,13 +37,13 @@ def test_a_profiled_run_trains_as_any_other_and_leaves_a_trace_of_each_stage(tmp
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
     stages = [(arm.name, stage.name) for arm in load(plan).all_arms for stage in arm.stages]
     assert [(one.arm, one.stage) for one in found] == stages
-    assert {path.name for path in (out / "profile").iterdir()} == {f"{arm}-{stage}.json" for arm, stage in stages}
+    assert {path.name for path in (out / "profile").iterdir()} == {f"{arm}_{stage}.json" for arm, stage in stages}
     for one in found:
         parts = set(PARTS) - {"forward"} - ({"teacher"} if one.arm == "control" else set())
         assert set(one.seconds) == parts
         assert all(seconds > 0 for seconds in one.seconds.values())
         assert one.steps == (4 if one.stage.startswith("warm-up") else 5)
-        events = json.loads((out / "profile" / f"{one.arm}-{one.stage}.json").read_text())["traceEvents"]
+        events = json.loads((out / "profile" / f"{one.arm}_{one.stage}.json").read_text())["traceEvents"]
         marks = [event["name"] for event in events if event.get("cat") == "user_annotation"]
         assert marks.count("backward") == marks.count("optimiser") == one.steps
         assert parts <= set(marks)
@@ -94,6 +94,21 @@ def test_a_first_step_is_left_out_where_there_are_more(
         clock.end()
         assert found[-1] == StageTimes("arm", stage, timed, {part: timed * took for part, took in STEP.items()})
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("stage", ["a/b", "..", "a:b?", "s" * 300])
+def test_a_trace_is_written_whatever_the_stage_is_called(stage: str, tmp_path: Path) -> None:
+    folder, told = tmp_path / "profile", list[StageTimes]()
+    for arm, name in (("one", stage), ("one", f"{stage}2")):
+        clock = Stopwatch(arm, folder, torch.device("cpu"), told.append)
+        clock.begin(name, 1)
+        clock.step()
+        clock.mark("data")
+        clock.end()
+    written = sorted(folder.iterdir())
+    assert len(written) == 2
+    assert all(json.loads(file.read_text())["traceEvents"] for file in written)
+    assert not any(set(file.name) & set('/\\:*?"<>|') for file in written)
 
 
 def test_a_mark_stands_in_front_of_each_member_and_changes_nothing(

@@ -72,7 +72,7 @@ class Stopwatch(Clock):
 
     Attributes:
         arm: The arm's name.
-        folder: Where traces are written: ``ARM-STAGE.json``, for chrome://tracing or ui.perfetto.dev.
+        folder: Where traces are written: ``ARM_STAGE.json``, for chrome://tracing or ui.perfetto.dev.
         device: Where the program runs.
         told: Called with the times of each stage.
     """
@@ -153,7 +153,7 @@ class Stopwatch(Clock):
             return
         self.mark("")
         self._trace.stop()
-        path = self.folder / f"{self.arm}-{self._stage}.json"
+        path = self.folder / f"{self.arm}_{files.as_name(self._stage)}.json"
         with files.writing(path):
             self.folder.mkdir(exist_ok=True)
             self._trace.export_chrome_trace(str(path))
