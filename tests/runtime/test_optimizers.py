@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.build import build, specialize
-from fxdistill.plan.training import LossTerm, Optimizer, Stage
+from fxdistill.plan.training import LossTerm, Optimizer, ScoreOptimizer, Stage
 from fxdistill.runtime.training.optimizers import make_optimizer, set_rate, take_up
 from tests import tiny_models
 from tests.tiny_models import awake, planned
@@ -104,3 +104,16 @@ def rates(epochs: int, steps: int, schedule: str, **numbers: Any) -> list[float]
 def test_the_learning_rate_of_every_step(schedule: str, numbers: dict[str, Any], expected: list[float]) -> None:
     """Two epochs of two steps, and where the stage ends."""
     assert rates(2, 2, schedule, **numbers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("until", "moving"), [(0.07, 7), (0.29, 29), (0.071, 8), (1.0, 100)])
+def test_scores_move_in_their_share_of_the_steps(until: float, moving: int) -> None:
+    """0.07 of 100 steps are 7.000000000000001 by rounding."""
+    term, spec = LossTerm(loss="cross-entropy"), Optimizer(name="sgd", lr=2.0)
+    scores = ScoreOptimizer(name="sgd", lr=3.0, until=until)
+    stage = Stage(name="main", epochs=10, losses=[term], optimizer=spec, scores=scores)
+    optimizer, found = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "rate": 3.0}], lr=7.0), []
+    for step in range(100):
+        set_rate(optimizer, stage, step, 10)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == [3.0] * moving + [0.0] * (100 - moving)

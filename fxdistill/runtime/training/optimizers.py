@@ -26,6 +26,8 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 _FUSED = frozenset(("sgd", "adam", "adamw"))
 _RATE = "rate"
 """The field of a group whose learning rate is its own: what the schedule is multiplied with."""
+_DIGITS = 6
+"""Decimals of a number of steps: 0.07 of 100 steps are 7, and not a rounding error more."""
 
 
 class Together(torch.optim.Optimizer):
@@ -122,7 +124,7 @@ def set_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, steps: i
         factor = spec.floor + (1 - spec.floor) * 0.5 * (1 + math.cos(math.pi * progress))
     else:
         factor = spec.decay ** (step // (steps * spec.decay_every)) if stage.schedule == "step" else 1.0
-    moves = stage.scores is not None and step < stage.scores.until * stage.epochs * steps
+    moves = stage.scores is not None and step < round(stage.scores.until * stage.epochs * steps, _DIGITS)
     for group in optimizer.param_groups:
         group["lr"] = (group[_RATE] * moves if _RATE in group else spec.lr) * factor
 
