@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from fxdistill.runtime.run.reuse import key_of
 from fxdistill.runtime.training import halves
 from fxdistill.runtime.training.halves import PIXELS, Halves
 from fxdistill.runtime.training.looks import Looks, fingerprints
-from fxdistill.runtime.training.shelf import Folder, Memory, Shelf
+from fxdistill.runtime.training.shelf import Folder, Memory, Place, Shelf
 from tests import tiny_models
 from tests.passes.test_divide import BATCH, program_of
 
@@ -312,6 +314,21 @@ def test_a_full_folder_is_no_failure(tmp_path: Path) -> None:
     found = halves_over(Folder(tmp_path / "file" / "below", 1 << 20), say=said.append)
     assert epoch(found) == [True] * 6
     assert found.report.why.startswith(f"nothing can be written in {tmp_path / 'file' / 'below'}: ")
+
+
+def test_room_is_told_while_another_run_removes_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, scan = Folder(tmp_path, 1 << 20), os.scandir
+    for key in ("one", "other"):
+        assert not shelf.put(Place(key, 0, 0), {"rows": torch.zeros(100)})
+    size = (tmp_path / "one" / "0-0.fxcache").stat().st_size
+
+    def late(path: Any) -> Any:
+        if str(path).endswith("other"):
+            shutil.rmtree(tmp_path / "other", ignore_errors=True)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert shelf.room == (1 << 20) - size
 
 
 def test_half_precision_is_close_and_is_said() -> None:

@@ -8,8 +8,10 @@ takes rows from a shelf checks that they are what he wants; nothing is lost when
     DIR/KEY/VIEW-BLOCK.fxcache  =  {"rows": {"cached.teacher_fc": (n, 1000), "pixels": (n,)}}
 """
 
+import contextlib
+import glob
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -124,7 +126,7 @@ class Folder:
     @property
     def room(self) -> int:
         """Bytes that still fit."""
-        return 0 if self.trouble else self.budget - sum(_sizes(self.path.glob(f"*/*{_SUFFIX}")))
+        return 0 if self.trouble else self.budget - sum(_sizes(self.path))
 
     @property
     def lasts(self) -> bool:
@@ -172,9 +174,8 @@ def _full(shelf: Shelf) -> str:
     return f"there is no room for more {shelf.where}"
 
 
-def _sizes(files: Iterable[Path]) -> Iterator[int]:
-    for file in files:
-        try:
-            yield file.stat().st_size
-        except OSError:  # it has just been removed
-            continue
+def _sizes(folder: Path) -> Iterator[int]:
+    """The sizes of a shelf's files; other runs may remove files and folders meanwhile, at which Path.glob raises."""
+    for name in glob.iglob(f"*/*{_SUFFIX}", root_dir=folder):  # noqa: PTH207
+        with contextlib.suppress(OSError):
+            yield (folder / name).stat().st_size
