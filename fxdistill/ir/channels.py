@@ -58,7 +58,8 @@ class Channels:
     ) -> Tensor:
         """The importance of every class as a sum over the filters that produce it, of all weights that do.
 
-        A weight that is computed (a weight norm, a mask) counts as what it is computed to be.
+        A weight that is computed (a weight norm, a mask) counts as what it is computed to be; with ``factors`` the
+        parameter that it is made of counts instead, which for masks and gains is the same with gradients.
 
         Args:
             norm: Takes the filters of one weight, float64 of shape (filters, entries); returns (filters,).
