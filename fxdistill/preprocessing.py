@@ -81,7 +81,9 @@ class Preprocessing(_Part):
         """The same for images of another size, with the same share cut out, which whoever said it still says."""
         share = "" if self.resize is None else self.source.geometry
         said = self.source.changed(geometry=", ".join(dict.fromkeys(filter(None, (source, share)))))
-        resize = None if self.resize is None else [side * self.resize[0] // self.size[0] for side in size]
+        resize = self.resize and [
+            side * before // own for side, before, own in zip(size, self.resize, self.size, strict=True)
+        ]
         return self.changed(size=list(size), resize=resize, source=said)
 
     def reading(self, channels: int) -> "Reading":

@@ -120,3 +120,5 @@ def test_the_same_size_is_resized_as_before(size: int, resize: int) -> None:
     known = Preprocessing(size=[size, size], resize=[resize, resize])
     assert known.sized([size, size], "--size").resize == [resize, resize]
     assert known.sized([2 * size, size], "--size").resize == [2 * resize, resize]
+    other = Preprocessing(size=[size, 160], resize=[resize, 256], fit="squash")
+    assert other.sized([size, 160], "--size").resize == [resize, 256]
