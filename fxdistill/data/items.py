@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from fxdistill.data.dataset import Device, Images, Split, check_labels, wrong_pixels
@@ -245,6 +245,6 @@ def _target(target: Any, task: Task) -> Tensor | None:
     if isinstance(target, str | bytes | Mapping):
         raise _Unfit(f"its target is a {type(target).__name__}", "give class numbers, or what the task wants")
     if isinstance(target, Image.Image):
-        target = np.asarray(target)
+        target = np.asarray(ImageOps.exif_transpose(target))
     found = target.detach().cpu() if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
     return task.typed(found)

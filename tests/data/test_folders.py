@@ -12,7 +12,7 @@ from fxdistill.data.dataset import Dataset, Split
 from fxdistill.data.load import load
 from fxdistill.data.sources import _images
 from fxdistill.errors import DataError
-from fxdistill.preprocessing import Reading
+from fxdistill.preprocessing import Fit, Reading
 
 SHAPE = Reading((4, 4), (4, 4))
 
@@ -200,6 +200,18 @@ def test_masks_are_cut_as_their_images_are(tmp_path: Path) -> None:
     assert torch.equal(inside.round().long()[middle], found.test.labels[0][middle])
 
 
+def test_a_mask_is_turned_as_its_exif_data_says(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 3  # by half a turn
+    spec = masked(tmp_path, NUMBERS)
+    for name, values in (("images", NUMBERS * 50), ("masks", NUMBERS)):
+        Image.fromarray(values).save(tmp_path / name / "x.png", exif=turned)
+    found = load(spec, reading=Reading((6, 8), (6, 8), channels=1), task="segmentation")
+    (images,) = found.test.read([torch.tensor([0])])
+    assert torch.equal(images[0, 0].long(), found.test.labels[0] * 50)
+    assert found.test.labels[0].tolist() == NUMBERS[::-1, ::-1].tolist()
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
@@ -214,10 +226,11 @@ def test_masks_that_are_wrong(tmp_path: Path, mask: Any, message: str) -> None:
     assert caught.value.hint
 
 
-def test_what_pads_a_map_is_not_taken_for_white(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_what_pads_a_map_is_not_taken_for_white(tmp_path: Path, fit: Fit) -> None:
     """One class all over, padded from 6x8 to 8x8: where nothing is, nothing has a label."""
     found = load(
-        masked(tmp_path, np.zeros((6, 8), np.uint8)), reading=Reading((8, 8), (8, 8), "pad"), task="segmentation"
+        masked(tmp_path, np.zeros((6, 8), np.uint8)), reading=Reading((8, 8), (6, 8), fit), task="segmentation"
     )
     assert found.test.labels[0, :, 0].tolist() == [-100, *[0] * 6, -100]
 

@@ -173,18 +173,22 @@ def test_targets_of_other_tasks() -> None:
     assert rows.classes == ("0", "1", "2")
 
 
-@pytest.mark.parametrize("kind", ["tensor", "picture"])
+@pytest.mark.parametrize("kind", ["tensor", "picture", "turned"])
 def test_maps_are_brought_to_the_size_of_their_images(kind: str) -> None:
     """Blocks of 4x4 pixels of one class become single pixels, and a class is 40 times darker than its pixel."""
     blocks = np.kron(np.arange(20).reshape(4, 5) % 6, np.ones((4, 4))).astype(np.uint8)
 
     def item(_: int) -> Any:
-        if kind == "picture":
-            return Image.fromarray(blocks * 40), Image.fromarray(blocks)
+        if kind != "tensor":
+            pair = Image.fromarray(blocks * 40), Image.fromarray(blocks)
+            for image in pair if kind == "turned" else ():
+                image.getexif()[0x0112] = 3  # by half a turn
+            return pair
         return torch.from_numpy(blocks * 40)[None], torch.from_numpy(blocks.astype(np.int64))
 
     made = read(Mapped(item, 3), "segmentation", (1, 4, 5))
-    assert torch.equal(made.test.labels[0], torch.from_numpy(blocks[::4, ::4].astype(np.int64)))
+    expected = torch.from_numpy(blocks[::4, ::4].astype(np.int64))
+    assert torch.equal(made.test.labels[0], expected.flip(0, 1) if kind == "turned" else expected)
     assert made.test.labels.shape == (3, 4, 5)
     same = read(Mapped(item, 3), "segmentation")
     assert torch.equal(same.test.labels[0] * 40, images(same)[0, 0].long())

@@ -70,7 +70,7 @@ def fitted(image: Image.Image, reading: Reading, *, nearest: bool = False) -> Im
     sides = (image.height, image.width)
     check_size(*(target if len(target) > 1 else (target[0], target[0] * max(sides) / max(1, min(sides)))))
     resized: Image.Image = transforms.resize(image, target, how)
-    if reading.fit == "pad":
+    if nearest or reading.fit == "pad":
         resized = _padded(resized, reading)
     found: Image.Image = transforms.center_crop(resized, list(reading.size))
     return found

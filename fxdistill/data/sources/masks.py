@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from fxdistill.data.dataset import Dataset, from_splits
@@ -67,6 +67,7 @@ def _map(file: Path, mask: Path, *, how: Reading) -> Tensor:
     """A map of class numbers (H, W), int64, as the file has them; -100 around it where it is padded."""
     try:
         with looked_at(str(mask)) as image:
+            ImageOps.exif_transpose(image, in_place=True)
             values, mode = np.asarray(image), image.mode
         image_size = upright_size(str(file))
     except Exception as cause:  # Pillow's errors share no base class
