@@ -58,7 +58,7 @@ def load(
         )
     augmentations.named(data.augmentation)
     found = _read(data.spec, wanted, reading, allow)
-    if data.mapped:
+    if data.mapped or (data.classes and not found.classes):  # without a label, the data has no classes of its own
         found = classmap.mapped(found, data.classes, task=wanted, where=data.spec)
     drawable(found.train, data.augmentation, moves_targets=wanted.moves_targets)
     if data.classes and tuple(data.classes) != found.classes:

@@ -164,10 +164,9 @@ def _unmeasured(dataset: Dataset, task: Task) -> str:
 
 
 def _same_images(first: Dataset, second: Dataset) -> None:
-    one, other = first.test.labels, second.test.labels
+    one, other = (data.test.labels.nan_to_num(nan=-1) for data in (first, second))
     files = [[Path(file).name for file in getattr(data.test, "files", ())] for data in (first, second)]
-    alike = first.has_labels("test") or files[0] == files[1]  # nothing else tells images without labels
-    if not alike or one.shape != other.shape or not torch.equal(one.nan_to_num(nan=-1), other.nan_to_num(nan=-1)):
+    if files[0] != files[1] or one.shape != other.shape or not torch.equal(one, other):
         raise DataError(
             f"they would be compared on other images: {len(one):,} and {len(other):,}, or with other labels or files",
             where="the test split", hint="name the same data for both: --data SPEC",

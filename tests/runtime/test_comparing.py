@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from fxdistill import files
 from fxdistill.cli.commands import app
 from fxdistill.data.dataset import Split
 from fxdistill.errors import DataError, InputError
@@ -21,9 +23,11 @@ from fxdistill.measure.comparison import Comparison, Looking, compared
 from fxdistill.measure.paired import Paired
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
+from fxdistill.plan.schema import Division
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.report.compared import as_json
 from fxdistill.runtime.deployment import comparing, deploy, finding
+from fxdistill.runtime.run.directory import RunDir
 from fxdistill.tasks import NO_LABEL, TASKS, Task
 from tests import runs
 from tests.measure.test_model import dataset
@@ -165,6 +169,9 @@ def test_images_without_labels_from_files_have_no_names_of_classes(tmp_path: Pat
     assert [Path(each["file"]).name for each in sorted(found["widest"], key=lambda one: one["index"])] == [
         "a0.png", "one1.png", "one2.png"
     ]  # fmt: skip
+    learnt = finding.find(str(runs.finished()), data=f"images:{tmp_path / 'one'}", allow=runs.ALLOW).dataset
+    assert learnt is not None
+    assert (len(learnt.classes), learnt.has_labels("test")) == (10, False)  # those that the run says
     data = [finding.find(models[0], data=f"images:{tmp_path / place}").dataset for place in ("one", "other")]
     first, second = (Looking(finding.find(models[0]).module, one) for one in data if one is not None)
     with pytest.raises(DataError, match="on other images"):  # they have as many, and no labels either
@@ -176,6 +183,32 @@ def test_other_images_are_refused() -> None:
     for labels in ((0, 1, 2), (0, 1, 2, 0)):
         with pytest.raises(DataError, match="on other images"):
             compared(Looking(one, dataset(0, 1, 2, 3)), Looking(one, dataset(*labels)), TASKS.get("classification"))
+    same = dataset(0, 1, 2, 3)
+    first, second = (
+        Looking(one, replace(same, test=Split(next(same.test.read([torch.arange(4)])), same.test.labels, files)))
+        for files in (tuple("abcd"), tuple("abce"))
+    )
+    with pytest.raises(DataError, match="on other images"):  # whose labels are the same
+        compared(first, second, TASKS.get("classification"))
+
+
+def test_runs_that_were_tested_on_other_parts_of_their_data_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of data that is sorted by classes, every seed sets as many of each aside: the labels are the same."""
+    plan = RunDir.existing(runs.finished()).plan()
+
+    def existing(path: Path) -> SimpleNamespace:
+        test = Division(share=0.2, seed=int(path.name))
+        return SimpleNamespace(plan=lambda: plan.changed(data=plan.data.changed(test=test)), base=Path())
+
+    monkeypatch.setattr(RunDir, "existing", existing)
+    monkeypatch.setattr(files, "is_folder", lambda model: model.isdecimal())
+    monkeypatch.setattr(finding, "find", lambda model, **_: pytest.fail(f"{model} is loaded"))
+    with pytest.raises(InputError, match="other images aside to test on than that of 1") as caught:
+        comparing.found_together(["1", "2"])
+    assert caught.value.where == "2"
+    for models, data in ((["1", "1"], None), (["1", "2"], "digits")):
+        with pytest.raises(pytest.fail.Exception, match="1 is loaded"):
+            comparing.found_together(models, data=data)
 
 
 def folder(place: Path) -> str:

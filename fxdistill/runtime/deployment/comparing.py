@@ -60,12 +60,19 @@ def found_together(
     sides = [one if isinstance(one, Side) else Side(one) for one in models]
     runs = [one.model for one in sides if files.is_folder(one.model)]
     shared: DataPlan | str | None = data
-    for model in runs[:1]:
+    first: DataPlan | None = None
+    for model in runs:
         held = RunDir.existing(Path(model))
         plan = held.plan()
-        task = task or plan.task
-        if data is None:
-            shared = plan.data.changed(spec=places.resolved_data(plan.data.spec, held.base))
+        if first is None:
+            first, task = plan.data, task or plan.task
+            if data is None:
+                shared = first.changed(spec=places.resolved_data(first.spec, held.base))
+        elif data is None and plan.data.test != first.test:
+            raise InputError(
+                f"its plan sets other images aside to test on than that of {runs[0]} (data.test)", where=model,
+                hint="compare runs whose plans were made under one seed, or name data that neither learnt from: --data",
+            )  # fmt: skip
     found = []
     for side in sides:
         how = {one.name: getattr(side, one.name) for one in fields(side)}
