@@ -168,12 +168,17 @@ def named(
     for place, value in entries(output):
         if not isinstance(value, Tensor) or (prediction_name and value is chosen):
             continue
-        name = re.sub(r"\W", "_", place)
-        name = f"output_{name}" if name[:1].isdecimal() else name
+        name = in_file(place)
         while name in found or name in taken:
             name += "_"
         found[name] = value
     return found
+
+
+def in_file(place: str) -> str:
+    """The name in a file of an entry that is given no other."""
+    name = re.sub(r"\W", "_", place)
+    return f"output_{name}" if name[:1].isdecimal() else name
 
 
 def _children(value: Any) -> Mapping[str, Any] | None:

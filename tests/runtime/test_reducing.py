@@ -194,6 +194,26 @@ def test_several_targets_of_one_call(tmp_path: Path) -> None:
     assert all(word in lines[1] for word in ("accuracy", "(float ", "top-1 agreement", " ms ", " MB "))
 
 
+class Nested(nn.Module):
+    """Says twice what another one says, the second time the other way round."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
+        said = self.inner(images)
+        return {"heads": [-said, said]}
+
+
+def test_a_prediction_that_lies_deeper_is_measured_in_the_files(tmp_path: Path) -> None:
+    for place, expected in (("heads.1", True), ("heads.0", False)):
+        found = finding.find(Nested(teacher().module), data="digits", entry=place)
+        deploy.exported(found, tmp_path / "t.onnx")
+        made = reducing.reduced(found, tmp_path / "t.onnx", "fp16", ANY)
+        assert (made.of_float > 0.5, made.value > 0.5) == (expected, expected)
+
+
 def test_a_target_that_fails_takes_no_other_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, target = runs.workshop() / "teacher.pt", tmp_path / "t.onnx"
     words = ["export", str(file), "-o", str(target), "--data", "digits", "--int8", "--fp16"]

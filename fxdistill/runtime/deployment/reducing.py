@@ -23,7 +23,7 @@ from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset, Images
 from fxdistill.data.load import load
 from fxdistill.errors import InputError, ModelError, ParityError
-from fxdistill.ir.outputs import prediction
+from fxdistill.ir.outputs import in_file, prediction
 from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_reduced
 from fxdistill.measure.latency import Latency, interleaved_latency
@@ -213,7 +213,7 @@ def _measured(
     """What both files say of the test images, and how fast."""
     models = {name: OnnxModel(path).eval() for name, path in paths.items()}
     several = len(models["float"].outputs) > 1
-    entry = (found.prediction_name or found.entry) if several else ""
+    entry = (found.prediction_name or in_file(found.entry)) if several else ""
     view = View(found.view.size) if models["float"].description.embedded else found.view
     agreeing = total = images = 0
     for batch in batches(dataset.test, _BATCH):
