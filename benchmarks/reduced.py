@@ -59,8 +59,9 @@ ARMS: dict[str, tuple[Precision, Calibration]] = {
 
 SAID = (
     "Made by `python -m benchmarks.reduced --table` of `reduced.jsonl`; what was measured is said in "
-    "`benchmarks/reduced.py`. Accuracy in percent on 2,000 test images of the CIFAR copy; the interval is that of the "
-    "images (paired, 95 %), of the first seed. Latency in ms, one image, one thread, medians."
+    "`benchmarks/reduced.py`. Accuracy in percent on 2,000 test images of the CIFAR copy, means over seeds, the "
+    "difference with its least and greatest value; the interval is that of the images (paired, 95 %), of the first "
+    "seed. Latency in ms, one image, one thread, medians, and of seeds their median."
 )
 COLUMNS = (
     "network", "file", "seeds", "float", "reduced", "difference", "of the first seed", "agreement", "gate passed",
@@ -146,11 +147,15 @@ def _line(mine: list[Row]) -> str:
     def mean(key: str, scale: float = 1.0) -> float:
         return scale * statistics.fmean(row[key] for row in mine)
 
-    first = mine[0]
+    def middle(key: str) -> float:
+        return statistics.median(row[key] for row in mine)
+
+    first, differences = mine[0], [row["difference"] for row in mine]
+    ends = f" ({min(differences):+.2f} to {max(differences):+.2f})" if len(mine) > 1 else ""
     cells = [
-        str(len(mine)), f"{mean('float', 100):.2f}", f"{mean('student', 100):.2f}", f"{mean('difference'):+.2f}",
+        str(len(mine)), f"{mean('float', 100):.2f}", f"{mean('student', 100):.2f}", f"{mean('difference'):+.2f}{ends}",
         f"{first['difference']:+.2f} ({first['low']:+.2f} … {first['high']:+.2f})", f"{mean('agreement', 100):.2f} %",
-        f"{sum(row['passes'] for row in mine)} of {len(mine)}", f"{mean('float_ms'):.3f}", f"{mean('ms'):.3f}",
+        f"{sum(row['passes'] for row in mine)} of {len(mine)}", f"{middle('float_ms'):.3f}", f"{middle('ms'):.3f}",
         f"{mean('float_bytes', 1e-3):.0f}", f"{mean('bytes', 1e-3):.0f}",
     ]  # fmt: skip
     return " | ".join(cells)
