@@ -67,7 +67,7 @@ def test_both_are_named_like_ours(installed: Path, monkeypatch: pytest.MonkeyPat
     plan = defaults("maps:maps.npy", task="segmentation")
     assert plan.augmentation == ["crop:1", "brighter:0.25"]
     assert places.relative_data("maps:maps.npy", installed / "plans" / "plan.json") == "maps:../maps.npy"
-    assert places.resolved_data("maps:../maps.npy", installed / "plans") == f"maps:{installed}/plans/../maps.npy"
+    assert places.resolved_data("maps:../maps.npy", installed / "plans") == f"maps:{installed.resolve()}/maps.npy"
     found = load(plan, task="segmentation")
     options: dict[str, Any] = {"augment": plan.augmentation, "moves_targets": True}
     (batch,) = batches(found.train, 8, **options)
