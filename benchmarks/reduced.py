@@ -148,7 +148,7 @@ def _line(mine: list[Row]) -> str:
         return scale * statistics.fmean(row[key] for row in mine)
 
     def middle(key: str) -> float:
-        return statistics.median(row[key] for row in mine)
+        return float(statistics.median(row[key] for row in mine))
 
     first, differences = mine[0], [row["difference"] for row in mine]
     ends = f" ({min(differences):+.2f} to {max(differences):+.2f})" if len(mine) > 1 else ""
