@@ -199,6 +199,7 @@ def workshop() -> Iterator[Path]:
             code = 1
             try:
                 warnings.simplefilter("ignore")
+                torch.set_num_threads(1)  # a fork's pool is made anew by who comes first, and autograd's threads race
                 fuzz_originals.make(originals)
                 code = 0
             except BaseException:  # noqa: BLE001  # a fork must not go on as its parent
