@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from fxdistill.plan.file import load as load_plan
     from fxdistill.preprocessing import Preprocessing as Preprocessing
     from fxdistill.report.show import show as show
+    from fxdistill.runtime.deployment.comparing import compare as compare
     from fxdistill.runtime.deployment.deploy import evaluate as evaluate
     from fxdistill.runtime.deployment.deploy import export as export
+    from fxdistill.runtime.deployment.quantizing import quantize as quantize
+    from fxdistill.runtime.deployment.timing import bench as bench
     from fxdistill.runtime.planning.make_plan import make_plan as make_plan
     from fxdistill.runtime.run.execute import execute as run
     from fxdistill.runtime.run.execution import Settings as Settings
@@ -50,6 +53,8 @@ _HOMES = {
     "make_plan": "runtime.planning.make_plan", "run": "runtime.run.execute:execute",
     "shrink": "runtime.smaller.shrinking", "compress": "runtime.smaller.compress",
     "evaluate": "runtime.deployment.deploy", "export": "runtime.deployment.deploy", "show": "report.show",
+    "quantize": "runtime.deployment.quantizing", "bench": "runtime.deployment.timing",
+    "compare": "runtime.deployment.comparing",
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
     "Options": "compiler.options", "Settings": "runtime.run.execution", "Plan": "plan.document",
@@ -60,7 +65,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
     "make_plan", "run", "compile", "build", "build_arm", "specialize", "measure_taps",
-    "shrink", "compress", "evaluate", "export", "show",
+    "shrink", "compress", "evaluate", "export", "quantize", "bench", "compare", "show",
     "load", "save", "parse_source", "load_plan", "load_data", "batches",
     "Options", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult", "Dataset", "Split",
     "Preprocessing", "Diagnostic", "FxdistillError", "InputError",

@@ -11,18 +11,21 @@ from rich.text import Text
 from fxdistill import files
 from fxdistill.cli import members, model_parameters, parameters, values
 from fxdistill.cli.exits import failed, reported, say
-from fxdistill.errors import FxdistillError
+from fxdistill.errors import FxdistillError, InputError
 
 if TYPE_CHECKING:
+    from fxdistill.measure.onnx_file import Exported
+    from fxdistill.measure.parity import Parity
     from fxdistill.runtime.deployment.finding import Found
     from fxdistill.runtime.run.directory import RunDir
 
 out = Console(highlight=False)
+OUTPUT, OPSET, TOLERANCE = Path("student.onnx"), 18, 1e-4
 
 
 def export(
     model: parameters.RunOrModel,
-    output: model_parameters.OnnxOutput = Path("student.onnx"),
+    output: model_parameters.OnnxOutput = OUTPUT,
     data: parameters.GateData = None,
     class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
@@ -39,8 +42,8 @@ def export(
     output_entry: model_parameters.OutputEntry = None,
     only_output: model_parameters.OnlyOutput = [],
     embed_preprocessing: model_parameters.Embed = False,
-    opset: model_parameters.Opset = 18,
-    tolerance: model_parameters.Tolerance = 1e-4,
+    opset: model_parameters.Opset = OPSET,
+    tolerance: model_parameters.Tolerance = TOLERANCE,
     optimize: model_parameters.Optimize = False,
     int8: model_parameters.Int8 = False,
     fp16: model_parameters.Fp16 = False,
@@ -62,11 +65,18 @@ def export(
         )  # fmt: skip
         wanted = values.shape(input_shape)
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
-        files.writable(output, model)
-        files.check_onnx_name(output)
+        is_there = bool(precisions) and Path(model).suffix.lower() == ".onnx"
+        if is_there:
+            _stays(
+                output=output != OUTPUT, optimize=optimize, embed_preprocessing=embed_preprocessing,
+                only_output=bool(only_output), opset=opset != OPSET, tolerance=tolerance != TOLERANCE,
+            )  # fmt: skip
+            output = Path(model)
+        else:
+            files.writable(output, model)
+            files.check_onnx_name(output)
         values.about_data(data, {"class-map": class_map and not values.is_run(model)})  # of a run it is said elsewhere
 
-        from fxdistill.measure.model import other_precisions
         from fxdistill.preprocessing import NOTHING
         from fxdistill.runtime.deployment import deploy, finding
 
@@ -85,19 +95,17 @@ def export(
             images = reducing.ready(found, output, precisions, how, calibrate=calibrate, allow=allow_factory)
             as_run = not any((data, class_map, wanted)) and wishes == NOTHING  # measured as the run measures
             noted = _noting(Path(model)) if as_run and values.is_run(model) else None
-        with _refused(output):
-            written, parity = deploy.exported(
-                found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
-            )
-        say((*found.remarks, *deploy.unsaid(found, where=model)))
-        out.print(Text(f"reads {found.reads}"), soft_wrap=True)
-        kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
-        out.print(Text(f"wrote {output}: {parity} on {parity.images} {kind}"), soft_wrap=True)
-        if others := other_precisions(found.module):
-            out.print(Text(f"in float32, the model's weights are {others}"), soft_wrap=True)
-        names = f"outputs {', '.join(written.outputs)}"
-        left_out = f"; left out: {', '.join(written.left_out)}" if written.left_out else ""
-        out.print(Text(names + left_out), soft_wrap=True)
+        if is_there:
+            say(found.remarks)
+            out.print(Text(f"reads {found.reads}"), soft_wrap=True)
+        else:
+            with _refused(output):
+                written, parity = deploy.exported(
+                    found, output, opset=opset, tolerance=tolerance, only=only_output, embed=embed_preprocessing
+                )
+            say((*found.remarks, *deploy.unsaid(found, where=model)))
+            out.print(Text(f"reads {found.reads}"), soft_wrap=True)
+            _tell(found, written, parity)
         if optimize:
             _optimized(found, output, tolerance=tolerance, embed=embed_preprocessing)
         failures = []
@@ -113,6 +121,27 @@ def export(
                     exports.note(noted, made)
         if failures:
             raise min(failures, key=lambda one: one.exit_code)
+
+
+def _stays(**said: bool) -> None:
+    """Refuse options of a float file that is to be written, where one that is there is reduced."""
+    for name in (name for name, is_said in said.items() if is_said):
+        raise InputError(
+            "an ONNX file stays as it is; files in less precision are written beside it",
+            where=f"--{name.replace('_', '-')}", hint="leave it out",
+        )  # fmt: skip
+
+
+def _tell(found: "Found", written: "Exported", parity: "Parity") -> None:
+    """What the float file is, and how far from the model."""
+    from fxdistill.measure.model import other_precisions
+
+    kind = "images of noise (give --data for real ones)" if found.dataset is None else "test images"
+    out.print(Text(f"wrote {written.path}: {parity} on {parity.images} {kind}"), soft_wrap=True)
+    if others := other_precisions(found.module):
+        out.print(Text(f"in float32, the model's weights are {others}"), soft_wrap=True)
+    left_out = f"; left out: {', '.join(written.left_out)}" if written.left_out else ""
+    out.print(Text(f"outputs {', '.join(written.outputs)}{left_out}"), soft_wrap=True)
 
 
 @contextmanager

@@ -33,16 +33,12 @@ def bench(
             )
 
         from fxdistill.report.timing_view import timing_view
-        from fxdistill.runtime.deployment import finding, timing
+        from fxdistill.runtime.deployment import timing
 
-        found = {}
-        for model in models:
-            says_itself = values.is_run(model)
-            with finding.told_of(model):
-                found[model] = finding.find(
-                    model, input_shape=None if says_itself else wanted, allow=allow_factory,
-                    trust_code=trust_code and not says_itself, option="fxdistill export … --factory",
-                )  # fmt: skip
+        found = {
+            model: timing.to_time(model, where=model, input_shape=wanted, allow=allow_factory, trust_code=trust_code)
+            for model in models
+        }
         say([remark for one in found.values() for remark in one.remarks])
         made = timing.timed(
             found, batches=batch, repeats=repeats, threads=threads, provider=f"{provider}ExecutionProvider", eager=torch

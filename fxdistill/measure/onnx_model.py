@@ -100,16 +100,32 @@ class OnnxModel(nn.Module):
             return None
         return (1, shape[2], *shape[:2]) if self.description.embedded else (1, *shape)
 
+    @property
+    def batch(self) -> int | None:
+        """How many images the file takes at once; None for any number."""
+        first = self.session.get_inputs()[0].shape[0]
+        return first if isinstance(first, int) else None
+
     def called(self, name: str) -> str | None:
         """The entry that is the prediction, which comes first of several under a task's name; None where none does."""
         return name if len(self.outputs) > 1 and self.outputs[0] == name else None
 
     def forward(self, images: Tensor) -> Tensor | dict[str, Tensor]:
         """Run the file."""
-        given = as_pixels(images) if self.description.embedded else images.float()
-        found = [np.asarray(value) for value in run(self.session, given.cpu().numpy(), where=str(self.path))]
+        given = (as_pixels(images) if self.description.embedded else images.float()).cpu().numpy()
+        found = self._answers(given) if self.batch in (None, len(given)) else self._in_turn(given, self.batch or 1)
         values = [torch.from_numpy(one.astype(np.float32) if one.dtype == np.float16 else one) for one in found]
         return values[0] if len(values) == 1 else dict(zip(self.outputs, values, strict=True))
+
+    def _answers(self, images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        return [np.asarray(value) for value in run(self.session, images, where=str(self.path))]
+
+    def _in_turn(self, images: np.ndarray[Any, Any], batch: int) -> list[np.ndarray[Any, Any]]:
+        """What a file says that takes so many images at once; what lacks at the end are images seen before."""
+        count = len(images)
+        padded = np.resize(images, (-(-count // batch) * batch, *images.shape[1:]))
+        parts = [self._answers(padded[start : start + batch]) for start in range(0, len(padded), batch)]
+        return [np.concatenate(one)[:count] for one in zip(*parts, strict=True)]
 
 
 class Embedded(nn.Module):

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fxdistill.errors import ModelError
 from fxdistill.ir.running import quiet
-from fxdistill.measure.gate import INPUT, reason
+from fxdistill.measure.gate import reason
+from fxdistill.measure.latency import open_session
 
 Precision = Literal["int8", "fp16"]
 Calibration = Literal["minmax", "entropy", "percentile"]
@@ -42,6 +43,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has 
     Otherwise it would hold what all tensors are on all images, and join batches as if they were of one size.
     """
 
+    name: str
     batches: Iterator[Tensor]
     count: int
     due: int = 0
@@ -59,7 +61,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has 
         if not self.due:
             return None
         self.due -= 1
-        return {INPUT: next(self.batches).numpy()}
+        return {self.name: next(self.batches).numpy()}
 
 
 def int8(
@@ -81,8 +83,9 @@ def int8(
     with _said(path), tempfile.TemporaryDirectory(dir=draft.parent) as folder:
         folded = Path(folder) / "folded.onnx"
         quant_pre_process(str(path), str(folded), skip_symbolic_shape=True)
+        given = _Images(open_session(path).get_inputs()[0].name, iter(images), count)
         quantize_static(
-            str(folded), str(draft), _Images(iter(images), count), quant_format=QuantFormat.QDQ, per_channel=True,
+            str(folded), str(draft), given, quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=_METHODS[calibration],
             extra_options={"CalibStridedMinMax": 1},
         )  # fmt: skip

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+import fxdistill
 from fxdistill import files
 from fxdistill.cli.commands import app
 from fxdistill.data.dataset import Split
@@ -376,3 +377,20 @@ def test_images_that_get_other_classes_come_first_whatever_the_distance(add: Add
     images = dataset(0, 1, 2)
     made = compared(Looking(Fixed(ours), images), Looking(Fixed(theirs), images), task)
     assert [(one.index, one.says) for one in made.widest] == [(1, ("a", "b")), (0, ("a", "a"))]
+
+
+def test_from_python_the_same_is_compared(tmp_path: Path) -> None:
+    runs.plan_file()
+    teacher = str(runs.workshop() / "teacher.pt")
+    module = fxdistill.load(fxdistill.parse_source(teacher)).module
+    other = build("fxdistill.models:convnet", {"widths": [4], "in_channels": 1, "image_size": 8}, seed=1)
+    made = fxdistill.compare(module, other, "digits", images=3)
+    by_file = fxdistill.compare(teacher, other, "digits", images=3)
+    assert made == by_file
+    assert made.difference is not None
+    reached = [fxdistill.evaluate(one, "digits")["accuracy"] for one in (teacher, other)]
+    assert made.difference.values == pytest.approx(reached)
+    assert len(made.widest) == 3
+    with pytest.raises(InputError, match="there is no data to evaluate on") as refused:
+        fxdistill.compare(module, other, input_shape=(1, 1, 8, 8))
+    assert refused.value.where == type(module).__name__

@@ -88,7 +88,7 @@ def test_what_is_said_is_what_the_files_reach(tmp_path: Path, precision: Precisi
     pixels = teacher().dataset
     assert pixels is not None
     shown = pixels.test.at(torch.arange(len(pixels.test)))
-    batch = next(iter(reducing._given(teacher(), OnnxModel(tmp_path / "t.onnx"))(shown)))
+    batch = next(iter(reducing._given(teacher(), OnnxModel(tmp_path / "t.onnx"))(shown, 32)))
     ours, theirs = (session.run(None, {"input": batch.numpy()})[0].argmax(1) for session in sessions)
     assert (ours == theirs).mean() > 0.9
     assert found.images == len(shown)

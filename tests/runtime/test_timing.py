@@ -151,3 +151,19 @@ def test_images_of_several_sizes_are_told_apart() -> None:
     with console.capture() as shown:
         console.print(timing_view(made, threads=1, repeats=2))
     assert "images of 3x8x8 (a), 3x4x4 (b)" in shown.get()
+
+
+def test_from_python_models_are_timed_by_name_or_by_themselves(tmp_path: Path) -> None:
+    model = Counting()
+    fxdistill.export(model, tmp_path / "file.onnx", input_shape=(1, 1, 8, 8))
+    by_name = fxdistill.bench(
+        {"own": model, "file": tmp_path / "file.onnx"}, input_shape=(1, 1, 8, 8), batches=[2], repeats=2, torch=True
+    )
+    assert [(one.model, one.batch, one.latency.provider) for one in by_name] == [
+        ("own", 2, "CPUExecutionProvider"), ("own", 2, "torch"), ("file", 2, "CPUExecutionProvider"),
+    ]  # fmt: skip
+    (alone,) = fxdistill.bench([tmp_path / "file.onnx"], repeats=1)
+    assert (alone.model, alone.image) == (str(tmp_path / "file.onnx"), (1, 8, 8))
+    with pytest.raises(InputError, match="Missing") as refused:
+        fxdistill.bench([tmp_path / "file.onnx"], provider="Missing")
+    assert "CPU" in str(refused.value)

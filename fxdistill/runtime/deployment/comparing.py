@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from fxdistill import files
+from torch import nn
+
+from fxdistill import checking, files
 from fxdistill.data import places
 from fxdistill.errors import InputError
 from fxdistill.measure.comparison import Comparison, Looking, compared
@@ -13,6 +15,41 @@ from fxdistill.preprocessing import NOTHING, Wishes
 from fxdistill.runtime.deployment import finding
 from fxdistill.runtime.deployment.finding import Found
 from fxdistill.runtime.run.directory import RunDir
+
+
+@checking.checked()
+def compare(
+    first: str | Path | nn.Module, second: str | Path | nn.Module, data: str | Path | None = None, *,
+    task: str | None = None, input_shape: tuple[int, ...] | None = None, class_map: str | Path | None = None,
+    images: int = 10, allow: Sequence[str] = (), trust_code: bool = False,
+) -> Comparison:  # fmt: skip
+    """Compare two models on test images: metric, agreement, classes, and where they differ most.
+
+    Args:
+        first: A run directory (its student), a file, an ONNX file, a factory, or a module of your own.
+        second: Another one.
+        data: A data spec; None for that of the first run.
+        task: The task's name; None for that of the first run, or classification.
+        input_shape: Shape of one batch, for models that do not say it themselves.
+        class_map: A file with the models' classes, for data that has some of them.
+        images: How many images to name on which they differ most.
+        allow: Modules whose factories may be called.
+        trust_code: Whether files may be unpickled: they can run any code.
+
+    Raises:
+        InputError: One cannot be found or loaded, there is no data, or they cannot be compared.
+    """
+    checking.number(images, 0, "images")
+    found = found_together(
+        [Side(first), Side(second)], data=None if data is None else str(data), task=task, input_shape=input_shape,
+        class_map=None if class_map is None else Path(class_map), allow=allow, trust_code=trust_code,
+    )  # fmt: skip
+    return comparison(found, [named(first), named(second)], most=images)
+
+
+def named(model: str | Path | nn.Module) -> str:
+    """A model, for messages."""
+    return type(model).__name__ if isinstance(model, nn.Module) else str(model)
 
 
 @dataclass(frozen=True)
@@ -29,7 +66,7 @@ class Side:
         embedding: What it answers with, in a task about embeddings.
     """
 
-    model: str
+    model: str | Path | nn.Module
     preprocessing: Wishes = NOTHING
     factory: str | None = None
     args: tuple[str, ...] = ()
@@ -58,7 +95,7 @@ def found_together(
         InputError: One cannot be found or loaded, there is no data, or they have different tasks.
     """
     sides = [one if isinstance(one, Side) else Side(one) for one in models]
-    runs = [one.model for one in sides if files.is_folder(one.model)]
+    runs = [str(one.model) for one in sides if not isinstance(one.model, nn.Module) and files.is_folder(one.model)]
     shared: DataPlan | str | None = data
     first: DataPlan | None = None
     for model in runs:
@@ -76,13 +113,13 @@ def found_together(
     found = []
     for side in sides:
         how = {one.name: getattr(side, one.name) for one in fields(side)}
-        if side.model not in runs:
+        if named(side.model) not in runs:
             how |= {"data": shared, "task": task, "trust_code": trust_code}
         else:
             how |= {"data": data}
-        with finding.told_of(side.model):
+        with finding.told_of(named(side.model)):
             found.append(finding.find(**how, input_shape=input_shape, class_map=class_map, allow=allow))
-    for model, one in zip((side.model for side in sides), found, strict=True):
+    for model, one in zip((named(side.model) for side in sides), found, strict=True):
         finding.data_of(one, where=model)
         if one.task is not found[0].task:
             raise InputError(

@@ -164,7 +164,11 @@ def optimized(found: Found, path: str | Path, *, tolerance: float = 1e-4, embed:
 def _deployed(found: Found, *, embed: bool) -> tuple[nn.Module, dict[str, str]]:
     """What an ONNX file is made of, and what it shall say."""
     if isinstance(found.module, OnnxModel):
-        raise InputError("it is an ONNX file already", where=str(found.module.path), hint="export the model it is of")
+        raise InputError(
+            "it is an ONNX file already",
+            where=str(found.module.path),
+            hint="export the model it is of; it goes with --int8 and --fp16 alone",
+        )
     if not embed:
         return found.module, found.metadata
     module = Embedded(found.module, found.preprocessing.view(found.preprocessing.size)).eval()

@@ -68,7 +68,7 @@ class Reduced:
         of_float: What the float file reaches.
         agreement: Share of its answers that are the float file's; None where answers are numbers.
         images: Test images.
-        latency: Of one image, one thread, by ``float`` and the precision.
+        latency: Of one image, or as many as the files take at once, one thread, by ``float`` and the precision.
         bytes: Of the files, by the same names.
     """
 
@@ -165,14 +165,20 @@ def reduced(found: Found, path: Path, precision: Precision, how: Reducing, *, im
     target = beside(path, precision)
     if path.with_name(f"{path.name}.data").exists():
         raise ModelError("its weights lie beside it, for they pass 2 GiB", where=str(path), hint="keep the float file")
-    given = _given(found, OnnxModel(path))
+    file = OnnxModel(path)
+    given, size = _given(found, file), file.batch or _BATCH
     with files.writing(target), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{target.name}.") as folder:
         draft = Path(folder) / target.name
         if images is None or precision == "fp16":
             onnx_reduced.fp16(path, draft)
         else:
-            count = -(-len(images) // _BATCH)
-            onnx_reduced.int8(path, draft, given(images), count=count, calibration=how.calibration)
+            if size > len(images):
+                raise InputError(
+                    f"it takes {size} images at once, and there are {len(images)} to calibrate on", where=str(path),
+                    hint="name more of them: --calibrate SPEC, --calibration-images N",
+                )  # fmt: skip
+            count = len(images) // size if file.batch else -(-len(images) // size)
+            onnx_reduced.int8(path, draft, given(images, size), count=count, calibration=how.calibration)
         made = _measured(found, _data(found, precision), {"float": path, precision: draft}, target, precision)
         if what := loses(made, how, better=found.task.higher_is_better, share=found.task.is_share):
             hint = "keep the float file, or allow more" if precision == "fp16" else (
@@ -195,12 +201,12 @@ def described(made: Reduced, task: Task) -> str:
     return f"{made.path}: {', '.join(said)}"
 
 
-def _given(found: Found, file: OnnxModel) -> Callable[[Images], Iterator[Tensor]]:
-    """How images of data are given to a file."""
+def _given(found: Found, file: OnnxModel) -> Callable[[Images, int], Iterator[Tensor]]:
+    """How images of data are given to a file, so many at once."""
 
-    def batched(images: Images) -> Iterator[Tensor]:
+    def batched(images: Images, size: int) -> Iterator[Tensor]:
         view: View = found.preprocessing.view(images.image_shape[1:])
-        for batch in batches(images, _BATCH):
+        for batch in batches(images, size):
             shown = batch["images"]
             yield as_pixels(shown, view) if file.description.embedded else seen(shown, view).float()
 
@@ -226,8 +232,8 @@ def _measured(
         values = {
             name: metrics(model, dataset, found.task, view=view, entry=entry)[metric] for name, model in models.items()
         }
-    (first,) = _given(found, models["float"])(dataset.test.at(torch.tensor([0])))
-    latency = interleaved_latency(paths, dict.fromkeys(paths, tuple(first.shape)))
+    (first,) = _given(found, models["float"])(dataset.test.at(torch.tensor([0])), 1)
+    latency = interleaved_latency(paths, dict.fromkeys(paths, (models["float"].batch or 1, *first.shape[1:])))
     return Reduced(
         target, precision, metric, values[precision], values["float"], agreeing / total if total else None, images,
         latency,

@@ -17,12 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fxdistill import checking
 from fxdistill.errors import InputError
+from fxdistill.files import is_folder
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.latency import Latency
 from fxdistill.measure.model import evaluating
 from fxdistill.measure.onnx_model import OnnxModel
-from fxdistill.runtime.deployment.finding import Found
+from fxdistill.runtime.deployment.finding import Found, find, told_of
 from fxdistill.runtime.training import memory
 
 TORCH = "torch"
@@ -49,6 +51,55 @@ class Timed:
     def images_per_second(self) -> float:
         """By the median run."""
         return self.batch * 1000 / self.latency.median_ms
+
+
+@checking.checked()
+def bench(
+    models: Sequence[str | Path] | Mapping[str, str | Path | nn.Module], *, batches: Sequence[int] = (1,),
+    input_shape: tuple[int, ...] | None = None, repeats: int = 50, threads: int = 1, provider: str = "CPU",
+    torch: bool = False, allow: Sequence[str] = (), trust_code: bool = False,
+) -> list[Timed]:  # fmt: skip
+    """Measure the latency of models side by side, in ONNX Runtime.
+
+    Args:
+        models: Run directories (their students), files, ONNX files, factories; or these, and modules of your own, by
+            any name.
+        batches: Images a run.
+        input_shape: Shape of one batch, for models that do not say it themselves.
+        repeats: Timed runs of each; five more come before.
+        threads: Threads within an operator.
+        provider: ONNX Runtime's name of the execution provider, without ``ExecutionProvider``.
+        torch: Whether models that are no ONNX files are timed in torch, on the CPU, as well.
+        allow: Modules whose factories may be called.
+        trust_code: Whether files may be unpickled: they can run any code.
+
+    Returns:
+        For each batch size each model, in their order, in ONNX Runtime and then in torch.
+
+    Raises:
+        InputError: A model cannot be found or loaded, or there is nothing to time, or no such provider.
+        ModelError: A model does not run, or cannot be written as ONNX.
+    """
+    named = models if isinstance(models, Mapping) else {str(model): model for model in models}
+    found = {
+        name: to_time(model, where=name, input_shape=input_shape, allow=allow, trust_code=trust_code)
+        for name, model in named.items()
+    }
+    by = f"{provider}ExecutionProvider"
+    return timed(found, batches=batches, repeats=repeats, threads=threads, provider=by, eager=torch)
+
+
+def to_time(
+    model: str | Path | nn.Module, *, where: str, input_shape: tuple[int, ...] | None, allow: Sequence[str],
+    trust_code: bool,
+) -> Found:  # fmt: skip
+    """A model that is to be timed; a run says itself what its models read, and needs no trust."""
+    says_itself = not isinstance(model, nn.Module) and is_folder(model)
+    with told_of(where):
+        return find(
+            model, input_shape=None if says_itself else input_shape, allow=allow,
+            trust_code=trust_code and not says_itself, option="fxdistill export … --factory",
+        )  # fmt: skip
 
 
 def timed(
