@@ -66,6 +66,9 @@ def test_a_list_is_as_good_as_a_tuple_and_an_int_as_a_float() -> None:
         (lambda: fxdistill.compress("t.pt", "o", data="digits", lr="1"), "'1' is no lr"),
         (lambda: fxdistill.compress("t.pt", "o", data="digits", lrs=1), "there is no argument 'lrs'"),
         (lambda: fxdistill.run("p.json", "o", {}), "{} is no settings"),  # type: ignore[arg-type]
+        (lambda: fxdistill.run("p.json", "o", seed=5), "there is no argument 'seed'.*did you mean 'seeds'"),
+        (lambda: fxdistill.run("p.json", "o", seeds="5"), "'5' is no seeds"),
+        (lambda: fxdistill.run("p.json", "o", seeds=0), "0 is no whole number from 1 on"),
         (lambda: fxdistill.export("m.pt", opset=True), "True is no opset"),
         (lambda: fxdistill.evaluate("m.pt", input_shape=(1, "3")), "is no input_shape"),  # type: ignore[arg-type]
         (lambda: fxdistill.Options((1, 1, 8, 8), epochs=np.int64(3)), r"np.int64\(3\) is no epochs"),  # type: ignore[arg-type]

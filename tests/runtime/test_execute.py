@@ -132,7 +132,7 @@ def test_a_finished_run_gives_its_result_again() -> None:
     before = runs.snapshot(runs.finished())
     again = execute(runs.plan_file(), runs.finished(), Settings(resume=True))
     assert again == RunDir(runs.finished()).result()
-    assert fxdistill.run(str(runs.plan_file()), str(runs.finished()), Settings(resume=True)) == again
+    assert fxdistill.run(str(runs.plan_file()), str(runs.finished()), resume=True) == again
     assert runs.snapshot(runs.finished()) == before
 
 

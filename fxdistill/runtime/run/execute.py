@@ -8,7 +8,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,9 @@ class _Parts:
 
 @checking.checked()
 def execute(
-    plan_path: str | Path, out: str | Path, settings: Settings | None = None, observer: Observer | None = None
-) -> dict[str, Any]:
+    plan_path: str | Path, out: str | Path, settings: Settings | None = None, observer: Observer | None = None,
+    **decisions: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Run a plan and return what came out, as ``result.json`` has it; nothing where it stops before the end.
 
     Args:
@@ -74,6 +75,7 @@ def execute(
         out: The run directory, new or empty, or one to resume.
         settings: The user's decisions.
         observer: Who watches.
+        decisions: Fields of :class:`Settings`, instead of those there: ``seeds=5``.
 
     Raises:
         InputError: Plan, models, data or run directory do not fit; nothing was written.
@@ -81,7 +83,8 @@ def execute(
         ParityError: The exported student is not the trained one.
     """
     plan_path, out = Path(plan_path), Path(out)
-    settings, observer = settings or Settings(), observer or Observer()
+    checking.keywords(decisions, Settings)
+    settings, observer = replace(settings or Settings(), **decisions), observer or Observer()
     planned = load_plan(plan_path)
     fabric, crew = _started(planned, settings)
     observer = observer if crew.is_first else Observer()
