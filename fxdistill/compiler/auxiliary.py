@@ -21,6 +21,7 @@ from fxdistill.ir.graph import Traced, find, path_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.thin import removed_of
+from fxdistill.passes.thin.stays import layer_of
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Pair, Shrunken
 
@@ -82,7 +83,7 @@ def propose(
     traced = passes.run(Trace(input_shape, entry=entry), shrunk.module)
     shrunken = Shrunken(
         of=of, kept=shrunk.kept,
-        widths={name: shrunk.widths[name.rpartition(".")[0] or name][0] for name in shrunk.kept},
+        widths={name: shrunk.widths[layer_of(name)][0] for name in shrunk.kept},
         taps={pair.name: pair.teacher.width for pair in wider},
         barriers=list(shrunk.barriers), criterion=criterion, rung=shrunk.rung,
         parameters=shrunk.after.parameters, macs=shrunk.after.macs,

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from fxdistill import models
 from fxdistill.compiler import auxiliary, pipeline
@@ -53,6 +55,23 @@ def test_keep_narrows_what_no_tap_decides() -> None:
     assert narrow.macs < wide.macs
     assert "layers.layer1.0.conv1.weight" not in wide.kept
     assert len(narrow.kept["layers.layer1.0.conv1.weight"]) == 8
+
+
+def test_a_teacher_whose_layers_compute_their_weights_is_narrowed_too() -> None:
+    torch.manual_seed(0)
+    teacher, student = (
+        nn.Sequential(weight_norm(nn.Conv2d(1, width, 3)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                      nn.Linear(width, 10))
+        for width in (16, 4)
+    )  # fmt: skip
+    plan = pipeline.compile(teacher, student, Options(input_shape=SHAPE, align="shrink", epochs=2))
+    assert set(shrunken(plan).widths.values()) == {16}
+    made = auxiliary.make(shrunken(plan), teacher, input_shape=SHAPE)
+    kept = shrunken(plan).kept["0.parametrizations.weight.original1"]
+    whole, left = teacher.get_submodule("0"), made.get_submodule("0")
+    assert isinstance(whole, nn.Conv2d)
+    assert isinstance(left, nn.Conv2d)
+    assert torch.allclose(left.weight, whole.weight[kept])
 
 
 def test_replay_keeps_the_filters_that_the_plan_names() -> None:
