@@ -192,8 +192,7 @@ def plan(
             from fxdistill.report.estimate_view import estimate_view
             from fxdistill.runtime.run import estimating
 
-            own = {name: loaded.module for name, loaded in models.items()}
-            found = estimating.estimated(made.plan, own, output.resolve().parent, allow=allow_factory)
+            found = estimating.estimated(made.plan, made.modules, output.resolve().parent, allow=allow_factory)
             out.print(Text(), estimate_view(found), Text("\nnothing was written"), sep="\n")
             return
         out.print(Text(f"\nwrote {output} ({made.passes.timing()})"), soft_wrap=True)

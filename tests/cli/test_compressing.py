@@ -184,6 +184,20 @@ def test_in_steps_with_training_between_them(tmp_path: Path, monkeypatch: pytest
     assert "made smaller in another way: steps" in said
 
 
+def test_an_embedding_is_taught_by_the_one_below_the_same_layer(tmp_path: Path) -> None:
+    whole = load(runs.workshop() / "teacher.pt").module
+    twice = nn.Sequential(whole, nn.Linear(10, 12))  # below the head another layer that could be one
+    fxdistill.save(twice, tmp_path / "twice.pt", input_shape=(1, 1, 8, 8))
+    asked = but(ONE, "--task", "retrieval", "--steps", "2")
+    done = CliRunner().invoke(app, ["compress", str(tmp_path / "twice.pt"), *asked, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    heads = {
+        str(place.parent.name): [one.head for one in load_plan(place).members.values() if isinstance(one, ModelRef)]
+        for place in (tmp_path / "out").rglob("plan.json") if place.parent.name != "run"
+    }  # fmt: skip
+    assert heads == {"step-1": ["1", "1"], "out": ["1", ""]}  # what was trained in between has none any more
+
+
 def test_what_its_plan_remarks_is_said_before_it_trains(tmp_path: Path) -> None:
     whole = load(runs.workshop() / "teacher.pt")
     sure = nn.Sequential(whole.module, nn.Softmax(1))

@@ -8,20 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
-from fxdistill.errors import InputError, RunDirError
+from fxdistill.errors import InputError, ModelError, RunDirError
 from fxdistill.measure import onnx_file
-from fxdistill.modelfiles.load import load
+from fxdistill.modelfiles.bundle import save
+from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import Wishes
 from fxdistill.runtime.run import checkpoint, details
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Settings
-from fxdistill.runtime.smaller import shrinking
+from fxdistill.runtime.smaller import shrinking, shrunken
 from fxdistill.runtime.smaller.shrunken import Reading, size_of, wished
 from fxdistill.runtime.smaller.stepping import Steps, request
 from fxdistill.runtime.smaller.teaching import Teaching
@@ -113,6 +115,45 @@ def test_a_class_map_says_which_classes_the_gradients_are_of(tmp_path: Path) -> 
     assert not all(torch.equal(plain[name], mapped[name]) for name in plain)
 
 
+class Several(nn.Module):
+    """The classifier in a file, as one that answers with other things before its logits."""
+
+    def __init__(self, *before: int) -> None:
+        super().__init__()
+        self.whole = load(teacher()).module
+        self.before = nn.ModuleList([nn.Linear(10, count) for count in before])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        logits: Tensor = self.whole(x)
+        return (*(layer(logits.detach()) for layer in self.before), logits)
+
+
+def ranked(model: nn.Module, entry: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that are left by their gradients, and what is remarked."""
+    found = LoadedModel(model.eval(), None, None, None)
+    made, _ = shrunken.shrunk(found, wished(keep=0.5, by="taylor"), replace(READ, entry=entry), clock=None)
+    return made.module.state_dict(), [one.code for one in made.diagnostics]
+
+
+def test_gradients_are_of_the_output_that_is_the_prediction() -> None:
+    plain, _ = ranked(load(teacher()).module)
+    for model, entry, told in ((Several(3), None, False), (Several(10), "1", False), (Several(10), None, True)):
+        found, codes = ranked(model, entry)
+        same = all(torch.equal(found[f"whole.{name}"], value) for name, value in plain.items())
+        assert (same, "which-output" in codes) == (not told, told)
+    with pytest.raises(ModelError, match="10 classes"):
+        ranked(nn.Sequential(load(teacher()).module, nn.Linear(10, 3)))
+
+
+def test_a_file_whose_example_is_a_batch_of_several_goes_as_far(tmp_path: Path) -> None:
+    save(load(teacher()).module, tmp_path / "eight.pt", input_shape=(8, 1, 8, 8))
+    made = shrinking.shrink(
+        tmp_path / "eight.pt", tmp_path / "aux.pt", macs=0.5, steps=2, data="digits", settings=CPU, round_to=1
+    )
+    assert made.before.macs == 8 * size_of(load(teacher()), READ).macs
+    assert 0.98 * 0.5 <= made.after.macs / made.before.macs <= 0.5
+
+
 def test_whatever_decides_about_a_smaller_model_is_asked_for(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("a\nb\n")
@@ -127,7 +168,14 @@ def test_whatever_decides_about_a_smaller_model_is_asked_for(tmp_path: Path) -> 
     for name, value in others.items():
         changed = replace(usual, **{name: value})
         assert Steps(2, changed).asked != asked["steps"], name
-        read = name in ("data", "task", "class_map", "input_shape", "wishes")  # with what the model is looked at
+        read = name in (
+            "data",
+            "task",
+            "class_map",
+            "input_shape",
+            "wishes",
+            "entry",
+        )  # with what the model is looked at
         assert (request(found, wish, changed) != request(found, wish, usual)) is read, name
     names.write_text("a\nc\n")
     before = request(found, wish, replace(usual, class_map=names))

@@ -2,13 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxdistill.compiler import pipeline
 from fxdistill.compiler.compilation import AUXILIARY, STUDENT, TEACHER
@@ -24,6 +24,7 @@ from fxdistill.errors import InputError
 from fxdistill.ir import views
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.program import Batch
+from fxdistill.ir.running import copied
 from fxdistill.methods import composed
 from fxdistill.modelfiles import heads
 from fxdistill.modelfiles.load import LoadedModel
@@ -175,11 +176,13 @@ class Planned:
         plan: The plan.
         passes: What made it.
         reached: What the teacher reaches on the data, in words; '' where it was not measured.
+        modules: The given members as the plan means them, by name: without their heads, where it leaves these away.
     """
 
     plan: Plan
     passes: PassManager
     reached: str
+    modules: Mapping[str, nn.Module]
 
 
 def planned(
@@ -225,6 +228,8 @@ def planned(
         InputError: Models, data and options do not fit each other.
     """
     curriculum = curriculum or Curriculum()
+    if TASKS.get(task).embeds:  # heads are left away in the plan's models, and not in the caller's
+        models = {name: replace(loaded, module=copied(loaded.module)) for name, loaded in models.items()}
     if AUXILIARY in models:
         via_epochs = _via_epochs(via_epochs, models[AUXILIARY], epochs=epochs)
     try:
@@ -253,7 +258,7 @@ def planned(
     )  # fmt: skip
     plan = edit(found.changed(diagnostics=[*remarks(models), *seen.remarks, *found.diagnostics]))
     check_writable(plan)
-    return Planned(plan, passes, seen.reached)
+    return Planned(plan, passes, seen.reached, {name: loaded.module for name, loaded in models.items()})
 
 
 def _via_epochs(said: int | None, assistant: LoadedModel, *, epochs: int) -> int:

@@ -129,11 +129,12 @@ def prepare(
     with shrunken.timed(found, wish, teaching.reading, table) as clock:
         at_once, preprocessing = shrunken.shrunk(found, wish, teaching.reading, clock=clock)
         stepping.foresee(found, at_once, preprocessing, folder / PLAN, teaching)
+        made_of = found
         if steps is not None:
-            at_once, preprocessing = stepping.in_steps(
+            at_once, preprocessing, made_of = stepping.in_steps(
                 found, folder, wish, steps, at_once, run=run, clock=clock, say=say
             )
-    smaller = stepping.put(at_once, path, preprocessing, asked, of=found)
+    smaller = stepping.put(at_once, path, preprocessing, asked, of=made_of)
     stepping.planned(found, smaller, folder / PLAN, teaching)
     return at_once
 

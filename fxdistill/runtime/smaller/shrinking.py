@@ -100,15 +100,16 @@ def shrink(
         folder = folder_for(path)
     with timed(found, wish, reading, None if latency_table is None else Path(latency_table)) as clock:
         made, preprocessing = shrunk(found, wish, reading, clock=clock, passes=passes)
+        made_of = found
         if between is not None:
             settings = replace(settings or Settings(), allow=tuple(allow), trust_code=trust_code)
-            made, preprocessing = in_steps(
+            made, preprocessing, made_of = in_steps(
                 found, folder, wish, between, made, run=run or functools.partial(carry_out, settings=settings),
                 clock=clock, say=say, passes=passes,
             )  # fmt: skip
     if path is not None:
         metadata = {bundle.RANDOM_WEIGHTS: True} if found.random_weights else {}
-        write(made, Path(path), of=found, preprocessing=preprocessing, metadata=metadata)
+        write(made, Path(path), of=made_of, preprocessing=preprocessing, metadata=metadata)
     random = Diagnostic(
         code="random-weights", severity="warning", where=str(model),
         why="these are random weights: as a teacher the file cannot be run", hint="shrink a file of a trained model",

@@ -1,16 +1,22 @@
 """A model made smaller as it reads images: what is wanted, the batch that is looked at, the file."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.nn import functional
 
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
 from fxdistill.criteria import CRITERIA
 from fxdistill.data.batches import first_batch
-from fxdistill.errors import InputError
+from fxdistill.data.dataset import Dataset
+from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import InputError, ModelError
+from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size, limits_of
 from fxdistill.ir.layers import Timing
@@ -20,7 +26,7 @@ from fxdistill.modelfiles import bundle, pt2
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.passes.trace import Trace
-from fxdistill.preprocessing import Preprocessing, Wishes
+from fxdistill.preprocessing import Preprocessing, View, Wishes
 from fxdistill.runtime.deployment.finding import MODEL
 from fxdistill.runtime.planning import fitting, preprocess
 from fxdistill.runtime.smaller.latency_search import Clock, Wanted, clock_of
@@ -92,6 +98,8 @@ class Reading:
         wishes: What is to be other than model and data say of the preprocessing.
         allow: Modules whose factories may be called.
         class_map: A file with the model's classes, for data that has some of them.
+        entry: Which entry of the output is the prediction; None to find the one that fits the data.
+        batch: Images of a batch; None for as many as ``input_shape`` or the file says.
     """
 
     data: str | None = None
@@ -100,6 +108,8 @@ class Reading:
     wishes: Wishes = field(default_factory=Wishes)
     allow: tuple[str, ...] = ()
     class_map: Path | None = None
+    entry: str | None = None
+    batch: int | None = None
 
 
 def shrunk(
@@ -118,37 +128,54 @@ def shrunk(
         InputError: The request changes nothing, or does not go with the model.
         PassError: The smaller model is not the masked one.
     """
-    task = TASKS.get(reading.task)
     read, shape = _looked(found, reading)
     own = read.preprocessing[MODEL]
-    first = None
+    examples = _Examples()
     if read.dataset is not None and CRITERIA.get(wish.by).needs_batch:
-        spec = str(reading.data)
-        dataset = fitting.mapped(
-            read.dataset,
-            reading.class_map,
-            found.module,
-            task,
-            input_shape=(1, *shape[1:]),
-            spec=spec,
-            own=found.metadata.get("classes"),
-        )
-        first = first_batch(dataset)
-    examples = None if first is None else (seen(first["images"], own.view(read.shape[2:])), first["labels"])
+        examples = _examples(found, read.dataset, reading, shape=shape, view=own.view(read.shape[2:]))
 
     def make(*limits: Limit, timing: Timing | None = None) -> ShrunkResult:
         return shrink_model(
             found.module, input_shape=shape, keep=wish.keep, limits=(*limits, *wish.limits), ranking=wish.ranking,
             floor=wish.floor, scopes=wish.scopes, criterion=wish.by, round_to=wish.round_to, protect=wish.protect,
-            only=wish.only, seed=wish.seed, before=wish.before, passes=passes, batch=examples,
-            loss=supervised_loss(task), timing=timing,
+            only=wish.only, seed=wish.seed, before=wish.before, passes=passes, timing=timing,
+            batch=examples.batch, loss=examples.loss, entry=examples.entry,
         )  # fmt: skip
 
     if wish.latency is None or clock is None:
         made = make()
     else:
         made = clock.search(wish.latency, lambda limit, timing: make(limit, timing=timing))
+    made = replace(made, diagnostics=(*examples.remarks, *made.diagnostics))
     return made, own if own.source.normalisation not in ("", "the data") else found.preprocessing
+
+
+class _Examples(NamedTuple):
+    """What criteria read: images as the model takes them and labels, what these say of which of its outputs."""
+
+    batch: Examples | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    entry: str = ""
+    remarks: tuple[Diagnostic, ...] = ()
+
+
+def _examples(
+    found: LoadedModel, dataset: Dataset, reading: Reading, *, shape: tuple[int, ...], view: View
+) -> _Examples:  # fmt: skip
+    task, spec, one = TASKS.get(reading.task), str(reading.data), (1, *shape[1:])
+    dataset = fitting.mapped(
+        dataset, reading.class_map, found.module, task, input_shape=one, spec=spec, entry=reading.entry,
+        own=found.metadata.get("classes"),
+    )  # fmt: skip
+    fit = fitting.fits(found.module, dataset, task, input_shape=one, spec=spec, entry=reading.entry, must=False)
+    remarks = fitting.undecided(MODEL, fit, "compress --teacher-output")
+
+    def unlike(_prediction: Tensor, _targets: Tensor) -> Tensor:
+        raise ModelError(fit.wrong, where=f"data {spec}", hint="give data for this model, or choose --by l1")
+
+    first = first_batch(dataset)
+    loss = unlike if fit.wrong else supervised_loss(task)
+    return _Examples((seen(first["images"], view), first["labels"]), loss, fit.entry, remarks)
 
 
 @contextmanager
@@ -188,7 +215,7 @@ def _looked(found: LoadedModel, reading: Reading) -> tuple[preprocess.Seen, tupl
         {MODEL: found}, reading.data, task=TASKS.get(reading.task), wishes={MODEL: reading.wishes},
         shape=reading.input_shape, allow=reading.allow,
     )  # fmt: skip
-    batch = (reading.input_shape or found.input_shape or (1,))[0]
+    batch = reading.batch or (reading.input_shape or found.input_shape or (1,))[0]
     return read, (batch, read.shape[1], *read.preprocessing[MODEL].size)
 
 

@@ -127,8 +127,10 @@ def settings_for(folder: Path, settings: Settings) -> Settings:
 def in_steps(
     found: LoadedModel, folder: Path, wish: Wish, steps: Steps, at_once: ShrunkResult, *, run: Runs,
     clock: Clock | None = None, say: Says = lambda _number, _made: None, passes: PassManager | None = None,
-) -> tuple[ShrunkResult, Preprocessing | None]:  # fmt: skip
-    """A model made smaller in steps, and what it does to an image before it looks at it; the last one is not written.
+) -> tuple[ShrunkResult, Preprocessing | None, LoadedModel]:  # fmt: skip
+    """A model made smaller in steps, what it does to an image before it looks at it, and what the last one was made of.
+
+    The last one is not written.
 
     Its sizes and widths are beside those of the original, its proof and kept indices beside the step before.
 
@@ -147,7 +149,8 @@ def in_steps(
         InputError: The last one has nothing to do.
         RunDirError: The folder holds other steps.
     """
-    asked, reading = request(found, wish, steps.teaching, steps), steps.teaching.reading
+    asked = request(found, wish, steps.teaching, steps)
+    reading = replace(steps.teaching.reading, batch=at_once.input_shape[0])  # whatever files of runs say of it
     current, size = found, at_once.before
     wish = replace(wish, before=tuple((path, before) for path, (before, _) in at_once.widths.items()))
     for number in range(1, steps.count):
@@ -159,7 +162,7 @@ def in_steps(
         if not (place / SMALLER).exists():
             made, preprocessing = shrunken.shrunk(current, part, reading, clock=clock)
             foresee(found, made, preprocessing, place / PLAN, steps.teaching)
-            put(made, place / SMALLER, preprocessing, this, of=found)
+            put(made, place / SMALLER, preprocessing, this, of=current)
             say(number, made)
         planned(found, held(place / SMALLER, this), place / PLAN, steps.teaching)
         run(place)
@@ -173,7 +176,7 @@ def in_steps(
         )  # fmt: skip
     made, preprocessing = shrunken.shrunk(current, last, reading, clock=clock, passes=passes)
     widths = {path: (dict(wish.before).get(path, before), after) for path, (before, after) in made.widths.items()}
-    return replace(made, before=at_once.before, widths=widths), preprocessing
+    return replace(made, before=at_once.before, widths=widths), preprocessing, current
 
 
 def _part(wish: Wish, own: Size, way: float, size: Size, clock: Clock | None) -> Wish:
@@ -198,6 +201,7 @@ def request(found: LoadedModel, wish: Wish, teaching: Teaching, steps: Steps | N
     """What decides about a smaller model, as its file has it."""
     identity = {"sha256": found.sha256, "factory": found.factory, "kwargs": found.kwargs, "entry": found.entry}
     read = {"data": teaching.data, "task": teaching.task, "input": teaching.input_shape, "class_map": teaching.classes}
+    read["output"] = teaching.entry
     read |= {name: value for name, value in asdict(teaching.wishes).items() if name != "where"}
     asked = {"model": identity, **asdict(wish), **read, "steps": None if steps is None else steps.asked}
     plain: dict[str, Any] = json.loads(json.dumps(asked))
