@@ -7,7 +7,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
+T = TypeVar("T")
 
 
 @contextmanager
@@ -207,6 +208,20 @@ def says_nothing(answer: object) -> bool:
     """Whether an answer has entries and no finite number: NaN equals NaN, so that nothing follows from comparing it."""
     given = [tensor for tensor in tensors_in(answer) if tensor.numel()]
     return bool(given) and not any(bool(tensor.isfinite().any()) for tensor in given)
+
+
+def told_by(images: Tensor, answer: Callable[[Tensor], T]) -> tuple[Tensor, T]:
+    """Images and what is answered to them; if that has no number, positive ones, of which logarithms and roots have.
+
+    Args:
+        images: The first to try.
+        answer: What says something of images; see :func:`says_nothing`.
+    """
+    found = answer(images)
+    if not says_nothing(found):
+        return images, found
+    positive = images.abs()
+    return positive, answer(positive)
 
 
 def plainly(value: Any) -> Any:

@@ -12,6 +12,7 @@ pooling to the smaller of the two). A tap on memory that is written to later, di
 Inserting taps changes no output: checked exactly, every time.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.program import Program
-from fxdistill.ir.running import buffers_kept, example, in_mode, says_nothing, seeded
+from fxdistill.ir.running import buffers_kept, example, in_mode, seeded, told_by
 from fxdistill.ir.views import seen
 from fxdistill.passes.instrument.builder import Builder, distinct
 from fxdistill.plan.document import Plan
@@ -90,10 +91,7 @@ class Instrument(Pass[Joint, Program]):
         for name, traced in source.members.items():
             batch = max(2, traced.input_shape[0]) if traced.training else traced.input_shape[0]
             images = example(traced.module, (batch, *self.plan.input.shape[1:]))
-            alone = self._alone(name, traced, images)
-            if says_nothing(alone):
-                images = images.abs()
-                alone = self._alone(name, traced, images)
+            images, alone = told_by(images, functools.partial(self._alone, name, traced))
             held = [f"{name}.{part}" for part in traced.held]
             with in_mode(_outputs_of(value, name), training=traced.training, held=held) as inside:
                 together = _answer(inside, {"images": images.clone()})

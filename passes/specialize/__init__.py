@@ -28,7 +28,7 @@ from fxdistill.ir.adapters import SCALES, FixedScale
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.graph import submodule
 from fxdistill.ir.program import Program, Term, fields, of_role
-from fxdistill.ir.running import buffers_kept, example, full_precision, says_nothing, seeded
+from fxdistill.ir.running import buffers_kept, example, full_precision, seeded, told_by
 from fxdistill.passes.specialize.needed import remove_dead, upto
 from fxdistill.passes.specialize.overwrite import overwrite
 from fxdistill.passes.specialize.sink import CONVOLUTIONS, NORMS, Sinker, fused, is_frozen, is_plain
@@ -70,11 +70,7 @@ class Specialize(Pass[Program, Program]):
     def proves(self, source: Program, value: Program) -> None:
         """From frozen members losses read the values that they read before."""
         graph, _ = _cut(source, source.find_stage(self.stage).under(self.taught))
-        images = _noise(value)
-        one = frozen_values(source, images, graph)
-        if says_nothing(one):
-            images = images.abs()
-            one = frozen_values(source, images, graph)
+        images, one = told_by(_noise(value), lambda images: frozen_values(source, images, graph))
         other = frozen_values(value, images)
         if one.keys() != other.keys():
             raise InvariantError("specializing changed which losses read from frozen members", where=self.stage)

@@ -27,9 +27,9 @@ from fxdistill.ir.running import (
     in_mode,
     quiet,
     same,
-    says_nothing,
     seeded,
     tensors_in,
+    told_by,
 )  # fmt: skip
 from fxdistill.passes.trace.effects import gradient_ways
 
@@ -48,27 +48,24 @@ class Probe:
     def __init__(self, module: nn.Module, input_shape: Shape, *, training: bool, size: Shape | None = None) -> None:
         # batch statistics need more than one value a channel
         batch = max(2, input_shape[0]) if training else input_shape[0]
-        self.images = example(module, (batch, *(input_shape[1:] if size is None else size)))
+        images = example(module, (batch, *(input_shape[1:] if size is None else size)))
         self.input_shape = input_shape
-        self._ask(module, training=training)
-        if says_nothing(self.expected):
-            self.images = self.images.abs()
-            self._ask(module, training=training)
+        self.images, self.expected = told_by(images, lambda images: self._asked(module, images, training=training))
 
-    def _ask(self, module: nn.Module, *, training: bool) -> None:
-        """Find out what the module does to the images."""
+    def _asked(self, module: nn.Module, images: Tensor, *, training: bool) -> list[Tensor]:
+        """What the module answers to images; what else it does to them is kept."""
         try:
             with (
                 quiet(), in_mode(module, training=training), attributes_kept(module), buffers_kept(module) as before,
             ):  # fmt: skip
-                answer = self.call(module, self.images)
-                self.expected, self.structured = tensors_in(answer), not isinstance(answer, Tensor)
+                answer = self.call(module, images)
+                found, self.structured = tensors_in(answer), not isinstance(answer, Tensor)
                 after = dict(module.named_buffers(remove_duplicate=False))
                 self.updates = {n: b.clone() for n, b in after.items() if n in before and not same(b, before[n])}
-                self._ways = self._gradients(module) if training else None
+                self._ways = self._gradients(module, images) if training else None
                 self._tensors = {name: id(after[name]) for name in self.updates}
         except Exception as cause:
-            shape = "x".join(map(str, self.images.shape))
+            shape = "x".join(map(str, images.shape))
             raise ModelError(
                 f"the model does not run on an input of shape {shape}: {first_line(cause)}",
                 where=type(module).__name__,
@@ -76,11 +73,12 @@ class Probe:
                 "different sizes say so with --size teacher=224 --size student=128",
             ) from cause
         outputs.refuse_lists(answer, where=type(module).__name__)
-        if not self.expected:
+        if not found:
             raise ModelError(
                 f"the model returns a {type(answer).__name__}, in which there is no tensor",
                 where=type(module).__name__, hint="return a tensor, or a dict, tuple or dataclass of tensors",
             )  # fmt: skip
+        return found
 
     @staticmethod
     def call(module: Callable[[Tensor], object], images: Tensor) -> object:
@@ -88,11 +86,12 @@ class Probe:
         with torch.no_grad(), seeded(images.device), attention_in_parts():
             return module(images.clone())
 
-    def _gradients(self, module: nn.Module) -> tuple[set[int], list[str]] | None:
+    @staticmethod
+    def _gradients(module: nn.Module, images: Tensor) -> tuple[set[int], list[str]] | None:
         """Which parameters gradients reach, and through which functions of one's own; None where torch hides that."""
-        with torch.enable_grad(), seeded(self.images.device):
-            images = self.images.clone().requires_grad_() * 1  # which may be written into
-            leaves, functions = gradient_ways(tensors_in(module(images)))
+        with torch.enable_grad(), seeded(images.device):
+            given = images.clone().requires_grad_() * 1  # which may be written into
+            leaves, functions = gradient_ways(tensors_in(module(given)))
         own = leaves & {id(parameter) for parameter in module.parameters()}
         return None if CheckpointFunction.__name__ in functions else (own, functions)
 
@@ -101,7 +100,7 @@ class Probe:
         with buffers_kept(module):
             found = tensors_in(self.call(module, self.images))
             lost = self._lost(dict(module.named_buffers(remove_duplicate=False)))
-            ways = None if self._ways is None else self._gradients(module)
+            ways = None if self._ways is None else self._gradients(module, self.images)
         if len(found) != len(self.expected):
             raise InvariantError("the graph returns another number of tensors")
         if not all(map(same, found, self.expected)):
