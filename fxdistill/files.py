@@ -32,6 +32,7 @@ STORAGE_ERRORS = frozenset({
 _SMALL = 1 << 24  # bytes that any archive may expand to, and that a text may have
 _END = 22  # bytes of an archive's last record, behind its table of contents
 _LONGEST = 120  # characters of a text in a file's name, which may have 255 in all
+_MADE_OF_RUNS = (".html", ".onnx")  # what a run directory may get anew: its report, its models for elsewhere
 _LEFT = 3600.0  # seconds after which a temporary file is one that its writer left
 
 
@@ -70,16 +71,23 @@ def writable(path: Path, *read: str | Path | None) -> None:
 
     Args:
         path: Its name.
-        read: What is read before, and is not to be lost.
+        read: What is read before, and is not to be lost: files, and run directories with what these consist of.
 
     Raises:
         InputError: It is a folder, lies in none, or is one of the files that are read.
     """
-    if path.is_file() and any(Path(one).is_file() and path.samefile(one) for one in read if one is not None):
+    if path.is_file() and any(_is_of(path, Path(one)) for one in read if one is not None):
         raise InputError("the output is a file that is read here", where=str(path), hint="give it another name")
     if path.is_dir() or not path.resolve().parent.is_dir():
         what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise InputError(f"the output {what}", where=str(path), hint="give the name of a file")
+
+
+def _is_of(path: Path, read: Path) -> bool:
+    """Whether a file is one that is read, or lies in a folder that is, and is none of those that are made of it."""
+    if read.is_file():
+        return path.samefile(read)
+    return read.resolve() in path.resolve().parents and path.suffix not in _MADE_OF_RUNS
 
 
 def write_text(path: Path, text: str) -> None:

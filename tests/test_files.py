@@ -33,6 +33,20 @@ def test_a_new_file_has_the_mode_of_every_new_file(tmp_path: Path, umask: int) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt"]
 
 
+def test_what_a_run_consists_of_is_not_written_over(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "tensorboard").mkdir(parents=True)
+    held = [run / name for name in ("plan.json", "student.pt", "tensorboard/events")]
+    made = [run / name for name in ("report.html", "student.onnx")]
+    for path in (*held, *made):
+        path.touch()
+    for path in held:
+        with pytest.raises(InputError, match="a file that is read here"):
+            files.writable(path, None, run)
+    for path in (*made, run / "smaller.pt", tmp_path / "plan.json"):  # made of a run, new, or elsewhere
+        files.writable(path, "torchvision.models:resnet18", run)
+
+
 @pytest.mark.parametrize("old", [0o600, 0o640, 0o644, 0o666, 0o444, 0o755])
 def test_a_replaced_file_keeps_its_mode(tmp_path: Path, umask: int, old: int) -> None:
     for name in ("a.txt", "b.txt"):

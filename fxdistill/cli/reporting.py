@@ -27,7 +27,7 @@ def report(runs: Runs, output: Output = None) -> None:
     with reported():
         values.distinct([str(run) for run in runs])
         if output is not None:
-            files.writable(output)
+            files.writable(output, *runs)
 
         from fxdistill.report.page.document import write_report
 

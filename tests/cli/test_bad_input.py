@@ -217,6 +217,15 @@ def test_what_is_read_is_not_written_over(folder: Path, words: tuple[str, ...]) 
     assert (folder / "smaller.pt").read_bytes() == b"a model"
 
 
+@pytest.mark.parametrize("words", [("report", "old", "-o"), ("show", "old", "--html")])
+def test_what_a_run_consists_of_is_not_written_over(folder: Path, words: tuple[str, ...]) -> None:
+    (folder / "old").mkdir()
+    plan = folder / "old" / "plan.json"
+    plan.write_text("{}")
+    assert "the output is a file that is read here" in refused(folder, *words, "old/plan.json")
+    assert plan.read_text() == "{}"
+
+
 def test_factories(folder: Path) -> None:
     assert "torchvision.models:resnet18" in refused(folder, "plan", "teacher.pt", "resnet18")
     assert "--allow-factory" in refused(folder, "plan", "teacher.pt", "os:getcwd")
