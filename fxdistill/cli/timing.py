@@ -40,9 +40,7 @@ def bench(
             for model in models
         }
         say([remark for one in found.values() for remark in one.remarks])
-        made = timing.timed(
-            found, batches=batch, repeats=repeats, threads=threads, provider=f"{provider}ExecutionProvider", eager=torch
-        )
+        made = timing.timed(found, batches=batch, repeats=repeats, threads=threads, provider=provider, eager=torch)
         if as_json:
             told = [{**dataclasses.asdict(one), "images_per_second": one.images_per_second} for one in made]
             typer.echo(json.dumps(told, indent=2))

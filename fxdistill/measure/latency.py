@@ -22,6 +22,7 @@ from fxdistill.errors import InputError, ModelError
 
 K = TypeVar("K")
 _STDERR = 2
+_PROVIDER = "ExecutionProvider"
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 """What a file may take beside float32."""
 
@@ -85,6 +86,12 @@ def _heard(wanted: bool) -> Iterator[list[str]]:  # noqa: FBT001
             os.close(kept)
             file.seek(0)
             lines += file.read().decode(errors="replace").splitlines()
+
+
+def provider_called(name: str) -> str:
+    """ONNX Runtime's name of an execution provider that is called ``CPU``, ``cuda`` or by that name itself."""
+    whole = name.removesuffix(_PROVIDER) + _PROVIDER
+    return next((one for one in onnxruntime.get_all_providers() if one.lower() == whole.lower()), whole)
 
 
 def check_provider(provider: str) -> None:

@@ -139,6 +139,12 @@ def test_what_cannot_be_timed_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert (nowhere.exit_code, "no working Nowhere" in nowhere.output) == (2, True)
 
 
+@pytest.mark.parametrize("name", ["CPU", "cpu", "CPUExecutionProvider"])
+def test_a_provider_has_its_whole_name_or_a_short_one(name: str) -> None:
+    assert latency.provider_called(name) == "CPUExecutionProvider"
+    assert latency.provider_called("Nowhere") == "NowhereExecutionProvider"
+
+
 def test_throughput_is_that_of_the_median_run() -> None:
     one = Timed("m", 32, Latency(median_ms=8.0, p10=7.0, p90=9.0, provider="torch"), (3, 8, 8))
     assert one.images_per_second == 4000

@@ -68,7 +68,7 @@ def bench(
         input_shape: Shape of one batch, for models that do not say it themselves.
         repeats: Timed runs of each; five more come before.
         threads: Threads within an operator.
-        provider: ONNX Runtime's name of the execution provider, without ``ExecutionProvider``.
+        provider: ONNX Runtime's execution provider: ``CPU``, ``CUDA`` …, or its whole name.
         torch: Whether models that are no ONNX files are timed in torch, on the CPU, as well.
         allow: Modules whose factories may be called.
         trust_code: Whether files may be unpickled: they can run any code.
@@ -85,8 +85,7 @@ def bench(
         name: to_time(model, where=name, input_shape=input_shape, allow=allow, trust_code=trust_code)
         for name, model in named.items()
     }
-    by = f"{provider}ExecutionProvider"
-    return timed(found, batches=batches, repeats=repeats, threads=threads, provider=by, eager=torch)
+    return timed(found, batches=batches, repeats=repeats, threads=threads, provider=provider, eager=torch)
 
 
 def to_time(
@@ -104,7 +103,7 @@ def to_time(
 
 def timed(
     models: Mapping[str, Found], *, batches: Sequence[int] = (1,), repeats: int = 50, threads: int = 1,
-    provider: str = "CPUExecutionProvider", eager: bool = False,
+    provider: str = "CPU", eager: bool = False,
 ) -> list[Timed]:  # fmt: skip
     """How long each of some models takes, for each batch size, in the order of both.
 
@@ -113,7 +112,7 @@ def timed(
         batches: Images a run.
         repeats: Timed runs of each; five more come before.
         threads: Threads within an operator.
-        provider: ONNX Runtime's name of the execution provider.
+        provider: As for :func:`bench`.
         eager: Whether models that are no ONNX files are timed in torch, on the CPU, as well.
 
     Raises:
@@ -122,6 +121,7 @@ def timed(
     """
     if not models or not batches or repeats < 1:
         raise InputError("there is nothing to time", where="bench", hint="give a model, a batch size and repeats")
+    provider = latency.provider_called(provider)
     latency.check_provider(provider)
     made: list[Timed] = []
     with tempfile.TemporaryDirectory() as folder, _threads(threads), contextlib.ExitStack() as modes:
