@@ -84,6 +84,15 @@ def test_each_step_goes_a_part_of_the_way_and_is_taught_by_the_original() -> Non
                for row in last)  # fmt: skip
 
 
+@pytest.mark.parametrize(("macs", "round_to", "left"), [(0.93, 2, ["step-1"]), (0.9, 4, [])])
+def test_steps_that_widths_are_too_coarse_for_are_left_out(
+    tmp_path: Path, macs: float, round_to: int, left: list[str]
+) -> None:
+    made = shrink(tmp_path, macs=macs, round_to=round_to, steps=4)  # the second one would meet the budget; none fits
+    assert 0.98 * macs <= made.after.macs / made.before.macs <= macs
+    assert sorted(place.name for place in tmp_path.glob("aux-steps/*")) == left
+
+
 def own_data() -> Dataset:
     return load_data("digits")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from fxdistill.compiler.compilation import STUDENT, TEACHER
 from fxdistill.compiler.shrink_model import ShrunkResult
-from fxdistill.errors import InputError, RunDirError
+from fxdistill.errors import BudgetError, InputError, RunDirError
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size
@@ -160,7 +160,12 @@ def in_steps(
         place = folder / f"step-{number}"
         this = {**asked, "step": number}
         if not (place / SMALLER).exists():
-            made, preprocessing = shrunken.shrunk(current, part, reading, clock=clock)
+            try:
+                made, preprocessing = shrunken.shrunk(current, part, reading, clock=clock)
+            except BudgetError:  # no widths come near to this part of the way: the next step goes further
+                continue
+            if _goes_all_the_way(made, wish, at_once.before, clock):
+                break
             foresee(found, made, preprocessing, place / PLAN, steps.teaching)
             put(made, place / SMALLER, preprocessing, this, of=current)
             say(number, made)
@@ -177,6 +182,13 @@ def in_steps(
     made, preprocessing = shrunken.shrunk(current, last, reading, clock=clock, passes=passes)
     widths = {path: (dict(wish.before).get(path, before), after) for path, (before, after) in made.widths.items()}
     return replace(made, before=at_once.before, widths=widths), preprocessing, current
+
+
+def _goes_all_the_way(made: ShrunkResult, wish: Wish, own: Size, clock: Clock | None) -> bool:
+    """Whether a model that is a part of the way meets the whole budget: widths are coarse, and times roughly met."""
+    then = clock if clock is None or made.confirmed is None else replace(clock, at=made.confirmed.share)
+    left = _part(wish, own, 1.0, made.after, then)
+    return not (left.limits or left.latency)
 
 
 def _part(wish: Wish, own: Size, way: float, size: Size, clock: Clock | None) -> Wish:
