@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from fxdistill import files
 from fxdistill.cli import together
+from fxdistill.cli.help import usage_error
 from fxdistill.errors import FxdistillError, InputError
 from fxdistill.runtime.processes import stopping
 
@@ -35,7 +36,6 @@ _OTHERS = [number for number in stopping.SIGNALS if number != signal.SIGINT]
 _HEADS = ("where", "to do")
 """What stands before the further lines of a message, see :mod:`fxdistill.errors`."""
 _COMPLETION = ("--install-completion", "--show-completion")
-_UsageError: Any = typer.BadParameter.__base__  # of click, which typer depends on or brings along, by its version
 
 
 class Commands(TyperGroup):
@@ -72,11 +72,11 @@ class Commands(TyperGroup):
 def _parsed() -> Iterator[None]:
     try:
         yield
-    except _UsageError as error:
+    except usage_error as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # no mistake
             raise
         command = error.ctx.command_path if error.ctx is not None else "fxdistill"
-        what = error.format_message().rstrip(".")
+        what = error.format_message().rstrip(".").replace("Value error, ", "", 1)  # of pydantic, by which typer reads
         known = InputError(what[:1].lower() + what[1:], where=command, hint=f"see `{command} --help`")
         raise failed(str(known), known.exit_code) from None
     except FxdistillError as error:  # of what a parameter stands for

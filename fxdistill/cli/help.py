@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 from fxdistill.cli import values
 from fxdistill.cli.groups import divided
 
+usage_error: Any = typer.BadParameter.__base__  # of click, which typer depends on or brings along, by its version
 _LISTS = {
     "{methods}": "method", "{tasks}": "task", "{criteria}": "criterion", "{sources}": "data source",
     "{augmentations}": "augmentation",
@@ -24,9 +25,13 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Refuse a second value, then parse."""
-        if not ctx.resilient_parsing:
-            self._single(ctx, args)
-        return super().parse_args(ctx, args)
+        try:
+            if not ctx.resilient_parsing:
+                self._single(ctx, args)
+            return super().parse_args(ctx, args)
+        except usage_error as error:  # that of an option without its value does not say of which command
+            error.ctx = error.ctx or ctx
+            raise
 
     def _single(self, ctx: Any, args: list[str]) -> None:
         """Parse as though each option took several values, and look.

@@ -102,6 +102,23 @@ def test_a_command_that_is_mistyped_is_guessed(wrong: str, right: str) -> None:
     assert f"Did you mean '{right}'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("bench", "torchvision.models:resnet18", "--repeats"), "option '--repeats' requires an argument"),
+        (
+            ("shrink", "torchvision.models:resnet18", "--ranking", "x"),
+            "invalid value for '--ranking': 'x' is not one of 'global', 'isomorphic'",
+        ),
+    ],
+)
+def test_what_the_parser_refuses_is_said_of_its_command(words: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert f"{words[0]} --help`" in done.stderr
+
+
 def test_a_plan_looks_for_garbage_less_often_and_leaves_that_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, before = list[int](), gc.get_threshold()
 
