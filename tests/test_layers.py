@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    "errors", "checking", "diagnostics", "files", "container", "arguments", "classnames", "preprocessing", "registry",
-    "models", "tasks", "operators", "losses", "data.augmentations", "plan", "ir",
+    "errors", "figures", "checking", "diagnostics", "files", "container", "arguments", "classnames", "preprocessing",
+    "registry", "models", "tasks", "operators", "losses", "data.augmentations", "plan", "ir",
     "methods", "criteria", "passes", "compiler", "modelfiles", "data", "measure", "runtime", "runtime.planning",
     "runtime.processes", "runtime.training", "runtime.run", "runtime.deployment", "runtime.smaller", "report", "cli",
     "__main__",

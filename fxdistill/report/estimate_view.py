@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from fxdistill.report.layout import Line, Table
+from fxdistill.figures import figure
+from fxdistill.report.layout import Line, Table, scaled
 from fxdistill.runtime.run.estimating import Estimate
 
-_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_UNITS = {"GB": 1e9, "MB": 1e6, "kB": 1e3}
 _HEADER = ("stage", "epochs", "a step", "time", "activations", "memory")
 
 
@@ -59,8 +60,8 @@ def _scaled(sizes: tuple[int, int]) -> str:
 
 def span(seconds: float) -> str:
     """A time: ``3.4 ms``, ``12 s``, ``2 min 5 s``, ``3 h 10 min``."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
+    if round(seconds * 1000) < 1000:
+        return f"{figure(seconds * 1000)} ms"
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -70,7 +71,4 @@ def span(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Bytes: ``1.2 GB``."""
-    for unit, factor in _UNITS:
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count:.0f} B"
+    return f"{count:.0f} B" if round(count) < 1000 else scaled(count, _UNITS)

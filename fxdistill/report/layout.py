@@ -4,16 +4,20 @@ Everything is laid out in short lines rather than wide tables, so that it reads 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from fxdistill.diagnostics import Diagnostic
+from fxdistill.figures import figure
 from fxdistill.tasks import Task
 
+_FINE = 7  # places behind the point that nobody reads
 _LEAST_COLUMNS = 16  # for a text behind its head
+_THOUSANDS = {"G": 1e9, "M": 1e6, "k": 1e3}
 _COLOURS = {"note": "dim", "warning": "yellow", "error": "red"}
 
 
@@ -52,15 +56,20 @@ class Table:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Lines that fit."""
-        first, *others = (max(map(len, column)) for column in zip(self.header, *self.rows, strict=True))
+        first, *others = (max(map(cell_len, column)) for column in zip(self.header, *self.rows, strict=True))
         if first + sum(others) + 2 * len(others) > options.max_width:
             for name, *values in self.rows:
                 cells = (f"{label} {value}" for label, value in zip(self.header[1:], values, strict=True))
                 yield Line(Text(f"{name}: {', '.join(cells)}"), indent=2)
             return
         for number, (name, *values) in enumerate((self.header, *self.rows)):
-            cells = (f"  {value:>{width}}" for value, width in zip(values, others, strict=True))
-            yield Text(f"{name:<{first}}{''.join(cells)}", "" if number else "bold", no_wrap=True)
+            cells = (f"  {_room(value, width)}{value}" for value, width in zip(values, others, strict=True))
+            yield Text(f"{name}{_room(name, first)}{''.join(cells)}", "" if number else "bold", no_wrap=True)
+
+
+def _room(text: str, width: int) -> str:
+    """What is free of a column beside a text, which may have letters as wide as two."""
+    return " " * (width - cell_len(text))
 
 
 def diagnostics_view(remarks: Iterable[Diagnostic]) -> list[Line]:
@@ -80,19 +89,23 @@ def size(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def count(value: float) -> str:
-    """A number to three digits with k, M or G."""
-    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return str(int(value))
+def count(value: float, digits: int = 3) -> str:
+    """A number to three digits, or more, with k, M or G."""
+    return str(int(value)) if value < 1e3 else scaled(value, _THOUSANDS, digits)
+
+
+def scaled(value: float, units: Mapping[str, float], digits: int = 3) -> str:
+    """A number to so many digits in one of some units, the largest one that it reaches when it is rounded."""
+    rounded = float(f"{value:.{digits}g}")
+    unit, factor = next((one for one in units.items() if rounded >= one[1]), list(units.items())[-1])
+    return f"{figure(value / factor, digits)} {unit}"
 
 
 def points(value: float, task: Task, *, unit: bool = True) -> str:
     """A difference of two values of the primary metric: ``+1.20 points``, or in its own unit; ``-`` of no number."""
     if not math.isfinite(value):
         return "-"
-    return f"{value * 100:+.2f}{' points' if unit else ''}" if task.is_share else f"{value:+.3g}"
+    return f"{value * 100:+.2f}{' points' if unit else ''}" if task.is_share else figure(value, sign=True)
 
 
 def not_apart(low: float, high: float) -> str:
@@ -104,4 +117,7 @@ def spread(value: float, deviation: float, task: Task) -> str:
     """A mean of the primary metric with its standard deviation over seeds."""
     if not deviation:
         return task.shown(value)
-    return f"{task.shown(value)} ± {f'{deviation * 100:.2f}' if task.is_share else f'{deviation:.2g}'}"
+    if task.is_share:
+        return f"{task.shown(value)} ± {deviation * 100:.2f}"
+    places = max(0, 1 - math.floor(math.log10(deviation)))  # as far as two digits of the deviation go
+    return f"{f'{value:,.{places}f}' if places < _FINE else task.shown(value)} ± {figure(deviation, 2)}"

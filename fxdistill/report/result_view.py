@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fxdistill.figures import figure
 from fxdistill.measure.parity import Parity
 from fxdistill.plan.document import Plan
 from fxdistill.plan.members import Hardened, Masked
@@ -42,8 +43,8 @@ def sizes_lines(shrunk: "ShrunkResult") -> tuple[Line, ...]:
     lines = Line(Text(sizes, "bold"), indent=2), Line(Text(compared), indent=2)
     if (found := shrunk.confirmed) is None:
         return lines
-    told = f"latency {found.own_ms:.3g} ms -> {found.ms:.3g} ms, measured in turn in {found.provider}, one thread: "
-    told += f"{found.share:.3f} of its own, 95 % interval {found.low:.3f} to {found.high:.3f}"
+    told = f"latency {figure(found.own_ms)} ms -> {figure(found.ms)} ms, measured in turn in {found.provider}, "
+    told += f"one thread: {found.share:.3f} of its own, 95 % interval {found.low:.3f} to {found.high:.3f}"
     return *lines, Line(Text(told), indent=2)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fxdistill.figures import figure
 from fxdistill.report.layout import Line, Table
 from fxdistill.runtime.deployment.timing import Timed
 
@@ -21,8 +22,8 @@ def timing_view(made: Sequence[Timed], *, threads: int, repeats: int) -> Rendera
     rows = [
         (
             one.model, str(one.batch), one.latency.provider.removesuffix("ExecutionProvider"),
-            f"{one.latency.median_ms:.3g} ms", f"{one.latency.p10:.3g} to {one.latency.p90:.3g}",
-            f"{one.images_per_second:,.0f}",
+            f"{figure(one.latency.median_ms)} ms", f"{figure(one.latency.p10)} to {figure(one.latency.p90)}",
+            figure(one.images_per_second),
             f"{one.images_per_second / first[one.batch].images_per_second:.2f}x",
         )
         for one in made

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fxdistill.errors import DataError, InputError
+from fxdistill.figures import figure
 from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class Task(ABC):
 
     def shown(self, value: float) -> str:
         """A value of the primary metric for people."""
-        return f"{value:.2%}" if self.is_share else f"{value:.4g}"
+        return f"{value:.2%}" if self.is_share else figure(value, 4)
 
 
 class Said:

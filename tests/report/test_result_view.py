@@ -57,7 +57,7 @@ def test_a_member_without_a_latency_has_a_dash() -> None:
 
 
 @pytest.mark.parametrize(("task", "metric", "shown"), [
-    ("classification", "accuracy", "50.00% ± 1.25"), ("regression", "MAE", "0.5 ± 0.013"),
+    ("classification", "accuracy", "50.00% ± 1.25"), ("regression", "MAE", "0.500 ± 0.013"),
 ])  # fmt: skip
 def test_several_seeds_have_a_spread_in_the_units_of_the_metric(task: str, metric: str, shown: str) -> None:
     found = result()

@@ -23,6 +23,7 @@ from fxdistill.data.batches import batches
 from fxdistill.data.dataset import Dataset, Images
 from fxdistill.data.load import load
 from fxdistill.errors import InputError, ModelError, ParityError
+from fxdistill.figures import figure
 from fxdistill.ir.outputs import in_file, prediction
 from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_reduced
@@ -195,9 +196,9 @@ def described(made: Reduced, task: Task) -> str:
     said += [] if made.agreement is None else [f"{task.agreement_name} {made.agreement:.2%}"]
     said[-1] += f" on {made.images:,} test images"
     own, other = (made.latency[name].median_ms for name in (made.precision, "float"))
-    said.append(f"{own:.3g} ms (float {other:.3g})")
+    said.append(f"{figure(own)} ms (float {figure(other)})")
     size, whole = (made.bytes[name] / 1e6 for name in (made.precision, "float"))
-    said.append(f"{size:.3g} MB (float {whole:.3g})")
+    said.append(f"{figure(size)} MB (float {figure(whole)})")
     return f"{made.path}: {', '.join(said)}"
 
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from fxdistill.compiler.shrink_model import Confirmed, ShrunkResult
 from fxdistill.errors import BudgetError, InputError
+from fxdistill.figures import figure
 from fxdistill.ir.cost import Limit
 from fxdistill.ir.layers import Times, Timing
 from fxdistill.measure import latency, onnx_file
@@ -96,7 +97,7 @@ class Wanted:
     def told(self, found: Confirmed | None = None) -> str:
         """It, or what was measured instead, in the same words."""
         if self.absolute:
-            return f"{self.amount:.3g} ms" if found is None else f"{found.ms:.3g} ms"
+            return f"{figure(self.amount)} ms" if found is None else f"{figure(found.ms)} ms"
         return f"{self.amount:.3g} of its own time" if found is None else f"{found.share:.3g} of its own time"
 
 
@@ -125,7 +126,7 @@ def within(
     share = wanted.share(own_ms) / at
     if share >= 1:
         raise InputError(
-            f"the model takes {own_ms * at:.3g} ms as it is, and {wanted.told()} are allowed", where=OPTION,
+            f"the model takes {figure(own_ms * at)} ms as it is, and {wanted.told()} are allowed", where=OPTION,
             hint="give less, or leave it out",
         )  # fmt: skip
     tried: list[tuple[float, Confirmed, ShrunkResult]] = []

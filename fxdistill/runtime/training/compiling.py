@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fxdistill.errors import FxdistillError, InputError
+from fxdistill.figures import figure
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import attributes_kept, buffers_kept
 
@@ -74,7 +75,7 @@ class Choice:
             if not _is_of_compiler(cause):
                 raise
             return program, f"torch.compile cannot compile it: {_why(cause)}"
-        told = f"a step takes {1000 * quick:.3g} ms compiled and {1000 * plain:.3g} as it is"
+        told = f"a step takes {figure(1000 * quick)} ms compiled and {figure(1000 * plain)} as it is"
         told += f"; compiling took {compiling:.3g} s, {steps:,} steps are left"
         return (module if steps * (plain - quick) > compiling else program), told
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.errors import line
+from fxdistill.figures import figure
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import attributes_kept, buffers_kept
 
@@ -115,7 +116,7 @@ class Recorder:
     ) -> tuple[nn.Module, str]:
         plain = self._seconds(lambda: step(program))
         if plain > _LONG:
-            return program, f"a step takes {1000 * plain:.3g} ms, beside which launching its kernels is little"
+            return program, f"a step takes {figure(1000 * plain)} ms, beside which launching its kernels is little"
         if why := _waits(lambda: step(program)):
             return program, f"a step waits for the device ({why})"
         try:
@@ -123,7 +124,7 @@ class Recorder:
             quick = self._seconds(lambda: step(made))
         except RuntimeError as cause:  # out of memory among them
             return program, f"torch cannot record it ({_first(cause)})"
-        told = f"a step takes {1000 * quick:.3g} ms replayed and {1000 * plain:.3g} as it is"
+        told = f"a step takes {figure(1000 * quick)} ms replayed and {figure(1000 * plain)} as it is"
         return (made if quick < plain else program), told
 
     def _seconds(self, step: Callable[[], None]) -> float:
