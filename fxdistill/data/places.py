@@ -26,6 +26,14 @@ def resolved_data(spec: str | None, base: Path) -> str | None:
     return f"{kind}:{(folder if base.is_absolute() else Path(os.path.relpath(folder))) / held.name}"
 
 
+def is_same(spec: str | None, other: str | None) -> bool:
+    """Whether two data specs, resolved, name the same data, whatever links lead to it."""
+    (kind, place), (kind_of_other, place_of_other) = (sources.split(one or "") for one in (spec, other))
+    if not place or not place_of_other:
+        return spec == other
+    return kind == kind_of_other and Path(place).resolve() == Path(place_of_other).resolve()
+
+
 def _from_home(place: str) -> Path:
     """A place, of which the shell sees the ``~`` only where it stands first; a name that begins so is a name."""
     try:

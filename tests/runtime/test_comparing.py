@@ -212,6 +212,27 @@ def test_runs_that_were_tested_on_other_parts_of_their_data_are_refused(monkeypa
             comparing.found_together(models, data=data)
 
 
+def test_runs_of_other_data_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the same images with and without noise: number, names and labels are the same."""
+    plan = RunDir.existing(runs.finished()).plan()
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").symlink_to(tmp_path / "1")
+
+    def existing(path: Path) -> SimpleNamespace:
+        spec, base = {"1": ("npz:a.npz", "1"), "2": ("npz:a.npz", "2"), "3": ("npz:b.npz", "1")}[path.name]
+        return SimpleNamespace(plan=lambda: plan.changed(data=plan.data.changed(spec=spec)), base=tmp_path / base)
+
+    monkeypatch.setattr(RunDir, "existing", existing)
+    monkeypatch.setattr(files, "is_folder", lambda model: model.isdecimal())
+    monkeypatch.setattr(finding, "find", lambda model, **_: pytest.fail(f"{model} is loaded"))
+    with pytest.raises(InputError, match=r"b.npz, and that of 1 is npz:.*a.npz") as caught:
+        comparing.found_together(["1", "3"])
+    assert caught.value.where == "3"
+    for other, data in (("2", None), ("3", "digits")):
+        with pytest.raises(pytest.fail.Exception, match="1 is loaded"):
+            comparing.found_together(["1", other], data=data)
+
+
 def folder(place: Path) -> str:
     chance = np.random.default_rng(0)
     for name in ("cat", "dog"):

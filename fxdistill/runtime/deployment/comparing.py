@@ -101,10 +101,15 @@ def found_together(
     for model in runs:
         held = RunDir.existing(Path(model))
         plan = held.plan()
+        own = plan.data.changed(spec=places.resolved_data(plan.data.spec, held.base))
         if first is None:
-            first, task = plan.data, task or plan.task
-            if data is None:
-                shared = first.changed(spec=places.resolved_data(first.spec, held.base))
+            first, task = own, task or plan.task
+            shared = own if data is None else data
+        elif data is None and not places.is_same(own.spec, first.spec):
+            raise InputError(
+                f"its data is {own.spec}, and that of {runs[0]} is {first.spec}", where=model,
+                hint="name the data to compare them on: --data SPEC",
+            )  # fmt: skip
         elif data is None and plan.data.test != first.test:
             raise InputError(
                 f"its plan sets other images aside to test on than that of {runs[0]} (data.test)", where=model,
