@@ -14,14 +14,14 @@ import pytest
 
 import fxdistill
 from fxdistill import models
-from fxdistill.compiler.outline import outline
+from fxdistill.compiler.outline import Runs, outline
 from fxdistill.errors import InputError
 from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.instrument.builder import distinct
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Masked
-from fxdistill.report.page import chart, compared, courses, document, parts, told, words
+from fxdistill.report.page import chart, compared, courses, document, network, parts, told, words
 from fxdistill.runtime.run.details import Details
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Settings
@@ -367,6 +367,68 @@ def test_scales_hold_their_values_and_have_ticks(values: list[float], log: bool)
     assert len(found) >= 2
     assert all(-1e-6 <= tick.at <= 100.001 for tick in found)
     assert len({tick.label for tick in found}) == len(found)
+
+
+@pytest.mark.parametrize(("values", "first"), [([0.9892, 0.9894], "98.92%"), ([0.2, 0.9], "20%")])
+def test_shares_stay_shares_of_a_hundred_however_close_they_are(values: list[float], first: str) -> None:
+    found = chart.scale(values, 0, 100).ticks(chart.metric_text(TASKS.get("classification")))
+    assert found[0].label == first
+    assert all(tick.label.endswith("%") for tick in found)
+
+
+def test_labels_of_an_axis_fit_beside_it_and_numbers_that_are_one_have_none() -> None:
+    found = chart.scale([71_200, 71_400], 0, 100).ticks(chart.short)
+    assert all(len(tick.label) <= 8 for tick in found)
+    assert "71.35 k" in {tick.label for tick in found}
+    assert {tick.label for tick in chart.scale([1200, 8000], 0, 100).ticks(chart.short)} >= {"2,000", "8,000"}
+    chart.scale([0.1, 0.1 + 1e-17], 0, 100).ticks(chart.short)
+
+
+def test_what_teachers_reach_is_said_to_be_on_test_images_where_a_course_is_not() -> None:
+    series = (courses.Series("distilled", "student", (courses.Point(1, 0.5, 0.4, 0.6, 2),)),)
+    teacher = told.Model("teacher", "teacher", 0.95, 0.0, (0.95,), 10**6, 10**8, 3.0)
+    for on, said in ((courses.ON_TEST, "teacher"), (courses.ON_VALIDATION, "teacher, test images")):
+        made = chart.metric_chart(courses.Course("", "", series, on=on), TASKS.get("classification"), [teacher])
+        assert [level.label for level in made.levels] == [said]
+
+
+def test_bands_are_of_as_many_seeds_as_are_trained() -> None:
+    found = told.of_run(runs.finished(), "run")
+    for wanted, had, said in ((3, 1, "one of 3 seeds so far"), (3, 2, "up to 2 of 3 seeds"), (1, 1, "one seed, so")):
+        plan = found.plan.changed(seeds=[*range(wanted)])
+        line = courses.Series("kd", "loss-1", (courses.Point(1, 0.5, 0.4, 0.6, had),))
+        losses = (courses.Course("distilled", "main", (line,)),)
+        assert said in parts.page_of(replace(found, plan=plan, result=None, losses=losses)).bands
+
+
+def test_twenty_arms_stay_inside_of_what_they_are_drawn_in() -> None:
+    """A row of squares in its box, the losses between two boxes, and no label on another one."""
+    found = told.of_run(runs.finished(), "run")
+    layers = {name: {tap.path: "runs" for pair in found.plan.pairs for tap in (pair.teacher, pair.student)}
+              for name in ("teacher", "student")}  # fmt: skip
+    many = [Runs("distilled", f"stage {number}", layers) for number in range(34)]
+    losses = ["kd", "dist", "kd-standardized", "dkd"]
+    plan = found.plan
+    main = next(stage for stage in plan.arms[0].stages if stage.name == "main")
+    terms = [main.losses[0], *(main.losses[-1].changed(loss=loss, args={}) for loss in losses)]
+    arms = [plan.arms[0].changed(stages=[*plan.arms[0].stages[:-1], main.changed(losses=terms)]), *plan.arms[1:]]
+    (drawing,) = network.drawings(
+        plan.model_copy(update={"arms": arms}), found.outline.layers, many, {"teacher": "teacher", "student": "student"}
+    )  # fmt: skip
+    assert [len(box.squares) for box in drawing.boxes if box.tapped] == [34] * 2 * len(plan.pairs)
+    for box in drawing.boxes:
+        assert all(box.x < square.x and square.x + drawing.wide < box.x + box.width - 40 for square in box.squares)
+    (between,) = (link for link in drawing.links if not link.pair)
+    assert between.label == "4 losses"
+    assert all(loss in between.told for loss in losses)
+    models = [told.Model(f"student, arm {n}", "student", 0.9, 0.0, (0.9,), 1000, 5000, 0.1) for n in range(20)]
+    teacher = told.Model("teacher", "teacher", 0.95, 0.0, (0.95,), 10**6, 10**8, 3.0)
+    made = chart.scatter([*models, teacher], TASKS.get("classification"), "macs")
+    assert made is not None
+    places = sorted(dot.label_y for dot in made.dots if dot.label and dot.slot == "student")
+    assert 5 < len(places) < 20
+    assert all(b - a >= 13.9 for a, b in itertools.pairwise(places) if a != b)
+    assert {dot.name for dot in made.dots} == {model.name for model in (*models, teacher)}
 
 
 def test_labels_of_models_do_not_lie_on_each_other() -> None:

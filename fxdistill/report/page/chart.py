@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from fxdistill.figures import figure
 from fxdistill.report.layout import count
-from fxdistill.report.page.courses import Course, Series
+from fxdistill.report.page.courses import ON_TEST, Course, Series
 from fxdistill.report.page.told import Model
 from fxdistill.tasks import Task
 
@@ -21,6 +22,11 @@ _LETTER, _LINE = 5.9, 14.0
 """Width of a letter of a label, and the least distance of two lines of text."""
 _RADIUS, _RING = 5.0, 3.0
 """Of a point, and how much larger it is for each that lies on it."""
+
+
+Say = Callable[..., str]
+"""Writes a number, in three digits or in more."""
+_DIGITS, _MOST_DIGITS = 3, 17
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Dot:
-    """A point with a label beside it, and a bar up and down."""
+    """A point with its name, in a label beside it where there is room for one, and a bar up and down."""
 
     x: float
     y: float
     low: float
     high: float
     slot: str
+    name: str
     label: str
     label_x: float
     label_y: float
@@ -113,14 +120,11 @@ class Scale:
         low, high, at = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         return round(self.start + (at - low) / (high - low) * (self.end - self.start), 1)
 
-    def ticks(self, say: Callable[[float], str], most: int = 5) -> tuple[Tick, ...]:
-        """Round values that lie inside, with what they say."""
+    def ticks(self, say: Say, most: int = 5) -> tuple[Tick, ...]:
+        """Round values that lie inside, with what they say, in as many digits as tell them apart."""
         found = _decades(self.low, self.high, most) if self.log else _steps(self.low, self.high, most)
-        told = [say(value) for value in found]
-        if len(set(told)) < len(told):  # so close to each other that they take more digits
-            told = next(
-                told for n in range(4, 17) if len(set(told := [f"{value:.{n}g}" for value in found])) == len(found)
-            )
+        several = ([say(value, digits) for value in found] for digits in range(_DIGITS, _MOST_DIGITS + 1))
+        told = next((told for told in several if len(set(told)) == len(found)), [""] * len(found))
         return tuple(Tick(self(value), label) for value, label in zip(found, told, strict=True))
 
 
@@ -163,19 +167,20 @@ def _decades(low: float, high: float, most: int) -> list[float]:
     return found[::every] or _steps(low, high, most)
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = _DIGITS) -> str:
     """A number as short as an axis wants it."""
-    return "0" if value == 0 else count(value) if value >= 1e4 else f"{value:.3g}"
+    return "0" if value == 0 else count(value, digits) if value >= 1e4 else figure(value, digits)
 
 
-def metric_text(task: Task) -> Callable[[float], str]:
+def metric_text(task: Task) -> Say:
     """How an axis writes the primary metric."""
-    return (lambda value: f"{value * 100:.4g}%") if task.is_share else short
+    return (lambda value, digits=_DIGITS: f"{value * 100:.{digits + 1}g}%") if task.is_share else short
 
 
 def metric_chart(course: Course, task: Task, teachers: Sequence[Model]) -> Chart:
     """The primary metric over epochs, what teachers reach across it."""
-    levels = [(one.name, one.slot, one.value) for one in teachers if one.value is not None]
+    aside = "" if course.on == ON_TEST else f", {ON_TEST}"  # what a run measures its members on
+    levels = [(f"{one.name}{aside}", one.slot, one.value) for one in teachers if one.value is not None]
     said = f"{task.primary} on {course.on} over the epochs: " + "; ".join(
         f"{series.name} ends at {task.shown(series.points[-1].mean)}" for series in course.series
     )
@@ -200,7 +205,7 @@ def rate_chart(course: Course) -> Chart:
 
 
 def _lines(
-    course: Course, title: str, told: str, *, y_label: str, say: Callable[[float], str], log: bool | None,
+    course: Course, title: str, told: str, *, y_label: str, say: Say, log: bool | None,
     levels: Sequence[tuple[str, str, float]] = (), higher: bool | None = None,
 ) -> Chart:  # fmt: skip
     points = [point for one in course.series for point in one.points]
@@ -212,7 +217,7 @@ def _lines(
         late = [end for point in points if point.epoch > last * _EARLY for end in (point.low, point.high)]
         ends = [end for end in ends if (end >= min(late) if higher else end <= max(late))] if late else ends
     y = scale([*ends, *(value for _, _, value in levels)], HEIGHT - _BOTTOM, _TOP, log=log)
-    whole = [tick for tick in x.ticks(lambda value: f"{value:g}", 6) if "." not in tick.label]
+    whole = [tick for tick in x.ticks(lambda value, _: f"{value:g}", 6) if "." not in tick.label]
     y_label += ", logarithmic" if y.log else ""
     return Chart(
         title, told, "epoch", y_label, tuple(whole), y.ticks(say),
@@ -291,7 +296,7 @@ def _middle(model: Model) -> float:
 
 
 def _dot(model: Model, at: float, y: Scale, placed: _Placed) -> Dot:
-    """A point; its label right or left of it, as near as nothing else stands."""
+    """A point; its label right or left of it, as near as nothing else stands, and none where all is full."""
     middle, wide = y(_middle(model)), len(model.name) * _LETTER
     sides = [(at + 10, at + 10 + wide, "start"), (at - 10 - wide, at - 10, "end")]
     sides = [one for one in sides if one[0] >= _LEFT and one[1] <= WIDTH] or [(WIDTH - wide - 2, WIDTH - 2, "fixed")]
@@ -302,12 +307,12 @@ def _dot(model: Model, at: float, y: Scale, placed: _Placed) -> Dot:
             for shift in shifts for left, right, anchor in sides
             if _TOP - 4 <= middle + shift <= HEIGHT - _BOTTOM - 4 and placed.is_free(left, right, middle + shift)
         ),
-        (*sides[0], 0.0),
+        None,
     )  # fmt: skip
-    left, right, anchor, shift = best
-    placed.boxes.append((left, right, middle + shift))
+    left, right, anchor, shift = best or (at, at, "start", 0.0)
+    placed.boxes.extend([(left, right, middle + shift)] if best else [])
     low, high = (y(_middle(model) + sign * model.deviation) for sign in (-1, 1))
     return Dot(
-        at, middle, low, high, model.slot, model.name,
+        at, middle, low, high, model.slot, model.name, model.name if best else "",
         right if anchor == "end" else left, middle + shift, "end" if anchor == "end" else "start", abs(shift) > 7,
     )  # fmt: skip

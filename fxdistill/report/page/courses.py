@@ -11,6 +11,7 @@ from fxdistill.plan.training import CONTROL, LossTerm, Stage
 from fxdistill.tasks import Task
 
 Record = Mapping[str, Any]
+ON_TEST, ON_VALIDATION = "test images", "validation images"
 
 
 class Point(NamedTuple):
@@ -63,10 +64,9 @@ def metric_of(plan: Plan, records: Sequence[Record], task: Task, slots: Mapping[
     names = [arm.name for arm in plan.all_arms if arm.name in found]
     if not names:
         return None
-    split = "validation" if plan.data.val is not None else "test"
     series = tuple(Series(_called(name), slots[name], points(found[name])) for name in names)
     marks = tuple((at, name) for name, at in begins.items())
-    return Course("", "", series, marks if len(marks) > 1 else (), f"{split} images")
+    return Course("", "", series, marks if len(marks) > 1 else (), ON_TEST if plan.data.val is None else ON_VALIDATION)
 
 
 def rates_of(plan: Plan, records: Sequence[Record], slots: Mapping[str, str]) -> Course | None:

@@ -1,9 +1,9 @@
 """Two values a row, joined by a bar: how alike taps were and are, what two models reach on each class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fxdistill.report.page.chart import WIDTH, Tick, scale
+from fxdistill.report.page.chart import WIDTH, Say, Tick, scale
 
 _ROW, _TOP, _BOTTOM, _LEFT, _RIGHT = 22.0, 8.0, 34.0, 112.0, 14.0
 _LETTERS = 17
@@ -54,7 +54,7 @@ Values = tuple[str, float | None, float | None]
 
 
 def dumbbell(
-    title: str, rows: Sequence[Values], *, say: Callable[[float], str], names: tuple[str, str],
+    title: str, rows: Sequence[Values], *, say: Say, names: tuple[str, str],
     slots: tuple[str, str], x_label: str, hollow: bool = False, whole: bool = False,
 ) -> Dumbbell | None:  # fmt: skip
     """A chart of two values a row; None where no row has any.

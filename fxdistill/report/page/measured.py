@@ -44,7 +44,7 @@ def measured(told: Told) -> Measured:
         return Measured()
     similarity = dumbbell(
         "similarity of the taps", [(one.pair, one.before, one.after) for one in found.similarity],
-        say=lambda value: f"{value:.2f}", names=("before training", "after"), slots=("student", "student"),
+        say=lambda value, _=2: f"{value:.2f}", names=("before training", "after"), slots=("student", "student"),
         x_label="linear CKA, 1 for the same", hollow=True, whole=True,
     )  # fmt: skip
     beside = found.beside

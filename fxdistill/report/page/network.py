@@ -20,6 +20,10 @@ WIDTH = 400.0
 _BOX, _HEIGHT, _GAP, _EDGE = 158.0, 32.0, 9.0, 1.0
 _LETTERS = 22
 _SQUARE, _BETWEEN = 7.0, 2.5
+_ROW = 108.0
+"""What squares may take of a box's width, beside its note."""
+_LABEL = 13
+"""Letters that have room between two boxes."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Drawing:
     stages: tuple[str, ...]
     height: float
     whole: bool
+    wide: float
     width: float = WIDTH
     square: float = _SQUARE
 
@@ -115,7 +120,7 @@ def drawings(
         if losses and not any(name in layers for name in drawn):
             sides = [replace(side, groups=(*side.groups, _Group("output", ()))) for side in sides]
         whole = all(name in layers for name in drawn)
-        made.append(_drawing(plan, sides, pairs, runs, whole=whole, losses=" + ".join(losses)))
+        made.append(_drawing(plan, sides, pairs, runs, whole=whole, losses=losses))
     return tuple(made)
 
 
@@ -160,8 +165,9 @@ def _side(
 
 
 def _drawing(
-    plan: Plan, sides: Sequence[_Side], pairs: Sequence[Pair], runs: Sequence[Runs], *, whole: bool, losses: str
-) -> Drawing:
+    plan: Plan, sides: Sequence[_Side], pairs: Sequence[Pair], runs: Sequence[Runs], *, whole: bool,
+    losses: Sequence[str],
+) -> Drawing:  # fmt: skip
     teacher, student = sides
     tall = max(len(side.groups) for side in sides) * (_HEIGHT + _GAP) - _GAP
     both = [one for one in runs if teacher.member in one.layers or student.member in one.layers]
@@ -169,13 +175,16 @@ def _drawing(
     boxes = [_boxes(side, x, tall, both) for side, x in zip(sides, places, strict=True)]
     links = [_pair_link(plan, pair, sides, boxes) for pair in pairs]
     if losses and all(boxes):
-        links.append(_link(boxes[0][-1], boxes[1][-1], losses, f"{losses} of what both answer", pair=False))
+        told = " + ".join(losses)
+        label = told if len(told) <= _LABEL or len(losses) == 1 else f"{len(losses)} losses"
+        links.append(_link(boxes[0][-1], boxes[1][-1], label, f"{told} of what both answer", pair=False))
     told = "; ".join(f"{pair.name}, {pair.teacher.path} teaches {pair.student.path}" for pair in pairs) or "none"
     stages = tuple(f"{one.arm} · {one.stage}" for one in both)
     return Drawing(
         teacher.member, student.member, (teacher.slot, student.slot),
         f"{teacher.member} and {student.member} side by side; pairs: {told}",
         (*boxes[0], *boxes[1]), tuple(_joined(links)), stages, tall + 2 * _EDGE, whole,
+        round(_step(both) * _SQUARE / (_SQUARE + _BETWEEN), 2),
     )  # fmt: skip
 
 
@@ -253,8 +262,14 @@ def _squares(group: _Group, member: str, runs: Sequence[Runs], x: float, y: floa
         said = {"dead": "does not run", "part": f"{len(alive)} of {len(states)} layers run", "runs": "runs"}[state]
         said += f", {folded} folded into the layer before" if folded else ""
         said += f", {narrowed} narrowed to the channels that are read" if narrowed else ""
-        place = x + number * (_SQUARE + _BETWEEN)
-        yield Square(place, y, "narrowed" if narrowed else state, f"{one.arm} · {one.stage}: {said}")
+        yield Square(
+            round(x + number * _step(runs), 2), y, "narrowed" if narrowed else state, f"{one.arm} · {one.stage}: {said}"
+        )
+
+
+def _step(runs: Sequence[Runs]) -> float:
+    """From a square to the next one: less than usual where there are many stages."""
+    return min(_SQUARE + _BETWEEN, _ROW / max(1, len(runs)))
 
 
 def _note(layers: Sequence[Layer]) -> str:
@@ -299,7 +314,9 @@ def _joined(links: Sequence[Link]) -> Iterator[Link]:
     for path in dict.fromkeys(link.path for link in links):
         same = [link for link in links if link.path == path]
         labels, told = (list(dict.fromkeys(getattr(one, name) for one in same)) for name in ("label", "told"))
-        yield replace(same[0], label=", ".join(labels), told="; ".join(told), pair=any(one.pair for one in same))
+        label = ", ".join(labels)
+        label = label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
+        yield replace(same[0], label=label, told="; ".join(told), pair=any(one.pair for one in same))
 
 
 def _link(one: Box, other: Box, label: str, told: str, *, pair: bool) -> Link:

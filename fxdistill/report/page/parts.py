@@ -64,7 +64,7 @@ def page_of(told: Told, prefix: str = "") -> Page:
         _undrawn(told) if any(not one.whole for one in networks) else "",
         tuple(tuple(_pairs(plan, one)) for one in networks), kept, levels.told_of(told) if kept else "",
         levels.drawing(told),
-        (*courses, *map(chart.loss_chart, told.losses), *rates), _bands(plan), tuple(_stages(plan)), bool(plan.costed),
+        (*courses, *map(chart.loss_chart, told.losses), *rates), _bands(told), tuple(_stages(plan)), bool(plan.costed),
         tuple(_facts(told)), measured(told), tuple(_chain(told, networks)),
     )  # fmt: skip
 
@@ -84,11 +84,13 @@ def _seeds(told: Told) -> str:
     return "; ".join([over, *told_of])
 
 
-def _bands(plan: Plan) -> str:
-    many = len(plan.seeds)
-    return (
-        f"lines are means over {many} seeds, bands the range that these span" if many > 1 else "one seed, so no bands"
-    )
+def _bands(told: Told) -> str:
+    wanted = len(told.plan.seeds)
+    many = max((point.seeds for one in told.losses for line in one.series for point in line.points), default=1)
+    if many == 1:
+        return "one seed, so no bands" if wanted == 1 else f"one of {wanted} seeds so far, so no bands"
+    of = f"up to {many} of {wanted}" if told.result is None else str(many)
+    return f"lines are means over {of} seeds, bands the range that these span"
 
 
 def _pairs(plan: Plan, drawing: Drawing) -> Iterator[dict[str, Any]]:
