@@ -79,7 +79,8 @@ Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help=_ERROR)]
 Keep = Annotated[float | None, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
 _BUDGET = "it may have instead, met within 2 %: 0.5 of its own, or {}."
 Macs = Annotated[
-    str | None, typer.Option("--macs", metavar="SHARE|N", help=f"Multiply-accumulates {_BUDGET.format('900M')}")
+    str | None,
+    typer.Option("--macs", metavar="SHARE|N", help=f"Multiply-accumulates of an image {_BUDGET.format('900M')}"),
 ]
 Params = Annotated[str | None, typer.Option("--params", metavar="SHARE|N", help=f"Parameters {_BUDGET.format('1M')}")]
 Latency = Annotated[

@@ -72,4 +72,4 @@ def _plugins(c: Compilation, plan: Plan) -> list[Plugin]:
 def _described(ref: ModelRef, module: nn.Module, traced: Traced) -> ModelRef:
     entry = traced.entry or outputs.choose(traced.output_value)
     size = sum(p.numel() for p in module.parameters())
-    return ref.changed(rung=traced.rung, macs=traced.macs, parameters=size, output=entry)
+    return ref.changed(rung=traced.rung, macs=traced.macs_of_image, parameters=size, output=entry)

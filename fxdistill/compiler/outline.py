@@ -102,10 +102,9 @@ def outline(plan: Plan, modules: Mapping[str, nn.Module]) -> Outline:
 
 
 def _layers(traced: Traced) -> Iterator[Layer]:
-    batch = max(1, traced.input_shape[0])
     shown = [node for node in traced.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
     for node in shown[:_MOST]:
-        yield Layer(path_of(node), op_name(node, traced.module), _width(node), macs_of(node) // batch)
+        yield Layer(path_of(node), op_name(node, traced.module), _width(node), macs_of(node) // traced.images)
 
 
 def _width(node: fx.Node) -> int:

@@ -151,11 +151,11 @@ def shrink_model(
     unused = unused_tensors(module, traced)
     keep_unused(shrunken.module, unused)
     again = Trace(input_shape)(shrunken.module).value
-    after = Size(_count(shrunken.module), again.macs)
+    after = Size(_count(shrunken.module), again.macs_of_image)
     _check_count(removal, after)
     return ShrunkResult(
         module=shrunken.module, proof=shrunken.proof, kept=removal.kept, widths=removal.widths,
-        before=Size(_count(module), traced.macs), after=after,
+        before=Size(_count(module), traced.macs_of_image), after=after,
         rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
         diagnostics=(
             *coupling.diagnostics, *passes.records[-2].diagnostics, *barrier_remarks(barriers),

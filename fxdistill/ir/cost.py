@@ -44,7 +44,7 @@ _WEIGHED = CONVOLUTIONS | _PRODUCTS | {_ATTENTION, "linear", "einsum"}
 
 
 class Size(NamedTuple):
-    """Parameters and multiply-accumulates of a model at its input shape."""
+    """Parameters of a model, and multiply-accumulates of an image."""
 
     parameters: int
     macs: int
@@ -133,8 +133,9 @@ class Cost:
         fixed: (D,): how many channels along it stay in any case.
         rows: (T, 2): for each product its two dimensions; the last one stands for none, and is always 1.
         parameters: (T,): the entries of the tensor for one index of each of these dimensions.
-        macs: (T,): the multiply-accumulates, likewise.
+        macs: (T,): the multiply-accumulates of a batch, likewise.
         base: Those of what does not shrink.
+        images: How many images the batch has.
         unread: Parameters that the model has and does not read.
         layers: What takes the time: each layer, and the dimensions that it reads and makes.
         timing: How long they take; None where that is not asked for.
@@ -147,6 +148,7 @@ class Cost:
     parameters: Tensor
     macs: Tensor
     base: int
+    images: int = 1
     unread: int = 0
     layers: tuple[tuple[Layer, int, int], ...] = ()
     timing: Timing | None = None
@@ -178,7 +180,7 @@ class Cost:
         alive = [int(n) for n in widths.tolist()]
         seconds = sum(timing.times(layer, alive[reads], alive[makes]) for layer, reads, makes in self.layers)
         counted = sum(layer.macs(alive[reads], alive[makes]) for layer, reads, makes in self.layers)
-        return seconds * max(1.0, float(self._of(widths)[1]) / counted)
+        return seconds * max(1.0, float(self._of(widths)[1]) * self.images / counted)
 
     def without(self, removed: Collection[int]) -> Size:
         """The cost without some classes."""
@@ -196,8 +198,9 @@ class Cost:
     def _of(self, alive: Tensor) -> tuple[Tensor, Tensor]:
         product = alive[self.rows[:, 0]] * alive[self.rows[:, 1]]
         shape = (-1, *(1,) * (alive.dim() - 1))
-        macs = (product * self.macs.view(shape)).sum(0) + self.base
-        return ((product * self.parameters.view(shape)).sum(0) + self.unread).round(), macs.round()
+        of_batch = ((product * self.macs.view(shape)).sum(0) + self.base).round()
+        parameters = (product * self.parameters.view(shape)).sum(0) + self.unread
+        return parameters.round(), (of_batch / self.images).round()
 
 
 def cost_of(
@@ -227,7 +230,8 @@ def cost_of(
         base += macs_of(node) if not found else 0
     placed = layers_of(traced, coupling) if timing is not None else ()
     timed = tuple((one.layer, rows.dim(one.reads), rows.dim(one.makes)) for one in placed)
-    return replace(rows.cost(tuple(classes), base), unread=unread, layers=timed, timing=timing)
+    made = rows.cost(tuple(classes), base)
+    return replace(made, images=traced.images, unread=unread, layers=timed, timing=timing)
 
 
 _Space = tuple[Layers, Shape, float]

@@ -73,6 +73,16 @@ class Traced:
         return sum(macs_of(node) for node in self.graph.nodes)
 
     @property
+    def images(self) -> int:
+        """How many images the batch at ``input_shape`` has."""
+        return max(1, self.input_shape[0])
+
+    @property
+    def macs_of_image(self) -> int:
+        """Multiply-accumulates of an image: what a model is said to cost."""
+        return round(self.macs / self.images)
+
+    @property
     def input(self) -> fx.Node:
         """The placeholder of the image batch."""
         return _first(self.graph, "placeholder")

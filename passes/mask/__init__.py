@@ -187,7 +187,7 @@ def _priced(
     ):
         held.register_buffer(name, tensor)
         yield _read(graph, name)
-    yield most - (cost.base if what == "macs" else 0)
+    yield most * cost.images - cost.base if what == "macs" else most
 
 
 def check_maskable(found: Maskable) -> None:

@@ -165,6 +165,14 @@ def test_resnet50_to_resnet18_takes_seconds() -> None:
     )  # as torchvision publishes them
 
 
+def test_what_a_member_costs_is_that_of_an_image() -> None:
+    one, other = (
+        pipeline.compile(models.convnet(), models.convnet(), Options(input_shape=(n, 1, 8, 8))) for n in (1, 4)
+    )
+    assert one.given("teacher").macs == other.given("teacher").macs
+    assert [stage.cost for stage in one.arm("distilled").stages] == [s.cost for s in other.arm("distilled").stages]
+
+
 def test_dense_prediction() -> None:
     """Segmentation answers with a dict; labels are then one a pixel."""
     make = torchvision.models.segmentation.lraspp_mobilenet_v3_large

@@ -86,6 +86,15 @@ def test_a_budget_is_met_and_shown(tmp_path: Path, options: tuple[str, ...]) -> 
     assert widths(tmp_path / "aux.pt")["stem.0"] == 16
 
 
+def test_a_budget_is_of_an_image_however_many_a_batch_has(tmp_path: Path) -> None:
+    said = []
+    for shape in ("1x1x8x8", "4x1x8x8"):
+        done = command(*RESNET[:-1], shape, "--macs", "250k", "-o", tmp_path / "aux.pt")
+        assert done.exit_code == 0, done.output
+        said.append(next(line for line in done.output.splitlines() if "MACs" in line))
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -173,7 +173,7 @@ def counted(traced: Traced, coupling: Coupling, blocks: list[Block]) -> Cost:
 
 def real(traced: Traced, coupling: Coupling, removed: frozenset[int]) -> Size:
     again = Trace(SHAPE)(shrink(traced, Survivors(coupling, removed))).value
-    return Size(sum(p.numel() for p in again.module.parameters()), again.macs)
+    return Size(sum(p.numel() for p in again.module.parameters()), again.macs_of_image)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -181,7 +181,7 @@ def test_random_widths_cost_what_is_counted(name: str) -> None:
     traced, coupling = coupled(MODELS[name]())
     blocks, stays = blocks_in(traced, coupling)
     cost = counted(traced, coupling, blocks)
-    assert cost.without(()) == (sum(p.numel() for p in traced.module.parameters()), traced.macs)
+    assert cost.without(()) == (sum(p.numel() for p in traced.module.parameters()), traced.macs_of_image)
     search = Search(coupling, blocks, pools(blocks, "uniform", coupling), torch.rand(coupling.class_count + 1),
                     frozen=stays.frozen)  # fmt: skip
     generator, seen = torch.Generator().manual_seed(0), set()

@@ -242,7 +242,7 @@ def test_what_is_masked_can_be_cut_and_costs_what_was_counted(name: str) -> None
     torch.testing.assert_close(small(images), made.module(images), rtol=1e-4, atol=1e-5)
     cut = Trace(SHAPE)(small).value
     counted = cost_of(given.traced, given.coupling, found.classes).of(kept)
-    assert counted == (sum(p.numel() for p in small.parameters()), cut.macs)
+    assert counted == (sum(p.numel() for p in small.parameters()), cut.macs_of_image)
 
 
 def test_channels_that_are_coupled_have_one_score_and_a_gate_at_each_reader() -> None:

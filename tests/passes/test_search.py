@@ -304,7 +304,7 @@ def test_equal_counts_hold_under_a_budget() -> None:
     traced = Trace(SHAPE)(net).value
     removal = Thin(limits=limits_of(macs=0.5))(ThinSource(traced, Couple()(traced).value)).value
     assert removal.size is not None
-    assert 0.98 * traced.macs <= 2 * removal.size.macs <= traced.macs
+    assert 0.98 * traced.macs_of_image <= 2 * removal.size.macs <= traced.macs_of_image
 
 
 def test_a_budget_of_a_model_that_is_taken_apart_first() -> None:

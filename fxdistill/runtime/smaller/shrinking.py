@@ -42,7 +42,7 @@ def shrink(
         path: The file to write: a bundle, or, where its name ends in .pt2, a program of ``torch.export``, which needs
             nothing of ours; None to write nothing.
         keep: Share of the channels to keep, in (0, 1).
-        macs: Multiply-accumulates that it may have instead; below 1 a share of the model's own. Met within 2 %.
+        macs: Multiply-accumulates of an image that it may have instead; below 1 a share of its own. Met within 2 %.
         params: Parameters that it may have, likewise. With both, neither is exceeded.
         latency: Time in ONNX Runtime that it may take: a share of the model's own below 1, or as ``"3ms"``. Within 2 %,
             as the whole was measured, or refused.

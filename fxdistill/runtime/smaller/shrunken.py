@@ -206,7 +206,7 @@ def since(held: Clock | None, found: LoadedModel, reading: Reading) -> Clock | N
 def size_of(found: LoadedModel, reading: Reading) -> Size:
     """What a model costs as it is read."""
     traced = Trace(_looked(found, reading)[1])(found.module).value
-    return Size(sum(one.numel() for one in found.module.parameters()), traced.macs)
+    return Size(sum(one.numel() for one in found.module.parameters()), traced.macs_of_image)
 
 
 def _looked(found: LoadedModel, reading: Reading) -> tuple[preprocess.Seen, tuple[int, ...]]:
