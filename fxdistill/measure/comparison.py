@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxdistill.data.dataset import Dataset
 from fxdistill.errors import DataError, line
+from fxdistill.measure.agreeing import Agreeing
 from fxdistill.measure.by_image import Tallying
 from fxdistill.measure.model import evaluating, predictions
 from fxdistill.measure.paired import Paired, paired
@@ -122,8 +123,7 @@ def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, bat
     tallying = [Tallying(task, len(names)) for _ in both]
     unmeasured = _unmeasured(first.dataset, task)
     chooses = _chooses(task)
-    agreeing = total = 0
-    distances, said = list[Tensor](), list[Tensor]()
+    agreeing, said = Agreeing(task), list[Tensor]()
     with contextlib.ExitStack() as modes:
         for one in both:
             modes.enter_context(evaluating(one.module))
@@ -131,22 +131,20 @@ def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, bat
             ours, theirs = ours.cpu(), theirs.cpu()  # noqa: PLW2901
             for each, output in zip(tallying, (ours, theirs), strict=True) if not unmeasured else ():
                 each.add(output, targets.cpu())
-            agreed = task.agreement(ours, theirs)
-            agreeing, total = agreeing + agreed.agreeing, total + agreed.total
-            distances.append(task.distance(ours, theirs))
+            agreeing.add(ours, theirs)
             if chooses:
                 chosen = torch.stack([task.says(output) for output in (ours, theirs)])
                 chooses = chosen.shape == (2, len(ours)) and not chosen.is_floating_point()  # a class of each image
                 said.append(chosen)
-        if not distances:
+        if not agreeing.images:
             raise no_images("test")
         tallies = [
             each.tally(one.module, one.dataset, view=one.view, entry=one.entry)
             for each, one in zip(tallying, both, strict=True)
         ]
-    apart = torch.cat(distances)
+    agreed_on, apart = agreeing.found()
     widest = _widest(apart, torch.cat(said, 1) if chooses else None, first.dataset, task, most)
-    known, agreed_on = int(labelled(first.dataset.test.labels).sum()), agreeing / total if total else None
+    known = int(labelled(first.dataset.test.labels).sum())
     found = Comparison(len(apart), known, None, agreed_on, float(apart.mean()), [], widest, unmeasured)
     own, other = tallies
     if own is None or other is None:

@@ -37,12 +37,12 @@ def _said(made: Comparison, task: Task) -> Iterator[str]:
         yield f"what the two reach on the {made.images:,} images is not known: {made.unmeasured}"
     else:
         values = " and ".join(shown(value, task) for value in apart.values)
-        yield f"{task.primary} {values}, on {made.labelled:,} images with a label"
+        yield f"{task.primary} {values}, on {made.labelled:,} image{'s' * (made.labelled != 1)} with a label"
         said, told = f"B - A: {points(apart.value, task)}", ""
         if apart.low is not None and apart.high is not None:
             said += f", {points(apart.low, task, unit=False)} to {points(apart.high, task, unit=False)} in 95 %"
             told = not_apart(apart.low, apart.high)
-        yield f"{said} ({apart.interval}){told}"
+        yield f"{said} ({apart.interval if apart.low is not None else 'one image, which tells no interval'}){told}"
         if apart.alone is not None and apart.p is not None:
             one, other = apart.alone
             yield f"images right in A alone: {one:,}, in B alone: {other:,}; McNemar's exact test: p = {apart.p:.2g}"

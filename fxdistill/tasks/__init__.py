@@ -65,6 +65,7 @@ class Task(ABC):
         of_class: What a class reaches by itself; '' for a task in which nothing is measured class by class.
         class_counts: What is counted of a class: images, or pixels.
         no_label: What stands for no label in a target: -100, or not a number in targets that are not whole.
+        relates: Whether what is said of an image is how it lies to the others: two models agree on all of them at once.
         ranks_train: Whether the metrics compare the test split with the training split.
         collapsed: What is said of a model whose answer is the same for every image.
         moves_targets: Whether targets are maps (B, H, W) that move with the images under augmentation. What comes in at
@@ -86,6 +87,7 @@ class Task(ABC):
     of_class: ClassVar[str] = ""
     class_counts: ClassVar[str] = "images"
     no_label: ClassVar[float] = NO_LABEL
+    relates: ClassVar[bool] = False
     ranks_train: ClassVar[bool] = False
     collapsed: ClassVar[str] = "the same answer for every image"
     moves_targets: ClassVar[bool] = False

@@ -4,8 +4,9 @@ Nothing but the teacher is needed to train. To measure, the training split is ra
 by cosine similarity; mean average precision counts.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # its name everywhere
 from torch import Tensor
@@ -17,6 +18,8 @@ from fxdistill.tasks._classes import wrong_numbers
 from fxdistill.tasks._ranking import Measure, average_precisions, rank
 from fxdistill.tasks._tallies import Means
 
+_MOST_SIMILARITIES = 1 << 22
+"""At once."""
 _MEASURES: Mapping[str, Measure] = {"": "cosine", "-L2": "l2"}
 
 
@@ -36,6 +39,7 @@ class Retrieval(Task):
     primary = "mAP"
     of_class = "mAP"
     embeds = True
+    relates = True
     default_main = "pkt"
     ranks_train = True
     agreement_name = "agreement of nearest neighbours"
@@ -85,9 +89,9 @@ class Retrieval(Task):
         return Means(average_precisions(*_gathered(train(), "train", queries.device), queries, labels), labels)
 
     def distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """The mean difference of its cosine similarities to the others of its batch: embeddings may have two widths."""
-        own, other = (_similarities(features).fill_diagonal_(0) for features in (ours, theirs))
-        return (own - other).abs().sum(1) / max(1, len(ours) - 1)
+        """The mean difference of its cosine similarities to the others: embeddings may have two widths."""
+        sums = [(own - other).abs().sum(1) for own, other in _similarities(ours, theirs, itself=0.0)]
+        return torch.cat(sums) / max(1, len(ours) - 1)
 
     def chance(self, classes: int, targets: Tensor) -> float | None:
         """One in so many classes: the share of each where they are of one size."""
@@ -98,20 +102,28 @@ class Retrieval(Task):
         return F.normalize(output.float())
 
     def agreement(self, ours: Tensor, theirs: Tensor) -> Agreement:
-        """Equal nearest neighbours within the batch; gaps are differences of cosine similarity."""
+        """Equal nearest neighbours among these images; gaps are differences of cosine similarity."""
         if len(ours) < 2:
             return Agreement(len(ours), len(ours))
-        own, other = (_similarities(features) for features in (ours, theirs))
-        chosen = other.argmax(1)
-        same = own.argmax(1) == chosen
-        gaps = own.amax(1) - own.gather(1, chosen.unsqueeze(1)).squeeze(1)
-        return Agreement(int(same.sum()), len(ours), float(torch.where(same, 0, gaps).max()))
+        agreeing, widest = 0, 0.0
+        for own, other in _similarities(ours, theirs, itself=-torch.inf):  # none is its own neighbour
+            chosen = other.argmax(1)
+            same = own.argmax(1) == chosen
+            gaps = own.amax(1) - own.gather(1, chosen.unsqueeze(1)).squeeze(1)
+            agreeing += int(same.sum())
+            widest = float(np.maximum(widest, torch.where(same, 0, gaps).max().item()))
+        return Agreement(agreeing, len(ours), widest)
 
 
-def _similarities(features: Tensor) -> Tensor:
-    """Cosine similarities (B, B) of a batch; none is its own neighbour."""
-    unit = F.normalize(features.float())
-    return (unit @ unit.t()).fill_diagonal_(-torch.inf)
+def _similarities(*features: Tensor, itself: float) -> Iterator[tuple[Tensor, ...]]:
+    """Cosine similarities of some images to all of them (b, B), by each of some features, with ``itself`` to itself."""
+    units = [F.normalize(one.float()) for one in features]
+    images = len(units[0])
+    for start in range(0, images, rows := max(1, _MOST_SIMILARITIES // max(1, images))):
+        found = [unit[start : start + rows] @ unit.t() for unit in units]
+        for one in found:
+            one.diagonal(start).fill_(itself)
+        yield tuple(found)
 
 
 def _gathered(

@@ -17,22 +17,23 @@ from typer.testing import CliRunner
 import fxdistill
 from fxdistill import files
 from fxdistill.cli.commands import app
-from fxdistill.data.dataset import Split
+from fxdistill.data.dataset import Split, from_splits
 from fxdistill.errors import DataError, InputError
 from fxdistill.measure import onnx_file
 from fxdistill.measure.comparison import Comparison, Looking, compared
-from fxdistill.measure.paired import Paired
+from fxdistill.measure.paired import BOOTSTRAP, Paired
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.factories import build
 from fxdistill.plan.schema import Division
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.report.compared import as_json
+from fxdistill.report.compared import as_json, view
 from fxdistill.runtime.deployment import comparing, deploy, finding
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.tasks import NO_LABEL, TASKS, Task
 from tests import runs
 from tests.measure.test_model import dataset
 from tests.plugins import Add
+from tests.report.drawing import drawn
 from tests.test_seams import TASK as ORDINAL
 
 RESNET = "fxdistill.models:resnet"
@@ -112,6 +113,34 @@ class Fixed(nn.Module):
         """Logits."""
         assert not self.training
         return x.flatten(1) @ self.rows
+
+
+def test_one_image_tells_no_interval() -> None:
+    runs.plan_file()
+    found = finding.find(str(runs.workshop() / "teacher.pt"), data="digits")
+    console, text = drawn(terminal=False)
+    console.print(
+        view(Comparison(1, 1, Paired((0.5, 0.5), None, None, BOOTSTRAP), 1.0, 0.0), ["a", "b"], [found, found])
+    )
+    assert "on 1 image with a label" in text.getvalue()
+    assert "+0.00 points (one image, which tells no interval)" in text.getvalue()
+
+
+@pytest.mark.parametrize("task", ["retrieval", "features"])
+def test_neighbours_are_sought_among_all_images_whatever_a_batch_has(task: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (40,), generator=generator)
+    images = from_splits(
+        {part: Split(torch.rand(40, 1, 2, 2, generator=generator), labels) for part in ("train", "test")},
+        ["a", "b", "c"], where="here", task=TASKS.get(task),
+    )  # fmt: skip
+    first, second = (Looking(Fixed(torch.randn(4, 4, generator=generator)), images) for _ in range(2))
+    made = [compared(first, second, TASKS.get(task), batch_size=size) for size in (5, 16, 40)]
+    assert len({one.agreement for one in made}) == 1
+    assert made[0].agreement is not None
+    assert made[0].agreement < 1
+    assert [one.distance for one in made] == pytest.approx([made[-1].distance] * 3)
+    assert [[each.index for each in one.widest] for one in made] == [[each.index for each in made[-1].widest]] * 3
 
 
 def test_by_hand() -> None:

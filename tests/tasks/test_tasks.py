@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from fxdistill.errors import DataError
-from fxdistill.tasks import TASKS, Agreement, Said, labelled
+from fxdistill.tasks import TASKS, Agreement, Said, labelled, retrieval
 
 NAMES = ("classification", "features", "multilabel", "regression", "retrieval", "segmentation")
 Predict = Callable[[str], Iterator[tuple[Tensor, Tensor]]]
@@ -377,6 +377,20 @@ def test_agreement_of_neighbours_by_hand() -> None:
     longer = ours * torch.tensor([[9.0], [1.0], [1.0]])
     assert TASKS.get("retrieval").agreement(longer, ours) == Agreement(3, 3)
     assert TASKS.get("retrieval").agreement(ours[:1], ours[1:2]) == Agreement(1, 1)
+
+
+def test_similarities_are_those_to_all_images_however_many_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, task = torch.Generator().manual_seed(0), TASKS.get("retrieval")
+    ours, theirs = torch.randn(50, 4, generator=generator), torch.randn(50, 6, generator=generator)
+    whole = task.agreement(ours, theirs), task.distance(ours, theirs)
+    both = [torch.nn.functional.normalize(one) @ torch.nn.functional.normalize(one).t() for one in (ours, theirs)]
+    torch.testing.assert_close(whole[1], (both[0] - both[1]).abs().sum(1) / 49)
+    monkeypatch.setattr(retrieval, "_MOST_SIMILARITIES", 7 * 50)
+    parted = task.agreement(ours, theirs), task.distance(ours, theirs)
+    assert parted[0].agreeing == whole[0].agreeing < 50
+    assert parted[0].widest == pytest.approx(whole[0].widest)
+    torch.testing.assert_close(parted[1], whole[1])
+    assert bool(task.distance(ours, theirs * torch.nan).isnan().all())
 
 
 @pytest.mark.gpu
