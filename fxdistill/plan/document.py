@@ -83,6 +83,12 @@ class Plan(Part):
         """The kept channels of a pair, None where it is not sliced."""
         return next((kept for kept in self.kept if kept.pair == pair), None)
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """The pairs that no stage compares."""
+        compared = {term.pair for arm in self.all_arms for stage in arm.stages for term in stage.losses}
+        return tuple(pair.name for pair in self.pairs if pair.name not in compared)
+
     def arm(self, name: str) -> Arm:
         """An arm by name; the control arm with the epochs of the arm beside it.
 

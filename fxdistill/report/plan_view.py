@@ -30,7 +30,9 @@ def plan_view(plan: Plan) -> RenderableType:
     ]
     if plan.pairs or not any(isinstance(member, Masked) for member in plan.members.values()):
         widths = ", ".join(sorted({pair.align for pair in plan.pairs})) or "-"
-        parts.append(_title(f"pairs ({len(plan.pairs)})", f"widths by {widths}"))
+        idle = ", ".join(plan.idle) if len(plan.idle) < len(plan.pairs) else "them"
+        none = f"; no stage compares {idle}" if plan.idle else ""
+        parts.append(_title(f"pairs ({len(plan.pairs)})", f"widths by {widths}{none}"))
     for pair in plan.pairs:
         parts.extend(_pair_lines(plan, pair))
     for name, member in plan.members.items():

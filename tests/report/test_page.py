@@ -104,6 +104,19 @@ def test_a_number_that_is_wrong_would_be_seen(tmp_path: Path) -> None:
     assert "12.35%" not in written(tmp_path, runs.finished()).text
 
 
+def test_a_verdict_is_about_what_is_exported_and_other_arms_stand_below(tmp_path: Path) -> None:
+    plan, result = load_plan(runs.plan_file()), json.loads((runs.finished() / "result.json").read_text())
+    task, (own,) = TASKS.get("classification"), result["differences"].values()
+    for count in (2, 9):
+        many = {"distilled": own, **{f"arm {n}": {**own, "beside": "distilled"} for n in range(count)}}
+        found = {**result, "differences": many}
+        told_of, listed = words.verdict(plan, found, task), words.differences(plan, found, task)
+        assert told_of.count(" from distilled") == (2 if count == 2 else 0)
+        assert "distillation is" in told_of
+        assert len(listed) == (0 if count == 2 else 10)
+    assert words.differences(plan, None, task) == ()
+
+
 def test_it_loads_nothing_and_its_references_hold(tmp_path: Path) -> None:
     page = written(tmp_path, runs.finished())
     assert is_offline(page)

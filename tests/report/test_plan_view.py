@@ -40,6 +40,26 @@ def test_what_wraps_stays_in_its_column(align: str, width: int) -> None:
     assert f"{cost:.1%} of the cost" in " ".join(text.getvalue().split())
 
 
+def test_pairs_that_no_stage_compares_are_said_to_be_none() -> None:
+    plan = load(runs.plan_file())
+    first = plan.pairs[0].name
+    for left_out, said in (((first,), f"; no stage compares {first}"), (plan.pairs, "; no stage compares them")):
+        names, others = {getattr(one, "name", one) for one in left_out}, plan.arm("control").stages[0].losses
+        arms = [
+            arm.changed(stages=[
+                stage.changed(losses=[term for term in stage.losses if term.pair not in names] or others)
+                for stage in arm.stages
+            ])
+            for arm in plan.arms
+        ]  # fmt: skip
+        console, text = drawn(terminal=False)
+        console.print(plan_view(plan.model_copy(update={"arms": arms})))
+        assert said in text.getvalue()
+    console, text = drawn(terminal=False)
+    console.print(plan_view(plan))
+    assert "no stage compares" not in text.getvalue()
+
+
 def test_a_factory_is_shown_with_its_arguments() -> None:
     console, text = drawn(terminal=False)
     kwargs: dict[str, JsonValue] = {"widths": [8, 16], "padding": 1, "name": "small"}

@@ -66,6 +66,7 @@ class Told:
         result: ``result.json``; None of a plan, and while the run is not complete.
         ran: Whether it is a run.
         verdict: What came out, in a sentence; '' of a plan.
+        differences: How far each arm is from the one beside it, where these are too many for a sentence.
         models: The table of models.
         metric: How the primary metric went, arm by arm.
         rates: How the learning rate went, arm by arm.
@@ -83,6 +84,7 @@ class Told:
     result: dict[str, Any] | None = None
     ran: bool = False
     verdict: str = ""
+    differences: tuple[str, ...] = ()
     models: tuple[Model, ...] = ()
     metric: Course | None = None
     rates: Course | None = None
@@ -118,6 +120,7 @@ def of_run(path: Path, name: str) -> Told:
     remarks = dict.fromkeys((*plan.diagnostics, *edited(plan), *(outcome.remarks(result) if result else ())))
     return Told(
         name, plan, result, ran=True, verdict=words.verdict(plan, result, task),
+        differences=words.differences(plan, result, task),
         models=(*_models(plan, result, task), *_files(plan, files)) if result else (),
         metric=metric_of(plan, records, task, slots),
         rates=rates_of(plan, records, slots), losses=losses_of(plan, records), again=words.again(plan, result),

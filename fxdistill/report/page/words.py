@@ -15,12 +15,23 @@ from fxdistill.plan.training import CONTROL
 from fxdistill.report.layout import not_apart, points, spread
 from fxdistill.tasks import Task
 
+_FEW = 3
+"""Differences that a verdict has at most."""
+
 
 def verdict(plan: Plan, result: Mapping[str, Any] | None, task: Task) -> str:
     """What came out, in a sentence."""
     if result is None:
         return "This run is not complete: what follows is as far as it has come."
-    return "; ".join([_reached(plan, result, task), *_helped(plan, result, task), _gate(plan, result)]) + "."
+    helped, many = dict(_helped(plan, result, task)), differences(plan, result, task)
+    told = [said for name, said in helped.items() if not many or name == plan.export.arm]
+    return "; ".join([_reached(plan, result, task), *told, _gate(plan, result)]) + "."
+
+
+def differences(plan: Plan, result: Mapping[str, Any] | None, task: Task) -> tuple[str, ...]:
+    """How far each arm is from the one beside it, where these are too many for a verdict."""
+    found = tuple(said for _, said in _helped(plan, result or {}, task))
+    return found if len(found) > _FEW else ()
 
 
 def _reached(plan: Plan, result: Mapping[str, Any], task: Task) -> str:
@@ -49,18 +60,18 @@ def _smaller(plan: Plan, result: Mapping[str, Any], teacher: str) -> str:
     return f", with {' and '.join(shares)}" if shares else ""
 
 
-def _helped(plan: Plan, result: Mapping[str, Any], task: Task) -> Iterator[str]:
-    """How far each arm is from the one beside it, with the interval of the difference."""
+def _helped(plan: Plan, result: Mapping[str, Any], task: Task) -> Iterator[tuple[str, str]]:
+    """The arms, and how far each is from the one beside it, with the interval of the difference."""
     for name, found in result.get("differences", {}).items():
         beside = "training without a teacher" if found["beside"] == CONTROL else found["beside"]
         who = "distillation" if name == plan.export.arm and found["beside"] == CONTROL else name
         said = f"{who} is {points(found['mean'], task)} from {beside}"
         if found["low"] is None:
-            yield f"{said} (one seed, which tells no interval)"
+            yield name, f"{said} (one seed, which tells no interval)"
             continue
         low, high = (points(found[end], task, unit=False) for end in ("low", "high"))
         said += f" ({low} to {high} in 95\u00a0%, over {found['seeds']} seeds in pairs)"
-        yield said + not_apart(found["low"], found["high"])
+        yield name, said + not_apart(found["low"], found["high"])
 
 
 def _gate(plan: Plan, result: Mapping[str, Any]) -> str:
