@@ -91,7 +91,7 @@ def shrink_model(
     widths: Sequence[tuple[str, int]] = (), criterion: str = "l1", round_to: int | None = 1,
     protect: Sequence[str] = (), only: Sequence[str] = (),
     batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy, seed: int = 0,
-    before: Sequence[tuple[str, int]] = (), timing: Timing | None = None,
+    before: Sequence[tuple[str, int]] = (), timing: Timing | None = None, roughly: bool = False,
     entry: str = "", passes: PassManager | None = None,
 ) -> ShrunkResult:  # fmt: skip
     """Make a model physically smaller; the model itself is not changed.
@@ -115,6 +115,7 @@ def shrink_model(
         seed: Seed of the criterion ``random`` and of the proof.
         before: The widths of layers before earlier steps, by module path: floors and shares of parts are of these.
         timing: How long layers take, for budgets of time.
+        roughly: Whether the widths nearest below a budget will do where none come within 2 % of it.
         entry: Which entry of the output is the prediction; '' to find it.
         passes: A manager to run the passes in, for its timings and remarks.
 
@@ -128,7 +129,7 @@ def shrink_model(
     thin = Thin(
         keep=keep, limits=tuple(limits), ranking=ranking, floor=floor, scopes=tuple(scopes), widths=tuple(widths),
         criterion=criterion, round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
-        before=tuple(before),
+        before=tuple(before), roughly=roughly,
     )  # fmt: skip
     barriers: dict[str, str] = {}
     traced = passes.run(Trace(input_shape, entry=entry), module)

@@ -93,6 +93,7 @@ class Thin(Pass[ThinSource, Removal]):
         only: Module paths; channels that are produced anywhere else stay. Empty: everywhere.
         seed: Seed of what is random in the criterion.
         before: The widths of layers before earlier steps, by module path: floors and shares of parts are of these.
+        roughly: Whether the widths nearest below a budget will do where none come within 2 % of it, with a remark.
     """
 
     keep: float | None = None
@@ -107,6 +108,7 @@ class Thin(Pass[ThinSource, Removal]):
     only: tuple[str, ...] = ()
     seed: int = 0
     before: tuple[tuple[str, int], ...] = ()
+    roughly: bool = False
 
     def requires(self, source: ThinSource) -> None:
         """Something that says how much, numbers that make sense, a criterion and paths that exist."""
@@ -243,14 +245,15 @@ class Thin(Pass[ThinSource, Removal]):
         while True:
             blocks = self._blocks(stays, named, multiples.pop(0))
             try:
-                return self._selected(source, blocks, wanted, scores, stays)
+                return self._selected(source, blocks, wanted, scores, stays, roughly=self.roughly and not multiples)
             except BudgetError:
                 if not multiples:
                     raise
 
     def _selected(
-        self, source: ThinSource, blocks: Sequence[Block], wanted: Sequence[Width], scores: Tensor, stays: Stays
-    ) -> tuple[Selection, Size | None]:
+        self, source: ThinSource, blocks: Sequence[Block], wanted: Sequence[Width], scores: Tensor, stays: Stays, *,
+        roughly: bool,
+    ) -> tuple[Selection, Size | None]:  # fmt: skip
         if self.keep is None and not self.limits:
             return select(source.coupling, blocks, wanted, scores, frozen=stays.frozen), None
         ranking = self.ranking or ("global" if self.limits else "uniform")
@@ -260,7 +263,7 @@ class Thin(Pass[ThinSource, Removal]):
         )
         if self.limits:
             free = [class_id for block in blocks for class_id in block.classes]
-            selection, spent = search.meet(self.limits, self._cost(source, free))
+            selection, spent = search.meet(self.limits, self._cost(source, free), roughly=roughly)
             return selection, Size(*spent[:2])
         return search.selected(search.targets(self.keep or 0.0), wanted), None
 

@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import BudgetError
 from fxdistill.ir.cost import Cost, Limit, Spent, check_limit, told
 from fxdistill.ir.coupling import Coupling
@@ -109,8 +110,13 @@ class Search:
             self.coupling, blocks, widths, self.scores, frozen=self.frozen, memory=None if widths else self._memory
         )
 
-    def meet(self, limits: Sequence[Limit], cost: Cost) -> tuple[Selection, Spent]:
+    def meet(self, limits: Sequence[Limit], cost: Cost, *, roughly: bool = False) -> tuple[Selection, Spent]:
         """The selection that costs as much as it may, within :data:`TOLERANCE` of the budget that is met first.
+
+        Args:
+            limits: The budgets.
+            cost: What the model costs.
+            roughly: Whether the nearest below will do where nothing comes so near; then that is remarked.
 
         Raises:
             BudgetError: A budget is below the least or above the most that can be had, or nothing comes near to it.
@@ -139,10 +145,13 @@ class Search:
         if _share(self._costs(met, cost), most) < 1 - (TOLERANCE if cost.timing is None else _LOOSE):
             found = self._costs(met, cost)
             near = " and ".join(told(limit.what, getattr(found, limit.what)) for limit in limits)
-            raise BudgetError(
-                f"no widths come within {TOLERANCE:.0%} of the budget: the nearest below it have {near}",
-                where=limits[0].option, hint=f"give that, or {self._or_multiples('another --floor')}",
-            )  # fmt: skip
+            why = f"no widths come within {TOLERANCE:.0%} of the budget: the nearest below it have {near}"
+            hint = f"give that, or {self._or_multiples('another --floor')}"
+            if not roughly:
+                raise BudgetError(why, where=limits[0].option, hint=hint)
+            below = Diagnostic(code="below-budget", severity="warning", where=limits[0].option, why=why, hint=hint)
+            chosen = self.selected(met)
+            return replace(chosen, diagnostics=(below, *chosen.diagnostics)), found
         return self.selected(met), self._costs(met, cost)
 
     @property
@@ -197,6 +206,13 @@ class Search:
 
     def _near(self, targets: Targets, most: Spent, cost: Cost) -> Targets:
         """Where steps are too large to come near: some less for one block, and what that leaves for the others."""
+        found = self._nearer(targets, most, cost)
+        while found != targets and cost.timing is None:  # from there on perhaps for another block
+            targets, found = found, self._nearer(found, most, cost)
+        return found
+
+    def _nearer(self, targets: Targets, most: Spent, cost: Cost) -> Targets:
+        """The nearest that is so found for a single block."""
         best = targets
         ranked = sorted(self.places, key=lambda n: -self.places[n][targets[n] - 1])  # the nearest to going first
         for steps, number in itertools.product(range(1, _STEPS + 1), ranked):

@@ -1,6 +1,7 @@
 """Search: budgets are met, never exceeded, by what matters least; or refused with what can be had."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import BudgetError, InputError, InvariantError
 from fxdistill.ir.cost import Limit, Size, limits_of
+from fxdistill.models import convnet
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Removal, Thin, ThinSource
 from fxdistill.passes.thin.blocks import Block
@@ -203,6 +205,28 @@ def test_widths_are_multiples_under_a_budget() -> None:
     assert {after % 4 for name, (_, after) in widths.items() if name != "head"} == {0}
     with pytest.raises(InputError, match="no widths come within 2% of the budget: the nearest below it have"):
         thin(model, limits=limits_of(macs=0.6), round_to=32, floor=0.0)
+
+
+def test_the_nearest_below_a_budget_will_do_where_it_is_a_step_of_several() -> None:
+    traced = Trace(IMAGE)(Basic(32).eval()).value
+    source = ThinSource(traced, Couple()(traced).value)
+    wanted = Thin(limits=limits_of(macs=0.6), round_to=32, floor=0.0, roughly=True)
+    result = wanted(source)
+    assert [remark.code for remark in result.diagnostics][:1] == ["below-budget"]
+    assert result.value.size is not None
+    assert 0 < result.value.size.macs < 0.98 * 0.6 * traced.macs
+    fine = replace(wanted, round_to=None)(source)  # finer multiples are preferred to that
+    assert fine.value.size is not None
+    assert 0.98 * 0.6 * traced.macs <= fine.value.size.macs
+
+
+def test_widths_near_a_budget_are_found_where_several_layers_have_to_give() -> None:
+    model = convnet(widths=[16, 32], hidden=32).eval()
+    for share in (0.97, 0.95):
+        traced = Trace((1, 1, 8, 8))(model).value
+        found = Thin(limits=limits_of(macs=share), round_to=1)(ThinSource(traced, Couple()(traced).value)).value.size
+        assert found is not None
+        assert (1 - TOLERANCE) * share <= found.macs / traced.macs <= share
 
 
 @pytest.mark.parametrize(

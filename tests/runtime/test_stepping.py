@@ -154,6 +154,13 @@ def test_gradients_are_of_the_output_that_is_the_prediction() -> None:
         ranked(nn.Sequential(load(teacher()).module, nn.Linear(10, 3)))
 
 
+def test_what_was_trained_is_not_given_up_where_no_widths_of_it_come_near_the_budget(tmp_path: Path) -> None:
+    made = shrink(tmp_path, macs=0.4, steps=2, round_to=4)
+    assert (tmp_path / "aux-steps/step-1/run/result.json").exists()
+    assert 0.9 * 0.4 < made.after.macs / made.before.macs < 0.98 * 0.4
+    assert [one.where for one in made.diagnostics if one.code == "below-budget"] == ["--macs"]
+
+
 def test_a_file_whose_example_is_a_batch_of_several_goes_as_far(tmp_path: Path) -> None:
     save(load(teacher()).module, tmp_path / "eight.pt", input_shape=(8, 1, 8, 8))
     made = shrinking.shrink(

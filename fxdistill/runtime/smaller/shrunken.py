@@ -50,6 +50,7 @@ class Wish:
         seed: Seed of criteria that draw, and of the proof.
         before: The widths of layers before earlier steps: floors and shares of parts are of these.
         latency: How long the model may take.
+        roughly: Whether the widths nearest below a budget will do: it is a step of several.
     """
 
     keep: float | None = None
@@ -64,6 +65,12 @@ class Wish:
     seed: int = 0
     before: tuple[tuple[str, int], ...] = ()
     latency: Wanted | None = None
+    roughly: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a budget is left to go towards."""
+        return bool(self.limits or self.latency)
 
 
 def wished(
@@ -138,8 +145,8 @@ def shrunk(
         return shrink_model(
             found.module, input_shape=shape, keep=wish.keep, limits=(*limits, *wish.limits), ranking=wish.ranking,
             floor=wish.floor, scopes=wish.scopes, criterion=wish.by, round_to=wish.round_to, protect=wish.protect,
-            only=wish.only, seed=wish.seed, before=wish.before, passes=passes, timing=timing,
-            batch=examples.batch, loss=examples.loss, entry=examples.entry,
+            only=wish.only, seed=wish.seed, before=wish.before, roughly=wish.roughly, passes=passes,
+            timing=timing, batch=examples.batch, loss=examples.loss, entry=examples.entry,
         )  # fmt: skip
 
     if wish.latency is None or clock is None:

@@ -74,7 +74,7 @@ class Steps:
             raise InputError(
                 f"{self.count} are no steps", where="--steps", hint=f"give a number from 2 to {_MOST}, or leave it out"
             )
-        if not (wish.limits or wish.latency) or wish.keep is not None:
+        if not wish.goes_on or wish.keep is not None:
             raise InputError(
                 "steps go towards a budget", where="--steps", hint="give --macs 0.5, say, or --latency 0.6"
             )
@@ -155,7 +155,7 @@ def in_steps(
     wish = replace(wish, before=tuple((path, before) for path, (before, _) in at_once.widths.items()))
     for number in range(1, steps.count):
         part = _part(wish, at_once.before, number / steps.count, size, clock)
-        if not (part.limits or part.latency):  # the step before went as far
+        if not part.goes_on:  # the step before went as far
             continue
         place = folder / f"step-{number}"
         this = {**asked, "step": number}
@@ -174,11 +174,13 @@ def in_steps(
         current = load(place / RUN)
         size, clock = shrunken.size_of(current, reading), shrunken.since(clock, current, reading)
     last = _part(wish, at_once.before, 1.0, size, clock)
-    if not (last.limits or last.latency):
+    if not last.goes_on:
         raise InputError(
             "the last step has nothing to do: the one before it meets the budget", where="--steps",
             hint="take fewer steps",
         )  # fmt: skip
+    if last.latency is None:  # what was trained is not given up where no widths of it come near
+        last = replace(last, roughly=True)
     made, preprocessing = shrunken.shrunk(current, last, reading, clock=clock, passes=passes)
     widths = {path: (dict(wish.before).get(path, before), after) for path, (before, after) in made.widths.items()}
     return replace(made, before=at_once.before, widths=widths), preprocessing, current
@@ -187,8 +189,7 @@ def in_steps(
 def _goes_all_the_way(made: ShrunkResult, wish: Wish, own: Size, clock: Clock | None) -> bool:
     """Whether a model that is a part of the way meets the whole budget: widths are coarse, and times roughly met."""
     then = clock if clock is None or made.confirmed is None else replace(clock, at=made.confirmed.share)
-    left = _part(wish, own, 1.0, made.after, then)
-    return not (left.limits or left.latency)
+    return not _part(wish, own, 1.0, made.after, then).goes_on
 
 
 def _part(wish: Wish, own: Size, way: float, size: Size, clock: Clock | None) -> Wish:
