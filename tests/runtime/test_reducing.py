@@ -144,6 +144,11 @@ def test_it_is_calibrated_on_training_images_evenly_spaced() -> None:
     assert reducing.ready(found, Path("t.onnx"), ["fp16"], Reducing()) is None
 
 
+@pytest.mark.parametrize("calibration", ["minmax", "entropy"])
+def test_few_images_are_enough_for_a_file_that_takes_any_number(tmp_path: Path, calibration: Calibration) -> None:
+    assert made(tmp_path, "int8", replace(ANY, images=3, calibration=calibration)).path.exists()
+
+
 def test_what_is_missing_is_known_before_anything_is_written(tmp_path: Path) -> None:
     runs.plan_file()
     blank = finding.find(str(runs.workshop() / "teacher.pt"))

@@ -173,10 +173,10 @@ def reduced(found: Found, path: Path, precision: Precision, how: Reducing, *, im
         if images is None or precision == "fp16":
             onnx_reduced.fp16(path, draft)
         else:
-            if size > len(images):
+            if file.batch is not None and file.batch > len(images):
                 raise InputError(
-                    f"it takes {size} images at once, and there are {len(images)} to calibrate on", where=str(path),
-                    hint="name more of them: --calibrate SPEC, --calibration-images N",
+                    f"it takes {file.batch} images at once, and there are {len(images)} to calibrate on",
+                    where=str(path), hint="name more of them: --calibrate SPEC, --calibration-images N",
                 )  # fmt: skip
             count = len(images) // size if file.batch else -(-len(images) // size)
             onnx_reduced.int8(path, draft, given(images, size), count=count, calibration=how.calibration)
