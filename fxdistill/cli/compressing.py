@@ -109,6 +109,7 @@ def compress(
         settings = execution.Settings(
             device=device, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every, force=force
         )
+        stepping.check_device(settings, teaching)
         out = Console(highlight=False)
         said, run = running.step_said(out), functools.partial(running.step_run, settings=settings, out=out)
         shrunk = job.prepare(

@@ -144,6 +144,7 @@ def test_another_request_in_the_same_folder_is_refused() -> None:
         (("--keep", "0.5", "--steps", "2"), "steps go towards a budget"),
         (("--macs", "0.5", "--steps", "101"), "101 are no steps"),
         (("--macs", "0.5", "--steps", "2", "--set", "main.nothing=1"), "--set"),
+        (("--macs", "0.5", "--device", "cpu", "--precision", "16-mixed"), "16-mixed precision needs a CUDA device"),
         (("--macs", "0.5", "--by", "l7"), "there is no criterion named 'l7'"),
     ],
 )

@@ -77,6 +77,7 @@ def compress(
     checking.keywords(teaching, Teaching)
     settings, how = settings or Settings(), Teaching(str(data), **teaching)
     how = replace(how, allow=(*how.allow, *settings.allow))
+    stepping.check_device(settings, how)
     wish = wished(
         keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,
         round_to=round_to, protect=protect, only=only, seed=how.seed,

@@ -18,7 +18,7 @@ from fxdistill.passes.thin.search import Ranking
 from fxdistill.runtime.deployment.finding import as_loaded
 from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.smaller.shrunken import Reading, shrunk, timed, wished, write
-from fxdistill.runtime.smaller.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps
+from fxdistill.runtime.smaller.stepping import Runs, Says, Steps, carry_out, check_device, folder_for, in_steps
 from fxdistill.runtime.smaller.teaching import Teaching
 
 
@@ -90,19 +90,19 @@ def shrink(
     )  # fmt: skip
     names, data = None if class_map is None else Path(class_map), None if data is None else str(data)
     reading = Reading(data=data, task=task, input_shape=input_shape, allow=tuple(allow), class_map=names)
-    between = None
+    between, settings = None, replace(settings or Settings(), allow=tuple(allow), trust_code=trust_code)
     if steps != 1:
         teaching = Teaching.on(
             data, task=task, class_map=names, input_shape=input_shape, lr=lr, seed=seed, allow=tuple(allow)
         )
         between = Steps.of(steps, recover, teaching)
         between.check(wish, found)
+        check_device(settings, teaching)
         folder = folder_for(path)
     with timed(found, wish, reading, None if latency_table is None else Path(latency_table)) as clock:
         made, preprocessing = shrunk(found, wish, reading, clock=clock, passes=passes)
         made_of = found
         if between is not None:
-            settings = replace(settings or Settings(), allow=tuple(allow), trust_code=trust_code)
             made, preprocessing, made_of = in_steps(
                 found, folder, wish, between, made, run=run or functools.partial(carry_out, settings=settings),
                 clock=clock, say=say, passes=passes,

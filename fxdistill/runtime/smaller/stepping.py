@@ -31,7 +31,7 @@ from fxdistill.plan import difference
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime.planning import planner
+from fxdistill.runtime.planning import planner, preflight
 from fxdistill.runtime.run.execute import execute
 from fxdistill.runtime.run.execution import Observer, Settings
 from fxdistill.runtime.smaller import shrunken
@@ -117,6 +117,15 @@ def folder_for(path: str | Path | None) -> Path:
 def carry_out(folder: Path, settings: Settings, observer: Observer | None = None) -> dict[str, Any]:
     """Run the plan of a folder, or go on with its run; see :func:`fxdistill.run`."""
     return execute(folder / PLAN, folder / RUN, settings_for(folder, settings), observer)
+
+
+def check_device(settings: Settings, teaching: Teaching) -> None:
+    """Refuse a device that is not here before anything is made smaller for it.
+
+    Raises:
+        InputError: It is not, or it does not train in that precision.
+    """
+    preflight.accelerator(settings.device, settings.precision or teaching.precision)
 
 
 def settings_for(folder: Path, settings: Settings) -> Settings:
