@@ -113,11 +113,13 @@ def not_apart(low: float, high: float) -> str:
     return ": not told apart" if low <= 0 <= high else ""
 
 
-def spread(value: float, deviation: float, task: Task) -> str:
-    """A mean of the primary metric with its standard deviation over seeds."""
-    if not deviation:
+def spread(value: float, deviation: float, task: Task, seeds: int = 1) -> str:
+    """A mean of the primary metric with its standard deviation over seeds, which may be zero of several."""
+    if not deviation and seeds < 2:
         return task.shown(value)
     if task.is_share:
         return f"{task.shown(value)} ± {deviation * 100:.2f}"
-    places = max(0, 1 - math.floor(math.log10(deviation)))  # as far as two digits of the deviation go
+    places = (
+        max(0, 1 - math.floor(math.log10(deviation))) if deviation else _FINE
+    )  # as far as two digits of the deviation go
     return f"{f'{value:,.{places}f}' if places < _FINE else task.shown(value)} ± {figure(deviation, 2)}"

@@ -85,9 +85,9 @@ def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:
     for arm in plan.arms:
         member = arm.trains[0]
         if plan.control is not None and plan.control.of == arm.name and CONTROL in result["summary"]:
-            yield _row(plan, result, f"{member}, no distillation", member, _spread(result["summary"][CONTROL], task))
+            yield _row(plan, result, f"{member}, no distillation", member, _spread(result, CONTROL, task))
         label = member if arm.name == member else f"{member}, {arm.name}"
-        yield _row(plan, result, label, member, _spread(result["summary"].get(arm.name), task))
+        yield _row(plan, result, label, member, _spread(result, arm.name, task))
 
 
 def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str) -> Row:
@@ -156,5 +156,7 @@ def _no_quicker(plan: Plan, result: dict[str, Any]) -> Iterator[str]:
             yield f"{told}: fxdistill bench measures both in turn; fxdistill shrink --latency goes by time"
 
 
-def _spread(found: dict[str, float] | None, task: Task) -> str:
-    return _NOTHING if found is None else spread(found["mean"], found["deviation"], task)
+def _spread(result: dict[str, Any], arm: str, task: Task) -> str:
+    found = result["summary"].get(arm)
+    seeds = sum(one["name"] == arm and task.primary in one for one in result["arms"])
+    return _NOTHING if found is None else spread(found["mean"], found["deviation"], task, seeds)

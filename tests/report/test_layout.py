@@ -50,3 +50,11 @@ def test_a_figure_has_an_exponent_only_where_one_would_write_it(value: float, di
 ])  # fmt: skip
 def test_a_mean_goes_as_far_as_its_deviation(value: float, deviation: float, said: str) -> None:
     assert layout.spread(value, deviation, TASKS.get("regression")) == said
+
+
+def test_several_seeds_that_reach_the_same_have_a_deviation_of_zero() -> None:
+    said = {
+        (task, seeds): layout.spread(0.5, 0.0, TASKS.get(task), seeds)
+        for task in ("classification", "regression") for seeds in (1, 2)
+    }  # fmt: skip
+    assert list(said.values()) == ["50.00%", "50.00% ± 0.00", "0.5", "0.5 ± 0"]

@@ -458,6 +458,17 @@ def test_labels_of_models_do_not_lie_on_each_other() -> None:
     assert all(0 <= dot.label_x <= chart.WIDTH for dot in made.dots)
 
 
+def test_a_label_longer_than_a_chart_is_cut_and_its_point_says_it_whole() -> None:
+    name = "runs/2026-11/resnet50-to-resnet18-indistill+kd-lr0.003-batch128-five-seeds"
+    pair = [told.Model(n, "student", v, 0.0, (v,), 1000, m, 0.1) for n, v, m in ((name, 0.5, 10**6), ("b", 0.9, 5000))]
+    made = chart.scatter(pair, TASKS.get("classification"), "macs")
+    assert made is not None
+    (dot,) = (one for one in made.dots if one.name == name)
+    assert name.startswith(dot.label.removesuffix("…"))
+    assert dot.label_x - len(dot.label) * 5.9 * (dot.anchor == "end") >= 0
+    assert dot.label_x + len(dot.label) * 5.9 * (dot.anchor == "start") <= chart.WIDTH
+
+
 def test_points_that_lie_on_each_other_are_all_seen() -> None:
     task = TASKS.get("classification")
     models = [

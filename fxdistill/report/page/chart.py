@@ -20,6 +20,8 @@ _LOGARITHMIC = 40.0
 _EARLY = 0.25  # of the epochs: what is reached in these does not decide how high a chart of the metric is
 _LETTER, _LINE = 5.9, 14.0
 """Width of a letter of a label, and the least distance of two lines of text."""
+_MOST_LETTERS = 44
+"""Of a label, so that it has room in a chart."""
 _RADIUS, _RING = 5.0, 3.0
 """Of a point, and how much larger it is for each that lies on it."""
 
@@ -297,7 +299,8 @@ def _middle(model: Model) -> float:
 
 def _dot(model: Model, at: float, y: Scale, placed: _Placed) -> Dot:
     """A point; its label right or left of it, as near as nothing else stands, and none where all is full."""
-    middle, wide = y(_middle(model)), len(model.name) * _LETTER
+    label = model.name if len(model.name) <= _MOST_LETTERS else f"{model.name[: _MOST_LETTERS - 1]}…"
+    middle, wide = y(_middle(model)), len(label) * _LETTER
     sides = [(at + 10, at + 10 + wide, "start"), (at - 10 - wide, at - 10, "end")]
     sides = [one for one in sides if one[0] >= _LEFT and one[1] <= WIDTH] or [(WIDTH - wide - 2, WIDTH - 2, "fixed")]
     shifts = sorted((k * 7.0 * sign for k in range(14) for sign in (1, -1)), key=abs)
@@ -313,6 +316,6 @@ def _dot(model: Model, at: float, y: Scale, placed: _Placed) -> Dot:
     placed.boxes.extend([(left, right, middle + shift)] if best else [])
     low, high = (y(_middle(model) + sign * model.deviation) for sign in (-1, 1))
     return Dot(
-        at, middle, low, high, model.slot, model.name, model.name if best else "",
+        at, middle, low, high, model.slot, model.name, label if best else "",
         right if anchor == "end" else left, middle + shift, "end" if anchor == "end" else "start", abs(shift) > 7,
     )  # fmt: skip

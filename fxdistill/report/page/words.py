@@ -39,7 +39,7 @@ def _reached(plan: Plan, result: Mapping[str, Any], task: Task) -> str:
     if own is None:
         return f"The {member} is trained; the test images have no labels, so that nothing was measured on them"
     seeds = sum(arm["name"] == plan.export.arm and task.primary in arm for arm in result["arms"])
-    said = f"The {member} reaches {task.primary} {spread(own['mean'], own['deviation'], task)}"
+    said = f"The {member} reaches {task.primary} {spread(own['mean'], own['deviation'], task, seeds)}"
     said += f" over {seeds} seeds" if seeds > 1 else " under one seed"
     taught = {name: found[task.primary] for name, found in result["members"].items() if task.primary in found}
     if taught:
