@@ -87,7 +87,7 @@ def measure(setting: str, arm: str, seed: int, work: Work) -> Row:
     return {
         "setting": setting, "arm": arm, "seed": seed, "float": made.of_float, "student": made.value,
         **_apart(together), "agreement": made.agreement,
-        "passes": not reducing.loses(made, Reducing(), better=True, share=True),
+        "passes": not reducing.loses(made, Reducing(), found.task),
         "ms": round(made.latency[precision].median_ms, 4), "float_ms": round(made.latency["float"].median_ms, 4),
         "bytes": made.bytes[precision], "float_bytes": made.bytes["float"], "images": made.images, "epochs": EPOCHS,
         "seconds": round(time.monotonic() - began), **series.provenance(),

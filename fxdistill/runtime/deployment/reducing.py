@@ -181,7 +181,7 @@ def reduced(found: Found, path: Path, precision: Precision, how: Reducing, *, im
             count = len(images) // size if file.batch else -(-len(images) // size)
             onnx_reduced.int8(path, draft, given(images, size), count=count, calibration=how.calibration)
         made = _measured(found, _data(found, precision), {"float": path, precision: draft}, target, precision)
-        if what := loses(made, how, better=found.task.higher_is_better, share=found.task.is_share):
+        if what := loses(made, how, found.task):
             hint = "keep the float file, or allow more" if precision == "fp16" else (
                 "calibrate otherwise (--calibration, --calibration-images), or allow more"
             )  # fmt: skip
@@ -242,19 +242,19 @@ def _measured(
     )  # fmt: skip
 
 
-def loses(made: Reduced, how: Reducing, *, better: bool, share: bool) -> str:
+def loses(made: Reduced, how: Reducing, task: Task) -> str:
     """What a file loses that is too much; '' where it passes.
 
     Args:
         made: The file.
         how: What it may lose.
-        better: Whether more of the metric is better.
-        share: Whether the metric is a share of 1.
+        task: What its predictions are.
     """
-    lost = (made.of_float - made.value) * (1 if better else -1)
-    points = lost / _POINT / (1 if share else abs(made.of_float) or 1)
+    lost = (made.of_float - made.value) * (1 if task.higher_is_better else -1)
+    points = lost / _POINT / (1 if task.is_share else abs(made.of_float) or 1)
     if made.metric and not points <= how.tolerance + _ROUNDING:
-        what = f"{made.metric} {made.value:.4g} is {points:.2f} points from the float file's {made.of_float:.4g}"
+        off = f"{figure(points)} {'points' if task.is_share else '%'} from the float file's {task.shown(made.of_float)}"
+        what = f"{made.metric} {task.shown(made.value)} is {off}"
         return f"{what}; allowed are {how.tolerance:g} (--tolerance-accuracy)"
     if made.agreement is not None and not (1 - made.agreement) / _POINT <= how.disagreement + _ROUNDING:
         what = f"it answers as the float file for {made.agreement:.2%} of {made.images:,} test images; it may differ"
