@@ -22,6 +22,15 @@ def size_of(plan: Plan, result: Mapping[str, Any], member: str) -> tuple[int, in
     return parameters, macs
 
 
+def exported(plan: Plan, result: Mapping[str, Any]) -> str:
+    """Which training the exported member is of, where there were several; '' where there was one."""
+    arms = [arm for arm in plan.arms if plan.export.member in arm.trains]
+    several = len(plan.seeds) > 1 and "exported_seed" in result and not plan.arm(plan.export.arm).once
+    why = "the best on the validation images" if plan.export.seed == "best" else "the first one"
+    said = [plan.export.arm] if len(arms) > 1 else []
+    return ", ".join([*said, *([f"seed {result['exported_seed']}", why] if several else [])])
+
+
 def remarks(result: Mapping[str, Any]) -> list[Diagnostic]:
     """What there was to say of what came out of training, each once."""
     found = (Diagnostic(**remark) for arm in result["arms"] for remark in arm.get("remarks", ()))

@@ -58,7 +58,7 @@ def result_view(plan: Plan, result: dict[str, Any]) -> RenderableType:
         f"{over}; latency: batch 1, one thread, {provider}, median",
         f"parity on {parity['images']} images: {Parity(**parity)}",
         *(() if result["summary"] else ("the test images have no labels: nothing was measured on them",)),
-        *_exported(plan, result),
+        *((f"exported: {exported}",) if (exported := outcome.exported(plan, result)) else ()),
         *_taken(plan, result),
         *_unhelped(plan, result, task),
         *_no_quicker(plan, result),
@@ -94,18 +94,6 @@ def _row(plan: Plan, result: dict[str, Any], label: str, member: str, value: str
     size, timed = outcome.size_of(plan, result, member), result["latency"].get(member)
     latency = _NOTHING if timed is None else f"{timed['median_ms']:.3f} ms"
     return label, value, *(map(count, size) if size is not None else (_NOTHING, _NOTHING)), latency
-
-
-def _exported(plan: Plan, result: dict[str, Any]) -> Iterator[str]:
-    """Which training the exported member is of, where there were several."""
-    arms = [arm for arm in plan.arms if plan.export.member in arm.trains]
-    several = len(plan.seeds) > 1 and "exported_seed" in result and not plan.arm(plan.export.arm).once
-    why = "the best on the validation images" if plan.export.seed == "best" else "the first one"
-    said = [plan.export.arm] if len(arms) > 1 else []
-    if several:
-        said += [f"seed {result['exported_seed']}", why]
-    if said:
-        yield f"exported: {', '.join(said)}"
 
 
 def _differences(result: dict[str, Any], task: Task) -> Iterator[str]:

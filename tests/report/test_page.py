@@ -22,7 +22,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Masked
 from fxdistill.report.page import chart, compared, courses, document, network, parts, told, words
-from fxdistill.runtime.run.details import Details
+from fxdistill.runtime.run.details import Beside, Details
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Settings
 from fxdistill.tasks import TASKS
@@ -115,6 +115,16 @@ def test_a_verdict_is_about_what_is_exported_and_other_arms_stand_below(tmp_path
         assert "distillation is" in told_of
         assert len(listed) == (0 if count == 2 else 10)
     assert words.differences(plan, None, task) == ()
+
+
+def test_what_is_measured_of_one_seed_says_of_which() -> None:
+    found = told.of_run(runs.finished(), "run")
+    for seeds, said in (([0, 1], "seed 0, the first one"), ([0], "")):
+        page = parts.page_of(replace(found, plan=found.plan.changed(seeds=seeds), details=found.details or Details("")))
+        assert page.measured.exported == said
+    beside = Beside("teacher", "student", 5, 1.0, "accuracy", "images")
+    shown = replace(found, plan=found.plan.changed(seeds=[0, 1]), details=Details("", beside=beside))
+    assert "Of what is exported: seed 0, the first one." in document.document([shown])
 
 
 def test_it_loads_nothing_and_its_references_hold(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fxdistill.report import outcome
 from fxdistill.report.layout import points
 from fxdistill.report.page.chart import metric_text
 from fxdistill.report.page.dumbbell import Dumbbell, dumbbell
@@ -19,6 +20,7 @@ class Measured:
     """See the module docstring; None and () of what was not measured.
 
     Attributes:
+        exported: Which training the exported member is of, where there were several.
         similarity: How alike the taps of each pair were and are.
         similar_on: On which images.
         classes: What teacher and student reach on the classes that change most.
@@ -28,6 +30,7 @@ class Measured:
         apart: The images on which they differ most, with pictures.
     """
 
+    exported: str = ""
     similarity: Dumbbell | None = None
     similar_on: str = ""
     classes: Dumbbell | None = None
@@ -47,9 +50,10 @@ def measured(told: Told) -> Measured:
         say=lambda value, _=2: f"{value:.2f}", names=("before training", "after"), slots=("student", "student"),
         x_label="linear CKA, 1 for the same", hollow=True, whole=True,
     )  # fmt: skip
+    exported = outcome.exported(told.plan, told.result) if told.result else ""
     beside = found.beside
     if beside is None:
-        return Measured(similarity, found.on)
+        return Measured(exported, similarity, found.on)
     rows = [one for one in beside.classes if one.teacher is not None or one.student is not None]
     task = told.task
     which = "the classes that change most" if len(rows) > _CLASSES else "each class"
@@ -60,7 +64,7 @@ def measured(told: Told) -> Measured:
     )  # fmt: skip
     table = tuple(_row(one, task) for one in rows[:_TABLED])
     pictures = tuple(one for one in beside.apart if is_picture(one.png))
-    return Measured(similarity, found.on, drawn, table, max(0, len(rows) - _TABLED), beside, pictures)
+    return Measured(exported, similarity, found.on, drawn, table, max(0, len(rows) - _TABLED), beside, pictures)
 
 
 def _row(one: OfClass, task: Task) -> tuple[str, ...]:
