@@ -109,11 +109,10 @@ def compress(
         settings = execution.Settings(
             device=device, allow=tuple(allow_factory), trust_code=trust_code, save_seconds=save_every, force=force
         )
-        stepping.check_device(settings, teaching)
         out = Console(highlight=False)
         said, run = running.step_said(out), functools.partial(running.step_run, settings=settings, out=out)
         shrunk = job.prepare(
-            found, output, wish, teaching, run=run, table=latency_table, say=said,
+            found, output, wish, teaching, settings=settings, run=run, table=latency_table, say=said,
             steps=None if steps == 1 else stepping.Steps.of(steps, recover or 1, teaching),
         )  # fmt: skip
         if shrunk is not None:

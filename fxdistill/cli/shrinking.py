@@ -75,7 +75,8 @@ def shrink(
             class_map=class_map, input_shape=wanted, factory=factory, args=factory_arg, seed=seed,
             allow=allow_factory, trust_code=trust_code, passes=passes, checkpoint_entry=entry,
             steps=steps, recover=recover or 1, **values.said(lr=lr),
-            say=running.step_said(out), run=functools.partial(running.step_run, settings=settings, out=out),
+            say=running.step_said(out), settings=settings,
+            run=functools.partial(running.step_run, settings=settings, out=out),
         )  # fmt: skip
         out.print(shrunk_view(made))
         out.print(Text(f"\nwrote {output} in {monotonic() - start:.1f} s ({passes.timing()})"), soft_wrap=True)

@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -152,6 +153,17 @@ def test_a_wrong_request_leaves_nothing(tmp_path: Path, options: tuple[str, ...]
     data = () if "--data" in options else ("--data", "digits")
     assert needle in compress(tmp_path / "out", *data, *options, code=2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("steps", [(), ("--steps", "2")])
+def test_data_that_no_run_would_begin_with_leaves_nothing(tmp_path: Path, steps: tuple[str, ...]) -> None:
+    images = torch.zeros(20, 1, 8, 8).numpy()
+    for count, needle in ((1, "batches of two images or more"), (10, "hardly anything to teach on this data")):
+        labels, few = torch.arange(count).numpy(), images[:count]  # of images that are all the same
+        np.savez(tmp_path / "data.npz", train_images=few, train_labels=labels, test_images=few, test_labels=labels)
+        out = tmp_path / "out"
+        assert needle in compress(out, *but(ONE, "--data", f"npz:{tmp_path / 'data.npz'}"), *steps, code=2)
+        assert not out.exists()
 
 
 def test_it_needs_data_and_trained_weights_and_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -231,6 +231,8 @@ def test_interrupted_steps_go_on_and_end_the_same(tmp_path: Path, monkeypatch: p
         ({"macs": 0.5, "steps": 2, "lr": -1.0}, "lr is -1.0"),
         ({"macs": 0.5, "steps": 2, "settings": replace(CPU, precision="16-mixed")}, "needs a CUDA device"),
         ({"macs": 0.001, "steps": 2}, "cannot be met"),
+        ({"macs": 0.5, "round_to": 0}, "multiples of 0"),
+        ({"macs": 0.5, "steps": 2, "data": "npz:none.npz"}, "none.npz"),
         ({"macs": 0.5, "steps": 2, "model": "fxdistill.models:resnet?widths=[8,16]&blocks=1"}, "nothing to teach"),
     ],
 )

@@ -116,6 +116,7 @@ def look(
     planned = _augmented(planned.changed(mapped=mapped), augment, dataset, task)
     said = (*division.remarks(dataset, planned), *seen.remarks)
     dataset = division.divided(dataset, planned)
+    preflight.enough(dataset, batch_size)
     *teach, last = models
     found = {  # of a teacher with other classes the compiler says whether its predictions are compared
         name: fitting.fits(

@@ -135,12 +135,22 @@ def load_data(plan: Plan, base: Path, *, member: str | None = None, allow: Seque
     dataset = load_dataset(found, task=plan.task, reading=reading, allow=tuple(allow))
     if member is None:
         check_input(dataset, plan.input.shape)
-    smallest = min(plan.data.batch_size, len(dataset.train))
-    if smallest < 2:
-        raise DataError(
-            "training takes batches of two images or more", where="data.batch_size", hint="use --batch-size 2 or more"
-        )
+    enough(dataset, plan.data.batch_size)
     return dataset
+
+
+def enough(dataset: Dataset, batch_size: int) -> None:
+    """Refuse data, or a size of batches, that leaves less than two images for a step.
+
+    Raises:
+        DataError: It is so.
+    """
+    if min(batch_size, len(dataset.train)) < 2:
+        few = len(dataset.train) < 2
+        raise DataError(
+            "training takes batches of two images or more", where="data" if few else "data.batch_size",
+            hint="give data with more training images" if few else "use --batch-size 2 or more",
+        )  # fmt: skip
 
 
 def own_data(plan: Plan, base: Path, dataset: Dataset, *, allow: Sequence[str] = ()) -> dict[str, Dataset]:

@@ -77,7 +77,6 @@ def compress(
     checking.keywords(teaching, Teaching)
     settings, how = settings or Settings(), Teaching(str(data), **teaching)
     how = replace(how, allow=(*how.allow, *settings.allow))
-    stepping.check_device(settings, how)
     wish = wished(
         keep=keep, macs=macs, params=params, latency=latency, on=on, ranking=ranking, floor=floor, scopes=scopes, by=by,
         round_to=round_to, protect=protect, only=only, seed=how.seed,
@@ -92,13 +91,13 @@ def compress(
 
     in_steps = None if steps == 1 else Steps.of(steps, recover, how)
     table = None if latency_table is None else Path(latency_table)
-    prepare(load(source), Path(folder), wish, how, run=run, steps=in_steps, table=table)
+    prepare(load(source), Path(folder), wish, how, settings=settings, run=run, steps=in_steps, table=table)
     return run(Path(folder))
 
 
 def prepare(
-    found: LoadedModel, folder: Path, wish: Wish, teaching: Teaching, *, run: Runs, steps: Steps | None = None,
-    table: Path | None = None, say: Says = lambda _number, _made: None,
+    found: LoadedModel, folder: Path, wish: Wish, teaching: Teaching, *, settings: Settings, run: Runs,
+    steps: Steps | None = None, table: Path | None = None, say: Says = lambda _number, _made: None,
 ) -> ShrunkResult | None:  # fmt: skip
     """Make a model smaller and write the plan to teach it, as far as that is not done yet.
 
@@ -110,6 +109,7 @@ def prepare(
         folder: Where everything is written.
         wish: How much of it is to stay.
         teaching: How what is left is taught.
+        settings: The user's decisions about the run that follows.
         run: Runs the plan of a step.
         steps: The steps in which it is made smaller; None for one.
         table: A file with times of layers, where a latency is wanted.
@@ -127,6 +127,7 @@ def prepare(
     if path.exists():
         stepping.planned(found, stepping.held(path, asked), folder / PLAN, teaching)
         return None
+    stepping.ready(found, folder / PLAN, teaching, settings)
     with shrunken.timed(found, wish, teaching.reading, table) as clock:
         at_once, preprocessing = shrunken.shrunk(found, wish, teaching.reading, clock=clock)
         stepping.foresee(found, at_once, preprocessing, folder / PLAN, teaching)

@@ -18,7 +18,7 @@ from fxdistill.passes.thin.search import Ranking
 from fxdistill.runtime.deployment.finding import as_loaded
 from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.smaller.shrunken import Reading, shrunk, timed, wished, write
-from fxdistill.runtime.smaller.stepping import Runs, Says, Steps, carry_out, check_device, folder_for, in_steps
+from fxdistill.runtime.smaller.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps, ready
 from fxdistill.runtime.smaller.teaching import Teaching
 
 
@@ -97,8 +97,8 @@ def shrink(
         )
         between = Steps.of(steps, recover, teaching)
         between.check(wish, found)
-        check_device(settings, teaching)
         folder = folder_for(path)
+        ready(found, folder, teaching, settings)
     with timed(found, wish, reading, None if latency_table is None else Path(latency_table)) as clock:
         made, preprocessing = shrunk(found, wish, reading, clock=clock, passes=passes)
         made_of = found

@@ -89,8 +89,8 @@ def wished(
         raise InputError("both --latency and --keep say how much to keep", where="--keep", hint="give one of them")
     return Wish(
         keep=keep, limits=limits_of(macs=macs, parameters=params), latency=time,
-        round_to=round_to or (None if time is None else UNIT), scopes=tuple(scopes.items()), protect=tuple(protect),
-        only=tuple(only), **others,
+        round_to=UNIT if round_to is None and time is not None else round_to, scopes=tuple(scopes.items()),
+        protect=tuple(protect), only=tuple(only), **others,
     )  # fmt: skip
 
 

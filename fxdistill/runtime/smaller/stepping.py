@@ -18,17 +18,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fxdistill.compiler.compilation import STUDENT, TEACHER
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.errors import BudgetError, InputError, RunDirError
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size
+from fxdistill.ir.running import copied
+from fxdistill.methods import DEFAULT_CRITERION
 from fxdistill.modelfiles import bundle
 from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.passes.thin.search import TOLERANCE
 from fxdistill.plan import difference
 from fxdistill.plan.document import Plan
+from fxdistill.plan.file import invalid
 from fxdistill.plan.file import load as load_plan
 from fxdistill.preprocessing import Preprocessing
 from fxdistill.runtime.planning import planner, preflight
@@ -38,6 +43,7 @@ from fxdistill.runtime.smaller import shrunken
 from fxdistill.runtime.smaller.latency_search import Clock
 from fxdistill.runtime.smaller.shrunken import Wish
 from fxdistill.runtime.smaller.teaching import Teaching
+from fxdistill.tasks import TASKS
 
 SMALLER, PLAN, RUN = "smaller.pt", "plan.json", "run"
 """What a folder holds: a smaller model, the plan to teach it, and the run of that plan."""
@@ -114,18 +120,29 @@ def folder_for(path: str | Path | None) -> Path:
     return Path(path).with_name(f"{Path(path).stem}-steps")
 
 
+def ready(found: LoadedModel, path: Path, teaching: Teaching, settings: Settings) -> None:
+    """Check, before anything is made, what the run of a plan in a file will check: its device, its data, its teacher.
+
+    Raises:
+        InputError: There is no such device, the data is not there, or too small, or the model knows nothing of it.
+    """
+    preflight.accelerator(settings.device, settings.precision or teaching.precision)
+    if TASKS.get(teaching.task).embeds:  # its head is left away
+        found = replace(found, module=copied(found.module))
+    try:
+        planner.look(
+            teaching.data, path, teaching.input_shape, {TEACHER: found}, task=teaching.task, allow=teaching.allow,
+            batch_size=teaching.batch_size, entries={TEACHER: teaching.entry}, wishes={TEACHER: teaching.wishes},
+            criterion=DEFAULT_CRITERION, val=teaching.val, seed=teaching.seed, class_map=teaching.table,
+            augment=teaching.augment, measure=True, force=settings.force,
+        )  # fmt: skip
+    except ValidationError as cause:  # numbers that the command line's parser would have refused
+        raise invalid(cause, where="the options", hint="give other numbers") from cause
+
+
 def carry_out(folder: Path, settings: Settings, observer: Observer | None = None) -> dict[str, Any]:
     """Run the plan of a folder, or go on with its run; see :func:`fxdistill.run`."""
     return execute(folder / PLAN, folder / RUN, settings_for(folder, settings), observer)
-
-
-def check_device(settings: Settings, teaching: Teaching) -> None:
-    """Refuse a device that is not here before anything is made smaller for it.
-
-    Raises:
-        InputError: It is not, or it does not train in that precision.
-    """
-    preflight.accelerator(settings.device, settings.precision or teaching.precision)
 
 
 def settings_for(folder: Path, settings: Settings) -> Settings:
