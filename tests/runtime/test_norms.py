@@ -138,7 +138,9 @@ def test_a_run_ends_with_statistics_that_serve_and_goes_on_to_the_same(
     assert plan.recalibration == Recalibration()
     result = jobs.ran(tmp_path)
     (arm,) = result["arms"]
-    assert [remark["code"] for remark in arm["remarks"]] == ["batch-norm-statistics"]
+    assert [(remark["code"], remark["where"]) for remark in arm["remarks"]] == [
+        ("batch-norm-statistics", "student, arm 'distilled', seed 0")
+    ]
     assert "estimated anew" in " ".join(jobs.done("show", tmp_path / "run").split())
     weights = torch.load(tmp_path / "run" / "student_state_dict.pt", weights_only=True)
 

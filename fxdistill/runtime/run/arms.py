@@ -88,7 +88,7 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     ended = replace(watch.at(last), finished=[])  # for an extension to go on from
     if run.crew.is_first:
         checkpoint.save_to(run.rundir.trained_path(trial.name, trial.seed), ended)
-    remarks = _settled(run, arm)
+    remarks = _settled(run, arm, trial)
     trained = {name: Strip()(Trained(program, run.modules[name], name)).value for name in arm.trains}
     for name, module in trained.items():
         _check_finite(module, trial, but=given[name])
@@ -118,10 +118,10 @@ def train(run: Execution, index: int, trial: Trial) -> None:
     run.save(run.checkpoint)
 
 
-def _settled(run: Execution, arm: Arm) -> list[Diagnostic]:
+def _settled(run: Execution, arm: Arm, trial: Trial) -> list[Diagnostic]:
     def settled() -> tuple[list[Diagnostic], dict[str, dict[str, Tensor]]]:
         found = [
-            remark
+            remark.model_copy(update={"where": _place(trial, member)})
             for member in arm.trains
             for remark in norms.settle(
                 run.plan, member, run.modules[member], dataset=run.dataset, task=run.task,
@@ -153,11 +153,16 @@ def cut(run: Execution, arm: Arm) -> None:
         run.sizes |= {name: {"parameters": one.parameters, "macs": one.macs} for name, one in cuts.items()}
 
 
+def _place(trial: Trial, member: str) -> str:
+    """Where a trained member stands among those of other arms and seeds."""
+    return f"{member}, arm '{trial.name}', seed {trial.seed}"
+
+
 def knows_nothing(run: Execution, trial: Trial, member: str, found: Mapping[str, float]) -> list[Diagnostic]:
     """A warning where a trained member says the same of every test image, or knows hardly more than chance."""
     if run.task.is_share and found.get(run.task.primary, 0.0) >= _RIGHT:
         return []  # of one class, say, the same answer is the right one
-    where, hint = f"{member}, arm '{trial.name}', seed {trial.seed}", "see the losses in metrics.jsonl"
+    where, hint = _place(trial, member), "see the losses in metrics.jsonl"
     remarks = []
     if same := run.same_for_all(member):
         why = f"the trained model is of no use: it says {same} of the test split"
@@ -181,7 +186,7 @@ def take_up(run: Execution, trial: Trial) -> None:
     for member in arm.trains:
         own = {name.partition(".")[2]: value for name, value in (ended.state or {}).items() if _of(name) == member}
         load_whole_state(run.modules[member].to(run.fabric.device), own)
-    _settled(run, arm)
+    _settled(run, arm, trial)
 
 
 def _of(name: str) -> str:
