@@ -78,9 +78,11 @@ def writable(path: Path, *read: str | Path | None) -> None:
     """
     if path.is_file() and any(_is_of(path, Path(one)) for one in read if one is not None):
         raise InputError("the output is a file that is read here", where=str(path), hint="give it another name")
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        what = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise InputError(f"the output {what}", where=str(path), hint="give the name of a file")
+    if path.is_dir():
+        raise InputError("the output is a folder", where=str(path), hint="give the name of a file")
+    if not path.resolve().parent.is_dir():
+        hint = "make that folder first, or write to another one"
+        raise InputError("the output lies in a folder that does not exist", where=str(path), hint=hint)
 
 
 def _is_of(path: Path, read: Path) -> bool:

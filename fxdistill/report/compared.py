@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fxdistill.figures import figure
 from fxdistill.measure.comparison import Apart, Comparison
 from fxdistill.report.evaluated import number, shown
 from fxdistill.report.layout import Line, Table, not_apart, points
@@ -47,7 +48,7 @@ def _said(made: Comparison, task: Task) -> Iterator[str]:
             one, other = apart.alone
             yield f"images right in A alone: {one:,}, in B alone: {other:,}; McNemar's exact test: p = {apart.p:.2g}"
     agreed = "" if made.agreement is None else f"{task.agreement_name} {made.agreement:.2%}, "
-    yield f"{agreed}mean distance {made.distance:.3g}"
+    yield f"{agreed}mean distance {figure(made.distance)}"
 
 
 def _classes(made: Comparison, task: Task) -> Iterator[RenderableType]:
@@ -77,7 +78,7 @@ def _widest(made: Comparison) -> Iterator[RenderableType]:
 def _image(one: Apart) -> str:
     said = [f"is {one.label}"] if one.label else []
     said += [f"A says {one.says[0]}, B {one.says[1]}"] if one.says is not None else []
-    return ", ".join([*([one.file] if one.file else []), *said, f"distance {one.distance:.3g}"])
+    return ", ".join([*([one.file] if one.file else []), *said, f"distance {figure(one.distance)}"])
 
 
 def as_json(made: Comparison, names: Sequence[str], found: Sequence[Found]) -> dict[str, Any]:

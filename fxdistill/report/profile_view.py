@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fxdistill.figures import figure
 from fxdistill.report.layout import Line, Table
 from fxdistill.runtime.training.profiling import PARTS, StageTimes
 
@@ -32,4 +33,4 @@ _SHORT = {"backward": "back", "optimiser": "optim"}
 def _row(times: StageTimes, parts: Sequence[str]) -> tuple[str, ...]:
     total = max(sum(times.seconds.values()), 1e-9)
     shares = (f"{times.seconds.get(part, 0.0) / total:.0%}" for part in parts)
-    return (times.stage, f"{1000 * total / max(1, times.steps):.3g}", *shares)
+    return (times.stage, figure(1000 * total / max(1, times.steps)), *shares)

@@ -415,6 +415,10 @@ def test_run_directories(folder: Path) -> None:
     assert "another run" in said
     assert "no run" in refused(folder, "show", "full")
     assert "holds no run" in refused(folder, "run", "full")
+    assert "this is a file, and no run directory" in refused(folder, "report", "plan.json")
+    assert "there is no such directory" in refused(folder, "report", "nowhere")
+    assert "make that folder first" in refused(folder, "report", "done", "-o", "nowhere/report.html")
+    assert "give the name of a file" in refused(folder, "report", "done", "-o", "full")
     assert "no run" in refused(folder, "export", "full")
 
 

@@ -1,5 +1,6 @@
 """The report: what is on the page is what the run says, nothing of a stranger's comes alive, nothing is loaded."""
 
+import base64
 import itertools
 import json
 import re
@@ -22,7 +23,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load as load_plan
 from fxdistill.plan.members import Masked
 from fxdistill.report.page import chart, compared, courses, document, network, parts, told, words
-from fxdistill.runtime.run.details import Beside, Details
+from fxdistill.runtime.run.details import Beside, Details, Shown
 from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Settings
 from fxdistill.tasks import TASKS
@@ -115,6 +116,18 @@ def test_a_verdict_is_about_what_is_exported_and_other_arms_stand_below(tmp_path
         assert "distillation is" in told_of
         assert len(listed) == (0 if count == 2 else 10)
     assert words.differences(plan, None, task) == ()
+
+
+def test_distances_and_losses_of_large_numbers_are_written_out() -> None:
+    """Of prices, say: the first and the last loss are no one number, and no distance has an exponent."""
+    found = told.of_run(runs.finished(), "run")
+    line = courses.Series("l1", "loss-1", (courses.Point(1, 71_334.0, 0, 9, 1), courses.Point(2, 71_262.0, 0, 9, 1)))
+    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+    shown = Shown(295, "", "", None, 136_979.4, picture)
+    beside = Beside("teacher", "student", 5, None, "", "images", apart=[shown])
+    losses = (courses.Course("distilled", "main", (line,)),)
+    page = Page(document.document([replace(found, losses=losses, details=Details("", beside=beside))]))
+    assert {"71.33 k", "71.26 k", "distance 136,979"} <= {*re.findall(r"71\.\d\d k|distance [\d,]+", page.text)}
 
 
 def test_what_is_measured_of_one_seed_says_of_which() -> None:

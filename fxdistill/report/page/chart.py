@@ -194,7 +194,9 @@ def metric_chart(course: Course, task: Task, teachers: Sequence[Model]) -> Chart
 
 def loss_chart(course: Course) -> Chart:
     """The losses of a stage over its epochs."""
-    said = "; ".join(f"{one.name} from {one.points[0].mean:.3g} to {one.points[-1].mean:.3g}" for one in course.series)
+    said = "; ".join(
+        f"{one.name} from {short(one.points[0].mean, 4)} to {short(one.points[-1].mean, 4)}" for one in course.series
+    )
     return _lines(
         course, f"{course.arm} · {course.stage}", f"Losses over the epochs: {said}", y_label="loss", say=short, log=None
     )
@@ -202,7 +204,7 @@ def loss_chart(course: Course) -> Chart:
 
 def rate_chart(course: Course) -> Chart:
     """The learning rate over epochs."""
-    said = "; ".join(f"{one.name} ends at {one.points[-1].mean:.3g}" for one in course.series)
+    said = "; ".join(f"{one.name} ends at {short(one.points[-1].mean)}" for one in course.series)
     return _lines(course, "learning rate", f"Learning rate over the epochs: {said}", y_label="", say=short, log=False)
 
 

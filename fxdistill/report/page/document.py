@@ -11,6 +11,7 @@ from markupsafe import Markup
 from fxdistill import files
 from fxdistill.compiler.versions import versions
 from fxdistill.errors import InputError
+from fxdistill.figures import figure
 from fxdistill.plan.file import load
 from fxdistill.report.layout import count, spread
 from fxdistill.report.page import chart
@@ -85,7 +86,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"count": count, "short": chart.short, "spread": spread}
+    made.filters |= {"count": count, "figure": figure, "short": chart.short, "spread": spread}
     return made
 
 

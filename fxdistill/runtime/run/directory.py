@@ -100,9 +100,9 @@ class RunDir:
         """
         run = cls(path)
         if not run.plan_path.exists():
-            raise RunDirError(
-                "this directory holds no run", where=str(path), hint="start one with `fxdistill run PLAN -o DIR`"
-            )
+            there = "this directory holds no run" if path.is_dir() else "this is a file, and no run directory"
+            what, hint = (there if path.exists() else "there is no such directory"), "`fxdistill run PLAN -o DIR`"
+            raise RunDirError(what, where=str(path), hint=f"give the directory of a run, or start one with {hint}")
         run._check_links()
         return run
 
