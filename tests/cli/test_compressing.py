@@ -174,8 +174,12 @@ def test_it_needs_data_and_trained_weights_and_a_folder_of_its_own(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "notes.txt").write_text("mine")
     assert "it holds 'notes.txt'" in compress(tmp_path, *FEW, code=2)
-    assert "there is a file of this name" in compress(tmp_path / "notes.txt", *FEW, code=2)
+    for place in ("notes.txt", "notes.txt/out"):
+        assert "there is a file of this name" in compress(tmp_path / place, *FEW, code=2)
     assert runs.snapshot(tmp_path) == {"notes.txt": b"mine"}
+    for name in (".smaller.pt.0123abcd", "step-2"):  # what is left where it was killed
+        (tmp_path / "begun" / name).mkdir(parents=True)
+        assert "cannot be met" in compress(tmp_path / "begun", *but(FEW, "--macs", "0.0001"), code=2)
 
 
 def test_in_steps_with_training_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,3 +241,10 @@ def test_wrong_requests_train_nothing(tmp_path: Path, arguments: dict[str, objec
     with pytest.raises(InputError, match=needle):
         shrinking.shrink(**given)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_the_steps_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "aux-steps").write_text("mine")
+    with pytest.raises(RunDirError, match="there is a file of this name"):
+        shrink(tmp_path)
+    assert runs.snapshot(tmp_path) == {"aux-steps": b"mine"}

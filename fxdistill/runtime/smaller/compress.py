@@ -154,10 +154,11 @@ def _check(found: LoadedModel, teaching: Teaching) -> None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds something else."""
-    if folder.exists() and not folder.is_dir():
-        raise RunDirError("there is a file of this name", where=str(folder), hint=OTHER)
+    stepping.check_folder(folder)
+    unfinished = f".{SMALLER}."  # what a writer that was killed leaves
     held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    if held and not {SMALLER, "step-1"}.intersection(held):
+    held = [name for name in held if not name.startswith(unfinished)]
+    if held and not any(name == SMALLER or name.startswith("step-") for name in held):  # the first one may be left out
         raise RunDirError(
             f"the folder is not empty and was not begun by this command: it holds '{held[0]}'", where=str(folder),
             hint=OTHER,

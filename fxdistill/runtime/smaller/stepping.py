@@ -114,10 +114,23 @@ def folder_for(path: str | Path | None) -> Path:
 
     Raises:
         InputError: There is no file.
+        RunDirError: There can be no such folder.
     """
     if path is None:
         raise InputError("steps are written beside a file", where="path", hint="give the file to write")
-    return Path(path).with_name(f"{Path(path).stem}-steps")
+    folder = Path(path).with_name(f"{Path(path).stem}-steps")
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a place where a file is in the way of a folder.
+
+    Raises:
+        RunDirError: It is so.
+    """
+    if (there := next((place for place in (folder, *folder.parents) if place.exists()), folder)).is_file():
+        raise RunDirError("there is a file of this name", where=str(there), hint=OTHER)
 
 
 def ready(found: LoadedModel, path: Path, teaching: Teaching, settings: Settings) -> None:
