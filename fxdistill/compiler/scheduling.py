@@ -53,7 +53,7 @@ def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
     )  # fmt: skip
     before = c.options.curriculum.of(warm_ups(c.method, recipe, len(masked)), c.pairs, main=recipe.epochs)
     joint, alone = cascade_arms(recipe, len(masked), options=c.options.cascade, before=before)
-    student = c.made[STUDENT].macs / max(1, c.traced[TEACHER].macs)
+    student = c.made[STUDENT].macs / max(1, c.traced[TEACHER].macs_of_image)
     costs = {joint.name: len(masked) + 1.0, alone.name: round(1 + student, 4)}
     arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]
     c = replace(c, arms=tuple(arms))

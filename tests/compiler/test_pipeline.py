@@ -15,6 +15,7 @@ from fxdistill.compiler.build import build, build_arm, specialize
 from fxdistill.compiler.options import Options
 from fxdistill.errors import InputError, PairingError, PassError, PlanError
 from fxdistill.ir.contract import PassManager
+from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.instrument import builder
 from fxdistill.passes.specialize import sink
 from fxdistill.plan.document import Plan
@@ -165,12 +166,20 @@ def test_resnet50_to_resnet18_takes_seconds() -> None:
     )  # as torchvision publishes them
 
 
-def test_what_a_member_costs_is_that_of_an_image() -> None:
+@pytest.mark.parametrize("method", ["indistill", "cascade"])
+def test_what_a_member_costs_is_that_of_an_image(method: str) -> None:
+    teacher, student = models.convnet(), None if method == "cascade" else models.convnet()
+    how = Cascade(budget=("macs", 20_000), assistants=1) if student is None else None
     one, other = (
-        pipeline.compile(models.convnet(), models.convnet(), Options(input_shape=(n, 1, 8, 8))) for n in (1, 4)
+        pipeline.compile(teacher, student, Options(input_shape=(n, 1, 8, 8), method=method, cascade=how))
+        for n in (1, 4)
     )
-    assert one.given("teacher").macs == other.given("teacher").macs
-    assert [stage.cost for stage in one.arm("distilled").stages] == [s.cost for s in other.arm("distilled").stages]
+    assert {name: member.macs for name, member in one.members.items()} == {
+        name: member.macs for name, member in other.members.items()
+    }
+    assert [stage.cost for arm in one.arms for stage in arm.stages] == [
+        stage.cost for arm in other.arms for stage in arm.stages
+    ]
 
 
 def test_dense_prediction() -> None:
