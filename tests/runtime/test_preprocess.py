@@ -125,6 +125,17 @@ def test_caffes_numbers_are_of_pixels_to_255(tmp_path: Path) -> None:
     assert "pixels to 255" in in_words(said)
 
 
+def test_what_is_made_smaller_at_another_size_reads_images_of_that_one(tmp_path: Path) -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    for own in (OWN, Preprocessing(size=[20, 20])):
+        save(nn.Sequential(*layers).eval(), tmp_path / "a.pt", input_shape=(1, 3, 20, 20), preprocessing=own)
+        shrinking.shrink(tmp_path / "a.pt", tmp_path / "small.pt", keep=0.5, input_shape=(1, 3, 24, 16))
+        small = load(tmp_path / "small.pt")
+        assert small.input_shape == (1, 3, 24, 16)
+        assert small.preprocessing is not None
+        assert (small.preprocessing.size, small.preprocessing.mean) == ([24, 16], own.mean)
+
+
 def test_a_bundle_holds_it(tmp_path: Path) -> None:
     kwargs: dict[str, Any] = {"widths": [4, 8], "classes": 4, "in_channels": 3, "image_size": 20}
     save(models.convnet(**kwargs), tmp_path / "a.pt", factory="fxdistill.models:convnet", kwargs=kwargs,

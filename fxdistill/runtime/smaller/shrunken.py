@@ -154,7 +154,10 @@ def shrunk(
     else:
         made = clock.search(wish.latency, lambda limit, timing: make(limit, timing=timing))
     made = replace(made, diagnostics=(*examples.remarks, *made.diagnostics))
-    return made, own if own.source.normalisation not in ("", "the data") else found.preprocessing
+    if own.source.normalisation in ("", "the data"):  # which the file does not say
+        geometry = {"size": own.size, "resize": own.resize, "interpolation": own.interpolation}
+        return made, found.preprocessing and found.preprocessing.changed(**geometry)
+    return made, own
 
 
 class _Examples(NamedTuple):
