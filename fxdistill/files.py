@@ -76,7 +76,7 @@ def writable(path: Path, *read: str | Path | None) -> None:
     Raises:
         InputError: It is a folder, lies in none, or is one of the files that are read.
     """
-    if path.is_file() and any(_is_of(path, Path(one)) for one in read if one is not None):
+    if path.is_file() and any(_is_of(path, one) for one in read if one is not None):
         raise InputError("the output is a file that is read here", where=str(path), hint="give it another name")
     if path.is_dir():
         raise InputError("the output is a folder", where=str(path), hint="give the name of a file")
@@ -85,11 +85,11 @@ def writable(path: Path, *read: str | Path | None) -> None:
         raise InputError("the output lies in a folder that does not exist", where=str(path), hint=hint)
 
 
-def _is_of(path: Path, read: Path) -> bool:
+def _is_of(path: Path, read: str | Path) -> bool:
     """Whether a file is one that is read, or lies in a folder that is, and is none of those that are made of it."""
-    if read.is_file():
-        return path.samefile(read)
-    return read.resolve() in path.resolve().parents and path.suffix not in _MADE_OF_RUNS
+    if is_folder(read):
+        return Path(read).resolve() in path.resolve().parents and path.suffix not in _MADE_OF_RUNS
+    return is_there(read) and path.samefile(read)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -45,6 +45,7 @@ def test_what_a_run_consists_of_is_not_written_over(tmp_path: Path) -> None:
             files.writable(path, None, run)
     for path in (*made, run / "smaller.pt", tmp_path / "plan.json"):  # made of a run, new, or elsewhere
         files.writable(path, "torchvision.models:resnet18", run)
+    files.writable(made[0], f"models:factory?widths={[8] * 100}")  # longer than any file's name
 
 
 @pytest.mark.parametrize("old", [0o600, 0o640, 0o644, 0o666, 0o444, 0o755])
