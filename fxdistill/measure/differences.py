@@ -2,13 +2,18 @@
 
     d_s = a_s - b_s,    mean(d) ± t(97.5 %, n - 1) std(d) / sqrt(n)
 
-the 95 % confidence interval of Student's t over n seeds; it takes the differences for normally distributed.
+the 95 % confidence interval of Student's t over n seeds; it takes the differences for normally distributed. A metric of
+few images has few values. Where all differences are one, and that is not zero, an interval would have no width, which
+promises of the next seed what nobody knows: there is none.
 """
 
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+_ROUNDING = 1e-6
+"""Of a metric, which may be known in float32."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Difference:
     Attributes:
         beside: The other arm.
         mean: Mean of the differences, in units of the metric.
-        low: Lower end of its 95 % confidence interval; None for one seed.
+        low: Lower end of its 95 % confidence interval; None for one seed, and for several with one difference.
         high: Upper end.
         seeds: Over how many seeds that both have.
     """
@@ -36,8 +41,9 @@ def paired(values: Mapping[int, float], others: Mapping[int, float], *, beside: 
     if not found:
         return None
     mean = statistics.fmean(found)
-    if len(found) == 1:
-        return Difference(beside, mean, None, None, 1)
+    known = _ROUNDING * max(map(abs, (*values.values(), *others.values())))
+    if len(found) == 1 or max(found) - min(found) <= known < abs(mean):
+        return Difference(beside, mean, None, None, len(found))
     from scipy.stats import t as student_t  # noqa: PLC0415  # slow to import
 
     half = float(student_t.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))

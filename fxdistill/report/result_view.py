@@ -104,6 +104,8 @@ def _differences(result: dict[str, Any], task: Task) -> Iterator[str]:
             low, high = (points(found[end], task, unit=False) for end in ("low", "high"))
             said += f", {low} to {high} in 95 %, over {found['seeds']} seeds in pairs"
             said += not_apart(found["low"], found["high"])
+        elif found["seeds"] > 1:
+            said += f", the same under {found['seeds']} seeds, which tells no interval"
         yield said
 
 
@@ -127,7 +129,8 @@ def _unhelped(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[str]:
     if found is None or not (found["mean"] < 0 if task.higher_is_better else found["mean"] > 0):
         return
     if found["low"] is None:
-        yield "the student alone is better under this one seed, which may be chance: run with --seeds 5 to know"
+        few = "this one seed" if found["seeds"] == 1 else f"these {found['seeds']} seeds"
+        yield f"the student alone is better under {few}, which may be chance: run with --seeds 5 to know"
     elif not not_apart(found["low"], found["high"]):
         yield "distillation did not help here: the student alone is better for as many epochs"
 

@@ -17,3 +17,13 @@ def test_by_hand() -> None:
 def test_one_seed_has_no_interval_and_none_no_difference() -> None:
     assert paired({4: 0.75}, {4: 0.5}, beside="control") == Difference("control", 0.25, None, None, 1)
     assert paired({4: 0.75}, {5: 0.5}, beside="control") is None
+
+
+def test_differences_that_are_all_the_same_have_no_interval_unless_they_are_zero() -> None:
+    """Of 40 images each seed gains one: an interval of no width would promise that the next one gains one too."""
+    one, other = {0: 0.9, 1: 0.7}, {0: 0.875, 1: 0.675}
+    found = paired(one, other, beside="kd")
+    assert found is not None
+    assert (found.low, found.high, found.seeds) == (None, None, 2)
+    assert found.mean == pytest.approx(0.025)
+    assert paired(one, one, beside="kd") == Difference("kd", 0.0, 0.0, 0.0, 2)

@@ -7,9 +7,11 @@ import pytest
 
 from fxdistill.plan.document import Plan
 from fxdistill.plan.file import load
+from fxdistill.report.page import words
 from fxdistill.report.result_view import result_view
 from fxdistill.report.show import show
 from fxdistill.runtime.run.directory import RunDir
+from fxdistill.tasks import TASKS
 from tests import runs
 from tests.report.drawing import drawn
 
@@ -92,11 +94,24 @@ def test_a_control_arm_that_is_better_is_told_of_whichever_way_is_better(task: s
         (worse, (worse - 0.2, worse + 0.2), "not told apart"), (-worse, (-worse - 0.2, -worse + 0.2), "not told apart"),
         (worse, (None, None), "better under this one seed"), (-worse, (None, None), ""), (-worse, (0.01, 0.2), ""),
     ):  # fmt: skip
-        difference = {"beside": "control", "mean": mean, "seeds": 5, "low": ends[0], "high": ends[1]}
+        seeds = 5 if ends[0] is not None else 1
+        difference = {"beside": "control", "mean": mean, "seeds": seeds, "low": ends[0], "high": ends[1]}
         found["differences"] = {"distilled": difference}
         text = " ".join(said(plan, found).split())
         words = ("distillation did not help", "not told apart", "better under this one seed")
         assert [one for one in words if one in text] == ([told] if told else [])
+
+
+def test_seeds_of_one_difference_tell_no_interval() -> None:
+    plan, found = load(runs.plan_file()), result()
+    found["differences"] = {"distilled": {"beside": "control", "mean": -0.1, "seeds": 2, "low": None, "high": None}}
+    text = " ".join(said(plan, found).split())
+    assert "distilled - control: -10.00 points, the same under 2 seeds, which tells no interval" in text
+    assert "the student alone is better under these 2 seeds, which may be chance" in text
+    verdict = words.verdict(plan, found, TASKS.get("classification"))
+    assert (
+        "distillation is -10.00 points from training without a teacher (the same under 2 seeds, which tells" in verdict
+    )
 
 
 @pytest.mark.parametrize(("own", "theirs", "macs", "told"), [

@@ -67,7 +67,8 @@ def _helped(plan: Plan, result: Mapping[str, Any], task: Task) -> Iterator[tuple
         who = "distillation" if name == plan.export.arm and found["beside"] == CONTROL else name
         said = f"{who} is {points(found['mean'], task)} from {beside}"
         if found["low"] is None:
-            yield name, f"{said} (one seed, which tells no interval)"
+            few = "one seed" if found["seeds"] == 1 else f"the same under {found['seeds']} seeds"
+            yield name, f"{said} ({few}, which tells no interval)"
             continue
         low, high = (points(found[end], task, unit=False) for end in ("low", "high"))
         said += f" ({low} to {high} in 95\u00a0%, over {found['seeds']} seeds in pairs)"
