@@ -199,6 +199,15 @@ def test_whatever_decides_about_a_smaller_model_is_asked_for(tmp_path: Path) -> 
     assert request(found, wish, replace(usual, class_map=names)) != before  # what it says, not where it lies
 
 
+@pytest.mark.parametrize(
+    ("task", "method", "main"),
+    [("classification", "indistill", "kd"), ("retrieval", "indistill", "pkt"), ("features", "indistill", "features"),
+     ("retrieval", "", "pkt"), ("retrieval", "indistill+rkd", "rkd")],
+)  # fmt: skip
+def test_between_steps_the_main_stage_is_that_of_the_task(task: str, method: str, main: str) -> None:
+    assert Teaching("digits", method=method, task=task).briefly(1).method == main
+
+
 def test_interrupted_steps_go_on_and_end_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut, often = tmp_path / "cut", Settings(device="cpu", save_seconds=0)
     count, save = itertools.count(1), checkpoint.save

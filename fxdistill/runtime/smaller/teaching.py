@@ -83,7 +83,7 @@ class Teaching:
 
     def briefly(self, epochs: int) -> "Teaching":
         """The same for so many epochs between two steps: the main stage of the method alone, and no changes by hand."""
-        main = composed(self.method).parts[-1][0]
+        main = composed(self.method, default_main=TASKS.get(self.task).default_main).parts[-1][0]
         return replace(self, method=main, epochs=epochs, repeats=1, control=False, edit=lambda plan: plan)
 
     @property
