@@ -51,7 +51,7 @@ def compared(plan: Plan, methods: Sequence[str], *, seeds: int | None = None) ->
 
 
 def _arm(name: str, plan: Plan, own: Arm) -> Arm:
-    method = composed(name, where="--arms")
+    method = composed(name, where="--arms", default_main=TASKS.get(plan.task).default_main)
     if any(stage.extends for stage in own.stages):
         raise PlanError(
             "the plan was extended, so that its arms are not as long as they were planned", where="--arms",
@@ -66,7 +66,7 @@ def _arm(name: str, plan: Plan, own: Arm) -> Arm:
         )  # fmt: skip
     main, total = own.stages[-1], sum(stage.epochs for stage in own.stages)
     try:
-        made: tuple[Stage, ...] = Schedule(name)(_recipe(plan, own)).value
+        made: tuple[Stage, ...] = Schedule(method.name)(_recipe(plan, own)).value
     except InputError as cause:  # which speaks of a plan that is yet to be written
         raise InputError(cause.what, where=f"--arms {name}", hint="leave it out") from cause
     known = {(term.loss, term.pair is None): term.args for stage in own.stages for term in stage.losses}

@@ -50,6 +50,15 @@ def test_every_arm_has_the_epochs_and_the_optimiser_of_the_plan() -> None:
     assert made.pairs == plan.pairs
 
 
+def test_a_method_without_a_main_stage_has_that_of_the_task() -> None:
+    own = planned(task="retrieval", method="rkd")
+    made = compared(own, ("rkd", "indistill", "pkt"))
+    assert [arm.name for arm in made.arms] == ["rkd", "indistill", "pkt"]
+    assert [term.loss for term in made.arm("indistill").stages[-1].losses] == ["pkt"]
+    plan = planned(task="retrieval", method="indistill")
+    assert compared(plan, ("pkt", "indistill")).arm("indistill").stages == plan.arm("distilled").stages
+
+
 def test_arguments_that_the_plan_has_are_those_of_all_arms() -> None:
     plan = planned(method="indistill+kd")
     terms = [
