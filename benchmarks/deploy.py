@@ -5,14 +5,15 @@
     python -m benchmarks.deploy --table
 
 A setting is data and a network; an arm is a way to a network of half its multiply-accumulates, by the magnitudes of the
-weights: ``fxdistill shrink --macs 0.5 --round-to 1`` with each ranking, in multiples of 8, and by Torch-Pruning's
+weights or, where that is said, by what the loss on 128 training images loses with a channel, to first order (taylor):
+``fxdistill shrink --macs 0.5 --round-to 1`` with each ranking, in multiples of 8, and by Torch-Pruning's
 measure of a channel instead of the L1 norm of its filters; ``--keep`` with the largest share that costs no more; and
-Torch-Pruning's magnitude pruner over all layers together and isomorphic, its ratio chosen in the same way and no layer
+Torch-Pruning's pruner over all layers together and isomorphic, its ratio chosen in the same way and no layer
 below a tenth. All arms are then trained alike: 3 epochs on the same 10,000 random images, SGD with Nesterov's momentum,
 half a cosine from 0.02, random crops and flips. The figures are those of the last epoch on 2,000 random test images,
 and nothing is chosen by them. The network they are cut out of is trained for 12 epochs on the same images; a seed is
-that of the order of images, crops and flips. Latency is measured beside that of the whole network, in ONNX Runtime, one
-thread.
+that of the images looked at, and of their order, crops and flips. Latency is measured beside that of the whole network,
+in ONNX Runtime, one thread. **Again**: the same with other whole networks of the kind.
 
 A finished run is one line of ``deploy.jsonl``, with its seed, versions and machine, so that an interrupted series goes
 on where it stopped; ``--table`` writes ``deploy.md``.
@@ -52,12 +53,18 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """A narrow ResNet-18, and a narrow MobileNetV2 with fewer and later strides: what 32 pixels and a CPU core allow."""
 SETTINGS = tuple(f"{data}-{network}" for data in ("cifar", "fashion") for network in NETWORKS)
+AGAIN = tuple(f"{setting}-again" for setting in SETTINGS)
+"""The same with whole networks that were trained anew, on another machine: run where they are named."""
+_LOOKED_AT = 128
+Batch = tuple[Tensor, Tensor]
+"""Images as a network reads them, and their labels: what a measure of a channel may look at."""
+Make = Callable[[Path, tuple[int, ...], Path, Batch], nn.Module]
 
 
-def budget(ranking: Ranking, round_to: int = 1, by: str = "l1") -> Callable[[Path, tuple[int, ...], Path], nn.Module]:
+def budget(ranking: Ranking, round_to: int = 1, by: str = "l1") -> Make:
     """``fxdistill shrink --macs 0.5 --ranking … --by …``."""
 
-    def make(whole: Path, shape: tuple[int, ...], _folder: Path) -> nn.Module:
+    def make(whole: Path, shape: tuple[int, ...], _folder: Path, batch: Batch) -> nn.Module:
         return shrink_model(
             _module(whole),
             input_shape=shape,
@@ -66,12 +73,13 @@ def budget(ranking: Ranking, round_to: int = 1, by: str = "l1") -> Callable[[Pat
             floor=FLOOR,
             round_to=round_to,
             criterion=by,
+            batch=batch,
         ).module
 
     return make
 
 
-def ratio(whole: Path, shape: tuple[int, ...], _folder: Path) -> nn.Module:
+def ratio(whole: Path, shape: tuple[int, ...], _folder: Path, _batch: Batch) -> nn.Module:
     """``fxdistill shrink --keep``, with the largest share of all layers' channels that costs no more."""
     model = _module(whole)
 
@@ -84,45 +92,52 @@ def ratio(whole: Path, shape: tuple[int, ...], _folder: Path) -> nn.Module:
     return _affordable(at, model, shape)
 
 
-def torch_pruning(*, isomorphic: bool) -> Callable[[Path, tuple[int, ...], Path], nn.Module]:
-    """Torch-Pruning's magnitude pruner over all layers together, in a child process with a limit of time and memory."""
+def torch_pruning(*, isomorphic: bool, by: str = "magnitude") -> Make:
+    """Torch-Pruning's pruner over all layers together, in a child process with a limit of time and memory."""
 
-    def make(whole: Path, shape: tuple[int, ...], folder: Path) -> nn.Module:
-        series.apart(_prune, whole, shape, folder / "pruned.pt", isomorphic)
+    def make(whole: Path, shape: tuple[int, ...], folder: Path, batch: Batch) -> nn.Module:
+        series.apart(_prune, whole, shape, folder / "pruned.pt", (isomorphic, by), batch)
         return _module(folder / "pruned.pt")
 
     return make
 
 
-def _prune(whole: Path, shape: tuple[int, ...], path: Path, isomorphic: bool) -> None:  # noqa: FBT001  # of a process
+def _prune(whole: Path, shape: tuple[int, ...], path: Path, how: tuple[bool, str], batch: Batch) -> None:
     import torch_pruning as library  # noqa: PLC0415  # prints and warns
 
     torch.set_num_threads(1)
-    original = _module(whole)
+    isomorphic, by = how
+    original, measures = _module(whole), library.importance
+    importance = {"magnitude": measures.GroupMagnitudeImportance(p=2), "taylor": measures.GroupTaylorImportance()}[by]
 
     def at(keep: float) -> nn.Module:
         model = copy.deepcopy(original).eval()
         last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
-        library.pruner.MagnitudePruner(
-            model, torch.randn(shape), importance=library.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=1 - keep, max_pruning_ratio=1 - FLOOR, global_pruning=True, isomorphic=isomorphic,
-            ignored_layers=[last],
-        ).step()  # fmt: skip
+        pruner = library.pruner.MagnitudePruner(
+            model, torch.randn(shape), importance=importance, pruning_ratio=1 - keep, max_pruning_ratio=1 - FLOOR,
+            global_pruning=True, isomorphic=isomorphic, ignored_layers=[last],
+        )  # fmt: skip
+        if by == "taylor":
+            nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+        pruner.step()
         return model
 
     fxdistill.save(_affordable(at, original, shape), path, input_shape=shape)
 
 
-Make = Callable[[Path, tuple[int, ...], Path], nn.Module]
 ARMS: dict[str, Make] = {
     "budget, global": budget("global"),
     "budget, isomorphic": budget("isomorphic"),
     "budget, uniform": budget("uniform"),
     "budget, global, multiples of 8": budget("global", 8),
     "budget, global, by tp.magnitude": budget("global", by="tp.magnitude"),
+    "budget, global, by taylor": budget("global", by="taylor"),
+    "budget, isomorphic, by taylor": budget("isomorphic", by="taylor"),
     "uniform ratio": ratio,
     "torch-pruning, global": torch_pruning(isomorphic=False),
     "torch-pruning, isomorphic": torch_pruning(isomorphic=True),
+    "torch-pruning, global, by taylor": torch_pruning(isomorphic=False, by="taylor"),
+    "torch-pruning, isomorphic, by taylor": torch_pruning(isomorphic=True, by="taylor"),
 }
 FIRST = next(iter(ARMS))
 
@@ -144,7 +159,7 @@ def _affordable(make: Callable[[float], nn.Module | None], whole: nn.Module, sha
 
 def _whole(work: Work, setting: str) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
     """The network of a setting, trained, and the images: three channels of 32 pixels."""
-    data, network = setting.split("-")
+    data, network, *_ = setting.split("-")
     arrays = dict(np.load(work.part(data)))
     for part in ("train_images", "test_images"):
         if arrays[part].shape[1] == 1:
@@ -166,11 +181,14 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     whole, loaded = _module(path), fxdistill.load(fxdistill.parse_source(str(path)))
     assert loaded.preprocessing is not None
     shape = (1, *arrays["test_images"].shape[1:])
+    images, labels = (torch.from_numpy(arrays[f"train_{kind}"]) for kind in ("images", "labels"))
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (loaded.preprocessing.mean, loaded.preprocessing.std))
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:_LOOKED_AT]
+    batch = (images[chosen].float() / 255 - mean) / std, labels[chosen].long()
     began = time.monotonic()
-    made = ARMS[name](path, shape, work.folder)
+    made = ARMS[name](path, shape, work.folder, batch)
     cut = time.monotonic() - began
     before = _accuracy(made, arrays, loaded.preprocessing)
-    images, labels = (torch.from_numpy(arrays[f"train_{kind}"]) for kind in ("images", "labels"))
     materials.fit(
         made, images, labels.long(), loaded.preprocessing, _sgd(made, RATE), epochs=EPOCHS, seed=seed
     )  # fmt: skip
@@ -222,7 +240,7 @@ def table(rows: list[Row]) -> str:
     """For each setting its arms: accuracy, what is left of costs and latency, and the difference, paired."""
     about = str(__doc__).partition("A setting is data")[2].partition("A finished run is")[0]
     lines = [f"# Half the multiply-accumulates\n\nMade by `python -m benchmarks.deploy`. A setting is data{about}"]
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, *AGAIN):
         mine = [row for row in rows if row["setting"] == setting]
         if mine:
             (parameters, macs), teacher = mine[0]["whole"], 100 * mine[0]["teacher"]
@@ -253,7 +271,7 @@ def _row(name: str, rows: list[Row]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-SERIES = Series("deploy", str(__doc__), SETTINGS, lambda _setting: ARMS, measure, table, seeds=3)
+SERIES = Series("deploy", str(__doc__), SETTINGS, lambda _setting: ARMS, measure, table, seeds=3, asked=AGAIN)
 
 if __name__ == "__main__":
     sys.exit(SERIES.main())

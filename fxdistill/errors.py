@@ -6,6 +6,7 @@
     │   ├── PlanError               a plan that cannot be read, or that does not fit its models
     │   ├── DataError               a data spec, or the data behind it
     │   ├── PairingError            a pin, a forbidden pair or a width that cannot be had
+    │   ├── CriterionError          a criterion that cannot tell how important channels are
     │   └── RunDirError             a run directory that holds something else
     ├── PassError                   a pass failed; the cause is chained
     ├── InvariantError              a promise that the product makes about itself did not hold
@@ -80,6 +81,10 @@ class DataError(InputError):
 
 class PairingError(InputError):
     """A pin, a forbidden pair or a width that cannot be had."""
+
+
+class CriterionError(InputError):
+    """A criterion cannot tell, of this model and data, how important channels are; another one may."""
 
 
 class BudgetError(InputError):

@@ -25,7 +25,7 @@ def compress(
     ranking: model_parameters.HowRanked = None,
     floor: model_parameters.Floor = None,
     scope: model_parameters.Scopes = [],
-    by: model_parameters.By = "l1",
+    by: model_parameters.By = None,
     round_to: model_parameters.RoundTo = None,
     protect: model_parameters.Protect = [],
     only: model_parameters.Only = [],
@@ -74,7 +74,8 @@ def compress(
     with reported(interrupted=lambda: f"interrupted; continue with: {again.whole(context)}"):
         wanted = values.shape(input_shape)
         values.names(method=method or "kd", task=task, criterion=None, passes=())
-        values.known_criterion(by, "--by")
+        if by is not None:
+            values.known_criterion(by, "--by")
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (budgets.budget(macs, "--macs"), budgets.budget(params, "--params")), budgets.scopes(scope)
         time = budgets.latency(latency, on, latency_table)

@@ -120,9 +120,10 @@ CompressOutput = Annotated[
     Path, typer.Option("--output", "-o", help="The folder for everything: a new one, or one to continue in.")
 ]
 SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
-By = Annotated[
-    str, typer.Option("--by", autocompletion=names("criterion"), help="Importance of a channel: {criteria}.")
-]
+By = Annotated[str | None, typer.Option(
+    "--by", autocompletion=names("criterion"),
+    help="Importance of a channel: {criteria}. Default: taylor under a budget with labelled --data, l1 otherwise.",
+)]  # fmt: skip
 RoundTo = Annotated[int | None, typer.Option(
     "--round-to", min=1,
     help="Widths become multiples of this. Default: 8 with a budget, or 4, 2, 1 where that is too coarse; else 1."

@@ -85,7 +85,7 @@ PlanData = Annotated[
 ]
 GateData = Annotated[str | None, typer.Option("--data", help=f"{_DATA} For the parity gate; without it, noise.")]
 TrainData = Annotated[str, typer.Option("--data", help=_DATA)]
-TaylorData = Annotated[str | None, typer.Option("--data", help=f"For criteria that read data. {_DATA}")]
+TaylorData = Annotated[str | None, typer.Option("--data", help=f"What criteria look at. {_DATA}")]
 
 # plans
 PlanFile = Annotated[

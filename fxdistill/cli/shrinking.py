@@ -26,7 +26,7 @@ def shrink(
     floor: model_parameters.Floor = None,
     scope: model_parameters.Scopes = [],
     output: model_parameters.SmallerOutput = Path("smaller.pt"),
-    by: model_parameters.By = "l1",
+    by: model_parameters.By = None,
     round_to: model_parameters.RoundTo = None,
     protect: model_parameters.Protect = [],
     only: model_parameters.Only = [],
@@ -50,7 +50,8 @@ def shrink(
         interrupted=lambda: "interrupted" if steps == 1 else f"interrupted; continue with: {again.whole(context)}"
     ):
         wanted = values.shape(input_shape)
-        values.known_criterion(by, "--by")
+        if by is not None:
+            values.known_criterion(by, "--by")
         files.writable(output, model, class_map, latency_table)
         values.about_data(data, {"class-map": class_map})
         most = budgets.budget(macs, "--macs"), budgets.budget(params, "--params")

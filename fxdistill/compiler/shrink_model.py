@@ -11,7 +11,7 @@ from torch.nn import functional
 from fxdistill.compiler.barriers import barrier_remarks, next_barrier, with_barriers
 from fxdistill.compiler.training_mode import otherwise_in_training
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError, InvariantError, ModelError, PassError
+from fxdistill.errors import CriterionError, InvariantError, ModelError, PassError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size
@@ -66,6 +66,7 @@ class ShrunkResult:
         before: Size of the original.
         after: Size of the smaller model.
         confirmed: The latency that was measured for such a budget.
+        criterion: What the importance of its channels was, by name.
         rung: How the original was traced.
         barriers: Paths of what cannot be shrunk; the channels that go through it had to stay.
         input_shape: Shape of one batch.
@@ -78,6 +79,7 @@ class ShrunkResult:
     widths: dict[str, tuple[int, int]]
     before: Size
     after: Size
+    criterion: str
     rung: Rung
     barriers: tuple[str, ...]
     input_shape: Shape
@@ -157,7 +159,7 @@ def shrink_model(
     return ShrunkResult(
         module=shrunken.module, proof=shrunken.proof, kept=removal.kept, widths=removal.widths,
         before=Size(_count(module), traced.macs_of_image), after=after,
-        rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
+        criterion=criterion, rung=traced.rung, barriers=tuple(barriers), input_shape=tuple(input_shape),
         diagnostics=(
             *coupling.diagnostics, *passes.records[-2].diagnostics, *barrier_remarks(barriers),
             *unused_remarks(unused), *(tuple(_frozen(traced)) or otherwise_in_training(module, traced)),
@@ -194,7 +196,7 @@ def supervised_loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
     )
 
     def nothing(_prediction: Tensor, _targets: Tensor) -> Tensor:
-        raise InputError(
+        raise CriterionError(
             f"this task {why}, so there are no gradients to rank channels by", where="criterion",
             hint="choose one that reads weights alone, e.g. l1",
         )  # fmt: skip
@@ -204,7 +206,7 @@ def supervised_loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _of_labels(loss: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, targets: Tensor) -> Tensor:
     if not bool(labelled(targets).any()):
-        raise InputError(
+        raise CriterionError(
             "none of the images has a label, so there are no gradients to rank channels by", where="criterion",
             hint="choose one that reads weights alone, e.g. l1, or give data with labels",
         )  # fmt: skip

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fxdistill.errors import InputError, InvariantError, PlanError
+from fxdistill.errors import CriterionError, InvariantError, PlanError
 from fxdistill.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ class Criterion:
         score: The importance of every class, by class id: float64 of shape (classes + 1,); 0 where it says nothing.
         summary: A few words for help.
         needs_batch: Whether it reads gradients or activations, on a batch of data, and not weights and seed alone.
+        of_loss: Whether it is what a loss loses, so that channels of different layers compare as they are.
     """
 
     score: "Callable[[Channels], Tensor]"
     summary: str = ""
     needs_batch: bool = False
+    of_loss: bool = False
 
 
 def importance(name: str, channels: "Channels") -> "Tensor":
@@ -46,7 +48,8 @@ def importance(name: str, channels: "Channels") -> "Tensor":
 
     Raises:
         PlanError: There is no such criterion.
-        InputError: The criterion cannot say anything: no batch, no batch norm, weights that are not numbers or all 0.
+        InputError: There is no batch for it.
+        CriterionError: It cannot say anything: no batch norm, no gradients, weights that are not numbers or all 0.
         InvariantError: The criterion's scores have the wrong shape, or it changed the model.
     """
     criterion = CRITERIA.get(name, where="criterion", error=PlanError)
@@ -65,13 +68,13 @@ def importance(name: str, channels: "Channels") -> "Tensor":
         )  # fmt: skip
     scores = scores.detach().cpu().double()
     if not bool(scores.isfinite().all()):
-        raise InputError(
+        raise CriterionError(
             f"the criterion '{name}' gives importances that are not numbers", where="criterion",
             hint="the model's weights, or its loss on the given data, are not finite, or too large; choose another "
             "criterion",
         )  # fmt: skip
     if channels.coupling.class_count and not bool(scores.any()):
-        raise InputError(
+        raise CriterionError(
             f"the criterion '{name}' says nothing about any channel of this model: all its importances are 0",
             where="criterion", hint="choose another, e.g. l1",
         )  # fmt: skip

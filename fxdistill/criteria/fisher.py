@@ -20,4 +20,4 @@ def fisher(channels: Channels) -> Tensor:
     return torch.stack(scores).mean(0)
 
 
-CRITERION = Criterion(score=fisher, summary="second order of what the loss loses", needs_batch=True)
+CRITERION = Criterion(score=fisher, summary="second order of what the loss loses", needs_batch=True, of_loss=True)

@@ -12,4 +12,4 @@ def taylor(channels: Channels) -> Tensor:
     return channels.sum_over_filters(lambda entries: entries.abs().sum(1), factors=gradients, apart=True)
 
 
-CRITERION = Criterion(score=taylor, summary="first order of what the loss loses", needs_batch=True)
+CRITERION = Criterion(score=taylor, summary="first order of what the loss loses", needs_batch=True, of_loss=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fxdistill.errors import InputError
+from fxdistill.errors import CriterionError, InputError
 from fxdistill.ir import outputs
 from fxdistill.ir.computed import computed_weights
 from fxdistill.ir.coupling import Coupling
@@ -26,6 +26,8 @@ from fxdistill.tasks import labelled
 
 _PIECE = 64  # words of eight bytes
 _ODD = np.arange(1, 2 * _PIECE, 2, dtype=np.uint64)  # a word that changes its place is a change
+_AT_ONCE = 16
+"""Images of which gradients are computed at a time."""
 _ENTRIES = 2**16  # entries of filters that are read at a time: half a megabyte in float64
 Examples = tuple[Tensor, Tensor]
 """Images and targets."""
@@ -177,12 +179,32 @@ class Channels:
         own = dict(self.traced.module.named_parameters(remove_duplicate=False))
         first = {id(p): name for name, p in reversed(own.items())}
         wanted = {first[id(p)]: p.detach().requires_grad_() for p in own.values() if p.is_floating_point()}
+        known = labelled(targets)
+        known |= ~known.any()  # where no image has one, the loss says so
+        found: dict[str, Tensor] = {}
         with self.traced.running() as module, buffers_kept(module), torch.enable_grad():
-            output = torch.func.functional_call(module, wanted, (images,))
-            prediction = outputs.prediction(output, self.traced.entry)
-            gradients = torch.autograd.grad(self.loss(prediction, targets), list(wanted.values()), allow_unused=True)
-        found = {name: g.to(torch.float64) for name, g in zip(wanted, gradients, strict=True) if g is not None}
+            for some, theirs, share in _parts(images, targets, known):
+                output = torch.func.functional_call(module, wanted, (some,))
+                loss = self.loss(outputs.prediction(output, self.traced.entry), theirs) * share
+                if not loss.requires_grad:
+                    raise CriterionError(
+                        "no gradient reaches a weight: the prediction does not depend on any, as autograd sees it",
+                        where="criterion", hint="choose one that reads weights alone, e.g. l1",
+                    )  # fmt: skip
+                for name, gradient in zip(
+                    wanted, torch.autograd.grad(loss, list(wanted.values()), allow_unused=True), strict=True
+                ):
+                    if gradient is not None:
+                        found[name] = found.get(name, 0) + gradient.to(torch.float64)
         return {name: found[first[id(p)]] for name, p in own.items() if first[id(p)] in found}
+
+
+def _parts(images: Tensor, targets: Tensor, known: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """A few images at a time, so that memory does not grow with their number; their share of those with a label."""
+    total = int(known.sum())
+    for some, theirs, told in zip(images.split(_AT_ONCE), targets.split(_AT_ONCE), known.split(_AT_ONCE), strict=True):
+        if count := int(told.sum()):
+            yield some, theirs, count / total
 
 
 def _filters(weight: Tensor, dim: int, count: int) -> Tensor:

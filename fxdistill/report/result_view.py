@@ -40,6 +40,7 @@ def sizes_lines(shrunk: "ShrunkResult") -> tuple[Line, ...]:
     sizes = ", ".join(f"{name} {count(a)} -> {count(b)} ({b / max(a, 1):.1%})" for name, (a, b) in pairs.items())
     compared = f"proof: equals the masked original at {proof.nodes} nodes, largest relative error {proof.error:.1e}"
     compared += " in double precision" if proof.precision == "float64" else ""
+    compared += f"; channels by {shrunk.criterion}"
     lines = Line(Text(sizes, "bold"), indent=2), Line(Text(compared), indent=2)
     if (found := shrunk.confirmed) is None:
         return lines

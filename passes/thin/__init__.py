@@ -26,7 +26,7 @@ from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of, within
 from fxdistill.ir.layers import Timing
 from fxdistill.passes.thin.blocks import Block, Width
-from fxdistill.passes.thin.search import Ranking, Search, pools
+from fxdistill.passes.thin.search import Ranking, Search, costs_of, pools
 from fxdistill.passes.thin.selection import Selection, select
 from fxdistill.passes.thin.stays import Stays, layer_of, not_pruned, nothing, unscored, widths_of
 
@@ -258,12 +258,13 @@ class Thin(Pass[ThinSource, Removal]):
             return select(source.coupling, blocks, wanted, scores, frozen=stays.frozen), None
         ranking = self.ranking or ("global" if self.limits else "uniform")
         floor = (_FLOOR if self.limits else 0.0) if self.floor is None else self.floor
+        cost = self._cost(source, [class_id for block in blocks for class_id in block.classes]) if self.limits else None
         search = Search(
-            source.coupling, blocks, pools(blocks, ranking, source.coupling), scores, frozen=stays.frozen, floor=floor
-        )
-        if self.limits:
-            free = [class_id for block in blocks for class_id in block.classes]
-            selection, spent = search.meet(self.limits, self._cost(source, free), roughly=roughly)
+            source.coupling, blocks, pools(blocks, ranking, source.coupling), scores, frozen=stays.frozen, floor=floor,
+            costs=costs_of(blocks, self.limits, cost) if cost and CRITERIA.get(self.criterion).of_loss else None,
+        )  # fmt: skip
+        if cost is not None:
+            selection, spent = search.meet(self.limits, cost, roughly=roughly)
             return selection, Size(*spent[:2])
         return search.selected(search.targets(self.keep or 0.0), wanted), None
 

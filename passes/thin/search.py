@@ -1,12 +1,21 @@
 """Search: how many classes each block keeps, so that a whole model costs what it may.
 
-Blocks compete in **pools**. Of a pool's classes, in the order of importance over the mean of the block, the best share
-``keep`` stays; what that leaves of a block is rounded to its multiple, and no block falls below its floor:
+Blocks compete in **pools**. Of a pool's classes, in the order of their worth, the best share ``keep`` stays; what that
+leaves of a block is rounded to its multiple, and no block falls below its floor:
 
     uniform      each block is a pool of its own: all lose the same share
     global       one pool: what matters least goes, wherever it is
     isomorphic   blocks of one structure are a pool: like is compared with like (Fang et al., ECCV 2024,
                  arXiv 2407.04616)
+
+What a class is worth is its importance, which layers measure on scales of their own:
+
+    importance / mean of the block          in general
+    importance / sqrt(cost)                 where importance is what the loss loses with it (a criterion's ``of_loss``);
+                                            its cost is what one class of the block takes of the budget
+
+Importance alone would cut the cheap channels of late layers, importance by cost the dear ones of early layers; the root
+between the two was best on images that were set aside (``benchmarks/README.md``).
 
 A budget is met by bisection over that one share, with the costs of :mod:`fxdistill.ir.cost`, which build no model. What
 is left of it then goes to single blocks, those first whose next class was the nearest to staying.
@@ -65,10 +74,11 @@ class Search:
 
     def __init__(
         self, coupling: Coupling, blocks: Sequence[Block], pooled: Sequence[Sequence[int]], scores: Tensor, *,
-        frozen: Collection[int], floor: float = 0.0,
+        frozen: Collection[int], floor: float = 0.0, costs: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         self.coupling, self.blocks, self.scores, self.frozen = coupling, tuple(blocks), scores, frozen
         self.least = [min(len(block.classes), math.ceil(block.share(floor) - _ROUNDING)) for block in blocks]
+        self.costs = costs
         self.order: list[list[int]] = []  # of each pool the block of each class, the best one first
         self.places: dict[int, list[float]] = {}  # of each block the share of its pool at which its best, second … stay
         for pool in pooled:
@@ -83,11 +93,16 @@ class Search:
         values, owners = [], []
         for number in pool:
             found = self.scores[list(self.blocks[number].classes)].numpy()
-            mean = np.abs(found).mean()
-            values.append(np.sort(found / mean)[::-1] if mean > 0 else np.ones(len(found)))
+            scale = np.abs(found).mean() if self.costs is None else math.sqrt(self.costs[number])
+            values.append(np.sort(found / scale)[::-1] if scale > 0 else np.full(len(found), self._free))
             owners.append(np.full(len(found), number))
         order = np.argsort(-np.concatenate(values), kind="stable")
         return [int(number) for number in np.concatenate(owners)[order]]
+
+    @property
+    def _free(self) -> float:
+        """What classes are worth that say nothing, or cost nothing."""
+        return 1.0 if self.costs is None else math.inf
 
     def targets(self, keep: float) -> Targets:
         """How many classes each block keeps where each pool keeps a share."""
@@ -224,6 +239,17 @@ class Search:
                 found = self._filled(tuple(less), most, cost, but=number)
                 best = max(best, found, key=lambda one: _share(self._costs(one, cost), most))
         return best
+
+
+def costs_of(blocks: Sequence[Block], limits: Sequence[Limit], cost: Cost) -> list[float]:
+    """What a class of each block takes of a budget; of several that of which it takes most.
+
+    Budgets of time count in multiply-accumulates: one channel less takes no time less.
+    """
+    own = cost.spent_without(())
+    asked = {"macs" if limit.what == "latency" else limit.what for limit in limits}
+    without = [cost.spent_without(block.classes[:1]) for block in blocks]
+    return [max((getattr(own, w) - getattr(less, w)) / max(getattr(own, w), 1) for w in asked) for less in without]
 
 
 def _share(size: Spent, most: Spent) -> float:

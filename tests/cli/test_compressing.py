@@ -29,7 +29,7 @@ from tests import runs
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
-FEW = ("--macs", "0.5", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--device", "cpu")
+FEW = ("--macs", "0.5", "--by", "l1", "--data", "digits", "--epochs", "2", "--batch-size", "256", "--device", "cpu")
 
 
 def but(options: tuple[str, ...], *others: str) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def of_command(command: Callable[..., Any]) -> dict[str, str]:
     ("command", "functions", "least", "apart"),
     [
         (compressing.compress, (Settings, Teaching, fxdistill.compress), ("epochs", "lr", "save_every"), ()),
-        (shrinking.shrink, (fxdistill.shrink,), ("by", "lr", "recover", "on", "steps"), ()),
+        (shrinking.shrink, (fxdistill.shrink,), ("lr", "recover", "on", "steps"), ()),
         (evaluating.evaluate, (fxdistill.evaluate,), ("trust_code",), ()),
         (exporting.export, (fxdistill.export,), ("opset", "tolerance"), ("tolerance_accuracy",)),
         (exporting.export, (Reducing,), ("calibration", *list(NAMES)[1:]), ("tolerance",)),

@@ -17,7 +17,7 @@ import fxdistill.criteria
 from fxdistill import registry
 from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.criteria import CRITERIA, Criterion, importance
-from fxdistill.errors import InputError, InvariantError, PlanError
+from fxdistill.errors import CriterionError, InputError, InvariantError, PlanError
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.cost import limits_of
 from fxdistill.passes.couple import Couple
@@ -184,6 +184,28 @@ def test_a_weight_of_two_names_has_its_gradient_under_both() -> None:
         torch.testing.assert_close(found[name].float(), net.a.weight.grad)
     given = Channels(channels.traced, channels.coupling).gradients("taylor")
     torch.testing.assert_close(given, found, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_do_not_depend_on_how_many_images_are_looked_at_a_time() -> None:
+    net, chance = Net().eval(), torch.Generator().manual_seed(0)
+    images, labels = torch.randn(37, *IMAGE[1:], generator=chance), torch.randint(5, (37,), generator=chance)
+    labels[3:19] = NO_LABEL  # a part of them has fewer labels than the others
+    found = channels_of(net, batch=(images, labels)).gradients("taylor")
+    torch.autograd.backward(F.cross_entropy(net(images), labels, ignore_index=NO_LABEL))
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(found[name].float(), parameter.grad)
+
+
+class Deaf(Net):
+    """Its prediction hangs on no weight, as autograd sees it."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).detach()
+
+
+def test_a_prediction_without_gradients_is_told() -> None:
+    with pytest.raises(CriterionError, match="no gradient reaches a weight"):
+        importance("taylor", channels_of(Deaf().eval(), batch=BATCH))
 
 
 def spoiling(what: str) -> Any:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import BudgetError, InputError, InvariantError
-from fxdistill.ir.cost import Limit, Size, limits_of
+from fxdistill.ir.cost import Limit, Size, cost_of, limits_of
 from fxdistill.models import convnet
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Removal, Thin, ThinSource
 from fxdistill.passes.thin.blocks import Block
-from fxdistill.passes.thin.search import TOLERANCE, Search, pools
+from fxdistill.passes.thin.search import TOLERANCE, Search, costs_of, pools
 from fxdistill.passes.thin.stays import Stays
 from fxdistill.passes.trace import Trace
 from tests.tiny_models import SHAPE, Body, Classifier, conv_norm
@@ -187,6 +187,36 @@ def test_layers_alike_compete_with_each_other_alone() -> None:
     search = Search(given.coupling, blocks, [[0, 1], [2]], torch.rand(given.coupling.class_count + 1), frozen=())
     kept = search.targets(0.5)
     assert (kept[0] + kept[1], kept[2]) == (8, 4)
+
+
+def test_what_a_loss_loses_competes_by_the_root_of_what_it_costs() -> None:
+    given = source(Classifier(nn.Sequential(conv_norm(3, 2), conv_norm(2, 2)), 2).eval())
+    blocks = [Block(tuple(m), 1, None) for m in Stays(given.traced, given.coupling, (), ()).blocks.values()]
+    scores = torch.zeros(given.coupling.class_count + 1, dtype=torch.float64)
+    for block, values in zip(blocks, ((8.0, 6.0), (3.5, 1.0)), strict=True):
+        scores[list(block.classes)] = torch.tensor(values, dtype=torch.float64)
+
+    def order(*costs: float) -> list[int]:
+        return Search(given.coupling, blocks, [[0, 1]], scores, frozen=(), costs=costs or None).order[0]
+
+    assert order(4.0, 1.0) == [0, 1, 0, 1]  # 8/2, 3.5, 6/2, 1
+    assert order(1.0, 1.0) == [0, 0, 1, 1]
+    assert order(0.0, 1.0)[:2] == [0, 0]  # what costs nothing need not go
+    assert order() == [1, 0, 0, 1]  # 3.5/2.25, 8/7, 6/7, 1/2.25
+
+
+def test_what_a_class_costs_is_what_the_model_is_cheaper_by_without_it() -> None:
+    given = source(made())
+    blocks = [Block(tuple(m), 1, None) for m in Stays(given.traced, given.coupling, (), ()).blocks.values()]
+    cost = cost_of(given.traced, given.coupling, [i for block in blocks for i in block.classes])
+    own, less = cost.spent_without(()), [cost.spent_without(block.classes[:1]) for block in blocks]
+    macs, parameters = ([(own[n] - one[n]) / own[n] for one in less] for n in (1, 0))
+    assert costs_of(blocks, limits_of(macs=0.5), cost) == macs
+    assert costs_of(blocks, limits_of(parameters=0.5), cost) == parameters
+    both = [max(one, other) for one, other in zip(macs, parameters, strict=True)]
+    assert costs_of(blocks, limits_of(macs=0.5, parameters=0.5), cost) == both
+    assert costs_of(blocks, [Limit("latency", 0.5)], cost) == macs
+    assert 0 < min(macs) < max(macs) < 1
 
 
 def test_no_layer_falls_below_its_floor() -> None:

@@ -194,7 +194,7 @@ def test_steps_meet_a_time_of_the_original_and_measure_each_layer_once(
     monkeypatch.setattr(onnx_file, "_EXPORTERS", ("torchscript",))
     monkeypatch.setattr(details, "write", lambda *_, **__: None)
     made = shrinking.shrink(
-        runs.workshop() / "teacher.pt", tmp_path / "aux.pt", latency=0.4, steps=2, data="digits", round_to=1,
+        runs.workshop() / "teacher.pt", tmp_path / "aux.pt", latency=0.4, steps=2, data="digits", round_to=1, by="l1",
         settings=runs.CPU, latency_table=tmp_path / "times.json",
     )  # fmt: skip
     step = load(tmp_path / "aux-steps" / "step-1" / "smaller.pt").module

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
-from fxdistill.errors import InputError, ModelError, RunDirError
+from fxdistill.errors import CriterionError, InputError, RunDirError
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.load import LoadedModel, load
@@ -150,8 +150,25 @@ def test_gradients_are_of_the_output_that_is_the_prediction() -> None:
         found, codes = ranked(model, entry)
         same = all(torch.equal(found[f"whole.{name}"], value) for name, value in plain.items())
         assert (same, "which-output" in codes) == (not told, told)
-    with pytest.raises(ModelError, match="10 classes"):
+    with pytest.raises(CriterionError, match="10 classes"):
         ranked(nn.Sequential(load(teacher()).module, nn.Linear(10, 3)))
+
+
+def test_what_the_loss_loses_decides_under_a_budget_where_labels_tell_it() -> None:
+    def made(module: nn.Module, *, of: Reading = READ, **wish: Any) -> ShrunkResult:
+        found = LoadedModel(module.eval(), None, None, None, input_shape=(1, 1, 8, 8))
+        return shrunken.shrunk(found, wished(**wish), of, clock=None)[0]
+
+    own, blind = load(teacher()).module, replace(READ, data=None)
+    assert made(own, macs=0.5).criterion == made(own, params=0.5).criterion == "taylor"
+    assert made(own, macs=0.5).kept == made(own, macs=0.5, by="taylor").kept != made(own, macs=0.5, by="l1").kept
+    for other in (made(own, macs=0.5, of=blind), made(own, keep=0.5), made(own, scopes={"layers": 0.5})):
+        assert other.criterion == "l1"
+        assert "by-weights" not in [one.code for one in other.diagnostics]
+    unfit = nn.Sequential(own, nn.Linear(10, 3))
+    told = made(unfit, macs=0.5)
+    assert (told.criterion, told.kept) == ("l1", made(unfit, macs=0.5, by="l1").kept)
+    assert ["10 classes" in one.why for one in told.diagnostics if one.code == "by-weights"] == [True]
 
 
 def test_what_was_trained_is_not_given_up_where_no_widths_of_it_come_near_the_budget(tmp_path: Path) -> None:

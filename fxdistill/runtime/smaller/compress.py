@@ -34,7 +34,7 @@ def compress(
     model: str | Path, folder: str | Path, *, data: str | Path, keep: float | None = None, macs: float | None = None,
     params: float | None = None, latency: float | str | None = None, on: str = "cpu",
     latency_table: str | Path | None = None, ranking: Ranking | None = None, floor: float | None = None,
-    scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1", round_to: int | None = None,
+    scopes: Mapping[str, float] = MappingProxyType({}), by: str | None = None, round_to: int | None = None,
     protect: Sequence[str] = (), only: Sequence[str] = (), factory: str | None = None, args: Sequence[str] = (),
     checkpoint_entry: str | None = None, steps: int = 1, recover: int = 1, settings: Settings | None = None,
     observer: Observer | None = None, **teaching: Any,
@@ -55,7 +55,7 @@ def compress(
         ranking: What competes.
         floor: The least share of a layer.
         scopes: Parts with a share of their own.
-        by: Importance of a channel, by name.
+        by: Importance of a channel, by name; None for ``taylor`` under a budget with labelled data, else ``l1``.
         round_to: Widths become multiples of this; None for 1 with ``keep``, 8 with a latency, and with a budget 8, or
             4, 2 or 1 where layers are narrow or no such widths meet it.
         protect: Paths whose channels stay.

@@ -27,7 +27,7 @@ def shrink(
     model: str | Path | nn.Module, path: str | Path | None = None, *, keep: float | None = None,
     macs: float | None = None, params: float | None = None, latency: float | str | None = None,
     on: str = "cpu", latency_table: str | Path | None = None, ranking: Ranking | None = None,
-    floor: float | None = None, scopes: Mapping[str, float] = MappingProxyType({}), by: str = "l1",
+    floor: float | None = None, scopes: Mapping[str, float] = MappingProxyType({}), by: str | None = None,
     round_to: int | None = None, protect: Sequence[str] = (), only: Sequence[str] = (), data: str | Path | None = None,
     task: str = "classification", class_map: str | Path | None = None, input_shape: tuple[int, ...] | None = None,
     factory: str | None = None, args: Sequence[str] = (), seed: int = 0, allow: Sequence[str] = (),
@@ -52,7 +52,7 @@ def shrink(
             of one layer); None for ``uniform`` with ``keep`` and ``global`` with a budget.
         floor: The least share of its channels that a layer keeps; None for 0 with ``keep``, 0.1 with a budget.
         scopes: Parts with a share of their own, by module or node path; 1 keeps all of it.
-        by: Importance of a channel, by name.
+        by: Importance of a channel, by name; None for ``taylor`` under a budget with labelled data, else ``l1``.
         round_to: Widths become multiples of this; None for 1 with ``keep``, 8 with a latency, and with a budget 8, or
             4, 2 or 1 where layers are narrow or no such widths meet it.
         protect: Module or node paths whose channels stay.

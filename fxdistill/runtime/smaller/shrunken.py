@@ -15,7 +15,7 @@ from fxdistill.criteria import CRITERIA
 from fxdistill.data.batches import first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError, ModelError
+from fxdistill.errors import CriterionError, InputError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size, limits_of
@@ -32,6 +32,8 @@ from fxdistill.runtime.planning import fitting, preprocess
 from fxdistill.runtime.smaller.latency_search import Clock, Wanted, clock_of
 from fxdistill.tasks import TASKS
 
+BY_WEIGHTS, BY_DATA = "l1", "taylor"
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -43,7 +45,7 @@ class Wish:
         ranking: What competes.
         floor: The least share of its channels that a layer keeps.
         scopes: Parts with a share of their own.
-        by: Importance of a channel, by name.
+        by: Importance of a channel, by name; None for what :func:`shrunk` chooses.
         round_to: Widths become multiples of this; None for what :class:`Thin` chooses.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune.
@@ -58,7 +60,7 @@ class Wish:
     ranking: Ranking | None = None
     floor: float | None = None
     scopes: tuple[tuple[str, float], ...] = ()
-    by: str = "l1"
+    by: str | None = None
     round_to: int | None = None
     protect: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -124,6 +126,9 @@ def shrunk(
 ) -> tuple[ShrunkResult, Preprocessing | None]:
     """A model made smaller, and what it does to an image before it looks at it; nothing is written.
 
+    Where nobody says how important a channel is, a budget is met by what the loss loses with it (:data:`BY_DATA`), if
+    there are images whose labels fit the model; otherwise weights tell (:data:`BY_WEIGHTS`).
+
     Args:
         found: The model.
         wish: What is wanted of it.
@@ -137,14 +142,29 @@ def shrunk(
     """
     read, shape = _looked(found, reading)
     own = read.preprocessing[MODEL]
+    to_budget = bool(wish.limits or wish.latency) and read.dataset is not None
+    by = wish.by or (BY_DATA if to_budget else BY_WEIGHTS)
     examples = _Examples()
-    if read.dataset is not None and CRITERIA.get(wish.by).needs_batch:
+    if read.dataset is not None and CRITERIA.get(by).needs_batch:
         examples = _examples(found, read.dataset, reading, shape=shape, view=own.view(read.shape[2:]))
 
     def make(*limits: Limit, timing: Timing | None = None) -> ShrunkResult:
+        try:
+            return made_by(by, *limits, timing=timing)
+        except CriterionError as why:
+            if wish.by is not None or by == BY_WEIGHTS:
+                raise
+            told = Diagnostic(
+                code="by-weights", severity="note", where=str(reading.data),
+                why=f"channels are chosen by their weights alone ({BY_WEIGHTS}): {why.what}",
+            )  # fmt: skip
+            made = made_by(BY_WEIGHTS, *limits, timing=timing)
+            return replace(made, diagnostics=(told, *made.diagnostics))
+
+    def made_by(by: str, *limits: Limit, timing: Timing | None) -> ShrunkResult:
         return shrink_model(
             found.module, input_shape=shape, keep=wish.keep, limits=(*limits, *wish.limits), ranking=wish.ranking,
-            floor=wish.floor, scopes=wish.scopes, criterion=wish.by, round_to=wish.round_to, protect=wish.protect,
+            floor=wish.floor, scopes=wish.scopes, criterion=by, round_to=wish.round_to, protect=wish.protect,
             only=wish.only, seed=wish.seed, before=wish.before, roughly=wish.roughly, passes=passes,
             timing=timing, batch=examples.batch, loss=examples.loss, entry=examples.entry,
         )  # fmt: skip
@@ -181,7 +201,7 @@ def _examples(
     remarks = fitting.undecided(MODEL, fit, "compress --teacher-output")
 
     def unlike(_prediction: Tensor, _targets: Tensor) -> Tensor:
-        raise ModelError(fit.wrong, where=f"data {spec}", hint="give data for this model, or choose --by l1")
+        raise CriterionError(fit.wrong, where=f"data {spec}", hint="give data for this model, or choose --by l1")
 
     first = first_batch(dataset)
     loss = unlike if fit.wrong else supervised_loss(task)
