@@ -4,12 +4,11 @@ In retrieval an image's answer is how it lies to the others: of a batch alone th
 batch size, so that directions are kept until all of them are there.
 """
 
-from collections.abc import Iterator
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from fxdistill.tasks import Task
+from fxdistill.tasks import Agreement, Task
 
 
 class Agreeing:
@@ -17,16 +16,17 @@ class Agreeing:
 
     Args:
         task: What their predictions are.
+        apart: Whether distances are wanted as well.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.images = task, 0
-        self._agreeing = self._total = 0
+    def __init__(self, task: Task, *, apart: bool = False) -> None:
+        self.task, self.apart, self.images = task, apart, 0
+        self._found = Agreement(0, 0)
         self._distances: list[Tensor] = []
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def add(self, ours: Tensor, theirs: Tensor) -> None:
-        """Take in both predictions for a batch."""
+        """Take in both predictions for a batch; ``ours`` is the reference."""
         self.images += len(ours)
         if self.task.relates:
             self._kept.append((self.task.says(ours), self.task.says(theirs)))
@@ -34,16 +34,21 @@ class Agreeing:
             self._take(ours, theirs)
 
     def _take(self, ours: Tensor, theirs: Tensor) -> None:
-        agreed = self.task.agreement(ours, theirs)
-        self._agreeing, self._total = self._agreeing + agreed.agreeing, self._total + agreed.total
-        self._distances.append(self.task.distance(ours, theirs))
+        so_far, agreed = self._found, self.task.agreement(ours, theirs)
+        widest = float(np.maximum(so_far.widest, agreed.widest))  # unlike max, it keeps a NaN
+        self._found = Agreement(so_far.agreeing + agreed.agreeing, so_far.total + agreed.total, widest)
+        if self.apart:
+            self._distances.append(self.task.distance(ours, theirs))
 
-    def found(self) -> tuple[float | None, Tensor]:
-        """The share of what they say that is the same, None where that is numbers; and the distances, (images,)."""
+    def found(self) -> Agreement:
+        """How far they say the same of all images."""
         if self._kept:
-            self._take(*map(torch.cat, self._parts()))
+            ours, theirs = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
             self._kept.clear()
-        return self._agreeing / self._total if self._total else None, torch.cat(self._distances)
+            self._take(ours, theirs)
+        return self._found
 
-    def _parts(self) -> Iterator[tuple[Tensor, ...]]:
-        yield from zip(*self._kept, strict=True)
+    def distances(self) -> Tensor:
+        """How far apart they are, image by image: (images,)."""
+        self.found()
+        return torch.cat(self._distances)

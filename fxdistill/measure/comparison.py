@@ -123,7 +123,7 @@ def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, bat
     tallying = [Tallying(task, len(names)) for _ in both]
     unmeasured = _unmeasured(first.dataset, task)
     chooses = _chooses(task)
-    agreeing, said = Agreeing(task), list[Tensor]()
+    agreeing, said = Agreeing(task, apart=True), list[Tensor]()
     with contextlib.ExitStack() as modes:
         for one in both:
             modes.enter_context(evaluating(one.module))
@@ -142,10 +142,10 @@ def compared(first: Looking, second: Looking, task: Task, *, most: int = 10, bat
             each.tally(one.module, one.dataset, view=one.view, entry=one.entry)
             for each, one in zip(tallying, both, strict=True)
         ]
-    agreed_on, apart = agreeing.found()
+    apart = agreeing.distances()
     widest = _widest(apart, torch.cat(said, 1) if chooses else None, first.dataset, task, most)
     known = int(labelled(first.dataset.test.labels).sum())
-    found = Comparison(len(apart), known, None, agreed_on, float(apart.mean()), [], widest, unmeasured)
+    found = Comparison(len(apart), known, None, agreeing.found().share, float(apart.mean()), [], widest, unmeasured)
     own, other = tallies
     if own is None or other is None:
         return found

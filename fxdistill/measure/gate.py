@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fxdistill.errors import DataError, ParityError
 from fxdistill.ir import outputs
+from fxdistill.measure.agreeing import Agreeing
 from fxdistill.measure.latency import open_session, run
 from fxdistill.measure.model import evaluating
 from fxdistill.measure.parity import TOLERANCE, Parity, scale
@@ -79,9 +80,8 @@ class _Found:
     """What was found so far, batch after batch."""
 
     def __init__(self, task: Task) -> None:
-        self.task, self.said = task, Said(task)
-        self.worst, self.widest, self.agreeing, self.total, self.images = 0.0, 0.0, 0, 0, 0
-        self.largest = 0.0
+        self.task, self.said, self.agreeing = task, Said(task), Agreeing(task)
+        self.worst, self.largest, self.images = 0.0, 0.0, 0
         self.others: dict[str, float] = {}
 
     def take(self, name: str, ours: Tensor, theirs: Tensor, *, is_prediction: bool) -> None:
@@ -93,19 +93,17 @@ class _Found:
             self.others[name] = float(np.maximum(self.others.get(name, 0.0), error / scale(largest)))
             return
         self.largest = float(np.maximum(self.largest, largest))
-        agreed = self.task.agreement(ours, theirs)
         self.worst = float(np.maximum(self.worst, error))
-        self.widest = float(np.maximum(self.widest, agreed.widest))
-        self.agreeing, self.total = self.agreeing + agreed.agreeing, self.total + agreed.total
+        self.agreeing.add(ours, theirs)
         self.said.add(ours)
 
     def parity(self) -> Parity:
         """All of it."""
-        agreement = self.agreeing / self.total if self.total else None
-        faint = agreement is None and not self.others and self.largest <= _FAINT
+        agreed = self.agreeing.found()
+        faint = agreed.share is None and not self.others and self.largest <= _FAINT
         vacuous = self.said.collapsed() or ("all predictions are zero, or nearly" if faint else "")
         return Parity(
-            self.worst, agreement, self.images, self.widest, self.task.agreement_name, vacuous,
+            self.worst, agreed.share, self.images, agreed.widest, self.task.agreement_name, vacuous,
             self.others, self.largest,
         )  # fmt: skip
 

@@ -32,7 +32,7 @@ NO_LABEL = -100
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two predictions of one batch say the same.
+    """How far two predictions of the same images say the same.
 
     Attributes:
         agreeing: How many of them.
@@ -44,6 +44,11 @@ class Agreement:
     agreeing: int
     total: int
     widest: float = 0.0
+
+    @property
+    def share(self) -> float | None:
+        """Which share of them; None where there is no choice to agree on."""
+        return self.agreeing / self.total if self.total else None
 
 
 class Task(ABC):

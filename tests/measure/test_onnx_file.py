@@ -273,6 +273,20 @@ def test_flips_are_measured_by_their_gap(small: tuple[Small, Path]) -> None:
     assert measured.widest_flip == pytest.approx((top[:, 0] - top[:, 1]).max().item(), abs=1e-5)
 
 
+def test_neighbours_are_sought_among_all_images(small: tuple[Small, Path]) -> None:
+    module, (images,) = build(), batches(24)
+    module.load_state_dict(small[0].state_dict())
+    with torch.no_grad():
+        module.head.weight.add_(0.3 * torch.randn(5, 8, generator=torch.Generator().manual_seed(2)))
+    task = TASKS.get("retrieval")
+    found = [
+        gate.measure(module, small[1], images.split(size), task=task, prediction_name="logits") for size in (4, 24)
+    ]
+    assert found[0].agreement == found[1].agreement
+    assert found[0].widest_flip == pytest.approx(found[1].widest_flip)
+    assert found[0].widest_flip > 0
+
+
 def test_a_nan_is_seen_wherever_it_is(small: tuple[Small, Path]) -> None:
     first, second = batches(2, 2)
     first[0, 0, 0, 0] = float("nan")

@@ -98,6 +98,21 @@ def test_what_is_said_is_what_the_files_reach(tmp_path: Path, precision: Precisi
     }
 
 
+@pytest.mark.parametrize("task", ["retrieval", "features"])
+def test_neighbours_are_sought_among_all_test_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    found, path = teacher(task=task), tmp_path / "t.onnx"
+    deploy.exported(found, path)
+    shares = []
+    for size in (8, 200):
+        monkeypatch.setattr(reducing, "_BATCH", size)
+        shares.append(reducing.reduced(found, path, "int8", ANY).agreement)
+    assert shares[0] is not None
+    assert 0.5 < shares[0] < 1
+    assert shares[0] == shares[1]
+
+
 def test_the_gate_notices_ranges_that_are_not_those_of_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from fxdistill.figures import figure
 from fxdistill.ir.outputs import in_file, prediction
 from fxdistill.ir.views import seen
 from fxdistill.measure import onnx_reduced
+from fxdistill.measure.agreeing import Agreeing
 from fxdistill.measure.latency import Latency, interleaved_latency
 from fxdistill.measure.model import metrics
 from fxdistill.measure.onnx_model import OnnxModel, as_pixels
@@ -222,11 +223,10 @@ def _measured(
     several = len(models["float"].outputs) > 1
     entry = (found.prediction_name or in_file(found.entry)) if several else ""
     view = View(found.view.size) if models["float"].description.embedded else found.view
-    agreeing = total = images = 0
+    agreeing = Agreeing(found.task)
     for batch in batches(dataset.test, _BATCH):
         ours, theirs = (prediction(model(seen(batch["images"], view)), entry) for model in models.values())
-        agreed = found.task.agreement(ours, theirs)
-        agreeing, total, images = agreeing + agreed.agreeing, total + agreed.total, images + len(batch["images"])
+        agreeing.add(ours, theirs)
     values, metric = dict.fromkeys(paths, float("nan")), ""
     if dataset.has_labels("test") and not (found.task.ranks_train and dataset.is_one):
         metric = found.task.primary
@@ -236,9 +236,8 @@ def _measured(
     (first,) = _given(found, models["float"])(dataset.test.at(torch.tensor([0])), 1)
     latency = interleaved_latency(paths, dict.fromkeys(paths, (models["float"].batch or 1, *first.shape[1:])))
     return Reduced(
-        target, precision, metric, values[precision], values["float"], agreeing / total if total else None, images,
-        latency,
-        {name: path.stat().st_size for name, path in paths.items()},
+        target, precision, metric, values[precision], values["float"], agreeing.found().share,
+        agreeing.images, latency, {name: path.stat().st_size for name, path in paths.items()},
     )  # fmt: skip
 
 
