@@ -8,7 +8,8 @@ import pytest
 import torch
 import torchvision
 from torch import fx, nn
-from torch.nn import functional
+from torch.nn import functional, utils
+from torch.nn.utils import parametrizations
 
 from fxdistill import container
 from fxdistill.errors import ModelError
@@ -112,6 +113,26 @@ def test_tied_weights_stay_tied_frozen_ones_frozen_and_buffers_what_they_were():
     assert not found.b.weight.requires_grad
     assert found.state_dict().keys() == fx.symbolic_trace(model).state_dict().keys()  # torch 2.11 keeps 'shift', too
     assert dict(found.named_buffers()).keys() == dict(model.named_buffers()).keys()
+
+
+def doubled(layer):
+    layer.register_forward_hook(lambda _layer, _inputs, output: output * 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "change",
+    [parametrizations.weight_norm, utils.weight_norm, utils.spectral_norm, doubled],
+    ids=["parametrized", "by a hook", "spectral", "output"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated.*")
+def test_what_hooks_compute_is_written_as_operations(change):
+    torch.manual_seed(0)
+    model = nn.Sequential(change(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), change(nn.Linear(288, 5))).eval()
+    found = graphs.from_data(graphs.of_model(model, input_shape=(1, 3, 8, 8), where="here"), where="here").eval()
+    images = torch.randn(3, 3, 8, 8)
+    assert torch.equal(found(images), model(images))
+    assert dict(found.named_parameters()).keys() == dict(model.named_parameters()).keys()
 
 
 class Own(nn.Module):

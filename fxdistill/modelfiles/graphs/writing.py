@@ -40,7 +40,7 @@ class _Written:
         name = type(module).__name__ if layer else ""
         if layer and layers().get(name) is not type(module):
             raise self._refused(f"the layer '{path}' is a {name}, which is none of torch.nn")
-        for hooks in HOOKS if path else ():
+        for hooks in HOOKS if layer else ():
             if getattr(module, hooks):
                 raise self._refused(f"the layer '{path}' has a hook")
         parameters = {
