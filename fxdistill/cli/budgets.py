@@ -58,7 +58,7 @@ def latency(text: str | None, on: str | None, table: Path | None = None) -> dict
         return {}
     unit = next((unit for unit in _SECONDS if text.lower().endswith(unit)), "")
     found = number(text[: len(text) - len(unit)], "--latency", "0.6 or 3ms") * _SECONDS.get(unit, 1.0)
-    return {"latency": f"{found:.6g}ms" if unit else found, "on": on or "cpu"}
+    return {"latency": f"{found:.6g}ms" if unit else text, "on": on or "cpu"}
 
 
 def scopes(texts: Sequence[str]) -> dict[str, float]:

@@ -106,7 +106,7 @@ def shrink_model(
         ranking: What competes for that: ``global``, ``isomorphic`` or ``uniform``; None for the last one with ``keep``
             and the first one with ``limits``.
         floor: The least share of its channels that a layer keeps; None for 0 with ``keep`` and 0.1 with ``limits``.
-        scopes: Parts with a share of their own, (module or node path, share to keep); 1 keeps all of it.
+        scopes: Parts with a share of their own, (module path, share to keep); 1 keeps all of it.
         widths: Wanted widths of taps, (node path, channels); without ``keep`` nothing else is removed.
         criterion: The name of one of :mod:`fxdistill.criteria`.
         round_to: Widths become multiples of this; None for what :class:`Thin` chooses.

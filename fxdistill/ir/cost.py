@@ -120,7 +120,8 @@ def told(what: What, amount: int, *, unit: bool = True) -> str:
     """An amount of it, in words."""
     if what == "latency":
         return f"{amount / 1e6:.3g} ms" + (" by the times of its layers" if unit else "")
-    return f"{amount:,}" + (f" {'MACs' if what == 'macs' else what}" if unit else "")
+    name = "MACs" if what == "macs" else what
+    return f"{amount:,}" + (f" {name[:-1] if amount == 1 else name}" if unit else "")
 
 
 @dataclass(frozen=True, eq=False)

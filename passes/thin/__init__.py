@@ -83,7 +83,7 @@ class Thin(Pass[ThinSource, Removal]):
             ``global`` with a budget.
         floor: The least share of its channels that a layer keeps; one channel stays in any case. None for 0 with
             ``keep`` and 0.1 with a budget.
-        scopes: Parts with a share of their own: (module or node path, share to keep in (0, 1]). What several of them
+        scopes: Parts with a share of their own: (module path, share to keep in (0, 1]). What several of them
             name belongs to the innermost one, and what is coupled with channels of a part to that part.
         widths: Wanted widths of taps: (node path, channels).
         criterion: The name of one of :mod:`fxdistill.criteria`.
@@ -129,6 +129,13 @@ class Thin(Pass[ThinSource, Removal]):
             raise InputError(f"widths cannot be multiples of {self.round_to}", where="round_to", hint="give 1 or more")
         for path in (*self.protect, *self.only, *(path for path, _ in self.scopes)):
             find(source.traced, path)
+        weights = [name for name, _ in source.traced.module.named_parameters(remove_duplicate=False)]
+        for option, paths in (("--only", self.only), ("--scope", [path for path, _ in self.scopes])):
+            for path in (path for path in paths if not any(within(name, path) for name in weights)):
+                raise InputError(
+                    f"'{path}' has no weights, so that it makes no channels", where=option,
+                    hint="name a module that has some; --protect keeps the channels of any node",
+                )  # fmt: skip
 
     def _check_ranking(self) -> None:
         for limit in self.limits:

@@ -137,6 +137,8 @@ def test_another_request_in_the_same_folder_is_refused() -> None:
         (("--macs", "0.5", "--keep", "0.5"), "both --macs and --keep say how much to keep"),
         (("--macs", "0.0001"), "cannot be met"),
         (("--macs", "half"), "'half' is no number"),
+        (("--macs", "1"), "1 MAC cannot be met"),
+        (("--latency", "3M"), "'3M' is no latency"),
         (("--macs", "0.5", "--set", "main.nothing=1"), "--set"),
         (("--macs", "0.5", "--method", "cascade"), "makes its student by itself"),
         (("--macs", "0.5", "--weight", "mse=1"), "--weight"),

@@ -308,6 +308,8 @@ def test_a_part_has_a_share_of_its_own() -> None:
         ({"scopes": (("head", 0.5),)}, "nothing that can be removed is made by 'head'"),
         ({"scopes": (("inner", 1.5),)}, "the share of 'inner' to keep is 1.5"),
         ({"scopes": (("inner", float("nan")),)}, "the share of 'inner' to keep is nan"),
+        ({"scopes": (("relu", 1.0),)}, "'relu' has no weights"),
+        ({"keep": 0.5, "only": ("inner", "relu")}, "'relu' has no weights"),
         ({"scopes": (("nowhere", 0.5),)}, "no node or module has the path 'nowhere'"),
         ({"limits": limits_of(macs=0.5), "floor": 1.0}, "1.0 is no share"),
         ({"keep": 0.5, "ranking": "best"}, "there is no ranking named 'best'"),

@@ -51,7 +51,7 @@ def shrink(
         ranking: What competes: ``global`` (all channels), ``isomorphic`` (those of layers alike) or ``uniform`` (those
             of one layer); None for ``uniform`` with ``keep`` and ``global`` with a budget.
         floor: The least share of its channels that a layer keeps; None for 0 with ``keep``, 0.1 with a budget.
-        scopes: Parts with a share of their own, by module or node path; 1 keeps all of it.
+        scopes: Parts with a share of their own, by module path; 1 keeps all of it.
         by: Importance of a channel, by name; None for ``taylor`` under a budget with labelled data, else ``l1``.
         round_to: Widths become multiples of this; None for 1 with ``keep``, 8 with a latency, and with a budget 8, or
             4, 2 or 1 where layers are narrow or no such widths meet it.
