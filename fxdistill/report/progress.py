@@ -16,7 +16,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.plan.document import Plan
 from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import in_words
-from fxdistill.report.layout import diagnostics_view
+from fxdistill.report.layout import Line, diagnostics_view
 from fxdistill.report.remaining import Remaining
 from fxdistill.runtime.run.execution import Observer
 from fxdistill.runtime.run.trials import Trial
@@ -76,7 +76,7 @@ class RunView(Observer):
         self._says, self._said = not self._said, True  # a run in several parts begins several times
         for name, member in plan.members.items():
             if self._says and isinstance(member, ModelRef) and member.preprocessing is not None:
-                self.console.print(Text(f"{name} reads {in_words(member.preprocessing)}"), soft_wrap=True)
+                self._tell(Text(f"{name} reads {in_words(member.preprocessing)}"))
 
     def _remark(self, remark: Diagnostic) -> None:
         for line in diagnostics_view([remark]) if self._says else ():
@@ -84,7 +84,11 @@ class RunView(Observer):
 
     def say(self, line: str) -> None:
         """Pass on a line of another process of the run."""
-        self.console.print(Text(line), soft_wrap=True)
+        self._tell(Text(line))
+
+    def _tell(self, line: Text) -> None:
+        """A line: in a log file one in any case, on a terminal indented where it goes on."""
+        self.console.print(Line(line, indent=2) if self.console.is_terminal else line, soft_wrap=True)
 
     def _phase(self, phase: str) -> None:
         self._says = self._says or phase == "export"
@@ -114,20 +118,17 @@ class RunView(Observer):
             where += ", no longer falling" if finished and where else ""
             note = f"  {progress.note}" if progress.note else ""
             note += "" if self.console.is_terminal else f"  {timedelta(seconds=int(now - self._began))}"
-            self.console.print(
-                Text.assemble(
-                    f"{arm.name}, seed {arm.seed}: ",
-                    (stage.name, "bold cyan"),
-                    f"{where}  {_losses(progress)}{reached}{note}",
-                ),
-                soft_wrap=not self.console.is_terminal,
-            )
+            line = Text.assemble(
+                f"{arm.name}, seed {arm.seed}: ", (stage.name, "bold cyan"),
+                f"{where}  {_losses(progress)}{reached}{note}",
+            )  # fmt: skip
+            self._tell(line)
 
     def _kept(self, progress: TrainProgress) -> None:
         """A line an epoch of what masked members keep, layer by layer."""
         if progress.kept:
             told = "; ".join(f"{name} {' '.join(map(str, found))}" for name, found in progress.kept.items())
-            self.console.print(Text(f"epoch {progress.position.epoch} keeps {told}", "dim"), soft_wrap=True)
+            self._tell(Text(f"epoch {progress.position.epoch} keeps {told}", "dim"))
 
     def _draw(self, arm: Trial, progress: TrainProgress) -> None:
         at, stage = progress.position, progress.stage

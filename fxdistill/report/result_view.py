@@ -85,7 +85,7 @@ def _rows(plan: Plan, result: dict[str, Any], task: Task) -> Iterator[Row]:
         yield f"{name}, cut out", value, *sizes, "-" if timed is None else f"{timed['median_ms']:.3f} ms"
     for arm in plan.arms:
         member = arm.trains[0]
-        if plan.control is not None and plan.control.of == arm.name and CONTROL in result["summary"]:
+        if plan.control is not None and plan.control.of == arm.name:
             yield _row(plan, result, f"{member}, no distillation", member, _spread(result, CONTROL, task))
         label = member if arm.name == member else f"{member}, {arm.name}"
         yield _row(plan, result, label, member, _spread(result, arm.name, task))

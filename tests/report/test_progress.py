@@ -45,6 +45,16 @@ def test_a_terminal_shows_stage_epoch_losses_speed_and_time_left() -> None:
     assert "distilled, seed 0" in said
 
 
+def test_a_line_that_a_terminal_has_no_room_for_goes_on_indented() -> None:
+    console, text = drawn(terminal=True, width=40)
+    watch(console)
+    lines = [line.rpartition("\x1b[2K")[2] for line in text.getvalue().splitlines()]
+    first = next(number for number, line in enumerate(lines) if line.startswith("distilled, seed 0: warm-up-1"))
+    assert lines[first + 1].startswith("  ")
+    assert "accuracy 50.00%" in " ".join(lines[first : first + 4])
+    assert max(map(len, lines[first : first + 2])) <= 40
+
+
 def test_a_log_file_gets_a_line_for_each_epoch_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     console, text = drawn(terminal=False)
     clock = iter([100.0, 100.0, 100.5, 165.9])

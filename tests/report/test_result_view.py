@@ -51,6 +51,15 @@ def said(plan: Plan, found: dict[str, Any]) -> str:
     return text.getvalue()
 
 
+def test_without_labels_the_control_has_its_row_too() -> None:
+    found = result()
+    found |= {"summary": {}, "differences": {}}
+    for one in (*found["members"].values(), *found["arms"]):
+        one.pop("accuracy")
+    rows = [line.split("  ")[0] for line in said(load(runs.plan_file()), found).splitlines()[1:4]]
+    assert rows == ["teacher", "student, no distillation", "student, distilled"]
+
+
 def test_a_member_without_a_latency_has_a_dash() -> None:
     found = result()
     del found["latency"]["teacher"]
