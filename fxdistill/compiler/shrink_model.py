@@ -113,7 +113,7 @@ def shrink_model(
         protect: Paths whose channels stay.
         only: Paths of the modules to prune; empty for the whole model.
         batch: Images and targets for criteria that read data.
-        loss: What the targets say about a prediction, for the same.
+        loss: What the targets say about a prediction, for the same: a mean over the labels.
         seed: Seed of the criterion ``random`` and of the proof.
         before: The widths of layers before earlier steps, by module path: floors and shares of parts are of these.
         timing: How long layers take, for budgets of time.

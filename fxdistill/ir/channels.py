@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from fxdistill.errors import CriterionError, InputError
+from fxdistill.errors import CriterionError, InputError, first_line
 from fxdistill.ir import outputs
 from fxdistill.ir.computed import computed_weights
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
-from fxdistill.ir.running import buffers_kept
-from fxdistill.tasks import labelled
+from fxdistill.ir.running import buffers_kept, quiet, seeded
+from fxdistill.tasks import labels_of
 
 _PIECE = 64  # words of eight bytes
 _ODD = np.arange(1, 2 * _PIECE, 2, dtype=np.uint64)  # a word that changes its place is a change
@@ -42,7 +42,7 @@ class Channels:
         coupling: Its coupled channels.
         batch: Images and targets; None where there are none.
         seed: Seed of everything random.
-        loss: What the targets say about a prediction, a scalar: ``loss(prediction, targets)``.
+        loss: What the targets say about a prediction, a scalar: ``loss(prediction, targets)``, a mean over the labels.
     """
 
     traced: Traced
@@ -124,10 +124,7 @@ class Channels:
         Raises:
             InputError: There is no batch.
         """
-        images, targets = self.examples(criterion)
-        known = labelled(targets)
-        known |= ~known.any()  # where no image has one, the loss says so
-        for image, target in zip(images[known].split(1), targets[known].split(1), strict=True):
+        for image, target, _ in _parts(*self.examples(criterion), at_once=1):
             yield self._gradients(image, target)
 
     def squared_gradients(self, criterion: str) -> dict[str, Tensor]:
@@ -179,32 +176,42 @@ class Channels:
         own = dict(self.traced.module.named_parameters(remove_duplicate=False))
         first = {id(p): name for name, p in reversed(own.items())}
         wanted = {first[id(p)]: p.detach().requires_grad_() for p in own.values() if p.is_floating_point()}
-        known = labelled(targets)
-        known |= ~known.any()  # where no image has one, the loss says so
         found: dict[str, Tensor] = {}
-        with self.traced.running() as module, buffers_kept(module), torch.enable_grad():
-            for some, theirs, share in _parts(images, targets, known):
-                output = torch.func.functional_call(module, wanted, (some,))
-                loss = self.loss(outputs.prediction(output, self.traced.entry), theirs) * share
-                if not loss.requires_grad:
-                    raise CriterionError(
-                        "no gradient reaches a weight: the prediction does not depend on any, as autograd sees it",
-                        where="criterion", hint="choose one that reads weights alone, e.g. l1",
-                    )  # fmt: skip
-                for name, gradient in zip(
-                    wanted, torch.autograd.grad(loss, list(wanted.values()), allow_unused=True), strict=True
-                ):
+        with (
+            self.traced.running() as module, buffers_kept(module), seeded(images.device, self.seed), quiet(),
+            torch.enable_grad(),
+        ):  # fmt: skip
+            for some, theirs, share in _parts(images, targets):
+                for name, gradient in zip(wanted, self._of_part(module, wanted, some, theirs), strict=True):
                     if gradient is not None:
-                        found[name] = found.get(name, 0) + gradient.to(torch.float64)
+                        found[name] = found.get(name, 0) + share * gradient.to(torch.float64)
         return {name: found[first[id(p)]] for name, p in own.items() if first[id(p)] in found}
 
+    def _of_part(
+        self, module: nn.Module, wanted: dict[str, Tensor], images: Tensor, targets: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        why: object = "the prediction does not depend on any, as autograd sees it"
+        try:
+            output = torch.func.functional_call(module, wanted, (images,))
+            loss = self.loss(outputs.prediction(output, self.traced.entry), targets)
+            if loss.requires_grad:
+                return torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        except RuntimeError as cause:  # it takes batches of one size alone, say, or writes over what gradients read
+            why = first_line(cause)
+        raise CriterionError(
+            f"no gradient reaches a weight: {why}", where="criterion",
+            hint="choose one that reads weights alone, e.g. l1",
+        )  # fmt: skip
 
-def _parts(images: Tensor, targets: Tensor, known: Tensor) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """A few images at a time, so that memory does not grow with their number; their share of those with a label."""
-    total = int(known.sum())
-    for some, theirs, told in zip(images.split(_AT_ONCE), targets.split(_AT_ONCE), known.split(_AT_ONCE), strict=True):
-        if count := int(told.sum()):
-            yield some, theirs, count / total
+
+def _parts(images: Tensor, targets: Tensor, at_once: int = _AT_ONCE) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """A few images with labels at a time, so that memory does not grow with their number; their share of the labels."""
+    counts = labels_of(targets)
+    counts += ~counts.any()  # where no image has one, the loss says so
+    known = counts > 0
+    parts = (one[known].split(at_once) for one in (images, targets, counts))
+    for some, theirs, labels in zip(*parts, strict=True):
+        yield some, theirs, int(labels.sum()) / int(counts.sum())
 
 
 def _filters(weight: Tensor, dim: int, count: int) -> Tensor:

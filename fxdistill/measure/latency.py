@@ -90,7 +90,7 @@ def _heard(wanted: bool) -> Iterator[list[str]]:  # noqa: FBT001
 
 def provider_called(name: str) -> str:
     """ONNX Runtime's name of an execution provider that is called ``CPU``, ``cuda`` or by that name itself."""
-    whole = name.removesuffix(_PROVIDER) + _PROVIDER
+    whole = name if name.lower().endswith(_PROVIDER.lower()) else name + _PROVIDER
     return next((one for one in onnxruntime.get_all_providers() if one.lower() == whole.lower()), whole)
 
 

@@ -304,10 +304,15 @@ def not_by_image(task: Task) -> InputError:
     )  # fmt: skip
 
 
+def labels_of(targets: "Tensor") -> "Tensor":
+    """How many labels each image has, as many as places or classes that are known: (N,)."""
+    known = ~targets.isnan() if targets.is_floating_point() else targets != NO_LABEL
+    return known.reshape(len(targets), -1).sum(1)
+
+
 def labelled(targets: "Tensor") -> "Tensor":
     """Which images have a label, at least at one place: (N,), bool."""
-    known = ~targets.isnan() if targets.is_floating_point() else targets != NO_LABEL
-    return known.reshape(len(targets), -1).any(1)
+    return labels_of(targets) > 0
 
 
 def _nowhere() -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxdistill.criteria import CRITERIA, importance
-from fxdistill.errors import BudgetError, InputError, InvariantError, PairingError, PlanError
+from fxdistill.errors import BudgetError, CriterionError, InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.channels import Channels, Examples
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.cost import Cost, Limit, Size, cost_of
@@ -163,6 +163,7 @@ class Thin(Pass[ThinSource, Removal]):
 
         Raises:
             PairingError: A width cannot be had; names the chain of couplings.
+            CriterionError: The criterion says nothing of what may be removed.
             InputError: The request changes nothing.
         """
         coupling = source.coupling
@@ -172,6 +173,11 @@ class Thin(Pass[ThinSource, Removal]):
         if not stays.blocks:
             raise nothing(stays)
         scores = importance(self.criterion, channels)
+        if not bool(scores[[i for block in stays.blocks.values() for i in block]].any()):
+            raise CriterionError(
+                f"the criterion '{self.criterion}' says nothing about any channel that may be removed",
+                where="criterion", hint="choose another, e.g. l1",
+            )  # fmt: skip
         selection, size = self._chosen(source, wanted, scores, stays)
         removed = selection.removed
         if not removed:

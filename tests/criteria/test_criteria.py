@@ -196,6 +196,28 @@ def test_gradients_do_not_depend_on_how_many_images_are_looked_at_a_time() -> No
         torch.testing.assert_close(found[name].float(), parameter.grad)
 
 
+def test_of_pixels_each_that_has_a_label_counts_alike() -> None:
+    chance = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1)).eval()
+    images, labels = torch.randn(37, *IMAGE[1:], generator=chance), torch.randint(5, (37, *IMAGE[2:]), generator=chance)
+    labels[:16, 1:] = labels[20] = NO_LABEL
+    loss = supervised_loss(TASKS.get("segmentation"))
+    found = channels_of(net, batch=(images, labels), loss=loss).gradients("taylor")
+    torch.autograd.backward(loss(net(images), labels))
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(found[name].float(), parameter.grad)
+
+
+def test_gradients_of_a_model_that_draws_are_the_same_again() -> None:
+    class Drawing(Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(F.dropout(x, training=True))
+
+    channels, before = channels_of(Drawing().eval(), batch=BATCH), torch.get_rng_state()
+    assert torch.equal(importance("taylor", channels), importance("taylor", channels))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class Deaf(Net):
     """Its prediction hangs on no weight, as autograd sees it."""
 
@@ -203,9 +225,28 @@ class Deaf(Net):
         return super().forward(x).detach()
 
 
-def test_a_prediction_without_gradients_is_told() -> None:
-    with pytest.raises(CriterionError, match="no gradient reaches a weight"):
-        importance("taylor", channels_of(Deaf().eval(), batch=BATCH))
+class Overwriting(Net):
+    """It writes over what gradients are computed from."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).sigmoid().mul_(2)
+
+
+class OfSize(Net):
+    """It takes batches of one size alone."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).view(IMAGE[0], 5)
+
+
+@pytest.mark.parametrize(("kind", "why"), [(Deaf, "depend"), (Overwriting, "inplace"), (OfSize, "shape")])
+def test_a_prediction_without_gradients_is_told(
+    kind: type[Net], why: str, capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    channels = channels_of(kind().eval(), batch=(torch.zeros(3, *IMAGE[1:]), torch.zeros(3, dtype=torch.long)))
+    with pytest.raises(CriterionError, match=f"no gradient reaches a weight: .*{why}"):
+        importance("taylor", channels)
+    assert capfd.readouterr().err == ""
 
 
 def spoiling(what: str) -> Any:

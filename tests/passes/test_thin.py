@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxdistill.criteria import importance
-from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
+from fxdistill.errors import CriterionError, InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
@@ -345,6 +345,11 @@ def test_channels_of_which_a_criterion_says_nothing_are_said() -> None:
     said = "the criterion 'bn' says nothing about its outputs: all count alike, the first are kept"
     assert found == [("inner", "warning", said)]
     assert result.value.kept["inner.weight"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_criterion_that_says_nothing_of_what_may_go_is_refused() -> None:
+    with pytest.raises(CriterionError, match="'bn' says nothing about any channel that may be removed"):
+        Thin(keep=0.5, criterion="bn", only=("inner",))(ThinSource(*sources(Residual())))
 
 
 def test_the_loss_of_the_task_is_the_one_that_gradients_are_of() -> None:

@@ -14,6 +14,7 @@ from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
 from fxdistill.errors import CriterionError, InputError, RunDirError
+from fxdistill.ir.running import copied
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
 from fxdistill.modelfiles.load import LoadedModel, load
@@ -134,7 +135,7 @@ class Several(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         logits: Tensor = self.whole(x)
-        return (*(layer(logits.detach()) for layer in self.before), logits)
+        return (*(layer(logits) for layer in self.before), logits)
 
 
 def ranked(model: nn.Module, entry: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
@@ -165,10 +166,11 @@ def test_what_the_loss_loses_decides_under_a_budget_where_labels_tell_it() -> No
     for other in (made(own, macs=0.5, of=blind), made(own, keep=0.5), made(own, scopes={"layers": 0.5})):
         assert other.criterion == "l1"
         assert "by-weights" not in [one.code for one in other.diagnostics]
-    unfit = nn.Sequential(own, nn.Linear(10, 3))
-    told = made(unfit, macs=0.5)
-    assert (told.criterion, told.kept) == ("l1", made(unfit, macs=0.5, by="l1").kept)
-    assert ["10 classes" in one.why for one in told.diagnostics if one.code == "by-weights"] == [True]
+    doubled = nn.Sequential(copied(own)).double()
+    for unfit, why in ((nn.Sequential(own, nn.Linear(10, 3)), "10 classes"), (doubled, "cannot take a batch")):
+        told = made(unfit, macs=0.5)
+        assert (told.criterion, told.kept) == ("l1", made(unfit, macs=0.5, by="l1").kept)
+        assert [why in one.why for one in told.diagnostics if one.code == "by-weights"] == [True]
 
 
 def test_what_was_trained_is_not_given_up_where_no_widths_of_it_come_near_the_budget(tmp_path: Path) -> None:

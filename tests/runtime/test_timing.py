@@ -139,7 +139,7 @@ def test_what_cannot_be_timed_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert (nowhere.exit_code, "no working Nowhere" in nowhere.output) == (2, True)
 
 
-@pytest.mark.parametrize("name", ["CPU", "cpu", "CPUExecutionProvider"])
+@pytest.mark.parametrize("name", ["CPU", "cpu", "CPUExecutionProvider", "cpuexecutionprovider"])
 def test_a_provider_has_its_whole_name_or_a_short_one(name: str) -> None:
     assert latency.provider_called(name) == "CPUExecutionProvider"
     assert latency.provider_called("Nowhere") == "NowhereExecutionProvider"
@@ -173,3 +173,6 @@ def test_from_python_models_are_timed_by_name_or_by_themselves(tmp_path: Path) -
     with pytest.raises(InputError, match="Missing") as refused:
         fxdistill.bench([tmp_path / "file.onnx"], provider="Missing")
     assert "CPU" in str(refused.value)
+    for numbers in ({"threads": 0}, {"batches": [1, 0]}):
+        with pytest.raises(InputError, match="0 is no whole number from 1 on"):
+            fxdistill.bench([tmp_path / "file.onnx"], **numbers)

@@ -121,6 +121,8 @@ def timed(
     """
     if not models or not batches or repeats < 1:
         raise InputError("there is nothing to time", where="bench", hint="give a model, a batch size and repeats")
+    for count, where in (*((batch, "batches") for batch in batches), (threads, "threads")):
+        checking.number(count, 1, where)
     provider = latency.provider_called(provider)
     latency.check_provider(provider)
     made: list[Timed] = []

@@ -15,7 +15,7 @@ from fxdistill.criteria import CRITERIA
 from fxdistill.data.batches import first_batch
 from fxdistill.data.dataset import Dataset
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import CriterionError, InputError
+from fxdistill.errors import CriterionError, InputError, ModelError
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
 from fxdistill.ir.cost import Limit, Size, limits_of
@@ -197,11 +197,15 @@ def _examples(
         dataset, reading.class_map, found.module, task, input_shape=one, spec=spec, entry=reading.entry,
         own=found.metadata.get("classes"),
     )  # fmt: skip
-    fit = fitting.fits(found.module, dataset, task, input_shape=one, spec=spec, entry=reading.entry, must=False)
+    hint = "give data for this model, or choose --by l1"
+    try:
+        fit = fitting.fits(found.module, dataset, task, input_shape=one, spec=spec, entry=reading.entry, must=False)
+    except ModelError as cause:  # it takes images of another precision, or batches of one size alone
+        fit, hint = fitting.Fit(reading.entry or "", wrong=cause.what), cause.hint
     remarks = fitting.undecided(MODEL, fit, "compress --teacher-output")
 
     def unlike(_prediction: Tensor, _targets: Tensor) -> Tensor:
-        raise CriterionError(fit.wrong, where=f"data {spec}", hint="give data for this model, or choose --by l1")
+        raise CriterionError(fit.wrong, where=f"data {spec}", hint=hint)
 
     first = first_batch(dataset)
     loss = unlike if fit.wrong else supervised_loss(task)
