@@ -92,7 +92,8 @@ def shrink_model(
     ranking: Ranking | None = None, floor: float | None = None, scopes: Sequence[tuple[str, float]] = (),
     widths: Sequence[tuple[str, int]] = (), criterion: str = "l1", round_to: int | None = 1,
     protect: Sequence[str] = (), only: Sequence[str] = (),
-    batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy, seed: int = 0,
+    batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
+    known: dict[str, Tensor] | None = None, seed: int = 0,
     before: Sequence[tuple[str, int]] = (), timing: Timing | None = None, roughly: bool = False,
     entry: str = "", passes: PassManager | None = None,
 ) -> ShrunkResult:  # fmt: skip
@@ -114,6 +115,7 @@ def shrink_model(
         only: Paths of the modules to prune; empty for the whole model.
         batch: Images and targets for criteria that read data.
         loss: What the targets say about a prediction, for the same: a mean over the labels.
+        known: Gradients of the model on the batch, where it is made smaller several times: {} for the first.
         seed: Seed of the criterion ``random`` and of the proof.
         before: The widths of layers before earlier steps, by module path: floors and shares of parts are of these.
         timing: How long layers take, for budgets of time.
@@ -133,12 +135,13 @@ def shrink_model(
         criterion=criterion, round_to=round_to, protect=tuple(protect), only=tuple(only), seed=seed,
         before=tuple(before), roughly=roughly,
     )  # fmt: skip
+    known = {} if known is None else known
     barriers: dict[str, str] = {}
     traced = passes.run(Trace(input_shape, entry=entry), module)
     while True:
         unread = _count(module) - _count(traced.module)
         coupling = with_barriers(traced, passes.run(Couple(), traced), tuple(barriers))
-        removal = passes.run(thin, ThinSource(traced, coupling, batch, loss, unread, timing))
+        removal = passes.run(thin, ThinSource(traced, coupling, batch, loss, known, unread, timing))
         try:
             shrunken = passes.run(Shrink(seed=seed), ShrinkSource(traced, coupling, removal.removed))
             break
@@ -151,6 +154,7 @@ def shrink_model(
             barriers[next_barrier(traced, obstacle.path, barriers)] = obstacle.why
         else:
             traced, barriers = smaller, {}
+            known.clear()
     unused = unused_tensors(module, traced)
     keep_unused(shrunken.module, unused)
     again = Trace(input_shape)(shrunken.module).value

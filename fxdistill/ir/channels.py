@@ -9,7 +9,7 @@ A measure reads; whatever runs here leaves modes, buffers and gradients as they 
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Channels:
         batch: Images and targets; None where there are none.
         seed: Seed of everything random.
         loss: What the targets say about a prediction, a scalar: ``loss(prediction, targets)``, a mean over the labels.
+        known: Gradients on the batch that were computed before, by parameter, of the same model; they are put in here.
     """
 
     traced: Traced
@@ -50,6 +51,7 @@ class Channels:
     batch: Examples | None = None
     seed: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    known: dict[str, Tensor] = field(default_factory=dict)
 
     def zeros(self) -> Tensor:
         """No importance for any class: float64 of shape (classes + 1,)."""
@@ -113,7 +115,9 @@ class Channels:
                     hint="give data (--data), or call backward() on your own loss before",
                 )  # fmt: skip
             return found
-        return self._gradients(*self.examples(criterion))
+        if not self.known:
+            self.known.update(self._gradients(*self.examples(criterion)))
+        return self.known
 
     def gradients_by_image(self, criterion: str) -> Iterator[dict[str, Tensor]]:
         """The gradients of each image of the batch alone, by parameter in float64; those without a label say nothing.

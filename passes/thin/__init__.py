@@ -10,7 +10,7 @@ sort.
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import torch
@@ -43,6 +43,7 @@ class ThinSource:
         coupling: Its coupled channels.
         batch: Images and targets, for criteria that read gradients.
         loss: What the targets say about a prediction, for the same.
+        known: Gradients of the model on the batch, where they were computed before; see :class:`Channels`.
         unread: Parameters that the model has and does not read; they stay, and count.
         timing: How long layers take, for budgets of time.
     """
@@ -51,6 +52,7 @@ class ThinSource:
     coupling: Coupling
     batch: Examples | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    known: dict[str, Tensor] = field(default_factory=dict)
     unread: int = 0
     timing: Timing | None = None
 
@@ -169,7 +171,9 @@ class Thin(Pass[ThinSource, Removal]):
         coupling = source.coupling
         stays = Stays(source.traced, source.coupling, self.protect, self.only)
         wanted = [_wanted(source, path, width, stays) for path, width in self.widths]
-        channels = Channels(source.traced, coupling, batch=source.batch, seed=self.seed, loss=source.loss)
+        channels = Channels(
+            source.traced, coupling, batch=source.batch, seed=self.seed, loss=source.loss, known=source.known
+        )  # fmt: skip
         if not stays.blocks:
             raise nothing(stays)
         scores = importance(self.criterion, channels)

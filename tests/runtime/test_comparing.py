@@ -444,3 +444,11 @@ def test_from_python_the_same_is_compared(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no data to evaluate on") as refused:
         fxdistill.compare(module, other, input_shape=(1, 1, 8, 8))
     assert refused.value.where == type(module).__name__
+
+
+def test_a_module_of_a_name_that_a_run_has_is_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs.finished()
+    monkeypatch.chdir(run.parent)
+    module = fxdistill.load(fxdistill.parse_source(str(runs.workshop() / "teacher.pt"))).module
+    named = type(run.name, (nn.Sequential,), {})(module)
+    assert fxdistill.compare(run.name, named, allow=runs.ALLOW).images > 0

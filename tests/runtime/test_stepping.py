@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import load as load_data
 from fxdistill.errors import CriterionError, InputError, RunDirError
+from fxdistill.ir.channels import Channels
+from fxdistill.ir.cost import Limit
 from fxdistill.ir.running import copied
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save
@@ -171,6 +174,25 @@ def test_what_the_loss_loses_decides_under_a_budget_where_labels_tell_it() -> No
         told = made(unfit, macs=0.5)
         assert (told.criterion, told.kept) == ("l1", made(unfit, macs=0.5, by="l1").kept)
         assert [why in one.why for one in told.diagnostics if one.code == "by-weights"] == [True]
+
+
+def test_gradients_are_computed_once_however_often_a_time_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        def search(self, _wanted: object, make: Callable[[Limit, None], ShrunkResult]) -> ShrunkResult:
+            make(Limit("macs", 0.7, "--macs"), None)
+            return make(Limit("macs", 0.5, "--macs"), None)
+
+    computed, own = list[Channels](), Channels._gradients
+
+    def counted(channels: Channels, *given: Tensor) -> dict[str, Tensor]:
+        computed.append(channels)
+        return own(channels, *given)
+
+    monkeypatch.setattr(Channels, "_gradients", counted)
+    found = LoadedModel(load(teacher()).module, None, None, None, input_shape=(1, 1, 8, 8))
+    made, _ = shrunken.shrunk(found, wished(latency=0.5, round_to=1), READ, clock=Clock())  # type: ignore[arg-type]
+    once, _ = shrunken.shrunk(found, wished(macs=0.5, round_to=1), READ, clock=None)
+    assert (made.criterion, made.kept, len(computed)) == ("taylor", once.kept, 2)
 
 
 def test_what_was_trained_is_not_given_up_where_no_widths_of_it_come_near_the_budget(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ class Side:
     entry: str | None = None
     embedding: str | None = None
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the model is that of a run."""
+        return not isinstance(self.model, nn.Module) and files.is_folder(self.model)
+
 
 def found_together(
     models: Sequence[str | Side], *, data: str | None = None, task: str | None = None,
@@ -95,7 +100,7 @@ def found_together(
         InputError: One cannot be found or loaded, there is no data, or they have different tasks.
     """
     sides = [one if isinstance(one, Side) else Side(one) for one in models]
-    runs = [str(one.model) for one in sides if not isinstance(one.model, nn.Module) and files.is_folder(one.model)]
+    runs = [str(one.model) for one in sides if one.is_run]
     shared: DataPlan | str | None = data
     first: DataPlan | None = None
     for model in runs:
@@ -118,7 +123,7 @@ def found_together(
     found = []
     for side in sides:
         how = {one.name: getattr(side, one.name) for one in fields(side)}
-        if named(side.model) not in runs:
+        if not side.is_run:
             how |= {"data": shared, "task": task, "trust_code": trust_code}
         else:
             how |= {"data": data}

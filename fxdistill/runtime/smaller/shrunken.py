@@ -144,7 +144,7 @@ def shrunk(
     own = read.preprocessing[MODEL]
     to_budget = bool(wish.limits or wish.latency) and read.dataset is not None
     by = wish.by or (BY_DATA if to_budget else BY_WEIGHTS)
-    examples = _Examples()
+    examples, gradients = _Examples(), dict[str, Tensor]()
     if read.dataset is not None and CRITERIA.get(by).needs_batch:
         examples = _examples(found, read.dataset, reading, shape=shape, view=own.view(read.shape[2:]))
 
@@ -166,7 +166,7 @@ def shrunk(
             found.module, input_shape=shape, keep=wish.keep, limits=(*limits, *wish.limits), ranking=wish.ranking,
             floor=wish.floor, scopes=wish.scopes, criterion=by, round_to=wish.round_to, protect=wish.protect,
             only=wish.only, seed=wish.seed, before=wish.before, roughly=wish.roughly, passes=passes,
-            timing=timing, batch=examples.batch, loss=examples.loss, entry=examples.entry,
+            timing=timing, batch=examples.batch, loss=examples.loss, known=gradients, entry=examples.entry,
         )  # fmt: skip
 
     if wish.latency is None or clock is None:
