@@ -269,12 +269,14 @@ def test_a_time_on_cuda_is_met(tmp_path: Path) -> None:
 
 
 def test_times_are_read() -> None:
-    assert budgets.latency("0.6", None) == {"latency": 0.6, "on": "cpu"}
+    assert budgets.latency("0.6", None) == {"latency": "0.6", "on": "cpu"}
     assert [budgets.latency(text, "cuda")["latency"] for text in ("3ms", "500us", "0.25s", "3MS")] == [
         "3ms", "0.5ms", "250ms", "3ms",
     ]  # fmt: skip
     assert budgets.latency(None, None) == {}
-    assert (Wanted.of("3ms"), Wanted.of(0.5, "cuda")) == (Wanted(3.0, absolute=True), Wanted(0.5, on="cuda"))
+    assert [Wanted.of("3ms"), Wanted.of("0.6"), Wanted.of(0.5, "cuda")] == [
+        Wanted(3.0, absolute=True), Wanted(0.6), Wanted(0.5, on="cuda"),
+    ]  # fmt: skip
     for wrong in (0, 1, 1.5, -0.5, "ms", "0ms", "nanms", "infms", float("nan")):
         with pytest.raises(InputError, match="is no latency"):
             Wanted.of(wrong)
