@@ -15,4 +15,4 @@ def figure(value: float, digits: int = 3, *, sign: bool = False) -> str:
     plus = "+" if sign else ""
     rounded = abs(float(f"{value:.{digits}g}"))
     whole = 10.0**digits <= rounded < 10.0 ** (digits + _PLAIN)
-    return f"{value:{plus},.0f}" if whole else f"{value:{plus}.{digits}g}"
+    return f"{value:{plus},.0f}" if whole else f"{value:{plus},.{digits}g}"

@@ -46,7 +46,7 @@ def test_a_figure_has_an_exponent_only_where_one_would_write_it(value: float, di
 
 @pytest.mark.parametrize(("value", "deviation", "said"), [
     (69381.4, 0.72, "69,381.40 ± 0.72"), (69381.4, 1234.0, "69,381 ± 1,234"), (0.01234, 0.0056, "0.0123 ± 0.0056"),
-    (8029.4, 0.0, "8029"), (0.5, 1e-12, "0.5 ± 1e-12"),
+    (8029.4, 0.0, "8,029"), (0.5, 1e-12, "0.5 ± 1e-12"),
 ])  # fmt: skip
 def test_a_mean_goes_as_far_as_its_deviation(value: float, deviation: float, said: str) -> None:
     assert layout.spread(value, deviation, TASKS.get("regression")) == said
