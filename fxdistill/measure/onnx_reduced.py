@@ -123,6 +123,16 @@ def _noted(path: Path, draft: Path, precision: Precision) -> None:
     onnx.save_model(made, draft)
 
 
+def check_float(path: Path) -> None:
+    """Refuse a file in INT8, of which the tools would make a broken one.
+
+    Raises:
+        ModelError: It is one.
+    """
+    if any(node.op_type == "DequantizeLinear" for node in onnx.load_model(path, load_external_data=False).graph.node):
+        raise ModelError("the file is in INT8 already", where=str(path), hint="give the float file that it was made of")
+
+
 @contextlib.contextmanager
 def _said(path: Path) -> Iterator[None]:
     """Quiet tools, whose failures are errors of ours."""

@@ -95,3 +95,8 @@ def test_what_does_not_go_leaves_nothing(tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert "an ONNX file stays as it is" in done.stderr
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    made = fxdistill.quantize(path, data="digits", **ANY)
+    for precision in ("int8", "fp16"):
+        with pytest.raises(FxdistillError, match="the file is in INT8 already"):
+            fxdistill.quantize(made.path, precision, data="digits", **ANY)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [made.path.name, path.name]

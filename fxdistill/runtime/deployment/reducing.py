@@ -167,6 +167,7 @@ def reduced(found: Found, path: Path, precision: Precision, how: Reducing, *, im
     target = beside(path, precision)
     if path.with_name(f"{path.name}.data").exists():
         raise ModelError("its weights lie beside it, for they pass 2 GiB", where=str(path), hint="keep the float file")
+    onnx_reduced.check_float(path)
     file = OnnxModel(path)
     given, size = _given(found, file), file.batch or _BATCH
     with files.writing(target), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{target.name}.") as folder:
