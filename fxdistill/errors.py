@@ -3,6 +3,7 @@
     FxdistillError                  exit code 1: the work failed
     ├── InputError                  exit code 2: what was given is wrong
     │   ├── ModelError              a model file, a factory or a state dict
+    │   │   └── ChanceError         a model that is to teach and is at chance
     │   ├── PlanError               a plan that cannot be read, or that does not fit its models
     │   ├── DataError               a data spec, or the data behind it
     │   ├── PairingError            a pin, a forbidden pair or a width that cannot be had
@@ -69,6 +70,10 @@ class InputError(FxdistillError):
 
 class ModelError(InputError):
     """A model file, a factory or a state dict cannot be used."""
+
+
+class ChanceError(ModelError):
+    """A model that is to teach knows nothing of the data."""
 
 
 class PlanError(InputError):

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fxdistill.compiler.shrink_model import ShrunkResult
+from fxdistill.data import division
+from fxdistill.data.batches import Batch, first_batch
 from fxdistill.data.dataset import Dataset
+from fxdistill.data.load import defaults
 from fxdistill.data.load import load as load_data
-from fxdistill.errors import CriterionError, InputError, RunDirError
+from fxdistill.errors import CriterionError, InputError, ModelError, RunDirError
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.cost import Limit
 from fxdistill.ir.running import copied
@@ -88,13 +91,21 @@ def test_each_step_goes_a_part_of_the_way_and_is_taught_by_the_original() -> Non
                for row in last)  # fmt: skip
 
 
-@pytest.mark.parametrize(("macs", "round_to", "left"), [(0.93, 2, ["step-1"]), (0.9, 4, [])])
+@pytest.mark.parametrize(
+    ("macs", "round_to", "left", "said"),
+    [
+        (0.93, 2, ["step-1"], "steps 2, 3 were left out of 4, for widths are too coarse"),
+        (0.9, 4, [], "steps 1, 2, 3 were left out of 4, for widths are too coarse: nothing was trained"),
+    ],
+)
 def test_steps_that_widths_are_too_coarse_for_are_left_out(
-    tmp_path: Path, macs: float, round_to: int, left: list[str]
+    tmp_path: Path, macs: float, round_to: int, left: list[str], said: str
 ) -> None:
     made = shrink(tmp_path, macs=macs, round_to=round_to, steps=4)  # the second one would meet the budget; none fits
     assert 0.98 * macs <= made.after.macs / made.before.macs <= macs
     assert sorted(place.name for place in tmp_path.glob("aux-steps/*")) == left
+    (remark,) = (one for one in made.diagnostics if one.code == "steps-left-out")
+    assert remark.why.startswith(said)
 
 
 def own_data() -> Dataset:
@@ -114,6 +125,37 @@ def test_floors_and_shares_of_parts_are_of_the_original_on_data_that_is_allowed(
 def turned_data() -> Dataset:
     found = load_data("digits")
     return found.each(lambda images: images.relabelled(9 - images.labels))
+
+
+def test_a_teacher_at_chance_is_told_what_this_command_has(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="hardly anything to teach") as error:
+        shrink(tmp_path, steps=2, data=f"{__name__}:turned_data", allow=(__name__,))
+    assert "`fxdistill compress` takes --mean" in error.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_file_keeps_of_geometry_is_all_that_was_asked_for() -> None:
+    asked = Reading("digits", wishes=Wishes(size=(12, 12), crop=0.75))
+    _, found = shrunken.shrunk(load(teacher()), wished(keep=0.5), asked, clock=None)
+    assert found is not None
+    assert (found.size, found.resize, found.mean) == ([12, 12], [16, 16], [])
+    assert shrunken.shrunk(load(teacher()), wished(keep=0.5), READ, clock=None)[1] is None
+
+
+def test_channels_are_ranked_by_none_of_the_validation_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Dataset] = []
+
+    def noted(dataset: Dataset) -> Batch:
+        seen.append(dataset)
+        return first_batch(dataset)
+
+    monkeypatch.setattr(shrunken, "first_batch", noted)
+    whole = load_data("digits")
+    for teaching in (Teaching("digits", val=0.25, seed=3), Teaching("digits")):
+        shrunken.shrunk(load(teacher()), wished(keep=0.5, by="taylor"), teaching.reading, clock=None)
+    divided = division.divided(whole, defaults("digits", dataset=whole, val=0.25, seed=3))
+    assert torch.equal(seen[0].train.labels, divided.train.labels)
+    assert len(seen[0].train) < len(seen[1].train) == len(whole.train)
 
 
 def test_a_class_map_says_which_classes_the_gradients_are_of(tmp_path: Path) -> None:
@@ -232,6 +274,7 @@ def test_whatever_decides_about_a_smaller_model_is_asked_for(tmp_path: Path) -> 
             "input_shape",
             "wishes",
             "entry",
+            "val",
         )  # with what the model is looked at
         assert (request(found, wish, changed) != request(found, wish, usual)) is read, name
     names.write_text("a\nc\n")

@@ -15,7 +15,7 @@ from fxdistill.data.dataset import Dataset, Images
 from fxdistill.data.load import check_input
 from fxdistill.data.load import load as load_dataset
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import DataError, InputError, ModelError, PlanError
+from fxdistill.errors import ChanceError, DataError, InputError, ModelError, PlanError
 from fxdistill.files import file_sha256
 from fxdistill.ir.program import Program
 from fxdistill.ir.running import attributes_kept, buffers_kept, seeded
@@ -183,7 +183,7 @@ def taught(
         force: Whether to go on where it knows nothing of the data.
 
     Raises:
-        ModelError: It knows nothing of the data.
+        ChanceError: It knows nothing of the data.
     """
     few = replace(dataset, train=some(dataset.train), test=some(dataset.split("val")), val=None)
     if not few.has_labels("test") or (task.ranks_train and dataset.is_one):
@@ -309,11 +309,11 @@ def knows(member: str, found: Mapping[str, float], task: Task, targets: Tensor, 
     """Refuse a member that is to teach and knows nothing of what these targets are about.
 
     Raises:
-        ModelError: It is at chance.
+        ChanceError: It is at chance.
     """
     if found and task.at_chance(found, classes, targets):
         poor = task.near_chance(found, classes, targets)
-        raise ModelError(
+        raise ChanceError(
             f"the {member} has hardly anything to teach on this data: {poor}", where=member,
             hint=f"check {_REASONS}; --force goes on all the same",
         )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import nn
 from fxdistill import checking
 from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
+from fxdistill.errors import ChanceError, ModelError
 from fxdistill.ir.contract import PassManager
 from fxdistill.methods import RATE
 from fxdistill.modelfiles import bundle
@@ -20,6 +21,12 @@ from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.smaller.shrunken import Reading, shrunk, timed, wished, write
 from fxdistill.runtime.smaller.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps, ready
 from fxdistill.runtime.smaller.teaching import Teaching
+
+_UNKNOWING = (
+    "check the preprocessing in its file, the order of the labels (--class-map), and the checkpoint; "
+    "`fxdistill compress` takes --mean and --std, --size, --teacher-output and --force"
+)
+"""What to do about a model that answers at random, where no option says how it reads images."""
 
 
 @checking.checked()
@@ -98,7 +105,10 @@ def shrink(
         between = Steps.of(steps, recover, teaching)
         between.check(wish, found)
         folder = folder_for(path)
-        ready(found, folder, teaching, settings)
+        try:
+            ready(found, folder, teaching, settings)
+        except ChanceError as cause:
+            raise ModelError(cause.what, where=cause.where, hint=_UNKNOWING) from cause
     with timed(found, wish, reading, None if latency_table is None else Path(latency_table)) as clock:
         made, preprocessing = shrunk(found, wish, reading, clock=clock, passes=passes)
         made_of = found

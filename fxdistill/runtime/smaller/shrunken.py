@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
 from fxdistill.criteria import CRITERIA
+from fxdistill.data import division
 from fxdistill.data.batches import first_batch
 from fxdistill.data.dataset import Dataset
+from fxdistill.data.load import defaults
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import CriterionError, InputError, ModelError
 from fxdistill.ir.channels import Examples
@@ -109,6 +111,8 @@ class Reading:
         class_map: A file with the model's classes, for data that has some of them.
         entry: Which entry of the output is the prediction; None to find the one that fits the data.
         batch: Images of a batch; None for as many as ``input_shape`` or the file says.
+        val: The share of the training images to watch a training by that follows: criteria read none of these.
+        seed: What is set aside of the data to watch and test by is drawn under it; None where nothing is.
     """
 
     data: str | None = None
@@ -119,6 +123,8 @@ class Reading:
     class_map: Path | None = None
     entry: str | None = None
     batch: int | None = None
+    val: float = 0.0
+    seed: int | None = None
 
 
 def shrunk(
@@ -176,7 +182,9 @@ def shrunk(
     made = replace(made, diagnostics=(*examples.remarks, *made.diagnostics))
     if own.source.normalisation in ("", "the data"):  # which the file does not say
         geometry = {"size": own.size, "resize": own.resize, "interpolation": own.interpolation}
-        return made, found.preprocessing and found.preprocessing.changed(**geometry)
+        said = reading.wishes.crop is not None or reading.wishes.interpolation is not None
+        stored = found.preprocessing or (own.changed(mean=[], std=[], range=1) if said else None)
+        return made, stored and stored.changed(**geometry)
     return made, own
 
 
@@ -197,6 +205,9 @@ def _examples(
         dataset, reading.class_map, found.module, task, input_shape=one, spec=spec, entry=reading.entry,
         own=found.metadata.get("classes"),
     )  # fmt: skip
+    if reading.seed is not None:
+        planned = defaults(spec, dataset=dataset, task=task, val=reading.val, seed=reading.seed)
+        dataset = division.divided(dataset, planned)
     hint = "give data for this model, or choose --by l1"
     try:
         fit = fitting.fits(found.module, dataset, task, input_shape=one, spec=spec, entry=reading.entry, must=False)

@@ -13,7 +13,7 @@ are, and a run that was interrupted goes on.
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from fxdistill.compiler.compilation import STUDENT, TEACHER
 from fxdistill.compiler.shrink_model import ShrunkResult
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import BudgetError, InputError, RunDirError
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
@@ -192,6 +193,7 @@ def in_steps(
     reading = replace(steps.teaching.reading, batch=at_once.input_shape[0])  # whatever files of runs say of it
     current, size = found, at_once.before
     wish = replace(wish, before=tuple((path, before) for path, (before, _) in at_once.widths.items()))
+    left_out = list(range(1, steps.count))
     for number in range(1, steps.count):
         part = _part(wish, at_once.before, number / steps.count, size, clock)
         if not part.goes_on:  # the step before went as far
@@ -210,6 +212,7 @@ def in_steps(
             say(number, made)
         planned(found, held(place / SMALLER, this), place / PLAN, steps.teaching)
         run(place)
+        left_out.remove(number)
         current = load(place / RUN)
         size, clock = shrunken.size_of(current, reading), shrunken.since(clock, current, reading)
     last = _part(wish, at_once.before, 1.0, size, clock)
@@ -222,7 +225,20 @@ def in_steps(
         last = replace(last, roughly=True)
     made, preprocessing = shrunken.shrunk(current, last, reading, clock=clock, passes=passes)
     widths = {path: (dict(wish.before).get(path, before), after) for path, (before, after) in made.widths.items()}
-    return replace(made, before=at_once.before, widths=widths), preprocessing, current
+    said = (*_left_out(left_out, steps.count), *made.diagnostics)
+    return replace(made, before=at_once.before, widths=widths, diagnostics=said), preprocessing, current
+
+
+def _left_out(numbers: Sequence[int], count: int) -> Iterator[Diagnostic]:
+    """A warning about steps that were not made."""
+    if numbers:
+        which = f"step {numbers[0]} was" if len(numbers) == 1 else f"steps {', '.join(map(str, numbers))} were"
+        untaught = ": nothing was trained in between" if len(numbers) == count - 1 else ""
+        yield Diagnostic(
+            code="steps-left-out", severity="warning", where="--steps",
+            why=f"{which} left out of {count}, for widths are too coarse{untaught}",
+            hint="take fewer steps, or widths in smaller multiples (--round-to)",
+        )  # fmt: skip
 
 
 def _goes_all_the_way(made: ShrunkResult, wish: Wish, own: Size, clock: Clock | None) -> bool:
@@ -255,7 +271,13 @@ def request(found: LoadedModel, wish: Wish, teaching: Teaching, steps: Steps | N
     read = {"data": teaching.data, "task": teaching.task, "input": teaching.input_shape, "class_map": teaching.classes}
     read["output"] = teaching.entry
     read |= {name: value for name, value in asdict(teaching.wishes).items() if name != "where"}
-    asked = {"model": identity, **asdict(wish), **read, "steps": None if steps is None else steps.asked}
+    asked = {
+        "model": identity,
+        **asdict(wish),
+        **read,
+        "val": teaching.val,
+        "steps": None if steps is None else steps.asked,
+    }
     plain: dict[str, Any] = json.loads(json.dumps(asked))
     return plain
 

@@ -89,7 +89,10 @@ class Teaching:
     @property
     def reading(self) -> Reading:
         """What a model is looked at with when it is made smaller."""
-        return Reading(self.data, self.task, self.input_shape, self.wishes, self.allow, self.table, self.entry)
+        return Reading(
+            self.data, self.task, self.input_shape, self.wishes, self.allow, self.table, self.entry, val=self.val,
+            seed=self.seed,
+        )  # fmt: skip
 
     @property
     def table(self) -> Path | None:
