@@ -26,7 +26,7 @@ from fxdistill.tasks import labels_of
 
 _PIECE = 64  # words of eight bytes
 _ODD = np.arange(1, 2 * _PIECE, 2, dtype=np.uint64)  # a word that changes its place is a change
-_AT_ONCE = 16
+_AT_ONCE = 8
 """Images of which gradients are computed at a time."""
 _ENTRIES = 2**16  # entries of filters that are read at a time: half a megabyte in float64
 Examples = tuple[Tensor, Tensor]
