@@ -229,8 +229,9 @@ _COLUMNS = (
 def table(rows: list[Row]) -> str:
     """For each setting its arms: the change against the teacher, sizes, latency; and the difference, paired."""
     lines = [f"# The cascade beside other ways to a network of its size\n\n{_about()}", ""]
-    longer = sorted({row["setting"] for row in rows if row["setting"].startswith(PAPER)})
-    for setting in (*series.told(SETTINGS), *longer):
+    usual = series.told(SETTINGS)
+    others = sorted({row["setting"] for row in rows}.difference(usual))
+    for setting in (*usual, *others):
         mine = [row for row in rows if row["setting"] == setting]
         if mine:
             teacher = 100 * mine[0]["teacher"]
