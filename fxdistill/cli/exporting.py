@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
 from fxdistill import files
-from fxdistill.cli import members, model_parameters, parameters, values
+from fxdistill.cli import again, members, model_parameters, parameters, values
 from fxdistill.cli.exits import failed, reported, say
 from fxdistill.errors import FxdistillError, InputError
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from fxdistill.runtime.run.directory import RunDir
 
 out = Console(highlight=False)
-OUTPUT, OPSET, TOLERANCE = Path("student.onnx"), 18, 1e-4
 
 
 def export(
+    context: typer.Context,
     model: parameters.RunOrModel,
-    output: model_parameters.OnnxOutput = OUTPUT,
+    output: model_parameters.OnnxOutput = Path("student.onnx"),
     data: parameters.GateData = None,
     class_map: parameters.ClassMap = None,
     task: parameters.OtherTask = None,
@@ -42,8 +43,8 @@ def export(
     output_entry: model_parameters.OutputEntry = None,
     only_output: model_parameters.OnlyOutput = [],
     embed_preprocessing: model_parameters.Embed = False,
-    opset: model_parameters.Opset = OPSET,
-    tolerance: model_parameters.Tolerance = TOLERANCE,
+    opset: model_parameters.Opset = 18,
+    tolerance: model_parameters.Tolerance = 1e-4,
     optimize: model_parameters.Optimize = False,
     int8: model_parameters.Int8 = False,
     fp16: model_parameters.Fp16 = False,
@@ -67,10 +68,7 @@ def export(
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         is_there = bool(precisions) and Path(model).suffix.lower() == ".onnx"
         if is_there:
-            _stays(
-                output=output != OUTPUT, optimize=optimize, embed_preprocessing=embed_preprocessing,
-                only_output=bool(only_output), opset=opset != OPSET, tolerance=tolerance != TOLERANCE,
-            )  # fmt: skip
+            _stays(context)
             output = Path(model)
         else:
             files.writable(output, model)
@@ -123,12 +121,17 @@ def export(
             raise min(failures, key=lambda one: one.exit_code)
 
 
-def _stays(**said: bool) -> None:
-    """Refuse options of a float file that is to be written, where one that is there is reduced."""
-    for name in (name for name, is_said in said.items() if is_said):
+_OF_FLOAT = ("output", "only_output", "embed_preprocessing", "opset", "tolerance", "optimize")
+"""What is said of a float file that is to be written."""
+
+
+def _stays(context: typer.Context) -> None:
+    """Refuse what is said of a float file that is to be written, where one that is there is reduced."""
+    others = [one.name for one in context.command.params if one.name is not None and one.name not in _OF_FLOAT]
+    if given := again.options(context, without=others):
         raise InputError(
-            "an ONNX file stays as it is; files in less precision are written beside it",
-            where=f"--{name.replace('_', '-')}", hint="leave it out",
+            "an ONNX file stays as it is; files in less precision are written beside it", where=given[0],
+            hint="leave it out",
         )  # fmt: skip
 
 

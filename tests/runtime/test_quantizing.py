@@ -86,6 +86,7 @@ def test_what_does_not_go_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(FxdistillError, match="is no number from 0 on"):
         fxdistill.quantize(path, data="digits", tolerance_agreement=-1)
     for option in (
+        ["-o", "student.onnx"],
         ["-o", str(tmp_path / "other.onnx")],
         ["--optimize"],
         ["--opset", "17"],
