@@ -278,7 +278,7 @@ CudaGraphs = Annotated[
 ]
 Arms = Annotated[str, typer.Option(
     "--arms", metavar="METHODS", autocompletion=names("method", between="+,"),
-    help="Methods to train instead, separated by commas; the others are compared with the first."
+    help="Methods to train instead, separated by commas; the others are compared with the first, the last is exported.",
 )]  # fmt: skip
 SeedCount = Annotated[
     int | None, typer.Option("--seeds", min=1, max=1000, help="How many seeds, instead of the plan's.")

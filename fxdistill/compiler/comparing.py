@@ -3,9 +3,10 @@
     arm of a method = its warm-ups, then its main stage for what they leave of the plan's epochs
 
 Every arm trains the exported member from the same weights on the same batches in the same order, with the optimiser and
-schedule of the plan's main stage; a loss that the plan has as well has the plan's arguments, and an arm that warms up
-as the plan's own method does has the plan's warm-ups. So arms differ in what they learn from alone. The plan's own
-method keeps its stages as the plan has them. What the others are compared with is the first arm.
+schedule of the plan's main stage; a loss that the plan has as well has the plan's arguments, an arm that warms up as
+the plan's own method does has the plan's warm-ups, and one whose main stage is of that method's has the plan's losses
+there, with their weights. So arms differ in what they learn from alone. The plan's own method keeps its stages as the
+plan has them. What the others are compared with is the first arm.
 """
 
 from collections.abc import Sequence
@@ -70,9 +71,11 @@ def _arm(name: str, plan: Plan, own: Arm) -> Arm:
     except InputError as cause:  # which speaks of a plan that is yet to be written
         raise InputError(cause.what, where=f"--arms {name}", hint="leave it out") from cause
     known = {(term.loss, term.pair is None): term.args for stage in own.stages for term in stage.losses}
-    names = [stage.name for stage in own.stages]
-    if MAIN in names and len(made) > 1 and method.parts[:-1] == composed(plan.method).parts[:-1]:
+    names, ours = [stage.name for stage in own.stages], composed(plan.method).parts
+    if MAIN in names and len(made) > 1 and method.parts[:-1] == ours[:-1]:
         made = (*own.stages[: names.index(MAIN)], made[-1])
+    if MAIN in names and method.parts[-1] == ours[-1]:
+        made = (*made[:-1], own.stages[names.index(MAIN)])
     *warm, last = [
         stage.changed(losses=[t.changed(args=known.get((t.loss, t.pair is None), t.args)) for t in stage.losses])
         for stage in made

@@ -71,6 +71,15 @@ def test_arguments_that_the_plan_has_are_those_of_all_arms() -> None:
         assert kd.args == {"temperature": 2.5}
 
 
+@pytest.mark.parametrize(("own", "other"), [("indistill+kd", "kd"), ("kd", "indistill+kd"), ("indistill", "kd")])
+def test_arms_with_the_main_stage_of_the_plan_have_its_losses(own: str, other: str) -> None:
+    plan = planned(method=own)
+    terms = [term.changed(weight=0.5) for term in plan.arms[0].stages[-1].losses]
+    made = compared(with_main(plan, losses=terms), (own, other, "dkd"))
+    assert made.arm(other).stages[-1].losses == terms == made.arm(own).stages[-1].losses
+    assert [term.weight for term in made.arm("dkd").stages[-1].losses] == [1.0, 1.0]
+
+
 def test_the_plans_own_method_is_known_by_what_it_means() -> None:
     """``indistill`` is ``indistill+kd``: the stages that the user changed are kept under either name."""
     plan = planned(method="indistill")
