@@ -72,7 +72,7 @@ def proposed(gap: Gap) -> Diagnostic:
 
 def needless(gap: Gap, because: str = "") -> Diagnostic:
     """A remark where none was proposed."""
-    reason = because or f"from {WIDE:g} times on one is proposed, so the teacher teaches itself"
+    reason = because or f"from {WIDE:g} times on one is proposed, so the teacher itself teaches"
     return _note(
         f"{gap}: {reason}", hint="" if gap.is_wide else "name a model of yours to have one all the same: --via MODEL"
     )
@@ -84,7 +84,7 @@ def given(epochs: int) -> Diagnostic:
         return _note(
             "it is trained, and teaches as it is", hint="to have it learn from the teacher first: --via-epochs"
         )
-    return _note(f"it learns from the teacher for {epochs} epochs, and then teaches")
+    return _note(f"it learns from the teacher for {epochs} epoch{'s' if epochs > 1 else ''}, and then teaches")
 
 
 def chosen_early() -> Diagnostic:

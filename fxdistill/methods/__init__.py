@@ -185,7 +185,7 @@ def composed(name: str, *, where: str = "--method", default_main: str | None = N
 
 
 def with_terms(recipe: Recipe) -> list[str]:
-    """The methods that have a main stage for what they are to expand."""
+    """The methods that have a main stage for what they are to expand, which is about a student that is given."""
     methods = {name: METHODS.get(name) for name in METHODS.names()}
-    able = {name: method for name, method in methods.items() if not method.lacks_pairs(recipe)}
+    able = {name: method for name, method in methods.items() if not (method.alone or method.lacks_pairs(recipe))}
     return [name for name, method in able.items() if method.main is not None and method.main(recipe)]

@@ -9,13 +9,13 @@ What the user says of the warm-ups is in :mod:`fxdistill.passes.schedule.curricu
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.methods import Recipe, composed, with_terms
+from fxdistill.methods import Composed, Recipe, composed, with_terms
 from fxdistill.passes.schedule.curriculum import Curriculum
-from fxdistill.plan.training import Optimizer, Stage
+from fxdistill.plan.training import LossTerm, Optimizer, Stage
 
 MAIN = "main"
 """The name of the main stage."""
@@ -56,7 +56,7 @@ class Schedule(Pass[Recipe, tuple[Stage, ...]]):
         terms = method.main_terms(source)
         if not terms:
             raise PlanError(
-                f"the method '{method.parts[-1][0]}' has no term for this task", where="--method",
+                f"the method '{method.parts[-1][0]}' {_lack(method, source)}", where="--method",
                 hint=f"choose another one for the main stage: {', '.join(with_terms(source)) or 'none has one'}",
             )  # fmt: skip
         main = Stage(
@@ -77,3 +77,11 @@ class Schedule(Pass[Recipe, tuple[Stage, ...]]):
         named = {term.pair for stage in value for term in stage.losses} - {None}
         if not named <= known:
             raise InvariantError(f"a stage names the pair '{sorted(map(str, named - known))[0]}', which there is not")
+
+
+def _lack(method: Composed, source: Recipe) -> str:
+    """Why a method has no main stage: predictions to imitate and no labels mean images that have none."""
+    labelled = replace(source, supervised=LossTerm(loss="cross-entropy", student=source.student))
+    if source.supervised is None and source.imitation is not None and method.main_terms(labelled):
+        return "learns from labels, and the images have none"
+    return "has no term for this task"

@@ -57,7 +57,7 @@ def test_a_small_gap_gets_none_and_says_why() -> None:
     plan, *_ = planned([8, 16], via="auto")
     assert "auxiliary" not in plan.members
     assert "2 times as wide" in said(plan)
-    assert "the teacher teaches itself" in said(plan)
+    assert "the teacher itself teaches" in said(plan)
     alone = planned([8, 16])[0]
     assert (plan.arms, plan.pairs, plan.kept) == (alone.arms, alone.pairs, alone.kept)
     assert not [remark for remark in alone.diagnostics if remark.code == "assistant"]

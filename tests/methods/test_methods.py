@@ -132,9 +132,16 @@ def test_activity_has_a_place_in_maps_alone(loss: str, weight: float) -> None:
         expanded(loss, Recipe(pairs[1:], OWN))
 
 
-def test_dkd_needs_labels() -> None:
-    with pytest.raises(PlanError, match="the method 'dkd' has no term for this task"):
-        expanded("dkd", Recipe(PAIRS, None, IMITATION))
+@pytest.mark.parametrize("method", ["dkd", "supervised", "indistill+dkd"])
+def test_a_method_that_learns_from_labels_needs_some(method: str) -> None:
+    """Of a student that is given: the cascade, which makes its own, is no other choice."""
+    with pytest.raises(PlanError, match=r"(dkd|supervised)' learns from labels, and the images have none") as caught:
+        expanded(method, Recipe(PAIRS, None, IMITATION))
+    named = set(caught.value.hint.partition(": ")[2].split(", "))
+    assert {"kd", "dist"} < named
+    assert not {"dkd", "supervised", "cascade"} & named
+    with pytest.raises(PlanError, match="has no term for this task"):
+        expanded(method, Recipe(PAIRS, None, None, embeds=True))
 
 
 def test_terms_are_of_the_recipes_members() -> None:
