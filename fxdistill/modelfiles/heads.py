@@ -20,21 +20,33 @@ PENULTIMATE, OUTPUT = "penultimate", "output"
 
 
 def head_of(module: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """The path of the linear layer whose result is the model's answer, as it is; '' where there is none."""
+    """The path of the linear layer whose result is the model's answer, as it is; '' where there is none, or no answer.
+
+    Whether a model takes an input is said by what traces it, or fits it to the data.
+    """
     found: list[tuple[Tensor, int, str]] = []  # held, so that each is told from all others
 
     def note(value: Tensor, path: str) -> None:
         found.append((value, value._version, path))  # noqa: SLF001  # what overwrites it counts it up
 
-    with contextlib.ExitStack() as stack, torch.no_grad():
+    with contextlib.ExitStack() as stack:
         for path, part in module.named_modules():
             if isinstance(part, nn.Linear):
                 handle = part.register_forward_hook(lambda _m, _i, value, path=path: note(value, path))
                 stack.callback(handle.remove)
-        device = next((parameter.device for parameter in module.parameters()), None)
-        answer = module(torch.zeros(input_shape, device=device))
+        answer, _ = _answer(module, input_shape)
     same = (path for value, version, path in found if value is answer and value._version == version)  # noqa: SLF001
     return next(same, "")
+
+
+def _answer(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[Any, str]:
+    """What a model answers to an input of a shape, or why it does not."""
+    device = next((parameter.device for parameter in module.parameters()), None)
+    try:
+        with torch.no_grad():
+            return module(torch.zeros(input_shape, device=device)), ""
+    except Exception as cause:  # noqa: BLE001  # of the model's own code
+        return None, str(cause)
 
 
 def without(module: nn.Module, path: str, *, where: str) -> None:
@@ -76,11 +88,21 @@ def embedding(module: nn.Module, wish: str, *, input_shape: tuple[int, ...], whe
         where: What an error is about.
 
     Raises:
-        ModelError: There is no such layer.
+        ModelError: There is no such layer, or it is not the last one: what follows it does not take what it would read.
     """
     if wish == OUTPUT:
         return ""
-    path = head_of(module, (1, *input_shape[1:])) if wish == PENULTIMATE else wish
-    if path or wish != PENULTIMATE:
-        without(module, path, where=where)
-    return path
+    shape = (1, *input_shape[1:])
+    if wish == PENULTIMATE:
+        if path := head_of(module, shape):
+            without(module, path, where=where)
+        return path
+    _, before = _answer(module, shape)
+    without(module, wish, where=where)
+    _, after = _answer(module, shape)
+    if after and not before:
+        raise ModelError(
+            f"the model does not run without '{wish}': {after}", where=where,
+            hint="name the last layer, which gives the logits: what that would read is the embedding",
+        )  # fmt: skip
+    return wish

@@ -74,6 +74,29 @@ def test_a_layer_that_is_no_linear_one(wish: str) -> None:
     assert "hidden.linear, classifier" in caught.value.hint
 
 
+def test_a_layer_that_others_follow_is_not_left_away() -> None:
+    with pytest.raises(ModelError, match=r"does not run without 'hidden.linear': mat1 and mat2") as caught:
+        heads.embedding(convnet().eval(), "hidden.linear", input_shape=SHAPE, where="--embedding")
+    assert "name the last layer" in caught.value.hint
+
+
+@pytest.mark.parametrize("more", [(), ("--embedding", "classifier")])
+@pytest.mark.parametrize(
+    "words",
+    [("plan", "M", "M", "--input", "1x1x16x16"), ("plan", "M", "M", "--data", "digits", "--size", 16),
+     ("eval", "M", "--data", "digits", "--size", 16), ("export", "M", "--size", 16)],
+)  # fmt: skip
+def test_an_input_that_a_model_does_not_take_is_told_as_elsewhere(
+    words: tuple[str, ...], more: tuple[str, ...], tmp_path: Path
+) -> None:
+    fxdistill.save(convnet(), model := tmp_path / "model.pt", input_shape=SHAPE)
+    to = () if words[0] == "eval" else ("-o", tmp_path / "written.onnx")
+    done = jobs.call(*(model if word == "M" else word for word in words), "--task", "retrieval", *more, *to)
+    assert (done.exit_code, done.stderr.count("error:")) == (2, 1), done.stderr
+    assert "cannot be multiplied" in " ".join(done.stderr.split())
+    assert not (tmp_path / "written.onnx").exists()
+
+
 def test_classifiers_are_distilled_measured_and_exported_as_embeddings(tmp_path: Path) -> None:
     """Of different widths; the exported one answers with the penultimate layer, and its file needs no factory."""
     folder = runs.workshop()
