@@ -13,6 +13,7 @@ from fxdistill.plan.training import Arm, LossTerm, Optimizer, Plateau, Stage
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import Line, count, diagnostics_view, size
 from fxdistill.report.levels_view import levels_lines, stage_words
+from fxdistill.tasks import TASKS
 
 _ASIDE = {"why", "runner-up", "kept"}
 
@@ -21,10 +22,10 @@ def plan_view(plan: Plan) -> RenderableType:
     """A plan, whole: members, pairs with their evidence, arms and stages with their cost, remarks."""
     data = plan.data.spec or "none (structural plan)"
     given = {name: ref for name, ref in plan.members.items() if isinstance(ref, ModelRef)}
-    longest = max(len("input"), *map(len, given))
+    longest, embeds = max(len("input"), *map(len, given)), TASKS.get(plan.task).embeds
     task = Text.assemble(size(plan.input.shape), ("   task  ", "bold"), plan.task, ("   data  ", "bold"), data)
     parts: list[RenderableType] = [
-        *(line for name, ref in given.items() for line in _model_lines(name, ref, longest)),
+        *(line for name, ref in given.items() for line in _model_lines(name, ref, longest, embeds=embeds)),
         Line(task, Text(f"{'input':<{longest}}  ", "bold")),
         Text(),
     ]
@@ -62,18 +63,19 @@ def _title(name: str, rest: str) -> Line:
     return Line(Text.assemble((name, "bold"), f", {rest}" if rest else ""), indent=2)
 
 
-def _model_lines(role: str, ref: ModelRef, width: int) -> Iterator[Line]:
+def _model_lines(role: str, ref: ModelRef, width: int, *, embeds: bool) -> Iterator[Line]:
     """A given model: where it comes from, its size, and how it reads images."""
-    yield _model_line(f"{role:<{width}}", ref)
+    yield _model_line(f"{role:<{width}}", ref, embeds=embeds)
     if ref.preprocessing is not None:
         yield Line(Text(f"reads {in_words(ref.preprocessing)}", "dim"), Text(" " * (width + 2)))
 
 
-def _model_line(role: str, ref: ModelRef) -> Line:
+def _model_line(role: str, ref: ModelRef, *, embeds: bool) -> Line:
     name = ref.path or factory_words(ref) or "(given from Python)"
     sizes = f"   {count(ref.parameters)} parameters, {count(ref.macs)} MACs, traced: {ref.rung}"
     sizes += f", predicts with its output '{ref.output}'" if ref.output else ""
-    sizes += f", answers with what '{ref.head}' would read" if ref.head else ""
+    without = f"answers with what '{ref.head}' would read" if ref.head else "its output is the embedding"
+    sizes += f", {without}" if embeds else ""
     return Line(Text.assemble(name, (sizes, "dim")), Text(f"{role}  ", "bold"))
 
 

@@ -97,6 +97,13 @@ def test_an_input_that_a_model_does_not_take_is_told_as_elsewhere(
     assert not (tmp_path / "written.onnx").exists()
 
 
+def test_an_answer_that_no_linear_layer_gives_is_said_to_be_the_embedding(tmp_path: Path) -> None:
+    fxdistill.save(nn.Sequential(nn.Conv2d(1, 6, 8), nn.Flatten()), tmp_path / "model.pt", input_shape=SHAPE)
+    words = ("plan", tmp_path / "model.pt", tmp_path / "model.pt", "--task", "retrieval", "--method", "pkt")
+    said = " ".join(jobs.done(*words, "--input", "1x1x8x8", "-o", tmp_path / "plan.json").split())
+    assert said.count("its output is the embedding") == 2
+
+
 def test_classifiers_are_distilled_measured_and_exported_as_embeddings(tmp_path: Path) -> None:
     """Of different widths; the exported one answers with the penultimate layer, and its file needs no factory."""
     folder = runs.workshop()
@@ -106,6 +113,7 @@ def test_classifiers_are_distilled_measured_and_exported_as_embeddings(tmp_path:
         "--allow-factory", runs.ALLOW[0],
     )  # fmt: skip
     assert "answers with what 'fc' would read" in " ".join(said.split())
+    assert "its output is the embedding" not in " ".join(said.split())
     plan = fxdistill.load_plan(tmp_path / "plan.json")
     assert [plan.given(name).head for name in ("teacher", "student")] == ["classifier", "fc"]
     assert [pair.student.path for pair in plan.pairs]
