@@ -83,6 +83,7 @@ def plan(
     threshold: parameters.MaskedBy = None,
     round_to: parameters.MaskedRoundTo = None,
     centred: parameters.Centred = False,
+    mask_first: parameters.MaskFirst = None,
     hints: parameters.Hints = 0.0,
     hints_alone: parameters.HintsAlone = 0.0,
     export_levels: parameters.WhichLevels = "student",
@@ -142,6 +143,7 @@ def plan(
             method, keep=keep, levels=levels, budget=budget, assistants=assistants, nested=nested, hints=hints,
             hints_alone=hints_alone, export_all=export_levels == "all",
             spacing=spacing, student=student, centred=centred, threshold=threshold, round_to=round_to,
+            mask_first=mask_first,
             others={
                 "pair": pair, "forbid": forbid, "align": align != "slice",
                 "student-factory": student_factory, "student-arg": student_arg, "student-entry": student_entry,

@@ -32,7 +32,7 @@ GROUPS = (
     _group("Budget", "keep macs params latency on latency-table ranking floor scope steps recover", "macs"),
     _group("Channels", "by round-to protect only", "by"),
     _group("Warm-up", "warm-up-share keep-earlier plateau probe"),
-    _group("Cascade", "assistants levels spacing budget nested threshold round-to centred hints hints-alone "
+    _group("Cascade", "assistants levels spacing budget nested threshold round-to centred mask-first hints hints-alone "
            "export-levels"),
     _group(
         "Recipe", "batch-size optimizer weight-decay momentum warm-up clip ema label-smoothing augment weight arg "

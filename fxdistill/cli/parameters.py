@@ -145,6 +145,9 @@ MaskedRoundTo = Annotated[int | None, typer.Option(
 Centred = Annotated[
     bool, typer.Option("--centred", help="Scores move by their gradient minus its mean over the layer.")
 ]
+MaskFirst = Annotated[bool | None, typer.Option(
+    "--mask-first/--no-mask-first", help="The first layer's channels compete as well. Default: with --budget."
+)]  # fmt: skip
 ExportLevels = Literal["student", "all"]
 WhichLevels = Annotated[
     ExportLevels, typer.Option("--export-levels", help="Export the student alone, or all assistants too.")

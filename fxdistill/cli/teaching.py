@@ -52,8 +52,8 @@ def check_assistant(via: str | None, others: Mapping[str, object], *, is_cascade
 
 def cascade(
     method: str, *, keep: float | None, levels: str, budget: str, assistants: int | None, spacing: "Spacing | None",
-    nested: bool, threshold: "Threshold | None", round_to: int | None, centred: bool, hints: float,
-    hints_alone: float, export_all: bool, student: str | None, others: Mapping[str, object],
+    nested: bool, threshold: "Threshold | None", round_to: int | None, centred: bool, mask_first: bool | None,
+    hints: float, hints_alone: float, export_all: bool, student: str | None, others: Mapping[str, object],
 ) -> "Cascade | None":  # fmt: skip
     """What the options say of a cascade; None for another method.
 
@@ -68,6 +68,7 @@ def cascade(
         threshold: Among which channels the best are kept.
         round_to: Of what the widths of levels become multiples.
         centred: Whether the gradients of scores are centred within each layer.
+        mask_first: Whether the channels of the first convolution compete as well.
         hints: The weight of hints in the joint phase.
         hints_alone: The weight of hints while the student is alone.
         export_all: Whether the assistants are exported as well.
@@ -89,8 +90,8 @@ def cascade(
             )
         said = {
             "levels": levels, "budget": budget, "assistants": assistants, "spacing": spacing, "nested": nested,
-            "threshold": threshold, "round-to": round_to, "centred": centred, "hints": hints or None,
-            "hints-alone": hints_alone or None, "export-levels": export_all,
+            "threshold": threshold, "round-to": round_to, "centred": centred, "mask-first": mask_first is not None,
+            "hints": hints or None, "hints-alone": hints_alone or None, "export-levels": export_all,
         }  # fmt: skip
         if odd := [name for name, value in said.items() if value not in (None, "", False)]:
             raise InputError(
@@ -113,7 +114,7 @@ def cascade(
     return Cascade(
         keep=keep, levels=shares, budget=_budget(budget), assistants=3 if assistants is None else assistants,
         spacing=spacing or "paper", nested=nested, threshold=threshold or "global", round_to=round_to or 1,
-        centred=centred, hints=hints, hints_alone=hints_alone, export_all=export_all,
+        centred=centred, mask_first=mask_first, hints=hints, hints_alone=hints_alone, export_all=export_all,
     )  # fmt: skip
 
 

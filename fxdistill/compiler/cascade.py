@@ -83,7 +83,7 @@ def propose(
     """
     barriers: dict[str, str] = {}
     while True:
-        base = Base.of(traced, coupling, tuple(barriers))
+        base = Base.of(traced, coupling, tuple(barriers), first=options.first)
         made = _planned(base, options, of=of, criterion=criterion, barriers=list(barriers))
         first = made[level(0)]
         mask = base.mask(
@@ -142,7 +142,7 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
         guide = level(min(number + 1, len(shares) - 1)) if share < 1 else None
         made[level(number)] = Masked(
             of=of, keep=share, budget=budget if number == 0 else None, guide=guide, criterion=criterion, own=own,
-            barriers=barriers, nested=options.nested and number + 2 < len(shares),
+            barriers=barriers, first=options.first, nested=options.nested and number + 2 < len(shares),
             threshold=options.threshold if share < 1 else "global", centred=options.centred and share < 1,
             multiple=multiple if share < 1 else 1, layers=base.layers(mask), parameters=parameters, macs=macs,
         )  # fmt: skip

@@ -41,18 +41,19 @@ class Base:
     coupling: Coupling
     found: Maskable
     cost: Cost
+    first: bool = False
 
     @classmethod
-    def of(cls, traced: Traced, coupling: Coupling, barriers: Sequence[str] = ()) -> "Base":
-        """The base of a traced model; channels that touch a barrier are not masked.
+    def of(cls, traced: Traced, coupling: Coupling, barriers: Sequence[str] = (), *, first: bool = False) -> "Base":
+        """The base of a traced model; channels that touch a barrier are not masked, the first convolution's if wanted.
 
         Raises:
             InputError: Nothing of it can be masked.
         """
         coupling = with_barriers(traced, coupling, barriers) if barriers else coupling
-        found = maskable(traced, coupling)
+        found = maskable(traced, coupling, first=first)
         check_maskable(found)
-        return cls(traced, coupling, found, cost_of(traced, coupling, found.classes))
+        return cls(traced, coupling, found, cost_of(traced, coupling, found.classes), first)
 
     def gone(self, mask: Tensor) -> frozenset[int]:
         """The classes that a mask does not keep."""
@@ -112,13 +113,12 @@ def masked_members(plan: Plan, original: nn.Module, *, passes: PassManager | Non
     wanted = {name: member for name, member in plan.members.items() if isinstance(member, Masked)}
     if not wanted:
         return {}
-    name = next(iter(wanted.values())).of
-    ref = plan.given(name)
-    traced = passes.run(Trace(plan.shape_of(name), entry=ref.output, rungs=ladder(ref.rung)), original)
+    told = next(iter(wanted.values()))
+    ref = plan.given(told.of)
+    traced = passes.run(Trace(plan.shape_of(told.of), entry=ref.output, rungs=ladder(ref.rung)), original)
     traced = replace(traced, module=copied(traced.module))
-    barriers = next(iter(wanted.values())).barriers
-    base = Base.of(traced, passes.run(Couple(), traced), barriers)
-    made = {one: _level(base, plan, one, member, passes) for one, member in wanted.items()}
+    base = Base.of(traced, passes.run(Couple(), traced), told.barriers, first=told.first)
+    made = {name: _level(base, plan, name, member, passes) for name, member in wanted.items()}
     for one, member in wanted.items():
         if member.guide is not None:
             _tie(made[member.guide], "riding", made[one])
@@ -148,7 +148,7 @@ def _level(base: Base, plan: Plan, name: str, member: Masked, passes: PassManage
         limit=None if member.budget is None else member.budget.limit,
         nested=tuple(base.count(one.keep, one.multiple) for one in around if isinstance(one, Masked)),
     )  # fmt: skip
-    made = passes.run(mask, MaskSource(traced, base.coupling)).module
+    made = passes.run(mask, MaskSource(traced, base.coupling, base.first)).module
     if member.is_masked:
         with torch.no_grad():
             made.get_parameter(f"{MASKS}.scores").copy_(base.scores(member.criterion, member.scale, plan.seed))
@@ -199,7 +199,7 @@ def harden(
     passes = passes or PassManager()
     kept = kept_of(masked)
     traced = passes.run(Trace(input_shape), copied(unmasked(masked)).cpu())
-    base = Base.of(traced, passes.run(Couple(), traced), member.barriers)
+    base = Base.of(traced, passes.run(Couple(), traced), member.barriers, first=member.first)
     gone = base.gone(kept)
     small = passes.run(Shrink(), ShrinkSource(traced, base.coupling, gone)).module if gone else copied(traced.module)
     return Cut(small, *base.cost.of(kept))

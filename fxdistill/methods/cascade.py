@@ -111,6 +111,7 @@ class Cascade:
             (``layer``).
         round_to: Of each layer a level keeps a multiple of so many channels, or all.
         centred: Whether the gradients of scores are centred within each layer.
+        mask_first: Whether the channels of the first convolution compete as well; None for: under a budget.
         hints: The weight of hints in the joint phase: what the last three masked layers hand on, reconstructed from
             that of the level below; 0 for none.
         hints_alone: The weight of hints while the student is alone: what is left of the last three masked layers
@@ -130,6 +131,7 @@ class Cascade:
     threshold: Threshold = "global"
     round_to: int = 1
     centred: bool = False
+    mask_first: bool | None = None
     hints: float = 0.0
     hints_alone: float = 0.0
     export_all: bool = False
@@ -168,6 +170,11 @@ class Cascade:
                 )  # fmt: skip
         if not self.budget:
             self.shares()
+
+    @property
+    def first(self) -> bool:
+        """Whether the channels of the first convolution compete."""
+        return self.budget is not None if self.mask_first is None else self.mask_first
 
     def shares(self, expected: float | None = None) -> tuple[float, ...]:
         """The shares that the levels keep.

@@ -65,6 +65,7 @@ class Masked(Part):
         criterion: The measure of importance that its scores start with, over the mean of their layer.
         scale: What that is multiplied by.
         barriers: Nodes whose channels are not masked, because they cannot be cut.
+        first: Whether the channels of the first convolution can be masked as well; they all stay otherwise.
         own: The tensors that it does not share with the other masked members of the same original.
         layers: What can be masked of it, in the order of the model.
         parameters: What it would have if it were cut as the scores say that training starts with.
@@ -83,6 +84,7 @@ class Masked(Part):
     criterion: str = "l1"
     scale: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     barriers: list[str] = []
+    first: bool = False
     own: list[str] = []
     layers: list[MaskedLayer] = []
     parameters: Count = 0
@@ -108,7 +110,8 @@ class Masked(Part):
     def network(self) -> dict[str, object]:
         """What all masked members of a plan have in common, by the name of its field: what is masked, and where."""
         return {
-            "of": self.of, "barriers": self.barriers, "layers": [(layer.name, layer.channels) for layer in self.layers],
+            "of": self.of, "barriers": self.barriers, "first": self.first,
+            "layers": [(layer.name, layer.channels) for layer in self.layers],
         }  # fmt: skip
 
 

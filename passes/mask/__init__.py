@@ -52,10 +52,16 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class MaskSource:
-    """A traced model in eval mode and its coupled channels."""
+    """A traced model in eval mode, its coupled channels, and whether those of its first convolution are masked."""
 
     traced: Traced
     coupling: Coupling
+    first: bool = False
+
+    @property
+    def found(self) -> Maskable:
+        """What can be masked."""
+        return maskable(self.traced, self.coupling, first=self.first)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Mask(Pass[MaskSource, Traced]):
 
     def requires(self, source: MaskSource) -> None:
         """Something can be masked, each layer keeps a channel, and not all are kept."""
-        found = maskable(source.traced, source.coupling)
+        found = source.found
         check_maskable(found)
         least, most = found.least(self.multiple), len(found.classes)
         if self.count is not None and not least <= self.count <= most:
@@ -99,7 +105,7 @@ class Mask(Pass[MaskSource, Traced]):
 
     def run(self, source: MaskSource) -> PassResult[Traced]:
         """Add the scores, the mask and the gates."""
-        found = maskable(source.traced, source.coupling)
+        found = source.found
         graph, new = _copied(source.traced.graph)
         module = fx.GraphModule(source.traced.module, graph, type(source.traced.module).__name__)
         module.add_module(MASKS, nn.Module())
@@ -115,7 +121,7 @@ class Mask(Pass[MaskSource, Traced]):
         """As many channels are kept as were asked for, of each layer one at least; without gates it is the model."""
         if str(unmasked(value.module).graph) != str(_copied(source.traced.graph)[0]):
             raise InvariantError("masking changed more of the graph than what layers read")
-        found = maskable(source.traced, source.coupling)
+        found = source.found
         kept = kept_of(value.module) if self._masks else torch.ones(len(found.classes))
         if self.count is not None and not self.count - self.multiple < int(kept.sum()) <= self.count:
             raise InvariantError("the mask keeps another number of channels")
@@ -125,7 +131,7 @@ class Mask(Pass[MaskSource, Traced]):
 
     def proves(self, source: MaskSource, value: Traced) -> None:
         """It answers as the model does whose layers weigh what is masked with zeros."""
-        found = maskable(source.traced, source.coupling)
+        found = source.found
         kept = kept_of(value.module) if self._masks else torch.ones(len(found.classes))
         gone = frozenset(i for i, alive in zip(found.classes, kept.tolist(), strict=True) if not alive)
         images = example(source.traced.module, source.traced.input_shape)

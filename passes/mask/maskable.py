@@ -1,8 +1,8 @@
 """What of a model can be masked: the coupled channels that convolutions make and layers with weights read.
 
-A class of coupled channels is masked where all that makes it are convolutions, not the first one among them, and all
-that reads it either acts on each channel alone, or weighs channels with weights of its own. In front of each of the
-latter stands a gate; a channel whose gates are all shut is read by nobody, and can be cut.
+A class of coupled channels is masked where all that makes it are convolutions, not the first one among them unless that
+is wanted, and all that reads it either acts on each channel alone, or weighs channels with weights of its own. In
+front of each of the latter stands a gate; a channel whose gates are all shut is read by nobody, and can be cut.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -85,18 +85,20 @@ class Maskable:
         return torch.tensor(rows)
 
 
-def maskable(traced: Traced, coupling: Coupling) -> Maskable:
+def maskable(traced: Traced, coupling: Coupling, *, first: bool = False) -> Maskable:
     """What of a model can be masked.
 
     Args:
         traced: The model, in eval mode.
         coupling: Its coupled channels.
+        first: Whether the first convolution's channels are masked as well.
     """
     made: dict[int, dict[str, None]] = {}
     for name, classes in coupling.producers():
         for class_id in classes.tolist():
             made.setdefault(class_id, {})[name] = None
-    reasons = _reasons(traced, coupling, made)
+    whole = None if first else first_convolution(traced)
+    reasons = _reasons(traced, coupling, made, () if whole is None else weights_of(whole, traced))
     free: dict[tuple[str, ...], list[int]] = {}
     for class_id, names in made.items():
         if class_id not in reasons:
@@ -117,16 +119,16 @@ def first_convolution(traced: Traced) -> fx.Node | None:
     return next((node for node in traced.graph.nodes if op_name(node, traced.module) in CONVOLUTIONS), None)
 
 
-def _reasons(traced: Traced, coupling: Coupling, made: Mapping[int, Collection[str]]) -> dict[int, str]:
-    """Why classes are not masked, by class."""
-    first = first_convolution(traced)
-    stays = set() if first is None else set(weights_of(first, traced))
+def _reasons(
+    traced: Traced, coupling: Coupling, made: Mapping[int, Collection[str]], whole: Collection[str]
+) -> dict[int, str]:
+    """Why classes are not masked, by class; what ``whole`` makes stays."""
     found: dict[int, str] = {0: "carries no channels"}
     for class_id, names in made.items():
         dense = [name for name in names if min(one.dim() for one in coupling.parameters[name].values()) < _FILTER]
         if lock := coupling.locked(class_id):
             found.setdefault(class_id, lock)
-        elif kept := stays.intersection(names):
+        elif kept := set(whole).intersection(names):
             found.setdefault(class_id, f"is made by '{_owner(min(kept))}', the first convolution, which stays whole")
         elif dense:
             found.setdefault(class_id, f"is made by '{_owner(dense[0])}', which is no convolution")

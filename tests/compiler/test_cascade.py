@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -105,16 +106,39 @@ def test_with_a_threshold_a_layer_a_budget_is_the_same_share_of_all_layers() -> 
     for member in (first, second):
         assert isinstance(member, Masked)
         assert member.threshold == "layer"
-        shares = [one.kept / one.channels for one in member.layers]
-        assert abs(shares[0] - shares[1]) <= 1 / 2 / 16 + 1 / 2 / 32
+        assert [one.channels for one in member.layers] == [8, 16, 32]
+        for one, other in pairwise(member.layers):
+            near = 1 / 2 / one.channels + 1 / 2 / other.channels
+            assert abs(one.kept / one.channels - other.kept / other.channels) <= near
     assert isinstance(last, Masked)
     assert last.threshold == "global"
     assert isinstance(first, Masked)
     assert first.macs <= most
     levels = masked_members(plan, Classifier(body, 32).eval())
     scores = levels["level-0"].get_parameter("masks.scores")
-    scores.data = torch.linspace(2.0, 0.0, 48)  # one layer is better than the other, throughout
+    scores.data = torch.linspace(2.0, 0.0, 56)  # one layer is better than the other, throughout
     assert kept_counts(levels["level-0"], first) == {one.name: one.kept for one in first.layers}
+
+
+@pytest.mark.parametrize(
+    ("options", "masked"),
+    [({"keep": 0.5}, False), ({"keep": 0.5, "mask_first": True}, True), ({"budget": ("parameters", 3_000)}, True),
+     ({"budget": ("parameters", 3_000), "mask_first": False}, False)],
+)  # fmt: skip
+def test_the_first_convolution_competes_under_a_budget_or_where_that_is_wanted(
+    options: dict[str, Any], masked: bool
+) -> None:
+    model = Classifier(nn.Sequential(conv_norm(3, 8), conv_norm(8, 16), conv_norm(16, 12)), 12).eval()
+    plan = planned(model, **options, assistants=1)
+    member = plan.members["level-0"]
+    assert isinstance(member, Masked)
+    assert ("body.0.0" in [layer.name for layer in member.layers]) == masked
+    assert any("the first convolution, which stays whole" in said.why for said in plan.diagnostics) != masked
+    level = masked_members(Plan.model_validate_json(plan.to_json()), model)["level-0"]
+    scores = level.get_parameter("masks.scores")
+    scores.data = torch.linspace(-1.0, 1.0, len(scores))  # what comes first is the worst
+    cut = harden(level, member, input_shape=SHAPE)
+    assert (cut.module.get_parameter("body.0.0.weight").shape[0] < 8) == masked
 
 
 @pytest.mark.parametrize("threshold", ["global", "layer"])
@@ -132,9 +156,9 @@ def test_what_is_cut_out_has_multiples_of_a_number_wherever_scores_move(threshol
         assert bool((kept_of(levels["level-0"]) <= kept_of(levels["level-1"])).all())
         cut = harden(levels["level-0"], member, input_shape=SHAPE)
         widths = [len(one) for name, one in cut.module.named_parameters() if one.dim() == 4 and "weight" in name]
-        assert widths[0] == 8
+        assert (widths[0] == 8) or "budget" in share
         assert all(width % 4 == 0 for width in widths)
-        assert sum(widths[1:]) < 28
+        assert sum(widths) < 36
         assert cut.parameters <= 3_000 or "keep" in share
 
 

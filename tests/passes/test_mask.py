@@ -1,6 +1,7 @@
 """Mask: equation 5 of the cascade in numbers, what is kept, and what the gates leave for `shrink` to cut."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -263,6 +264,20 @@ def test_why_channels_are_not_masked_is_said() -> None:
     }
     with pytest.raises(InputError, match="no channels that can be masked"):
         Mask(count=1)(source(tiny_models.shared()))
+
+
+def test_the_first_convolution_is_masked_where_that_is_wanted_and_what_is_coupled_with_it() -> None:
+    given = replace(source(tiny_models.residual()), first=True)
+    made = Mask(count=len(given.found.classes) // 2, rides=True)(given).value
+    assert "body.stem.0" in [layer.name for layer in given.found.layers]
+    assert not any("first convolution" in remark.why for remark in given.found.remarks)
+    made.module.get_parameter("masks.scores").data = torch.linspace(0.0, 1.0, len(given.found.classes))
+    kept = kept_of(made.module)
+    gone = frozenset(i for i, alive in zip(given.found.classes, kept.tolist(), strict=True) if not alive)
+    small = Shrink()(ShrinkSource(given.traced, given.coupling, gone)).value.module
+    assert small.get_parameter("body.stem.0.weight").shape[0] < 8
+    images = torch.randn(4, *SHAPE[1:])
+    torch.testing.assert_close(small(images), made.module(images), rtol=1e-4, atol=1e-5)
 
 
 def summed(width: int = 8) -> nn.Module:
