@@ -88,44 +88,60 @@ class Arm:
     refers: bool = True
 
 
+WHOLE, NOT_FIRST = "budget, first layer whole", ("--no-mask-first",)
+"""How a cascade under a budget is told whose first convolution keeps all its channels, and the option for it."""
+
+
+def _first_whole(told: str, ways: dict[str, Callable[["Run"], dict[str, Any]]]) -> dict[str, Arm]:
+    """Cascades under a budget whose first convolution stays whole, each with one thing of its own."""
+    return {f"cascade, {told}, {WHOLE}, {name}": Arm(way, beside=f"cascade, {told}, {WHOLE}")
+            for name, way in ways.items()}  # fmt: skip
+
+
 ARMS: dict[str, Arm] = {
     "cascade, 3 assistants": Arm(cascade("--assistants", "3"), beside="teacher", refers=False),
     "cascade, 1 assistant": Arm(cascade("--assistants", "1"), refers=False),
     "cascade, 0 assistants": Arm(cascade("--assistants", "0"), refers=False),
-    "cascade, 3 assistants, budget": Arm(cascade("--assistants", "3", budget=True)),
-    "cascade, 1 assistant, budget": Arm(cascade("--assistants", "1", budget=True)),
-    "cascade, 0 assistants, budget": Arm(cascade("--assistants", "0", budget=True)),
-    "cascade, 1 assistant, budget, masks stay": Arm(
-        cascade("--assistants", "1", budget=True, edit=standing), beside="cascade, 1 assistant, budget"
+    "cascade, 3 assistants, budget": Arm(cascade("--assistants", "3", budget=True), beside="torch-pruning, magnitude"),
+    "cascade, 1 assistant, budget": Arm(
+        cascade("--assistants", "1", budget=True), beside="cascade, 3 assistants, budget"
     ),
-    "cascade, 1 assistant, budget, sgd": Arm(
-        cascade("--assistants", "1", budget=True, edit=scored("sgd", 0.03)), beside="cascade, 1 assistant, budget"
+    "cascade, 0 assistants, budget": Arm(
+        cascade("--assistants", "0", budget=True), beside="cascade, 3 assistants, budget"
     ),
     "cascade, 3 assistants, budget, masks stay": Arm(
         cascade("--assistants", "3", budget=True, edit=standing), beside="cascade, 3 assistants, budget"
     ),
-    "cascade, 3 assistants, budget, threshold a layer": Arm(
-        cascade("--assistants", "3", "--threshold", "layer", budget=True), beside="cascade, 3 assistants, budget"
+    **{
+        f"cascade, {told}, {WHOLE}": Arm(
+            cascade("--assistants", told[0], *NOT_FIRST, budget=True), beside=f"cascade, {told}, budget"
+        )
+        for told in ("3 assistants", "1 assistant", "0 assistants")
+    },
+    **_first_whole(
+        "1 assistant",
+        {
+            "masks stay": cascade("--assistants", "1", *NOT_FIRST, budget=True, edit=standing),
+            "sgd": cascade("--assistants", "1", *NOT_FIRST, budget=True, edit=scored("sgd", 0.03)),
+            "threshold a layer": cascade("--assistants", "1", "--threshold", "layer", *NOT_FIRST, budget=True),
+            "centred": cascade("--assistants", "1", "--centred", *NOT_FIRST, budget=True),
+            "hints alone": cascade("--assistants", "1", "--hints-alone", "0.1", *NOT_FIRST, budget=True),
+        },
     ),
-    "cascade, 3 assistants, budget, centred": Arm(
-        cascade("--assistants", "3", "--centred", budget=True), beside="cascade, 3 assistants, budget"
+    **_first_whole(
+        "3 assistants",
+        {
+            "masks stay": cascade("--assistants", "3", *NOT_FIRST, budget=True, edit=standing),
+            "threshold a layer": cascade("--assistants", "3", "--threshold", "layer", *NOT_FIRST, budget=True),
+            "centred": cascade("--assistants", "3", "--centred", *NOT_FIRST, budget=True),
+            "masks rest": cascade(
+                "--assistants", "3", *NOT_FIRST, budget=True, edit=scored("rmsprop", 0.001, until=0.5)
+            ),
+        },
     ),
-    "cascade, 1 assistant, budget, threshold a layer": Arm(
-        cascade("--assistants", "1", "--threshold", "layer", budget=True), beside="cascade, 1 assistant, budget"
-    ),
-    "cascade, 1 assistant, budget, centred": Arm(
-        cascade("--assistants", "1", "--centred", budget=True), beside="cascade, 1 assistant, budget"
-    ),
-    "cascade, 3 assistants, budget, masks rest": Arm(
-        cascade("--assistants", "3", budget=True, edit=scored("rmsprop", 0.001, until=0.5)),
-        beside="cascade, 3 assistants, budget",
-    ),
-    "cascade, 1 assistant, budget, hints alone": Arm(
-        cascade("--assistants", "1", "--hints-alone", "0.1", budget=True), beside="cascade, 1 assistant, budget"
-    ),
-    "indistill+cascade, 1 assistant, budget": Arm(
-        cascade("--assistants", "1", method="indistill+cascade", budget=True, edit=short_warm_up),
-        beside="cascade, 1 assistant, budget",
+    f"indistill+cascade, 1 assistant, {WHOLE}": Arm(
+        cascade("--assistants", "1", *NOT_FIRST, method="indistill+cascade", budget=True, edit=short_warm_up),
+        beside=f"cascade, 1 assistant, {WHOLE}",
     ),
     "cascade, 3 assistants, no kd": Arm(cascade("--assistants", "3", edit=without_kd), refers=False),
     "cascade, 3 assistants, hints": Arm(cascade("--assistants", "3", "--hints", "0.001"), refers=False),

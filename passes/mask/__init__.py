@@ -206,7 +206,8 @@ def check_maskable(found: Maskable) -> None:
         listed = "; ".join(f"'{one.where}': {one.why}" for one in found.remarks[:5])
         raise InputError(
             "the model has no channels that can be masked", where="teacher",
-            hint=f"the cascade masks what convolutions make behind the first one. {listed or 'It has no convolution'}",
+            hint="the cascade masks what convolutions make, of the first one with --mask-first. "
+            f"{listed or 'It has no convolution'}",
         )  # fmt: skip
 
 

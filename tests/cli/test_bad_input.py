@@ -173,6 +173,7 @@ def test_a_cascade_has_no_student_and_only_it_has_levels(folder: Path) -> None:
         ("--threshold", "layer"),
         ("--threshold", "global"),
         ("--centred",),
+        ("--mask-first",),
         ("--hints", "1"),
         ("--hints-alone", "1"),
     ):
