@@ -35,6 +35,7 @@ import numpy as np
 import fxdistill
 from benchmarks import materials, series
 from benchmarks.cascade_ways import (
+    FASTER,
     SCRATCH_RATE,
     Run,
     cascade,
@@ -92,6 +93,16 @@ WHOLE, NOT_FIRST = "budget, first layer whole", ("--no-mask-first",)
 """How a cascade under a budget is told whose first convolution keeps all its channels, and the option for it."""
 
 
+TOLD = ("3 assistants", "1 assistant", "0 assistants")
+
+
+def _beside(told: str, rate: str) -> str:
+    """What a cascade under a budget is compared with: itself at the default rate, the one with three, magnitude."""
+    if rate:
+        return f"cascade, {told}, budget"
+    return "torch-pruning, magnitude" if told == TOLD[0] else f"cascade, {TOLD[0]}, budget"
+
+
 def _first_whole(told: str, ways: dict[str, Callable[["Run"], dict[str, Any]]]) -> dict[str, Arm]:
     """Cascades under a budget whose first convolution stays whole, each with one thing of its own."""
     return {f"cascade, {told}, {WHOLE}, {name}": Arm(way, beside=f"cascade, {told}, {WHOLE}")
@@ -102,21 +113,21 @@ ARMS: dict[str, Arm] = {
     "cascade, 3 assistants": Arm(cascade("--assistants", "3"), beside="teacher", refers=False),
     "cascade, 1 assistant": Arm(cascade("--assistants", "1"), refers=False),
     "cascade, 0 assistants": Arm(cascade("--assistants", "0"), refers=False),
-    "cascade, 3 assistants, budget": Arm(cascade("--assistants", "3", budget=True), beside="torch-pruning, magnitude"),
-    "cascade, 1 assistant, budget": Arm(
-        cascade("--assistants", "1", budget=True), beside="cascade, 3 assistants, budget"
-    ),
-    "cascade, 0 assistants, budget": Arm(
-        cascade("--assistants", "0", budget=True), beside="cascade, 3 assistants, budget"
-    ),
+    **{
+        f"cascade, {told}, budget{rate}": Arm(
+            cascade("--assistants", told[0], budget=True, rate=given), beside=_beside(told, rate)
+        )
+        for rate, given in (("", None), (f", rate {FASTER}", FASTER))
+        for told in TOLD
+    },
     "cascade, 3 assistants, budget, masks stay": Arm(
         cascade("--assistants", "3", budget=True, edit=standing), beside="cascade, 3 assistants, budget"
     ),
     **{
         f"cascade, {told}, {WHOLE}": Arm(
-            cascade("--assistants", told[0], *NOT_FIRST, budget=True), beside=f"cascade, {told}, budget"
+            cascade("--assistants", told[0], *NOT_FIRST, budget=True), beside=f"cascade, {told}, budget, rate {FASTER}"
         )
-        for told in ("3 assistants", "1 assistant", "0 assistants")
+        for told in TOLD
     },
     **_first_whole(
         "1 assistant",

@@ -22,6 +22,8 @@ from fxdistill.runtime.run.execute import execute
 from fxdistill.runtime.run.execution import Settings
 
 RATE, SCRATCH_RATE = 0.008, 0.05
+FASTER = 0.001
+"""The rate of scores in all cascades but those that say otherwise: what it was by itself when most were run."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,26 @@ class Run:
 
 
 def cascade(
-    *options: str, edit: Callable[[Plan], Plan] = lambda plan: plan, method: str = "cascade", budget: bool = False
-) -> Callable[[Run], dict[str, Any]]:
-    """A cascade; ``options`` are further ones of ``fxdistill plan``, a budget is the reference's."""
+    *options: str, edit: Callable[[Plan], Plan] = lambda plan: plan, method: str = "cascade", budget: bool = False,
+    rate: float | None = FASTER,
+) -> Callable[[Run], dict[str, Any]]:  # fmt: skip
+    """A cascade; ``options`` are further ones of ``fxdistill plan``, a budget is the reference's.
+
+    Args:
+        options: Likewise.
+        edit: What is changed in the plan.
+        method: The method.
+        budget: Whether it has one.
+        rate: Of scores; None for what the package chooses.
+    """
+    first = scored("rmsprop", rate) if rate is not None else lambda plan: plan
 
     def train(run: Run) -> dict[str, Any]:
         kept = ["--keep", str(run.keep)]
         if budget:
             kept = ["--budget", f"macs={macs_of(module_of(run.reference), shape_of(run.teacher))}"]
         series.plan(str(run.teacher), *run.common, "--method", method, *kept, "--epochs", str(run.epochs), *options)
-        return _executed(run, edit)
+        return _executed(run, lambda plan: edit(first(plan)))
 
     return train
 
@@ -70,9 +82,9 @@ def _joint(plan: Plan, change: Callable[[list[Stage]], list[Stage]]) -> Plan:
 
 
 def scored(name: Literal["sgd", "rmsprop"], lr: float, *, until: float = 1.0) -> Callable[[Plan], Plan]:
-    """A plan whose scores move otherwise."""
+    """A plan whose scores move otherwise, in the stages where they move."""
     scores = ScoreOptimizer(name=name, lr=lr, until=until)
-    return lambda plan: _joint(plan, lambda stages: [stage.changed(scores=scores) for stage in stages])
+    return lambda plan: _joint(plan, lambda stages: [stage.changed(scores=stage.scores and scores) for stage in stages])
 
 
 def standing(plan: Plan) -> Plan:

@@ -39,7 +39,7 @@ def test_what_the_phases_are() -> None:
     assert second.successors == ["level-2", "teacher"]
     sgd = Optimizer(name="sgd", lr=0.008, momentum=0.9, nesterov=True, weight_decay=4e-4)
     assert [(s.optimizer, s.schedule, s.epochs) for s in (first, second)] == [(sgd, "cosine", 80)] * 2
-    assert (first.scores, second.scores) == (ScoreOptimizer(name="rmsprop", lr=0.001), None)
+    assert (first.scores, second.scores) == (ScoreOptimizer(name="rmsprop", lr=0.0003), None)
     assert arms(RECIPE, 1)[1].stages[0].losses[1].teacher == "teacher"
 
 
