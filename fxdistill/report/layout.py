@@ -58,6 +58,7 @@ class Table:
         """Lines that fit."""
         first, *others = (max(map(cell_len, column)) for column in zip(self.header, *self.rows, strict=True))
         if first + sum(others) + 2 * len(others) > options.max_width:
+            yield Line(Text(self.header[0], "bold"), indent=2)
             for name, *values in self.rows:
                 cells = (f"{label} {value}" for label, value in zip(self.header[1:], values, strict=True))
                 yield Line(Text(f"{name}: {', '.join(cells)}"), indent=2)

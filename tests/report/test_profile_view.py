@@ -22,3 +22,12 @@ def test_shares_are_of_a_step_and_fit_sixty_columns() -> None:
         "control  500   25%      50%   25%",
         "traces: run/profile",
     ]
+
+
+def test_in_a_narrow_terminal_each_arm_is_named_above_its_stages() -> None:
+    found = [StageTimes(arm, "main", 1, {"data": 0.1, "teacher": 0.3}) for arm in ("kd", "indistill+kd")]
+    console, text = drawn(terminal=False, width=20)
+    console.print(profile_view(found, "run/profile"))
+    lines = text.getvalue().splitlines()
+    at = [lines.index(arm) for arm in ("kd", "indistill+kd")]
+    assert [lines[place + 1].partition(":")[0] for place in at] == ["main", "main"]
