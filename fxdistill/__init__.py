@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from fxdistill.errors import InputError as InputError
     from fxdistill.ir.program import Outputs as Outputs
     from fxdistill.ir.program import Program as Program
+    from fxdistill.methods.cascade import Cascade as Cascade
     from fxdistill.modelfiles.bundle import save as save
     from fxdistill.modelfiles.load import LoadedModel as LoadedModel
     from fxdistill.modelfiles.load import load as load
     from fxdistill.modelfiles.source import parse_source as parse_source
+    from fxdistill.passes.schedule.curriculum import Curriculum as Curriculum
     from fxdistill.plan.document import Plan as Plan
     from fxdistill.plan.file import load as load_plan
     from fxdistill.preprocessing import Preprocessing as Preprocessing
@@ -57,18 +59,19 @@ _HOMES = {
     "compare": "runtime.deployment.comparing",
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
-    "Options": "compiler.options", "Settings": "runtime.run.execution", "Plan": "plan.document",
-    "Program": "ir.program", "Outputs": "ir.program", "LoadedModel": "modelfiles.load",
-    "ShrunkResult": "compiler.shrink_model", "Dataset": "data.dataset", "Split": "data.dataset",
-    "Diagnostic": "diagnostics", "Preprocessing": "preprocessing", "FxdistillError": "errors", "InputError": "errors",
+    "Options": "compiler.options", "Cascade": "methods.cascade", "Curriculum": "passes.schedule.curriculum",
+    "Settings": "runtime.run.execution", "Plan": "plan.document", "Program": "ir.program", "Outputs": "ir.program",
+    "LoadedModel": "modelfiles.load", "ShrunkResult": "compiler.shrink_model",
+    "Dataset": "data.dataset", "Split": "data.dataset", "Diagnostic": "diagnostics", "Preprocessing": "preprocessing",
+    "FxdistillError": "errors", "InputError": "errors",
 }  # fmt: skip
 
 __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in __getattr__
     "make_plan", "run", "compile", "build", "build_arm", "specialize", "measure_taps",
     "shrink", "compress", "evaluate", "export", "quantize", "bench", "compare", "show",
     "load", "save", "parse_source", "load_plan", "load_data", "batches",
-    "Options", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult", "Dataset", "Split",
-    "Preprocessing", "Diagnostic", "FxdistillError", "InputError",
+    "Options", "Cascade", "Curriculum", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult",
+    "Dataset", "Split", "Preprocessing", "Diagnostic", "FxdistillError", "InputError",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from fxdistill.cli import budgets
 from fxdistill.errors import InputError
 
 if TYPE_CHECKING:
-    from fxdistill.methods.cascade import Cascade, Spacing, Threshold
+    from fxdistill.methods.cascade import Budgeted, Cascade, Spacing, Threshold
     from fxdistill.passes.schedule.curriculum import Curriculum
 
 
@@ -118,12 +118,12 @@ def cascade(
     )  # fmt: skip
 
 
-def _budget(text: str) -> tuple[str, int] | None:
+def _budget(text: str) -> "tuple[Budgeted, int] | None":
     """What a student may cost, from ``macs=52M`` or ``params=1M``."""
     if not text:
         return None
     what, _, number = text.partition("=")
-    names = {"macs": "macs", "params": "parameters", "parameters": "parameters"}
+    names: dict[str, Budgeted] = {"macs": "macs", "params": "parameters", "parameters": "parameters"}
     if what.lower() not in names or not number:
         raise InputError(f"'{text}' is no budget", where="--budget", hint="write it as macs=52M or params=1M")
     found = round(budgets.number(number, "--budget", "macs=52M"))

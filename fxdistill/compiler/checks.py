@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
-from fxdistill.errors import ModelError, PairingError
+from fxdistill.compiler.options import Options
+from fxdistill.errors import InputError, ModelError, PairingError
 from fxdistill.ir import outputs
 from fxdistill.ir.graph import Traced, shape_of
 from fxdistill.losses import LOSSES
+from fxdistill.methods import Composed
 from fxdistill.plan.training import LossTerm
 from fxdistill.tasks import TASKS, Task
 
@@ -32,6 +34,28 @@ def is_for_task(student: Traced, task: Task, *, name: str, classes: int, member:
             hint=f"name the task with --task, or the output that is the prediction with --{member}-output; tasks are: "
             f"{', '.join(TASKS.names())}",
         )  # fmt: skip
+
+
+def is_for_method(options: Options, method: Composed) -> None:
+    """Refuse what is said of a cascade for another method, and of a student that is given for a cascade.
+
+    Args:
+        options: The user's decisions.
+        method: The method, read.
+
+    Raises:
+        InputError: It would do nothing.
+    """
+    if not method.alone:
+        idle = ["cascade"] if options.cascade is not None else []
+    else:
+        said = {
+            "align": options.align != "slice", "pins": options.pins, "forbid": options.forbid, "via": options.via,
+            "curriculum.probe": options.curriculum.probe,
+        }  # fmt: skip
+        idle = [name for name, value in said.items() if value]
+    if idle:
+        raise InputError(f"the method '{method.name}' has no use for '{idle[0]}'", where=idle[0], hint="leave it out")
 
 
 def has_entries(name: str, traced: Sequence[Traced]) -> None:

@@ -79,7 +79,10 @@ class Options:
             )
         checking.fields(self)
         if self.keep is not None and self.align != "shrink":
-            raise InputError("--keep is about an auxiliary teacher", where="--keep", hint="add --align shrink")
+            raise InputError(
+                "--keep is about an auxiliary teacher", where="--keep",
+                hint="add --align shrink; a cascade has its own: cascade=fxdistill.Cascade(keep=…)",
+            )  # fmt: skip
         if self.keep is not None and not 0 < self.keep < 1:
             raise InputError(f"{self.keep} is no share of channels", where="--keep", hint="give one between 0 and 1")
         if self.via is not None and self.align != "slice":

@@ -74,8 +74,9 @@ def _couple(c: Compilation, passes: PassManager) -> Compilation:
 def _mask(c: Compilation, passes: PassManager) -> Compilation:
     if c.options.cascade is None:
         raise InputError(
-            f"the method '{c.method.name}' has to know what the student keeps", where="--keep", hint="add --keep 0.2"
-        )
+            f"the method '{c.method.name}' has to know what the student keeps", where="cascade",
+            hint="give cascade=fxdistill.Cascade(keep=0.2)",
+        )  # fmt: skip
     found = cascade.propose(
         c.traced[TEACHER], c.coupling[TEACHER], c.options.cascade, of=TEACHER, student=STUDENT, passes=passes,
         criterion=c.options.criterion or c.method.criterion, warms_up=len(c.method.parts) > 1,
@@ -134,6 +135,7 @@ def compile(  # noqa: A001  # what a compiler does
             f"the method '{method.name}' {'makes its student out of the teacher' if method.alone else 'has a student'}",
             where="STUDENT", hint="leave it out" if method.alone else "name it behind the teacher",
         )  # fmt: skip
+    checks.is_for_method(options, method)
     models = {TEACHER: teacher} if student is None else {TEACHER: teacher, STUDENT: student}
     for name, model in models.items():
         if not isinstance(model, nn.Module):

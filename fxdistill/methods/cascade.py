@@ -47,6 +47,7 @@ WARM_UP_RATE = 0.001
 _SCORES = ScoreOptimizer(name="rmsprop", lr=0.0003)
 Spacing = Literal["paper", "even"]
 Threshold = Literal["global", "layer"]
+Budgeted = Literal["macs", "parameters"]
 _MOST = 99
 """As many assistants are taken for meant: each is a network of its own in memory."""
 
@@ -123,7 +124,7 @@ class Cascade:
 
     keep: float | None = None
     levels: tuple[float, ...] = ()
-    budget: tuple[str, int] | None = None
+    budget: tuple[Budgeted, int] | None = None
     assistants: int = 3
     spacing: Spacing = "paper"
     nested: bool = False
@@ -145,6 +146,8 @@ class Cascade:
                 where=" ".join(given) or "--keep", hint="give one of --keep 0.2, --levels 0.2,0.47,0.68,1.0 and "
                 "--budget macs=52M",
             )  # fmt: skip
+        if self.budget is not None and self.budget[1] < 1:
+            raise InputError(f"{self.budget[1]} is no budget", where="--budget", hint="give 1 or more")
         if self.round_to < 1:
             raise InputError(
                 f"widths cannot be multiples of {self.round_to}", where="--round-to", hint="give 1 or more"

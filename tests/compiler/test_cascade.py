@@ -162,6 +162,12 @@ def test_what_is_cut_out_has_multiples_of_a_number_wherever_scores_move(threshol
         assert cut.parameters <= 3_000 or "keep" in share
 
 
+@pytest.mark.parametrize("budget", [("params", 3_000), ("latency", 3), ("macs", 0), ("macs", 1.5)])
+def test_a_budget_of_something_else_is_refused(budget: Any) -> None:
+    with pytest.raises(InputError, match="is no budget"):
+        planned(residual(), budget=budget)
+
+
 def test_where_no_layer_is_wider_than_the_multiple_there_is_nothing_to_remove() -> None:
     with pytest.raises(InputError, match=r"no layer has more than 8 channels .* multiples of 16 nothing can be rem"):
         planned(residual(), keep=0.5, round_to=16)

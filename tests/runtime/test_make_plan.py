@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 import fxdistill
 from fxdistill.cli.commands import app
-from fxdistill.methods.cascade import Cascade
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
 STUDENT = "fxdistill.models:convnet?widths=[4,8]&hidden=8"
+CASCADE = {"student": None, "method": "cascade", "cascade": fxdistill.Cascade(keep=0.5)}
 
 
 def by_command(folder: Path, *words: str) -> str:
@@ -37,7 +37,7 @@ def test_it_is_the_plan_of_the_command_line(tmp_path: Path) -> None:
 def test_a_cascade_and_an_assistant_are_planned_as_well(tmp_path: Path) -> None:
     teacher = runs.workshop() / "teacher.pt"
     told = by_command(tmp_path, str(teacher), "--method", "cascade", "--keep", "0.5", "--assistants", "1")
-    cascade = Cascade(keep=0.5, assistants=1)
+    cascade = fxdistill.Cascade(keep=0.5, assistants=1)
     fxdistill.make_plan(fxdistill.load(teacher), path=tmp_path / "plan.json", method="cascade", cascade=cascade)
     assert (tmp_path / "plan.json").read_text() == told
     told = by_command(tmp_path, str(teacher), STUDENT, "--via", "auto", "--no-control")
@@ -51,6 +51,13 @@ def test_a_cascade_and_an_assistant_are_planned_as_well(tmp_path: Path) -> None:
         ({"student": nn.Linear(2, 2)}, "a plan names files, and this is a Linear"),
         ({"student": None}, "the method 'indistill' needs a student"),
         ({"method": "cascade"}, "the method 'cascade' makes its student out of the teacher"),
+        ({"student": None, "method": "cascade"}, "the method 'cascade' has to know what the student keeps"),
+        ({"student": None, "method": "cascade", "keep": 0.5}, "--keep is about an auxiliary teacher"),
+        ({**CASCADE, "align": "project"}, "the method 'cascade' has no use for 'align'"),
+        ({**CASCADE, "via": "auto"}, "the method 'cascade' has no use for 'via'"),
+        ({**CASCADE, "pins": (("fc", "fc"),)}, "the method 'cascade' has no use for 'pins'"),
+        ({**CASCADE, "curriculum": fxdistill.Curriculum(probe="order")}, "the method 'cascade' has no use for 'curr"),
+        ({"cascade": fxdistill.Cascade(keep=0.5)}, "the method 'indistill' has no use for 'cascade'"),
         ({"data": "digit"}, "the data spec 'digit' is unknown"),
         ({"path": "teacher.pt"}, "the output is a file that is read here"),
         ({"via": STUDENT, "via_epochs": 0}, "the assistant has random weights"),
