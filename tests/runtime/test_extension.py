@@ -170,6 +170,20 @@ def test_with_several_seeds_from_a_factory() -> None:
     same(out, fresh(out))
 
 
+def test_arms_that_are_compared_stay_equally_long() -> None:
+    out = runs.workshop() / "extended-arms"
+    execute(runs.plan_file(), out, dataclasses.replace(runs.CPU, arms=("supervised", "indistill+kd")))
+    extend(out)
+    plan = load(out / "plan.json")
+    lengths = {arm.name: [stage.epochs for stage in arm.stages] for arm in plan.arms}
+    assert {name: (sum(epochs), epochs[-1]) for name, epochs in lengths.items()} == dict.fromkeys(
+        ("supervised", "indistill+kd"), (sum(lengths["supervised"]), 2)
+    )
+    assert [term.loss for term in plan.arm("supervised").stages[-1].losses] == ["cross-entropy"]
+    assert [remark.where for remark in extension.remarks(plan)] == ["arm 'indistill+kd', stage 'main-more-1'"]
+    same(out, fresh(out))
+
+
 def refused(out: Path, settings: Settings = MORE, error: type[InputError] = RunDirError) -> str:
     before = runs.snapshot(out) if out.exists() else {}
     with pytest.raises(error) as caught:

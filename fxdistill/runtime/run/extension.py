@@ -1,8 +1,9 @@
 """More epochs for a run that is complete.
 
 The exported arm gets one stage more, a copy of its main stage: the same losses, a fresh optimiser, and the schedule
-from its beginning, over the epochs that are added. The control arm gets one of as many epochs. The plan in the run
-directory is changed accordingly, and stays the whole truth: run from the start, it gives the same bits.
+from its beginning, over the epochs that are added. What it is compared with, the control arm or other arms, gets one of
+as many epochs. The plan in the run directory is changed accordingly, and stays the whole truth: run from the start, it
+gives the same bits.
 
 Every trial goes on from the state that it ended in, which the run directory keeps (``trained_ARM-seedN.pt``). The
 result stays where it is until the extension is complete, and the ONNX file until it is exported anew; the model is the
@@ -83,14 +84,20 @@ def begin(rundir: RunDir, plan: Plan, *, how: dict[str, Any]) -> None:
 
 
 def _longer(plan: Plan, epochs: int) -> Plan:
-    arm = plan.arm(plan.export.arm)
-    main = [stage for stage in arm.stages if not stage.extends][-1]
-    names = {stage.name for stage in arm.stages}
-    number = next(n for n in range(1, len(names) + 2) if f"{main.name}-more-{n}" not in names)
+    exported = plan.arm(plan.export.arm)
+    compared = [arm for arm in plan.arms if plan.export.member in arm.trains and not arm.once]
+    names = {stage.name for arm in compared for stage in arm.stages}
+    mains = {arm.name: [stage for stage in arm.stages if not stage.extends][-1] for arm in compared}
+    main = mains[exported.name]
+    number = next(n for n in range(1, len(names) + 2) if not names & {f"{one.name}-more-{n}" for one in mains.values()})
     try:
-        stage = main.changed(name=f"{main.name}-more-{number}", epochs=epochs, extends=True)
-        arms = [one.changed(stages=[*one.stages, stage]) if one.name == arm.name else one for one in plan.arms]
-        longer = plan.changed(arms=arms, diagnostics=[*plan.diagnostics, _remark(arm.name, main, stage)])
+        more = {
+            name: one.changed(name=f"{one.name}-more-{number}", epochs=epochs, extends=True)
+            for name, one in mains.items()
+        }
+        arms = [arm.changed(stages=[*arm.stages, more[arm.name]]) if arm.name in more else arm for arm in plan.arms]
+        said = _remark(exported.name, main, more[exported.name])
+        longer = plan.changed(arms=arms, diagnostics=[*plan.diagnostics, said])
         basis = longer.cost_basis  # of the control arm as well
     except ValidationError as cause:  # a warm-up that is longer than all that is added, say
         raise invalid(cause, where="--more-epochs", hint="add more epochs at once") from cause
@@ -102,7 +109,8 @@ def _remark(arm: str, main: Stage, stage: Stage) -> Diagnostic:
     return Diagnostic(
         code="extended", severity="note", where=f"arm '{arm}', stage '{stage.name}'",
         why=f"added to a complete run: {stage.epochs} epoch{'s' * (stage.epochs > 1)} of the losses of '{main.name}', "
-        f"with a fresh optimiser and its {stage.schedule} schedule {how}; a control arm beside it has as many more",
+        f"with a fresh optimiser and its {stage.schedule} schedule {how}; arms that it is compared with have as many "
+        "more",
     )  # fmt: skip
 
 
