@@ -11,7 +11,8 @@ assistants came to under the same seed, cascades under a budget as well, and as 
 have, a warm-up's among them. An epoch of the joint phase costs more than one of the others, which is in the column of
 seconds. All arms train on the same 10,000 random images, of which a tenth is set aside to watch by; the figures are
 those of the last epoch on 2,000 random test images, and nothing is chosen by them. The teacher is trained on the same
-10,000 images. Rows under "uneven batches" are of before the batches of an epoch had one size.
+10,000 images. Rows under "again" have another teacher, which the same training gave on another processor; those of 30 +
+30 epochs have that one as well. Rows under "uneven batches" are of before the batches of an epoch had one size.
 
 The paper's scale is the setting ``cifar50k-vgg16-0.2``, which is run where it is named: VGG16 (15.0 M parameters, 313 M
 multiply-accumulates), all 50,000 training and 10,000 test images; 80 epochs of either phase, or as many as ``--epochs``
@@ -187,6 +188,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"of either phase; {EPOCHS}, in {PAPER} {PAPER_EPOCHS}")
     parser.add_argument("--teacher-epochs", type=int, help=f"{TEACHER_EPOCHS}, in {PAPER} {PAPER_TEACHER_EPOCHS}")
     parser.add_argument("--cuda-graphs", choices=("auto", "off"), default="auto", help="whether steps are recorded")
+    parser.add_argument("--again", action="store_true", help="teachers were trained anew: rows stand apart")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
 
 
@@ -209,6 +211,7 @@ def _named(setting: str, work: Work) -> str:
     epochs, precision = _epochs(setting, work), _precision(work)
     said = [] if epochs == _epochs(setting, replace(work, options={})) else [f"{epochs} + {epochs} epochs"]
     said += [] if precision == "32-true" else [precision]
+    said += ["again"] if work.options.get("again") else []
     return ", ".join([setting, *said])
 
 
