@@ -370,6 +370,8 @@ the auxiliary of the released experiment has learnt from a ResNet-18; elsewhere 
 the same, after another ResNet-20 of the kind, which has 84.4 % on test images where the first one has 84.1.
 **Direct**: the ResNet-20 itself is the teacher, with no auxiliary between. **ResNet**: a ResNet-20 teaches a narrow
 ResNet with one block a stage. **Cross**: the small network teaches that ResNet.
+**Seeds from 5 up** have another teacher, which the same training gave on another processor. Arms are compared within
+seeds, so that both have the same one; their means are over all seeds that they have.
 
 **On a GPU**: an H100; elsewhere one thread of an x86-64 processor. Runs are compared with their like. On the GPU
 `taught` and `classification-resnet` have the teachers of **again**; of Fashion-MNIST the ResNet-20 has 93.6 % on test

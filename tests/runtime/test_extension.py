@@ -240,7 +240,7 @@ def test_an_arm_that_others_read_is_not_extended(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("arm", ["distilled", CONTROL])
 def test_a_warm_up_that_is_longer_than_what_is_added_is_refused(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = load(runs.plan_file())
+    finished, plan = runs.finished(), load(runs.plan_file())
     stages = plan.arm("distilled").stages
     rising = stages[-1].optimizer.changed(warm_up=1.5)
     if arm == CONTROL:
@@ -252,5 +252,5 @@ def test_a_warm_up_that_is_longer_than_what_is_added_is_refused(arm: str, monkey
     monkeypatch.setattr(RunDir, "holds", lambda *_, **__: True)
     monkeypatch.setattr(RunDir, "result", lambda _: {"precision": "32-true"})
     with pytest.raises(PlanError, match="warm_up") as caught:
-        extension.extended(RunDir(runs.finished()), plan, 1, how={"precision": "32-true"})
+        extension.extended(RunDir(finished), plan, 1, how={"precision": "32-true"})
     assert caught.value.hint == "add more epochs at once"
