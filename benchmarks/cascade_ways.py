@@ -23,7 +23,7 @@ from fxdistill.runtime.run.execution import Settings
 
 RATE, SCRATCH_RATE = 0.008, 0.05
 FASTER = 0.001
-"""The rate of scores in all cascades but those that say otherwise: what it was by itself when most were run."""
+"""The rate of scores where an arm names none: the default when most were run. None is the package's own."""
 
 
 @dataclass(frozen=True)

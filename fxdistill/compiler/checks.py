@@ -51,7 +51,7 @@ def is_for_method(options: Options, method: Composed) -> None:
     else:
         said = {
             "align": options.align != "slice", "pins": options.pins, "forbid": options.forbid, "via": options.via,
-            "curriculum.probe": options.curriculum.probe,
+            "curriculum.probe": options.curriculum.probe, "via_epochs": options.via_epochs is not None,
         }  # fmt: skip
         idle = [name for name, value in said.items() if value]
     if idle:

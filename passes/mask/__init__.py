@@ -206,7 +206,7 @@ def check_maskable(found: Maskable) -> None:
         listed = "; ".join(f"'{one.where}': {one.why}" for one in found.remarks[:5])
         raise InputError(
             "the model has no channels that can be masked", where="teacher",
-            hint="the cascade masks what convolutions make, of the first one with --mask-first. "
+            hint="the cascade masks what convolutions make, the first one with --mask-first or a budget alone. "
             f"{listed or 'It has no convolution'}",
         )  # fmt: skip
 
