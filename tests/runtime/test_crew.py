@@ -30,10 +30,12 @@ from fxdistill.errors import FxdistillError, InputError, PlanError, RunDirError
 from fxdistill.losses import LOSSES, Context
 from fxdistill.modelfiles import bundle, factories
 from fxdistill.plan.file import load
+from fxdistill.plan.training import ScoreOptimizer
 from fxdistill.runtime.processes import devices, launch, spread, stopping
 from fxdistill.runtime.processes.crew import Crew, Standing
 from fxdistill.runtime.run.execution import Settings
 from tests import runs
+from tests.runtime import test_cascade
 from tests.runtime.test_checkpoint import equal
 from tests.runtime.test_stopping import asking
 
@@ -139,6 +141,28 @@ def test_two_processes_train_as_one_does_and_resume_bit_for_bit(tmp_path: Path) 
         runs.execute(plan(), tmp_path / "again", replace(RUN, resume=True))
     ran(tmp_path / "again", settings=replace(RUN, resume=True))
     equal(tmp_path / "again", tmp_path / "two")
+
+
+def test_a_cascade_in_two_processes_keeps_the_channels_that_it_keeps_in_one(tmp_path: Path) -> None:
+    plan = test_cascade.planned(assistants=1)
+    (joint,) = plan.arms[0].stages
+    moving = joint.changed(scores=ScoreOptimizer(name="sgd", lr=20.0))
+    arms = [plan.arms[0].changed(stages=[moving]), *plan.arms[1:]]
+    path = test_cascade.written(plan.changed(arms=arms), "cascade-of-two")
+    settings = replace(RUN, force=True, cache="off")
+    runs.execute(path, tmp_path / "one", settings)
+    together(lambda _: runs.execute(path, tmp_path / "two", settings))
+    one, two = runs.metrics(tmp_path / "one"), runs.metrics(tmp_path / "two")
+    assert [row["stage"] for row in two] == [row["stage"] for row in one]
+    for mine, theirs in zip(two, one, strict=True):
+        assert mine["losses"] == pytest.approx(theirs["losses"], rel=2e-3)
+        assert mine.get("kept") == theirs.get("kept")
+    found, wanted = (bundle.state_of(tmp_path / name / "student.pt") for name in ("two", "one"))
+    assert {name: value.shape for name, value in found.items()} == {
+        name: value.shape for name, value in wanted.items()
+    }
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=1e-2, atol=1e-3), name
 
 
 @pytest.mark.parametrize("wrong", [{"compile": True}, {"profile": True}, {"cache": Path("rows")}, {"devices": 3}])
