@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fxdistill.passes.schedule.curriculum import Curriculum as Curriculum
     from fxdistill.plan.document import Plan as Plan
     from fxdistill.plan.file import load as load_plan
+    from fxdistill.plan.training import Plateau as Plateau
     from fxdistill.preprocessing import Preprocessing as Preprocessing
     from fxdistill.report.show import show as show
     from fxdistill.runtime.deployment.comparing import compare as compare
@@ -60,7 +61,8 @@ _HOMES = {
     "load": "modelfiles.load", "save": "modelfiles.bundle", "parse_source": "modelfiles.source",
     "load_plan": "plan.file:load", "load_data": "data.load:load", "batches": "data.batches",
     "Options": "compiler.options", "Cascade": "methods.cascade", "Curriculum": "passes.schedule.curriculum",
-    "Settings": "runtime.run.execution", "Plan": "plan.document", "Program": "ir.program", "Outputs": "ir.program",
+    "Plateau": "plan.training", "Settings": "runtime.run.execution",
+    "Plan": "plan.document", "Program": "ir.program", "Outputs": "ir.program",
     "LoadedModel": "modelfiles.load", "ShrunkResult": "compiler.shrink_model",
     "Dataset": "data.dataset", "Split": "data.dataset", "Diagnostic": "diagnostics", "Preprocessing": "preprocessing",
     "FxdistillError": "errors", "InputError": "errors",
@@ -70,8 +72,8 @@ __all__ = [  # noqa: RUF022  # as a reader needs them; the names are defined in 
     "make_plan", "run", "compile", "build", "build_arm", "specialize", "measure_taps",
     "shrink", "compress", "evaluate", "export", "quantize", "bench", "compare", "show",
     "load", "save", "parse_source", "load_plan", "load_data", "batches",
-    "Options", "Cascade", "Curriculum", "Settings", "Plan", "Program", "Outputs", "LoadedModel", "ShrunkResult",
-    "Dataset", "Split", "Preprocessing", "Diagnostic", "FxdistillError", "InputError",
+    "Options", "Cascade", "Curriculum", "Plateau", "Settings", "Plan", "Program", "Outputs", "LoadedModel",
+    "ShrunkResult", "Dataset", "Split", "Preprocessing", "Diagnostic", "FxdistillError", "InputError",
 ]  # fmt: skip
 
 

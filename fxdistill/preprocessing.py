@@ -27,6 +27,14 @@ USUAL_SIZE, USUAL_RESIZE = (224, 224), (256, 256)
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tuples(cls, data: Any) -> Any:
+        """From Python, a tuple is as good as a list."""
+        if not isinstance(data, dict):
+            return data
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
+
     def changed(self, **update: Any) -> Self:
         """The same with other values, validated like any."""
         return type(self).model_validate({**{name: getattr(self, name) for name in type(self).model_fields}, **update})

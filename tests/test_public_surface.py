@@ -10,8 +10,9 @@ import fxdistill
 NAMES = {
     "make_plan", "run", "compile", "build", "build_arm", "specialize", "measure_taps", "shrink", "compress",
     "evaluate", "export", "quantize", "bench", "compare", "show", "load", "save", "parse_source", "load_plan",
-    "load_data", "batches", "Options", "Cascade", "Curriculum", "Settings", "Plan", "Program", "Outputs", "LoadedModel",
-    "ShrunkResult", "Dataset", "Split", "Preprocessing", "Diagnostic", "FxdistillError", "InputError",
+    "load_data", "batches", "Options", "Cascade", "Curriculum", "Plateau", "Settings", "Plan",
+    "Program", "Outputs", "LoadedModel", "ShrunkResult",
+    "Dataset", "Split", "Preprocessing", "Diagnostic", "FxdistillError", "InputError",
 }  # fmt: skip
 
 

@@ -30,10 +30,16 @@ def whole(context: typer.Context) -> str:
     return shlex.join(["fxdistill", str(context.info_name), *words, *options(context)])
 
 
+def given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, be it with its usual value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _written(parameter: Any, context: typer.Context) -> Iterator[str]:
-    source, value = context.get_parameter_source(parameter.name), context.params.get(parameter.name)
-    if source is None or source.name != "COMMANDLINE":
+    if not given(context, parameter.name):
         return
+    value = context.params.get(parameter.name)
     if isinstance(value, bool):
         yield (parameter.opts if value else parameter.secondary_opts)[0]
         return

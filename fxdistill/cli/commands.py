@@ -253,6 +253,8 @@ def run(
     with reported():
         plan_file, output = values.run_directory(plan_file, output)
         kept, room = values.cache(cache), values.byte_count(cache_size, "--cache-size")
+        of_cache = (name for name in ("cache_size", "cache_half") if again.given(context, name))
+        values.about_cache(kept, [name.replace("_", "-") for name in of_cache])
     held = output / "plan.json"
     before = held.read_bytes() if more_epochs and held.is_file() else b""
     told_apart = {"output", "resume", "more_epochs", "trials"}

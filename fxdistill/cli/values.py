@@ -83,6 +83,21 @@ def cache(text: str) -> "Literal['auto', 'off'] | Path":
     return path
 
 
+def about_cache(where: "Literal['auto', 'off'] | Path", given: Iterable[str]) -> None:
+    """Check that what is said of the cache is said of one.
+
+    Args:
+        where: As :func:`cache` gives it.
+        given: The options that were given about it.
+
+    Raises:
+        InputError: There is none.
+    """
+    for option in given if where == "off" else ():
+        raise InputError("nothing is kept, so this does nothing", where=f"--{option}",
+                         hint="leave it out, or --cache off")  # fmt: skip
+
+
 def choosing(text: str) -> "Literal['auto'] | bool":
     """Whether to do something, from ``off``, ``on`` or ``auto``."""
     return "auto" if text == "auto" else text == "on"

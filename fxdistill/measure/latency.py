@@ -186,7 +186,8 @@ def run(session: onnxruntime.InferenceSession, images: np.ndarray[Any, Any], *, 
     except Exception as cause:  # ONNX Runtime's errors share no base class
         sides = zip(taken.shape, images.shape, strict=False)
         is_other = len(taken.shape) != images.ndim or any(isinstance(own, int) and own != side for own, side in sides)
-        hint = f"it takes {'x'.join(map(str, taken.shape))} alone; export it anew for others" if is_other else ""
+        told = "x".join(map(str, taken.shape))
+        hint = f"it takes {told} alone: give it that, or export it anew for others" if is_other else ""
         raise ModelError(
             f"the file does not run on an input of shape {images.shape}: {_first_line(cause)}", where=where, hint=hint
         ) from cause

@@ -18,6 +18,7 @@ from fxdistill.plan.schema import ModelRef
 from fxdistill.preprocessing import in_words
 from fxdistill.report.layout import Line, diagnostics_view
 from fxdistill.report.remaining import Remaining
+from fxdistill.report.terms import of_members
 from fxdistill.runtime.run.execution import Observer
 from fxdistill.runtime.run.trials import Trial
 from fxdistill.runtime.training.course import Progress as TrainProgress
@@ -49,6 +50,7 @@ class RunView(Observer):
         self._live = Live(self._bar, console=console, refresh_per_second=8, transient=True)
         self._bar_task = self._bar.add_task("loading", total=None, left=_UNKNOWN)
         self._shares: dict[str, list[float]] = {}
+        self._losses: dict[str, dict[str, str]] = {}
         self._order: list[Trial] = []
         self._remaining = Remaining({}, ())
         self._task: Task | None = None
@@ -71,6 +73,7 @@ class RunView(Observer):
         }
         self._shares = {name: [epochs * cost for epochs, cost in stages] for name, stages in costs.items()}
         self._remaining = Remaining(costs, [trial.name for trial in trials])
+        self._losses = {arm.name: of_members(arm.stages) for arm in plan.all_arms}
         self._watched = "" if plan.data.val is None else "validation "
         self._began = time.monotonic()
         self._says, self._said = not self._said, True  # a run in several parts begins several times
@@ -120,7 +123,7 @@ class RunView(Observer):
             note += "" if self.console.is_terminal else f"  {timedelta(seconds=int(now - self._began))}"
             line = Text.assemble(
                 f"{arm.name}, seed {arm.seed}: ", (stage.name, "bold cyan"),
-                f"{where}  {_losses(progress)}{reached}{note}",
+                f"{where}  {self._reached(arm, progress)}{reached}{note}",
             )  # fmt: skip
             self._tell(line)
 
@@ -144,12 +147,12 @@ class RunView(Observer):
         told = _UNKNOWN if left is None else str(timedelta(seconds=round(left)))
         self._bar.update(self._bar_task, total=total, completed=done, description=name, left=told)
         epoch = at.epoch + (1 if at.step else 0)
-        line = f"{stage.name}, epoch {epoch} of {stage.epochs}  {_losses(progress)}"
+        line = f"{stage.name}, epoch {epoch} of {stage.epochs}  {self._reached(arm, progress)}"
         speed = f"{progress.images_per_second:,.0f} images/s"
         speed += f", {progress.waiting:.0%} waiting for data" if progress.waiting >= _WORTH_SAYING else ""
         self._live.update(Group(self._bar, Text(f"{line}  {speed}")))
 
-
-def _losses(progress: TrainProgress) -> str:
-    """The losses by name, with their pair."""
-    return "  ".join(f"{key} {value:.4g}" for key, value in progress.losses.items())
+    def _reached(self, arm: Trial, progress: TrainProgress) -> str:
+        """The losses by name, with their pair, and with their members where several have one."""
+        called = self._losses.get(arm.name, {})
+        return "  ".join(f"{called.get(key, key)} {value:.4g}" for key, value in progress.losses.items())

@@ -297,7 +297,7 @@ def test_ctrl_c_before_there_is_a_run_does_not_say_resume(tmp_path: Path, monkey
 OPTIONS = [
     "--device", "cpu", "--devices", "1", "--precision", "bf16-mixed", "--compile", "auto", "--channels-last", "on",
     "--cuda-graphs", "off",
-    "--profile", "--save-every", "7", "--cache", "off", "--cache-size", "2G", "--cache-half",
+    "--profile", "--save-every", "7", "--cache", "kept", "--cache-size", "2G", "--cache-half",
     "--evaluate-every", "3", "--arms", "kd,indistill+dkd", "--seeds", "2", "--trust-code",
     "--force", "--allow-factory", "a.b", "--allow-factory", "c",
 ]  # fmt: skip
@@ -333,6 +333,14 @@ def _parameters(command: str) -> list[Any]:
     """The arguments and options of a command."""
     found: Any = typer.main.get_command(app)
     return [one for one in found.commands[command].params if one.name not in ("help",)]
+
+
+@pytest.mark.parametrize("option", [["--cache-size", "4G"], ["--cache-half"]])
+def test_what_is_said_of_a_cache_is_said_of_one(tmp_path: Path, option: list[str]) -> None:
+    words = ["run", str(runs.plan_file()), "-o", str(tmp_path / "run"), "--cache", "off", *option]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, f"where: {option[0]}" in done.stderr) == (2, True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_things_are_kept(tmp_path: Path) -> None:

@@ -158,9 +158,7 @@ def test_a_cascade_in_two_processes_keeps_the_channels_that_it_keeps_in_one(tmp_
         assert mine["losses"] == pytest.approx(theirs["losses"], rel=2e-3)
         assert mine.get("kept") == theirs.get("kept")
     found, wanted = (bundle.state_of(tmp_path / name / "student.pt") for name in ("two", "one"))
-    assert {name: value.shape for name, value in found.items()} == {
-        name: value.shape for name, value in wanted.items()
-    }
+    assert {name: value.shape for name, value in found.items()} == {name: value.shape for name, value in wanted.items()}
     for name, value in wanted.items():
         assert torch.allclose(found[name], value, rtol=1e-2, atol=1e-3), name
 

@@ -207,3 +207,10 @@ def test_a_shape_without_a_batch_is_said_to_be_one(shape: tuple[int, ...]) -> No
         deploy.evaluate(sized(), "digits", input_shape=shape)
     with pytest.raises(InputError, match="no shape of a batch of images"):
         shrinking.shrink(sized(), keep=0.5, input_shape=shape)
+
+
+def test_from_python_a_tuple_is_as_good_as_a_list() -> None:
+    tuples = Preprocessing.model_validate({"size": (20, 20), "mean": (0.5,), "std": (0.25,), "channels": "gray"})
+    assert tuples == Preprocessing(size=[20, 20], mean=[0.5], std=[0.25], channels="gray")
+    with pytest.raises(ValueError, match="greater than 0"):
+        Preprocessing.model_validate({"size": (0, 20)})

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fxdistill.passes.instrument.builder import distinct
 from fxdistill.plan.document import Plan
-from fxdistill.plan.training import CONTROL, LossTerm, Stage
+from fxdistill.plan.training import CONTROL
+from fxdistill.report.terms import of_members
 from fxdistill.tasks import Task
 
 Record = Mapping[str, Any]
@@ -98,7 +98,7 @@ def losses_of(plan: Plan, records: Sequence[Record]) -> tuple[Course, ...]:
             stage.setdefault(loss, {}).setdefault(record["epoch"], []).append(value)
     courses = []
     for arm in plan.all_arms:
-        names = _of_members(arm.stages)
+        names = of_members(arm.stages)
         for part in (part for part in arm.stages if (arm.name, part.name) in found):
             series = tuple(
                 Series(names.get(loss, loss), f"loss-{number % 8 + 1}", points(values))
@@ -106,17 +106,6 @@ def losses_of(plan: Plan, records: Sequence[Record]) -> tuple[Course, ...]:
             )
             courses.append(Course(_called(arm.name), part.name, series))
     return tuple(courses)
-
-
-def _of_members(stages: Sequence[Stage]) -> dict[str, str]:
-    """The keys of losses with the members that they are of, where these are several: ``kd#2`` is ``kd of level-1``."""
-    terms = list(distinct(tuple(stages)))
-    several = {one.loss.name for one in terms for other in terms if _differ(one.loss, other.loss)}
-    return {one.key: f"{one.loss.name} of {one.loss.student}" for one in terms if one.loss.name in several}
-
-
-def _differ(one: LossTerm, other: LossTerm) -> bool:
-    return one.name == other.name and one.student != other.student
 
 
 def points(values: Mapping[int, Iterable[float]]) -> tuple[Point, ...]:

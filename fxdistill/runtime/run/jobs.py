@@ -158,7 +158,7 @@ def _carry_out(commands: dict[int, list[str]], jobs: int, settings: Settings, sa
     """Run commands, so many at once, until all are done; where one fails, the others take a checkpoint and end."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, CHILD: "1"}
-    room = ["--cache-size", str(settings.cache_size if isinstance(settings.cache, Path) else _room(settings) // jobs)]
+    room = [] if settings.cache == "off" else ["--cache-size", str(_room(settings, jobs))]
     waiting, failed = list(commands), dict[int, int]()
     with stopping.deferred() as request, _ended() as running:
 
@@ -188,9 +188,11 @@ def _carry_out(commands: dict[int, list[str]], jobs: int, settings: Settings, sa
         )  # fmt: skip
 
 
-def _room(settings: Settings) -> int:
-    """Bytes that all caches may take together."""
-    return min(settings.cache_size, (memory.available("cpu") or settings.cache_size) // _CACHE_SHARE)
+def _room(settings: Settings, jobs: int) -> int:
+    """Bytes that the cache of each process may take; a folder's are those of all."""
+    if isinstance(settings.cache, Path):
+        return settings.cache_size
+    return min(settings.cache_size, (memory.available("cpu") or settings.cache_size) // _CACHE_SHARE) // jobs
 
 
 class _Process:
