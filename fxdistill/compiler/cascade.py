@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxdistill.compiler import level_taps
 from fxdistill.compiler.barriers import barrier_remarks, next_barrier
@@ -84,11 +84,8 @@ def propose(
     barriers: dict[str, str] = {}
     while True:
         base = Base.of(traced, coupling, tuple(barriers), first=options.first)
-        made = _planned(base, options, of=of, criterion=criterion, barriers=list(barriers))
+        made, mask = _planned(base, options, of=of, criterion=criterion, barriers=list(barriers))
         first = made[level(0)]
-        mask = base.mask(
-            base.scores(criterion), sum(one.kept for one in first.layers), options.threshold, first.multiple
-        )
         if not (gone := base.gone(mask)):
             break
         try:
@@ -109,8 +106,10 @@ def propose(
     return Proposal({**made, student: cut}, (*base.found.remarks, *barrier_remarks(barriers)), tuple(pairs), kept)
 
 
-def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers: list[str]) -> dict[str, Masked]:
-    """The levels of a cascade, from the student's up."""
+def _planned(
+    base: Base, options: Cascade, *, of: str, criterion: str, barriers: list[str]
+) -> tuple[dict[str, Masked], Tensor]:
+    """The levels of a cascade, from the student's up, and the mask that the student's starts with."""
     scores, multiple, layers = base.scores(criterion), options.round_to, base.found.layers
     if (least := base.found.least(multiple)) == len(scores) > len(layers):
         raise InputError(
@@ -118,9 +117,8 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
             f"multiples of {multiple} nothing can be removed", where="--round-to", hint="give a smaller one",
         )  # fmt: skip
     budget = None if options.budget is None else Budget.model_validate(dict([options.budget]))
-    shares = options.shares(
-        None if budget is None else base.within(scores, budget, options.threshold, multiple) / len(scores)
-    )
+    within = None if budget is None else base.within(scores, budget, options.threshold, multiple)
+    shares = options.shares(None if within is None else float(within.mean()))
     own = own_tensors(base.traced)
     made: dict[str, Masked] = {}
     for number, share in enumerate(shares):
@@ -138,6 +136,8 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
                 hint=f"keep {least / len(scores):.3g} or more",
             )  # fmt: skip
         mask = base.mask(scores, count, options.threshold, multiple) if share < 1 else torch.ones(len(scores))
+        if number == 0:
+            student = mask = mask if within is None else within
         parameters, macs = base.cost.of(mask)
         guide = level(min(number + 1, len(shares) - 1)) if share < 1 else None
         made[level(number)] = Masked(
@@ -146,7 +146,7 @@ def _planned(base: Base, options: Cascade, *, of: str, criterion: str, barriers:
             threshold=options.threshold if share < 1 else "global", centred=options.centred and share < 1,
             multiple=multiple if share < 1 else 1, layers=base.layers(mask), parameters=parameters, macs=macs,
         )  # fmt: skip
-    return made
+    return made, student
 
 
 def watched(data: DataPlan) -> Iterator[Diagnostic]:

@@ -15,13 +15,13 @@ from torch import Tensor, fx, nn
 
 from fxdistill.compiler.barriers import with_barriers
 from fxdistill.criteria import CRITERIA, importance
-from fxdistill.errors import InputError, PlanError
+from fxdistill.errors import InputError, InvariantError, PlanError
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import Cost, Size, check_limit, cost_of
+from fxdistill.ir.cost import Cost, check_limit, cost_of
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, ladder
-from fxdistill.ir.masks import ranked, threshold, whole
+from fxdistill.ir.masks import affordable, threshold
 from fxdistill.ir.running import copied
 from fxdistill.methods.cascade import Threshold
 from fxdistill.passes.couple import Couple
@@ -78,20 +78,21 @@ class Base:
         """The mask that keeps so many of them."""
         return threshold(scores, self.found.positions, count, by_layer=among == "layer", multiple=multiple)
 
-    def within(self, scores: Tensor, budget: Budget, among: Threshold, multiple: int = 1) -> int:
-        """How many channels a budget allows.
+    def within(self, scores: Tensor, budget: Budget, among: Threshold, multiple: int = 1) -> Tensor:
+        """The mask that keeps as many of them as a budget allows.
 
         Raises:
             InputError: It cannot be met, or the whole network costs no more.
         """
-        (what, most), positions, first = budget.limit, self.found.positions, self.found.least(multiple)
-        order = ranked(scores, positions, by_layer=among == "layer", multiple=multiple)
-        parameters, macs = self.cost.of_first(order)
-        least, all_of_it = (Size(int(parameters[at]), int(macs[at])) for at in (first - 1, -1))
+        (what, most), positions = budget.limit, self.found.positions
+        least = self.mask(scores, self.found.least(multiple), among, multiple)
         floor = f"with {'one channel' if multiple == 1 else f'{multiple} channels'} a layer"
-        check_limit(what, most, least=least, whole=all_of_it, where="--budget", floor=floor)
-        counts = whole(order, positions, multiple)
-        return int(counts[(macs if what == "macs" else parameters)[counts - 1] <= most].max())
+        check_limit(
+            what, most, least=self.cost.of(least), whole=self.cost.of(torch.ones_like(scores)), where="--budget",
+            floor=floor,
+        )  # fmt: skip
+        priced = self.cost.priced(what, most)
+        return affordable(scores, positions, *priced, by_layer=among == "layer", multiple=multiple)
 
     def layers(self, mask: Tensor) -> list[MaskedLayer]:
         """What a mask keeps of each layer."""
@@ -135,6 +136,9 @@ def _level(base: Base, plan: Plan, name: str, member: Masked, passes: PassManage
         raise PlanError(f"the model has no tensor '{strange[0]}'", where=f"members.{name}.own", hint="plan anew")
     if layers != [(one.name, len(one.classes)) for one in base.found.layers]:
         raise PlanError("what can be masked is not what was planned", where=f"members.{name}.layers", hint="plan anew")
+    scores = base.scores(member.criterion, member.scale, plan.seed) if member.is_masked else None
+    if scores is not None and member.budget is not None:
+        base.within(scores, member.budget, member.threshold, member.multiple)
     own = {id(known[one]) for one in member.own}
     shared = {id(tensor): tensor for tensor in known.values() if id(tensor) not in own}
     module = copy.deepcopy(base.traced.module, dict(shared))
@@ -149,9 +153,9 @@ def _level(base: Base, plan: Plan, name: str, member: Masked, passes: PassManage
         nested=tuple(base.count(one.keep, one.multiple) for one in around if isinstance(one, Masked)),
     )  # fmt: skip
     made = passes.run(mask, MaskSource(traced, base.coupling, base.first)).module
-    if member.is_masked:
+    if scores is not None:
         with torch.no_grad():
-            made.get_parameter(f"{MASKS}.scores").copy_(base.scores(member.criterion, member.scale, plan.seed))
+            made.get_parameter(f"{MASKS}.scores").copy_(scores)
     return made
 
 
@@ -193,7 +197,7 @@ def harden(
         passes: Where the passes run.
 
     Raises:
-        InvariantError: It has no mask.
+        InvariantError: It has no mask, or its mask costs more than its budget.
         PassError: What is left is not the masked model.
     """
     passes = passes or PassManager()
@@ -202,7 +206,10 @@ def harden(
     base = Base.of(traced, passes.run(Couple(), traced), member.barriers, first=member.first)
     gone = base.gone(kept)
     small = passes.run(Shrink(), ShrinkSource(traced, base.coupling, gone)).module if gone else copied(traced.module)
-    return Cut(small, *base.cost.of(kept))
+    cost = base.cost.of(kept)
+    if member.budget is not None and getattr(cost, (limit := member.budget.limit)[0]) > limit[1]:
+        raise InvariantError(f"the mask costs more than its budget of {limit[1]:,} {limit[0]}")
+    return Cut(small, *cost)
 
 
 def kept_counts(masked: nn.Module, member: Masked) -> dict[str, int]:

@@ -191,16 +191,26 @@ class Cost:
         """The same, with the time."""
         return self.spent(torch.tensor([class_id not in removed for class_id in self.classes]))
 
-    def of_first(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters and multiply-accumulates for the first one, first two … of an order of the classes: (K,) each."""
+    def priced(self, what: str, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """What :func:`fxdistill.ir.masks.affordable` counts a budget with.
+
+        Args:
+            what: ``macs`` of an image, or ``parameters``.
+            most: How many of them are allowed.
+
+        Returns:
+            Counts, dense; fixed; rows; what a tensor costs for one index of each of its dimensions; and how much may be
+            spent on what shrinks.
+        """
         counts = torch.from_numpy(self.counts.toarray())
-        return self._of(self.fixed[:, None] + counts[:, order.cpu()].cumsum(1))
+        if what == "macs":
+            return counts, self.fixed, self.rows, self.macs, most * self.images - self.base
+        return counts, self.fixed, self.rows, self.parameters, most - self.unread
 
     def _of(self, alive: Tensor) -> tuple[Tensor, Tensor]:
         product = alive[self.rows[:, 0]] * alive[self.rows[:, 1]]
-        shape = (-1, *(1,) * (alive.dim() - 1))
-        of_batch = ((product * self.macs.view(shape)).sum(0) + self.base).round()
-        parameters = (product * self.parameters.view(shape)).sum(0) + self.unread
+        of_batch = ((product * self.macs).sum() + self.base).round()
+        parameters = (product * self.parameters).sum() + self.unread
         return parameters.round(), (of_batch / self.images).round()
 
 

@@ -23,6 +23,9 @@ from operator import attrgetter
 import torch
 from torch import Tensor, fx, nn
 
+_FULL = 4
+"""After so many layers that cannot have more a budget counts as spent."""
+
 
 def threshold(
     scores: Tensor, layers: Tensor, count: int, above: Tensor | None = None, *, by_layer: bool = False,
@@ -40,7 +43,7 @@ def threshold(
         multiple: The size of a bundle.
     """
     order = ranked(scores, layers, above, by_layer=by_layer, multiple=multiple)
-    fits = torch.arange(len(order), device=order.device) < count
+    fits = whole(order, layers, multiple) <= count
     return _kept(scores, layers, order, fits if above is None else fits & (above[order] > 0), multiple)
 
 
@@ -49,6 +52,9 @@ def affordable(  # noqa: PLR0917  # a node of a graph, which is read by position
     above: Tensor | None = None, *, by_layer: bool = False, multiple: int = 1,
 ) -> Tensor:  # fmt: skip
     """The same for as many channels as a budget allows, but one bundle of each layer in any case.
+
+    Where layers compete, and one comes that does not fit, its layer keeps what it has, and cheaper ones of the other
+    layers go on: so for four layers, after which hardly anything of a budget is left.
 
     Args:
         scores: (K,).
@@ -63,20 +69,22 @@ def affordable(  # noqa: PLR0917  # a node of a graph, which is read by position
         multiple: Likewise.
     """
     order = ranked(scores, layers, above, by_layer=by_layer, multiple=multiple)
-    alive = fixed[:, None] + counts[:, order].cumsum(1)
-    paid = (alive[rows[:, 0]] * alive[rows[:, 1]] * weights[:, None]).sum(0)
-    fits = paid <= limit
-    return _kept(scores, layers, order, fits if above is None else fits & (above[order] > 0), multiple)
+    owner, ends = _owners(layers, len(order))[0][order], whole(order, layers, multiple) - 1
+    fits = goes_on = torch.ones_like(order, dtype=torch.bool) if above is None else above[order] > 0
+    for _ in range(1 if by_layer else _FULL):
+        alive = fixed[:, None] + (counts[:, order] * goes_on).cumsum(1)
+        paid = (alive[rows[:, 0]] * alive[rows[:, 1]] * weights[:, None]).sum(0)
+        fits = goes_on & (paid <= limit)[ends]
+        too_much = goes_on & ~fits
+        goes_on = goes_on & ~(too_much & (owner == owner[too_much.to(order.dtype).argmax()]))
+    return _kept(scores, layers, order, fits, multiple)
 
 
 def _kept(scores: Tensor, layers: Tensor, order: Tensor, fits: Tensor, multiple: int) -> Tensor:
-    """The mask of what fits of an order, (K,): whole bundles alone, and the first one of each layer in any case."""
+    """The mask of what fits of an order, (K,), and of the first bundle of each layer in any case."""
     places = torch.arange(len(order), device=order.device)
-    if multiple == 1:
-        fits = fits | (places < len(layers))
-    else:
-        fits = fits[whole(order, layers, multiple) - 1]
-        fits = fits | (places < _owners(layers, len(order))[1].clamp(max=multiple).sum())
+    first = len(layers) if multiple == 1 else _owners(layers, len(order))[1].clamp(max=multiple).sum()
+    fits = fits | (places < first)
     return torch.zeros_like(scores, requires_grad=False).index_put((order,), fits.to(scores.dtype))
 
 

@@ -182,18 +182,12 @@ def _scores(held: nn.Module, graph: fx.Graph, name: str, found: Maskable) -> fx.
 def _priced(
     held: nn.Module, graph: fx.Graph, source: MaskSource, found: Maskable, limit: tuple[str, int]
 ) -> Iterator[object]:
-    """What a budget is counted with: the cost's tensors, and how much may be spent on what shrinks."""
-    cost, (what, most) = cost_of(source.traced, source.coupling, found.classes), limit
-    weights = cost.macs if what == "macs" else cost.parameters
-    for name, tensor in (
-        ("counts", torch.from_numpy(cost.counts.toarray())),
-        ("fixed", cost.fixed),
-        ("rows", cost.rows),
-        ("weights", weights),
-    ):
+    """What a budget is counted with, tensors as buffers."""
+    *tensors, most = cost_of(source.traced, source.coupling, found.classes).priced(*limit)
+    for name, tensor in zip(("counts", "fixed", "rows", "weights"), tensors, strict=True):
         held.register_buffer(name, tensor)
         yield _read(graph, name)
-    yield most * cost.images - cost.base if what == "macs" else most
+    yield most
 
 
 def check_maskable(found: Maskable) -> None:

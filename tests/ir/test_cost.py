@@ -204,16 +204,6 @@ def test_what_is_not_followed_would_be_noticed(name: str, monkeypatch: pytest.Mo
     assert counted(traced, coupling, blocks).without(removed) != real(traced, coupling, removed)
 
 
-def test_the_first_classes_cost_what_their_mask_does() -> None:
-    traced, coupling = coupled(tiny_models.residual())
-    cost = counted(traced, coupling, blocks_in(traced, coupling)[0])
-    order = torch.randperm(len(cost.classes))
-    parameters, macs = cost.of_first(order)
-    for count in (1, 5, len(order)):
-        mask = torch.zeros(len(order)).index_fill(0, order[:count], 1.0)
-        assert cost.of(mask) == (int(parameters[count - 1]), int(macs[count - 1]))
-
-
 def test_a_share_is_of_the_models_own() -> None:
     own = Size(101, 1000)
     assert (Limit("parameters", 0.5).most(own), Limit("macs", 0.25).most(own), Limit("macs", 7).most(own)) == (

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir import masks
-from fxdistill.ir.cost import cost_of
+from fxdistill.ir.cost import What, cost_of
 from fxdistill.ir.graph import Traced
 from fxdistill.models import vgg
 from fxdistill.passes.couple import Couple
@@ -168,20 +168,44 @@ def test_equation_5_centred_by_hand(count: int | None) -> None:
     assert moved.tolist() == [(slopes[0] - slopes[1]) / 2, (slopes[1] - slopes[0]) / 2]
 
 
+@pytest.mark.parametrize("what", ["macs", "parameters"])
 @pytest.mark.parametrize("by_layer", [False, True])
-def test_a_budget_is_spent_and_never_exceeded(by_layer: bool) -> None:
+@pytest.mark.parametrize("multiple", [1, 3])
+def test_a_budget_is_spent_and_never_exceeded(by_layer: bool, multiple: int, what: What) -> None:
+    torch.manual_seed(0)
     given = source(bottleneck() if by_layer else tiny_models.residual())
     found = maskable(given.traced, given.coupling)
     cost = cost_of(given.traced, given.coupling, found.classes)
-    least, most = cost.of(one_each(found.positions))[1], cost.of(torch.ones(len(found.classes)))[1]
-    for limit in (least, (least + most) // 2, most - 1):
-        made = Mask(limit=("macs", limit), by_layer=by_layer)(given).value
-        made.module.get_parameter("masks.scores").data = torch.rand(len(found.classes))
+    least = masks.threshold(
+        torch.ones(len(found.classes)), found.positions, found.least(multiple), by_layer=by_layer, multiple=multiple
+    )
+    low, high = (getattr(cost.of(mask), what) for mask in (least, torch.ones(len(found.classes))))
+    for limit in (low, *range((2 * low + high) // 3, high, (high - low) // 7), high - 1):
+        made = Mask(limit=(what, limit), by_layer=by_layer, multiple=multiple)(given).value
+        scores = torch.rand(len(found.classes))
+        made.module.get_parameter("masks.scores").data = scores
         kept = kept_of(made.module)
-        assert cost.of(kept)[1] <= limit
-        order = masks.ranked(made.module.get_parameter("masks.scores"), found.positions, by_layer=by_layer)
-        more = kept.index_fill(0, order[int(kept.sum()) : int(kept.sum()) + 1], 1)
-        assert cost.of(more)[1] > limit
+        assert getattr(cost.of(kept), what) <= limit
+        order = masks.ranked(scores, found.positions, by_layer=by_layer, multiple=multiple)
+        left = [place for place in order.tolist() if not kept[place]]
+        owner = {place: number for number, row in enumerate(found.positions.tolist()) for place in row}
+        nexts = {owner[place]: [one for one in left if owner[one] == owner[place]][:multiple] for place in left}
+        for more in [nexts[owner[left[0]]]] if by_layer else nexts.values():  # no layer can have another bundle
+            assert getattr(cost.of(kept.index_fill(0, torch.tensor(more), 1)), what) > limit
+
+
+def test_where_one_does_not_fit_its_layer_ends_and_others_go_on() -> None:
+    layers = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    price = torch.tensor([5.0, 5.0, 5.0, 1.0, 1.0, 1.0], dtype=torch.double)
+    counts, rows = torch.cat([price[None], torch.zeros(1, 6)]), torch.tensor([[0, 1]])
+    fixed, weights = torch.tensor([0.0, 1.0], dtype=torch.double), torch.ones(1, dtype=torch.double)
+    scores = torch.tensor([0.9, 0.8, 0.5, 0.7, 0.6, 0.4])
+    found = {
+        limit: masks.affordable(scores, layers, counts, fixed, rows, weights, limit).tolist() for limit in (6, 8, 12)
+    }
+    assert found[6] == [1, 0, 0, 1, 0, 0]
+    assert found[8] == [1, 0, 0, 1, 1, 1]  # the second of the first layer costs too much
+    assert found[12] == [1, 1, 0, 1, 1, 0]
 
 
 def one_each(positions: Tensor) -> Tensor:
