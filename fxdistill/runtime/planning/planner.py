@@ -33,7 +33,7 @@ from fxdistill.plan.document import Plan
 from fxdistill.plan.file import check_writable, invalid
 from fxdistill.plan.schema import DataPlan, ModelRef
 from fxdistill.preprocessing import Preprocessing
-from fxdistill.runtime.planning import fitting, preflight, preprocess
+from fxdistill.runtime.planning import fitting, normalised, preflight, preprocess
 from fxdistill.runtime.planning.preprocess import Wish
 from fxdistill.tasks import TASKS
 
@@ -132,10 +132,13 @@ def look(
     reached, poor = "", list[Diagnostic]()
     if measure and not models[first].random_weights and not found[first].wrong:
         own = preprocess.read_for(seen, first, dataset=dataset, data=planned, task=TASKS.get(task), allow=allow)
-        view = seen.preprocessing[first].view(own.image_shape[1:])
+        taken, entry = seen.preprocessing[first], found[first].entry
+        better = normalised.better(first, models[first].module, own, TASKS.get(task), taken=taken, entry=entry)
         reached, poor = preflight.taught(
-            first, models[first].module, own, TASKS.get(task), view=view, entry=found[first].entry, force=force
-        )
+            first, models[first].module, own, TASKS.get(task), view=taken.view(own.image_shape[1:]), entry=entry,
+            force=force, otherwise="" if better is None else better.options,
+        )  # fmt: skip
+        poor += [] if better is None else [better.remark]
     sample = tuple(itertools.islice(batches(dataset.train, AT_ONCE, shuffle=True), IMAGES // AT_ONCE)) if probe else ()
     return Seen(
         planned.changed(spec=places.relative_data(spec, plan)), seen.shape, seen.preprocessing,

@@ -169,7 +169,15 @@ def own_data(plan: Plan, base: Path, dataset: Dataset, *, allow: Sequence[str] =
 
 
 def taught(
-    member: str, module: nn.Module, dataset: Dataset, task: Task, *, view: View, entry: str, force: bool = False
+    member: str,
+    module: nn.Module,
+    dataset: Dataset,
+    task: Task,
+    *,
+    view: View,
+    entry: str,
+    force: bool = False,
+    otherwise: str = "",
 ) -> tuple[str, list[Diagnostic]]:
     """What a member that teaches reaches on some of the data, in words, and a warning where that is near chance.
 
@@ -181,6 +189,7 @@ def taught(
         view: How it looks at them.
         entry: Which entry of its output is the prediction.
         force: Whether to go on where it knows nothing of the data.
+        otherwise: Options with which it knows more, if any are known.
 
     Raises:
         ChanceError: It knows nothing of the data.
@@ -192,7 +201,7 @@ def taught(
     what = "validation" if dataset.val is not None else "test"
     said = f"{task.primary} {task.shown(found[task.primary])} on {len(few.test):,} {what} images"
     if not force:
-        knows(member, found, task, few.test.labels, classes=len(dataset.classes))
+        knows(member, found, task, few.test.labels, classes=len(dataset.classes), otherwise=otherwise)
     return said, near_chance(member, found, task, few.test.labels, classes=len(dataset.classes))
 
 
@@ -305,15 +314,17 @@ def near_chance(
     return [Diagnostic(code="teacher-near-chance", severity="warning", where=member, why=why, hint=f"check {_REASONS}")]
 
 
-def knows(member: str, found: Mapping[str, float], task: Task, targets: Tensor, *, classes: int) -> None:
+def knows(
+    member: str, found: Mapping[str, float], task: Task, targets: Tensor, *, classes: int, otherwise: str = ""
+) -> None:  # fmt: skip
     """Refuse a member that is to teach and knows nothing of what these targets are about.
 
     Raises:
         ChanceError: It is at chance.
     """
     if found and task.at_chance(found, classes, targets):
-        poor = task.near_chance(found, classes, targets)
+        poor, check = task.near_chance(found, classes, targets), f"check {_REASONS}; --force goes on all the same"
         raise ChanceError(
             f"the {member} has hardly anything to teach on this data: {poor}", where=member,
-            hint=f"check {_REASONS}; --force goes on all the same",
+            hint=f"give {otherwise}, with which it knows more" if otherwise else check,
         )  # fmt: skip
