@@ -47,7 +47,7 @@ def evaluate(
             checkpoint_entry=entry, embedding=embedding,
         )  # fmt: skip
         made = evaluating.evaluated(found, where=model, at=at, top=top, per_class=per_class)
-        say(found.remarks)
+        say(made.remarks)
         if as_json:
             typer.echo(json.dumps(evaluated.as_json(made, found, model=model), indent=2))
             return

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import fxdistill
+from fxdistill.cli.commands import app
 from fxdistill.data.dataset import Dataset, Split, from_splits
 from fxdistill.data.load import load
 from fxdistill.errors import ChanceError
@@ -113,3 +115,13 @@ def test_a_refusal_names_what_makes_it_know_more(data: str) -> None:
             view=View(None, mean=(9.0,) * 3, std=(1.0,) * 3), entry="", otherwise="--mean 0,0,0 --std 1,1,1",
         )  # fmt: skip
     assert refused.value.hint == "give --mean 0,0,0 --std 1,1,1, with which it knows more"
+
+
+def test_what_a_file_reaches_by_itself_is_told_with_it(data: str, tmp_path: Path) -> None:
+    fxdistill.save(Brightness(), tmp_path / "teacher.pt", input_shape=(1, 3, SIDE, SIDE))
+    words = ["eval", str(tmp_path / "teacher.pt"), "--data", data, "--allow-factory", __name__]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, "warning other-normalisation" in done.stderr) == (0, True)
+    done = CliRunner().invoke(app, [*words, "--mean", "0,0,0", "--std", "1,1,1"])
+    assert done.stdout.count("accuracy 100.00% on 50 test images") == 1
+    assert "other-normalisation" not in done.stderr

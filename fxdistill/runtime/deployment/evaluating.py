@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.measure import by_image
 from fxdistill.measure.by_image import OfClass, Tallying
 from fxdistill.measure.model import evaluating
 from fxdistill.runtime.deployment import deploy, finding
 from fxdistill.runtime.deployment.finding import Found
+from fxdistill.runtime.planning import normalised
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,13 @@ class Evaluated:
         metrics: All metrics of the task by name.
         images: Test images that have a label.
         classes: What is reached on each; None where that was not asked for.
+        remarks: What there is to say about it.
     """
 
     metrics: dict[str, float]
     images: int
     classes: list[OfClass] | None = None
+    remarks: tuple[Diagnostic, ...] = ()
 
 
 def evaluated(
@@ -40,12 +44,19 @@ def evaluated(
     Raises:
         InputError: There is no data, or the task has no such metrics, or no classes.
     """
-    if not per_class:
-        return Evaluated(*deploy.measured(found, where=where, at=at, top=top))
-    by_image.check_classes(found.task)
+    if per_class:
+        by_image.check_classes(found.task)
     dataset = finding.data_of(found, where=where)
+    other = normalised.better(
+        where, found.module, dataset, found.task, taken=found.preprocessing, entry=found.entry
+    )  # fmt: skip
+    remarks = found.remarks if other is None else (*found.remarks, other.remark)
+    if not per_class:
+        return Evaluated(*deploy.measured(found, where=where, at=at, top=top), remarks=remarks)
     kept = Tallying(found.task, len(dataset.classes))
     reached, images = deploy.measured(found, where=where, at=at, top=top, also=kept.add)
     with evaluating(found.module):
         made = kept.tally(found.module, dataset, view=found.view, entry=found.entry)
-    return Evaluated(reached, images, None if made is None else by_image.by_class(made, found.task, dataset.classes))
+    return Evaluated(
+        reached, images, None if made is None else by_image.by_class(made, found.task, dataset.classes), remarks
+    )

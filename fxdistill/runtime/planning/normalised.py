@@ -80,11 +80,11 @@ def better(
     if value < before + _MORE:
         return None
     options = "--mean {} --std {}".format(*(",".join(f"{one:.4g}" for one in part) for part in numbers))
+    images = f"{len(few)} {'' if dataset.is_one else 'training '}images"
     remark = Diagnostic(
         code="other-normalisation", severity="warning", where=member,
         why=f"nothing but {source or 'the usual'} says how it normalises images, and with that it reaches "
-        f"{task.primary} {task.shown(before)} on {len(few)} training images, where {best} it would reach "
-        f"{task.shown(value)}",
+        f"{task.primary} {task.shown(before)} on {images}, where {best} it would reach {task.shown(value)}",
         hint=f"give {options}, or save the model with its preprocessing",
     )  # fmt: skip
     return Better(remark, options)
