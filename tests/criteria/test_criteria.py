@@ -66,7 +66,7 @@ def test_every_criterion_has_a_summary_and_a_source() -> None:
         found = CRITERIA.get(name)
         assert found.summary, name
         assert found.needs_batch == (
-            name.rpartition(".")[2] in {"taylor", "hessian", "obdc", "fisher", "activation"}
+            name.rpartition(".")[2] in {"taylor", "hessian", "obdc", "fisher", "activation", "interpolative"}
         ), name
 
 
@@ -350,7 +350,7 @@ def test_activation_adds_up_over_readers_and_follows_flattened_channels() -> Non
     torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fisher", "activation"])
+@pytest.mark.parametrize("name", ["fisher", "activation", "interpolative"])
 def test_measures_on_data_want_data_and_rank_a_budget(name: str) -> None:
     channels = channels_of(Net().eval())
     with pytest.raises(InputError, match="needs images and their labels"):

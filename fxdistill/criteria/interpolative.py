@@ -1,0 +1,72 @@
+"""What a channel says that those chosen before it do not: an interpolative decomposition of what a layer hands on.
+
+With the covariance C of the channels x of a value, over images and positions, Cholesky's factor with pivoting
+
+    P C Pᵀ = L Lᵀ,    importance of the n-th pivot = L[n, n]² / trace C
+
+takes the channel of the largest variance first, and then always the one of which the most is left when it is explained
+by those before, linearly: L[n, n]² is what is left. Of channels that say the same one is important, the others are not.
+Chee et al., NeurIPS 2022, https://arxiv.org/abs/2108.00065, choose channels by a QR decomposition of x with pivoting,
+which takes the same ones.
+"""
+
+import torch
+from torch import Tensor
+
+from fxdistill.criteria import Criterion
+from fxdistill.criteria._handed import handed_on
+from fxdistill.ir.channels import Channels
+
+_AT_ONCE = 2**16
+"""Observations of all channels that are taken in double precision at a time."""
+
+
+def interpolative(channels: Channels) -> Tensor:
+    """On a batch."""
+    scores = channels.zeros()
+
+    def look(value: Tensor, classes: Tensor) -> None:
+        rows, own = _by_class(value.cpu(), classes, channels.coupling.class_count)
+        if len(own):
+            scores.index_add_(0, own, _left(_covariance(rows)))
+
+    handed_on(channels, "interpolative", look)
+    return scores
+
+
+def _by_class(value: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Each class once: where a layer reads several positions of each, as behind ``flatten``, these are observations."""
+    order = classes.argsort(stable=True)
+    own, sizes = classes[order].unique_consecutive(return_counts=True)
+    if int(sizes.min()) == int(sizes.max()):
+        rows = value[order].view(len(own), int(sizes[0]), -1).flatten(1)
+    else:
+        place = torch.repeat_interleave(torch.arange(len(own)), sizes)
+        rows = value.new_zeros(len(own), value.shape[1]).index_add_(0, place, value[order]) / sizes[:, None]
+    return rows[own < count], own[own < count]
+
+
+def _covariance(rows: Tensor) -> Tensor:
+    """(C, C) of (C, observations), in double precision."""
+    mean = rows.mean(1, keepdim=True, dtype=torch.float64)
+    found = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for part in rows.split(_AT_ONCE, 1):
+        centred = part.double() - mean
+        found += centred @ centred.T
+    return found / rows.shape[1]
+
+
+def _left(covariance: Tensor) -> Tensor:
+    """What is left of each channel, as a share of all variance, when it is explained by those taken before it; (C,)."""
+    from scipy.linalg.lapack import dpstrf  # noqa: PLC0415  # slow to import
+
+    found, whole = torch.zeros(len(covariance), dtype=torch.float64), float(covariance.trace())
+    if whole > 0:
+        factor, pivots, rank, _ = dpstrf(covariance.numpy(), lower=1)
+        found[torch.from_numpy(pivots[:rank].astype("int64") - 1)] = torch.from_numpy(
+            factor.diagonal()[:rank].copy() ** 2
+        )
+    return found / max(whole, torch.finfo(torch.float64).tiny)
+
+
+CRITERION = Criterion(score=interpolative, summary="what those kept before it do not say", needs_batch=True)
