@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 import fxdistill.criteria
 from fxdistill import registry
 from fxdistill.compiler.shrink_model import supervised_loss
-from fxdistill.criteria import CRITERIA, Criterion, importance
+from fxdistill.criteria import CRITERIA, Criterion, importance, interpolative
 from fxdistill.errors import CriterionError, InputError, InvariantError, PlanError
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.cost import limits_of
@@ -350,7 +351,40 @@ def test_activation_adds_up_over_readers_and_follows_flattened_channels() -> Non
     torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fisher", "activation", "interpolative"])
+def test_interpolative_is_what_the_pivots_before_do_not_explain() -> None:
+    net = Net().eval()
+    with torch.no_grad():
+        for name in ("weight", "bias"):  # channel 3 says what channel 1 says, twice as loud
+            parameter = getattr(net.stem, name)
+            if parameter is not None:
+                parameter[3] = parameter[1]
+            getattr(net.norm, name)[1], getattr(net.norm, name)[3] = 0.5, 1.0
+        net.norm.running_mean[3], net.norm.running_var[3] = net.norm.running_mean[1], net.norm.running_var[1]  # type: ignore[index]
+        images = torch.randn(64, *IMAGE[1:], generator=torch.Generator().manual_seed(1))
+        handed = F.relu(net.norm(net.stem(images))).mean((2, 3)).T.double()
+    channels = channels_of(net, batch=(images, torch.zeros(64, dtype=torch.int64)))
+    found = of_stem(importance("interpolative", channels), channels)
+    centred = (handed - handed.mean(1, keepdim=True)).numpy()
+    factor, order = scipy.linalg.qr(centred.T, mode="r", pivoting=True)
+    expected = torch.zeros(len(handed), dtype=torch.float64)
+    expected[torch.from_numpy(order.astype("int64"))] = torch.from_numpy(factor.diagonal() ** 2 / (centred**2).sum())
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+    assert found[1] < 1e-12 < 1e-3 < found[3]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_positions_behind_a_flattening_are_observations_of_their_channel(several: bool) -> None:
+    torch.manual_seed(0)
+    value, classes = torch.randn(4 * 6, 50), torch.arange(4).repeat_interleave(6)
+    if several:  # the first channel has one position more than the others
+        value, classes = torch.cat([value, value[:1]]), torch.cat([classes, classes[:1]])
+    rows, own = interpolative._by_class(value, classes, 3)  # the last class is of none
+    assert own.tolist() == [0, 1, 2]
+    means = torch.stack([value[classes == number].mean(0) for number in range(3)])
+    assert torch.allclose(rows, means if several else value.view(4, -1)[:3])
+
+
+@pytest.mark.parametrize("name", ["fisher", "activation"])
 def test_measures_on_data_want_data_and_rank_a_budget(name: str) -> None:
     channels = channels_of(Net().eval())
     with pytest.raises(InputError, match="needs images and their labels"):
