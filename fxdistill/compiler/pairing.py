@@ -7,14 +7,14 @@ from fxdistill.compiler import auxiliary, gap
 from fxdistill.compiler.compilation import AUXILIARY, STUDENT, TEACHER, Compilation
 from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.diagnostics import Diagnostic
-from fxdistill.errors import InputError, PairingError
+from fxdistill.errors import CriterionError, InputError, PairingError
 from fxdistill.ir.contract import PassManager
 from fxdistill.methods import Recipe
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.match import Match, MatchSource
 from fxdistill.passes.match.candidates import Survey
 from fxdistill.passes.prune import Prune, PruneSource
-from fxdistill.plan.schema import Align, Pair
+from fxdistill.plan.schema import Align, Kept, Pair
 
 
 def match(c: Compilation, passes: PassManager) -> Compilation:
@@ -49,12 +49,25 @@ def prune(c: Compilation, passes: PassManager) -> Compilation:
     """Choose the channels of each pair that the student imitates."""
     if c.options.align == "shrink":
         return c
-    teaches = c.teaches
-    prune = Prune(criterion=c.options.criterion or c.method.criterion, seed=c.options.seed)
-    source = PruneSource(c.traced[teaches], c.coupling[teaches], c.pairs, c.batch, supervised_loss(c.task))
-    kept = passes.run(prune, source)
+    kept, by_weights = _kept(c, passes)
     early = (gap.chosen_early(),) if kept and c.learns_first and AUXILIARY in c.models else ()
-    return replace(c, kept=kept, remarks=(*c.remarks, *early))
+    return replace(c, kept=kept, remarks=(*c.remarks, *by_weights, *early))
+
+
+def _kept(c: Compilation, passes: PassManager) -> tuple[tuple[Kept, ...], tuple[Diagnostic, ...]]:
+    """The kept channels by the criterion that is named, or the method's own: on data if it can tell anything of it."""
+    source = PruneSource(c.traced[c.teaches], c.coupling[c.teaches], c.pairs, c.batch, supervised_loss(c.task))
+    own = c.method.criterion if c.batch is None else c.method.on_data
+    try:
+        return passes.run(Prune(criterion=c.options.criterion or own, seed=c.options.seed), source), ()
+    except CriterionError as why:
+        if c.options.criterion is not None or own == c.method.criterion:
+            raise
+        told = Diagnostic(
+            code="by-weights", severity="note", where=c.teaches,
+            why=f"channels are chosen by their weights alone ({c.method.criterion}): {why.what}",
+        )  # fmt: skip
+        return passes.run(Prune(criterion=c.method.criterion, seed=c.options.seed), source), (told,)
 
 
 def shrink(c: Compilation, passes: PassManager) -> Compilation:

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxdistill.errors import CriterionError, first_line
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.graph import path_of
 from fxdistill.ir.running import buffers_kept
 
-Look = Callable[[Tensor, Tensor], None]
-"""Is given a value, (positions, all the rest), and the class of each position; the last class is of none."""
+Look = Callable[[str, Tensor, Tensor], None]
+"""Is given the path of a value, the value as (positions, observations), and the class of each position."""
+_AT_ONCE = 8
+"""Images that are run at a time."""
 
 
 class _Reader(fx.Interpreter):
@@ -26,23 +29,38 @@ class _Reader(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node, and look at its value."""
         value = super().run_node(n)
-        dim = self.coupling.channel_dim(path_of(n)) if n.op != "output" and path_of(n) in self.read else None
+        path = path_of(n) if n.op != "output" else ""
+        dim = self.coupling.channel_dim(path) if path in self.read else None
         if dim is not None:
-            self.look(value.detach().movedim(dim, 0).flatten(1), torch.tensor(self.coupling.classes(path_of(n))))
+            rows = value.detach().movedim(dim, 0).flatten(1)
+            self.look(path, rows, torch.tensor(self.coupling.classes(path)))
         return value
 
 
-def handed_on(channels: Channels, criterion: str, look: Look) -> None:
-    """Run the model on the batch, and look at each value that a layer with weights reads.
+def handed_on(channels: Channels, criterion: str, look: Look) -> int:
+    """Run the model on the batch, a few images at a time, and look at each value that a layer with weights reads.
 
     Args:
         channels: The model, and the batch.
         criterion: Who asks, for messages.
-        look: Is called with each.
+        look: Is called with each, of each few images.
+
+    Returns:
+        How many images there are.
 
     Raises:
         InputError: There is no batch.
+        CriterionError: The model does not run on a few images of it.
     """
     images, _ = channels.examples(criterion)
     with torch.no_grad(), channels.traced.running() as module, buffers_kept(module):
-        _Reader(channels, module, look).run(images)
+        reader = _Reader(channels, module, look)
+        try:
+            for some in images.split(_AT_ONCE):
+                reader.run(some)
+        except RuntimeError as cause:  # it takes batches of one size alone, say
+            raise CriterionError(
+                f"the model does not run on {min(_AT_ONCE, len(images))} images: {first_line(cause)}",
+                where="criterion", hint="choose one that reads weights alone, e.g. l1",
+            ) from cause  # fmt: skip
+    return len(images)

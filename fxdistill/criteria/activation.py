@@ -12,12 +12,16 @@ from fxdistill.ir.channels import Channels
 
 def activation(channels: Channels) -> Tensor:
     """On a batch."""
-    scores = channels.zeros()
+    scores, sums, counts = channels.zeros(), dict[str, Tensor](), dict[str, int]()
+    of = dict[str, Tensor]()
 
-    def look(value: Tensor, classes: Tensor) -> None:
-        scores.index_add_(0, classes, value.abs().double().mean(1).cpu())
+    def look(path: str, value: Tensor, classes: Tensor) -> None:
+        sums[path] = sums.get(path, 0) + value.abs().double().sum(1).cpu()
+        counts[path], of[path] = counts.get(path, 0) + value.shape[1], classes
 
     handed_on(channels, "activation", look)
+    for path, total in sums.items():
+        scores.index_add_(0, of[path], total / counts[path])
     return scores
 
 

@@ -10,6 +10,8 @@ Chee et al., NeurIPS 2022, https://arxiv.org/abs/2108.00065, choose channels by 
 which takes the same ones.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -17,20 +19,44 @@ from fxdistill.criteria import Criterion
 from fxdistill.criteria._handed import handed_on
 from fxdistill.ir.channels import Channels
 
-_AT_ONCE = 2**16
-"""Observations of all channels that are taken in double precision at a time."""
+
+@dataclass
+class _Moments:
+    """Of C channels: how many observations, and the sums of them and of their products, less a shift; float64."""
+
+    classes: Tensor
+    shift: Tensor
+    count: int = 0
+    sums: Tensor | float = 0.0
+    products: Tensor | float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Take (C, observations) in."""
+        shifted = rows.double() - self.shift
+        self.count += rows.shape[1]
+        self.sums = self.sums + shifted.sum(1)
+        self.products = self.products + shifted @ shifted.T
+
+    @property
+    def covariance(self) -> Tensor:
+        """(C, C)."""
+        mean = torch.as_tensor(self.sums) / self.count
+        return torch.as_tensor(self.products) / self.count - torch.outer(mean, mean)
 
 
 def interpolative(channels: Channels) -> Tensor:
     """On a batch."""
-    scores = channels.zeros()
+    scores, found = channels.zeros(), dict[str, _Moments]()
 
-    def look(value: Tensor, classes: Tensor) -> None:
+    def look(path: str, value: Tensor, classes: Tensor) -> None:
         rows, own = _by_class(value.cpu(), classes, channels.coupling.class_count)
         if len(own):
-            scores.index_add_(0, own, _left(_covariance(rows)))
+            start = _Moments(own, rows.double().mean(1, keepdim=True))
+            found.setdefault(path, start).add(rows)
 
     handed_on(channels, "interpolative", look)
+    for moments in found.values():
+        scores.index_add_(0, moments.classes, _left(moments.covariance))
     return scores
 
 
@@ -44,16 +70,6 @@ def _by_class(value: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tenso
         place = torch.repeat_interleave(torch.arange(len(own)), sizes)
         rows = value.new_zeros(len(own), value.shape[1]).index_add_(0, place, value[order]) / sizes[:, None]
     return rows[own < count], own[own < count]
-
-
-def _covariance(rows: Tensor) -> Tensor:
-    """(C, C) of (C, observations), in double precision."""
-    mean = rows.mean(1, keepdim=True, dtype=torch.float64)
-    found = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for part in rows.split(_AT_ONCE, 1):
-        centred = part.double() - mean
-        found += centred @ centred.T
-    return found / rows.shape[1]
 
 
 def _left(covariance: Tensor) -> Tensor:

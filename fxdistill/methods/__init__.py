@@ -62,6 +62,7 @@ class Method:
         takes_embeddings: Whether it compares predictions instead of a pair where these are embeddings.
         default_main: The method whose main stage follows where the name names none.
         criterion: The criterion that chooses the channels to keep, where the user names none; None for ``l1``.
+        on_data: The same where there are images to look at; None for ``criterion``.
         passes: The passes that make its plan, by name, in order.
         source: Where it was published: an arXiv number, a venue.
         alone: Whether its student is made out of the teacher, so that none is given.
@@ -75,6 +76,7 @@ class Method:
     takes_embeddings: bool = False
     default_main: str = "kd"
     criterion: str | None = None
+    on_data: str | None = None
     passes: tuple[str, ...] = DISTIL
     source: str = ""
     alone: bool = False
@@ -125,6 +127,12 @@ class Composed:
     def criterion(self) -> str:
         """The criterion of the first part that has one."""
         return next((method.criterion for _, method in self.parts if method.criterion is not None), DEFAULT_CRITERION)
+
+    @property
+    def on_data(self) -> str:
+        """The same where there are images to look at."""
+        found = (method.on_data or method.criterion for _, method in self.parts)
+        return next((name for name in found if name is not None), DEFAULT_CRITERION)
 
     def warm_ups(self, recipe: Recipe) -> "list[Stage]":
         """The warm-up stages of all parts, in order."""

@@ -3,7 +3,9 @@
 Sarridis et al., "InDistill: Information flow-preserving knowledge distillation for model compression", WACV 2025,
 arXiv 2205.10003. Each of the pairs 1, 2, 3 … is a warm-up stage of its own, 2 + l epochs of MSE for pair l, earlier
 losses dropped, nothing frozen. What is compared are standardized taps: raw ones spend the loss on the few channels with
-the largest activations. The main stage that follows is any distillation method's:
+the largest activations. The paper keeps the channels with the largest filters, which may all say the same; where there
+are images to look at, those are kept that say different things (:mod:`fxdistill.criteria.interpolative`). The main
+stage that follows is any distillation method's:
 
     indistill          the warm-up, then kd
     indistill+METHOD   the warm-up, then that method
@@ -38,5 +40,5 @@ def stages(recipe: Recipe, compare: Comparison, optimizer: Optimizer) -> list[St
 
 METHOD = Method(
     summary="warm-up layer by layer, then another method (kd)", source="arXiv 2205.10003, WACV 2025", warm_up=warm_up,
-    needs_pairs=True,
+    needs_pairs=True, on_data="interpolative",
 )  # fmt: skip

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 import fxdistill.criteria
 from fxdistill import registry
 from fxdistill.compiler.shrink_model import supervised_loss
-from fxdistill.criteria import CRITERIA, Criterion, importance, interpolative
+from fxdistill.criteria import CRITERIA, Criterion, _handed, importance, interpolative
 from fxdistill.errors import CriterionError, InputError, InvariantError, PlanError
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.cost import limits_of
@@ -370,6 +370,28 @@ def test_interpolative_is_what_the_pivots_before_do_not_explain() -> None:
     expected[torch.from_numpy(order.astype("int64"))] = torch.from_numpy(factor.diagonal() ** 2 / (centred**2).sum())
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
     assert found[1] < 1e-12 < 1e-3 < found[3]
+
+
+@pytest.mark.parametrize("name", ["activation", "interpolative"])
+def test_activations_are_those_of_the_whole_batch_whatever_is_run_at_a_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = torch.randn(20, *IMAGE[1:], generator=torch.Generator().manual_seed(1)), torch.zeros(20, dtype=torch.int64)
+    channels = channels_of(Net().eval(), batch=batch)
+    found = importance(name, channels)
+    monkeypatch.setattr(_handed, "_AT_ONCE", 20)
+    torch.testing.assert_close(importance(name, channels), found)
+
+
+@pytest.mark.parametrize("name", ["activation", "interpolative"])
+def test_a_model_of_another_batch_says_what_to_do(name: str) -> None:
+    class Four(Net):
+        def forward(self, x: Tensor) -> Any:
+            return self.head(F.relu(self.norm(self.stem(x))).view(2, 8, 64).mean(2))
+
+    images = torch.randn(3, *IMAGE[1:])
+    with pytest.raises(CriterionError, match="does not run on 3 images"):
+        importance(name, channels_of(Four().eval(), batch=(images, torch.zeros(3, dtype=torch.int64))))
 
 
 @pytest.mark.parametrize("several", [False, True])

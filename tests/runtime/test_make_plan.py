@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 import fxdistill
 from fxdistill.cli.commands import app
+from fxdistill.criteria import importance
+from fxdistill.errors import CriterionError
 from tests import runs
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -32,6 +34,35 @@ def test_it_is_the_plan_of_the_command_line(tmp_path: Path) -> None:
     plan = fxdistill.make_plan(teacher, STUDENT, path, batch_size=64, entries={"student": ""}, **said)
     assert path.read_text() == told
     assert fxdistill.load_plan(path) == plan
+
+
+def chosen_by(path: Path, **said: Any) -> tuple[set[str], set[str]]:
+    """The criteria by which channels are kept in a plan, and the codes of its remarks."""
+    plan = fxdistill.make_plan(runs.workshop() / "teacher.pt", STUDENT, path, **said)
+    return {one.criterion for one in plan.kept}, {remark.code for remark in plan.diagnostics}
+
+
+def test_with_data_a_warm_up_keeps_channels_that_say_different_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plan.json"
+    data: dict[str, Any] = {"data": "digits"}
+    assert chosen_by(path)[0] == {"l1"}
+    assert chosen_by(path, **data)[0] == {"interpolative"}
+    assert chosen_by(path, method="indistill+dkd", **data)[0] == {"interpolative"}
+    assert chosen_by(path, method="indistill-released+pkt", task="retrieval", **data)[0] == {"l1"}
+    assert chosen_by(path, criterion="l1", **data)[0] == {"l1"}
+
+    def refuses(*_: object) -> None:
+        raise CriterionError("it says nothing", where="criterion")
+
+    monkeypatch.setattr("fxdistill.passes.prune.importance", lambda name, channels: (
+        refuses() if name == "interpolative" else importance(name, channels)
+    ))  # fmt: skip
+    found, codes = chosen_by(path, **data)
+    assert (found, "by-weights" in codes) == ({"l1"}, True)
+    with pytest.raises(CriterionError, match="it says nothing"):
+        chosen_by(path, criterion="interpolative", **data)
 
 
 def test_a_cascade_and_an_assistant_are_planned_as_well(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def planned(
         seen = look(
             data, output, input_shape, models, task=task, wishes=wishes, measure=measure, force=force, allow=allow,
             probe=curriculum.probe is not None, batch_size=batch_size, val=val, seed=seed, class_map=class_map,
-            augment=augment, embedding=embedding, entries=entries, criterion=criterion or composed(method).criterion,
+            augment=augment, embedding=embedding, entries=entries, criterion=criterion or composed(method).on_data,
         )  # fmt: skip
     except ValidationError as cause:  # numbers that the command line's parser would have refused
         raise invalid(cause, where="the options", hint="give other numbers") from cause
