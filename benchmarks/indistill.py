@@ -8,6 +8,8 @@ Every arm is a plan, made and run by the package; all arms of a setting train th
 images in the same order, and a seed gives them the same initial weights. What an arm has of its own stands in
 ``ARMS``. 10,000 random training images and 2,000 random test images (of 50,000 or 60,000, and 10,000); teachers are
 trained on all training images. Metrics are those of the last epoch on the test images; nothing is chosen by them.
+Warm-ups keep the channels with the largest filters, as in the paper and as was the default when most rows were made;
+where they keep others, the arm says which.
 
 A finished run is one line of ``indistill.jsonl``, with its seed, versions and machine, so that an interrupted series
 goes on where it stopped and several may add to it; ``--table`` writes ``indistill.md``.
@@ -173,6 +175,11 @@ class Arm:
     times: int = 1
     """How many times the setting's epochs it trains, warm-ups as they are."""
 
+    @property
+    def slices(self) -> bool:
+        """Whether it keeps channels by a criterion that it does not name."""
+        return self.method.startswith("indistill") and not {"--criterion", "--align"} & {*self.options}
+
 
 ASKED = ("cifar-retrieval-again",)
 """What is run only where it is named: in a folder of its own it has the teachers of another setting."""
@@ -192,6 +199,7 @@ def _ablations(method: str) -> dict[str, Arm]:
         "projection": (("--align", "project"), _same),
         "random channels": (("--criterion", "random"), _same),
         "fpgm channels": (("--criterion", "fpgm"), _same),
+        "interpolative channels": (("--criterion", "interpolative"), _same),
         **{f"warm-up {share:.0%}": ((), _share(share)) for share in (0.05, 0.1, 0.3, 0.5)},
     }
     return {
@@ -304,7 +312,8 @@ def measure(setting: str, name: str, seed: int, work: Work) -> Row:
     words = [
         str(teacher), f"fxdistill.models:{student.factory}?{query}", "-o", str(folder / "plan.json"), "--data",
         spec, "--task", trained_for, "--method", arm.method, "--epochs", str(epochs),
-        *(() if "--lr" in arm.options else ("--lr", str(RATE))), "--seed", str(seed), "--no-control", "--no-measure",
+        *(() if "--lr" in arm.options else ("--lr", str(RATE))),
+        *(("--criterion", "l1") if arm.slices else ()), "--seed", str(seed), "--no-control", "--no-measure",
         "--augment", "flip,crop:4", *arm.options,
     ]  # fmt: skip
     series.plan(*words)
