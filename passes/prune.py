@@ -1,9 +1,9 @@
 """Prune: which teacher channels to keep, written into the plan only; no weight is touched.
 
-The importance of a coupled class is what the criterion says (:mod:`fxdistill.criteria`): as in InDistill the L1 norm of
-its filters, one shot, unless another is named. A pair keeps the ``k`` most important channels of its teacher tap, ``k``
-being the student's width, in their original order. Ties go to the lower class. Every tap ranks classes alike, so where
-two taps share channels, what one keeps of these contains what the other keeps.
+The importance of a coupled class is what the criterion says (:mod:`fxdistill.criteria`), one shot. A pair keeps the
+``k`` most important channels of its teacher tap, ``k`` being the student's width, in their original order. Ties go to
+the lower class. Every tap ranks classes alike, so where two taps share channels, what one keeps of these contains what
+the other keeps.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class PruneSource:
         teacher: The traced teacher.
         coupling: Its coupled channels.
         pairs: All pairs; the sliced ones are pruned.
-        batch: Images and targets, for criteria that read gradients.
+        batch: Images and targets, for criteria that read gradients or activations.
         loss: What the targets say about a prediction, for the same.
     """
 

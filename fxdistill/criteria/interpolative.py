@@ -56,7 +56,7 @@ def interpolative(channels: Channels) -> Tensor:
 
     handed_on(channels, "interpolative", look)
     for moments in found.values():
-        scores.index_add_(0, moments.classes, _left(moments.covariance))
+        scores.index_add_(0, moments.classes, left(moments.covariance))
     return scores
 
 
@@ -72,7 +72,7 @@ def _by_class(value: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tenso
     return rows[own < count], own[own < count]
 
 
-def _left(covariance: Tensor) -> Tensor:
+def left(covariance: Tensor) -> Tensor:
     """What is left of each channel, as a share of all variance, when it is explained by those taken before it; (C,)."""
     from scipy.linalg.lapack import dpstrf  # noqa: PLC0415  # slow to import
 
