@@ -20,7 +20,7 @@ LAYERS = (
 OPTIONAL = {"timm"}
 """Packages that need not be installed, and are imported where they are needed."""
 SLOW = {
-    "scipy.optimize", "scipy.stats", "torchmetrics.classification",  # a plan does without them
+    "scipy.linalg", "scipy.optimize", "scipy.stats", "torchmetrics.classification",  # a plan does without them
     "fxdistill.runtime.run.directory", "fxdistill.runtime.run.inspection",  # a plan's file is shown without them
 }  # fmt: skip
 FILES = sorted(

@@ -74,11 +74,11 @@ def _by_class(value: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tenso
 
 def left(covariance: Tensor) -> Tensor:
     """What is left of each channel, as a share of all variance, when it is explained by those taken before it; (C,)."""
-    from scipy.linalg.lapack import dpstrf  # noqa: PLC0415  # slow to import
+    from scipy.linalg import lapack  # noqa: PLC0415  # slow to import
 
     found, whole = torch.zeros(len(covariance), dtype=torch.float64), float(covariance.trace())
     if whole > 0:
-        factor, pivots, rank, _ = dpstrf(covariance.numpy(), lower=1)
+        factor, pivots, rank, _ = lapack.dpstrf(covariance.numpy(), lower=1)
         found[torch.from_numpy(pivots[:rank].astype("int64") - 1)] = torch.from_numpy(
             factor.diagonal()[:rank].copy() ** 2
         )
