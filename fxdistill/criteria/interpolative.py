@@ -79,9 +79,8 @@ def left(covariance: Tensor) -> Tensor:
     found, whole = torch.zeros(len(covariance), dtype=torch.float64), float(covariance.trace())
     if whole > 0:
         factor, pivots, rank, _ = lapack.dpstrf(covariance.numpy(), lower=1)
-        found[torch.from_numpy(pivots[:rank].astype("int64") - 1)] = torch.from_numpy(
-            factor.diagonal()[:rank].copy() ** 2
-        )
+        order = torch.from_numpy(pivots[:rank].astype("int64") - 1)
+        found[order] = torch.from_numpy(factor.diagonal()[:rank].copy()).square()
     return found / max(whole, torch.finfo(torch.float64).tiny)
 
 
