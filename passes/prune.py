@@ -69,7 +69,10 @@ class Prune(Pass[PruneSource, tuple[Kept, ...]]):
         sliced = [pair for pair in source.pairs if pair.align == "slice"]
         if not sliced:
             return PassResult((), modified=False)
-        channels = Channels(source.teacher, source.coupling, batch=source.batch, seed=self.seed, loss=source.loss)
+        asked = frozenset(class_id for pair in sliced for class_id in source.coupling.classes(pair.teacher.path))
+        channels = Channels(
+            source.teacher, source.coupling, batch=source.batch, seed=self.seed, loss=source.loss, asked=asked
+        )
         scores = importance(self.criterion, channels)
         kept = tuple(self._kept(pair, source, scores) for pair in sliced)
         remarks = tuple(_unscored(one, source.coupling, scores) for one in kept)

@@ -51,6 +51,8 @@ def interpolative(channels: Channels) -> Tensor:
     scores, found = channels.zeros(), dict[str, _Moments]()
 
     def look(path: str, value: Tensor, classes: Tensor) -> None:
+        if channels.asked is not None and channels.asked.isdisjoint(classes.tolist()):
+            return
         rows, own = _by_class(_some(value).cpu(), classes, channels.coupling.class_count)
         if len(own):
             start = _Moments(own, rows.double().mean(1, keepdim=True))

@@ -44,6 +44,7 @@ class Channels:
         seed: Seed of everything random.
         loss: What the targets say about a prediction, a scalar: ``loss(prediction, targets)``, a mean over the labels.
         known: Gradients on the batch that were computed before, by parameter, of the same model; they are put in here.
+        asked: The classes whose importance counts, for criteria that can leave others out; None for all.
     """
 
     traced: Traced
@@ -52,6 +53,7 @@ class Channels:
     seed: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
     known: dict[str, Tensor] = field(default_factory=dict)
+    asked: frozenset[int] | None = None
 
     def zeros(self) -> Tensor:
         """No importance for any class: float64 of shape (classes + 1,)."""

@@ -394,6 +394,25 @@ def test_a_model_of_another_batch_says_what_to_do(name: str) -> None:
         importance(name, channels_of(Four().eval(), batch=(images, torch.zeros(3, dtype=torch.int64))))
 
 
+def test_values_that_nobody_asks_about_are_left_out() -> None:
+    class Two(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.between = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(F.relu(self.norm(self.between(F.relu(self.stem(x))))).mean((2, 3)))
+
+    images = torch.randn(64, *IMAGE[1:], generator=torch.Generator().manual_seed(1))
+    channels = channels_of(Two().eval(), batch=(images, torch.zeros(64, dtype=torch.int64)))
+    whole, asked = importance("interpolative", channels), frozenset(channels.coupling.classes("between"))
+    found = importance("interpolative", replace(channels, asked=asked))
+    inside = torch.zeros(len(whole), dtype=torch.bool).index_fill(0, torch.tensor(sorted(asked)), value=True)
+    assert torch.equal(found[inside], whole[inside])
+    assert whole[~inside].any()
+    assert not found[~inside].any()
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_positions_behind_a_flattening_are_observations_of_their_channel(several: bool) -> None:
     torch.manual_seed(0)
