@@ -7,7 +7,8 @@ With the covariance C of the channels x of a value, over images and positions, C
 takes the channel of the largest variance first, and then always the one of which the most is left when it is explained
 by those before, linearly: L[n, n]² is what is left. Of channels that say the same one is important, the others are not.
 Chee et al., NeurIPS 2022, https://arxiv.org/abs/2108.00065, choose channels by a QR decomposition of x with pivoting,
-which takes the same ones.
+which takes the same ones. So few observations as a pooled value has, one an image, explain each other: where there are
+fewer than channels, the value before is looked at.
 """
 
 from dataclasses import dataclass
@@ -53,12 +54,12 @@ def interpolative(channels: Channels) -> Tensor:
     def look(path: str, value: Tensor, classes: Tensor) -> None:
         if channels.asked is not None and channels.asked.isdisjoint(classes.tolist()):
             return
-        rows, own = _by_class(_some(value).cpu(), classes, channels.coupling.class_count)
+        rows, own = _by_class(_some(value).cpu(), classes)
         if len(own):
             start = _Moments(own, rows.double().mean(1, keepdim=True))
             found.setdefault(path, start).add(rows)
 
-    handed_on(channels, "interpolative", look)
+    handed_on(channels, "interpolative", look, apart=True)
     for moments in found.values():
         scores.index_add_(0, moments.classes, left(moments.covariance))
     return scores
@@ -72,7 +73,7 @@ def _some(value: Tensor) -> Tensor:
     return value[:, torch.linspace(0, count - 1, _OBSERVED, device=value.device).round().long()]
 
 
-def _by_class(value: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _by_class(value: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Each class once: where a layer reads several positions of each, as behind ``flatten``, these are observations."""
     order = classes.argsort(stable=True)
     own, sizes = classes[order].unique_consecutive(return_counts=True)
@@ -81,7 +82,7 @@ def _by_class(value: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tenso
     else:
         place = torch.repeat_interleave(torch.arange(len(own)), sizes)
         rows = value.new_zeros(len(own), value.shape[1]).index_add_(0, place, value[order]) / sizes[:, None]
-    return rows[own < count], own[own < count]
+    return rows[own > 0], own[own > 0]  # class 0 is of none
 
 
 def left(covariance: Tensor) -> Tensor:

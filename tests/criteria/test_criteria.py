@@ -372,6 +372,34 @@ def test_interpolative_is_what_the_pivots_before_do_not_explain() -> None:
     assert found[1] < 1e-12 < 1e-3 < found[3]
 
 
+class Embedding(Net):
+    def forward(self, x: Tensor) -> Any:
+        return F.relu(self.norm(self.stem(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize("net", [Net, Embedding])
+def test_channels_are_told_apart_where_fewer_images_are_pooled_than_there_are_channels(net: type[Net]) -> None:
+    model = net().eval()
+    channels = channels_of(model, batch=BATCH)  # 4 images, 8 channels
+    with torch.no_grad():
+        maps = F.relu(model.norm(model.stem(BATCH[0]))).movedim(1, 0).flatten(1).double()
+    expected = interpolative.left(torch.cov(maps, correction=0))
+    torch.testing.assert_close(of_stem(importance("interpolative", channels), channels), expected)
+    assert bool((expected > 0).all())
+
+
+@pytest.mark.parametrize("name", ["activation", "interpolative"])
+def test_what_goes_out_of_the_network_is_handed_on(name: str) -> None:
+    model = Embedding().eval()
+    images = torch.randn(20, *IMAGE[1:], generator=torch.Generator().manual_seed(1))
+    channels = channels_of(model, batch=(images, torch.zeros(20, dtype=torch.int64)))
+    with torch.no_grad():
+        out = model(images).T.double()
+    expected = interpolative.left(torch.cov(out, correction=0)) if name == "interpolative" else out.abs().mean(1)
+    found = of_stem(importance(name, channels), channels)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["activation", "interpolative"])
 def test_activations_are_those_of_the_whole_batch_whatever_is_run_at_a_time(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -417,12 +445,12 @@ def test_values_that_nobody_asks_about_are_left_out() -> None:
 def test_positions_behind_a_flattening_are_observations_of_their_channel(several: bool) -> None:
     torch.manual_seed(0)
     value, classes = torch.randn(4 * 6, 50), torch.arange(4).repeat_interleave(6)
-    if several:  # the first channel has one position more than the others
-        value, classes = torch.cat([value, value[:1]]), torch.cat([classes, classes[:1]])
-    rows, own = interpolative._by_class(value, classes, 3)  # the last class is of none
-    assert own.tolist() == [0, 1, 2]
-    means = torch.stack([value[classes == number].mean(0) for number in range(3)])
-    assert torch.allclose(rows, means if several else value.view(4, -1)[:3])
+    if several:  # a channel has one position more than the others
+        value, classes = torch.cat([value, value[-1:]]), torch.cat([classes, classes[-1:]])
+    rows, own = interpolative._by_class(value, classes)  # class 0 is of none
+    assert own.tolist() == [1, 2, 3]
+    means = torch.stack([value[classes == number].mean(0) for number in range(1, 4)])
+    assert torch.allclose(rows, means if several else value.view(4, -1)[1:])
 
 
 @pytest.mark.parametrize("name", ["fisher", "activation"])
