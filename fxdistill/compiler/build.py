@@ -24,9 +24,10 @@ def build(plan: Plan, teacher: nn.Module, student: nn.Module, *, passes: PassMan
     """Turn a plan and its models into a program: ``program(batch)`` gives the named losses of all stages.
 
     The student's layers in the program are the module's own: an optimiser over the program trains the module, and both
-    share one mode. The teacher is frozen. :func:`specialize` gives what one stage runs. First weights of adapters and
-    losses come from torch's global generator: seed it. Where the plan has an auxiliary teacher, give that one as the
-    teacher (:func:`fxdistill.compiler.auxiliary.make`, then trained with :func:`build_arm`).
+    share one mode. The teacher is frozen, but for weights that are the student's as well: give a ``copy.deepcopy`` of
+    one of them if the teacher is to stay what it is. :func:`specialize` gives what one stage runs. First weights of
+    adapters and losses come from torch's global generator: seed it. Where the plan has an auxiliary teacher, give that
+    one as the teacher (:func:`fxdistill.compiler.auxiliary.make`, then trained with :func:`build_arm`).
 
     Raises:
         PlanError: The plan does not fit the models.
