@@ -11,13 +11,14 @@ def binary_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         student_logits: (B, K).
-        labels: (B, K), 0 to 1; not a number where there is no label.
+        labels: (B, K), 0 to 1; not a number, or below 0 (-1 and -100 in many data sets), where there is no label.
 
     Returns:
         A float32 scalar, in nats; 0 where nothing has a label.
     """
-    known = ~labels.isnan()
-    each = F.binary_cross_entropy_with_logits(student_logits.float(), labels.float().nan_to_num(), reduction="none")
+    known = labels >= 0
+    wanted = labels.float().nan_to_num().clamp_min(0)
+    each = F.binary_cross_entropy_with_logits(student_logits.float(), wanted, reduction="none")
     return (each * known).sum() / known.sum().clamp_min(1)
 
 

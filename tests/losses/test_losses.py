@@ -127,6 +127,13 @@ def test_binary_cross_entropy_by_hand() -> None:
     assert binary_cross_entropy(STUDENT[3:], labels[3:]).item() == 0
 
 
+@pytest.mark.parametrize("unknown", [-1, -100])
+def test_a_row_of_whole_numbers_says_in_them_what_is_not_known(unknown: int) -> None:
+    rows = torch.tensor([[1, unknown, 0], [unknown, 1, 0], [0, 0, 1], [unknown] * 3])
+    expected = binary_cross_entropy(STUDENT, torch.where(rows < 0, torch.nan, rows))
+    assert binary_cross_entropy(STUDENT, rows).item() == pytest.approx(expected.item())
+
+
 def test_binary_kd_by_hand() -> None:
     p, q = (1 / (1 + np.exp(-double(logits))) for logits in (STUDENT, TEACHER))
     expected = (q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))).mean()
