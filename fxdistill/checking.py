@@ -7,6 +7,7 @@ Ranges, which annotations do not say, functions look at.
 
 import functools
 import inspect
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -126,13 +127,14 @@ def _told(kind: Any) -> str:
     return re.sub(r"\b(\w+\.)+(?=\w)", "", text)
 
 
-def number(value: Any, least: float, where: str, *, whole: bool = True) -> None:
-    """Refuse what is no number from some least one on.
+def number(value: Any, least: float, where: str, *, whole: bool = True, most: float = math.inf) -> None:
+    """Refuse what is no number from some least one on, up to some most one.
 
     Raises:
         InputError: It is none.
     """
     kind = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not (kind and value >= least):  # so written, a NaN is refused
+    if not (kind and least <= value <= most):  # so written, a NaN is refused
         what = "whole number" if whole else "number"
-        raise InputError(f"{value!r} is no {what} from {least:g} on", where=where, hint="give one")
+        until = "on" if math.isinf(most) else f"to {most:,}"
+        raise InputError(f"{value!r} is no {what} from {least:g} {until}", where=where, hint="give one")

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fit = Literal["crop", "squash", "pad"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Channels = Literal["rgb", "bgr", "gray", "other"]
-Positive = Annotated[int, Field(gt=0, le=1 << 16)]
+MOST_SIDE = 1 << 16
+Positive = Annotated[int, Field(gt=0, le=MOST_SIDE)]
 MOST_PIXELS = 1 << 26
 """Of an image: beyond it, a file of some kilobytes takes gigabytes."""
 Size = Annotated[list[Positive], Field(min_length=2, max_length=2)]

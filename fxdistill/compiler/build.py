@@ -88,8 +88,9 @@ def specialize(program: Program, stage: str, *, taught: int = 0, passes: PassMan
 
     Raises:
         PlanError: There is no such stage.
+        InputError: It has not so many successors.
     """
-    program.find_stage(stage)
+    checking.number(taught, 0, "taught", most=len(program.find_stage(stage).successors))
     return (passes or PassManager()).run(Specialize(stage, taught), program)
 
 

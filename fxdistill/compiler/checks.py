@@ -1,8 +1,9 @@
 """What is refused of two models when they are traced, whatever the data is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor, nn
 
 from fxdistill.compiler.options import Options
 from fxdistill.errors import InputError, ModelError, PairingError
@@ -33,6 +34,36 @@ def is_for_task(student: Traced, task: Task, *, name: str, classes: int, member:
             f"{wrong}: that is no {name}", where=member,
             hint=f"name the task with --task, or the output that is the prediction with --{member}-output; tasks are: "
             f"{', '.join(TASKS.names())}",
+        )  # fmt: skip
+
+
+def are_of_one_precision(models: Mapping[str, nn.Module]) -> None:
+    """Refuse weights in half precision, and those of another one than another model's: both read the same images.
+
+    Raises:
+        InputError: They are.
+    """
+    found = {name: {p.dtype for p in model.parameters() if p.is_floating_point()} for name, model in models.items()}
+    own = {name: dtypes for name, dtypes in found.items() if dtypes and torch.float32 not in dtypes}
+    for name, dtypes in own.items():
+        if own.keys() != found.keys() or torch.float64 not in dtypes:
+            raise InputError(
+                f"the weights of the {name} are {str(min(dtypes, key=str)).removeprefix('torch.')}", where=name,
+                hint="give model.float(); a plan's precision says how it trains",
+            )  # fmt: skip
+
+
+def is_batch(images: Tensor, labels: Tensor) -> None:
+    """Refuse images and labels that do not go together.
+
+    Raises:
+        InputError: They do not.
+    """
+    if images.ndim != 4 or not labels.ndim or len(images) != len(labels):
+        shapes = " and ".join(str(tuple(one.shape)) for one in (images, labels))
+        raise InputError(
+            f"images and labels of shape {shapes} are no batch", where="batch",
+            hint="give images (N, C, H, W) as the teacher takes them, and a label for each",
         )  # fmt: skip
 
 

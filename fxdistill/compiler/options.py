@@ -10,7 +10,7 @@ from fxdistill.errors import InputError
 from fxdistill.ir.graph import Shape
 from fxdistill.methods.cascade import Cascade
 from fxdistill.passes.schedule.curriculum import Curriculum
-from fxdistill.plan.schema import Align, DataPlan, Precision
+from fxdistill.plan.schema import MOST_EPOCHS, MOST_SEEDS, Align, DataPlan, Precision
 from fxdistill.plan.training import Recalibration
 from fxdistill.preprocessing import Preprocessing
 
@@ -78,6 +78,9 @@ class Options:
                 f"'{self.data}' is no part of a plan", where="data", hint="use fxdistill.make_plan, which takes a spec"
             )
         checking.fields(self)
+        checking.number(self.repeats, 1, "repeats", most=MOST_SEEDS)
+        if self.via_epochs is not None:
+            checking.number(self.via_epochs, 0, "via_epochs", most=MOST_EPOCHS)
         if self.keep is not None and self.align != "shrink":
             raise InputError(
                 "--keep is about an auxiliary teacher", where="--keep",

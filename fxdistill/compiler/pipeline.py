@@ -150,6 +150,9 @@ def compile(  # noqa: A001  # what a compiler does
     )  # fmt: skip
     if via is not None:
         c = _with_assistant(c, via, via_ref or nothing)
+    checks.are_of_one_precision(c.models)
+    if batch is not None:
+        checks.is_batch(*batch)
     last = models[STUDENT if student is not None else TEACHER]
     with in_mode(last, training=last.training), torch.random.fork_rng(devices=[]):
         for name in c.method.passes:

@@ -81,13 +81,19 @@ def batches(
     Raises:
         DataError: An augmentation is unknown, does not go with images of this size, or would leave maps of labels
             behind.
-        InputError: What is given is no split, or there is no such batch size, step or number of views.
+        InputError: What is given is no split, or there is no such batch size, step, number of views or device.
     """
     if not hasattr(split, "labels"):
         raise InputError(f"a {type(split).__name__} is no split", where="split", hint="give images, e.g. dataset.train")
+    if isinstance(split, Split) and (wrong := _wrong(split)):
+        raise InputError(wrong, where="split", hint="give uint8 or float (N, C, H, W), and a label for each image")
     for name, value, least in (("batch_size", batch_size, 1), ("start", start, 0), ("views", views, 1)):
         if value is not None:
             checking.number(value, least, name)
+    try:
+        device = torch.device(device)
+    except RuntimeError as cause:
+        raise InputError(f"'{device}' is no device", where="device", hint="give cpu, or cuda") from cause
     chain = drawable(split, augment, moves_targets=moves_targets)
     indices = order(split, batch_size, seed=seed, epoch=epoch, shuffle=shuffle)[start:]
     mixes = any(one.augmentation.mixes for one in chain)
@@ -119,12 +125,20 @@ def batches(
     return produce()
 
 
-def _at_once(split: Images, batch_size: int, device: Device) -> int:
+def _wrong(split: Split) -> str:
+    """What is wrong with images in memory, and their labels; '' where nothing is."""
+    images, labels = split.images, split.labels
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        return f"images are {images.dtype} of shape {tuple(images.shape)}"
+    return "" if len(images) == len(labels) else f"{len(images)} images, {len(labels)} labels"
+
+
+def _at_once(split: Images, batch_size: int, device: torch.device) -> int:
     """How many batches are made together, which changes nothing in them: on a GPU launching kernels is what takes time.
 
     What is read from files comes batch by batch.
     """
-    if torch.device(device).type == "cpu" or not isinstance(split, Split):
+    if device.type == "cpu" or not isinstance(split, Split):
         return 1
     return max(1, _VALUES // (batch_size * math.prod(split.image_shape)))
 

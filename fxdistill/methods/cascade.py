@@ -26,7 +26,6 @@ expense of late ones. What a student may cost is a budget. Under one the channel
 well, which the paper keeps whole: in a small network that alone is almost half of what a student may cost.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -36,7 +35,7 @@ from fxdistill import checking
 from fxdistill.errors import InputError
 from fxdistill.methods import Composed, Method, Recipe, named
 from fxdistill.plan.schema import Pair
-from fxdistill.plan.training import Arm, Comparison, LossTerm, Optimizer, ScoreOptimizer, Stage
+from fxdistill.plan.training import MOST_WEIGHT, Arm, Comparison, LossTerm, Optimizer, ScoreOptimizer, Stage
 
 JOINT, DISTILLED = "joint", "distilled"
 """The names of the two arms."""
@@ -154,7 +153,7 @@ class Cascade:
                 f"widths cannot be multiples of {self.round_to}", where="--round-to", hint="give 1 or more"
             )
         for option, weight in (("--hints", self.hints), ("--hints-alone", self.hints_alone)):
-            if not 0 <= weight < math.inf:
+            if not 0 <= weight <= MOST_WEIGHT:
                 raise InputError(
                     f"{weight} is not a weight for hints", where=option, hint="give a number from 0: 0.001"
                 )

@@ -16,6 +16,7 @@ Layout = Literal["nchw", "nhwc", "tokens", "features"]
 Rung = Literal["symbolic", "leaves", "export"]
 PositiveInt = Annotated[int, Field(gt=0)]
 MOST_EPOCHS = 1_000_000
+MOST_SEEDS = 1000
 MOST_PIXELS = 1 << 16
 Epochs = Annotated[int, Field(gt=0, le=MOST_EPOCHS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

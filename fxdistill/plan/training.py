@@ -17,6 +17,7 @@ from fxdistill.registry import suggestion
 
 Schedule = Literal["constant", "cosine", "step"]
 Comparison = Literal["raw", "standardized", "running", "normalized", "released"]
+MOST_RATE, MOST_WEIGHT = 100, 1_000_000_000
 CONTROL = "control"
 """The name of the control arm."""
 
@@ -38,7 +39,7 @@ class Optimizer(Part):
     """
 
     name: Literal["sgd", "adam", "adamw"]
-    lr: Annotated[float, Field(gt=0, le=100)]
+    lr: Annotated[float, Field(gt=0, le=MOST_RATE)]
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
@@ -98,7 +99,7 @@ class LossTerm(Part):
     compare: Comparison = "raw"
     student: MemberName | None = None
     teacher: MemberName | None = None
-    weight: Annotated[float, Field(ge=0, le=1e9)] = 1.0
+    weight: Annotated[float, Field(ge=0, le=MOST_WEIGHT)] = 1.0
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     args: dict[str, JsonValue] = {}
 

@@ -8,14 +8,14 @@ learning rate that follows half a cosine to zero:
 What the user says of the warm-ups is in :mod:`fxdistill.passes.schedule.curriculum`.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 
 from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.methods import Composed, Recipe, composed, with_terms
 from fxdistill.passes.schedule.curriculum import Curriculum
-from fxdistill.plan.training import LossTerm, Optimizer, Stage
+from fxdistill.plan.schema import MOST_EPOCHS
+from fxdistill.plan.training import MOST_RATE, LossTerm, Optimizer, Stage
 
 MAIN = "main"
 """The name of the main stage."""
@@ -38,12 +38,12 @@ class Schedule(Pass[Recipe, tuple[Stage, ...]]):
 
         Raises:
             InputError: The method is unknown.
-            PlanError: The epochs or the learning rate are not above zero.
+            PlanError: The epochs or the learning rate are not above zero, or more than a stage may have.
             PairingError: The method needs pairs, and there are none.
         """
-        for name, value in (("epochs", source.epochs), ("lr", source.lr)):
-            if not 0 < value < math.inf:
-                raise PlanError(f"{name} is {value}", where=name, hint="give a number above 0")
+        for name, value, most in (("epochs", source.epochs, MOST_EPOCHS), ("lr", source.lr, MOST_RATE)):
+            if not 0 < value <= most:
+                raise PlanError(f"{name} is {value}", where=name, hint=f"give a number above 0, {most:,} at most")
         if composed(self.method).lacks_pairs(source):
             raise PairingError(
                 f"the method '{self.method}' needs at least one pair", where="pairs",

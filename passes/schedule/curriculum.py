@@ -46,7 +46,7 @@ class Curriculum:
     probe: Probe | None = None
 
     def __post_init__(self) -> None:
-        if self.probe is not None and self.probe not in get_args(Probe):
+        if isinstance(self.probe, str) and self.probe not in get_args(Probe):
             raise InputError(
                 f"'{self.probe}' is not something that the probe can decide", where=PROBE, hint="give order or lengths"
             )

@@ -92,7 +92,7 @@ def test_pins_and_seeds_are_in_the_plan() -> None:
         ({"pins": (("block9", "block1"),)}, "block9"),
         ({"input_shape": (1, 3, 8, 8)}, "does not run on an input of shape 1x3x8x8"),
         ({"epochs": 0}, "epochs is 0"),
-        ({"repeats": 0}, "seeds"),
+        ({"repeats": 0}, "0 is no whole number from 1 to 1,000"),
         ({"seed": -1}, "seed"),
         ({"precision": "8-bit"}, "'8-bit' is no precision"),
         ({"align": "slices"}, "'slices' is no align"),

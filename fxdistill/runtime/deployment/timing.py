@@ -29,6 +29,7 @@ from fxdistill.runtime.training import memory
 
 TORCH = "torch"
 """What runs a model as it is."""
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ def timed(
     """
     if not models or not batches or repeats < 1:
         raise InputError("there is nothing to time", where="bench", hint="give a model, a batch size and repeats")
-    for count, where in (*((batch, "batches") for batch in batches), (threads, "threads")):
-        checking.number(count, 1, where)
+    for count in batches:
+        checking.number(count, 1, "batches")
+    checking.number(threads, 1, "threads", most=_MOST_THREADS)
     provider = latency.provider_called(provider)
     latency.check_provider(provider)
     made: list[Timed] = []

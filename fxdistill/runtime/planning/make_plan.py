@@ -67,11 +67,8 @@ def make_plan(
     Raises:
         InputError: A model or the data cannot be found or read, or they do not fit each other; nothing was written.
     """
-    models_given: dict[str, Model | None] = {
-        TEACHER: teacher,
-        AUXILIARY: None if via == AUTO else via,
-        STUDENT: student,
-    }
+    auto = isinstance(via, str) and via == AUTO
+    models_given: dict[str, Model | None] = {TEACHER: teacher, AUXILIARY: None if auto else via, STUDENT: student}
     if composed(method).alone != (student is None):
         what = "makes its student out of the teacher" if student is not None else "needs a student"
         raise InputError(f"the method '{method}' {what}", where="student", hint="see `fxdistill methods`")
@@ -85,7 +82,7 @@ def make_plan(
             f"'{idle[0]}' would do nothing: what it is about is not given", where=idle[0],
             hint="give data, or for via_epochs an assistant; or leave it out",
         )  # fmt: skip
-    named = {name: model for name, model in models_given.items() if model is not None}
+    named = {name: model for name, model in models_given.items() if model is not None or name == TEACHER}
     by_name = {"preprocessing": preprocessing, "entries": entries, "embedding": decisions.get("embedding", {})}
     if odd := [(where, name) for where, said in by_name.items() for name in said if name not in named]:
         raise InputError(
@@ -97,13 +94,13 @@ def make_plan(
         Path(path), models, data=data, method=method, task=task, input_shape=input_shape, seed=seed, measure=measure,
         wishes={name: preprocessing.get(name, NOTHING) for name in models},
         entries={name: entries.get(name) for name in models}, allow=allow, edit=edit,
-        class_map=None if class_map is None else Path(class_map), via=AUTO if via == AUTO else None, **decisions,
+        class_map=None if class_map is None else Path(class_map), via=AUTO if auto else None, **decisions,
     ).plan  # fmt: skip
     write_text(Path(path), made.to_json())
     return made
 
 
-def _loaded(model: Model, *, seed: int, allow: Sequence[str], trust_code: bool) -> LoadedModel:
+def _loaded(model: Model | None, *, seed: int, allow: Sequence[str], trust_code: bool) -> LoadedModel:
     if isinstance(model, LoadedModel):
         return model
     if not isinstance(model, str | Path):

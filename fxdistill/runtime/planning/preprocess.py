@@ -22,7 +22,17 @@ from fxdistill.errors import InputError, ModelError
 from fxdistill.modelfiles.load import LoadedModel
 from fxdistill.modelfiles.presets import is_fixed, preset
 from fxdistill.plan.schema import DataPlan
-from fxdistill.preprocessing import NOTHING, USUAL_RESIZE, USUAL_SIZE, Preprocessing, Source, Wishes, names_of
+from fxdistill.preprocessing import (
+    MOST_PIXELS,
+    MOST_SIDE,
+    NOTHING,
+    USUAL_RESIZE,
+    USUAL_SIZE,
+    Preprocessing,
+    Source,
+    Wishes,
+    names_of,
+)
 from fxdistill.tasks import Task
 
 Wish = Wishes | Preprocessing
@@ -209,22 +219,16 @@ def _taken_over(known: _Said, donor: str) -> _Said:
 
 def _wished(known: _Said, wishes: Wishes) -> _Said:
     """What is said, with what the user says before all."""
-    geometry, normal, binding = known.geometry, known.normal, known.binding
-    if wishes.size is not None:
-        geometry = (geometry or _PLAIN.changed(resize=None)).sized(wishes.size, wishes.where)
-        binding = True
-    if wishes.crop is not None or wishes.interpolation is not None:
-        geometry = geometry or _PLAIN
-        options = [
-            name for name, value in (("--crop", wishes.crop), ("--interpolation", wishes.interpolation)) if value
-        ]
-        rest = wishes.where if wishes.size is not None and len(options) == 2 else geometry.source.geometry
-        said = ", ".join(dict.fromkeys((*options, rest)))
-        resize = geometry.resize if wishes.crop is None else [math.floor(side / wishes.crop) for side in geometry.size]
-        geometry = geometry.changed(
-            resize=resize, interpolation=wishes.interpolation or geometry.interpolation,
-            source=geometry.source.changed(geometry=said),
-        )  # fmt: skip
+    normal, binding = known.normal, known.binding or wishes.size is not None
+    try:
+        geometry = _wished_geometry(known.geometry, wishes)
+    except ValueError as cause:
+        size = "x".join(map(str, wishes.size or (known.geometry or _PLAIN).size))
+        cut = "" if wishes.crop is None else f" as {wishes.crop:g} of what they are resized to"
+        raise InputError(
+            f"images cannot be read at {size}{cut}", where=wishes.where if wishes.size else "--crop",
+            hint=f"give sides of 1 to {MOST_SIDE:,} pixels, {MOST_PIXELS:,} in all",
+        ) from cause  # fmt: skip
     if (wishes.mean is None) != (wishes.std is None):
         raise InputError("mean and std go together", where="--mean, --std", hint="give both")
     if wishes.mean is not None and wishes.std is not None:
@@ -239,6 +243,22 @@ def _wished(known: _Said, wishes: Wishes) -> _Said:
                 where="--mean, --std", hint="write them as --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
             ) from cause  # fmt: skip
     return _Said(geometry, normal, binding)
+
+
+def _wished_geometry(geometry: Preprocessing | None, wishes: Wishes) -> Preprocessing | None:
+    if wishes.size is not None:
+        geometry = (geometry or _PLAIN.changed(resize=None)).sized(wishes.size, wishes.where)
+    if wishes.crop is None and wishes.interpolation is None:
+        return geometry
+    geometry = geometry or _PLAIN
+    options = [name for name, value in (("--crop", wishes.crop), ("--interpolation", wishes.interpolation)) if value]
+    rest = wishes.where if wishes.size is not None and len(options) == 2 else geometry.source.geometry
+    said = ", ".join(dict.fromkeys((*options, rest)))
+    resize = geometry.resize if wishes.crop is None else [math.floor(side / wishes.crop) for side in geometry.size]
+    return geometry.changed(
+        resize=resize, interpolation=wishes.interpolation or geometry.interpolation,
+        source=geometry.source.changed(geometry=said),
+    )  # fmt: skip
 
 
 def _made(known: _Said, data: Preprocessing | None, channels: int, *, sized: bool = False) -> Preprocessing:

@@ -1,5 +1,6 @@
 """One execution of a plan: what its user decides, who watches, and what its trials share."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from fxdistill import checking
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.ir.program import Program
 from fxdistill.plan.document import Plan
-from fxdistill.plan.schema import Precision
+from fxdistill.plan.schema import MOST_SEEDS, Precision
 from fxdistill.runtime.run import checkpoint
 from fxdistill.runtime.run.bench import Bench
 from fxdistill.runtime.run.checkpoint import Checkpoint
@@ -99,7 +100,8 @@ class Settings:
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
-                checking.number(value, least, name, whole=name != "save_seconds")
+                most = MOST_SEEDS if name == "seeds" else math.inf
+                checking.number(value, least, name, whole=name != "save_seconds", most=most)
         if self.cache not in ("auto", "off"):
             object.__setattr__(self, "cache", Path(self.cache))
 
