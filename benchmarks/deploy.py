@@ -37,7 +37,7 @@ from benchmarks.materials import Work
 from benchmarks.series import Row, Series
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import InputError
-from fxdistill.ir.cost import limits_of
+from fxdistill.ir.budget import limits_of
 from fxdistill.measure.latency import interleaved_latency
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.passes.trace import Trace

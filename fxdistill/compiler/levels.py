@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 from fxdistill.compiler.barriers import with_barriers
 from fxdistill.criteria import CRITERIA, importance
 from fxdistill.errors import InputError, InvariantError, PlanError
+from fxdistill.ir.budget import check_limit
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import Cost, check_limit, cost_of
+from fxdistill.ir.cost import Cost, cost_of
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, ladder
 from fxdistill.ir.masks import affordable, threshold

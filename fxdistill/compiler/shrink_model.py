@@ -12,9 +12,9 @@ from fxdistill.compiler.barriers import barrier_remarks, next_barrier, with_barr
 from fxdistill.compiler.training_mode import otherwise_in_training
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import CriterionError, InvariantError, ModelError, PassError
+from fxdistill.ir.budget import Limit, Size
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import Limit, Size
 from fxdistill.ir.graph import Shape, Traced, path_of
 from fxdistill.ir.layers import Timing
 from fxdistill.ir.running import attention_in_parts

@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from fxdistill.criteria import CRITERIA, importance
 from fxdistill.errors import BudgetError, CriterionError, InputError, InvariantError, PairingError, PlanError
+from fxdistill.ir.budget import Limit, Size
 from fxdistill.ir.channels import Channels, Examples
 from fxdistill.ir.contract import Pass, PassResult
-from fxdistill.ir.cost import Cost, Limit, Size, cost_of
+from fxdistill.ir.cost import Cost, cost_of
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, find, path_of, within
 from fxdistill.ir.layers import Timing

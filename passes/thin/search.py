@@ -33,7 +33,8 @@ from torch import Tensor
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import BudgetError
-from fxdistill.ir.cost import Cost, Limit, Spent, check_limit, told
+from fxdistill.ir.budget import Limit, Spent, check_limit, told
+from fxdistill.ir.cost import Cost
 from fxdistill.ir.coupling import Coupling
 from fxdistill.passes.thin.blocks import Block, Width
 from fxdistill.passes.thin.selection import Memory, Selection, select

@@ -19,8 +19,8 @@ from fxdistill import registry
 from fxdistill.compiler.shrink_model import supervised_loss
 from fxdistill.criteria import CRITERIA, Criterion, _handed, importance, interpolative
 from fxdistill.errors import CriterionError, InputError, InvariantError, PlanError
+from fxdistill.ir.budget import limits_of
 from fxdistill.ir.channels import Channels
-from fxdistill.ir.cost import limits_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Thin, ThinSource
 from fxdistill.passes.trace import Trace

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from fxdistill.errors import InputError
 from fxdistill.ir import cost as costs
-from fxdistill.ir.cost import Cost, Limit, Size, check_limit, cost_of
+from fxdistill.ir.budget import Limit, Size, check_limit
+from fxdistill.ir.cost import Cost, cost_of
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.survivors import Survivors

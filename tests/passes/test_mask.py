@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir import masks
-from fxdistill.ir.cost import What, cost_of
+from fxdistill.ir.budget import What
+from fxdistill.ir.cost import cost_of
 from fxdistill.ir.graph import Traced
 from fxdistill.models import vgg
 from fxdistill.passes.couple import Couple

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import BudgetError, InputError, InvariantError
-from fxdistill.ir.cost import Limit, Size, cost_of, limits_of
+from fxdistill.ir.budget import Limit, Size, limits_of
+from fxdistill.ir.cost import cost_of
 from fxdistill.models import convnet
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Removal, Thin, ThinSource

@@ -14,7 +14,7 @@ from fxdistill.cli import budgets
 from fxdistill.cli.commands import app
 from fxdistill.compiler.shrink_model import Confirmed, ShrunkResult, shrink_model
 from fxdistill.errors import InputError
-from fxdistill.ir.cost import Limit
+from fxdistill.ir.budget import Limit
 from fxdistill.ir.layers import Layer, Timing
 from fxdistill.measure import layer_times, onnx_file
 from fxdistill.modelfiles.factories import build

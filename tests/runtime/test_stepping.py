@@ -18,8 +18,8 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import defaults
 from fxdistill.data.load import load as load_data
 from fxdistill.errors import CriterionError, InputError, ModelError, RunDirError
+from fxdistill.ir.budget import Limit
 from fxdistill.ir.channels import Channels
-from fxdistill.ir.cost import Limit
 from fxdistill.ir.running import copied
 from fxdistill.measure import onnx_file
 from fxdistill.modelfiles.bundle import save

@@ -25,7 +25,7 @@ from torch import nn
 from fxdistill.compiler.shrink_model import Confirmed, ShrunkResult
 from fxdistill.errors import BudgetError, InputError
 from fxdistill.figures import figure
-from fxdistill.ir.cost import Limit
+from fxdistill.ir.budget import Limit
 from fxdistill.ir.layers import Times, Timing
 from fxdistill.measure import latency, onnx_file
 from fxdistill.measure.layer_times import InOnnxRuntime, Table

@@ -18,9 +18,9 @@ from fxdistill.data.dataset import Dataset
 from fxdistill.data.load import defaults
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import CriterionError, InputError, ModelError
+from fxdistill.ir.budget import Limit, Size, limits_of
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import Limit, Size, limits_of
 from fxdistill.ir.layers import Timing
 from fxdistill.ir.views import seen
 from fxdistill.measure.layer_times import UNIT

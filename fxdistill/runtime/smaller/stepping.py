@@ -25,8 +25,8 @@ from fxdistill.compiler.shrink_model import ShrunkResult
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import BudgetError, InputError, RunDirError
 from fxdistill.files import write_text
+from fxdistill.ir.budget import Limit, Size
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.cost import Limit, Size
 from fxdistill.ir.running import copied
 from fxdistill.methods import DEFAULT_CRITERION
 from fxdistill.modelfiles import bundle
