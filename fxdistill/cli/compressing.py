@@ -89,7 +89,7 @@ def compress(
         from fxdistill.report.result_view import shrunk_view
         from fxdistill.runtime.run import execution
         from fxdistill.runtime.smaller import compress as job
-        from fxdistill.runtime.smaller import shrunken, stepping
+        from fxdistill.runtime.smaller import shrunken, stepping, taught
         from fxdistill.runtime.smaller.teaching import Teaching
 
         wish = shrunken.wished(
@@ -118,7 +118,7 @@ def compress(
         )  # fmt: skip
         if shrunk is not None:
             out.print(shrunk_view(shrunk))
-        smaller, plan = output / stepping.SMALLER, output / stepping.PLAN
+        smaller, plan = output / taught.SMALLER, output / taught.PLAN
         out.print(Text(f"\n{smaller}  {plan}: {teaching.method}, {epochs} epoch{'s' * (epochs > 1)}\n"), soft_wrap=True)
         say(load_plan(plan).diagnostics)
-        running.carried_out(plan, output / stepping.RUN, stepping.settings_for(output, settings), out)
+        running.carried_out(plan, output / taught.RUN, taught.settings_for(output, settings), out)

@@ -68,12 +68,12 @@ def step_run(folder: Path, settings: "Settings", out: Console) -> None:
     from fxdistill.plan.file import load
     from fxdistill.report import progress
     from fxdistill.report.layout import Line
-    from fxdistill.runtime.smaller import stepping
+    from fxdistill.runtime.smaller import taught
     from fxdistill.tasks import TASKS
 
     with progress.RunView(out if out.is_terminal else err) as view:
-        result = stepping.carry_out(folder, settings, view)
-    task = TASKS.get(load(folder / stepping.PLAN).task)
+        result = taught.carry_out(folder, settings, view)
+    task = TASKS.get(load(folder / taught.PLAN).task)
     for reached in result["summary"].values():
-        told = f"trained: {task.primary} {task.shown(reached['mean'])}, in {folder / stepping.RUN}"
+        told = f"trained: {task.primary} {task.shown(reached['mean'])}, in {folder / taught.RUN}"
         out.print(Line(Text(told), indent=2))

@@ -32,7 +32,8 @@ from fxdistill.runtime.run.directory import RunDir
 from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.smaller import shrinking, shrunken
 from fxdistill.runtime.smaller.shrunken import Reading, size_of, wished
-from fxdistill.runtime.smaller.stepping import Steps, request
+from fxdistill.runtime.smaller.stepping import Steps
+from fxdistill.runtime.smaller.taught import request
 from fxdistill.runtime.smaller.teaching import Teaching
 from tests import runs
 
@@ -263,7 +264,7 @@ def test_whatever_decides_about_a_smaller_model_is_asked_for(tmp_path: Path) -> 
         "recalibrate": None, "input_shape": (1, 1, 9, 9), "wishes": Wishes(mean=(0.5,), std=(0.5,)), "entry": "1",
     }  # fmt: skip
     assert {one.name for one in fields(Teaching)} == {*others, "edit", "allow"}  # a new field decides, or says why not
-    asked = request(found, wish, usual, Steps(2, usual))
+    asked = request(found, wish, usual, Steps(2, usual).asked)
     for name, value in others.items():
         changed = replace(usual, **{name: value})
         assert Steps(2, changed).asked != asked["steps"], name

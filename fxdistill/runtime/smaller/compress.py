@@ -23,9 +23,10 @@ from fxdistill.modelfiles.load import LoadedModel, load
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.runtime.run.execution import Observer, Settings
-from fxdistill.runtime.smaller import shrunken, stepping
+from fxdistill.runtime.smaller import shrunken, stepping, taught
 from fxdistill.runtime.smaller.shrunken import Wish, wished
-from fxdistill.runtime.smaller.stepping import OTHER, PLAN, SMALLER, Runs, Says, Steps
+from fxdistill.runtime.smaller.stepping import Runs, Says, Steps
+from fxdistill.runtime.smaller.taught import OTHER, PLAN, SMALLER
 from fxdistill.runtime.smaller.teaching import Teaching
 
 
@@ -87,7 +88,7 @@ def compress(
     )  # fmt: skip
 
     def run(place: Path) -> dict[str, Any]:
-        return stepping.carry_out(place, settings, observer)
+        return taught.carry_out(place, settings, observer)
 
     in_steps = None if steps == 1 else Steps.of(steps, recover, how)
     table = None if latency_table is None else Path(latency_table)
@@ -123,21 +124,21 @@ def prepare(
     if steps is not None:
         steps.check(wish, found)
     _check_folder(folder)
-    asked, path = stepping.request(found, wish, teaching, steps), folder / SMALLER
+    asked, path = taught.request(found, wish, teaching, None if steps is None else steps.asked), folder / SMALLER
     if path.exists():
-        stepping.planned(found, stepping.held(path, asked), folder / PLAN, teaching)
+        taught.planned(found, taught.held(path, asked), folder / PLAN, teaching)
         return None
-    stepping.ready(found, folder / PLAN, teaching, settings)
+    taught.ready(found, folder / PLAN, teaching, settings)
     with shrunken.timed(found, wish, teaching.reading, table) as clock:
         at_once, preprocessing = shrunken.shrunk(found, wish, teaching.reading, clock=clock)
-        stepping.foresee(found, at_once, preprocessing, folder / PLAN, teaching)
+        taught.foresee(found, at_once, preprocessing, folder / PLAN, teaching)
         made_of = found
         if steps is not None:
             at_once, preprocessing, made_of = stepping.in_steps(
                 found, folder, wish, steps, at_once, run=run, clock=clock, say=say
             )
-    smaller = stepping.put(at_once, path, preprocessing, asked, of=made_of)
-    stepping.planned(found, smaller, folder / PLAN, teaching)
+    smaller = taught.put(at_once, path, preprocessing, asked, of=made_of)
+    taught.planned(found, smaller, folder / PLAN, teaching)
     return at_once
 
 
@@ -154,7 +155,7 @@ def _check(found: LoadedModel, teaching: Teaching) -> None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds something else."""
-    stepping.check_folder(folder)
+    taught.check_folder(folder)
     unfinished = f".{SMALLER}."  # what a writer that was killed leaves
     held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     held = [name for name in held if not name.startswith(unfinished)]

@@ -19,7 +19,8 @@ from fxdistill.passes.thin.search import Ranking
 from fxdistill.runtime.deployment.finding import as_loaded
 from fxdistill.runtime.run.execution import Settings
 from fxdistill.runtime.smaller.shrunken import Reading, shrunk, timed, wished, write
-from fxdistill.runtime.smaller.stepping import Runs, Says, Steps, carry_out, folder_for, in_steps, ready
+from fxdistill.runtime.smaller.stepping import Runs, Says, Steps, folder_for, in_steps
+from fxdistill.runtime.smaller.taught import carry_out, ready
 from fxdistill.runtime.smaller.teaching import Teaching
 
 _UNKNOWING = (
