@@ -11,7 +11,7 @@ from fxdistill.compiler.barriers import with_barriers
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model
 from fxdistill.ir.survivors import Survivors
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.thin import removed_of
+from fxdistill.passes.thin.kept import removed_of
 from fxdistill.passes.trace import Trace
 
 IMAGE = (2, 3, 16, 16)

@@ -74,8 +74,7 @@ def compress(
     with reported(interrupted=lambda: f"interrupted; continue with: {again.whole(context)}"):
         wanted = values.shape(input_shape)
         values.names(method=method or "kd", task=task, criterion=None, passes=())
-        if by is not None:
-            values.known_criterion(by, "--by")
+        values.known_importance(by)
         wishes = members.own_wishes(size=size, crop=crop, interpolation=interpolation, mean=mean, std=std)
         most, scopes = (budgets.budget(macs, "--macs"), budgets.budget(params, "--params")), budgets.scopes(scope)
         time = budgets.latency(latency, on, latency_table)

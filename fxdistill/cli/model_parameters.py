@@ -121,8 +121,9 @@ CompressOutput = Annotated[
 ]
 SmallerOutput = Annotated[Path, typer.Option("--output", "-o", help="The smaller model: a bundle.")]
 By = Annotated[str | None, typer.Option(
-    "--by", autocompletion=names("criterion"),
-    help="Importance of a channel: {criteria}. Default: taylor under a budget with labelled --data, l1 otherwise.",
+    "--by", autocompletion=names("criterion", between="+"),
+    help="Importance of a channel: {criteria}; NAME+NAME for layers' widths and for a layer's channels. Default: l1; "
+    "with --data l1+interpolative, under a budget, if it has labels, taylor+interpolative.",
 )]  # fmt: skip
 RoundTo = Annotated[int | None, typer.Option(
     "--round-to", min=1,

@@ -50,8 +50,7 @@ def shrink(
         interrupted=lambda: "interrupted" if steps == 1 else f"interrupted; continue with: {again.whole(context)}"
     ):
         wanted = values.shape(input_shape)
-        if by is not None:
-            values.known_criterion(by, "--by")
+        values.known_importance(by)
         files.writable(output, model, class_map, latency_table)
         values.about_data(data, {"class-map": class_map})
         most = budgets.budget(macs, "--macs"), budgets.budget(params, "--params")

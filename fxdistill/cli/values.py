@@ -173,6 +173,18 @@ def known_criterion(name: str, option: str) -> None:
         CRITERIA.get(name, where=option)
 
 
+def known_importance(by: str | None) -> None:
+    """Check what ``--by`` names, one criterion or two; None is fine.
+
+    Raises:
+        InputError: One is unknown.
+    """
+    from fxdistill.criteria import measures
+
+    for name in measures(by) if by is not None else ():
+        known_criterion(name, "--by")
+
+
 def distinct(models: Sequence[str]) -> None:
     """Check that each model is named once.
 

@@ -20,7 +20,7 @@ from fxdistill.ir.contract import PassManager
 from fxdistill.ir.graph import Traced, find, path_of
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource
-from fxdistill.passes.thin import removed_of
+from fxdistill.passes.thin.kept import removed_of
 from fxdistill.passes.thin.stays import layer_of
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Pair, Shrunken

@@ -15,6 +15,7 @@ from fxdistill.errors import CriterionError, InvariantError, ModelError, PassErr
 from fxdistill.ir.budget import Limit, Size
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.coupling import Said
 from fxdistill.ir.graph import Shape, Traced, path_of
 from fxdistill.ir.layers import Timing
 from fxdistill.ir.running import attention_in_parts
@@ -26,7 +27,8 @@ from fxdistill.passes.shrink.prove import Proof
 from fxdistill.passes.shrink.unused import keep as keep_unused
 from fxdistill.passes.shrink.unused import remarks as unused_remarks
 from fxdistill.passes.shrink.unused import unused as unused_tensors
-from fxdistill.passes.thin import KeptIndices, Removal, Thin, ThinSource
+from fxdistill.passes.thin import Removal, Thin, ThinSource
+from fxdistill.passes.thin.kept import KeptIndices
 from fxdistill.passes.thin.search import Ranking
 from fxdistill.passes.trace import Trace
 from fxdistill.passes.trace.restore import switched_off
@@ -93,7 +95,7 @@ def shrink_model(
     widths: Sequence[tuple[str, int]] = (), criterion: str = "l1", round_to: int | None = 1,
     protect: Sequence[str] = (), only: Sequence[str] = (),
     batch: Examples | None = None, loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
-    known: dict[str, Tensor] | None = None, seed: int = 0,
+    known: Said | None = None, seed: int = 0,
     before: Sequence[tuple[str, int]] = (), timing: Timing | None = None, roughly: bool = False,
     entry: str = "", passes: PassManager | None = None,
 ) -> ShrunkResult:  # fmt: skip
@@ -109,13 +111,13 @@ def shrink_model(
         floor: The least share of its channels that a layer keeps; None for 0 with ``keep`` and 0.1 with ``limits``.
         scopes: Parts with a share of their own, (module path, share to keep); 1 keeps all of it.
         widths: Wanted widths of taps, (node path, channels); without ``keep`` nothing else is removed.
-        criterion: The name of one of :mod:`fxdistill.criteria`.
+        criterion: One of :mod:`fxdistill.criteria`, or two as ``NAME+NAME``: see :class:`Thin`.
         round_to: Widths become multiples of this; None for what :class:`Thin` chooses.
         protect: Paths whose channels stay.
         only: Paths of the modules to prune; empty for the whole model.
         batch: Images and targets for criteria that read data.
         loss: What the targets say about a prediction, for the same: a mean over the labels.
-        known: Gradients of the model on the batch, where it is made smaller several times: {} for the first.
+        known: What criteria have said of the batch, where the model is made smaller several times: {} for the first.
         seed: Seed of the criterion ``random`` and of the proof.
         before: The widths of layers before earlier steps, by module path: floors and shares of parts are of these.
         timing: How long layers take, for budgets of time.

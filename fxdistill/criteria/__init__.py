@@ -41,10 +41,17 @@ class Criterion:
     of_loss: bool = False
 
 
+def measures(name: str) -> tuple[str, str]:
+    """By which criterion layers compete for widths, and by which the channels of one layer: of NAME, or NAME+NAME."""
+    first, both, second = name.partition("+")
+    return first, second if both else first
+
+
 def importance(name: str, channels: "Channels") -> "Tensor":
     """The importance of every class by a criterion's name, float64 of shape (classes + 1,).
 
-    What a criterion says without a batch is kept with the coupling, for as long as the model's checksums are the same.
+    What a criterion says is kept for as long as the model's checksums are the same: with the coupling, or, where it
+    says it of a batch, in ``channels.known``.
 
     Raises:
         PlanError: There is no such criterion.
@@ -53,8 +60,10 @@ def importance(name: str, channels: "Channels") -> "Tensor":
         InvariantError: The criterion's scores have the wrong shape, or it changed the model.
     """
     criterion = CRITERIA.get(name, where="criterion", error=PlanError)
-    before, kept = channels.fingerprint(), channels.coupling.importances
-    if not criterion.needs_batch and (known := kept.get((criterion, channels.seed))) and known[0] == before:
+    before = channels.fingerprint()
+    kept, key = channels.known if criterion.needs_batch else channels.coupling.importances, (criterion, channels.seed)
+    whole = not criterion.needs_batch or (channels.batch is not None and channels.asked is None)
+    if whole and (known := kept.get(key)) and known[0] == before:
         return known[1].clone()
     scores = criterion.score(channels)
     after = channels.fingerprint()
@@ -78,8 +87,8 @@ def importance(name: str, channels: "Channels") -> "Tensor":
             f"the criterion '{name}' says nothing about any channel of this model: all its importances are 0",
             where="criterion", hint="choose another, e.g. l1",
         )  # fmt: skip
-    if not criterion.needs_batch:
-        kept[criterion, channels.seed] = before, scores.clone()
+    if whole:
+        kept[key] = before, scores.clone()
     return scores
 
 

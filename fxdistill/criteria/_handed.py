@@ -25,13 +25,13 @@ class _Reader(fx.Interpreter):
         super().__init__(module)
         self.coupling, self.look, self.images = channels.coupling, look, images
         readers = [node for node in channels.traced.graph.nodes if self.coupling.mixes(node) or node.op == "output"]
-        sources = {source for node in readers for source in node.all_input_nodes if source.op != "get_attr"}
+        sources = {source for node in readers for source in _values(node)}
         self.read = {path_of(self._telling(source) if images else source) for source in sources}
 
     def _telling(self, node: fx.Node) -> fx.Node:
         """The last value of the same channels that has as many observations as channels, or else the most."""
         chain = [node]
-        while same := [one for one in chain[-1].all_input_nodes if self._classes(one) == self._classes(node)]:
+        while same := [one for one in _values(chain[-1]) if self._classes(one) == self._classes(node)]:
             chain.append(same[0])
         enough = (one for one in chain if self._observed(one) >= len(self._classes(node)))
         return next(enough, None) or max(chain, key=self._observed)
@@ -53,6 +53,11 @@ class _Reader(fx.Interpreter):
             rows = value.detach().movedim(dim, 0).flatten(1)
             self.look(path, rows, torch.tensor(self.coupling.classes(path)))
         return value
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    """What a node reads but weights."""
+    return [source for source in node.all_input_nodes if source.op != "get_attr"]
 
 
 def handed_on(channels: Channels, criterion: str, look: Look, *, apart: bool = False) -> int:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from fxdistill.errors import CriterionError, InputError, first_line
 from fxdistill.ir import outputs
 from fxdistill.ir.computed import computed_weights
-from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.coupling import Coupling, Said
 from fxdistill.ir.graph import Traced
 from fxdistill.ir.running import buffers_kept, quiet, seeded
 from fxdistill.tasks import labels_of
@@ -43,7 +43,7 @@ class Channels:
         batch: Images and targets; None where there are none.
         seed: Seed of everything random.
         loss: What the targets say about a prediction, a scalar: ``loss(prediction, targets)``, a mean over the labels.
-        known: Gradients on the batch that were computed before, by parameter, of the same model; they are put in here.
+        known: What criteria have said of the same batch before; it is put in here.
         asked: The classes whose importance counts, for criteria that can leave others out; None for all.
     """
 
@@ -52,7 +52,7 @@ class Channels:
     batch: Examples | None = None
     seed: int = 0
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
-    known: dict[str, Tensor] = field(default_factory=dict)
+    known: Said = field(default_factory=dict)
     asked: frozenset[int] | None = None
 
     def zeros(self) -> Tensor:
@@ -117,9 +117,7 @@ class Channels:
                     hint="give data (--data), or call backward() on your own loss before",
                 )  # fmt: skip
             return found
-        if not self.known:
-            self.known.update(self._gradients(*self.examples(criterion)))
-        return self.known
+        return self._gradients(*self.examples(criterion))
 
     def gradients_by_image(self, criterion: str) -> Iterator[dict[str, Tensor]]:
         """The gradients of each image of the batch alone, by parameter in float64; those without a label say nothing.

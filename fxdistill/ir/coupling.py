@@ -33,6 +33,8 @@ Integers: TypeAlias = NDArray[np.int64]
 Layers: TypeAlias = tuple[Tensor, ...]
 Structure: TypeAlias = "Layers | list[Structure] | None"
 """The layers of one tensor (a tuple), a list for a structured value, None for what is no labelled tensor."""
+Said: TypeAlias = dict[Hashable, tuple[dict[str, int], Tensor]]
+"""What criteria have said of the classes, by criterion and seed, each with the checksums of the model then."""
 Role = Literal["out", "in", "parameter"]
 _SEQUENCE = 3  # dimensions: batch, tokens, channels
 
@@ -138,7 +140,9 @@ class Coupling:
         if found is None:
             return ()
         dim, labels = found
-        return tuple(core(labels).movedim(dim, 0).flatten(1)[:, 0].tolist())  # the same wherever it is
+        return tuple(
+            core(labels).movedim(dim, -1).reshape(-1, labels.shape[dim])[0].tolist()
+        )  # the same wherever it is
 
     def parameter_labels(self, name: str) -> dict[int, Tensor]:
         """For each coupled dimension of a parameter or buffer: class ids, in the parameter's shape (compact).
@@ -208,8 +212,8 @@ class Coupling:
         return found
 
     @cached_property
-    def importances(self) -> dict[Hashable, tuple[dict[str, int], Tensor]]:
-        """What criteria have said of the classes, by criterion and seed, each with the checksums of the model then."""
+    def importances(self) -> Said:
+        """What criteria have said of the classes."""
         return {}
 
     @cached_property

@@ -9,30 +9,27 @@ sort.
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fxdistill.criteria import CRITERIA, importance
+from fxdistill.criteria import CRITERIA, importance, measures
 from fxdistill.errors import BudgetError, CriterionError, InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.budget import Limit, Size
 from fxdistill.ir.channels import Channels, Examples
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.cost import Cost, cost_of
-from fxdistill.ir.coupling import Coupling
+from fxdistill.ir.coupling import Coupling, Said
 from fxdistill.ir.graph import Traced, find, path_of, within
 from fxdistill.ir.layers import Timing
-from fxdistill.passes.thin.blocks import Block, Width
+from fxdistill.passes.thin.blocks import Block, Importance, Width
+from fxdistill.passes.thin.kept import KeptIndices, kept_indices
 from fxdistill.passes.thin.search import Ranking, Search, costs_of, pools
 from fxdistill.passes.thin.selection import Selection, select
 from fxdistill.passes.thin.stays import Stays, layer_of, not_pruned, nothing, unscored, widths_of
-
-KeptIndices = dict[str, list[int]]
-"""For each weight that loses outputs the indices that it keeps, along its output dimension."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class ThinSource:
         coupling: Its coupled channels.
         batch: Images and targets, for criteria that read gradients.
         loss: What the targets say about a prediction, for the same.
-        known: Gradients of the model on the batch, where they were computed before; see :class:`Channels`.
+        known: What criteria have said of the batch before; see :class:`Channels`.
         unread: Parameters that the model has and does not read; they stay, and count.
         timing: How long layers take, for budgets of time.
     """
@@ -53,7 +50,7 @@ class ThinSource:
     coupling: Coupling
     batch: Examples | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
-    known: dict[str, Tensor] = field(default_factory=dict)
+    known: Said = field(default_factory=dict)
     unread: int = 0
     timing: Timing | None = None
 
@@ -64,7 +61,7 @@ class Removal:
 
     Attributes:
         removed: The classes to remove.
-        kept: The same as indices, for the weights that get smaller; :func:`removed_of` replays them.
+        kept: The same as indices, for the weights that get smaller.
         widths: For each producing module its width before and after.
         size: With a budget, what is left of the model as it was counted.
     """
@@ -89,7 +86,8 @@ class Thin(Pass[ThinSource, Removal]):
         scopes: Parts with a share of their own: (module path, share to keep in (0, 1]). What several of them
             name belongs to the innermost one, and what is coupled with channels of a part to that part.
         widths: Wanted widths of taps: (node path, channels).
-        criterion: The name of one of :mod:`fxdistill.criteria`.
+        criterion: The name of one of :mod:`fxdistill.criteria`; or ``NAME+NAME``, where layers compete for widths by
+            the first, and the channels of a layer by the second.
         round_to: The widths of the producers become multiples of this; None for the first of 8, 4, 2 and 1 that is no
             more than an eighth of the layers' mean width and by which a budget is met.
         protect: Module or node paths whose channels stay.
@@ -115,7 +113,8 @@ class Thin(Pass[ThinSource, Removal]):
 
     def requires(self, source: ThinSource) -> None:
         """Something that says how much, numbers that make sense, a criterion and paths that exist."""
-        CRITERIA.get(self.criterion, where="criterion", error=PlanError)
+        for name in measures(self.criterion):
+            CRITERIA.get(name, where="criterion", error=PlanError)
         if self.keep is not None and not 0 < self.keep < 1:
             hint = "give a number above 0 and below 1"
             raise InputError(f"the share to keep is {self.keep}", where="--keep", hint=hint)
@@ -177,12 +176,7 @@ class Thin(Pass[ThinSource, Removal]):
         )  # fmt: skip
         if not stays.blocks:
             raise nothing(stays)
-        scores = importance(self.criterion, channels)
-        if not bool(scores[[i for block in stays.blocks.values() for i in block]].any()):
-            raise CriterionError(
-                f"the criterion '{self.criterion}' says nothing about any channel that may be removed",
-                where="criterion", hint="choose another, e.g. l1",
-            )  # fmt: skip
+        scores = self._importance(channels, stays)
         selection, size = self._chosen(source, wanted, scores, stays)
         removed = selection.removed
         if not removed:
@@ -190,8 +184,23 @@ class Thin(Pass[ThinSource, Removal]):
         removal = Removal(removed, kept_indices(coupling, removed), dict(widths_of(stays, removed)), size)
         # without a share, nobody asked for the channels of the others
         held = () if self.keep is None and not self.limits else tuple(not_pruned(stays, removed))
-        alike = tuple(unscored(stays, removed, scores, self.criterion))
+        alike = tuple(unscored(stays, removed, scores.within, self.criterion))
         return PassResult(removal, modified=True, diagnostics=(*selection.diagnostics, *held, *alike))
+
+    def _importance(self, channels: Channels, stays: Stays) -> Importance:
+        """What layers compete by, and what the channels of one layer do: the former where that says nothing of it."""
+        names, blocks = measures(self.criterion), list(stays.blocks.values())
+        across, within = (importance(name, channels) for name in names)
+        for name, scores in zip(names, (across, within), strict=True):
+            if not bool(scores[[i for block in blocks for i in block]].any()):
+                raise CriterionError(
+                    f"the criterion '{name}' says nothing about any channel that may be removed",
+                    where="criterion", hint="choose another, e.g. l1",
+                )  # fmt: skip
+        for block in blocks:
+            if not bool(within[block].any()):
+                within[block] = across[block]
+        return Importance(across, within)
 
     def ensures(self, source: ThinSource, value: Removal) -> None:
         """What must stay stays, rows of constraints keep equal counts, wanted widths are met, the indices replay.
@@ -252,7 +261,7 @@ class Thin(Pass[ThinSource, Removal]):
         return found
 
     def _chosen(
-        self, source: ThinSource, wanted: Sequence[Width], scores: Tensor, stays: Stays
+        self, source: ThinSource, wanted: Sequence[Width], scores: Importance, stays: Stays
     ) -> tuple[Selection, Size | None]:
         """What goes, by the largest multiple of widths that meets the budget."""
         named = {class_id for width in wanted for class_id in width.classes}
@@ -269,17 +278,18 @@ class Thin(Pass[ThinSource, Removal]):
                     raise
 
     def _selected(
-        self, source: ThinSource, blocks: Sequence[Block], wanted: Sequence[Width], scores: Tensor, stays: Stays, *,
+        self, source: ThinSource, blocks: Sequence[Block], wanted: Sequence[Width], scores: Importance, stays: Stays, *,
         roughly: bool,
     ) -> tuple[Selection, Size | None]:  # fmt: skip
         if self.keep is None and not self.limits:
-            return select(source.coupling, blocks, wanted, scores, frozen=stays.frozen), None
+            return select(source.coupling, blocks, wanted, scores.within, frozen=stays.frozen), None
         ranking = self.ranking or ("global" if self.limits else "uniform")
         floor = (_FLOOR if self.limits else 0.0) if self.floor is None else self.floor
         cost = self._cost(source, [class_id for block in blocks for class_id in block.classes]) if self.limits else None
+        across, _ = measures(self.criterion)
         search = Search(
             source.coupling, blocks, pools(blocks, ranking, source.coupling), scores, frozen=stays.frozen, floor=floor,
-            costs=costs_of(blocks, self.limits, cost) if cost and CRITERIA.get(self.criterion).of_loss else None,
+            costs=costs_of(blocks, self.limits, cost) if cost and CRITERIA.get(across).of_loss else None,
         )  # fmt: skip
         if cost is not None:
             selection, spent = search.meet(self.limits, cost, roughly=roughly)
@@ -313,37 +323,3 @@ def _wanted(source: ThinSource, path: str, width: int, stays: Stays) -> Width:
             where=where, hint="pair another node, protect less, or use --align slice",
         )  # fmt: skip
     return Width(path, classes, width)
-
-
-def kept_indices(coupling: Coupling, removed: Iterable[int]) -> KeptIndices:
-    """The output indices that each weight keeps, for the weights that lose some."""
-    gone = torch.zeros(coupling.class_count + 1, dtype=torch.bool)
-    gone[sorted(removed)] = True
-    kept = {}
-    for name, classes in coupling.producers():
-        alive = ~gone[classes]
-        if not bool(alive.all()):
-            kept[name] = [int(i) for i in alive.nonzero().flatten().tolist()]
-    return kept
-
-
-def removed_of(coupling: Coupling, kept: KeptIndices) -> frozenset[int]:
-    """The classes that are removed where weights keep these output indices: a decision replayed.
-
-    Raises:
-        InputError: The indices are not of this architecture.
-    """
-    removed: set[int] = set()
-    producers = dict(coupling.producers())
-    for name, indices in kept.items():
-        if name not in producers:
-            raise InputError(
-                f"the model has no producing weight '{name}'", where=name, hint="give the model it was made for"
-            )
-        classes = producers[name]
-        alive = torch.zeros(len(classes), dtype=torch.bool)
-        if not all(0 <= i < len(classes) for i in indices):
-            raise InputError(f"an index is out of range for '{name}', which has {len(classes)} outputs", where=name)
-        alive[indices] = True
-        removed |= set(classes[~alive].tolist())
-    return frozenset(removed)

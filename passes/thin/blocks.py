@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -35,6 +36,18 @@ class Block:
         """The importance of its classes as parts of the largest one: what the classes of several blocks compete by."""
         values = scores[list(self.classes)]
         return values / max(float(values.abs().max()), 1e-30)
+
+
+class Importance(NamedTuple):
+    """The importance of every class, by class id, (classes + 1,).
+
+    Attributes:
+        across: What layers compete by: how wide each becomes.
+        within: What the channels of one layer compete by: which stay.
+    """
+
+    across: Tensor
+    within: Tensor
 
 
 @dataclass(frozen=True)

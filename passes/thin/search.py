@@ -29,14 +29,13 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import BudgetError
 from fxdistill.ir.budget import Limit, Spent, check_limit, told
 from fxdistill.ir.cost import Cost
 from fxdistill.ir.coupling import Coupling
-from fxdistill.passes.thin.blocks import Block, Width
+from fxdistill.passes.thin.blocks import Block, Importance, Width
 from fxdistill.passes.thin.selection import Memory, Selection, select
 
 Ranking = Literal["global", "isomorphic", "uniform"]
@@ -74,7 +73,7 @@ class Search:
     """How many classes each block keeps, by the share that each pool keeps, and what that costs."""
 
     def __init__(
-        self, coupling: Coupling, blocks: Sequence[Block], pooled: Sequence[Sequence[int]], scores: Tensor, *,
+        self, coupling: Coupling, blocks: Sequence[Block], pooled: Sequence[Sequence[int]], scores: Importance, *,
         frozen: Collection[int], floor: float = 0.0, costs: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         self.coupling, self.blocks, self.scores, self.frozen = coupling, tuple(blocks), scores, frozen
@@ -93,7 +92,7 @@ class Search:
     def _ranked(self, pool: Sequence[int]) -> list[int]:
         values, owners = [], []
         for number in pool:
-            found = self.scores[list(self.blocks[number].classes)].numpy()
+            found = self.scores.across[list(self.blocks[number].classes)].numpy()
             scale = np.abs(found).mean() if self.costs is None else math.sqrt(self.costs[number])
             values.append(np.sort(found / scale)[::-1] if scale > 0 else np.full(len(found), self._free))
             owners.append(np.full(len(found), number))
@@ -123,7 +122,12 @@ class Search:
         """The classes to remove, where each block keeps so many, and taps are as wide as wanted."""
         blocks = [replace(block, target=target) for block, target in zip(self.blocks, targets, strict=True)]
         return select(
-            self.coupling, blocks, widths, self.scores, frozen=self.frozen, memory=None if widths else self._memory
+            self.coupling,
+            blocks,
+            widths,
+            self.scores.within,
+            frozen=self.frozen,
+            memory=None if widths else self._memory,
         )
 
     def meet(self, limits: Sequence[Limit], cost: Cost, *, roughly: bool = False) -> tuple[Selection, Spent]:

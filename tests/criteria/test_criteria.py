@@ -377,6 +377,26 @@ class Embedding(Net):
         return F.relu(self.norm(self.stem(x))).mean((2, 3))
 
 
+class Tokens(nn.Module):
+    """A normalisation whose scale has one dimension, that of the channels, behind them: their values are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.scale, self.head = nn.Conv2d(3, 8, 1), nn.Parameter(torch.rand(8)), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        tokens = self.stem(x).flatten(2).mean(2)
+        return self.head(F.layer_norm(tokens, (8,), self.scale))
+
+
+@pytest.mark.parametrize("name", ["activation", "interpolative"])
+def test_weights_are_not_looked_at_as_values(name: str) -> None:
+    traced = Trace(IMAGE, rungs=("export",))(Tokens().eval()).value
+    channels = Channels(traced, Couple()(traced).value, batch=BATCH)
+    assert of_stem(importance(name, channels), channels).any()
+
+
 @pytest.mark.parametrize("net", [Net, Embedding])
 def test_channels_are_told_apart_where_fewer_images_are_pooled_than_there_are_channels(net: type[Net]) -> None:
     model = net().eval()

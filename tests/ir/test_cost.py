@@ -17,12 +17,16 @@ from fxdistill.ir.graph import Traced
 from fxdistill.ir.survivors import Survivors
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import shrink
-from fxdistill.passes.thin.blocks import Block
+from fxdistill.passes.thin.blocks import Block, Importance
 from fxdistill.passes.thin.search import Search, pools
 from fxdistill.passes.thin.stays import Stays
 from fxdistill.passes.trace import Trace
 from tests import tiny_models
 from tests.tiny_models import SHAPE, Body, Classifier, conv_norm
+
+
+def both(scores: Tensor) -> Importance:
+    return Importance(scores, scores)
 
 
 def grouped() -> nn.Module:
@@ -183,7 +187,7 @@ def test_random_widths_cost_what_is_counted(name: str) -> None:
     blocks, stays = blocks_in(traced, coupling)
     cost = counted(traced, coupling, blocks)
     assert cost.without(()) == (sum(p.numel() for p in traced.module.parameters()), traced.macs_of_image)
-    search = Search(coupling, blocks, pools(blocks, "uniform", coupling), torch.rand(coupling.class_count + 1),
+    search = Search(coupling, blocks, pools(blocks, "uniform", coupling), both(torch.rand(coupling.class_count + 1)),
                     frozen=stays.frozen)  # fmt: skip
     generator, seen = torch.Generator().manual_seed(0), set()
     for _ in range(3):
@@ -199,7 +203,7 @@ def test_what_is_not_followed_would_be_noticed(name: str, monkeypatch: pytest.Mo
     traced, coupling = coupled(MODELS[name]())
     blocks, stays = blocks_in(traced, coupling)
     monkeypatch.setattr(costs, "_product", lambda *_args: ((), (1,), 0.0))
-    search = Search(coupling, blocks, pools(blocks, "uniform", coupling), torch.rand(coupling.class_count + 1),
+    search = Search(coupling, blocks, pools(blocks, "uniform", coupling), both(torch.rand(coupling.class_count + 1)),
                     frozen=stays.frozen)  # fmt: skip
     removed = search.selected(search.targets(0.5)).removed
     assert counted(traced, coupling, blocks).without(removed) != real(traced, coupling, removed)

@@ -12,7 +12,7 @@ from fxdistill.ir.survivors import Mask, Survivors
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import shrink
 from fxdistill.passes.shrink.prove import _difference, prove
-from fxdistill.passes.thin import removed_of
+from fxdistill.passes.thin.kept import removed_of
 from fxdistill.passes.trace import Trace
 
 

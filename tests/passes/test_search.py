@@ -15,13 +15,17 @@ from fxdistill.ir.cost import cost_of
 from fxdistill.models import convnet
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Removal, Thin, ThinSource
-from fxdistill.passes.thin.blocks import Block
+from fxdistill.passes.thin.blocks import Block, Importance
 from fxdistill.passes.thin.search import TOLERANCE, Search, costs_of, pools
 from fxdistill.passes.thin.stays import Stays
 from fxdistill.passes.trace import Trace
 from tests.tiny_models import SHAPE, Body, Classifier, conv_norm
 
 IMAGE = (1, 3, 32, 32)
+
+
+def both(scores: Tensor) -> Importance:
+    return Importance(scores, scores)
 
 
 class Basic(nn.Module):
@@ -185,7 +189,7 @@ def test_layers_alike_compete_with_each_other_alone() -> None:
     stays = Stays(given.traced, given.coupling, (), ())
     blocks = [Block(tuple(m), 1, None) for m in stays.blocks.values()]
     assert pools(blocks, "isomorphic", given.coupling) == [[0, 1], [2]]  # the last one is read by a dense layer
-    search = Search(given.coupling, blocks, [[0, 1], [2]], torch.rand(given.coupling.class_count + 1), frozen=())
+    search = Search(given.coupling, blocks, [[0, 1], [2]], both(torch.rand(given.coupling.class_count + 1)), frozen=())
     kept = search.targets(0.5)
     assert (kept[0] + kept[1], kept[2]) == (8, 4)
 
@@ -198,7 +202,7 @@ def test_what_a_loss_loses_competes_by_the_root_of_what_it_costs() -> None:
         scores[list(block.classes)] = torch.tensor(values, dtype=torch.float64)
 
     def order(*costs: float) -> list[int]:
-        return Search(given.coupling, blocks, [[0, 1]], scores, frozen=(), costs=costs or None).order[0]
+        return Search(given.coupling, blocks, [[0, 1]], both(scores), frozen=(), costs=costs or None).order[0]
 
     assert order(4.0, 1.0) == [0, 1, 0, 1]  # 8/2, 3.5, 6/2, 1
     assert order(1.0, 1.0) == [0, 0, 1, 1]

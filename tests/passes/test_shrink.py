@@ -26,7 +26,7 @@ from fxdistill.passes.shrink import Shrink, ShrinkSource, Shrunken
 from fxdistill.passes.shrink.arguments import Rewriting
 from fxdistill.passes.shrink.prove import prove
 from fxdistill.passes.shrink.rewrites import rewrite
-from fxdistill.passes.thin import removed_of
+from fxdistill.passes.thin.kept import removed_of
 from fxdistill.passes.trace import Trace
 
 IMAGE = (2, 3, 8, 8)

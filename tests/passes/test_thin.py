@@ -15,7 +15,8 @@ from fxdistill.ir.channels import Channels
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
 from fxdistill.passes.couple import Couple
-from fxdistill.passes.thin import Removal, Thin, ThinSource, kept_indices, removed_of
+from fxdistill.passes.thin import Removal, Thin, ThinSource
+from fxdistill.passes.thin.kept import kept_indices, removed_of
 from fxdistill.passes.trace import Trace
 
 IMAGE = (2, 3, 8, 8)
@@ -345,6 +346,23 @@ def test_channels_of_which_a_criterion_says_nothing_are_said() -> None:
     said = "the criterion 'bn' says nothing about its outputs: all count alike, the first are kept"
     assert found == [("inner", "warning", said)]
     assert result.value.kept["inner.weight"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_of_two_criteria_the_second_says_which_channels_stay_where_it_says_something() -> None:
+    net = Residual()
+    with torch.no_grad():
+        net.norm.weight.copy_(torch.tensor([1.0, -5.0, 2.0, -3.0, 0.0, 4.0, 7.0, -6.0]))
+    result = Thin(keep=0.5, criterion="l1+bn")(ThinSource(*sources(net)))
+    norms = net.inner.weight.detach().abs().flatten(1).sum(1)
+    assert result.value.kept["stem.weight"] == [1, 5, 6, 7]
+    assert result.value.kept["inner.weight"] == sorted(norms.topk(6).indices.tolist())
+    assert "no-importance" not in [one.code for one in result.diagnostics]
+
+
+@pytest.mark.parametrize("wrong", ["l1+l7", "l7+l1", "l1+", "+l1", "l1+bn+l1"])
+def test_two_criteria_of_which_one_is_none_are_refused(wrong: str) -> None:
+    with pytest.raises(PlanError, match="there is no criterion named"):
+        thin(Residual(), keep=0.5, criterion=wrong)
 
 
 def test_a_criterion_that_says_nothing_of_what_may_go_is_refused() -> None:

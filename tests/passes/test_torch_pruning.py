@@ -11,7 +11,7 @@ from torch import nn
 from fxdistill.ir.coupling import Coupling
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.shrink import Shrink, ShrinkSource
-from fxdistill.passes.thin import removed_of
+from fxdistill.passes.thin.kept import removed_of
 from fxdistill.passes.trace import Trace
 
 IMAGE = (1, 3, 32, 32)

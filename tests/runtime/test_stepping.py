@@ -206,16 +206,22 @@ def test_what_the_loss_loses_decides_under_a_budget_where_labels_tell_it() -> No
         found = LoadedModel(module.eval(), None, None, None, input_shape=(1, 1, 8, 8))
         return shrunken.shrunk(found, wished(**wish), of, clock=None)[0]
 
-    own, blind = load(teacher()).module, replace(READ, data=None)
-    assert made(own, macs=0.5).criterion == made(own, params=0.5).criterion == "taylor"
-    assert made(own, macs=0.5).kept == made(own, macs=0.5, by="taylor").kept != made(own, macs=0.5, by="l1").kept
-    for other in (made(own, macs=0.5, of=blind), made(own, keep=0.5), made(own, scopes={"layers": 0.5})):
-        assert other.criterion == "l1"
+    own, blind, both = load(teacher()).module, replace(READ, data=None), "taylor+interpolative"
+    assert made(own, macs=0.5).criterion == made(own, params=0.5).criterion == both
+    of_two, of_loss = made(own, macs=0.5, by=both), made(own, macs=0.5, by="taylor")
+    assert made(own, macs=0.5).kept == of_two.kept != of_loss.kept
+    assert of_two.widths == of_loss.widths != made(own, macs=0.5, by="l1").widths
+    for criterion, other in (
+        ("l1", made(own, macs=0.5, of=blind)), ("l1+interpolative", made(own, keep=0.5)),
+        ("l1+interpolative", made(own, scopes={"layers": 0.5})),
+    ):  # fmt: skip
+        assert other.criterion == criterion
         assert "by-weights" not in [one.code for one in other.diagnostics]
     doubled = nn.Sequential(copied(own)).double()
     for unfit, why in ((nn.Sequential(own, nn.Linear(10, 3)), "10 classes"), (doubled, "cannot take a batch")):
         told = made(unfit, macs=0.5)
-        assert (told.criterion, told.kept) == ("l1", made(unfit, macs=0.5, by="l1").kept)
+        by = "l1+interpolative"
+        assert (told.criterion, told.kept) == (by, made(unfit, macs=0.5, by=by).kept)
         assert [why in one.why for one in told.diagnostics if one.code == "by-weights"] == [True]
 
 
@@ -235,7 +241,7 @@ def test_gradients_are_computed_once_however_often_a_time_is_searched_for(monkey
     found = LoadedModel(load(teacher()).module, None, None, None, input_shape=(1, 1, 8, 8))
     made, _ = shrunken.shrunk(found, wished(latency=0.5, round_to=1), READ, clock=Clock())  # type: ignore[arg-type]
     once, _ = shrunken.shrunk(found, wished(macs=0.5, round_to=1), READ, clock=None)
-    assert (made.criterion, made.kept, len(computed)) == ("taylor", once.kept, 2)
+    assert (made.criterion, made.kept, len(computed)) == ("taylor+interpolative", once.kept, 2)
 
 
 def test_what_was_trained_is_not_given_up_where_no_widths_of_it_come_near_the_budget(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def compress(
         ranking: What competes.
         floor: The least share of a layer.
         scopes: Parts with a share of their own.
-        by: Importance of a channel, by name; None for ``taylor`` under a budget with labelled data, else ``l1``.
+        by: Importance of a channel, by name; as ``NAME+NAME`` by the first layers compete for widths, by the second the
+            channels of a layer. None for ``l1``, with data ``l1+interpolative``, and under a budget, if the data has
+            labels, ``taylor+interpolative``.
         round_to: Widths become multiples of this; None for 1 with ``keep``, 8 with a latency, and with a budget 8, or
             4, 2 or 1 where layers are narrow or no such widths meet it.
         protect: Paths whose channels stay.

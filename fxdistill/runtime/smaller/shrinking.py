@@ -60,7 +60,9 @@ def shrink(
             of one layer); None for ``uniform`` with ``keep`` and ``global`` with a budget.
         floor: The least share of its channels that a layer keeps; None for 0 with ``keep``, 0.1 with a budget.
         scopes: Parts with a share of their own, by module path; 1 keeps all of it.
-        by: Importance of a channel, by name; None for ``taylor`` under a budget with labelled data, else ``l1``.
+        by: Importance of a channel, by name; as ``NAME+NAME`` by the first layers compete for widths, by the second the
+            channels of a layer. None for ``l1``, with data ``l1+interpolative``, and under a budget, if the data has
+            labels, ``taylor+interpolative``.
         round_to: Widths become multiples of this; None for 1 with ``keep``, 8 with a latency, and with a budget 8, or
             4, 2 or 1 where layers are narrow or no such widths meet it.
         protect: Module or node paths whose channels stay.

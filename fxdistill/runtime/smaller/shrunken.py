@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxdistill.compiler.shrink_model import ShrunkResult, shrink_model, supervised_loss
-from fxdistill.criteria import CRITERIA
+from fxdistill.criteria import CRITERIA, measures
 from fxdistill.data import division
 from fxdistill.data.batches import first_batch
 from fxdistill.data.dataset import Dataset
@@ -21,6 +21,7 @@ from fxdistill.errors import CriterionError, InputError, ModelError
 from fxdistill.ir.budget import Limit, Size, limits_of
 from fxdistill.ir.channels import Examples
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.coupling import Said
 from fxdistill.ir.layers import Timing
 from fxdistill.ir.views import seen
 from fxdistill.measure.layer_times import UNIT
@@ -34,7 +35,8 @@ from fxdistill.runtime.planning import fitting, preprocess
 from fxdistill.runtime.smaller.latency_search import Clock, Wanted, clock_of
 from fxdistill.tasks import TASKS
 
-BY_WEIGHTS, BY_DATA = "l1", "taylor"
+BY_WEIGHTS, BY_IMAGES, BY_LABELS = "l1", "l1+interpolative", "taylor+interpolative"
+"""What importance is where nobody says it: of weights alone, of images as well, of their labels as well."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,9 @@ def shrunk(
 ) -> tuple[ShrunkResult, Preprocessing | None]:
     """A model made smaller, and what it does to an image before it looks at it; nothing is written.
 
-    Where nobody says how important a channel is, a budget is met by what the loss loses with it (:data:`BY_DATA`), if
-    there are images whose labels fit the model; otherwise weights tell (:data:`BY_WEIGHTS`).
+    Where nobody says how important a channel is, layers compete for a budget by what the loss loses with a channel, if
+    there are images whose labels fit the model, otherwise by their weights; of a layer the channels stay that say
+    different things of the images, without images those with the largest weights.
 
     Args:
         found: The model.
@@ -149,30 +152,31 @@ def shrunk(
     read, shape = _looked(found, reading)
     own = read.preprocessing[MODEL]
     to_budget = bool(wish.limits or wish.latency) and read.dataset is not None
-    by = wish.by or (BY_DATA if to_budget else BY_WEIGHTS)
-    examples, gradients = _Examples(), dict[str, Tensor]()
-    if read.dataset is not None and CRITERIA.get(by).needs_batch:
+    ways = [BY_WEIGHTS] if read.dataset is None else [*([BY_LABELS] if to_budget else []), BY_IMAGES, BY_WEIGHTS]
+    ways = [wish.by] if wish.by is not None else ways
+    examples = _Examples()
+    known: Said = {}
+    if read.dataset is not None and any(CRITERIA.get(one).needs_batch for one in measures(ways[0])):
         examples = _examples(found, read.dataset, reading, shape=shape, view=own.view(read.shape[2:]))
 
     def make(*limits: Limit, timing: Timing | None = None) -> ShrunkResult:
-        try:
-            return made_by(by, *limits, timing=timing)
-        except CriterionError as why:
-            if wish.by is not None or by == BY_WEIGHTS:
-                raise
-            told = Diagnostic(
-                code="by-weights", severity="note", where=str(reading.data),
-                why=f"channels are chosen by their weights alone ({BY_WEIGHTS}): {why.what}",
-            )  # fmt: skip
-            made = made_by(BY_WEIGHTS, *limits, timing=timing)
-            return replace(made, diagnostics=(told, *made.diagnostics))
+        told = list[Diagnostic]()
+        for by, instead in zip(ways, (*ways[1:], None), strict=True):
+            try:
+                made = made_by(by, *limits, timing=timing)
+                break
+            except CriterionError as why:
+                if instead is None:
+                    raise
+                told.append(_instead(instead, str(reading.data), why.what))
+        return replace(made, diagnostics=(*told, *made.diagnostics))
 
     def made_by(by: str, *limits: Limit, timing: Timing | None) -> ShrunkResult:
         return shrink_model(
             found.module, input_shape=shape, keep=wish.keep, limits=(*limits, *wish.limits), ranking=wish.ranking,
             floor=wish.floor, scopes=wish.scopes, criterion=by, round_to=wish.round_to, protect=wish.protect,
             only=wish.only, seed=wish.seed, before=wish.before, roughly=wish.roughly, passes=passes,
-            timing=timing, batch=examples.batch, loss=examples.loss, known=gradients, entry=examples.entry,
+            timing=timing, batch=examples.batch, loss=examples.loss, known=known, entry=examples.entry,
         )  # fmt: skip
 
     if wish.latency is None or clock is None:
@@ -186,6 +190,14 @@ def shrunk(
         stored = found.preprocessing or (own.changed(mean=[], std=[], range=1) if said else None)
         return made, stored and stored.changed(**geometry)
     return made, own
+
+
+def _instead(by: str, data: str, why: str) -> Diagnostic:
+    """The remark that importance is less than it is where there are images and labels."""
+    what = "channels are chosen" if by == BY_WEIGHTS else "how wide layers become is decided"
+    return Diagnostic(
+        code="by-weights", severity="note", where=data, why=f"{what} by their weights alone ({BY_WEIGHTS}): {why}"
+    )
 
 
 class _Examples(NamedTuple):
