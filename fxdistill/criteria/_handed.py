@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from fxdistill.errors import CriterionError, first_line
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.graph import path_of, shape_of
+from fxdistill.ir.reach import of_images
 from fxdistill.ir.running import buffers_kept
 
 Look = Callable[[str, Tensor, Tensor], None]
@@ -24,17 +25,21 @@ class _Reader(fx.Interpreter):
     def __init__(self, channels: Channels, module: fx.GraphModule, look: Look, *, images: int) -> None:
         super().__init__(module)
         self.coupling, self.look, self.images = channels.coupling, look, images
+        self.shown = of_images(channels.traced.graph)
         readers = [node for node in channels.traced.graph.nodes if self.coupling.mixes(node) or node.op == "output"]
-        sources = {source for node in readers for source in _values(node)}
+        sources = {source for node in readers for source in node.all_input_nodes if source in self.shown}
         self.read = {path_of(self._telling(source) if images else source) for source in sources}
 
     def _telling(self, node: fx.Node) -> fx.Node:
         """The last value of the same channels that has as many observations as channels, or else the most."""
         chain = [node]
-        while same := [one for one in _values(chain[-1]) if self._classes(one) == self._classes(node)]:
+        while same := [one for one in chain[-1].all_input_nodes if self._shows(one, self._classes(node))]:
             chain.append(same[0])
         enough = (one for one in chain if self._observed(one) >= len(self._classes(node)))
         return next(enough, None) or max(chain, key=self._observed)
+
+    def _shows(self, node: fx.Node, classes: list[int]) -> bool:
+        return node in self.shown and self._classes(node) == classes
 
     def _classes(self, node: fx.Node) -> list[int]:
         return sorted(set(self.coupling.classes(path_of(node))))
@@ -50,14 +55,9 @@ class _Reader(fx.Interpreter):
         path = path_of(n) if n.op != "output" else ""
         dim = self.coupling.channel_dim(path) if path in self.read else None
         if dim is not None:
-            rows = value.detach().movedim(dim, 0).flatten(1)
-            self.look(path, rows, torch.tensor(self.coupling.classes(path)))
+            rows = value.detach().movedim(dim, 0)
+            self.look(path, rows.reshape(len(rows), -1), torch.tensor(self.coupling.classes(path)))
         return value
-
-
-def _values(node: fx.Node) -> list[fx.Node]:
-    """What a node reads but weights."""
-    return [source for source in node.all_input_nodes if source.op != "get_attr"]
 
 
 def handed_on(channels: Channels, criterion: str, look: Look, *, apart: bool = False) -> int:

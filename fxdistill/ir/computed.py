@@ -44,6 +44,31 @@ def computed_weights(traced: Traced, coupling: Coupling) -> dict[tuple[str, int]
     return found
 
 
+def bound(traced: Traced, coupling: Coupling) -> frozenset[int]:
+    """The classes of outputs of computed weights that are others where other outputs are: of a spectral norm, say.
+
+    Every second output is doubled in the parameters; what a weight is for the others must stay.
+    """
+    before = computed_weights(traced, coupling)
+    parameters = dict(traced.module.named_parameters(remove_duplicate=False))
+    changed = {
+        key: classes % 2 == 1 for key, classes in coupling.outputs.items() if key in before and key[0] in parameters
+    }
+    with torch.no_grad():
+        kept = {name: parameters[name].clone() for name, _ in changed}
+        for (name, dim), odd in changed.items():
+            parameters[name].movedim(dim, 0)[odd] *= 2
+        try:
+            after = computed_weights(traced, coupling)
+        finally:
+            for name, value in kept.items():
+                parameters[name].copy_(value)
+    return frozenset(
+        class_id for key, odd in changed.items() if not torch.equal(before[key][~odd], after[key][~odd])
+        for class_id in coupling.outputs[key].tolist()
+    )  # fmt: skip
+
+
 def _of_layer(root: nn.Module, name: str) -> Tensor | None:
     """The weight that a layer computes of a parameter itself, by a parametrization or a hook of torch's."""
     owner, inside, rest = name.partition(_PARAMETRIZED)

@@ -99,6 +99,8 @@ class Coupling:
         locks: The locked classes.
         constraints: Equal counts.
         statistics: Paths of nodes that normalise over channels: their statistics are over the survivors.
+        tied: Dimensions of parameters that are ``in`` in one place and ``out`` in another.
+        mixing: Paths of nodes that consume their inputs with a weight, and whether that is a parameter, not computed.
         diagnostics: What was found out on the way.
         seconds: Time that the labelling took.
     """
@@ -111,6 +113,8 @@ class Coupling:
     locks: dict[int, Lock]
     constraints: tuple[Constraint, ...] = ()
     statistics: tuple[str, ...] = ()
+    tied: tuple[tuple[str, int], ...] = ()
+    mixing: dict[str, bool] = field(default_factory=dict)
     diagnostics: tuple[Diagnostic, ...] = ()
     seconds: float = 0.0
     _cache: dict[str, tuple[int, Tensor] | None] = field(default_factory=dict, repr=False)
@@ -242,15 +246,7 @@ class Coupling:
 
     def mixes(self, node: fx.Node) -> bool:
         """Whether a node consumes its inputs with a weight: its outputs are other channels."""
-        owned = (str(node.target),) if node.op == "call_module" else ()
-        weights = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
-        return any(name in self._consuming for name in (*owned, *weights))
-
-    @cached_property
-    def _consuming(self) -> frozenset[str]:
-        """Weights that consume channels, and the modules that own them."""
-        names = {name for (name, _), role in self.roles.items() if role == "in"}
-        return frozenset(names | {name.rpartition(".")[0] for name in names})
+        return path_of(node) in self.mixing
 
     @cached_property
     def _carried_sets(self) -> dict[str, frozenset[int]]:

@@ -78,3 +78,12 @@ def gathered(module: nn.Module, parameters: set[int]) -> list[str]:
             whole = (s for s in scopes if all(p in parameters for n, p in own.items() if n.startswith(f"{s}.")))
             found.append(next(whole, name))
     return found
+
+
+def of_images(graph: fx.Graph) -> set[fx.Node]:
+    """The values that the images decide: the others are weights, and what is computed of them."""
+    found = set[fx.Node]()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found

@@ -62,8 +62,8 @@ class Couple(Pass[Traced, Coupling]):
         coupling = Coupling(
             graph=source.graph, values=values, parameters=ledger.parameters, roles=ledger.roles, class_of=class_of,
             locks=_locks(ledger, class_of), constraints=tuple(_constraints(ledger, class_of)),
-            statistics=tuple(ledger.statistics), diagnostics=tuple(dict.fromkeys(ledger.diagnostics)),
-            seconds=time.perf_counter() - start,
+            statistics=tuple(ledger.statistics), tied=tuple(ledger.tied), mixing=ledger.mixing,
+            diagnostics=tuple(dict.fromkeys(ledger.diagnostics)), seconds=time.perf_counter() - start,
         )  # fmt: skip
         return PassResult(coupling, modified=True, diagnostics=coupling.diagnostics)
 
@@ -274,14 +274,18 @@ def _components(ledger: Ledger) -> Tensor:
 
 
 def _roles_of_computed(source: Traced, ledger: Ledger, class_of: Tensor) -> None:
-    """What the weights do that others are computed from: what those do, along the dimension of the same classes."""
+    """What the weights do that others are computed from: what those do, along the dimension of the same classes.
+
+    Where inputs and outputs are coupled both have the same ones: it is the same dimension then.
+    """
     weights = {name for name, p in source.module.named_parameters() if sum(size > 1 for size in p.shape) > 1}
-    for origins, labels, role in ledger.computed:
+    for origins, labels, own, role in ledger.computed:
         wanted = class_of[labels].unique()
         for name in sorted(origins & weights):
-            for dim, layer in ledger.parameters.get(name, {}).items():
-                if torch.equal(class_of[core(layer)].unique(), wanted):
-                    ledger.roles.setdefault((name, dim), role)
+            layers = ledger.parameters.get(name, {})
+            alike = [dim for dim, layer in layers.items() if torch.equal(class_of[core(layer)].unique(), wanted)]
+            for dim in [own] if own in alike else alike:
+                ledger.acts_as((name, dim), role)
 
 
 def _locks(ledger: Ledger, class_of: Tensor) -> dict[int, Lock]:

@@ -153,7 +153,7 @@ def _transposed_in_groups(ledger: Ledger, rows: Tensor | None, weight: Tensor, g
     fresh = ledger.mint(groups * weight.shape[1]).reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
     layer = fresh.reshape(*fresh.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
     ledger.unite(known.setdefault(1, layer), layer)
-    ledger.roles.setdefault((weight.parameter, 1), "out")
+    ledger.used_as(weight, 1, "out")
     outputs = fresh[:: weight.shape[0] // groups]
     for table in (outputs, rows.reshape(groups, -1) if rows is not None else None):
         if table is not None:
@@ -235,7 +235,7 @@ def _in_groups(ledger: Ledger, inputs: Tensor | None, outputs: Tensor | None, we
     layer = rows.repeat_interleave(weight.shape[0] // groups, 0)
     layer = layer.reshape(*layer.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
     known = ledger.parameters.setdefault(weight.parameter, {})
-    ledger.roles.setdefault((weight.parameter, 1), "in")
+    ledger.used_as(weight, 1, "in")
     ledger.unite(known.setdefault(1, layer), layer)
 
 

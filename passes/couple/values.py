@@ -118,7 +118,9 @@ class Ledger:
     splits: list[Split] = field(default_factory=list)
     parameters: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     roles: dict[Key, Role] = field(default_factory=dict)
-    computed: list[tuple[frozenset[str], Tensor, Role]] = field(default_factory=list)
+    tied: dict[Key, None] = field(default_factory=dict)
+    mixing: dict[str, bool] = field(default_factory=dict)
+    computed: list[tuple[frozenset[str], Tensor, int, Role]] = field(default_factory=list)
     statistics: dict[str, None] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
@@ -211,10 +213,18 @@ class Ledger:
 
     def used_as(self, value: Labelled, dim: int, role: Role) -> None:
         """Note what a dimension of a weight does: of a parameter itself, or of what is computed from parameters."""
+        if role == "in" and (value.parameter or value.origins):
+            self.mixing[self.where] = self.mixing.get(self.where, True) and bool(value.parameter)
         if value.parameter:
-            self.roles.setdefault((value.parameter, dim), role)
+            self.acts_as((value.parameter, dim), role)
         elif value.origins:
-            self.computed += [(value.origins, along(la, dim), role) for la in value.layers if dims_of(la) == (dim,)]
+            layers = (along(layer, dim) for layer in value.layers if dims_of(layer) == (dim,))
+            self.computed += [(value.origins, labels, dim, role) for labels in layers]
+
+    def acts_as(self, key: Key, role: Role) -> None:
+        """Note what a dimension of a parameter does, and whether it does the other thing in another place."""
+        if self.roles.setdefault(key, role) != role:
+            self.tied[key] = None
 
     def is_locked(self, layer: Tensor) -> bool:
         """Whether none of these labels may be removed, as far as is known now: what meets them is locked as well."""

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, fx
 
 from fxdistill.diagnostics import Diagnostic
+from fxdistill.ir.computed import bound
 from fxdistill.ir.cost import CONVOLUTIONS
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced, op_name, path_of, weights_of
 from fxdistill.ir.operators import is_a
+from fxdistill.ir.reach import of_images
 from fxdistill.operators import Trait
 
 _FILTER = 3  # dimensions of a convolution's weight, at least
@@ -135,39 +137,44 @@ def _reasons(
     for rule in coupling.constraints:
         for class_id in {one for row in rule.sets for one in row}:
             found.setdefault(class_id, f"must keep equal counts at '{rule.where}' ({rule.kind})")
-    for class_id, reason in _readers(traced, coupling):
+    for class_id, reason in (*_weights(traced, coupling), *_readers(traced, coupling)):
         found.setdefault(class_id, reason)
     return found
 
 
+def _weights(traced: Traced, coupling: Coupling) -> Iterator[tuple[int, str]]:
+    """Classes that a weight both makes and reads, or that are others where other outputs of their weight are."""
+    for name, dim in coupling.tied:
+        classes = coupling.parameter_labels(name)[dim].unique().tolist()
+        yield from ((i, f"is made and read by the same weight '{name}'") for i in classes)
+    yield from ((i, "is made by a computed weight that is another one without it") for i in bound(traced, coupling))
+
+
 def _readers(traced: Traced, coupling: Coupling) -> Iterator[tuple[int, str]]:
     """Classes that are read by what neither acts on each channel alone nor has weights for them."""
-    over = set(coupling.statistics)
-    for node in traced.graph.nodes:
-        if node.op in ("placeholder", "get_attr"):
-            continue
-        path = path_of(node)
-        inside = {i for source in _values(node) for i in coupling.carried(path_of(source))}
+    over, shown = set(coupling.statistics), of_images(traced.graph)
+    for node in (node for node in traced.graph.nodes if node in shown):
+        path, values = path_of(node), [source for source in node.all_input_nodes if source in shown]
+        inside = {i for source in values for i in coupling.carried(path_of(source))}
         name = op_name(node, traced.module)
         if path in over:
             yield from ((i, f"is part of a statistic over channels at '{path}'") for i in inside)
         elif not coupling.mixes(node) and not is_a(name, Trait.METADATA):
             ends = inside - coupling.carried(path)
             yield from ((i, f"is read at '{path}' ({name}) without a weight of its own") for i in ends)
+        elif not coupling.mixing.get(path, True):
+            yield from ((i, f"is weighed by a computed weight at '{path}'") for i in inside)
         elif coupling.mixes(node):
-            for source in _values(node):
+            for source in values:
                 if coupling.channel_dim(path_of(source)) is None:
                     where = path_of(source)
                     yield from ((i, f"lies in '{where}' along several dimensions") for i in coupling.carried(where))
 
 
-def _values(node: fx.Node) -> list[fx.Node]:
-    return [source for source in node.all_input_nodes if source.op != "get_attr"]
-
-
 def _edges(traced: Traced, coupling: Coupling, place: Tensor) -> Iterator[Edge]:
-    for node in traced.graph.nodes:
-        for source in _values(node) if coupling.mixes(node) else ():
+    shown = of_images(traced.graph)
+    for node in (node for node in traced.graph.nodes if coupling.mixes(node)):
+        for source in (source for source in node.all_input_nodes if source in shown):
             dim = coupling.channel_dim(path_of(source))
             index = place[list(coupling.classes(path_of(source)))] if dim is not None else place[:0]
             if dim is not None and bool((index >= 0).any()):

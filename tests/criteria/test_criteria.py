@@ -12,7 +12,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import fxdistill.criteria
 from fxdistill import registry
@@ -418,6 +418,61 @@ def test_what_goes_out_of_the_network_is_handed_on(name: str) -> None:
     expected = interpolative.left(torch.cov(out, correction=0)) if name == "interpolative" else out.abs().mean(1)
     found = of_stem(importance(name, channels), channels)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+class Residual(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        return self.head((x + F.relu(self.again(x))).mean((2, 3)))
+
+
+class Same(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 1.0
+
+
+@pytest.mark.parametrize("rung", ["symbolic", "export"])
+@pytest.mark.parametrize("by", ["prune", "parametrization"])
+@pytest.mark.parametrize("name", ["l1", "l2", "fpgm", "interpolative"])
+def test_a_computed_weight_counts_once_where_its_inputs_and_outputs_are_coupled(name: str, by: str, rung: Rung) -> None:
+    plain, net = Residual().eval(), Residual().eval()
+    if by == "prune":
+        prune.identity(net.again, "weight")
+    else:
+        parametrize.register_parametrization(net.again, "weight", Same())
+    found = []
+    for model in (plain, net):
+        traced = Trace(IMAGE, rungs=(rung,))(model).value
+        channels = Channels(traced, Couple()(traced).value, batch=BATCH)
+        found.append(of_stem(importance(name, channels), channels))
+    torch.testing.assert_close(found[1], found[0])
+
+
+class Standardized(Net):
+    """Its first weight is computed, and given to a function: weights are handed to layers too, and no images."""
+
+    def forward(self, x: Tensor) -> Any:
+        weight = self.stem.weight - self.stem.weight.mean((1, 2, 3), keepdim=True)
+        return self.head(F.relu(self.norm(F.conv2d(x, weight, self.stem.bias))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("rung", ["symbolic", "export"])
+@pytest.mark.parametrize("name", ["activation", "interpolative"])
+def test_what_is_handed_on_shows_images(name: str, rung: Rung) -> None:
+    model = Standardized().eval()
+    traced = Trace(IMAGE, rungs=(rung,))(model).value
+    channels = Channels(traced, Couple()(traced).value, batch=BATCH)
+    with torch.no_grad():
+        weight = model.stem.weight - model.stem.weight.mean((1, 2, 3), keepdim=True)
+        maps = F.relu(model.norm(F.conv2d(BATCH[0], weight, model.stem.bias)))
+    expected = maps.double().mean((0, 2, 3))
+    if name == "interpolative":  # 4 images, 8 channels
+        expected = interpolative.left(torch.cov(maps.movedim(1, 0).flatten(1).double(), correction=0))
+    torch.testing.assert_close(of_stem(importance(name, channels), channels), expected)
 
 
 @pytest.mark.parametrize("name", ["activation", "interpolative"])

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from fxdistill.errors import InputError, InvariantError
 from fxdistill.ir import masks
@@ -19,6 +21,7 @@ from fxdistill.passes.mask import Mask, MaskSource, kept_of, unmasked
 from fxdistill.passes.mask.maskable import maskable
 from fxdistill.passes.shrink import Shrink, ShrinkSource
 from fxdistill.passes.trace import Trace
+from fxdistill.plan.schema import Rung
 from tests import tiny_models
 from tests.tiny_models import SHAPE, conv_norm
 
@@ -269,6 +272,80 @@ def test_what_is_masked_can_be_cut_and_costs_what_was_counted(name: str) -> None
     cut = Trace(SHAPE)(small).value
     counted = cost_of(given.traced, given.coupling, found.classes).of(kept)
     assert counted == (sum(p.numel() for p in small.parameters()), cut.macs_of_image)
+
+
+class Gain(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(width, 1, 1, 1) + 0.5)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.gain
+
+
+def gained(conv: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(conv, "weight", Gain(8))
+    return conv
+
+
+def identity(conv: nn.Module) -> nn.Module:
+    prune.identity(conv, "weight")
+    return conv
+
+
+def computed(wrap: Callable[[nn.Module], nn.Module], *, residual: bool) -> nn.Module:
+    """A layer whose weight is computed; what it reads is what it makes, or is not."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        x = m.second(m.stem(x))
+        out = F.relu(m.conv(x))
+        return m.last(x + out if residual else out)
+
+    torch.manual_seed(0)
+    layers = {"stem": conv_norm(3, 8), "second": conv_norm(8, 8), "conv": wrap(nn.Conv2d(8, 8, 3, padding=1)),
+              "last": conv_norm(8, 8)}  # fmt: skip
+    return tiny_models.Classifier(tiny_models.Body(layers, forward), 8)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("wrap", "rung", "makes"),
+    [
+        *((gained, rung, True) for rung in ("symbolic", "export")),
+        *((parametrizations.weight_norm, rung, True) for rung in ("symbolic", "export")),
+        *((parametrizations.spectral_norm, rung, False) for rung in ("symbolic", "export")),
+        (identity, "export", True),  # as a hook it is an obstacle to cutting
+    ],
+)
+def test_what_computed_weights_read_is_not_masked_and_what_they_make_where_it_can_be_cut(
+    wrap: Callable[[nn.Module], nn.Module], rung: Rung, makes: bool, residual: bool
+) -> None:
+    traced = Trace(SHAPE, rungs=(rung,))(computed(wrap, residual=residual).eval()).value
+    given = MaskSource(traced, Couple()(traced).value)
+    found = given.found
+    assert len(found.layers) == (2 if makes and not residual else 1)
+    made = Mask(count=len(found.classes) // 2, rides=True)(given).value
+    made.module.get_parameter("masks.scores").data = torch.rand(len(found.classes))
+    kept = kept_of(made.module)
+    gone = frozenset(i for i, alive in zip(found.classes, kept.tolist(), strict=True) if not alive)
+    small = Shrink()(ShrinkSource(traced, given.coupling, gone)).value.module
+    images = torch.randn(4, *SHAPE[1:])
+    torch.testing.assert_close(small(images), made.module(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_one_weight_makes_and_reads_is_not_masked(transposed: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        out = F.relu(F.conv2d(m.second(m.stem(x)), m.weight))
+        back = F.conv2d(out, m.weight.transpose(0, 1)) if transposed else F.conv_transpose2d(out, m.weight)
+        return m.last(back)
+
+    body = tiny_models.Body({"stem": conv_norm(3, 8), "second": conv_norm(8, 8), "last": conv_norm(8, 8)}, forward)
+    body.weight = nn.Parameter(torch.randn(6, 8, 1, 1))
+    given = source(tiny_models.Classifier(body, 8))
+    assert [layer.name for layer in given.found.layers] == ["body.last.0"]
+    assert "made and read by the same weight" in next(r.why for r in given.found.remarks if r.where == "body")
+    Mask(count=4)(given)
 
 
 def test_channels_that_are_coupled_have_one_score_and_a_gate_at_each_reader() -> None:
