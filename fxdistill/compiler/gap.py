@@ -88,10 +88,10 @@ def given(epochs: int) -> Diagnostic:
 
 
 def chosen_early() -> Diagnostic:
-    """A remark on channels of the assistant that the user gave, where it has yet to learn."""
+    """A remark on channels of the assistant that the user gave, where that has yet to be trained."""
     return _note(
-        "which of its channels the student learns is chosen by the weights that it has before it learns itself; random "
-        "ones say nothing of what a channel will be worth",
+        "its weights are random, and which of its channels the student learns is chosen before it learns itself: they "
+        "say nothing of what a channel will be worth",
         hint="train it first and give its file, or add --align project, which chooses none",
     )
 

@@ -50,8 +50,7 @@ def prune(c: Compilation, passes: PassManager) -> Compilation:
     if c.options.align == "shrink":
         return c
     kept, by_weights = _kept(c, passes)
-    early = (gap.chosen_early(),) if kept and c.learns_first and AUXILIARY in c.models else ()
-    return replace(c, kept=kept, remarks=(*c.remarks, *by_weights, *early))
+    return replace(c, kept=kept, remarks=(*c.remarks, *by_weights))
 
 
 def _kept(c: Compilation, passes: PassManager) -> tuple[tuple[Kept, ...], tuple[Diagnostic, ...]]:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fxdistill.compiler import pipeline
+from fxdistill.compiler import gap, pipeline
 from fxdistill.compiler.compilation import AUXILIARY, STUDENT, TEACHER
 from fxdistill.compiler.options import EPOCHS, Options
 from fxdistill.compiler.probe import AT_ONCE, IMAGES
@@ -260,7 +260,10 @@ def planned(
         student_ref=refs.get(STUDENT), via=None if via is None else via.module,
         via_ref=refs.get(AUXILIARY),
     )  # fmt: skip
-    plan = edit(found.changed(diagnostics=[*remarks(models), *seen.remarks, *found.diagnostics]))
+    told = [*remarks(models), *seen.remarks, *found.diagnostics]
+    if AUXILIARY in models and models[AUXILIARY].random_weights and found.kept:
+        told.append(gap.chosen_early())
+    plan = edit(found.changed(diagnostics=told))
     check_writable(plan)
     return Planned(plan, passes, seen.reached, {name: loaded.module for name, loaded in models.items()})
 
