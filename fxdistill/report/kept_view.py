@@ -21,14 +21,15 @@ BARS = "▁▂▃▄▅▆▇█"
 _MOST = 24  # bars in a row
 
 
-def kept_lines(plan: Plan, records: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """The pictures of the first seed; nothing where no masks moved.
+def kept_lines(plan: Plan, records: Sequence[Mapping[str, Any]], *, seed: int) -> Iterator[RenderableType]:
+    """The pictures of one seed; nothing where no masks moved.
 
     Args:
         plan: The plan.
         records: The lines of ``metrics.jsonl``.
+        seed: The seed whose student is exported.
     """
-    told = [record for record in records if record["seed"] == plan.seeds[0] and record.get("kept")]
+    told = [record for record in records if record["seed"] == seed and record.get("kept")]
     levels = {name: member for name in (told[0]["kept"] if told else ()) if (member := _masked(plan, name)) is not None}
     if not levels:
         return
@@ -37,7 +38,7 @@ def kept_lines(plan: Plan, records: Sequence[Mapping[str, Any]]) -> Iterator[Ren
         (layer.name, str(layer.channels), *(_cell(courses[name][layer.name]) for name in levels))
         for layer in next(iter(levels.values())).layers
     )
-    title = f", from the start to epoch {len(told)} of '{told[-1]['name']}', seed {plan.seeds[0]}"
+    title = f", from the start to epoch {len(told)} of '{told[-1]['name']}', seed {seed}"
     yield Text()
     yield Line(Text.assemble(("channels kept", "bold"), title), indent=2)
     yield Table(("layer", "channels", *levels), tuple(rows))

@@ -25,13 +25,17 @@ def view(path: Path) -> RenderableType:
     plan, result, records = _run(path)
     incomplete = "this run is not complete: continue it with --resume"
     reached = result_view(plan, result) if result else Text(incomplete)
-    return Group(plan_view(plan), Text(), reached, *kept_lines(plan, records))
+    return Group(plan_view(plan), Text(), reached, _moved(plan, result, records))
 
 
 def moved(run: Path) -> RenderableType:
     """What the masks of a run kept while they moved; nothing of a run without masks."""
-    plan, _, records = _run(run)
-    return Group(*kept_lines(plan, records))
+    return _moved(*_run(run))
+
+
+def _moved(plan: Plan, result: dict[str, Any] | None, records: list[dict[str, Any]]) -> RenderableType:
+    """The same under the seed whose student is exported; under the first one while that is not known."""
+    return Group(*kept_lines(plan, records, seed=(result or {}).get("exported_seed", plan.seeds[0])))
 
 
 def _run(path: Path) -> tuple[Plan, dict[str, Any] | None, list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Group
 
+from fxdistill.report import show as show_module
 from fxdistill.report.kept_view import bars, kept_lines
 from fxdistill.report.page import levels, told
 from fxdistill.report.show import show
@@ -16,9 +17,9 @@ from tests.runtime.test_cascade import finished, planned
 pytestmark = pytest.mark.usefixtures("few_digits")
 
 
-def text(records: list[dict[str, Any]], width: int = 100) -> str:
+def text(records: list[dict[str, Any]], width: int = 100, seed: int | None = None) -> str:
     console, told = drawn(terminal=False, width=width)
-    console.print(Group(*kept_lines(planned(), records)))
+    console.print(Group(*kept_lines(planned(), records, seed=planned().seeds[0] if seed is None else seed)))
     return told.getvalue()
 
 
@@ -59,6 +60,8 @@ def test_each_layer_of_each_level_has_its_own_course_from_the_plans_start() -> N
     assert lines[4].endswith(" -> 7")
     assert len(lines) == 5
     assert max(map(len, text(told, width=40).splitlines())) <= 40
+    assert f"to epoch 1 of 'joint', seed {other}" in text(told, seed=other)
+    assert " -> 7" in text(told, seed=other)
 
 
 def test_a_run_whose_masks_moved_shows_it_and_another_one_does_not() -> None:
@@ -67,6 +70,20 @@ def test_a_run_whose_masks_moved_shows_it_and_another_one_does_not() -> None:
     assert "channels kept, from the start to epoch 2 of 'joint'" in shown
     assert f" -> {kept[-1]['features.8']}" in shown.split("channels kept")[1]
     assert "channels kept" not in show(runs.finished())
+
+
+def test_what_is_shown_is_of_the_seed_whose_student_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, result, records = show_module._run(finished())
+    first, other = plan.seeds[0], plan.seeds[0] + 1
+    several = [*records, *({**record, "seed": other} for record in records if record.get("kept"))]
+    for ended, seed in (({**(result or {}), "exported_seed": other}, other), (None, first)):
+        monkeypatch.setattr(show_module, "_run", lambda _, ended=ended: (plan, ended, several))
+        console, written = drawn(terminal=False)
+        console.print(show_module.moved(finished()))
+        assert f"of 'joint', seed {seed}" in written.getvalue()
+
+
+def test_nothing_is_shown_of_no_records() -> None:
     assert text([]) == ""
 
 
