@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from pydantic import ValidationError
+from torch import fx
 
 from fxdistill.compiler import cascade, checks, remarks
 from fxdistill.compiler.compilation import AUXILIARY, DISTILLED, STUDENT, TEACHER, Compilation
@@ -11,11 +12,13 @@ from fxdistill.compiler.probe import difficulties
 from fxdistill.compiler.programs import instrument
 from fxdistill.errors import InputError
 from fxdistill.ir.contract import PassManager
+from fxdistill.ir.graph import find, macs_of
 from fxdistill.methods import Composed, Recipe, composed
 from fxdistill.methods.cascade import arms as cascade_arms
 from fxdistill.methods.cascade import warm_ups
 from fxdistill.passes.schedule import Schedule
 from fxdistill.passes.schedule.curriculum import PROBE, Curriculum
+from fxdistill.passes.specialize.needed import upto
 from fxdistill.plan.file import invalid
 from fxdistill.plan.members import Masked
 from fxdistill.plan.training import Arm, Stage
@@ -45,7 +48,7 @@ def schedule(c: Compilation, passes: PassManager) -> Compilation:
 
 
 def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
-    """The arms of a cascade; the cost of a stage is that of all its members, as the levels compute all channels."""
+    """The arms of a cascade."""
     masked = [name for name, member in c.made.items() if isinstance(member, Masked)]
     recipe = Recipe(
         pairs=c.pairs, supervised=c.supervised, imitation=c.imitation, teacher=TEACHER, student=STUDENT,
@@ -53,15 +56,32 @@ def _in_levels(c: Compilation, passes: PassManager) -> Compilation:
     )  # fmt: skip
     before = c.options.curriculum.of(warm_ups(c.method, recipe, len(masked)), c.pairs, main=recipe.epochs)
     joint, alone = cascade_arms(recipe, len(masked), options=c.options.cascade, before=before)
-    student = c.made[STUDENT].macs / max(1, c.traced[TEACHER].macs_of_image)
-    costs = {joint.name: len(masked) + 1.0, alone.name: round(1 + student, 4)}
-    arms = [arm.changed(stages=[s.changed(cost=costs[arm.name]) for s in arm.stages]) for arm in (joint, alone)]
+    arms = [arm.changed(stages=[s.changed(cost=_cost(c, s)) for s in arm.stages]) for arm in (joint, alone)]
     c = replace(c, arms=tuple(arms))
     plan = drafted(c)
     said = [*passes.diagnostics, *c.remarks, *cascade.watched(plan.data)]
     every = c.options.cascade is not None and c.options.cascade.export_all
     plan = plan.changed(diagnostics=list(dict.fromkeys(said)), export=plan.export.changed(levels=every))
     return replace(c, plan=plan.changed(costed=plan.cost_basis))
+
+
+def _cost(c: Compilation, stage: Stage) -> float:
+    """What a stage of a cascade costs: its members, as far as it reads them.
+
+    A level computes all channels, and so does here the teacher of hints, which of it are left being known later.
+    """
+    teacher, pairs = c.traced[TEACHER], {pair.name: pair for pair in c.pairs}
+    whole = {member for term in stage.losses if term.pair is None for member in term.members}
+    tapped: dict[str, dict[str, fx.Node]] = {}
+    for term in stage.losses:
+        for member in set(term.members) - whole:  # the pair's teacher is the frozen one: its tap lies where theirs do
+            path = pairs[term.pair or ""].teacher.path
+            tapped.setdefault(member, {})[path] = find(teacher, path)
+    student = c.made[STUDENT].macs * teacher.images
+    macs = sum(student if member == STUDENT else teacher.macs for member in whole)
+    for taps in tapped.values():
+        macs += sum(map(macs_of, upto(teacher.graph, teacher.module, taps).nodes))
+    return round(macs / max(1, teacher.macs), 4)
 
 
 def _rate(c: Compilation) -> float:

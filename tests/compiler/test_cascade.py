@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxdistill.compiler.build import build_arm, specialize
 from fxdistill.compiler.levels import harden, kept_counts, masked_members
 from fxdistill.compiler.options import Options
 from fxdistill.compiler.pipeline import compile as compile_plan
@@ -118,6 +119,29 @@ def test_with_a_threshold_a_layer_a_budget_is_the_same_share_of_all_layers() -> 
     scores = levels["level-0"].get_parameter("masks.scores")
     scores.data = torch.linspace(2.0, 0.0, 56)  # one layer is better than the other, throughout
     assert kept_counts(levels["level-0"], first) == {one.name: one.kept for one in first.layers}
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize(("method", "alone"), [("cascade", 0.1), ("cascade", 0.0), ("indistill+cascade", 0.0)])
+def test_a_stage_costs_what_its_program_computes(method: str, alone: float, images: int) -> None:
+    """Hints of the student alone as much as if all of the teacher's channels were left of it."""
+    model = tiny_models.residual().eval()
+    cascade = Cascade(keep=0.5, assistants=1, hints=0.1, hints_alone=alone)
+    shape = (images, *SHAPE[1:])
+    plan = compile_plan(model, None, Options(input_shape=shape, method=method, epochs=2, cascade=cascade))
+    levels = masked_members(plan, model)
+    (first,) = (one for one in plan.members.values() if isinstance(one, Masked) and one.is_masked)
+    models = {"teacher": model, **levels, "student": harden(levels["level-0"], first, input_shape=shape).module}
+    whole = plan.given("teacher").macs * images
+    for arm in plan.arms:
+        program = build_arm(plan, arm.name, models)
+        for stage in arm.stages:
+            cost = specialize(program, stage.name).macs / whole
+            if alone and stage.name == "main":
+                assert 2 < cost <= stage.cost < 3
+            else:
+                assert stage.cost == pytest.approx(cost, abs=1e-4), stage.name
+    assert (plan.arms[0].stages[0].cost < 3) == (method != "cascade")
 
 
 @pytest.mark.parametrize(
