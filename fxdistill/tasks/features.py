@@ -23,7 +23,6 @@ class Features(Retrieval):
     default_main = "features"
     has_predictions = False
     embeds = False
-    agreement_name = "agreement"
     output_name = "features"
     collapsed = "the same features for every image"
 

@@ -149,7 +149,7 @@ LABELS: dict[str, Any] = {
 }
 AGREEMENT = {
     "classification": "top-1 agreement", "multilabel": "agreement of classes", "segmentation": "agreement of pixels",
-    "retrieval": "agreement of nearest neighbours", "features": "agreement",
+    "retrieval": "agreement of nearest neighbours", "features": "agreement of nearest neighbours",
 }  # fmt: skip
 
 OUTPUT = {"retrieval": "embedding", "features": "features", "regression": "prediction"}
