@@ -14,11 +14,12 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Generic, TypeVar, cast
 
-from fxdistill.errors import InputError
+from fxdistill.errors import FxdistillError, InputError, InvariantError
 
 Entry = TypeVar("Entry")
 
@@ -97,6 +98,26 @@ class Registry(Generic[Entry]):
                 where=f"entry point {points[0].value}", hint="tell the authors of the distribution that gives it",
             )  # fmt: skip
         return cast("Entry", found)
+
+    @contextmanager
+    def called(self, name: str, *, error: type[InputError] = InputError) -> Iterator[None]:
+        """Around what the thing of a name does: what goes wrong in one of an installed distribution is told as its own.
+
+        Raises:
+            InputError: It failed, or broke a promise.
+        """
+        try:
+            yield
+        except Exception as cause:
+            known = isinstance(cause, FxdistillError) and not isinstance(cause, InvariantError)
+            if known or name in _files(self.package):
+                raise
+            told = str(cause.what) if isinstance(cause, FxdistillError) else f"{type(cause).__name__}: {cause}"
+            raise error(
+                f"the {self.kind} '{name}' failed: {told}",
+                where=f"entry point {_entry_points(self.package)[name][0].value}",
+                hint="tell the authors of the distribution that gives it",
+            ) from cause
 
     def origin(self, name: str) -> Origin | None:
         """The distribution of a name; None for ours, and for unknown ones."""

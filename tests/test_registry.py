@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from fxdistill import registry
+import fxdistill
+from fxdistill import models, registry
 from fxdistill.criteria import CRITERIA
 from fxdistill.data.augmentations import AUGMENTATIONS
 from fxdistill.data.sources import SOURCES
 from fxdistill.errors import InputError, PlanError
+from fxdistill.ir.contract import PassManager
 from fxdistill.losses import LOSSES, Loss
-from fxdistill.methods import METHODS
+from fxdistill.methods import METHODS, Recipe
 from fxdistill.operators import OPERATORS
+from fxdistill.passes.schedule import Schedule
 from fxdistill.registry import Origin, suggestion
 from fxdistill.tasks import TASKS
 from tests.plugins import Add
@@ -141,6 +144,42 @@ def test_one_that_cannot_be_imported_is_named(install: Install, source: str | No
     assert caught.value.where == "entry point broken_loss:LOSS"
     assert caught.value.__cause__ is not None
     assert LOSSES.get("kd").reads  # the others work
+
+
+def test_what_fails_in_one_of_another_distribution_is_its_own(install: Install) -> None:
+    source = "from fxdistill.methods import Method\nMETHOD = Method(summary='x', main=lambda recipe: 1 / 0)\n"
+    install("fxdistill-halved", "[fxdistill.methods]\nhalved = halved:METHOD\n", module="halved", source=source)
+    with pytest.raises(InputError, match="the method 'halved' failed: ZeroDivisionError: division by zero") as caught:
+        PassManager().run(Schedule("halved"), Recipe(pairs=[]))
+    assert caught.value.where == "entry point halved:METHOD"
+    with pytest.raises(PlanError) as without:  # it is none to choose instead
+        PassManager().run(Schedule("supervised"), Recipe(pairs=[]))
+    assert "halved" not in without.value.hint
+    with pytest.raises(ZeroDivisionError), METHODS.called("kd"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("score", "told"),
+    [
+        ("torch.ones(3)", r"failed: the criterion 'flat' gave scores of shape \(3,\)"),
+        ("channels.nothing", "failed: AttributeError: 'Channels' object has no attribute 'nothing'"),
+    ],
+)
+def test_a_criterion_of_another_distribution_that_is_wrong_is_no_fault_of_ours(
+    install: Install, score: str, told: str
+) -> None:
+    source = "import torch\nfrom fxdistill.criteria import Criterion\n"
+    source += f"CRITERION = Criterion(score=lambda channels: {score})\n"
+    install(
+        "fxdistill-flat",
+        "[fxdistill.criteria]\nflat = flat_criterion:CRITERION\n",
+        module="flat_criterion",
+        source=source,
+    )
+    with pytest.raises(InputError, match=told) as caught:
+        fxdistill.shrink(models.resnet(widths=[8, 16], blocks=1).eval(), keep=0.5, input_shape=(1, 1, 8, 8), by="flat")
+    assert caught.value.where == "entry point flat_criterion:CRITERION"
 
 
 def test_what_is_no_loss_is_named(install: Install) -> None:

@@ -56,10 +56,15 @@ def importance(name: str, channels: "Channels") -> "Tensor":
     Raises:
         PlanError: There is no such criterion.
         InputError: There is no batch for it.
-        CriterionError: It cannot say anything: no batch norm, no gradients, weights that are not numbers or all 0.
+        CriterionError: It cannot say anything: no batch norm, no gradients, weights that are not numbers or all 0; or
+            one of another distribution failed.
         InvariantError: The criterion's scores have the wrong shape, or it changed the model.
     """
-    criterion = CRITERIA.get(name, where="criterion", error=PlanError)
+    with CRITERIA.called(name, error=CriterionError):
+        return _importance(name, CRITERIA.get(name, where="criterion", error=PlanError), channels)
+
+
+def _importance(name: str, criterion: Criterion, channels: "Channels") -> "Tensor":
     before = channels.fingerprint()
     kept, key = channels.known if criterion.needs_batch else channels.coupling.importances, (criterion, channels.seed)
     whole = not criterion.needs_batch or (channels.batch is not None and channels.asked is None)

@@ -195,13 +195,19 @@ def _from_source(name: str, place: str, request: Request) -> Dataset:
     if source.place and not files.is_there(request.place):
         raise DataError(f"there is no '{place}'", where=request.spec, hint="check the path, relative to where you are")
     try:
-        return source.read(request)
+        found: object = source.read(request)
     except InputError:
         raise
     except Exception as cause:
         raise DataError(
             f"the data cannot be read: {type(cause).__name__}: {cause}", where=request.spec, hint=source.layout
         ) from cause
+    if not isinstance(found, Dataset):
+        raise DataError(
+            f"the data source '{name}' gives a {type(found).__name__}, not a Dataset", where=request.spec,
+            hint="tell the authors of the distribution that gives it",
+        )  # fmt: skip
+    return found
 
 
 def _own(spec: str, allow: Sequence[str], task: Task, reading: Reading | None) -> Dataset:

@@ -5,9 +5,10 @@ method is left when a plan is run. Names **compose**: ``indistill+kd`` warms up 
 as ``kd`` does; the main stage is that of the last part that has one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxdistill.errors import InputError, PlanError
 from fxdistill.registry import Registry
@@ -136,12 +137,21 @@ class Composed:
 
     def warm_ups(self, recipe: Recipe) -> "list[Stage]":
         """The warm-up stages of all parts, in order."""
-        return named((part, method.warm_up(recipe)) for part, method in self.parts if method.warm_up is not None)
+        return named((part, _warm_up(part, method, recipe)) for part, method in self.parts)
 
     def main_terms(self, recipe: Recipe) -> "list[LossTerm]":
         """The terms of the main stage."""
-        main: Any = self.parts[-1][1].main
-        return list(main(recipe))
+        return _main(*self.parts[-1], recipe)
+
+
+def _warm_up(name: str, method: Method, recipe: Recipe) -> "list[Stage]":
+    with METHODS.called(name):
+        return [] if method.warm_up is None else list(method.warm_up(recipe))
+
+
+def _main(name: str, method: Method, recipe: Recipe) -> "list[LossTerm]":
+    with METHODS.called(name):
+        return [] if method.main is None else list(method.main(recipe))
 
 
 def named(parts: "Iterable[tuple[str, Iterable[Stage]]]") -> "list[Stage]":
@@ -177,7 +187,7 @@ def composed(name: str, *, where: str = "--method", default_main: str | None = N
         parts.append((default, METHODS.get(default, where=where)))
     for part, method in parts[:-1]:
         if method.warm_up is None:
-            others = ", ".join(name for name in METHODS.names() if METHODS.get(name).warm_up is not None)
+            others = ", ".join(name for name, method in _working() if method.warm_up is not None)
             raise InputError(
                 f"'{part}' has no warm-up, so nothing of it is left in '{name}'", where=where,
                 hint=f"leave it out, or put a method with a warm-up there: {others}",
@@ -194,6 +204,16 @@ def composed(name: str, *, where: str = "--method", default_main: str | None = N
 
 def with_terms(recipe: Recipe) -> list[str]:
     """The methods that have a main stage for what they are to expand, which is about a student that is given."""
-    methods = {name: METHODS.get(name) for name in METHODS.names()}
-    able = {name: method for name, method in methods.items() if not (method.alone or method.lacks_pairs(recipe))}
-    return [name for name, method in able.items() if method.main is not None and method.main(recipe)]
+    found = []
+    for name, method in _working():
+        with suppress(InputError):  # one of another distribution that fails is none to propose
+            if not (method.alone or method.lacks_pairs(recipe)) and _main(name, method, recipe):
+                found.append(name)
+    return found
+
+
+def _working() -> "Iterator[tuple[str, Method]]":
+    """The methods that can be imported."""
+    for name in METHODS.names():
+        with suppress(InputError):
+            yield name, METHODS.get(name)

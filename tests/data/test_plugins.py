@@ -1,16 +1,20 @@
 """A source and an augmentation of another distribution cost one file each, and nothing here."""
 
+import importlib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fxdistill import registry
 from fxdistill.data import augmentations, places
+from fxdistill.data.augmentations import Augmentation
 from fxdistill.data.batches import batches
 from fxdistill.data.load import defaults, load
+from fxdistill.data.sources import Source
 from fxdistill.errors import DataError
 
 _MODULE = """
@@ -74,6 +78,29 @@ def test_both_are_named_like_ours(installed: Path, monkeypatch: pytest.MonkeyPat
     # black and grey, both made darker or brighter; labels are moved by the crop, and not made brighter
     assert set(batch["images"].unique().tolist()) == {-0.25, 0.25, 0.75}
     assert set(batch["labels"].unique().tolist()) == {-100, 0, 1, 2}
+
+
+def test_an_augmentation_that_fails_or_changes_the_shape_is_named(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = load(f"maps:{installed / 'maps.npy'}", task="segmentation").train
+    changes: list[tuple[Any, str]] = [
+        (lambda values, fill=0: values[..., 1:], r"failed: it makes images \(8, 1, 4, 3\) of \(8, 1, 4, 4\)"),
+        (lambda values, fill=0: values + torch.ones(5), "failed: RuntimeError: The size of tensor a"),
+    ]
+    module = importlib.import_module("data_plugin_for_test")
+    for change, told in changes:
+        monkeypatch.setattr(module, "AUGMENTATION", Augmentation(lambda *_, change=change: change))
+        with pytest.raises(DataError, match=f"the augmentation 'brighter' {told}") as caught:
+            next(batches(split, 8, augment=["brighter"], moves_targets=True))
+        assert caught.value.where == "entry point data_plugin_for_test:AUGMENTATION"
+
+
+def test_a_source_that_gives_something_else_is_named(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: Any = lambda request: [request]  # noqa: E731  # what its type forbids
+    monkeypatch.setattr(importlib.import_module("data_plugin_for_test"), "SOURCE", Source(wrong, place="FILE"))
+    with pytest.raises(DataError, match="the data source 'maps' gives a list, not a Dataset"):
+        load(f"maps:{installed / 'maps.npy'}", task="segmentation")
 
 
 def test_what_is_wrong_with_them_is_said_in_their_words(installed: Path) -> None:

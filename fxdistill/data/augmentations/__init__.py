@@ -77,9 +77,9 @@ class Augmentation:
             takes = f"{len(fields)} argument{'s' * (len(fields) > 1)}" if fields else "no argument"
             raise DataError(f"the augmentation '{name}' takes {takes}", where=_WHERE, hint=f"write {form}")
         if self.arguments is None:
-            return Named(self, None)
+            return Named(name, self, None)
         try:
-            return Named(self, self.arguments.model_validate_strings(dict(zip(fields, given, strict=False))))
+            return Named(name, self, self.arguments.model_validate_strings(dict(zip(fields, given, strict=False))))
         except ValidationError as cause:
             what = "; ".join(f"{error['loc'][0]}: {error['msg']}" for error in cause.errors())
             raise DataError(
@@ -91,6 +91,7 @@ class Augmentation:
 class Named:
     """An augmentation with its argument, as a plan names it."""
 
+    name: str
     augmentation: Augmentation
     arguments: "Arguments | None"
 

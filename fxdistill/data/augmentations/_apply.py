@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxdistill.data.augmentations import Named
+from fxdistill.data.augmentations import AUGMENTATIONS, Named
 from fxdistill.data.augmentations._draws import Draws
+from fxdistill.errors import DataError, InvariantError
 
 
 def augmented(
@@ -24,10 +25,17 @@ def augmented(
         index: (N,) the images' positions in the split.
         fill: What says that there is no label, for labels that are maps and move along; None for all others.
         classes: Number of classes, for what mixes labels.
+
+    Raises:
+        DataError: An augmentation of another distribution failed, or changed the shape of images.
     """
     for place, one in enumerate(chain):
-        change = one.draw(images.shape, Draws.of(seed, view, index, what=f"augmentation {place}"))
-        images = change(images)
+        with AUGMENTATIONS.called(one.name, error=DataError):
+            change = one.draw(images.shape, Draws.of(seed, view, index, what=f"augmentation {place}"))
+            changed = change(images)
+            if changed.shape != images.shape:
+                raise InvariantError(f"it makes images {tuple(changed.shape)} of {tuple(images.shape)}")
+        images = changed
         if fill is not None and one.augmentation.moves_pixels:
             labels = change(labels, fill=fill)
         if one.augmentation.mixes:
