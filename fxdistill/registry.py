@@ -110,14 +110,14 @@ class Registry(Generic[Entry]):
             yield
         except Exception as cause:
             known = isinstance(cause, FxdistillError) and not isinstance(cause, InvariantError)
-            if known or name in _files(self.package):
+            points = () if known or name in _files(self.package) else _entry_points(self.package).get(name, ())
+            if not points:
                 raise
             told = str(cause.what) if isinstance(cause, FxdistillError) else f"{type(cause).__name__}: {cause}"
             raise error(
                 f"the {self.kind} '{name}' failed: {told}",
-                where=f"entry point {_entry_points(self.package)[name][0].value}",
-                hint="tell the authors of the distribution that gives it",
-            ) from cause
+                where=f"entry point {points[0].value}", hint="tell the authors of the distribution that gives it",
+            ) from cause  # fmt: skip
 
     def origin(self, name: str) -> Origin | None:
         """The distribution of a name; None for ours, and for unknown ones."""

@@ -439,12 +439,14 @@ def test_data_that_has_grown_is_refused(tmp_path: Path) -> None:
 def test_losses_that_cannot_be_computed_are_found_before_training(tmp_path: Path, add: Add) -> None:
     source = "from fxdistill.losses import Loss\nLOSS = Loss(reads=('student.logits', 'labels'), function=FUNCTION)\n"
     add(LOSSES, "mismatch", source.replace("FUNCTION", "lambda s, y: (s - y).mean()"))
+    add(LOSSES, "several", source.replace("FUNCTION", "lambda s, y: s.mean(1)"))
     add(LOSSES, "nowhere", source.replace("FUNCTION", "lambda s, y: (s - s).mean() / 0"))
 
     def ending_with(name: str) -> Callable[[dict[str, Any]], None]:
         return lambda plan: plan["arms"][0]["stages"][-1]["losses"][0].update(loss=name, args={})
 
     for name, message in (("mismatch", "the losses of this stage cannot be computed: RuntimeError"),
+                          ("several", "the loss 'several' gives 2 numbers of two images, not one"),
                           ("nowhere", "the loss 'nowhere' is not a number before anything is trained")):  # fmt: skip
         plan = runs.edited(name, ending_with(name))
         with pytest.raises(PlanError, match=message) as caught:

@@ -247,14 +247,17 @@ def dry_step(program: Program, dataset: Dataset, *, where: str) -> dict[str, flo
         The losses by their keys, before anything is trained.
 
     Raises:
-        PlanError: They cannot be computed, or one of them is not a number.
+        PlanError: They cannot be computed, or one of them is several numbers, or not a number.
     """
-    wrong: list[str] = []
+    wrong, several = list[str](), list[str]()
     try:
         for batch in itertools.islice(batches(dataset.train, 2), _PAIRS):
             with torch.no_grad(), attributes_kept(program), buffers_kept(program), seeded(torch.device("cpu")):
                 losses = program.train()(batch)
+            several = [name for name, value in losses.items() if value.numel() != 1]
             wrong = [name for name, value in losses.items() if not bool(value.isfinite().all())]
+            if several:
+                break
             if not wrong:
                 return {name: float(value) for name, value in losses.items()}
     except InputError:
@@ -270,6 +273,11 @@ def dry_step(program: Program, dataset: Dataset, *, where: str) -> dict[str, flo
             f"the losses of this stage cannot be computed: {type(cause).__name__}: {first}", where=where,
             hint="the loss does not go with the task, the labels or the taps: choose another one",
         ) from cause  # fmt: skip
+    if several:
+        raise PlanError(
+            f"the loss '{several[0]}' gives {losses[several[0]].numel()} numbers of two images, not one", where=where,
+            hint="a loss is a scalar: take the mean",
+        )  # fmt: skip
     raise PlanError(
         f"the loss '{wrong[0]}' is not a number before anything is trained", where=where,
         hint="check the teacher's weights, and its normalisation in the plan (members.teacher.preprocessing)",
