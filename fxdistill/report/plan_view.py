@@ -157,7 +157,15 @@ def how_words(stage: Stage) -> str:
     return ", ".join([f"{spec.name} {spec.lr:g}", stage.schedule, *shown])
 
 
-def term_words(term: LossTerm) -> str:
+def losses_words(stage: Stage) -> str:
+    """A stage's losses; with whose they are where several members learn."""
+    several = len({term.student for term in stage.losses}) > 1
+    return " + ".join(
+        _term_words(term) + (f" of {term.student}" if several and not term.pair else "") for term in stage.losses
+    )
+
+
+def _term_words(term: LossTerm) -> str:
     """A loss with its weight, and with what it compares where that is not the raw values."""
     weight = f"{term.weight:g} " if term.weight != 1 else ""
     fades = f"· {term.decay:g}^epoch " if term.decay != 1 else ""
@@ -171,13 +179,9 @@ def plateau_words(plateau: Plateau) -> str:
 
 
 def _stage_line(stage: Stage, *, counted: bool) -> Line:
-    several = len({term.student for term in stage.losses}) > 1
-    losses = " + ".join(
-        term_words(term) + (f" of {term.student}" if several and not term.pair else "") for term in stage.losses
-    )
     epochs = f"{stage.epochs} epoch{'s' if stage.epochs > 1 else ''}"
     if (plateau := stage.plateau) is not None:
         epochs = f"up to {epochs}, {plateau_words(plateau)},"
     details = f"  {how_words(stage)}{stage_words(stage)}{f', {stage.cost:.1%} of the cost' if counted else ''}"
-    text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses}", (details, "dim"))
+    text = Text.assemble((stage.name, "bold cyan"), f"  {epochs} of {losses_words(stage)}", (details, "dim"))
     return Line(text, Text("    "), 6)

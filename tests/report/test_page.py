@@ -344,6 +344,7 @@ def test_a_cascade_is_told_by_its_levels_and_who_teaches_whom(tmp_path: Path) ->
     assert len(levels) > 1
     assert "The levels of the cascade" in page.text
     assert all(name in page.text for name in levels)
+    assert all(f"cross-entropy of {name} + 0.4 kd of {name}" in " ".join(page.text.split()) for name in levels)
     assert page.text.index("teacher teaches") < page.text.index("teaches student")
     assert compared._epochs(plan) == 2  # together with the other levels, and alone
     first = next(member for member in plan.members.values() if isinstance(member, Masked))

@@ -17,7 +17,7 @@ from fxdistill.report.page.levels import Levels
 from fxdistill.report.page.measured import Measured, measured
 from fxdistill.report.page.network import Drawing, drawings, teaching, widths
 from fxdistill.report.page.told import Told, role_of
-from fxdistill.report.plan_view import factory_words, how_words, plateau_words, term_words
+from fxdistill.report.plan_view import factory_words, how_words, losses_words, plateau_words
 
 _UNDRAWN = "Only the taps are drawn: the layers between are not known here."
 
@@ -128,7 +128,7 @@ def _stages(plan: Plan) -> Iterator[dict[str, str]]:
             until = f", {plateau_words(stage.plateau)}" if stage.plateau else ""
             yield {
                 "arm": arm.name, "stage": stage.name, "epochs": f"{'up to ' if stage.plateau else ''}{stage.epochs}",
-                "losses": " + ".join(term_words(term) for term in stage.losses) + until,
+                "losses": losses_words(stage) + until,
                 "how": how_words(stage) + stage_words(stage), "cost": f"{stage.cost:.1%}",
             }  # fmt: skip
 
