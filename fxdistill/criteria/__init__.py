@@ -90,11 +90,16 @@ def _importance(name: str, criterion: Criterion, channels: "Channels") -> "Tenso
     if channels.coupling.class_count and not bool(scores.any()):
         raise CriterionError(
             f"the criterion '{name}' says nothing about any channel of this model: all its importances are 0",
-            where="criterion", hint="choose another, e.g. l1",
+            where="criterion", hint=other_than(name),
         )  # fmt: skip
     if whole:
         kept[key] = before, scores.clone()
     return scores
+
+
+def other_than(name: str) -> str:
+    """What to do where a criterion says nothing."""
+    return f"choose another, e.g. {'random' if name == 'l1' else 'l1'}"
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion", __name__, "CRITERION", Criterion)

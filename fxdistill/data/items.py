@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fxdistill.data.arrays import as_tensor
 from fxdistill.data.dataset import Device, Images, Split, check_labels, wrong_pixels
 from fxdistill.data.decoding import plain
 from fxdistill.data.sources._images import COLOURS, IN_MEMORY, fitted, pixels
@@ -217,10 +218,10 @@ def _image(image: Any) -> Tensor:
     if isinstance(image, Image.Image):
         return pixels(plain(image))
     if isinstance(image, np.ndarray):
-        if image.dtype == np.uint16:
-            return pixels(plain(Image.fromarray(image)))
+        if image.dtype.newbyteorder("=") == np.uint16:
+            return pixels(plain(Image.fromarray(image.astype(np.uint16))))
         last = image.ndim == 3 and image.shape[-1] in (1, 3, 4)
-        image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0) if last else image))
+        image = as_tensor(np.moveaxis(image, -1, 0) if last else image)
         image = image[:3] if last and len(image) == 4 else image
     if not isinstance(image, Tensor):
         raise _Unfit(f"its image is a {type(image).__name__}", "give a tensor, an array, or an image of Pillow's")
@@ -246,5 +247,5 @@ def _target(target: Any, task: Task) -> Tensor | None:
         raise _Unfit(f"its target is a {type(target).__name__}", "give class numbers, or what the task wants")
     if isinstance(target, Image.Image):
         target = np.asarray(ImageOps.exif_transpose(target))
-    found = target.detach().cpu() if isinstance(target, Tensor) else torch.from_numpy(np.array(target))
+    found = target.detach().cpu() if isinstance(target, Tensor) else as_tensor(np.array(target))
     return task.typed(found)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 
+from fxdistill.data.arrays import as_tensor
 from fxdistill.data.dataset import SPLITS, Dataset, Images, Split, from_splits
 from fxdistill.data.items import Items
 from fxdistill.data.sources._images import COLOURS
@@ -126,13 +127,17 @@ def _source(value: Any, *, where: str) -> tuple[Any, list[Diagnostic]]:
 
 def _arrays(value: Any, *, where: str, task: Task) -> Split:
     try:
-        images = torch.as_tensor(value[0])
-        labels = torch.tensor(task.no_label).expand(len(images)) if value[1] is None else torch.as_tensor(value[1])
+        images = _tensor(value[0])
+        labels = torch.tensor(task.no_label).expand(len(images)) if value[1] is None else _tensor(value[1])
     except (TypeError, ValueError, RuntimeError) as cause:
         raise DataError(f"the arrays cannot be read: {cause}", where=where, hint=FORMS) from cause
     if images.ndim == 4 and images.shape[-1] in COLOURS and images.shape[1] not in COLOURS:
         images = images.permute(0, 3, 1, 2).contiguous()
     return Split(images, labels)
+
+
+def _tensor(value: Any) -> Tensor:
+    return as_tensor(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
 
 
 def _classes(source: Any) -> tuple[str, ...]:

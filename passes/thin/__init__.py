@@ -16,7 +16,7 @@ from typing import get_args
 from torch import Tensor
 from torch.nn import functional
 
-from fxdistill.criteria import CRITERIA, importance, measures
+from fxdistill.criteria import CRITERIA, importance, measures, other_than
 from fxdistill.errors import BudgetError, CriterionError, InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.budget import Limit, Size
 from fxdistill.ir.channels import Channels, Examples
@@ -195,7 +195,7 @@ class Thin(Pass[ThinSource, Removal]):
             if not bool(scores[[i for block in blocks for i in block]].any()):
                 raise CriterionError(
                     f"the criterion '{name}' says nothing about any channel that may be removed",
-                    where="criterion", hint="choose another, e.g. l1",
+                    where="criterion", hint=other_than(name),
                 )  # fmt: skip
         for block in blocks:
             if not bool(within[block].any()):

@@ -168,7 +168,8 @@ class Trace(Pass[nn.Module, Traced]):
         raise ModelError(
             "the model could not be traced: " + "; ".join(dict.fromkeys(failures)),
             where=type(source).__name__,
-            hint="keep data-dependent control flow out of forward, or put it into a module of its own",
+            hint="keep data-dependent control flow out of forward, or put it into a module of its own and script that: "
+            "torch.jit.script(module)",
         )
 
 

@@ -179,7 +179,7 @@ GOOD = {
         ({"train_labels": np.zeros(4)}, "labels are torch.float32 of shape (4,)"),
         ({"train_labels": np.array([0, 1, 2, 2**62])}, "more than 1,048,576 classes"),
         ({"train_labels": np.array([0, 1, 2, 2**63], dtype=np.uint64)}, "is negative"),
-        ({"train_labels": np.array(list("abcd"))}, "cannot be read"),
+        ({"train_labels": np.array(list("abcd"))}, "'train_labels' cannot be read"),
         ({"train_labels": np.int64(3)}, "labels are torch.int64 of shape ()"),
         ({"test_labels": np.zeros(2, complex)}, "labels are torch.complex128"),
         ({"train_labels": np.zeros((4, 10), int)}, "labels are"),
@@ -189,7 +189,7 @@ GOOD = {
         ({"train_images": np.full((4, 2, 2), np.nan)}, "not a number"),
         ({"train_images": np.zeros((4, 3, 3), np.uint8)}, "training images are"),
         ({"train_images": np.zeros((0, 2, 2), np.uint8), "train_labels": np.arange(0)}, "empty"),
-        ({"train_labels": np.array([None] * 4, dtype=object)}, "cannot be read"),
+        ({"train_labels": np.array([None] * 4, dtype=object)}, "'train_labels' cannot be read"),
         ({"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 4, 2])}, "offsets"),
         ({"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 90])}, "offsets"),
         ({"train_images": None, "train_blob": np.zeros(9, np.uint8), "train_offsets": np.array([0, 9])}, "decoded"),
@@ -208,6 +208,16 @@ def blob(*images: Tensor) -> dict[str, Any]:
     files = [encoded(image[None]) for image in images]
     offsets = np.cumsum([0, *(len(file) for file, _ in files)])
     return {"blob": np.concatenate([file for file, _ in files]), "offsets": offsets, "labels": np.arange(len(images))}
+
+
+def test_arrays_in_the_other_byte_order(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((4, 2, 2)).astype(">f4")
+    arrays: dict[str, Any] = {**GOOD, "train_images": images, "train_labels": np.arange(4, dtype=">i4")}
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = load(f"npz:{tmp_path / 'a.npz'}").train
+    assert isinstance(found, Split)
+    assert np.array_equal(found.images[:, 0].numpy(), images)
+    assert found.labels.tolist() == [0, 1, 2, 3]
 
 
 def test_encoded_images_of_other_kinds(tmp_path: Path) -> None:

@@ -292,3 +292,14 @@ def test_the_table_holds_nothing_that_reads_or_writes_files_or_calls_what_it_is_
         "exec",
     }
     assert {"add", "cat", "relu", "conv2d", "getattr"} <= names
+
+
+def test_a_model_that_only_torch_export_can_trace_is_refused_for_what_cannot_be_written() -> None:
+    class Assigned(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.zeros_like(x)
+            y[:, :1] = x[:, 1:2]
+            return y
+
+    with pytest.raises(ModelError, match=r"cannot be written down as a graph(.|\n)*save it with the factory"):
+        graphs.of_model(Assigned(), input_shape=SHAPE, where="a.pt")

@@ -368,6 +368,10 @@ def test_two_criteria_of_which_one_is_none_are_refused(wrong: str) -> None:
 def test_a_criterion_that_says_nothing_of_what_may_go_is_refused() -> None:
     with pytest.raises(CriterionError, match="'bn' says nothing about any channel that may be removed"):
         Thin(keep=0.5, criterion="bn", only=("inner",))(ThinSource(*sources(Residual())))
+    silent = Residual()
+    torch.nn.init.zeros_(silent.inner.weight)
+    with pytest.raises(CriterionError, match=r"'l1' says nothing(.|\n)*e\.g\. random"):
+        Thin(keep=0.5, criterion="l1", only=("inner",))(ThinSource(*sources(silent)))
 
 
 def test_the_loss_of_the_task_is_the_one_that_gradients_are_of() -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fxdistill import files
+from fxdistill.data.arrays import as_tensor
 from fxdistill.data.dataset import Dataset, Split, check_labels, from_splits
 from fxdistill.data.sources import Request, Source
 from fxdistill.data.sources._images import decoded
@@ -65,15 +66,23 @@ def _labels(arrays: Mapping[str, Any], part: str, request: Request) -> Tensor:
             f"the file lacks {' and '.join(absent)}; it has {', '.join(sorted(arrays)) or 'nothing'}",
             where=spec, hint=_LAYOUT,
         )  # fmt: skip
-    labels = torch.from_numpy(np.asarray(arrays[f"{part}_labels"]))
+    labels = _numbers(arrays, f"{part}_labels", spec)
     check_labels(labels, where=spec, task=request.task)
     return labels
+
+
+def _numbers(arrays: Mapping[str, Any], name: str, spec: str) -> Tensor:
+    try:
+        return as_tensor(np.asarray(arrays[name]))
+    except (TypeError, ValueError) as cause:  # text, objects
+        hint = "it must hold numbers; labels are numbers of classes, whose names 'classes' may hold"
+        raise DataError(f"'{name}' cannot be read: {cause}", where=spec, hint=hint) from cause
 
 
 def _split(arrays: Mapping[str, Any], part: str, labels: Tensor, spec: str) -> Split:
     if f"{part}_blob" in arrays and f"{part}_offsets" in arrays:
         return Split(_decoded(arrays[f"{part}_blob"], arrays[f"{part}_offsets"], spec), labels)
-    images = torch.from_numpy(arrays[f"{part}_images"])
+    images = _numbers(arrays, f"{part}_images", spec)
     if images.ndim == 3:
         images = images.unsqueeze(1)
     elif images.ndim == 4 and images.shape[-1] in (1, 3):

@@ -139,20 +139,24 @@ def of_model(model: nn.Module, *, input_shape: tuple[int, ...], where: str) -> d
         where: What an error is about.
 
     Raises:
-        ModelError: It cannot be traced, or something in it cannot be written down; names it.
+        ModelError: It cannot be traced, or something in what can be cannot be written down; names it.
     """
-    whole: ModelError | None = None
+    untraced, unwritten = list[ModelError](), list[ModelError]()
     for rung in ("symbolic", "leaves", "export"):
         try:
             traced = Trace(input_shape, rungs=(rung,))(model).value
+        except ModelError as cause:
+            untraced.append(cause)
+            continue
+        try:
             with traced.running() as module:
                 data = to_data(module, where=where)
         except ModelError as cause:
-            whole = whole or cause
+            unwritten.append(cause)
         else:
             _add_unused(data["modules"], _Written(where).module(model, "", set()))
             return data
-    raise whole if whole is not None else ModelError("the model cannot be traced", where=where)
+    raise (*unwritten, *untraced)[0]
 
 
 def _add_unused(data: dict[str, Any], whole: Mapping[str, Any]) -> None:
