@@ -5,7 +5,6 @@ module to the CPU in eval mode, and proves that it is what was trained. Taps, ad
 program.
 """
 
-import copy
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -14,7 +13,7 @@ from fxdistill.errors import InvariantError
 from fxdistill.ir.adapters import Projection
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.ir.program import Program
-from fxdistill.ir.running import same
+from fxdistill.ir.running import copied, same
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Strip(Pass[Trained, nn.Module]):
 
     def run(self, source: Trained) -> PassResult[nn.Module]:
         """A copy of the user's module on the CPU, in eval mode."""
-        stripped = copy.deepcopy(source.module).cpu().eval()
+        stripped = copied(source.module).cpu().eval()
         stripped.zero_grad(set_to_none=True)
         return PassResult(stripped, modified=True)
 

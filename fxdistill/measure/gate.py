@@ -13,7 +13,6 @@ Each output beside the prediction is compared by its own largest entry; where no
 prediction, all are compared so.
 """
 
-import copy
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from fxdistill.errors import DataError, ParityError
 from fxdistill.ir import outputs
+from fxdistill.ir.running import copied
 from fxdistill.measure.agreeing import Agreeing
 from fxdistill.measure.latency import open_session, run
 from fxdistill.measure.model import evaluating
@@ -140,7 +140,7 @@ def gate(measured: Parity, tolerance: float = TOLERANCE) -> None:
 
 def reference(module: nn.Module) -> nn.Module:
     """A copy in float32 on the CPU, in eval mode, without gradients."""
-    return copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(requires_grad=False)
+    return copied(module).to("cpu", torch.float32).eval().requires_grad_(requires_grad=False)
 
 
 def answers(session: InferenceSession, image: Tensor, *, where: str) -> dict[str, Tensor]:

@@ -51,6 +51,13 @@ def test_a_graph_is_stripped_as_well() -> None:
     assert torch.equal(stripped(BATCH["images"]), source.module.eval()(BATCH["images"]))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_what_is_stripped_of_scripted_parts_trains_again() -> None:
+    student = nn.Sequential(nn.Conv2d(3, 3, 1), torch.jit.script(nn.Conv2d(3, 3, 1)))
+    stripped = Strip()(trained(tiny_models.Classifier(student, 3))).value
+    assert all(parameter.is_leaf for parameter in stripped.parameters())
+
+
 def test_another_student_than_the_trained_one_is_caught() -> None:
     with pytest.raises(InvariantError, match=r"'body.0.0.weight' of the stripped member is not what was trained"):
         Strip()(Trained(trained().program, tiny_models.plain(3)))

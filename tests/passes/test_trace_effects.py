@@ -18,6 +18,7 @@ import fxdistill
 from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import ModelError
 from fxdistill.ir.graph import Traced, shape_of
+from fxdistill.measure.gate import reference
 from fxdistill.passes.trace import Trace
 from fxdistill.plan.schema import Rung
 from tests.user_models import IMAGE, Net, check, pooled
@@ -218,6 +219,9 @@ def test_a_scripted_part_is_one_node_that_trains_and_a_scripted_model_is_refused
     program = fxdistill.specialize(fxdistill.build(plan, teacher, student), "main")
     program.total(program({"images": torch.randn(IMAGE), "labels": torch.tensor([1, 2])})).backward()
     assert student.get_parameter("a.weight").grad is not None
+    images, frozen = torch.randn(IMAGE), reference(module)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert torch.equal(frozen(images), module.eval()(images))
 
 
 def test_what_a_model_itself_prints_is_not_printed_by_passes(capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ read against this form, and its pictures are PNG or nothing.
 """
 
 import base64
-import copy
 import hashlib
 import io
 import json
@@ -34,7 +33,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import FxdistillError
 from fxdistill.files import write_text
 from fxdistill.ir.contract import PassManager
-from fxdistill.ir.running import load_whole_state
+from fxdistill.ir.running import copied, load_whole_state
 from fxdistill.ir.views import seen
 from fxdistill.measure.comparison import Looking, compared
 from fxdistill.measure.similarity import Reading, cka
@@ -243,7 +242,7 @@ def _started(run: Execution, name: str, module: nn.Module, seed: int) -> nn.Modu
     state = run.initial(Trial(run.plan.seed if arm.once else seed, arm.name)).get(name)
     if state is None:
         return None
-    made = copy.deepcopy(module.cpu())
+    made = copied(module.cpu())
     load_whole_state(made, state)
     return made
 
