@@ -66,11 +66,12 @@ class Probe:
                 self._tensors = {name: id(after[name]) for name in self.updates}
         except Exception as cause:
             shape = "x".join(map(str, images.shape))
+            other = 224 if images.shape[-1] < 224 else 32  # not what was just tried
             raise ModelError(
                 f"the model does not run on an input of shape {shape}: {first_line(cause)}",
                 where=type(module).__name__,
-                hint="give the right shape with --input, e.g. --input 1x3x224x224; two models that read images of "
-                "different sizes say so with --size teacher=224 --size student=128",
+                hint=f"give the right shape with --input, e.g. --input 1x3x{other}x{other}; two models that read "
+                "images of different sizes say so with --size teacher=224 --size student=128",
             ) from cause
         outputs.refuse_lists(answer, where=type(module).__name__)
         if not found:

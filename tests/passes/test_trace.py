@@ -300,6 +300,14 @@ def test_a_quick_trace_is_compared_as_well() -> None:
         trace(Sized(64), (1, 3, 96, 96), quick=True)
 
 
+@pytest.mark.parametrize("size", [32, 224, 256])
+def test_an_example_of_another_shape_is_another_shape(size: int) -> None:
+    with pytest.raises(ModelError, match="does not run") as caught:
+        trace(Sized(64), (1, 3, size, size))
+    assert "e.g. --input 1x3x" in caught.value.hint
+    assert f"1x3x{size}x{size};" not in caught.value.hint
+
+
 def test_double_precision() -> None:
     module = awake(tiny_models.residual().double().eval())
     traced = trace(module)
