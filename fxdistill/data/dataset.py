@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fxdistill import classnames
+from fxdistill.data.remarks import of_labels
 from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
 from fxdistill.preprocessing import Preprocessing, Source, names_of
@@ -190,7 +191,7 @@ def checked(
                 raise DataError(why, where=where, hint="make them the same")
     train = splits["train"]
     mean, std = measure(train)
-    said = (*remarks, *_unlabelled(splits, where))
+    said = (*remarks, *of_labels({name: split.labels for name, split in splits.items()}, names, where))
     return Dataset(train, splits.get("test", train), names, mean, std, splits.get("val"), said)
 
 
@@ -245,17 +246,6 @@ def _alike(splits: dict[str, Images], task: Task) -> dict[str, Images]:
         return split.relabelled(torch.tensor(task.no_label).expand(len(split), *shape))
 
     return {name: alike(name, split) for name, split in splits.items()}
-
-
-def _unlabelled(splits: dict[str, Images], where: str) -> Iterator[Diagnostic]:
-    for name, split in splits.items():
-        absent = int((~labelled(split.labels)).sum())
-        if absent:
-            yield Diagnostic(
-                code="no-labels", severity="note", where=f"{where}, {name}",
-                why=f"{absent:,} of {len(split):,} images have no label: no metric and no loss that reads labels takes "
-                "them in",
-            )  # fmt: skip
 
 
 def _whole(split: Images, name: str, where: str, task: Task) -> Images:

@@ -220,6 +220,18 @@ def test_arrays_in_the_other_byte_order(tmp_path: Path) -> None:
     assert found.labels.tolist() == [0, 1, 2, 3]
 
 
+def test_classes_without_images_are_said_of_files_as_of_folders(tmp_path: Path) -> None:
+    images = np.zeros((3, 3, 4, 4), np.uint8)
+    arrays = {"train_images": images, "train_labels": [0, 2, 4], "test_images": images, "test_labels": [2, -1, 2]}
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = load(f"npz:{tmp_path / 'a.npz'}")
+    assert [(one.code, one.severity, one.why) for one in found.remarks] == [
+        ("empty-class", "warning", "there are no images of the classes 1, 3"),
+        ("no-labels", "note", "1 of 3 images have no label: no metric and no loss that reads labels takes them in"),
+        ("empty-class", "note", "there are no images of the classes 0, 1, 3 and 1 more"),
+    ]
+
+
 def test_encoded_images_of_other_kinds(tmp_path: Path) -> None:
     gray, colours = split(3).images, split(3, channels=3, size=6).images
     parts = {f"test_{key}": value for key, value in blob(gray[0], colours[1], gray[2]).items()}

@@ -4,7 +4,6 @@ A class is the first folder below a split; what lies deeper belongs to it. Every
 some of them.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from fxdistill.data.dataset import SPLITS, Dataset, from_splits
 from fxdistill.data.sources import Request, Source
 from fxdistill.data.sources._folders import folders, images, reading, splits
 from fxdistill.data.sources._images import Folder
-from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import DataError
 
 _LAYOUT = (
@@ -45,7 +43,7 @@ def read(request: Request) -> Dataset:
         ).in_memory()
         for name, part in files.items()
     }
-    return from_splits(made, names, where=where, task=request.task, remarks=tuple(_empty(parts, names, where)))
+    return from_splits(made, names, where=where, task=request.task)
 
 
 def _same_classes(
@@ -58,17 +56,6 @@ def _same_classes(
             raise DataError(
                 f"{first} and {found[name].name} have different classes: {', '.join(odd[:3])}",
                 where=where, hint="give both the same folders",
-            )  # fmt: skip
-
-
-def _empty(parts: dict[str, dict[str, list[Path]]], names: list[str], where: str) -> Iterator[Diagnostic]:
-    for name, part in parts.items():
-        empty = [each for each in names if not part.get(each)]
-        if empty:
-            some = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
-            yield Diagnostic(
-                code="empty-class", severity="warning" if name == "train" else "note", where=f"{where}, {name}",
-                why=f"there are no images of the class{'es' if len(empty) > 1 else ''} {some}",
             )  # fmt: skip
 
 
