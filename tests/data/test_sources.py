@@ -222,7 +222,12 @@ def test_arrays_in_the_other_byte_order(tmp_path: Path) -> None:
 
 def test_classes_without_images_are_said_of_files_as_of_folders(tmp_path: Path) -> None:
     images = np.zeros((3, 3, 4, 4), np.uint8)
-    arrays = {"train_images": images, "train_labels": [0, 2, 4], "test_images": images, "test_labels": [2, -1, 2]}
+    arrays: dict[str, Any] = {
+        "train_images": images,
+        "train_labels": [0, 2, 4],
+        "test_images": images,
+        "test_labels": [2, -1, 2],
+    }
     np.savez(tmp_path / "a.npz", **arrays)
     found = load(f"npz:{tmp_path / 'a.npz'}")
     assert [(one.code, one.severity, one.why) for one in found.remarks] == [
