@@ -170,8 +170,8 @@ class Arm:
     task: str = ""
     settings: tuple[str, ...] = ()
     """The settings in which it is run; empty for all of the task."""
-    beside: str = ""
-    """The arm that it is compared with, seed by seed."""
+    beside: str | tuple[str, ...] = ()
+    """The arms that it is compared with, seed by seed."""
     times: int = 1
     """How many times the setting's epochs it trains, warm-ups as they are."""
 
@@ -199,13 +199,17 @@ def _ablations(method: str) -> dict[str, Arm]:
         "projection": (("--align", "project"), _same),
         "random channels": (("--criterion", "random"), _same),
         "fpgm channels": (("--criterion", "fpgm"), _same),
-        "interpolative channels": (("--criterion", "interpolative"), _same),
         **{f"warm-up {share:.0%}": ((), _share(share)) for share in (0.05, 0.1, 0.3, 0.5)},
     }
     return {
         f"{method}, {name}": Arm(method, options, edit, settings=_ABLATIONS, beside=method)
         for name, (options, edit) in ways.items()
     }
+
+
+def _planned(method: str, *options: str, beside: tuple[str, ...]) -> Arm:
+    """As it is planned where there is data and no criterion is named."""
+    return Arm(method, ("--criterion", "interpolative", *options), beside=beside)
 
 
 _RELEASED = _comparing("released")
@@ -215,6 +219,7 @@ ARMS: dict[str, dict[str, Arm]] = {
     "retrieval": {
         "pkt": Arm("pkt"),
         "indistill+pkt": Arm("indistill+pkt", beside="pkt"),
+        "indistill+pkt, interpolative channels": _planned("indistill+pkt", beside=("pkt", "indistill+pkt")),
         "indistill+pkt, raw": Arm("indistill+pkt", edit=_comparing("raw"), beside="pkt"),
         "indistill+pkt, released": Arm("indistill+pkt", edit=_RELEASED, beside="pkt"),
         "pkt, as released": Arm("pkt", edit=_as_released, beside="pkt"),
@@ -226,6 +231,9 @@ ARMS: dict[str, dict[str, Arm]] = {
         "indistill+pkt, rate 0.003": Arm("indistill+pkt", _FASTER, beside="pkt, rate 0.003"),
         "pkt, rate 0.01": Arm("pkt", _FAST),
         "indistill+pkt, rate 0.01": Arm("indistill+pkt", _FAST, beside="pkt, rate 0.01"),
+        "indistill+pkt, interpolative channels, rate 0.01": _planned(
+            "indistill+pkt", *_FAST, beside=("pkt, rate 0.01", "indistill+pkt, as released")
+        ),
         "indistill+pkt, as released, rate 0.01": Arm(
             "indistill+pkt", _FAST, _all(_RELEASED, _as_released), settings=ASKED, beside="pkt, rate 0.01"
         ),
@@ -239,15 +247,23 @@ ARMS: dict[str, dict[str, Arm]] = {
         "plain": Arm("supervised"),
         "kd": Arm("kd", beside="plain"),
         "indistill+kd": Arm("indistill+kd", beside="kd"),
+        "indistill+kd, interpolative channels": _planned("indistill+kd", beside=("kd", "indistill+kd")),
         "kd-standardized": Arm("kd-standardized", beside="kd"),
         "indistill+kd-standardized": Arm("indistill+kd-standardized", beside="kd-standardized"),
+        "indistill+kd-standardized, interpolative channels": _planned(
+            "indistill+kd-standardized", beside=("kd-standardized", "indistill+kd-standardized")
+        ),
         "dkd": Arm("dkd", beside="kd"),
         "indistill+dkd": Arm("indistill+dkd", beside="dkd"),
+        "indistill+dkd, interpolative channels": _planned("indistill+dkd", beside=("dkd", "indistill+dkd")),
         "indistill+kd, raw": Arm("indistill+kd", edit=_comparing("raw"), beside="kd"),
         "kd, rate 0.01": Arm("kd", _FAST),
         "indistill+kd, rate 0.01": Arm("indistill+kd", _FAST, beside="kd, rate 0.01"),
         "kd, three times the epochs": Arm("kd", times=3),
         "indistill+kd, three times the epochs": Arm("indistill+kd", beside="kd, three times the epochs", times=3),
+        "indistill+kd, interpolative channels, three times the epochs": replace(
+            _planned("indistill+kd", beside=("kd, three times the epochs",)), times=3
+        ),
         "indistill+supervised": Arm("indistill+supervised", beside="plain"),
         **{f"kd, {n} views": Arm("kd", edit=_views(n), beside="kd") for n in (2, 4, 8, 16)},
         **_ablations("indistill+kd"),
@@ -379,6 +395,8 @@ the auxiliary of the released experiment has learnt from a ResNet-18; elsewhere 
 the same, after another ResNet-20 of the kind, which has 84.4 % on test images where the first one has 84.1.
 **Direct**: the ResNet-20 itself is the teacher, with no auxiliary between. **ResNet**: a ResNet-20 teaches a narrow
 ResNet with one block a stage. **Cross**: the small network teaches that ResNet.
+**Channels**: a warm-up teaches the channels with the largest filters, as in the paper, unless the arm says which;
+**interpolative channels** are what a plan keeps where it has data and no criterion is named.
 **Seeds from 5 up** have another teacher, which the same training gave on another processor. Arms are compared within
 seeds, so that both have the same one; their means are over all seeds that they have.
 
@@ -412,17 +430,22 @@ def table(rows: list[Row]) -> str:
         }
         for name, found in values.items():
             if found:
-                lines.append(_row(name, ARMS[task][name].beside, found, values))
+                lines += _told(name, ARMS[task][name].beside, found, values)
         lines.append("")
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, beside: str, found: dict[int, float], values: dict[str, dict[int, float]]) -> str:
+def _told(
+    name: str, beside: str | tuple[str, ...], found: dict[int, float], values: dict[str, dict[int, float]]
+) -> list[str]:
+    """The lines of an arm: one for each arm that it has seeds in common with."""
     mean = statistics.fmean(found.values())
     deviation = f"{statistics.stdev(found.values()):.2f}" if len(found) > 1 else ""
-    said = series.difference(found, values.get(beside, {}), beside=beside)
     each = " ".join(f"{found[seed]:.2f}" for seed in sorted(found))
-    return f"| {name} | {mean:.2f} | {deviation} | {each} | {beside if said else ''} | {said} |"
+    others = (beside,) if isinstance(beside, str) else beside
+    differences = {one: series.difference(found, values.get(one, {}), beside=one) for one in others}
+    ends = [f"{one} | {said} |" for one, said in differences.items() if said] or [" |  |"]
+    return [f"| {name} | {mean:.2f} | {deviation} | {each} | {ends[0]}", *(f"|  |  |  |  | {end}" for end in ends[1:])]
 
 
 SERIES = Series(
