@@ -151,6 +151,14 @@ def shrunken(run: Run) -> nn.Module:
     return _nearest(at, lambda made: macs_of(made, shape), wanted)
 
 
+def budgeted(run: Run) -> nn.Module:
+    """The teacher shrunken to the same multiply-accumulates as ``fxdistill shrink --macs --data`` does it."""
+    shape = shape_of(run.teacher)
+    return fxdistill.shrink(
+        run.teacher, macs=macs_of(module_of(run.reference), shape), data=run.data, input_shape=shape, seed=run.seed
+    ).module
+
+
 def pruned(kind: str) -> Callable[[Run], Any]:
     """The teacher pruned by Torch-Pruning, over all layers together, to the same multiply-accumulates.
 
