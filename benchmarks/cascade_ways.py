@@ -152,10 +152,15 @@ def shrunken(run: Run) -> nn.Module:
 
 
 def budgeted(run: Run) -> nn.Module:
-    """The teacher shrunken to the same multiply-accumulates as ``fxdistill shrink --macs --data`` does it."""
+    """The teacher shrunken to the same multiply-accumulates by ``fxdistill shrink --macs N --data SPEC --round-to 1``."""
     shape = shape_of(run.teacher)
     return fxdistill.shrink(
-        run.teacher, macs=macs_of(module_of(run.reference), shape), data=run.data, input_shape=shape, seed=run.seed
+        run.teacher,
+        macs=macs_of(module_of(run.reference), shape),
+        data=run.data,
+        round_to=1,
+        input_shape=shape,
+        seed=run.seed,
     ).module
 
 
