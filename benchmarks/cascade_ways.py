@@ -152,7 +152,7 @@ def shrunken(run: Run) -> nn.Module:
 
 
 def budgeted(run: Run) -> nn.Module:
-    """The teacher shrunken to the same multiply-accumulates by ``fxdistill shrink --macs N --data SPEC --round-to 1``."""
+    """The same by ``fxdistill shrink --macs N --data SPEC --round-to 1``."""
     shape = shape_of(run.teacher)
     return fxdistill.shrink(
         run.teacher,
