@@ -116,6 +116,10 @@ def _first_whole(told: str, ways: dict[str, Callable[["Run"], dict[str, Any]]]) 
 
 ARMS: dict[str, Arm] = {
     "cascade, 3 assistants": Arm(cascade("--assistants", "3"), beside="teacher", refers=False),
+    "cascade, 3 assistants, rate of now": Arm(cascade("--assistants", "3", rate=None)),
+    "cascade, 3 assistants, rate of now, first layer masked": Arm(
+        cascade("--assistants", "3", "--mask-first", rate=None)
+    ),
     "cascade, 1 assistant": Arm(cascade("--assistants", "1"), refers=False),
     "cascade, 0 assistants": Arm(cascade("--assistants", "0"), refers=False),
     **{
