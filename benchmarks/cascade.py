@@ -13,8 +13,9 @@ seconds. All arms train on the same 10,000 random images, of which a tenth is se
 those of the last epoch on 2,000 random test images, and nothing is chosen by them. The teacher is trained on the same
 10,000 images. Rows under "again" have another teacher, which the same training gave on another processor; those of 30 +
 30 epochs have that one as well. Scores move at 0.001, which was the default when most rows were made, except in the
-rows "cascade, N assistants, budget", which have the default of now, 0.0003. Budgets are filled up, but in the rows of
-the VGG at 0.2 and on Fashion-MNIST, where channels were kept up to the first that did not fit: one to two percent less.
+rows "cascade, N assistants, budget" and "rate of now", which have the default of now, 0.0003. Budgets are filled up,
+but in the rows of the VGG at 0.2 and on Fashion-MNIST at 0.2, where channels were kept up to the first that did not
+fit: one to two percent less.
 Rows under "uneven batches" are of before the batches of an epoch had one size.
 
 The paper's scale is the setting ``cifar50k-vgg16-0.2``, which is run where it is named: VGG16 (15.0 M parameters, 313 M
