@@ -398,7 +398,8 @@ ResNet with one block a stage. **Cross**: the small network teaches that ResNet.
 **Channels**: a warm-up teaches the channels with the largest filters, as in the paper, unless the arm says which;
 **interpolative channels** are what a plan keeps where it has data and no criterion is named.
 **Seeds from 5 up** have another teacher, which the same training gave on another processor (under **taught** after a
-third ResNet-20, 84.05 %). Arms are compared within seeds, so that both have the same one; their means are over all seeds that they have.
+third ResNet-20, 84.05 %). Arms are compared within seeds,
+so that both have the same one; their means are over all seeds that they have.
 
 **On a GPU**: an H100; elsewhere one thread of an x86-64 processor. Runs are compared with their like. On the GPU
 `taught` and `classification-resnet` have the teachers of **again**; of Fashion-MNIST the ResNet-20 has 93.6 % on test
