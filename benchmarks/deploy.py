@@ -132,6 +132,7 @@ ARMS: dict[str, Make] = {
     "budget, global, multiples of 8": budget("global", 8),
     "budget, global, by tp.magnitude": budget("global", by="tp.magnitude"),
     "budget, global, by taylor": budget("global", by="taylor"),
+    "budget, global, by taylor+interpolative": budget("global", by="taylor+interpolative"),
     "budget, isomorphic, by taylor": budget("isomorphic", by="taylor"),
     "uniform ratio": ratio,
     "torch-pruning, global": torch_pruning(isomorphic=False),

@@ -27,7 +27,7 @@ from fxdistill import checking
 from fxdistill.data import augmentations
 from fxdistill.data.augmentations._apply import augmented
 from fxdistill.data.augmentations._draws import Draws
-from fxdistill.data.dataset import Dataset, Device, Images, Split
+from fxdistill.data.dataset import FORM, Dataset, Device, Images, Split, malformed
 from fxdistill.errors import DataError, InputError
 from fxdistill.tasks import NO_LABEL
 
@@ -85,8 +85,8 @@ def batches(
     """
     if not hasattr(split, "labels"):
         raise InputError(f"a {type(split).__name__} is no split", where="split", hint="give images, e.g. dataset.train")
-    if isinstance(split, Split) and (wrong := _wrong(split)):
-        raise InputError(wrong, where="split", hint="give uint8 or float (N, C, H, W), and a label for each image")
+    if isinstance(split, Split) and (wrong := malformed(split)):
+        raise InputError(wrong, where="split", hint=FORM)
     for name, value, least in (("batch_size", batch_size, 1), ("start", start, 0), ("views", views, 1)):
         if value is not None:
             checking.number(value, least, name)
@@ -123,14 +123,6 @@ def batches(
                 first += size
 
     return produce()
-
-
-def _wrong(split: Split) -> str:
-    """What is wrong with images in memory, and their labels; '' where nothing is."""
-    images, labels = split.images, split.labels
-    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        return f"images are {images.dtype} of shape {tuple(images.shape)}"
-    return "" if len(images) == len(labels) else f"{len(images)} images, {len(labels)} labels"
 
 
 def _at_once(split: Images, batch_size: int, device: torch.device) -> int:

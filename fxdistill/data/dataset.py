@@ -22,6 +22,7 @@ from fxdistill.tasks import Task, labelled
 Device = torch.device | str
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """The splits, by what folders and factories call them."""
+FORM = "give images uint8 or float, (N, C, H, W), and one label an image"
 _CHUNK = 256
 _CHUNK_VALUES = 1 << 26
 _SAMPLE = 2048
@@ -252,14 +253,8 @@ def _whole(split: Images, name: str, where: str, task: Task) -> Images:
     """The split with its labels in their type, if it is a split at all."""
     if isinstance(split, Split):
         images, labels = split.images, split.labels
-        if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            found = f"images are {images.dtype} of shape {tuple(images.shape)}"
-            raise _unusable(name, found, where, "give uint8 or float, (N, C, H, W)")
-        if labels.ndim == 0 or labels.is_complex():
-            found = f"labels are {labels.dtype} of shape {tuple(labels.shape)}"
-            raise _unusable(name, found, where, "give one label an image")
-        if len(images) != len(labels):
-            raise _unusable(name, f"{len(images)} images, {len(labels)} labels", where, "give one label an image")
+        if wrong := malformed(split):
+            raise _unusable(name, wrong, where, FORM)
         if images.dtype != torch.uint8 and (wrong := wrong_pixels(images)):
             raise _unusable(name, wrong, where, "give them in 0 … 1: normalising is the model's preprocessing")
         images = images if images.dtype == torch.uint8 else images.float()
@@ -269,6 +264,16 @@ def _whole(split: Images, name: str, where: str, task: Task) -> Images:
     if not split.labels.numel() or not all(split.image_shape):
         raise _unusable(name, "it is empty", where, "check the data")
     return split
+
+
+def malformed(split: Split) -> str:
+    """What is wrong with the form of images in memory and their labels; '' where nothing is."""
+    images, labels = split.images, split.labels
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        return f"images are {images.dtype} of shape {tuple(images.shape)}"
+    if labels.ndim == 0 or labels.is_complex():
+        return f"labels are {labels.dtype} of shape {tuple(labels.shape)}"
+    return "" if len(images) == len(labels) else f"{len(images)} images, {len(labels)} labels"
 
 
 def wrong_pixels(images: Tensor) -> str:

@@ -144,9 +144,8 @@ class Coupling:
         if found is None:
             return ()
         dim, labels = found
-        return tuple(
-            core(labels).movedim(dim, -1).reshape(-1, labels.shape[dim])[0].tolist()
-        )  # the same wherever it is
+        rows = core(labels).movedim(dim, -1).reshape(-1, labels.shape[dim])
+        return tuple(rows[0].tolist())  # the same wherever it is
 
     def parameter_labels(self, name: str) -> dict[int, Tensor]:
         """For each coupled dimension of a parameter or buffer: class ids, in the parameter's shape (compact).

@@ -1,10 +1,10 @@
 """Thin: decide which coupled classes a whole model loses. No weight is touched.
 
-The classes that the same weights produce form a **block**; inside a block they compete by importance, and the block
-keeps a share of them, rounded so that the weights' widths are multiples of ``round_to``: ``keep``, or what a budget
-leaves (:mod:`fxdistill.passes.thin.search`). Classes that must keep equal counts (groups, heads, views that split
-channels) and wanted widths make this an integer program (:mod:`fxdistill.passes.thin.program`); everything else is a
-sort.
+The classes that the same weights produce form a **block**; inside a block they compete by importance, blocks compete
+with each other by that or by another one (:class:`Importance`). A block keeps a share of its classes, rounded so that
+the weights' widths are multiples of ``round_to``: ``keep``, or what a budget leaves
+(:mod:`fxdistill.passes.thin.search`). Classes that must keep equal counts (groups, heads, views that split channels)
+and wanted widths make this an integer program (:mod:`fxdistill.passes.thin.program`); everything else is a sort.
 """
 
 import math

@@ -8,7 +8,7 @@ leaves of a block is rounded to its multiple, and no block falls below its floor
     isomorphic   blocks of one structure are a pool: like is compared with like (Fang et al., ECCV 2024,
                  arXiv 2407.04616)
 
-What a class is worth is its importance, which layers measure on scales of their own:
+What a class is worth is its importance, by the first of two criteria, which layers measure on scales of their own:
 
     importance / mean of the block          in general
     importance / sqrt(cost)                 where importance is what the loss loses with it (a criterion's ``of_loss``);
@@ -121,14 +121,8 @@ class Search:
     def selected(self, targets: Targets, widths: Sequence[Width] = ()) -> Selection:
         """The classes to remove, where each block keeps so many, and taps are as wide as wanted."""
         blocks = [replace(block, target=target) for block, target in zip(self.blocks, targets, strict=True)]
-        return select(
-            self.coupling,
-            blocks,
-            widths,
-            self.scores.within,
-            frozen=self.frozen,
-            memory=None if widths else self._memory,
-        )
+        memory = None if widths else self._memory
+        return select(self.coupling, blocks, widths, self.scores.within, frozen=self.frozen, memory=memory)
 
     def meet(self, limits: Sequence[Limit], cost: Cost, *, roughly: bool = False) -> tuple[Selection, Spent]:
         """The selection that costs as much as it may, within :data:`TOLERANCE` of the budget that is met first.

@@ -225,6 +225,28 @@ def test_what_the_loss_loses_decides_under_a_budget_where_labels_tell_it() -> No
         assert [why in one.why for one in told.diagnostics if one.code == "by-weights"] == [True]
 
 
+class Single(nn.Module):
+    """It takes one image at a time alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x.reshape(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(("wish", "told"), [({"macs": 0.5}, 2), ({"keep": 0.5}, 1)])
+def test_weights_decide_where_images_cannot_be_looked_at(wish: dict[str, Any], told: int) -> None:
+    module = Single(load(teacher()).module).eval()
+    found = LoadedModel(module, None, None, None, input_shape=(1, 1, 8, 8))
+    made, plain = (shrunken.shrunk(found, wished(**wish, by=by), READ, clock=None)[0] for by in (None, "l1"))
+    assert (made.criterion, made.kept) == ("l1", plain.kept)
+    assert [one.code for one in made.diagnostics].count("by-weights") == told
+    with pytest.raises(CriterionError, match="does not run on 8 images"):
+        shrunken.shrunk(found, wished(**wish, by="interpolative"), READ, clock=None)
+
+
 def test_gradients_are_computed_once_however_often_a_time_is_searched_for(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         def search(self, _wanted: object, make: Callable[[Limit, None], ShrunkResult]) -> ShrunkResult:

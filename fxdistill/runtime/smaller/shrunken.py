@@ -151,8 +151,7 @@ def shrunk(
     """
     read, shape = _looked(found, reading)
     own = read.preprocessing[MODEL]
-    to_budget = bool(wish.limits or wish.latency) and read.dataset is not None
-    ways = [BY_WEIGHTS] if read.dataset is None else [*([BY_LABELS] if to_budget else []), BY_IMAGES, BY_WEIGHTS]
+    ways = [BY_WEIGHTS] if read.dataset is None else [*([BY_LABELS] if wish.goes_on else []), BY_IMAGES, BY_WEIGHTS]
     ways = [wish.by] if wish.by is not None else ways
     examples = _Examples()
     known: Said = {}
