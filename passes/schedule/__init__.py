@@ -8,12 +8,14 @@ learning rate that follows half a cosine to zero:
 What the user says of the warm-ups is in :mod:`fxdistill.passes.schedule.curriculum`.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import Pass, PassResult
 from fxdistill.methods import Composed, Recipe, composed, with_terms
-from fxdistill.passes.schedule.curriculum import Curriculum
+from fxdistill.passes.schedule.curriculum import SHARE, Curriculum
 from fxdistill.plan.schema import MOST_EPOCHS
 from fxdistill.plan.training import MOST_RATE, LossTerm, Optimizer, Stage
 
@@ -64,7 +66,18 @@ class Schedule(Pass[Recipe, tuple[Stage, ...]]):
             schedule="cosine",
         )  # fmt: skip
         warm_ups = self.curriculum.of(method.warm_ups(source), source.pairs, main=source.epochs)
-        return PassResult((*warm_ups, main), modified=True)
+        return PassResult((*warm_ups, main), modified=True, diagnostics=tuple(self._long(warm_ups, main)))
+
+    def _long(self, warm_ups: Sequence[Stage], main: Stage) -> Iterator[Diagnostic]:
+        """Warm-ups that take more epochs than the main stage, unless somebody asked for their share."""
+        epochs = sum(stage.epochs for stage in warm_ups)
+        if epochs > main.epochs and self.curriculum.share is None:
+            yield Diagnostic(
+                code="long-warm-up", severity="note", where="--epochs",
+                why=f"warm-ups take {epochs} epochs and the main stage {main.epochs}, in which a student that has "
+                "learnt the teacher's layers has to learn to predict",
+                hint=f"more epochs, or a share for the warm-ups: {SHARE}",
+            )  # fmt: skip
 
     def ensures(self, source: Recipe, value: tuple[Stage, ...]) -> None:
         """Names differ, the main stage is last with the epochs that were asked for, every pair named is there."""

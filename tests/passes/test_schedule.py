@@ -8,6 +8,7 @@ from fxdistill.errors import InputError, InvariantError, PairingError, PlanError
 from fxdistill.ir.contract import PassManager
 from fxdistill.methods import Recipe
 from fxdistill.passes.schedule import Schedule
+from fxdistill.passes.schedule.curriculum import Curriculum
 from fxdistill.plan.schema import Pair
 from fxdistill.plan.training import LossTerm, Stage
 from tests.tiny_models import planned
@@ -28,6 +29,16 @@ def test_indistill_warms_up_from_shallow_to_deep_and_drops_what_was_before() -> 
     ]
     assert {(stage.optimizer.name, stage.optimizer.lr) for stage in stages} == {("adam", 0.01)}
     assert stages[-1].losses[1].args == {"temperature": 4.0}
+
+
+def test_it_is_said_where_warm_ups_take_more_epochs_than_the_main_stage() -> None:
+    def said(epochs: int, share: float | None = None) -> list[str]:
+        recipe = Recipe(PAIRS, OWN, IMITATION, epochs=epochs)
+        return [f"{d.code}: {d.why}" for d in Schedule(curriculum=Curriculum(share))(recipe).diagnostics]
+
+    assert said(12) == said(3, share=0.7) == []
+    (long,) = said(11)
+    assert long.startswith("long-warm-up: warm-ups take 12 epochs and the main stage 11,")
 
 
 def test_kd_is_the_main_stage_alone() -> None:
