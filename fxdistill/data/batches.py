@@ -29,7 +29,7 @@ from fxdistill.data.augmentations._apply import augmented
 from fxdistill.data.augmentations._draws import Draws
 from fxdistill.data.dataset import FORM, Dataset, Device, Images, Split, malformed
 from fxdistill.errors import DataError, InputError
-from fxdistill.tasks import NO_LABEL
+from fxdistill.tasks import NO_LABEL, labelled
 
 Batch = dict[str, Tensor]
 _VALUES = 1 << 23
@@ -150,8 +150,13 @@ def view_of(epoch: int, views: int | None) -> int:
 
 
 def first_batch(dataset: Dataset, size: int = 128) -> Batch:
-    """The fields of a batch of training images, shuffled under seed 0."""
-    return next(batches(dataset.train, size, shuffle=True))
+    """The fields of a batch of training images, shuffled under seed 0; if some have no label, those that do first."""
+    split = dataset.train
+    known = labelled(split.labels).cpu()
+    if bool(known.all()) or not bool(known.any()):
+        return next(batches(split, size, shuffle=True))
+    places = order(split, len(split), seed=0, epoch=0)[0]
+    return next(batches(split.at(places[(~known[places]).argsort(stable=True)][:size]), size))
 
 
 def drawable(split: Images, augment: Sequence[str], *, moves_targets: bool) -> tuple[augmentations.Named, ...]:

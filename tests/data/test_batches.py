@@ -1,6 +1,7 @@
 """Batches: mappings, a pure function of their place in the run."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fxdistill.data.load import load
 from fxdistill.errors import DataError
 from fxdistill.ir.views import seen
 from fxdistill.preprocessing import View
+from fxdistill.tasks import NO_LABEL
 
 
 def split(count: int = 23, *, channels: int = 1, size: int = 6) -> Split:
@@ -134,6 +136,18 @@ def test_the_first_batch_has_the_same_fields() -> None:
     batch = first_batch(digits, 16)
     assert batch["images"].shape == (size_in_training(digits.train, 16), 1, 8, 8)
     assert torch.equal(batch["labels"], digits.train.labels[batch["index"]])
+
+
+def test_the_first_batch_has_the_images_with_labels_first() -> None:
+    digits = load("digits")
+    labels = digits.train.labels.clone()
+    labels[20:] = NO_LABEL
+    batch = first_batch(replace(digits, train=digits.train.relabelled(labels)), 50)
+    assert batch["images"].shape[0] == 50
+    assert sorted(batch["labels"][:20].tolist()) == sorted(labels[:20].tolist())
+    assert set(batch["labels"][20:].tolist()) == {NO_LABEL}
+    none = first_batch(replace(digits, train=digits.train.relabelled(torch.full_like(labels, NO_LABEL))), 50)
+    assert torch.equal(none["images"], first_batch(digits, 50)["images"])
 
 
 # Targets that move with the images
