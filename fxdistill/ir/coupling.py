@@ -54,6 +54,13 @@ class Constraint:
     where: str
     sets: tuple[tuple[int, ...], ...]
 
+    @cached_property
+    def divided(self) -> frozenset[int]:
+        """The classes that the rows divide into equal parts; none where rows overlap, or differ in length."""
+        classes = [class_id for row in self.sets for class_id in row]
+        found = frozenset(classes)
+        return found if len(found) == len(classes) and len(set(map(len, self.sets))) == 1 else frozenset()
+
 
 @dataclass(frozen=True)
 class Slice:

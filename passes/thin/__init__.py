@@ -29,7 +29,7 @@ from fxdistill.passes.thin.blocks import Block, Importance, Width
 from fxdistill.passes.thin.kept import KeptIndices, kept_indices
 from fxdistill.passes.thin.search import Ranking, Search, costs_of, pools
 from fxdistill.passes.thin.selection import Selection, select
-from fxdistill.passes.thin.stays import Stays, layer_of, not_pruned, nothing, unscored, widths_of
+from fxdistill.passes.thin.stays import Key, Stays, layer_of, not_pruned, nothing, unscored, widths_of
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ class Thin(Pass[ThinSource, Removal]):
         removal = Removal(removed, kept_indices(coupling, removed), dict(widths_of(stays, removed)), size)
         # without a share, nobody asked for the channels of the others
         held = () if self.keep is None and not self.limits else tuple(not_pruned(stays, removed))
-        alike = tuple(unscored(stays, removed, scores.within, self.criterion))
+        names = measures(self.criterion)
+        worthless = bool(self.limits) and CRITERIA.get(names[0]).of_loss and self.ranking != "uniform"
+        alike = tuple(unscored(stays, removed, scores, names, worthless=worthless))
         return PassResult(removal, modified=True, diagnostics=(*selection.diagnostics, *held, *alike))
 
     def _importance(self, channels: Channels, stays: Stays) -> Importance:
@@ -238,22 +240,23 @@ class Thin(Pass[ThinSource, Removal]):
         return cost_of(source.traced, source.coupling, free, unread=source.unread, timing=source.timing)
 
     def _blocks(self, stays: Stays, named: set[int], multiple: int) -> list[Block]:
-        """The blocks; with a target where the share of a part, or that nothing asks for them, decides on it."""
+        """The blocks that may lose classes; with a target where a part has a share, or nobody asks for them."""
         found, unused, before = [], dict(self.scopes), dict(self.before)
         scopes = sorted(self.scopes, key=lambda one: (-one[0].count("."), -one[1]))  # the innermost first
         for key, members in stays.blocks.items():
-            times = max(count for _, count in key)
             grown = max(before.get(layer_of(name), 0) / len(stays.producers[name]) for name, _ in key)
-            step = multiple // math.gcd(multiple, times)
+            step = _step(key, members, multiple, stays.coupling)
             block = Block(tuple(members), step, None, round(max(1.0, grown) * len(members)))
             reached = [path for path, _ in scopes if any(within(name, path) for name, _ in key)]
             for path in reached:
                 unused.pop(path, None)
-            if reached:
-                share = dict(scopes)[reached[0]]
-                block = replace(block, target=len(members) if share == 1 else block.nearest(block.share(share)))
+            share = dict(scopes)[reached[0]] if reached else None
+            if share == 1:  # all of it stays, as if it were protected
+                continue
+            if share is not None:
+                block = replace(block, target=block.nearest(block.share(share)))
             elif self.keep is None and not self.limits and not named.intersection(members):
-                block = replace(block, target=len(members))
+                block = replace(block, step=1, target=len(members))
             found.append(block)
         if idle := next((path for path, share in unused.items() if share < 1), None):
             hint = "name a module that makes channels which can be removed"
@@ -303,6 +306,13 @@ _MOVED = 1 / 8
 """The largest multiple as a share of a layer's mean width: rounding moves that by a sixteenth at most."""
 _FLOOR = 0.1
 """The least share of its channels that a layer keeps under a budget."""
+
+
+def _step(key: Key, members: Sequence[int], multiple: int, coupling: Coupling) -> int:
+    """What the number of classes of a block is a multiple of: of the wanted one, and of how many equal rows it has."""
+    step = multiple // math.gcd(multiple, max(count for _, count in key))
+    rows = math.lcm(*(len(rule.sets) for rule in coupling.constraints if rule.divided == frozenset(members)))
+    return math.lcm(step, rows)
 
 
 def _wanted(source: ThinSource, path: str, width: int, stays: Stays) -> Width:

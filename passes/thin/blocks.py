@@ -32,6 +32,10 @@ class Block:
         least = self.step * max(1, math.ceil(least / self.step))
         return min(len(self.classes), max(least, self.step * round(count / self.step)))
 
+    def less(self, count: int, steps: int) -> int:
+        """So many steps less than a number of classes that it can keep; all of them may be no multiple."""
+        return self.step * (math.ceil(count / self.step) - steps)
+
     def relative(self, scores: Tensor) -> Tensor:
         """The importance of its classes as parts of the largest one: what the classes of several blocks compete by."""
         values = scores[list(self.classes)]

@@ -2,13 +2,13 @@
 
 Class c stays where x_c = 1, of x_c ∈ {0, 1}; the blocks' targets t_b are met as nearly as the rest allows:
 
-    maximise    Σ importance_c x_c  -  P Σ_b |z_b - t_b / step_b|
+    maximise    Σ importance_c x_c  -  P Σ_b step_b |z_b - t_b / step_b|
     subject to  Σ_{c in b} x_c = step_b z_b               every block b: a multiple
                 Σ_{c in row} x_c = k_j ≥ 1                every row of constraint j: the same number
                 Σ_{i in tap} x_{class of i} = width       every wanted width
 
-with importance_c relative to the largest of its block, and |z - t| = over + under where z - over + under = t. Where the
-wanted multiples cannot be had, every step is 1.
+with importance_c relative to the largest of its block, and |z - t| = over + under where z - over + under = t. The step
+of a block that has fewer classes is 1; where the wanted multiples cannot be had, every step is.
 
 The search is bounded by a number of nodes and not by time, so that the same inputs give the same selection on a slow
 machine. The programs of torchvision's models are solved at the first node.
@@ -60,13 +60,14 @@ class Program:
             PairingError: The wanted widths cannot be had together.
             InputError: The equal counts cannot be met, or nothing that meets them was found in so many nodes.
         """
-        wanted, ones = [block.step for block in self.blocks], [1] * len(self.blocks)
+        ones, asked = [1] * len(self.blocks), [block.step for block in self.blocks]
+        wanted = [block.step if block.step <= len(block.classes) else 1 for block in self.blocks]
         end: _End = "infeasible"
         for steps in (wanted, ones) if wanted != ones else (ones,):
             end, values = self._solved(steps)
             if values is not None:
                 removed = {i for i, value in zip(self.classes, values, strict=False) if value < 0.5}
-                return removed, [*self._remarks(end, rounded=steps == wanted)]
+                return removed, [*self._remarks(end, rounded=steps == asked)]
         if end == "limit":
             raise InputError(
                 f"no selection {self._asked()} was found in {_NODES} nodes of the search, nor that there is none",
@@ -91,7 +92,7 @@ class Program:
         matrix = coo_array((data, (row, column)), shape=(len(rows), self.size)).tocsr()
         totals = [total for _, total in rows]
         result = milp(
-            self._costs(), integrality=np.ones(self.size, np.int64), bounds=self._bounds(steps),
+            self._costs(steps), integrality=np.ones(self.size, np.int64), bounds=self._bounds(steps),
             constraints=LinearConstraint(matrix, totals, totals),
             options={"node_limit": _NODES, "mip_rel_gap": 1e-4},
         )  # fmt: skip
@@ -123,13 +124,13 @@ class Program:
         first = len(self.classes) + 3 * index
         return first, first + 1, first + 2
 
-    def _costs(self) -> NDArray[np.float64]:
+    def _costs(self, steps: Sequence[int]) -> NDArray[np.float64]:
         costs = np.zeros(self.size)
-        for index, block in enumerate(self.blocks):
+        for index, (block, step) in enumerate(zip(self.blocks, steps, strict=True)):
             start = self.column[block.classes[0]]
             costs[start : start + len(block.classes)] = -block.relative(self.scores).numpy()
             if block.target is not None:
-                costs[[*self._of_block(index)[1:]]] = _PENALTY
+                costs[[*self._of_block(index)[1:]]] = _PENALTY * step / max(steps)
         return costs
 
     def _bounds(self, steps: Sequence[int]) -> "Bounds":
@@ -138,7 +139,7 @@ class Program:
         lower, upper = np.zeros(self.size), np.ones(self.size)
         for index, (block, step) in enumerate(zip(self.blocks, steps, strict=True)):
             columns = [*self._of_block(index)]
-            upper[columns] = max(1, len(block.classes) // step)
+            upper[columns] = len(block.classes) // step
             lower[columns[0]] = 1
         upper[self.size - len(self.rules) :] = np.inf
         lower[self.size - len(self.rules) :] = 1
@@ -147,7 +148,6 @@ class Program:
     def _block_rows(self, steps: Sequence[int]) -> Iterator[_Row]:
         for index, (block, step) in enumerate(zip(self.blocks, steps, strict=True)):
             count, over, under = self._of_block(index)
-            step = step if step <= len(block.classes) else 1  # noqa: PLW2901  # a block smaller than its step
             yield {**{self.column[i]: 1.0 for i in block.classes}, count: -float(step)}, 0.0
             if block.target is not None:
                 yield {count: 1.0, over: -1.0, under: 1.0}, float(round(block.target / step))

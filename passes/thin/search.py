@@ -24,7 +24,7 @@ is left of it then goes to single blocks, those first whose next class was the n
 import heapq
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -43,7 +43,10 @@ TOLERANCE = 0.02
 """How far below a budget a model may stay."""
 _ENOUGH = 0.002
 """How far below it nothing more is given to single blocks."""
-_HALVINGS, _STEPS = 40, 4
+_HALVINGS = 40
+_FEWER = 256
+"""So many ways of giving one block less are tried where steps are too large to come near; four of each block at least.
+"""
 _LOOSE = 0.2
 """The same for budgets of time: how near the whole comes is measured, and searched again for."""
 _WIDER = 8
@@ -156,10 +159,11 @@ class Search:
         met = self._near(self._filled(self._bisected(most, cost), most, cost), most, cost)
         if cost.timing is not None:
             met = self._filled(self._widened(met, most, cost), most, cost, step=_WIDER)
-        if _share(self._costs(met, cost), most) < 1 - (TOLERANCE if cost.timing is None else _LOOSE):
+        tolerance = TOLERANCE if cost.timing is None else _LOOSE
+        if _share(self._costs(met, cost), most) < 1 - tolerance:
             found = self._costs(met, cost)
             near = " and ".join(told(limit.what, getattr(found, limit.what)) for limit in limits)
-            why = f"no widths come within {TOLERANCE:.0%} of the budget: the nearest below it have {near}"
+            why = f"no widths were found within {tolerance:.0%} of the budget: the nearest below it have {near}"
             hint = f"give that, or {self._or_multiples('another --floor')}"
             if not roughly:
                 raise BudgetError(why, where=limits[0].option, hint=hint)
@@ -197,9 +201,9 @@ class Search:
         heapq.heapify(waiting)
         while waiting and _share(self._costs(tuple(found), cost), most) < 1 - _ENOUGH:
             _, number = heapq.heappop(waiting)
-            places = self.places[number]
+            places, own = self.places[number], self.blocks[number].step
             more = [*found]
-            more[number] = min(len(places), found[number] + max(step, self.blocks[number].step))
+            more[number] = min(len(places), found[number] + own * math.ceil(step / own))
             if _share(self._costs(tuple(more), cost), most) <= 1:
                 found = more
                 if found[number] < len(places):
@@ -228,16 +232,22 @@ class Search:
     def _nearer(self, targets: Targets, most: Spent, cost: Cost) -> Targets:
         """The nearest that is so found for a single block."""
         best = targets
-        ranked = sorted(self.places, key=lambda n: -self.places[n][targets[n] - 1])  # the nearest to going first
-        for steps, number in itertools.product(range(1, _STEPS + 1), ranked):
+        for less, number in itertools.islice(self._fewer(targets), max(_FEWER, 4 * len(self.places))):
             if _share(self._costs(best, cost), most) >= 1 - TOLERANCE:
                 break
-            less = [*targets]
-            less[number] -= steps * self.blocks[number].step
-            if less[number] >= max(1, self.least[number]):
-                found = self._filled(tuple(less), most, cost, but=number)
-                best = max(best, found, key=lambda one: _share(self._costs(one, cost), most))
+            found = self._filled(less, most, cost, but=number)
+            best = max(best, found, key=lambda one: _share(self._costs(one, cost), most))
         return best
+
+    def _fewer(self, targets: Targets) -> Iterator[tuple[Targets, int]]:
+        """One step less for one block, the nearest to going first, then two; and which block has less."""
+        ranked = sorted(self.places, key=lambda n: -self.places[n][targets[n] - 1])
+        for steps in itertools.count(1):
+            some = [(number, self.blocks[number].less(targets[number], steps)) for number in ranked]
+            some = [(number, count) for number, count in some if count >= max(1, self.least[number])]
+            if not some:
+                return
+            yield from (((*targets[:number], count, *targets[number + 1 :]), number) for number, count in some)
 
 
 def costs_of(blocks: Sequence[Block], limits: Sequence[Limit], cost: Cost) -> list[float]:

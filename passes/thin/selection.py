@@ -101,7 +101,7 @@ def _least(coupling: Coupling, block: Block, scores: Tensor) -> set[int]:
     count = len(block.classes) if block.target is None else block.target
     if count >= len(block.classes):
         return set()
-    groups = {class_id: coupling.group_of(class_id) for class_id in block.classes}
+    groups = {class_id: coupling.group_of(class_id)[0] for class_id in block.classes}
     return set(block.classes) - _stay(_ranked(block.classes, scores), groups, count)
 
 
@@ -109,15 +109,14 @@ def _partition(blocks: Sequence[Block], rules: Sequence[Constraint]) -> tuple[tu
     """The rows of the only rule, if they divide the only block into equal parts: the common case, a sort too."""
     if len(blocks) != 1 or len(rules) != 1 or blocks[0].target is None:
         return None
-    rows = rules[0].sets
-    classes = [class_id for row in rows for class_id in row]
-    equal = len(classes) == len(set(classes)) and len({len(row) for row in rows}) == 1
-    return rows if equal and set(classes) == set(blocks[0].classes) else None
+    return rules[0].sets if rules[0].divided == set(blocks[0].classes) else None
 
 
 def _least_of_rows(block: Block, rows: tuple[tuple[int, ...], ...], scores: Tensor) -> set[int]:
     """All but the most important classes of each row, the same number in each."""
     size, target = len(rows[0]), block.target or len(block.classes)
+    if target >= len(block.classes):
+        return set()
     step = math.lcm(block.step, len(rows)) // len(rows)
     step = step if step <= size else 1
     count = min(size // step * step, max(step, step * round(target / len(rows) / step)))

@@ -10,6 +10,7 @@ from fxdistill.diagnostics import Diagnostic
 from fxdistill.errors import InputError
 from fxdistill.ir.coupling import Coupling, core
 from fxdistill.ir.graph import Traced, find, path_of, within
+from fxdistill.passes.thin.blocks import Importance
 
 _LISTED = 5
 """As many layers are listed where a request changes nothing."""
@@ -91,13 +92,30 @@ def nothing(stays: Stays) -> InputError:
     )  # fmt: skip
 
 
-def unscored(stays: Stays, removed: frozenset[int], scores: Tensor, criterion: str) -> Iterator[Diagnostic]:
-    """One remark for each producer that loses channels of which the criterion says nothing."""
+def unscored(
+    stays: Stays, removed: frozenset[int], scores: Importance, criteria: tuple[str, str], *, worthless: bool
+) -> Iterator[Diagnostic]:
+    """One remark for each producer that loses channels of which a criterion says nothing.
+
+    Args:
+        stays: Who produces which classes.
+        removed: The classes that go.
+        scores: The importance of every class.
+        criteria: By which criterion layers compete, and by which the channels of one.
+        worthless: Whether layers of which the first one says nothing go first.
+    """
+    by_layer, by_channel = criteria
     for name, classes in sorted(stays.producers.items()):
-        if not removed.isdisjoint(classes.tolist()) and not bool(scores[classes].any()):
+        if removed.isdisjoint(classes.tolist()):
+            continue
+        alike = not bool(scores.within[classes].any())
+        first = worthless and not bool(scores.across[classes].any())
+        if alike or first:
+            says = "all count alike, the first are kept" if alike else "as nothing is lost with them, they go first"
             yield Diagnostic(
                 code="no-importance", severity="warning", where=layer_of(name),
-                why=f"the criterion '{criterion}' says nothing about its outputs: all count alike, the first are kept",
+                why=f"the criterion '{by_channel if alike else by_layer}' says nothing about its outputs: {says}",
+                hint=f"if they matter, give them a share: --scope {layer_of(name)}=0.5" if first else "",
             )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Search: budgets are met, never exceeded, by what matters least; or refused with what can be had."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from fxdistill.compiler.shrink_model import shrink_model
 from fxdistill.errors import BudgetError, InputError, InvariantError
 from fxdistill.ir.budget import Limit, Size, limits_of
 from fxdistill.ir.cost import cost_of
+from fxdistill.ir.layers import Layer, Timing
 from fxdistill.models import convnet
 from fxdistill.passes.couple import Couple
 from fxdistill.passes.thin import Removal, Thin, ThinSource
@@ -238,8 +240,59 @@ def test_widths_are_multiples_under_a_budget() -> None:
     model = Basic(32).eval()
     widths = thin(model, limits=limits_of(macs=0.6), round_to=4).widths
     assert {after % 4 for name, (_, after) in widths.items() if name != "head"} == {0}
-    with pytest.raises(InputError, match="no widths come within 2% of the budget: the nearest below it have"):
+    with pytest.raises(InputError, match="no widths were found within 2% of the budget: the nearest below it have"):
         thin(model, limits=limits_of(macs=0.6), round_to=32, floor=0.0)
+
+
+def chain(*widths: int) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(inputs, outputs, 3) for inputs, outputs in itertools.pairwise((3, *widths))]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 5)).eval()
+
+
+@pytest.mark.parametrize(("multiple", "share"), [(8, 0.28), (8, 0.6), (16, 0.41), (16, 0.57)])
+def test_a_layer_that_is_no_multiple_itself_loses_down_to_one(multiple: int, share: float) -> None:
+    widths = thin(chain(20, 28, 44, 20), limits=limits_of(macs=share), round_to=multiple, roughly=True).widths
+    assert all(after % multiple == 0 or after == before for before, after in widths.values())
+
+
+def test_multiples_hold_where_a_time_is_looked_for_further_on() -> None:
+    """What takes longer at 30 channels than at 32 is no reason for these where 6 are asked for."""
+
+    def times(layer: Layer, inputs: int, outputs: int) -> float:
+        return layer.macs(inputs, outputs) * (1.6 if outputs % 8 else 1.0)
+
+    given = replace(source(chain(48, 60, 96, 72)), timing=Timing(times, 1.0))
+    for share in (0.36, 0.54, 0.74, 0.76):
+        widths = Thin(limits=(Limit("latency", share),), round_to=6, roughly=True)(given).value.widths
+        assert all(after % 6 == 0 for before, after in widths.values() if before > 5), (share, widths)
+
+
+class Grouped(nn.Module):
+    """Widths of two layers each, in four and in eight groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1, groups=4)
+        self.deep, self.last = nn.Conv2d(32, 48, 3, 2, 1, groups=2), nn.Conv2d(48, 48, 3, padding=1, groups=8)
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        x = self.deep(x + self.inner(x))
+        return self.head((x + self.last(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("name", "share", "multiple"), [("groups", 0.5, 1), ("groups", 0.7, 1), ("two", 0.59, 4)])
+def test_a_layer_may_give_much_for_another_one_to_come_near_a_budget(name: str, share: float, multiple: int) -> None:
+    model = Grouped().eval() if name == "groups" else nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 64, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(64, 5),
+    ).eval()  # fmt: skip
+    given, wanted = source(model), Thin(limits=limits_of(macs=share), round_to=multiple)
+    found = wanted(given).value.size
+    assert found is not None
+    assert 0.98 * share <= found.macs / given.traced.macs <= share
 
 
 def test_the_nearest_below_a_budget_will_do_where_it_is_a_step_of_several() -> None:
@@ -288,10 +341,42 @@ def test_a_part_has_a_share_of_its_own() -> None:
     assert {name for name, (before, after) in alone.items() if before != after} == {"inner.0"}
     inner = thin(model, keep=0.5, scopes=(("deep", 1.0), ("deep.0", 0.25))).widths  # the innermost one holds
     assert (inner["deep.0"], inner["inner.0"]) == ((32, 8), (16, 8))
-    odd = thin(Classifier(conv_norm(3, 12), 12).eval(), scopes=(("body", 0.5),), round_to=8).widths
-    assert odd["body.0"] == (12, 8)
+    rounded = thin(Classifier(conv_norm(3, 12), 12).eval(), scopes=(("body", 0.5),), round_to=8).widths
+    assert rounded["body.0"] == (12, 8)
     with pytest.raises(InputError, match="changes nothing"):
         thin(Classifier(conv_norm(3, 12), 12).eval(), keep=0.5, scopes=(("body", 1.0),), round_to=8)
+
+
+class Joined(nn.Module):
+    """Channels of two layers, divided into groups across both."""
+
+    def __init__(self, one: int, other: int, groups: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, one, 1), nn.Conv2d(3, other, 1)
+        self.both, self.head = nn.Conv2d(one + other, 8 * groups, 1, groups=groups), nn.Linear(8 * groups, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.both(torch.cat([self.one(x), self.other(x)], 1)).mean((2, 3)))
+
+
+def test_a_part_that_keeps_all_keeps_it_where_counts_are_equal_too() -> None:
+    grouped = nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1, groups=2), nn.Conv2d(12, 32, 1)).eval()
+    widths = thin(nn.Sequential(grouped, nn.Conv2d(32, 4, 1)), keep=0.5, scopes=(("0.0", 1.0),), round_to=8).widths
+    assert (widths["0.0"], widths["0.2"]) == ((12, 12), (32, 16))
+    joined = Joined(12, 20, 4).eval()
+    for scopes in ((("one", 1.0),), (("one", 1.0), ("other", 1.0))):
+        widths = thin(joined, keep=0.5, scopes=scopes, round_to=8).widths
+        assert (widths["one"], widths["both"]) == ((12, 12), (32, 16))
+
+
+def test_what_nobody_asked_for_is_not_rounded() -> None:
+    widths = thin(Joined(12, 20, 4).eval(), scopes=(("both", 0.5),), round_to=8).widths
+    assert (widths["one"], widths["other"], widths["both"]) == ((12, 12), (20, 20), (32, 16))
+
+
+def test_a_layer_narrower_than_a_multiple_does_not_take_it_from_those_tied_to_it() -> None:
+    widths = thin(Joined(6, 26, 4).eval(), keep=0.5, round_to=8).widths
+    assert (widths["one"], widths["other"]) == ((6, 4), (26, 16))
 
 
 @pytest.mark.parametrize(

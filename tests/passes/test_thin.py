@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fxdistill.criteria import importance
 from fxdistill.errors import CriterionError, InputError, InvariantError, PairingError, PlanError
+from fxdistill.ir.budget import limits_of
 from fxdistill.ir.channels import Channels
 from fxdistill.ir.coupling import Coupling
 from fxdistill.ir.graph import Traced
@@ -346,6 +347,34 @@ def test_channels_of_which_a_criterion_says_nothing_are_said() -> None:
     said = "the criterion 'bn' says nothing about its outputs: all count alike, the first are kept"
     assert found == [("inner", "warning", said)]
     assert result.value.kept["inner.weight"] == [0, 1, 2, 3, 4, 5]
+
+
+class Auxiliary(nn.Module):
+    """A second answer, of which the loss of the first one says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep, self.aside = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3)
+        self.head, self.other = nn.Linear(16, 5), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.stem(x))
+        return {"logits": self.head(self.deep(x).mean((2, 3))), "aux": self.other(self.aside(x).mean((2, 3)))}
+
+
+@pytest.mark.parametrize(("by", "why"), [("taylor", "the first are kept"), ("taylor+interpolative", "they go first")])
+def test_a_layer_with_which_a_loss_loses_nothing_is_said_to_go_first(by: str, why: str) -> None:
+    source = ThinSource(*sources(Auxiliary()), batch=(torch.randn(8, 3, 16, 16), torch.arange(8) % 5))
+    for ranking, told in (("global", True), ("uniform", by == "taylor")):
+        wanted: Any = {"limits": limits_of(macs=0.5), "criterion": by, "ranking": ranking}
+        result = Thin(**wanted)(source)
+        found = [one for one in result.diagnostics if one.code == "no-importance"]
+        assert [one.where for one in found] == (["aside"] if told else [])
+        assert all(one.why.startswith("the criterion 'taylor' says nothing about its outputs") for one in found)
+        if ranking == "global":
+            assert why in found[0].why
+            assert "--scope aside=" in found[0].hint
+            assert result.value.widths["aside"][1] < result.value.widths["deep"][1] / 2
 
 
 def test_of_two_criteria_the_second_says_which_channels_stay_where_it_says_something() -> None:
