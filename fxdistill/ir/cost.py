@@ -101,12 +101,8 @@ class Cost:
         counted = sum(layer.macs(alive[reads], alive[makes]) for layer, reads, makes in self.layers)
         return seconds * max(1.0, float(self._of(widths)[1]) * self.images / counted)
 
-    def without(self, removed: Collection[int]) -> Size:
-        """The cost without some classes."""
-        return Size(*self.spent_without(removed)[:2])
-
     def spent_without(self, removed: Collection[int]) -> Spent:
-        """The same, with the time."""
+        """The cost without some classes, with the time."""
         return self.spent(torch.tensor([class_id not in removed for class_id in self.classes]))
 
     def priced(self, what: str, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:

@@ -5,7 +5,6 @@ together. Others that share a constraint or a wanted width are an integer progra
 (:mod:`fxdistill.passes.thin.program`).
 """
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,12 +113,8 @@ def _partition(blocks: Sequence[Block], rules: Sequence[Constraint]) -> tuple[tu
 
 def _least_of_rows(block: Block, rows: tuple[tuple[int, ...], ...], scores: Tensor) -> set[int]:
     """All but the most important classes of each row, the same number in each."""
-    size, target = len(rows[0]), block.target or len(block.classes)
-    if target >= len(block.classes):
-        return set()
-    step = math.lcm(block.step, len(rows)) // len(rows)
-    step = step if step <= size else 1
-    count = min(size // step * step, max(step, step * round(target / len(rows) / step)))
+    target = len(block.classes) if block.target is None else block.target
+    count = max(1, round(target / len(rows)))
     return {i for row in rows for i in _ranked(row, scores)[count:]}
 
 

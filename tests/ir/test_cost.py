@@ -186,15 +186,15 @@ def test_random_widths_cost_what_is_counted(name: str) -> None:
     traced, coupling = coupled(MODELS[name]())
     blocks, stays = blocks_in(traced, coupling)
     cost = counted(traced, coupling, blocks)
-    assert cost.without(()) == (sum(p.numel() for p in traced.module.parameters()), traced.macs_of_image)
+    assert cost.spent_without(())[:2] == (sum(p.numel() for p in traced.module.parameters()), traced.macs_of_image)
     search = Search(coupling, blocks, pools(blocks, "uniform", coupling), both(torch.rand(coupling.class_count + 1)),
                     frozen=stays.frozen)  # fmt: skip
     generator, seen = torch.Generator().manual_seed(0), set()
     for _ in range(3):
         drawn = [int(torch.randint(1, len(b.classes) + 1, (), generator=generator)) for b in blocks]
         removed = search.selected(tuple(drawn)).removed
-        assert cost.without(removed) == real(traced, coupling, removed)
-        seen.add(cost.without(removed))
+        assert cost.spent_without(removed)[:2] == real(traced, coupling, removed)
+        seen.add(cost.spent_without(removed)[:2])
     assert len(seen) > 1
 
 
@@ -206,7 +206,7 @@ def test_what_is_not_followed_would_be_noticed(name: str, monkeypatch: pytest.Mo
     search = Search(coupling, blocks, pools(blocks, "uniform", coupling), both(torch.rand(coupling.class_count + 1)),
                     frozen=stays.frozen)  # fmt: skip
     removed = search.selected(search.targets(0.5)).removed
-    assert counted(traced, coupling, blocks).without(removed) != real(traced, coupling, removed)
+    assert counted(traced, coupling, blocks).spent_without(removed)[:2] != real(traced, coupling, removed)
 
 
 def test_a_share_is_of_the_models_own() -> None:

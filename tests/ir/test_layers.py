@@ -60,6 +60,6 @@ def test_what_is_removed_is_not_read_nor_made_and_time_is_a_share_of_the_whole()
     asked.clear()
     spent = cost.spent_without(first[:3])
     assert [widths[1:] for widths in asked[:3]] == [(3, 5), (5, 5), (5, 12)]
-    assert spent[:2] == cost.without(first[:3])
+    assert spent[:2] == cost.of(torch.tensor([one not in first[:3] for one in first]))
     assert spent.latency == round(3e9 * spent.macs / traced.macs_of_image)
     assert cost_of(traced, coupling, first).spent_without(()).latency == 0
