@@ -310,9 +310,9 @@ _FLOOR = 0.1
 
 def _step(key: Key, members: Sequence[int], multiple: int, coupling: Coupling) -> int:
     """What the number of classes of a block is a multiple of: of the wanted one, and of how many equal rows it has."""
-    step = multiple // math.gcd(multiple, max(count for _, count in key))
+    steps = (multiple // math.gcd(multiple, count) for _, count in key)
     rows = math.lcm(*(len(rule.sets) for rule in coupling.constraints if rule.divided == frozenset(members)))
-    return math.lcm(step, rows)
+    return math.lcm(*steps, rows)
 
 
 def _wanted(source: ThinSource, path: str, width: int, stays: Stays) -> Width:

@@ -256,6 +256,12 @@ def test_a_layer_that_is_no_multiple_itself_loses_down_to_one(multiple: int, sha
     assert all(after % multiple == 0 or after == before for before, after in widths.values())
 
 
+def test_multiples_hold_in_every_layer_that_makes_a_channel() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3, groups=16), nn.Conv2d(32, 5, 1), nn.Flatten())
+    widths = thin(model.eval(), keep=0.7, round_to=8).widths
+    assert (widths["0"], widths["1"]) == ((16, 8), (32, 16))
+
+
 def test_multiples_hold_where_a_time_is_looked_for_further_on() -> None:
     """What takes longer at 30 channels than at 32 is no reason for these where 6 are asked for."""
 
