@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fxdistill import checking, container
 from fxdistill.errors import ModelError
 from fxdistill.ir.running import load_whole_state, whole_state
-from fxdistill.modelfiles import graphs
+from fxdistill.modelfiles import graphs, presets
 from fxdistill.modelfiles.factories import build
 from fxdistill.modelfiles.source import parse_source
 from fxdistill.preprocessing import Preprocessing, Source
@@ -114,7 +114,7 @@ def save(
         factory: ``module:function`` that builds the architecture; None to write that down as a graph, in eval mode.
         kwargs: The factory's keyword arguments, JSON values.
         input_shape: Shape of one input batch; without a factory it is needed.
-        preprocessing: What the model does to an image before it looks at it.
+        preprocessing: What the model does to an image before it looks at it; None for what timm's model carries.
         metadata: Anything else, by name, that is JSON.
 
     Raises:
@@ -126,6 +126,7 @@ def save(
     if factory is not None and parse_source(factory).factory != factory:
         raise ModelError(f"'{factory}' is not a plain factory", where="factory", hint="write MODULE:FUNCTION")
     graph = None if factory is not None else _graph(model, input_shape, where=str(path))
+    preprocessing = presets.carried(model, input_shape) if preprocessing is None else preprocessing
     _write(
         model, Path(path), factory=factory, kwargs=kwargs or {}, graph=graph, input_shape=input_shape,
         preprocessing=preprocessing, metadata=metadata or {},
@@ -221,7 +222,7 @@ def state_of(path: Path) -> Mapping[str, Tensor]:
 
 
 def preprocessing_in(content: Mapping[str, Any], *, where: str) -> Preprocessing | None:
-    """The preprocessing that a file says, None where it says none; in words it came from the file.
+    """The preprocessing that a file says, None where it says none; in words it came from the file, or from timm.
 
     Raises:
         ModelError: It is none.
@@ -236,7 +237,8 @@ def preprocessing_in(content: Mapping[str, Any], *, where: str) -> Preprocessing
             f"the file's preprocessing is not valid: {first['msg']}",
             where=f"{where}, {'.'.join(map(str, (PREPROCESSING, *first['loc'])))}", hint="save the model anew",
         ) from cause  # fmt: skip
-    return found.changed(source=Source(geometry="the file", normalisation="the file" if found.mean else ""))
+    who = presets.TIMM if found.source.normalisation == presets.TIMM else "the file"
+    return found.changed(source=Source(geometry="the file", normalisation=who if found.mean else ""))
 
 
 def _wrong(content: Mapping[str, Any]) -> list[str]:

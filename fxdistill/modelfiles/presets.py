@@ -6,7 +6,8 @@ the default ones are asked. A model of a user's own that carries a ``pretrained_
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 from torch import nn
@@ -16,6 +17,7 @@ from fxdistill.modelfiles.source import module_and_function
 from fxdistill.preprocessing import Interpolation, Preprocessing, Source
 
 _FIT = {"squash": "squash", "border": "pad"}
+TIMM = "timm's pretrained_cfg"
 
 
 def preset(module: nn.Module, factory: str | None, kwargs: Mapping[str, Any], *, channels: int) -> Preprocessing | None:
@@ -48,6 +50,15 @@ def preset(module: nn.Module, factory: str | None, kwargs: Mapping[str, Any], *,
     return found if len(found.mean) == channels else found.changed(mean=[], std=[])
 
 
+def carried(module: nn.Module, input_shape: Sequence[int] | None) -> Preprocessing | None:
+    """The preprocessing that a model carries in its ``pretrained_cfg``, at the size of a batch; None for none."""
+    _, channels, *sides = input_shape if input_shape is not None and len(input_shape) == 4 else (1, 3)
+    found = preset(module, None, {}, channels=channels)
+    with suppress(ValueError):  # sides that are none: whoever is given them says so
+        return found.sized(sides, TIMM) if found is not None and sides else found
+    return found
+
+
 def is_fixed(module: nn.Module) -> bool:
     """Whether a model of a library takes images of one size only."""
     config = getattr(module, "pretrained_cfg", None)
@@ -69,11 +80,11 @@ def _of_timm(config: Mapping[str, Any]) -> Preprocessing | None:
     except ImportError:
         return None
     data = resolve_data_config(pretrained_cfg=dict(config))  # type: ignore[no-untyped-call]
-    size, said = list(data["input_size"][1:]), "timm's pretrained_cfg"
+    size = list(data["input_size"][1:])
     return Preprocessing(
         size=size, resize=[math.floor(side / data["crop_pct"]) for side in size],
         fit=_FIT.get(data["crop_mode"], "crop"), interpolation=_interpolation(data["interpolation"]),  # type: ignore[arg-type]
-        mean=list(data["mean"]), std=list(data["std"]), source=Source(geometry=said, normalisation=said),
+        mean=list(data["mean"]), std=list(data["std"]), source=Source(geometry=TIMM, normalisation=TIMM),
     )  # fmt: skip
 
 
