@@ -74,7 +74,7 @@ ToleranceAgreement = Annotated[float | None, typer.Option(
     help="How often it may predict otherwise on test images. Default: 5."
 )]  # fmt: skip
 Opset = Annotated[int, typer.Option("--opset", min=16, help="Version of ONNX's operators.")]
-_ERROR = "Largest error of a prediction, as a share of its largest entry where that is above 1."
+_ERROR = "Largest error of a prediction, as a share of the largest entry of all, or of 0.01 if that is less."
 Tolerance = Annotated[float, typer.Option("--tolerance", min=0, help=_ERROR)]
 Keep = Annotated[float | None, typer.Option("--keep", help="Share of the channels to keep, between 0 and 1.")]
 _BUDGET = "it may have instead, met within 2 %: 0.5 of its own, or {}."

@@ -114,7 +114,8 @@ def export(
         input_shape: As for :func:`evaluate`.
         preprocessing: As for :func:`evaluate`.
         opset: Version of ONNX's operators.
-        tolerance: Largest difference of two entries of a prediction, as a share of its largest where that is above 1.
+        tolerance: Largest difference of two entries of a prediction, as a share of the largest of all predictions, or
+            of 0.01 where that is less.
         factory: As for :func:`evaluate`.
         args: As for :func:`evaluate`.
         allow: As for :func:`evaluate`.
