@@ -149,7 +149,8 @@ class Search:
         for limit in limits:
             floor = "with the fewest channels that a layer may have"
             check_limit(limit.what, limit.most(own), least=least, whole=own, where=limit.option, floor=floor)
-        if _share(self._costs(self.targets(1.0), cost), most) <= 1:
+        tolerance = TOLERANCE if cost.timing is None else _LOOSE
+        if not roughly and _share(self._costs(self.targets(1.0), cost), most) < 1 - tolerance:
             parts = "what is said of single parts"
             raise BudgetError(
                 f"{f'the largest multiples, or {parts}, leave' if self._coarse else f'{parts} leaves'} less than the "
@@ -159,7 +160,6 @@ class Search:
         met = self._near(self._filled(self._bisected(most, cost), most, cost), most, cost)
         if cost.timing is not None:
             met = self._filled(self._widened(met, most, cost), most, cost, step=_WIDER)
-        tolerance = TOLERANCE if cost.timing is None else _LOOSE
         if _share(self._costs(met, cost), most) < 1 - tolerance:
             found = self._costs(met, cost)
             near = " and ".join(told(limit.what, getattr(found, limit.what)) for limit in limits)

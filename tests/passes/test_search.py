@@ -434,16 +434,18 @@ def test_where_everything_stays_it_says_why() -> None:
         thin(made(), limits=limits_of(macs=0.5), protect=("stem", "inner", "outer", "down", "deep", "last"))
 
 
-def test_the_least_that_is_named_can_be_had() -> None:
+@pytest.mark.parametrize("options", [{}, {"scopes": (("inner", 0.5),), "only": ("inner",)}])
+def test_the_least_that_is_named_can_be_had(options: dict[str, Any]) -> None:
+    """Also where it is the most as well, for a part has a share."""
     model = made()
     with pytest.raises(InputError) as error:
-        thin(model, limits=(Limit("macs", 10, "--macs"),))
+        thin(model, limits=(Limit("macs", 10, "--macs"),), **options)
     least = int(str(error.value).partition("there are ")[2].split(" ")[0].replace(",", ""))
-    found = thin(model, limits=limits_of(macs=least))
+    found = thin(model, limits=limits_of(macs=least), **options)
     assert found.size is not None
     assert found.size.macs == least
     with pytest.raises(InputError, match="cannot be met"):
-        thin(model, limits=limits_of(macs=least - 1))
+        thin(model, limits=limits_of(macs=least - 1), **options)
 
 
 def test_a_layer_of_which_the_criterion_says_nothing_is_not_the_first_to_go() -> None:
