@@ -114,7 +114,8 @@ def save(
         factory: ``module:function`` that builds the architecture; None to write that down as a graph, in eval mode.
         kwargs: The factory's keyword arguments, JSON values.
         input_shape: Shape of one input batch; without a factory it is needed.
-        preprocessing: What the model does to an image before it looks at it; None for what timm's model carries.
+        preprocessing: What the model does to an image before it looks at it; None for what timm's model carries for
+            images of that size.
         metadata: Anything else, by name, that is JSON.
 
     Raises:

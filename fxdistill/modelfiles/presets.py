@@ -7,7 +7,6 @@ the default ones are asked. A model of a user's own that carries a ``pretrained_
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, get_args
 
 from torch import nn
@@ -51,12 +50,14 @@ def preset(module: nn.Module, factory: str | None, kwargs: Mapping[str, Any], *,
 
 
 def carried(module: nn.Module, input_shape: Sequence[int] | None) -> Preprocessing | None:
-    """The preprocessing that a model carries in its ``pretrained_cfg``, at the size of a batch; None for none."""
+    """The preprocessing that a model carries in its ``pretrained_cfg``; None for none.
+
+    timm's models carry one whether or not they have the weights that it is of; one for images of another size than the
+    model reads is of other weights.
+    """
     _, channels, *sides = input_shape if input_shape is not None and len(input_shape) == 4 else (1, 3)
     found = preset(module, None, {}, channels=channels)
-    with suppress(ValueError):  # sides that are none: whoever is given them says so
-        return found.sized(sides, TIMM) if found is not None and sides else found
-    return found
+    return None if found is None or (sides and sides != found.size) else found
 
 
 def is_fixed(module: nn.Module) -> bool:

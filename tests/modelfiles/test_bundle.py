@@ -53,10 +53,10 @@ def test_a_bundle_of_a_factory_says_what_builds_it(tmp_path: Path) -> None:
 def test_what_a_model_of_timm_carries_of_its_preprocessing_is_in_the_file(factory: str | None, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     path, model = tmp_path / "a.pt", build(FACTORY, KWARGS | {"in_channels": 3})
-    model.pretrained_cfg = {"input_size": (3, 32, 32), "crop_pct": 0.8, "mean": (0.1, 0.2, 0.3), "std": (0.5,) * 3}  # type: ignore[assignment]
-    save(
-        model, path, factory=factory, kwargs=KWARGS | {"in_channels": 3} if factory else None, input_shape=(1, 3, 8, 8)
-    )
+    config = {"crop_pct": 0.8, "mean": (0.1, 0.2, 0.3), "std": (0.5,) * 3}
+    model.pretrained_cfg = config | {"input_size": (3, 8, 8)}  # type: ignore[assignment]
+    kwargs = KWARGS | {"in_channels": 3} if factory else None
+    save(model, path, factory=factory, kwargs=kwargs, input_shape=(1, 3, 8, 8))
     found = load(path).preprocessing
     assert found is not None
     assert (found.size, found.resize, found.mean) == ([8, 8], [10, 10], [0.1, 0.2, 0.3])
@@ -65,6 +65,9 @@ def test_what_a_model_of_timm_carries_of_its_preprocessing_is_in_the_file(factor
     save(model, path, input_shape=(1, 3, 8, 8), preprocessing=said)  # what is said holds
     assert (found := load(path).preprocessing) is not None
     assert (found.mean, found.source.normalisation) == ([0.5] * 3, "the file")
+    model.pretrained_cfg = config | {"input_size": (3, 32, 32)}  # type: ignore[assignment]
+    save(model, path, factory=factory, kwargs=kwargs, input_shape=(1, 3, 8, 8))  # of other images, and other weights
+    assert load(path).preprocessing is None
 
 
 class Own(nn.Module):
