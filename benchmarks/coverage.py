@@ -171,11 +171,11 @@ def child(task: str, name: str, memory: int) -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (memory * _MIB, memory * _MIB))
     torch.set_num_threads(1)
-    start = time.perf_counter()
+    start = time.process_time()
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         row = ours(name) if task == "ours" else peer(name)
-    row["total"] = round(time.perf_counter() - start, 1)
+    row["total"] = round(time.process_time() - start, 1)
     row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps(row))
 
@@ -183,7 +183,8 @@ def child(task: str, name: str, memory: int) -> None:
 def measure(task: str, name: str, *, seconds: int, memory: int) -> Row:
     """Run a child; running out of time or memory is a result as well."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", task, "--only", name, "--memory", str(memory)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    paths = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
     except subprocess.TimeoutExpired:
@@ -212,10 +213,12 @@ def table(rows: dict[str, Row]) -> str:
                 "",
             ]
     lines += [
-        "Each model in its own process, one thread, random weights; MiB is the peak of the process. *couple* is the",
-        "time of the label execution alone. *error* is the largest difference of any node between the masked full",
-        "model and the shrunken one, relative to that node's largest value. *kept whole* counts the places that could",
-        "not be shrunk; the JSON beside this names them. Models of transformers have two layers, or one a stage.", "",
+        "Each model in its own process, one thread, random weights; *total* is time of the processor, MiB the peak",
+        "of the process. *couple* is the time of the label execution alone. *error* is the largest difference of",
+        "any node between the masked full model and the shrunken one, relative to that node's largest value. *kept",
+        "whole* counts the places that could not be shrunk; the JSON beside this names them. Models of transformers",
+        "have two layers, or one a stage.",
+        "",
         "| model | rung | couple s | total s | MiB | parameters | error | result | Torch-Pruning |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]  # fmt: skip
